@@ -1,0 +1,37 @@
+"""Fill in what is missing from an image, or from any vector, with a trained GAN as the prior.
+
+`cogenerate` draws samples of ``G(z)`` given what is observed of it, by annealed importance sampling
+with Hamiltonian Monte Carlo moves; `inpaint` and `super_resolve` stand on top of it. The parts it
+is made of are public: `sampler` for loops of your own, `generators` for networks and checkpoints.
+"""
+
+from cogen_fast import generators, sampler
+from cogen_fast.generators import load_generator, save_generator
+from cogen_fast.observation import AveragePool, Mask, MeasurementOperator, Operator, Stride
+from cogen_fast.ops.dispatch import backends
+from cogen_fast.ops.spec import AdaptationRule
+from cogen_fast.presets import PRESETS, Preset
+from cogen_fast.result import Result
+from cogen_fast.tasks import cogenerate, inpaint, super_resolve
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "AdaptationRule",
+    "AveragePool",
+    "Mask",
+    "MeasurementOperator",
+    "Operator",
+    "Preset",
+    "Result",
+    "Stride",
+    "backends",
+    "cogenerate",
+    "generators",
+    "inpaint",
+    "load_generator",
+    "sampler",
+    "save_generator",
+    "super_resolve",
+]

@@ -1,0 +1,1 @@
+"""The numerical operations: one definition (`reference`), one fast version per device."""

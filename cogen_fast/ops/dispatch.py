@@ -1,0 +1,225 @@
+"""Which implementation of the ops serves a device, and why.
+
+An explicit backend that cannot serve the device raises; "auto" takes the fastest that can.
+`backends` says what was built, what is used and why not the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cogen_fast.ops import native, reference
+from cogen_fast.ops.philox import NoiseStream
+from cogen_fast.ops.reference import Proposal, Selected
+from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
+
+BACKENDS = ("auto", "reference", "native", "triton")
+DEVICES = ("cpu", "cuda")
+
+
+class OpFunctions(Protocol):
+    """The six ops; `cogen_fast.ops.reference` defines what each does."""
+
+    def initial_latents(
+        self, stream: NoiseStream, chains: int, size: int, dtype: torch.dtype
+    ) -> Tensor: ...
+
+    def begin_trajectory(
+        self,
+        latents: Tensor,
+        energy: Tensor,
+        grad: Tensor,
+        settings: TransitionSettings,
+        stream: NoiseStream,
+    ) -> Proposal: ...
+
+    def continue_trajectory(
+        self, proposal: Proposal, grad: Tensor, settings: TransitionSettings
+    ) -> None: ...
+
+    def accept_select(
+        self,
+        latents: Tensor,
+        energy: Tensor,
+        grad: Tensor,
+        proposal: Proposal,
+        proposed_energy: Tensor,
+        proposed_grad: Tensor,
+        settings: TransitionSettings,
+        stream: NoiseStream,
+    ) -> Selected: ...
+
+    def adapt_step_size(
+        self,
+        step_size: Tensor,
+        running_acceptance: Tensor,
+        acceptance_probability: Tensor,
+        active: Tensor | None,
+        rule: AdaptationRule,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def misfit(self, x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Ops(OpFunctions, Protocol):
+    """The six ops of one backend."""
+
+    name: str
+
+
+class _ModuleOps:
+    """The ops of a module, under the backend's name."""
+
+    def __init__(self, name: str, functions: OpFunctions) -> None:
+        self.name = name
+        self.initial_latents = functions.initial_latents
+        self.begin_trajectory = functions.begin_trajectory
+        self.continue_trajectory = functions.continue_trajectory
+        self.accept_select = functions.accept_select
+        self.adapt_step_size = functions.adapt_step_size
+        self.misfit = functions.misfit
+
+    def __repr__(self) -> str:
+        return f"Ops({self.name!r})"
+
+
+_REFERENCE: Ops = _ModuleOps("reference", reference)
+_NATIVE: Ops = _ModuleOps("native", native)
+
+
+def resolve(backend: str, device: torch.device) -> Ops:
+    """The ops of ``backend`` for tensors on ``device``.
+
+    Raises:
+        ValueError: the backend or the device is unknown, or the one cannot serve the other.
+        ImportError: "native" was asked for and its extension cannot be loaded, with the cause.
+        NotImplementedError: "triton" was asked for, which this version does not have.
+    """
+    return _resolve(backend, device.type)
+
+
+@cache
+def _resolve(backend: str, device: str) -> Ops:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend}")
+    if device not in DEVICES:
+        raise ValueError(f"device: expected {' or '.join(DEVICES)}, got {device}")
+    if backend == "triton":
+        raise NotImplementedError(
+            "backend: triton kernels are not part of this version; "
+            f"available for {device}: {', '.join(_available(device))}"
+        )
+    if backend == "native" and device != "cpu":
+        raise ValueError(
+            f"backend: native serves cpu tensors, got device {device}; "
+            f"available for {device}: {', '.join(_available(device))}"
+        )
+    if backend == "native":
+        native.extension()
+        return _NATIVE
+    if backend == "auto" and device == "cpu" and _extension_failure() is None:
+        return _NATIVE
+    return _REFERENCE
+
+
+def _extension_failure() -> str | None:
+    """Why the extension cannot be loaded; None where it can."""
+    try:
+        native.extension()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def _available(device: str) -> list[str]:
+    names = ["auto", "reference"]
+    if device == "cpu" and _extension_failure() is None:
+        names.append("native")
+    return names
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """What was built, what this machine has, and what "auto" picks for each device.
+
+    ``extension_failure`` is None where the extension is loaded; only then do ``compiler``, ``isa``
+    (the instruction set in use), ``isa_built``, ``openmp``, ``built_with_cuda`` and ``cuda_archs``
+    say anything. ``cuda_device`` is the name of torch's current CUDA device, None without one.
+    ``auto`` maps a device to a backend, ``rejected`` a device to the others with the reason.
+    """
+
+    extension_failure: str | None
+    compiler: str | None
+    isa: str | None
+    isa_built: tuple[str, ...]
+    openmp: bool
+    built_with_cuda: bool
+    cuda_archs: tuple[str, ...]
+    threads: int
+    torch_version: str
+    torch_cuda: str | None
+    cuda_device: str | None
+    auto: dict[str, str] = field(default_factory=dict)
+    rejected: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"torch       {self.torch_version}, {self.threads} threads"]
+        lines += [f"extension   {self._extension()}"]
+        lines += [f"cuda        {self._cuda()}"]
+        for device, choice in self.auto.items():
+            lines.append(f"auto, {device:<5} {choice}")
+            lines += [
+                f"            not {name}: {why}" for name, why in self.rejected[device].items()
+            ]
+        return "\n".join(lines)
+
+    def _extension(self) -> str:
+        if self.extension_failure is not None:
+            return f"missing: {self.extension_failure}"
+        openmp = "with OpenMP" if self.openmp else "without OpenMP"
+        archs = f"CUDA {', '.join(self.cuda_archs)}" if self.built_with_cuda else "without CUDA"
+        built = ", ".join(self.isa_built)
+        return f"{self.isa} (built: {built}), {self.compiler}, {openmp}, {archs}"
+
+    def _cuda(self) -> str:
+        if self.cuda_device is not None:
+            return f"{self.cuda_device} (torch built for CUDA {self.torch_cuda})"
+        if self.torch_cuda is None:
+            return "not available: this torch was built without CUDA"
+        return "not available: torch finds no CUDA device"
+
+
+def backends() -> BackendReport:
+    """What was built, what is used here and why not the rest; printable. Loads the extension."""
+    failure = _extension_failure()
+    info = native.extension().build_info() if failure is None else {}
+    cuda = torch.cuda.is_available()
+    return BackendReport(
+        extension_failure=failure,
+        compiler=info.get("compiler"),
+        isa=info.get("isa"),
+        isa_built=info.get("isa_built", ()),
+        openmp=info.get("openmp", False),
+        built_with_cuda=info.get("with_cuda", False),
+        cuda_archs=info.get("cuda_archs", ()),
+        threads=torch.get_num_threads(),
+        torch_version=str(torch.__version__),
+        torch_cuda=torch.version.cuda,
+        cuda_device=torch.cuda.get_device_name() if cuda else None,
+        auto={device: resolve("auto", torch.device(device)).name for device in DEVICES},
+        rejected={
+            "cpu": _rejected_on_cpu(failure),
+            "cuda": {"native": "serves cpu tensors", "triton": "not part of this version"},
+        },
+    )
+
+
+def _rejected_on_cpu(failure: str | None) -> dict[str, str]:
+    if failure is None:
+        return {"reference": "native is faster", "triton": "serves cuda tensors"}
+    return {"native": failure, "triton": "serves cuda tensors"}

@@ -1,0 +1,203 @@
+"""The definition of every op, in plain torch, for any float type and device.
+
+B observations x N chains x d latent dimensions. Latents, momenta and gradients share a float dtype;
+energies, Hamiltonians, weights and step sizes are float64, because a sharp posterior starts at
+energies near 1e6 and is decided by differences near 0.1. The fast versions (``native``) have the
+same names and are tested against these.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cogen_fast.ops.philox import NoiseStream, Purpose, normals, uniforms
+from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
+
+
+class Proposal(NamedTuple):
+    """A trajectory under way: position and momentum ``(B, N, d)``, Hamiltonian at its start."""
+
+    position: Tensor
+    momentum: Tensor
+    hamiltonian: Tensor
+
+
+class Selected(NamedTuple):
+    """The state after the accept test and what happened in it, all ``(B, N, ...)``."""
+
+    latents: Tensor
+    energy: Tensor
+    grad: Tensor
+    acceptance_probability: Tensor
+    accepted: Tensor
+    energy_change: Tensor
+
+
+def _per_chain(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype)[:, None, None]
+
+
+def _scale(values: Tensor, inverse_mass: Tensor | None) -> Tensor:
+    return values if inverse_mass is None else values * inverse_mass[:, None, :]
+
+
+def _kick(
+    momentum: Tensor, position: Tensor, grad: Tensor, settings: TransitionSettings, part: float
+) -> Tensor:
+    """Momentum after a kick over ``part`` of a step: minus ``part eps grad U``."""
+    dtype = momentum.dtype
+    span = part * settings.step_size
+    misfit = _per_chain(span * settings.beta, dtype) * grad
+    prior = _per_chain(span * settings.prior_weight, dtype) * position
+    return momentum - misfit - prior
+
+
+def _drift(position: Tensor, momentum: Tensor, settings: TransitionSettings) -> Tensor:
+    velocity = _scale(momentum, settings.inverse_mass)
+    return position + _per_chain(settings.step_size, position.dtype) * velocity
+
+
+def _hamiltonian(
+    energy: Tensor, position: Tensor, momentum: Tensor, settings: TransitionSettings
+) -> Tensor:
+    """``beta E + prior_weight |z|^2 / 2 + v' M^-1 v / 2`` in float64, ``(B, N)``."""
+    v, z = momentum.double(), position.double()
+    kinetic = 0.5 * (_scale(v * v, _double(settings.inverse_mass))).sum(-1)
+    prior = 0.5 * (z * z).sum(-1)
+    return settings.beta[:, None] * energy + settings.prior_weight[:, None] * prior + kinetic
+
+
+def _double(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.double()
+
+
+def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dtype) -> Tensor:
+    """Prior draws ``(B, chains, size)``: step 1 of Algorithm 1."""
+    return normals(stream, Purpose.LATENT, chains, size, dtype)
+
+
+def begin_trajectory(
+    latents: Tensor, energy: Tensor, grad: Tensor, settings: TransitionSettings, stream: NoiseStream
+) -> Proposal:
+    """Momentum refresh ``v ~ N(0, M)``, Hamiltonian, half a kick, one drift; inputs stay as is."""
+    _, chains, size = latents.shape
+    momentum = normals(stream, Purpose.MOMENTUM, chains, size, latents.dtype)
+    if settings.inverse_mass is not None:
+        momentum = momentum / settings.inverse_mass.sqrt()[:, None, :]
+    start = _hamiltonian(energy, latents, momentum, settings)
+    momentum = _kick(momentum, latents, grad, settings, 0.5)
+    return Proposal(_drift(latents, momentum, settings), momentum, start)
+
+
+def continue_trajectory(proposal: Proposal, grad: Tensor, settings: TransitionSettings) -> None:
+    """One full kick by the gradient at ``proposal.position`` and one drift, in place."""
+    momentum = _kick(proposal.momentum, proposal.position, grad, settings, 1.0)
+    proposal.momentum.copy_(momentum)
+    proposal.position.copy_(_drift(proposal.position, momentum, settings))
+
+
+def accept_select(
+    latents: Tensor,
+    energy: Tensor,
+    grad: Tensor,
+    proposal: Proposal,
+    proposed_energy: Tensor,
+    proposed_grad: Tensor,
+    settings: TransitionSettings,
+    stream: NoiseStream,
+) -> Selected:
+    """Last half kick, Metropolis test with ``min(1, exp(H_old - H_new))``, and selection.
+
+    A proposal whose Hamiltonian is not finite, or whose position or gradient is not, is rejected
+    with probability 0 and an energy change of +inf. Observations that are not active keep their
+    state and report probability 0 and change 0.
+    """
+    momentum = _kick(proposal.momentum, proposal.position, proposed_grad, settings, 0.5)
+    end = _hamiltonian(proposed_energy, proposal.position, momentum, settings)
+    change = end - proposal.hamiltonian
+    change = torch.where(change.isfinite(), change, torch.inf)
+    probability = torch.exp(-change.clamp(min=0.0))
+    u = uniforms(stream, Purpose.ACCEPT, latents.shape[1], torch.float64)
+    accepted = u < probability
+    if settings.active is not None:
+        accepted = accepted & settings.active[:, None]
+        probability = torch.where(settings.active[:, None], probability, 0.0)
+        change = torch.where(settings.active[:, None], change, 0.0)
+    keep = accepted[..., None]
+    return Selected(
+        torch.where(keep, proposal.position, latents),
+        torch.where(accepted, proposed_energy, energy),
+        torch.where(keep, proposed_grad, grad),
+        probability,
+        accepted,
+        change,
+    )
+
+
+def adapt_step_size(
+    step_size: Tensor,
+    running_acceptance: Tensor,
+    acceptance_probability: Tensor,
+    active: Tensor | None,
+    rule: AdaptationRule,
+) -> tuple[Tensor, Tensor]:
+    """The published rule, per observation: new step size and running acceptance, both ``(B,)``.
+
+    The step grows when the running rate *before* this update is above the target, else it shrinks.
+    """
+    # Tensors, not numbers, in `where`: two Python floats would be rounded to float32.
+    grown, shrunk = step_size * rule.increase, step_size * rule.decrease
+    step = torch.where(running_acceptance > rule.target, grown, shrunk)
+    step = step.clamp(rule.minimum, rule.maximum)
+    mean = acceptance_probability.mean(-1)
+    running = rule.decay * running_acceptance + (1.0 - rule.decay) * mean
+    if active is None:
+        return step, running
+    return torch.where(active, step, step_size), torch.where(active, running, running_acceptance)
+
+
+def _measure(x: Tensor, spec: MisfitSpec) -> Tensor:
+    """What is read of outputs ``(n, *output_shape)``: ``(n, M)``."""
+    if spec.kind == "mask":
+        return x.flatten(1)
+    if spec.kind == "stride":
+        return x[:, :, :: spec.factor, :: spec.factor].flatten(1)
+    n, c, h, w = x.shape
+    k = spec.factor
+    return x.reshape(n, c, h // k, k, w // k, k).mean((3, 5)).flatten(1)
+
+
+def _measure_transpose(values: Tensor, spec: MisfitSpec) -> Tensor:
+    """The adjoint of `_measure`: ``(n, M)`` to ``(n, *output_shape)``."""
+    n = values.shape[0]
+    if spec.kind == "mask":
+        return values.reshape(n, *spec.output_shape)
+    c, h, w = spec.output_shape
+    k = spec.factor
+    if spec.kind == "stride":
+        out = values.new_zeros(n, c, h, w)
+        out[:, :, ::k, ::k] = values.reshape(n, c, -(-h // k), -(-w // k))
+        return out
+    blocks = (values / (k * k)).reshape(n, c, h // k, 1, w // k, 1)
+    return blocks.expand(n, c, h // k, k, w // k, k).reshape(n, c, h, w)
+
+
+def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted squared error of outputs ``x`` ``(n, *output_shape)`` and its gradient by ``x``.
+
+    ``observation`` ``(n,)`` int64 says which observation each output belongs to. Energy
+    ``sum_m weight_m r_m^2`` is ``(n,)`` float64, summed in float64 from residuals in the outputs'
+    dtype; the gradient has the shape and dtype of ``x``. Unobserved entries are selected away, so
+    whatever stands there (NaN too) has no effect.
+    """
+    residual = _measure(x, spec) - spec.target[observation]
+    if spec.mask is not None:
+        mask = spec.mask.expand(spec.target.shape)[observation].bool()
+        residual = torch.where(mask, residual, 0.0)
+    weight = spec.weight.expand(spec.target.shape[0], -1)[observation]
+    r = residual.double()
+    energy = (weight.double() * r * r).sum(-1)
+    return energy, _measure_transpose(2.0 * weight * residual, spec)

@@ -1,0 +1,410 @@
+// The Python module cogen_fast._native. Arrays come as addresses (tensor.data_ptr()); the Python
+// side (cogen_fast/ops/native.py) has checked shapes, dtypes and devices with readable errors.
+// Here only what would read or write out of bounds is checked again.
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "noise_cuda.h"
+
+namespace py = pybind11;
+
+namespace cogen {
+namespace {
+
+using Address = std::uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Instruction sets: what was built, what the CPU can run, what is used.
+
+struct Isa {
+  const char* name;
+  CpuOps<float> ops_float;
+  CpuOps<double> ops_double;
+};
+
+const Isa kPlain{"plain",
+                 {&plain::hmc_float, &plain::misfit_float},
+                 {&plain::hmc_double, &plain::misfit_double}};
+#if defined(COGEN_WITH_AVX2)
+const Isa kAvx2{"avx2",
+                {&avx2::hmc_float, &avx2::misfit_float},
+                {&avx2::hmc_double, &avx2::misfit_double}};
+#endif
+
+std::vector<const Isa*> built_isas() {
+  return {
+      &kPlain,
+#if defined(COGEN_WITH_AVX2)
+      &kAvx2,
+#endif
+  };
+}
+
+// Slowest first.
+std::vector<const Isa*> usable_isas() {
+  std::vector<const Isa*> usable{&kPlain};
+#if defined(COGEN_WITH_AVX2)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) usable.push_back(&kAvx2);
+#endif
+  return usable;
+}
+
+std::atomic<const Isa*> current_isa{usable_isas().back()};
+
+template <class T>
+const CpuOps<T>& ops();
+template <>
+const CpuOps<float>& ops<float>() {
+  return current_isa.load(std::memory_order_relaxed)->ops_float;
+}
+template <>
+const CpuOps<double>& ops<double>() {
+  return current_isa.load(std::memory_order_relaxed)->ops_double;
+}
+
+py::tuple names(const std::vector<const Isa*>& isas) {
+  py::list list;
+  for (const Isa* isa : isas) list.append(isa->name);
+  return py::tuple(list);
+}
+
+void set_isa(const std::string& name) {
+  for (const Isa* isa : usable_isas()) {
+    if (name == isa->name) {
+      current_isa = isa;
+      return;
+    }
+  }
+  throw py::value_error("isa: " + name + " was not built or cannot run on this CPU");
+}
+
+py::dict build_info() {
+  py::dict info;
+  py::list archs;
+#if defined(COGEN_WITH_CUDA)
+  info["with_cuda"] = true;
+  const std::string text = COGEN_CUDA_ARCHS;
+  for (std::size_t begin = 0, end = 0; begin < text.size(); begin = end + 1) {
+    end = std::min(text.find(',', begin), text.size());
+    archs.append(text.substr(begin, end - begin));
+  }
+#else
+  info["with_cuda"] = false;
+#endif
+  info["cuda_archs"] = py::tuple(archs);
+#if defined(_OPENMP)
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  info["compiler"] = COGEN_COMPILER;
+  info["isa_built"] = names(built_isas());
+  info["isa_usable"] = names(usable_isas());
+  info["isa"] = current_isa.load()->name;
+  return info;
+}
+
+// Argument checks.
+
+void require(bool fine, const char* message) {
+  if (!fine) throw py::value_error(message);
+}
+
+void require_address(Address address, const char* name) {
+  if (address == 0) throw py::value_error(std::string(name) + ": null pointer");
+}
+
+constexpr std::uint32_t kLatent = 0;
+constexpr std::int64_t kLargestWord = 0xFFFFFFFF;
+// A block number shares its counter word with the purpose.
+constexpr std::int64_t kLargestSize = std::int64_t{4} << 24;
+
+void require_shape(const Shape& shape) {
+  require(shape.observations >= 0, "observations: expected at least 0");
+  require(shape.chains >= 0 && shape.chains <= kLargestWord,
+          "chains: expected between 0 and 2^32 - 1");
+  require(shape.size > 0 && shape.size <= kLargestSize, "size: expected between 1 and 2^26");
+}
+
+Noise noise_of(std::uint64_t seed, Address transition, Address observation,
+               std::int64_t observations) {
+  require_address(transition, "transition");
+  require_address(observation, "observation");
+  const Noise noise{seed, at<const std::int64_t>(transition), at<const std::int64_t>(observation)};
+  for (std::int64_t b = 0; b < observations; ++b) {
+    require(noise.transition[b] >= 0 && noise.transition[b] <= kLargestWord,
+            "transition: expected values in [0, 2^32)");
+    require(noise.observation[b] >= 0 && noise.observation[b] <= kLargestWord,
+            "observation: expected values in [0, 2^32)");
+  }
+  return noise;
+}
+
+// Settings, state and proposal as they come from Python: addresses, 0 for an optional argument.
+
+template <class T>
+Settings<T> settings_of(Address beta, Address prior_weight, Address step_size,
+                        Address inverse_mass, Address active) {
+  require_address(beta, "beta");
+  require_address(prior_weight, "prior_weight");
+  require_address(step_size, "step_size");
+  return {at<const double>(beta), at<const double>(prior_weight), at<const double>(step_size),
+          at<const T>(inverse_mass), at<const bool>(active)};
+}
+
+template <class T>
+State<T> state_of(Address latents, Address energy, Address grad) {
+  require_address(latents, "latents");
+  require_address(energy, "energy");
+  require_address(grad, "grad");
+  return {at<const T>(latents), at<const double>(energy), at<const T>(grad)};
+}
+
+template <class T>
+Proposal<T> proposal_of(Address position, Address momentum, Address hamiltonian) {
+  require_address(position, "position");
+  require_address(momentum, "momentum");
+  require_address(hamiltonian, "hamiltonian");
+  return {at<T>(position), at<T>(momentum), at<double>(hamiltonian)};
+}
+
+bool is_empty(const Shape& shape) { return shape.observations == 0 || shape.chains == 0; }
+
+// The ops. Each is bound once for float and once for double.
+
+template <class T>
+void initial_latents(std::int64_t observations, std::int64_t chains, std::int64_t size,
+                     std::uint64_t seed, Address transition, Address observation, Address latents,
+                     int threads) {
+  const Shape shape{observations, chains, size};
+  require_shape(shape);
+  if (is_empty(shape)) return;
+  require_address(latents, "latents");
+  ops<T>().hmc->normals(shape, noise_of(seed, transition, observation, observations), kLatent,
+                        at<T>(latents), threads);
+}
+
+template <class T>
+void begin_trajectory(std::int64_t observations, std::int64_t chains, std::int64_t size,
+                      std::uint64_t seed, Address transition, Address observation, Address beta,
+                      Address prior_weight, Address step_size, Address inverse_mass,
+                      Address latents, Address energy, Address grad, Address position,
+                      Address momentum, Address hamiltonian, int threads) {
+  const Shape shape{observations, chains, size};
+  require_shape(shape);
+  if (is_empty(shape)) return;
+  ops<T>().hmc->begin_trajectory(
+      shape, noise_of(seed, transition, observation, observations),
+      settings_of<T>(beta, prior_weight, step_size, inverse_mass, 0),
+      state_of<T>(latents, energy, grad), proposal_of<T>(position, momentum, hamiltonian),
+      threads);
+}
+
+template <class T>
+void continue_trajectory(std::int64_t observations, std::int64_t chains, std::int64_t size,
+                         Address beta, Address prior_weight, Address step_size,
+                         Address inverse_mass, Address position, Address momentum, Address grad,
+                         int threads) {
+  const Shape shape{observations, chains, size};
+  require_shape(shape);
+  if (is_empty(shape)) return;
+  require_address(position, "position");
+  require_address(momentum, "momentum");
+  require_address(grad, "grad");
+  ops<T>().hmc->continue_trajectory(
+      shape, settings_of<T>(beta, prior_weight, step_size, inverse_mass, 0),
+      {at<T>(position), at<T>(momentum), nullptr}, at<const T>(grad), threads);
+}
+
+template <class T>
+void accept_select(std::int64_t observations, std::int64_t chains, std::int64_t size,
+                   std::uint64_t seed, Address transition, Address observation, Address beta,
+                   Address prior_weight, Address step_size, Address inverse_mass, Address active,
+                   Address latents, Address energy, Address grad, Address position,
+                   Address momentum, Address hamiltonian, Address proposed_energy,
+                   Address proposed_grad, Address out_latents, Address out_energy,
+                   Address out_grad, Address out_probability, Address out_accepted,
+                   Address out_change, int threads) {
+  const Shape shape{observations, chains, size};
+  require_shape(shape);
+  if (is_empty(shape)) return;
+  for (const Address out :
+       {out_latents, out_energy, out_grad, out_probability, out_accepted, out_change}) {
+    require_address(out, "output");
+  }
+  ops<T>().hmc->accept_select(
+      shape, noise_of(seed, transition, observation, observations),
+      settings_of<T>(beta, prior_weight, step_size, inverse_mass, active),
+      state_of<T>(latents, energy, grad), proposal_of<T>(position, momentum, hamiltonian),
+      state_of<T>(position, proposed_energy, proposed_grad),
+      {at<T>(out_latents), at<double>(out_energy), at<T>(out_grad), at<double>(out_probability),
+       at<bool>(out_accepted), at<double>(out_change)},
+      threads);
+}
+
+void adapt_step_size(std::int64_t observations, std::int64_t chains, Address step_size,
+                     Address running, Address probability, Address active, double target,
+                     double decay, double increase, double decrease, double minimum,
+                     double maximum, Address new_step_size, Address new_running) {
+  require(observations >= 0, "observations: expected at least 0");
+  require(chains > 0, "chains: expected at least 1");
+  if (observations == 0) return;
+  for (const Address each : {step_size, running, probability, new_step_size, new_running}) {
+    require_address(each, "adapt_step_size");
+  }
+  ops<double>().hmc->adapt_step_size(
+      observations, chains,
+      {at<const double>(step_size), at<const double>(running), at<const double>(probability),
+       at<const bool>(active), target, decay, increase, decrease, minimum, maximum,
+       at<double>(new_step_size), at<double>(new_running)});
+}
+
+MisfitKind kind_of(const std::string& name) {
+  if (name == "mask") return MisfitKind::mask;
+  if (name == "pool") return MisfitKind::pool;
+  if (name == "stride") return MisfitKind::stride;
+  throw py::value_error("kind: expected mask, pool or stride, got " + name);
+}
+
+template <class T>
+void require_misfit(const Misfit<T>& m, std::int64_t observations) {
+  require(m.rows >= 0, "rows: expected at least 0");
+  require(m.factor > 0, "factor: expected at least 1");
+  require(m.channels > 0 && m.height > 0 && m.width > 0, "output_shape: expected positive sizes");
+  const bool pools = m.kind == MisfitKind::pool;
+  require(!pools || (m.height % m.factor == 0 && m.width % m.factor == 0),
+          "factor: expected a divisor of height and width");
+  const std::int64_t high = (m.height + m.factor - 1) / m.factor;
+  const std::int64_t wide = (m.width + m.factor - 1) / m.factor;
+  require(m.measured == m.channels * high * wide, "target: wrong number of measured values");
+  for (std::int64_t row = 0; row < m.rows; ++row) {
+    require(m.observation[row] >= 0 && m.observation[row] < observations,
+            "observation: expected values in [0, B)");
+  }
+}
+
+template <class T>
+void misfit(const std::string& kind, std::int64_t rows, std::int64_t channels,
+            std::int64_t height, std::int64_t width, std::int64_t factor,
+            std::int64_t observations, std::int64_t measured, Address outputs,
+            Address observation, Address target, Address mask, std::int64_t mask_stride,
+            Address weight, std::int64_t weight_stride, bool weight_elementwise, Address energy,
+            Address grad, int threads) {
+  if (rows == 0) return;
+  for (const Address each : {outputs, observation, target, weight, energy, grad}) {
+    require_address(each, "misfit");
+  }
+  Misfit<T> m{kind_of(kind),
+              rows,
+              channels,
+              height,
+              width,
+              factor,
+              measured,
+              at<const T>(outputs),
+              at<const std::int64_t>(observation),
+              at<const T>(target),
+              at<const std::uint8_t>(mask),
+              mask_stride,
+              at<const T>(weight),
+              weight_stride,
+              weight_elementwise,
+              at<double>(energy),
+              at<T>(grad),
+              nullptr,
+              1};
+  require_misfit(m, observations);
+  m.segments = ops<T>().misfit->segments(m);
+  std::vector<double> partials(m.segments > 1 ? rows * m.segments : 0);
+  m.partials = partials.data();
+  ops<T>().misfit->misfit(m, threads);
+}
+
+// Raw noise, for the tests of each instruction set and of the device.
+
+NoiseKind noise_kind_of(const std::string& name) {
+  if (name == "words") return NoiseKind::words;
+  if (name == "uniforms") return NoiseKind::uniforms;
+  if (name == "normals") return NoiseKind::normals;
+  throw py::value_error("kind: expected words, uniforms or normals, got " + name);
+}
+
+template <class T>
+void fill_noise(NoiseKind kind, const Shape& shape, const Noise& noise, std::uint32_t purpose,
+                void* out, int threads) {
+  const HmcOps<T>& hmc = *ops<T>().hmc;
+  if (kind == NoiseKind::words) {
+    hmc.words(shape, noise, purpose, static_cast<std::uint32_t*>(out));
+  } else if (kind == NoiseKind::uniforms) {
+    hmc.uniforms(shape, noise, purpose, static_cast<T*>(out));
+  } else {
+    hmc.normals(shape, noise, purpose, static_cast<T*>(out), threads);
+  }
+}
+
+void noise(const std::string& kind, bool is_double, std::uint32_t purpose, std::int64_t observations,
+           std::int64_t chains, std::int64_t size, std::uint64_t seed, Address transition,
+           Address observation, Address out, int threads) {
+  const Shape shape{observations, chains, size};
+  require_shape(shape);
+  if (is_empty(shape)) return;
+  require_address(out, "out");
+  const Noise noise = noise_of(seed, transition, observation, observations);
+  auto fill = is_double ? fill_noise<double> : fill_noise<float>;
+  fill(noise_kind_of(kind), shape, noise, purpose, at<void>(out), threads);
+}
+
+void noise_on_device(const std::string& kind, bool is_double, std::uint32_t purpose,
+                     std::int64_t observations, std::int64_t chains, std::int64_t size,
+                     std::uint64_t seed, Address transition, Address observation, Address out,
+                     Address stream) {
+#if defined(COGEN_WITH_CUDA)
+  require_shape({observations, chains, size});
+  require_address(out, "out");
+  const char* error = noise_cuda({noise_kind_of(kind), is_double, purpose, seed, observations,
+                                  chains, size, at<const std::int64_t>(transition),
+                                  at<const std::int64_t>(observation), at<void>(out),
+                                  at<void>(stream)});
+  if (error) throw std::runtime_error(std::string("noise_cuda: ") + error);
+#else
+  (void)kind, (void)is_double, (void)purpose, (void)observations, (void)chains, (void)size;
+  (void)seed, (void)transition, (void)observation, (void)out, (void)stream;
+  throw std::runtime_error("noise_cuda: this extension was built without CUDA");
+#endif
+}
+
+using ReleaseGil = py::call_guard<py::gil_scoped_release>;
+
+template <class T>
+void bind_ops(py::module_& module, const std::string& suffix) {
+  module.def(("initial_latents" + suffix).c_str(), &initial_latents<T>, ReleaseGil());
+  module.def(("begin_trajectory" + suffix).c_str(), &begin_trajectory<T>, ReleaseGil());
+  module.def(("continue_trajectory" + suffix).c_str(), &continue_trajectory<T>, ReleaseGil());
+  module.def(("accept_select" + suffix).c_str(), &accept_select<T>, ReleaseGil());
+  module.def(("misfit" + suffix).c_str(), &misfit<T>, ReleaseGil());
+}
+
+}  // namespace
+}  // namespace cogen
+
+PYBIND11_MODULE(_native, module) {
+  cogen::bind_ops<float>(module, "_f32");
+  cogen::bind_ops<double>(module, "_f64");
+  module.def("adapt_step_size", &cogen::adapt_step_size, cogen::ReleaseGil());
+  module.def("noise", &cogen::noise, cogen::ReleaseGil());
+  module.def("noise_cuda", &cogen::noise_on_device, cogen::ReleaseGil());
+  module.def("build_info", &cogen::build_info);
+  module.def("set_isa", &cogen::set_isa);
+}

@@ -1,0 +1,133 @@
+// What a translation unit compiled for one instruction set offers to the bindings: plain function
+// pointers over plain arguments. There is no inline function here, so nothing can be shared by
+// accident between code compiled for different instruction sets.
+//
+// Arrays are dense and row-major: B observations x N chains x d dimensions. None overlap, except
+// where a comment says so.
+#pragma once
+
+#include <stdint.h>
+
+namespace cogen {
+
+struct Shape {
+  int64_t observations, chains, size;
+};
+
+// Key and the per-observation words of the counter, (B,), already checked to fit in 32 bits.
+struct Noise {
+  uint64_t seed;
+  const int64_t* transition;
+  const int64_t* observation;
+};
+
+// (B,) each, but inverse_mass (B, d); inverse_mass and active may be null.
+template <class T>
+struct Settings {
+  const double* beta;
+  const double* prior_weight;
+  const double* step_size;
+  const T* inverse_mass;
+  const bool* active;
+};
+
+template <class T>
+struct State {
+  const T* latents;      // (B, N, d)
+  const double* energy;  // (B, N)
+  const T* grad;         // (B, N, d)
+};
+
+template <class T>
+struct Proposal {
+  T* position;          // (B, N, d)
+  T* momentum;          // (B, N, d)
+  double* hamiltonian;  // (B, N)
+};
+
+template <class T>
+struct Selected {
+  T* latents;
+  double* energy;
+  T* grad;
+  double* probability;
+  bool* accepted;
+  double* change;
+};
+
+struct Adaptation {
+  const double* step_size;    // (B,)
+  const double* running;      // (B,)
+  const double* probability;  // (B, N)
+  const bool* active;         // (B,) or null
+  double target, decay, increase, decrease, minimum, maximum;
+  double* new_step_size;
+  double* new_running;
+};
+
+template <class T>
+struct HmcOps {
+  // The first word of each (observation, chain, block), four words a block: (B, N, ceil(d/4), 4).
+  void (*words)(const Shape&, const Noise&, uint32_t purpose, uint32_t* out);
+  void (*uniforms)(const Shape&, const Noise&, uint32_t purpose, T* out);
+  void (*normals)(const Shape&, const Noise&, uint32_t purpose, T* out, int threads);
+  void (*begin_trajectory)(const Shape&, const Noise&, const Settings<T>&, const State<T>&,
+                           const Proposal<T>&, int threads);
+  void (*continue_trajectory)(const Shape&, const Settings<T>&, const Proposal<T>&, const T* grad,
+                              int threads);
+  void (*accept_select)(const Shape&, const Noise&, const Settings<T>&, const State<T>& current,
+                        const Proposal<T>&, const State<T>& proposed, const Selected<T>&,
+                        int threads);
+  void (*adapt_step_size)(int64_t observations, int64_t chains, const Adaptation&);
+};
+
+enum class MisfitKind { mask, pool, stride };
+
+// n outputs of (C, H, W), of which M values are measured; B observations. For `mask` the shape is
+// (1, 1, M). Strides of rows are 0 where one row serves all observations.
+template <class T>
+struct Misfit {
+  MisfitKind kind;
+  int64_t rows, channels, height, width, factor, measured;
+  const T* outputs;            // (n, C, H, W)
+  const int64_t* observation;  // (n,), already checked
+  const T* target;             // (B, M)
+  const uint8_t* mask;         // (1 or B, M) or null
+  int64_t mask_stride;
+  const T* weight;  // (1 or B, 1 or M)
+  int64_t weight_stride;
+  bool weight_elementwise;
+  double* energy;    // (n,)
+  T* grad;           // (n, C, H, W)
+  double* partials;  // (n, segments), or null for one segment
+  int64_t segments;
+};
+
+template <class T>
+struct MisfitOps {
+  int64_t (*segments)(const Misfit<T>&);
+  void (*misfit)(const Misfit<T>&, int threads);
+};
+
+template <class T>
+struct CpuOps {
+  const HmcOps<T>* hmc;
+  const MisfitOps<T>* misfit;
+};
+
+#define COGEN_DECLARE_ISA(isa)                 \
+  namespace isa {                              \
+  extern const HmcOps<float> hmc_float;        \
+  extern const HmcOps<double> hmc_double;      \
+  extern const MisfitOps<float> misfit_float;  \
+  extern const MisfitOps<double> misfit_double; \
+  }
+
+COGEN_DECLARE_ISA(plain)
+#if defined(COGEN_WITH_AVX2)
+COGEN_DECLARE_ISA(avx2)
+#endif
+
+#undef COGEN_DECLARE_ISA
+
+}  // namespace cogen

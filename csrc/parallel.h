@@ -1,0 +1,41 @@
+// Loops over independent units of work. How work is cut into units depends on shapes alone, so
+// results do not depend on the number of threads.
+#pragma once
+
+#include <stdint.h>
+
+namespace cogen {
+namespace COGEN_ISA {
+
+// Below this many entries one thread is used. Measured on 2 cores between two torch convolutions:
+// where the process has one OpenMP runtime (torch's own serves us when it is named libgomp.so.1 and
+// was loaded first), 2 threads pay from about 1.3e5 entries; where torch brings another one, whose
+// idle threads still spin after its last region, from 2e5 to 5e5. Other programs on the cores make
+// a second thread cost milliseconds, so the threshold is on the high side.
+constexpr int64_t kEntriesWorthThreads = 1 << 18;
+
+inline int threads_for(int64_t entries, int64_t units, int threads) {
+#if defined(_OPENMP)
+  if (entries < kEntriesWorthThreads || units < 2) return 1;
+  return units < threads ? static_cast<int>(units) : threads;
+#else
+  (void)entries, (void)units, (void)threads;
+  return 1;
+#endif
+}
+
+// body(unit) for unit = 0 .. units - 1; bodies must not throw.
+template <class Body>
+inline void for_each_unit(int64_t units, int threads, const Body& body) {
+  if (threads <= 1) {
+    for (int64_t unit = 0; unit < units; ++unit) body(unit);
+    return;
+  }
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t unit = 0; unit < units; ++unit) body(unit);
+#endif
+}
+
+}  // namespace COGEN_ISA
+}  // namespace cogen
