@@ -1,0 +1,176 @@
+"""Loading and saving generators: which files are known, and how each becomes a module."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from cogen_fast.files import write_atomically
+from cogen_fast.generators import gan_zoo, karras_converted, mlp_npz, pro_gan_pth
+from cogen_fast.generators.checks import boolean, fraction, positive_int
+from cogen_fast.generators.mlp import MLPGenerator
+from cogen_fast.generators.packing import Config, Tensors, some
+from cogen_fast.generators.progressive import ProgressiveGenerator
+from cogen_fast.generators.reading import file_kind, read_npz, read_safetensors, read_torch
+
+Generator = ProgressiveGenerator | MLPGenerator
+
+_KINDS: dict[str, type[Generator]] = {
+    "ProgressiveGenerator": ProgressiveGenerator,
+    "MLPGenerator": MLPGenerator,
+}
+_KIND_KEY, _CONFIG_KEY = "cogen_fast_generator", "config"
+_SUPPORTED = (
+    "a generator saved by cogen_fast (safetensors), a progressive GAN of the PyTorch GAN Zoo, of "
+    "pro-gan-pth 3.x or converted from Karras et al., or an npz of dense layers (w1, b1, w2, ...)"
+)
+
+
+def load_generator(
+    path: str | os.PathLike[str],
+    *,
+    average: bool = True,
+    alpha: float | None = None,
+    resolution: int | None = None,
+) -> Generator:
+    """Load a generator from a file of any known layout, told by its content.
+
+    Known are: `save_generator`'s safetensors; progressive GANs of the PyTorch GAN Zoo (.pth), of
+    pro-gan-pth 3.x (.bin) and converted from the networks of Karras et al. (.pth); npz archives of
+    dense layers `w1 (in, out), b1, w2, ...` with ReLU between. No code in the file is ever run.
+
+    Args:
+        average: the moving average of the weights where the file holds both (otherwise what there
+            is); False: the raw generator.
+        alpha: for a progressive generator, the weight of the highest resolution in the fade-in, in
+            [0, 1]; None: as the file has it, 1 where it says nothing.
+        resolution: for a progressive generator, cut at this side, where the file has the colour
+            layer for it; None: the highest.
+
+    Returns:
+        The module on the CPU, in the file's float type, in eval mode, gradients of its weights off.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an argument is out of range or cannot be met by this file; the file is unknown,
+            damaged, contradicts itself, or would need code of its own to be read.
+    """
+    average = boolean("average", average)
+    alpha = None if alpha is None else fraction("alpha", alpha)
+    resolution = None if resolution is None else positive_int("resolution", resolution)
+    path = Path(path)
+    try:
+        kind, config, tensors = _read(path, average=average, alpha=alpha, resolution=resolution)
+        return _assemble(kind, config, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def save_generator(generator: Generator, path: str | os.PathLike[str]) -> None:
+    """Save a generator as safetensors, its configuration as JSON in the metadata.
+
+    Written beside `path` first and moved there when complete, so that no half file is ever seen.
+    `load_generator` gives it back exactly, in the same float type.
+
+    Raises:
+        ValueError: not a `ProgressiveGenerator` or `MLPGenerator`.
+        OSError: the folder cannot be written.
+    """
+    kind = type(generator).__name__
+    if _KINDS.get(kind) is not type(generator):
+        raise ValueError(f"generator: expected one of {', '.join(_KINDS)}, got {kind}")
+    path = Path(path)
+    tensors = {k: v.detach().contiguous() for k, v in generator.state_dict().items()}
+    metadata = {_KIND_KEY: kind, _CONFIG_KEY: json.dumps(generator.config)}
+    content = save(tensors, metadata=metadata)
+    write_atomically(path, lambda file: file.write_bytes(content))
+
+
+def _read(
+    path: Path, *, average: bool, alpha: float | None, resolution: int | None
+) -> tuple[type[Generator], Config, Tensors]:
+    container = file_kind(path)
+    if container == "safetensors":
+        return _own(*read_safetensors(path), alpha=alpha, resolution=resolution)
+    if container == "npz":
+        arrays = read_npz(path)
+        if not mlp_npz.recognises(arrays):
+            raise _unknown("an npz archive", arrays)
+        _refuse_for_mlp(alpha=alpha, resolution=resolution)
+        return MLPGenerator, *mlp_npz.convert(arrays)
+    content = read_torch(path, gan_zoo.STAND_INS)
+    for layout in (gan_zoo, pro_gan_pth, karras_converted):
+        if isinstance(content, Mapping) and layout.recognises(content):
+            recipe = layout.convert(content, average=average, alpha=alpha, resolution=resolution)
+            return ProgressiveGenerator, *recipe
+    raise _unknown("a torch file", content)
+
+
+def _own(
+    metadata: Mapping[str, str], tensors: Tensors, *, alpha: float | None, resolution: int | None
+) -> tuple[type[Generator], Config, Tensors]:
+    kind = _KINDS.get(metadata.get(_KIND_KEY, ""))
+    if kind is None:
+        raise _unknown("a safetensors file", tensors)
+    config = _parsed(metadata.get(_CONFIG_KEY, ""))
+    if kind is MLPGenerator:
+        _refuse_for_mlp(alpha=alpha, resolution=resolution)
+    if resolution not in (None, config.get("resolution")):
+        raise ValueError(
+            f"resolution: expected {config.get('resolution')}, the only one here, got {resolution}"
+        )
+    return kind, config if alpha is None else config | {"alpha": alpha}, tensors
+
+
+def _parsed(text: str) -> Config:
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"config: expected JSON, got {text[:80]!r}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"config: expected a JSON object, got {text[:80]!r}")
+    return config
+
+
+def _refuse_for_mlp(**wishes: object) -> None:
+    for name, value in wishes.items():
+        if value is not None:
+            raise ValueError(f"{name}: expected None for a dense generator, got {value!r}")
+
+
+def _unknown(container: str, content: object) -> ValueError:
+    held = f"with keys {some(content)}" if isinstance(content, Mapping) else type(content).__name__
+    return ValueError(f"expected {_SUPPORTED}; got {container}, {held}")
+
+
+def _assemble(kind: type[Generator], config: Config, tensors: Tensors) -> Generator:
+    # On the meta device no weights are drawn: no memory, and no global random state is touched.
+    try:
+        with torch.device("meta"):
+            module = kind(**config)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"config: expected arguments of {kind.__name__}, got {error}") from error
+    _check_tensors(module, tensors)
+    module.load_state_dict(tensors, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _check_tensors(module: Generator, tensors: Tensors) -> None:
+    expected: dict[str, Any] = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    got: dict[str, Any] = {k: tuple(v.shape) for k, v in tensors.items()}
+    if missing := {name: None for name in expected if name not in got}:
+        raise ValueError(f"tensors: expected {some(missing)} as well, got {some(got)}")
+    if extra := {name: None for name in got if name not in expected}:
+        raise ValueError(f"tensors: expected those of the configuration, got also {some(extra)}")
+    for name, shape in expected.items():
+        if got[name] != shape:
+            raise ValueError(f"{name}: expected shape {shape} by the config, got {got[name]}")
+    types = {tensor.dtype for tensor in tensors.values()}
+    if len(types) > 1 or not all(dtype.is_floating_point for dtype in types):
+        raise ValueError(f"tensors: expected one float type, got {sorted(map(str, types))}")

@@ -1,0 +1,113 @@
+"""Progressive GAN checkpoints of the PyTorch GAN Zoo (facebookresearch/pytorch_GAN_zoo).
+
+Keys `config` (a pickled object), `netG`, `netD` and, where kept, `avgG`. There the output of a
+layer is multiplied by the He constant after the bias was added, so the bias is scaled too; and its
+alpha is the weight of the OLD resolution. Colour layers of all resolutions are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from cogen_fast.generators.checks import fraction
+from cogen_fast.generators.packing import (
+    Config,
+    Layer,
+    Network,
+    State,
+    Tensors,
+    expect_equal,
+    pack,
+)
+from cogen_fast.generators.progressive import he_constant
+
+# Their losses decide the activation of the image.
+_FINAL = {"WGANGP": None, "Logistic": None, "MSE": "tanh", "DCGAN": "tanh"}
+
+
+class InertConfig:
+    """Takes the attributes of their pickled configuration, and does nothing."""
+
+
+STAND_INS = ((InertConfig, "models.utils.config.BaseConfig"),)
+
+
+def recognises(content: Mapping[str, Any]) -> bool:
+    """Whether the content of a torch file has this layout."""
+    return isinstance(content.get("config"), InertConfig) and "netG" in content
+
+
+def convert(
+    content: Mapping[str, Any], *, average: bool, alpha: float | None, resolution: int | None
+) -> tuple[Config, Tensors]:
+    """Configuration and tensors of `avgG` (or of `netG`: average False, or no average kept).
+
+    alpha None takes the file's where the full resolution is asked for. Raises ValueError where the
+    network is of a kind that we do not have, or contradicts its configuration.
+    """
+    settings = vars(content["config"])
+    _refuse_unsupported(settings)
+    key = "avgG" if average and "avgG" in content else "netG"
+    network = _network(_plain_names(content[key]), settings.get("equalizedlR", True))
+    _check(settings, network)
+    full = 4 << (len(network.to_rgb) - 1)
+    if alpha is None and resolution in (None, full) and len(network.to_rgb) > 1:
+        alpha = 1.0 - fraction("config.alpha", settings.get("alpha", 0.0))
+    config, tensors = pack(network, resolution=resolution, alpha=alpha)
+    config["negative_slope"] = settings.get("leakyReluLeak", 0.2)
+    config["final"] = _FINAL[_loss(settings)]
+    return config, tensors
+
+
+def _refuse_unsupported(settings: Mapping[str, Any]) -> None:
+    if settings.get("categoryVectorDim"):
+        raise ValueError(
+            "config.categoryVectorDim: expected 0, as a latent with class labels is not normal, "
+            f"got {settings['categoryVectorDim']!r}"
+        )
+    if not settings.get("perChannelNormalization", True):
+        raise ValueError("config.perChannelNormalization: expected True, got False")
+    if _loss(settings) not in _FINAL:
+        raise ValueError(
+            f"config.lossCriterion: expected one of {list(_FINAL)}, got {_loss(settings)!r}"
+        )
+
+
+def _loss(settings: Mapping[str, Any]) -> str:
+    return str(settings.get("lossCriterion", "WGANGP"))
+
+
+def _plain_names(tensors: object) -> State:
+    # A wrapper adds `.module` to every layer name; older versions of the program took it out.
+    if not isinstance(tensors, Mapping):
+        return State(tensors)
+    return State({str(name).replace(".module.", "."): value for name, value in tensors.items()})
+
+
+def _network(state: State, equalised: bool) -> Network:
+    def layer(name: str, ndim: int) -> Layer:
+        weight, bias = state.take_layer(name, ndim)
+        scale = he_constant(math.prod(weight.shape[1:]))
+        return Layer(weight, bias * scale) if equalised else Layer(weight / scale, bias)
+
+    dense = layer("formatLayer", 2)
+    convs = [layer("groupScale0.0", 4)]
+    blocks = state.count("scaleLayers.{}.0.weight")
+    for block in range(blocks):
+        convs += [layer(f"scaleLayers.{block}.{number}", 4) for number in (0, 1)]
+    to_rgb: list[Layer | None] = [layer(f"toRGBLayers.{n}", 4) for n in range(blocks + 1)]
+    state.finish()
+    return Network(dense, convs, to_rgb)
+
+
+def _check(settings: Mapping[str, Any], network: Network) -> None:
+    maps = [conv.weight.shape[0] for conv in network.convs[::2]]
+    found = {
+        "latentVectorDim": network.dense.weight.shape[1],
+        "depthScale0": maps[0],
+        "depthOtherScales": maps[1:],
+    }
+    for name, value in found.items():
+        expect_equal(f"config.{name}", settings.get(name, value), value)

@@ -1,0 +1,94 @@
+"""Checkpoints of pro-gan-pth 3.x (akanimax/pro_gan_pytorch).
+
+Keys `generator` and `shadow_generator` (the moving average), each `{conf, state_dict}`. Nothing is
+normalised between the dense layer and the first convolution. The file says nothing of how far
+training got: `resolution` and `alpha` are the caller's to give for a network that is not fully
+grown. Its alpha is ours: the weight of the new resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from cogen_fast.generators.packing import (
+    Config,
+    Layer,
+    Network,
+    State,
+    Tensors,
+    expect_equal,
+    pack,
+)
+from cogen_fast.generators.progressive import he_constant
+
+_RAW, _AVERAGE = "generator", "shadow_generator"
+
+
+def recognises(content: Mapping[str, Any]) -> bool:
+    """Whether the content of a torch file has this layout."""
+    parts = [content[key] for key in (_RAW, _AVERAGE) if key in content]
+    return bool(parts) and all(
+        isinstance(part, Mapping)
+        and isinstance(part.get("conf"), Mapping)
+        and isinstance(part.get("state_dict"), Mapping)
+        for part in parts
+    )
+
+
+def convert(
+    content: Mapping[str, Any], *, average: bool, alpha: float | None, resolution: int | None
+) -> tuple[Config, Tensors]:
+    """Configuration and tensors of the average (or of the raw generator, as in `load_generator`).
+
+    Raises ValueError where the network contradicts its configuration, or lacks what is asked for.
+    """
+    if not average and _RAW not in content:
+        raise ValueError("average: expected True, as the file holds no raw generator, got False")
+    part = content[_AVERAGE if average and _AVERAGE in content else _RAW]
+    conf = part["conf"]
+    network = _network(State(part["state_dict"]), conf.get("use_eql", True))
+    _check(conf, network)
+    config, tensors = pack(network, resolution=resolution, alpha=alpha)
+    return config | {"normalise_dense": False}, tensors
+
+
+def _network(state: State, equalised: bool) -> Network:
+    def conv(name: str) -> Layer:
+        return _in_he_units(state.take_layer(name, 4), equalised)
+
+    stages = state.count("layers.{}.conv_2.weight")
+    dense = _in_he_units(_dense(state.take_layer("layers.0.conv_1", 4)), equalised)
+    convs = [conv("layers.0.conv_2")]
+    for block in range(1, stages):
+        convs += [conv(f"layers.{block}.conv_{number}") for number in (1, 2)]
+    to_rgb: list[Layer | None] = [conv(f"rgb_converters.{stage}") for stage in range(stages)]
+    state.finish()
+    return Network(dense, convs, to_rgb)
+
+
+def _dense(transposed: Layer) -> Layer:
+    # A transposed 4 x 4 convolution (in, out, y, x) of one pixel is a dense layer.
+    weight, bias = transposed
+    rows: Tensor = weight.permute(1, 2, 3, 0).flatten(0, 2)
+    return Layer(rows, bias.repeat_interleave(weight.shape[2] * weight.shape[3]))
+
+
+def _in_he_units(layer: Layer, equalised: bool) -> Layer:
+    if equalised:
+        return layer
+    return Layer(layer.weight / he_constant(layer.weight[0].numel()), layer.bias)
+
+
+def _check(conf: Mapping[str, Any], network: Network) -> None:
+    to_rgb = network.to_rgb[-1]
+    assert to_rgb is not None  # `_network` takes them all
+    found = {
+        "depth": len(network.to_rgb) + 1,
+        "num_channels": to_rgb.weight.shape[0],
+        "latent_size": network.dense.weight.shape[1],
+    }
+    for name, value in found.items():
+        expect_equal(f"conf.{name}", conf.get(name, value), value)

@@ -1,0 +1,98 @@
+"""The 2-D study's data and its vanilla GAN (paper, section 4.1).
+
+Five equally weighted Gaussians with means at 0, 72, 144, 216 and 288 degrees on the unit circle;
+their variance is 0.02 in the paper's text and 0.002 in the authors' program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cogen_fast.generators import MLPGenerator, save_generator
+
+PROGRAM_VARIANCE = 0.002
+PAPER_VARIANCE = 0.02
+_MODES = 5
+_BATCH = 256
+_WIDTH = 64
+
+
+def sample_data(count: int, variance: float, generator: torch.Generator) -> Tensor:
+    """Draws of the data, ``(count, 2)`` float32."""
+    mode = torch.randint(_MODES, (count,), generator=generator)
+    angle = 2.0 * math.pi / _MODES * mode
+    means = torch.stack([angle.cos(), angle.sin()], dim=-1)
+    return means + math.sqrt(variance) * torch.randn(count, 2, generator=generator)
+
+
+def train(
+    snapshots: Sequence[int], variance: float = PROGRAM_VARIANCE, seed: int = 0
+) -> Iterator[tuple[int, MLPGenerator]]:
+    """Train the 2-20-20-2 generator; yield it at each iteration of ``snapshots``, in order.
+
+    Non-saturating GAN loss, Adam(1e-3, beta1 0.5) for both players, a ReLU discriminator of width
+    64, batches of 256. The yielded module is the live one: save it before going on.
+    """
+    torch_rng = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = MLPGenerator()
+        discriminator = nn.Sequential(
+            nn.Linear(2, _WIDTH),
+            nn.ReLU(),
+            nn.Linear(_WIDTH, _WIDTH),
+            nn.ReLU(),
+            nn.Linear(_WIDTH, 1),
+        )
+    players = [
+        torch.optim.Adam(m.parameters(), lr=1e-3, betas=(0.5, 0.999))
+        for m in (generator, discriminator)
+    ]
+    for iteration in range(1, max(snapshots) + 1):
+        real = sample_data(_BATCH, variance, torch_rng)
+        latents = torch.randn(_BATCH, generator.latent_size, generator=torch_rng)
+        _play(generator, discriminator, real, latents, *players)
+        if iteration in snapshots:
+            yield iteration, generator
+
+
+def _play(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    real: Tensor,
+    latents: Tensor,
+    generator_step: torch.optim.Optimizer,
+    discriminator_step: torch.optim.Optimizer,
+) -> None:
+    """One update of the discriminator, then one of the generator."""
+    loss = nn.functional.softplus
+    fake = generator(latents)
+    discriminator_step.zero_grad()
+    scores = loss(-discriminator(real)).mean() + loss(discriminator(fake.detach())).mean()
+    scores.backward()
+    discriminator_step.step()
+    generator_step.zero_grad()
+    loss(-discriminator(fake)).mean().backward()
+    generator_step.step()
+
+
+def main() -> None:
+    """Train for 15,000 iterations and write the generator: ``python -m ... FILE``."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--variance", type=float, default=PROGRAM_VARIANCE)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for _, generator in train([15_000], options.variance, options.seed):
+        save_generator(generator, options.file)
+
+
+if __name__ == "__main__":
+    main()

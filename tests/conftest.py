@@ -1,0 +1,36 @@
+"""Shared fixtures: where the test vectors lie, and that the installed package is what is tested."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# `python -m pytest` puts the checkout first on the path, where the package has no extension:
+# the tests are about the installed package.
+sys.path[:] = [p for p in sys.path if Path(p or os.getcwd()).resolve() != ROOT]
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    import cogen_fast
+
+    return f"cogen_fast {cogen_fast.__version__} from {Path(cogen_fast.__file__).parent}"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real checkpoints and test vectors; the test is skipped where it is absent.
+
+    With COGEN_FAST_REQUIRE_DATA set, an absent folder is a failure.
+    """
+    folder = Path(os.environ.get("COGEN_FAST_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        message = f"test data not found at {folder} (set COGEN_FAST_TEST_DATA)"
+        if os.environ.get("COGEN_FAST_REQUIRE_DATA"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
