@@ -1,0 +1,177 @@
+"""The annealed density ``p_beta(z)``: energies and their gradients with respect to the latent.
+
+The sampler takes any `Potential`. Two are here: one of a generator and an observation, and one of a
+plain function ``energy(z)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+from cogen_fast.observation import Observation
+from cogen_fast.ops.dispatch import Ops
+
+Form = Literal["posterior", "paper"]
+FORMS: tuple[str, ...] = get_args(Form)
+_T = TypeVar("_T")
+
+
+def prior_weight(form: Form, beta: Tensor) -> Tensor:
+    """Factor of ``|z|^2 / 2`` at inverse temperature ``beta``: 1, or ``1 - beta`` (paper form)."""
+    return torch.ones_like(beta) if form == "posterior" else 1.0 - beta
+
+
+class Potential(Protocol):
+    """A batched misfit energy over latents, apart from the Gaussian prior."""
+
+    def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies ``(B, N)`` float64 and gradients ``(B, N, d)`` of latents ``(B, N, d)``."""
+        ...
+
+
+class LatentMap(Protocol):
+    """A generator on rows of latents: ``(n, d)`` to outputs ``(n, ...)``."""
+
+    def __call__(self, latents: Tensor, /) -> Tensor: ...
+
+
+class EnergyPotential:
+    """A potential from any differentiable ``energy(z)``, ``(n, d)`` to ``(n,)``.
+
+    Rows are ordered by observation, then chain. Raises TypeError or ValueError where ``energy``
+    gives something else than n real numbers.
+    """
+
+    def __init__(self, energy: Callable[[Tensor], Tensor]) -> None:
+        if not callable(energy):
+            raise TypeError(f"energy: expected a callable, got {type(energy).__name__}")
+        self.energy = energy
+
+    def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies ``(B, N)`` float64 and gradients ``(B, N, d)`` of latents ``(B, N, d)``."""
+        with torch.enable_grad():
+            rows = latents.detach().flatten(0, 1).requires_grad_()
+            energy = self.energy(rows)
+            check_energies("energy", energy, rows.shape[0])
+            (grad,) = torch.autograd.grad(energy.sum(), rows)
+        shape = latents.shape
+        return energy.detach().double().reshape(shape[:2]), grad.reshape(shape)
+
+
+def check_energies(name: str, energy: object, count: int) -> None:
+    """Raise unless a user's function gave ``count`` real numbers."""
+    if not isinstance(energy, Tensor) or not energy.is_floating_point():
+        raise TypeError(f"{name}: must return a float tensor, got {type(energy).__name__}")
+    if tuple(energy.shape) != (count,):
+        raise ValueError(
+            f"{name}: must return shape ({count},), one value per row, got {tuple(energy.shape)}"
+        )
+
+
+class GeneratorPotential:
+    """Misfit energy ``E(z)`` of B observations through a generator.
+
+    ``max_batch`` bounds the rows of one call to the generator (None: all at once). On out-of-memory
+    it is halved, for good, and the call repeated; the halvings are counted in ``halvings``.
+    """
+
+    def __init__(
+        self,
+        generator: LatentMap,
+        observation: Observation,
+        ops: Ops,
+        max_batch: int | None = None,
+    ) -> None:
+        self.generator = generator
+        self.observation = observation
+        self.ops = ops
+        self.max_batch = max_batch
+        self.halvings = 0
+        self._index: Tensor | None = None
+
+    def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies ``(B, N)`` float64 and gradients ``(B, N, d)`` of latents ``(B, N, d)``."""
+        pieces = self._in_chunks(latents, self._rows_energy_and_grad)
+        shape = latents.shape
+        energy = torch.cat([e for e, _ in pieces]) if len(pieces) > 1 else pieces[0][0]
+        grad = torch.cat([g for _, g in pieces]) if len(pieces) > 1 else pieces[0][1]
+        return energy.reshape(shape[:2]), grad.reshape(shape)
+
+    def energy(self, latents: Tensor) -> Tensor:
+        """Energies ``(B, N)`` float64 alone: one forward, no gradient."""
+        with torch.no_grad():
+            pieces = self._in_chunks(latents, self._rows_energy)
+        return torch.cat(pieces).reshape(latents.shape[:2])
+
+    def outputs(self, latents: Tensor) -> Tensor:
+        """Outputs ``(B, N, ...)`` of latents ``(B, N, d)``."""
+        with torch.no_grad():
+            pieces = self._in_chunks(latents, lambda rows, _: self.generator(rows))
+        x = torch.cat(pieces)
+        return x.reshape(*latents.shape[:2], *x.shape[1:])
+
+    def _in_chunks(self, latents: Tensor, work: Callable[[Tensor, Tensor], _T]) -> list[_T]:
+        rows = latents.detach().flatten(0, 1)
+        batch, chains = latents.shape[:2]
+        index = self._observation_index(batch, chains, rows.device)
+        pieces: list[_T] = []
+        start = 0
+        while start < len(rows):
+            stop = len(rows) if self.max_batch is None else start + self.max_batch
+            try:
+                pieces.append(work(rows[start:stop], index[start:stop]))
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                self._halve_or_raise(error, min(stop, len(rows)) - start)
+                continue
+            start = stop
+        return pieces
+
+    def _observation_index(self, batch: int, chains: int, device: torch.device) -> Tensor:
+        """Which observation each row belongs to; kept, for it is asked for at every gradient."""
+        if self._index is None or len(self._index) != batch * chains:
+            self._index = torch.arange(batch, device=device).repeat_interleave(chains)
+        return self._index
+
+    def _halve_or_raise(self, error: RuntimeError, rows: int) -> None:
+        if not _is_out_of_memory(error) or rows < 2:
+            raise error
+        self.max_batch = rows // 2
+        self.halvings += 1
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _rows_energy_and_grad(self, rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            z = rows.detach().requires_grad_()
+            y = self.observation.operator.apply(self.generator(z))
+            if self.observation.user_misfit is not None:
+                energy = self._user_energy(y, index)
+                (grad,) = torch.autograd.grad(energy.sum(), z)
+                return energy.detach().double(), grad
+            energy, y_grad = self.ops.misfit(y.detach(), self.observation.spec, index)
+            (grad,) = torch.autograd.grad(y, z, y_grad)
+        return energy, grad
+
+    def _rows_energy(self, rows: Tensor, index: Tensor) -> Tensor:
+        y = self.observation.operator.apply(self.generator(rows))
+        if self.observation.user_misfit is not None:
+            return self._user_energy(y, index).double()
+        return self.ops.misfit(y, self.observation.spec, index)[0]
+
+    def _user_energy(self, y: Tensor, index: Tensor) -> Tensor:
+        assert self.observation.user_misfit is not None
+        observed = self.observation.observed
+        if observed is not None:
+            y = torch.where(observed[index], y, 0.0)
+        energy = self.observation.user_misfit(y, self.observation.measured_values[index])
+        check_energies("misfit", energy, y.shape[0])
+        return self.observation.spec.weight.reshape(()) * energy
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has an exception of its own; the CPU allocator only says so in words."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,82 @@
+"""A checked problem: generator, observation and the potential made of both, ready to sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogen_fast.adapter import GeneratorAdapter, frozen
+from cogen_fast.density import GeneratorPotential
+from cogen_fast.observation import Observation, UserMisfit, as_operator, observe
+from cogen_fast.ops import dispatch
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every method needs; valid inside `prepared` only, while G's weights are frozen."""
+
+    adapter: GeneratorAdapter
+    observation: Observation
+    potential: GeneratorPotential
+    backend: str
+
+
+@contextmanager
+def prepared(
+    generator: Callable[[Tensor], Tensor],
+    x_obs: Any,
+    mask: Any,
+    *,
+    noise_std: Any = None,
+    weight: Any = None,
+    misfit: UserMisfit | None = None,
+    latent_shape: Any = None,
+    device: torch.device | str | None = None,
+    backend: str = "auto",
+    max_batch: int | None = None,
+) -> Iterator[Problem]:
+    """Check generator and data and bind them; G is as it was when the context ends.
+
+    Inside, gradients are off but where a potential turns them on, and float32 is float32 (no TF32)
+    on CUDA. Raises TypeError or ValueError naming the argument at fault.
+    """
+    operator = as_operator(mask)
+    with _full_precision(), frozen(generator):
+        adapter = GeneratorAdapter(generator, latent_shape, device)
+        ops = dispatch.resolve(backend, adapter.device)
+        observation = observe(
+            operator,
+            x_obs,
+            adapter.probe_output,
+            noise_std=noise_std,
+            weight=weight,
+            misfit=misfit,
+        )
+        potential = GeneratorPotential(adapter, observation, ops, max_batch)
+        yield Problem(adapter, observation, potential, ops.name)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        if torch.cuda.is_available():
+            stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
+            stack.enter_context(_full_precision_matmul())
+        yield
+
+
+@contextmanager
+def _full_precision_matmul() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

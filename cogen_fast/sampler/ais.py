@@ -1,0 +1,227 @@
+"""Annealed importance sampling with HMC moves: the loop of Algorithm 1, and its log weights.
+
+``init``, ``step(state) -> (state, info)`` and ``run`` are public, for loops of your own. ``run`` is
+nothing but ``step`` over a schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogen_fast.density import FORMS, Form, Potential, prior_weight
+from cogen_fast.ops import dispatch
+from cogen_fast.ops.spec import AdaptationRule, TransitionSettings
+from cogen_fast.sampler import hmc, step_size
+from cogen_fast.sampler.hmc import Energy, HMCInfo, HMCState
+from cogen_fast.sampler.schedule import Betas, as_schedule
+from cogen_fast.sampler.step_size import StepSizeState
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How chains move at one inverse temperature: M transitions of L leapfrog steps.
+
+    ``adaptation`` is the step-size rule, None for a fixed step.
+    """
+
+    hmc_steps: int = 1
+    leapfrog_steps: int = 20
+    form: Form = "posterior"
+    adaptation: AdaptationRule | None = field(default=step_size.PROGRAM_RULE)
+
+    def __post_init__(self) -> None:
+        hmc.check_count("hmc_steps", self.hmc_steps)
+        hmc.check_count("leapfrog_steps", self.leapfrog_steps)
+        if self.form not in FORMS:
+            raise ValueError(f"form: expected one of {FORMS}, got {self.form!r}")
+        if not isinstance(self.adaptation, AdaptationRule | None):
+            raise TypeError(
+                f"adaptation: expected an AdaptationRule or None, got {self.adaptation!r}"
+            )
+
+
+@dataclass(frozen=True)
+class AISState:
+    """Where B observations stand in the AIS loop.
+
+    ``beta`` ``(B,)`` float64 is the inverse temperature reached (0 before the first);
+    ``log_weights`` ``(B, N)`` float64, None in the paper form, whose weights mean nothing;
+    ``non_finite`` ``(B, N)`` int64 counts proposals rejected for not being finite.
+    """
+
+    hmc: HMCState
+    adaptation: StepSizeState
+    beta: Tensor
+    log_weights: Tensor | None
+    non_finite: Tensor
+
+
+@dataclass(frozen=True)
+class AISInfo:
+    """One temperature: mean ``acceptance`` and the ``step_size`` used last, both ``(B,)``."""
+
+    acceptance: Tensor
+    step_size: Tensor
+    last: HMCInfo
+
+
+def init(
+    target: Potential | Energy,
+    moves: Moves,
+    *,
+    step_size_start: float = 0.01,
+    **how: Any,
+) -> AISState:
+    """Prior draws at beta_0 = 0 (step 1 of Algorithm 1); ``how`` goes to `hmc.init`."""
+    start = check_step_size(step_size_start)
+    state = hmc.init(target, **how)
+    rule = moves.adaptation or step_size.PROGRAM_RULE
+    count = state.latents.shape[0]
+    adaptation = step_size.init(count, start, rule, state.latents.device)
+    zeros = torch.zeros_like(state.energy)
+    return AISState(
+        state,
+        adaptation,
+        torch.zeros_like(adaptation.step_size),
+        zeros if moves.form == "posterior" else None,
+        torch.zeros_like(zeros, dtype=torch.int64),
+    )
+
+
+def check_step_size(value: float) -> float:
+    """A finite, positive step size."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < torch.inf:
+        raise ValueError(f"step_size: expected a finite number above 0, got {value!r}")
+    return float(value)
+
+
+def step(
+    state: AISState,
+    target: Potential | Energy,
+    beta: Tensor | float,
+    moves: Moves,
+    *,
+    backend: str = "auto",
+) -> tuple[AISState, AISInfo]:
+    """One pass of the AIS loop: weigh at the new ``beta``, then move M times under it.
+
+    The log weight grows by ``log p_beta(z) - log p_old(z)`` *before* the move (Neal 2001). Costs
+    ``M L`` gradients. The given state stays as it is.
+    """
+    potential = hmc.as_potential(target)
+    ops = dispatch.resolve(backend, state.hmc.latents.device)
+    betas = torch.as_tensor(beta, dtype=torch.float64, device=state.beta.device)
+    betas = betas.expand(state.beta.shape).contiguous()
+    log_weights = state.log_weights
+    if log_weights is not None:
+        log_weights = log_weights - (betas - state.beta)[:, None] * state.hmc.energy
+    weight = prior_weight(moves.form, betas)
+    chains, adaptation, non_finite = state.hmc, state.adaptation, state.non_finite
+    acceptance = torch.zeros_like(betas)
+    for _ in range(moves.hmc_steps):
+        used = adaptation.step_size
+        settings = TransitionSettings(betas, weight, used)
+        chains, info = hmc.transition(chains, potential, settings, moves.leapfrog_steps, ops)
+        acceptance = acceptance + info.acceptance_probability.mean(-1) / moves.hmc_steps
+        non_finite = non_finite + info.non_finite
+        if moves.adaptation is not None:
+            probability = info.acceptance_probability
+            adaptation = step_size.update(adaptation, probability, None, moves.adaptation, ops)
+    after = AISState(chains, adaptation, betas, log_weights, non_finite)
+    return after, AISInfo(acceptance, used, info)
+
+
+@dataclass
+class History:
+    """Per temperature, float64 ``(T, B)``: mean acceptance, step size used, mean misfit energy.
+
+    Rows from the first unfinished temperature on are NaN. ``trace`` ``(T + 1, B, N, d)`` on the CPU
+    holds the latents from the prior draws on, None unless asked for.
+    """
+
+    acceptance: Tensor
+    step_size: Tensor
+    energy: Tensor
+    trace: Tensor | None = None
+
+    @classmethod
+    def empty(cls, steps: int, state: AISState, keep_trace: bool) -> History:
+        """Room for ``steps`` temperatures after ``state``."""
+        row = torch.full_like(state.beta, torch.nan).expand(steps, -1)
+        trace = None
+        if keep_trace:
+            latents = state.hmc.latents
+            trace = torch.full((steps + 1, *latents.shape), torch.nan, dtype=latents.dtype)
+            trace[0] = latents.cpu()
+        return cls(row.clone(), row.clone(), row.clone(), trace)
+
+    def record(self, t: int, state: AISState, info: AISInfo) -> None:
+        """Write down temperature ``t`` (from 0); writing it twice is harmless."""
+        self.acceptance[t] = info.acceptance
+        self.step_size[t] = info.step_size
+        self.energy[t] = state.hmc.energy.mean(-1)
+        if self.trace is not None:
+            self.trace[t + 1] = state.hmc.latents.cpu()
+
+
+@dataclass(frozen=True)
+class Run:
+    """An AIS run, finished or not: its state after ``done`` temperatures, and its history."""
+
+    state: AISState
+    history: History
+    done: int
+
+
+def run(
+    target: Potential | Energy,
+    schedule: Any,
+    steps: int,
+    moves: Moves | None = None,
+    *,
+    start: Run | None = None,
+    keep_trace: bool = False,
+    backend: str = "auto",
+    on_step: Callable[[Run], None] | None = None,
+    step_size_start: float = 0.01,
+    observation_ids: Sequence[int] | None = None,
+    **how: Any,
+) -> Run:
+    """Algorithm 1: prior draws, then T = ``steps`` temperatures of ``schedule``.
+
+    ``schedule`` is a name, an array of ``beta_1 .. beta_T`` or a schedule. ``start`` continues an
+    unfinished run. ``on_step`` sees the run after each temperature and may raise to end it; a run
+    is a pure function of its inputs and the seed. ``how`` goes to `hmc.init`.
+    """
+    moves = moves or Moves()
+    betas = checked_betas(schedule, steps)
+    potential = hmc.as_potential(target)
+    if start is None:
+        state = init(
+            potential,
+            moves,
+            step_size_start=step_size_start,
+            observation_ids=observation_ids,
+            backend=backend,
+            **how,
+        )
+        start = Run(state, History.empty(steps, state, keep_trace), 0)
+    progress = start
+    while progress.done < steps:
+        beta = float(betas[progress.done])
+        state, info = step(progress.state, potential, beta, moves, backend=backend)
+        progress.history.record(progress.done, state, info)
+        progress = replace(progress, state=state, done=progress.done + 1)
+        if on_step is not None:
+            on_step(progress)
+    return progress
+
+
+def checked_betas(schedule: Any, steps: int) -> Betas:
+    """The schedule's ``beta_1 .. beta_T`` for T = ``steps``."""
+    return as_schedule(schedule).betas(hmc.check_count("ais_steps", steps))

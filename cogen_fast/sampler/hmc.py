@@ -1,0 +1,220 @@
+"""One batched HMC transition: ``init`` and ``step(state) -> (state, info)``.
+
+B observations x N chains of d dimensions move in lockstep; each observation has its own inverse
+temperature, step size and mass. A transition knows no schedule and adapts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cogen_fast.density import EnergyPotential, Form, Potential, prior_weight
+from cogen_fast.ops import dispatch
+from cogen_fast.ops.dispatch import Ops
+from cogen_fast.ops.philox import NoiseStream
+from cogen_fast.ops.spec import TransitionSettings
+from cogen_fast.sampler.leapfrog import leapfrog
+from cogen_fast.sampler.metropolis import accept
+
+Energy = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class HMCState:
+    """What the next transition needs.
+
+    ``latents`` ``(B, N, d)`` float32 or float64; misfit ``energy`` ``(B, N)`` float64 and its
+    gradient ``grad`` ``(B, N, d)``, both without the prior and at inverse temperature 1; ``stream``
+    says where the noise stands.
+    """
+
+    latents: Tensor
+    energy: Tensor
+    grad: Tensor
+    stream: NoiseStream
+
+
+@dataclass(frozen=True)
+class HMCInfo:
+    """What happened in a transition, for people and for adaptation; all ``(B, N)``.
+
+    ``energy_change`` is ``H_new - H_old``, +inf where the proposal was not finite (``non_finite``).
+    """
+
+    acceptance_probability: Tensor
+    accepted: Tensor
+    energy_change: Tensor
+
+    @property
+    def non_finite(self) -> Tensor:
+        """Whether the proposal was not finite, and so rejected."""
+        return self.energy_change.isinf()
+
+
+def as_potential(target: Potential | Energy) -> Potential:
+    """A potential from itself or from a function ``energy(z)``, ``(n, d)`` to ``(n,)``."""
+    if callable(getattr(target, "energy_and_grad", None)):
+        potential: Potential = target  # type: ignore[assignment]
+        return potential
+    return EnergyPotential(target)  # type: ignore[arg-type]
+
+
+def check_seed(seed: int) -> int:
+    """The seed, if it is a whole number of 64 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed: expected a whole number in [0, 2^64), got {seed!r}")
+    return seed
+
+
+def check_count(name: str, value: int) -> int:
+    """A whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    return value
+
+
+def noise_stream(
+    seed: int,
+    observations: int,
+    device: torch.device,
+    observation_ids: Sequence[int] | None = None,
+) -> NoiseStream:
+    """The noise of B observations before their first transition.
+
+    ``observation_ids`` (default 0 .. B-1) name them in the noise: an observation with the same seed
+    and id draws the same numbers whatever batch it stands in.
+    """
+    ids = list(range(observations)) if observation_ids is None else list(observation_ids)
+    wrong = [i for i in ids if not 0 <= i < 2**32]
+    if len(ids) != observations or len(set(ids)) != len(ids) or wrong:
+        raise ValueError(
+            f"observation_ids: expected {observations} different numbers in [0, 2^32), got {ids}"
+        )
+    observation = torch.tensor(ids, dtype=torch.int64, device=device)
+    return NoiseStream(check_seed(seed), torch.zeros_like(observation), observation)
+
+
+def init(
+    target: Potential | Energy,
+    latents: Tensor | None = None,
+    *,
+    chains: int = 16,
+    latent_size: int | None = None,
+    observations: int = 1,
+    seed: int = 0,
+    observation_ids: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+) -> HMCState:
+    """The first state: prior draws, or the given ``latents`` ``(B, N, d)``.
+
+    ``target`` is a `Potential` or any differentiable ``energy(z)``, rows ``(B N, d)`` to
+    ``(B N,)``. Without ``latents``, ``chains`` and ``latent_size`` give their shape. Costs one
+    gradient. Raises ValueError where the energy of a chain is not finite, saying which.
+    """
+    if latents is None:
+        if latent_size is None:
+            raise ValueError("latent_size: expected a number where no latents are given, got None")
+        count, chains = check_count("observations", observations), check_count("chains", chains)
+        size = check_count("latent_size", latent_size)
+        stream = noise_stream(seed, count, torch.device(device), observation_ids)
+        ops = dispatch.resolve(backend, torch.device(device))
+        latents = ops.initial_latents(stream, chains, size, _check_dtype(dtype))
+    else:
+        if latents.ndim != 3:
+            raise ValueError(f"latents: expected shape (B, N, d), got {tuple(latents.shape)}")
+        _check_dtype(latents.dtype)
+        stream = noise_stream(seed, latents.shape[0], latents.device, observation_ids)
+        latents = latents.detach().clone()
+    energy, grad = as_potential(target).energy_and_grad(latents)
+    _check_start(energy, grad)
+    return HMCState(latents, energy, grad.to(latents.dtype), stream)
+
+
+def _check_dtype(dtype: torch.dtype) -> torch.dtype:
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+    return dtype
+
+
+def _check_start(energy: Tensor, grad: Tensor) -> None:
+    bad = ~(energy.isfinite() & grad.isfinite().all(-1))
+    if bad.any():
+        where = [tuple(int(i) for i in row) for row in bad.nonzero()[:4]]
+        raise ValueError(
+            f"energy: expected finite energies and gradients at the start, got non-finite ones for "
+            f"{int(bad.sum())} of {bad.numel()} chains, (observation, chain) {where}"
+        )
+
+
+def step(
+    state: HMCState,
+    target: Potential | Energy,
+    *,
+    step_size: float | Tensor,
+    leapfrog_steps: int,
+    beta: float | Tensor = 1.0,
+    form: Form = "posterior",
+    inverse_mass: Tensor | None = None,
+    active: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[HMCState, HMCInfo]:
+    """One HMC transition of every chain; ``leapfrog_steps`` gradients.
+
+    ``step_size`` and ``beta`` are numbers or ``(B,)`` tensors; ``inverse_mass`` a positive diagonal
+    ``(B, d)``; ``active`` ``(B,)`` bool (default: all) marks the observations that move: the others
+    keep state and noise. The given state stays as it is.
+    """
+    ops = dispatch.resolve(backend, state.latents.device)
+    settings = _settings(state, step_size, beta, form, inverse_mass, active)
+    check_count("leapfrog_steps", leapfrog_steps)
+    return transition(state, as_potential(target), settings, leapfrog_steps, ops)
+
+
+def _settings(
+    state: HMCState,
+    step_size: float | Tensor,
+    beta: float | Tensor,
+    form: Form,
+    inverse_mass: Tensor | None,
+    active: Tensor | None,
+) -> TransitionSettings:
+    betas = _per_observation("beta", beta, state)
+    return TransitionSettings(
+        betas,
+        prior_weight(form, betas),
+        _per_observation("step_size", step_size, state),
+        inverse_mass,
+        active,
+    )
+
+
+def _per_observation(name: str, value: float | Tensor, state: HMCState) -> Tensor:
+    device, count = state.latents.device, state.latents.shape[0]
+    tensor = torch.as_tensor(value, dtype=torch.float64, device=device)
+    if tensor.ndim == 0:
+        return tensor.expand(count).contiguous()
+    if tuple(tensor.shape) != (count,):
+        raise ValueError(f"{name}: expected a number or shape ({count},), got {tensor.shape}")
+    return tensor
+
+
+def transition(
+    state: HMCState,
+    potential: Potential,
+    settings: TransitionSettings,
+    leapfrog_steps: int,
+    ops: Ops,
+) -> tuple[HMCState, HMCInfo]:
+    """`step` without its checks, for loops that have made them once."""
+    here = (state.latents, state.energy, state.grad)
+    trajectory = leapfrog(potential, *here, settings, state.stream, leapfrog_steps, ops)
+    chosen = accept(*here, trajectory, settings, state.stream, ops)
+    stream = state.stream.advance(settings.active)
+    info = HMCInfo(chosen.acceptance_probability, chosen.accepted, chosen.energy_change)
+    return HMCState(chosen.latents, chosen.energy, chosen.grad, stream), info

@@ -1,0 +1,43 @@
+"""The proposal: L leapfrog steps from a fresh momentum (Algorithm 1, step 2b)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from cogen_fast.density import Potential
+from cogen_fast.ops.dispatch import Ops
+from cogen_fast.ops.philox import NoiseStream
+from cogen_fast.ops.reference import Proposal
+from cogen_fast.ops.spec import TransitionSettings
+
+
+class Trajectory(NamedTuple):
+    """The end of a trajectory, all but its last half kick, with energy and gradient there."""
+
+    proposal: Proposal
+    energy: Tensor
+    grad: Tensor
+
+
+def leapfrog(
+    potential: Potential,
+    latents: Tensor,
+    energy: Tensor,
+    grad: Tensor,
+    settings: TransitionSettings,
+    stream: NoiseStream,
+    steps: int,
+    ops: Ops,
+) -> Trajectory:
+    """Refresh the momentum and take ``steps`` steps: half kick, drift, (kick, drift) ....
+
+    Costs exactly ``steps`` gradients: the first one is in the state already. The last half kick is
+    left to the accept test, which needs the same numbers.
+    """
+    proposal = ops.begin_trajectory(latents, energy, grad, settings, stream)
+    for _ in range(steps - 1):
+        _, step_grad = potential.energy_and_grad(proposal.position)
+        ops.continue_trajectory(proposal, step_grad, settings)
+    return Trajectory(proposal, *potential.energy_and_grad(proposal.position))

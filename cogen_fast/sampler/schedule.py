@@ -1,0 +1,131 @@
+"""Annealing schedules: the inverse temperatures ``beta_1 .. beta_T`` of the AIS loop.
+
+``beta_0 = 0`` (the prior) always comes before the first and is not part of a schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Betas = npt.NDArray[np.float64]
+
+
+class Schedule(Protocol):
+    """Anything that gives T inverse temperatures."""
+
+    def betas(self, steps: int) -> Betas:
+        """``beta_1 .. beta_T`` for T = ``steps``: non-decreasing, in [0, 1], float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    """``sigmoid(s)`` for T + 1 values of ``s`` evenly spaced over ``[low, high]``.
+
+    Normalised (the paper's text) it runs from exactly 0 to exactly 1; raw (the authors' program) it
+    uses the values as they are, so the last stays below 1. Either way the first point is beta_0's
+    and makes no transition.
+    """
+
+    low: float = -5.0
+    high: float = 5.0
+    normalised: bool = True
+
+    def __post_init__(self) -> None:
+        if not np.isfinite([self.low, self.high]).all() or not self.low < self.high:
+            raise ValueError(f"schedule: expected finite low < high, got {self.low}, {self.high}")
+
+    def betas(self, steps: int) -> Betas:
+        """``beta_1 .. beta_T``, shape ``(steps,)``."""
+        g = 1.0 / (1.0 + np.exp(-np.linspace(self.low, self.high, steps + 1)))
+        if self.normalised:
+            g = (g - g[0]) / (g[-1] - g[0])
+        return np.asarray(g[1:], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``t / T``."""
+
+    def betas(self, steps: int) -> Betas:
+        """``beta_1 .. beta_T``, shape ``(steps,)``."""
+        return np.arange(1, steps + 1, dtype=np.float64) / steps
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """Evenly spaced logarithms from ``first`` to 1."""
+
+    first: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.first <= 1.0:
+            raise ValueError(f"schedule: expected first in (0, 1], got {self.first}")
+
+    def betas(self, steps: int) -> Betas:
+        """``beta_1 .. beta_T``, shape ``(steps,)``; T = 1 is the single value 1."""
+        return np.geomspace(self.first, 1.0, steps) if steps > 1 else np.ones(1)
+
+
+@dataclass(frozen=True)
+class Custom:
+    """Given values ``beta_1 .. beta_T``; a leading 0 is beta_0 and dropped."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        values = self.values[1:] if self.values and self.values[0] == 0.0 else self.values
+        array = np.asarray(values)
+        ordered = bool(np.all(np.diff(array) >= 0))
+        if array.size == 0 or not np.isfinite(array).all() or not ordered:
+            raise ValueError("schedule: expected finite, non-decreasing inverse temperatures")
+        if array[0] < 0.0 or array[-1] > 1.0 or array[-1] == 0.0:
+            raise ValueError(
+                "schedule: expected inverse temperatures in [0, 1], the last above 0, got "
+                f"{array[0]:g} to {array[-1]:g}"
+            )
+        object.__setattr__(self, "values", tuple(float(v) for v in array))
+
+    def betas(self, steps: int) -> Betas:
+        """The given values; ValueError where ``steps`` is not their number."""
+        if steps != len(self.values):
+            raise ValueError(
+                f"ais_steps: expected {len(self.values)}, the schedule's own number of "
+                f"temperatures, got {steps}"
+            )
+        return np.array(self.values)
+
+
+NAMED: dict[str, Schedule] = {
+    "sigmoid": Sigmoid(),
+    "sigmoid-raw": Sigmoid(normalised=False),
+    "linear": Linear(),
+    "geometric": Geometric(),
+}
+
+
+def as_schedule(value: Any) -> Schedule:
+    """A schedule from its name, from an array of inverse temperatures, or itself."""
+    if isinstance(value, str):
+        if value not in NAMED:
+            raise ValueError(f"schedule: expected one of {sorted(NAMED)}, got {value!r}")
+        return NAMED[value]
+    if callable(getattr(value, "betas", None)):
+        schedule: Schedule = value
+        return schedule
+    if isinstance(value, Sequence) or hasattr(value, "__array__"):
+        try:
+            array = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"schedule: expected numbers, got {value!r}") from error
+        if array.ndim != 1:
+            raise ValueError(f"schedule: expected one dimension, got shape {array.shape}")
+        return Custom(tuple(array.tolist()))
+    raise TypeError(
+        f"schedule: expected a name, an array or a schedule, got {type(value).__name__}"
+    )
