@@ -1,0 +1,73 @@
+"""Pictures of a result with Pillow alone: tiles, labels and a colour map for uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+Pixels = npt.NDArray[np.uint8]
+_SMALLEST_TILE = 112
+_GAP = 4
+_LABEL_HEIGHT = 18
+_HIDDEN_COLOUR = (128, 128, 160)
+# Dark blue to pale yellow: lightness rises all the way, so it reads in grey and without colour.
+_HEAT = np.array([[8, 12, 60], [76, 30, 120], [170, 50, 100], [240, 125, 50], [252, 245, 170]])
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One labelled picture, RGB ``(H, W, 3)`` uint8."""
+
+    label: str
+    pixels: Pixels
+
+
+def to_pixels(image: npt.NDArray[Any]) -> Pixels:
+    """An image ``(C, H, W)`` in [-1, 1], C = 1 or 3, as RGB ``(H, W, 3)`` uint8."""
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"grid: expected images (1 or 3, H, W), got shape {image.shape}")
+    clipped = np.clip(np.nan_to_num(image.astype(np.float64)), -1.0, 1.0)
+    pixels = np.rint((clipped + 1.0) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def hide(pixels: Pixels, observed: npt.NDArray[np.bool_]) -> Pixels:
+    """``pixels`` with everything not ``observed`` (``(H, W)``) in one flat colour."""
+    return np.where(observed[:, :, None], pixels, np.array(_HIDDEN_COLOUR)).astype(np.uint8)
+
+
+def heat(values: npt.NDArray[Any], top: float) -> Pixels:
+    """A map ``(H, W)`` of values from 0 to ``top`` in colours, ``(H, W, 3)`` uint8."""
+    position = np.clip(values / top if top > 0 else values * 0.0, 0.0, 1.0)
+    stops = np.linspace(0.0, 1.0, len(_HEAT))
+    channels = [np.interp(position, stops, _HEAT[:, c]) for c in range(3)]
+    return np.stack(channels, axis=-1).astype(np.uint8)
+
+
+def _enlarge(pixels: Pixels, size: int) -> Image.Image:
+    """A tile whose longer side is at least ``size``, by whole factors where it must grow."""
+    image = Image.fromarray(pixels)
+    factor = max(1, -(-size // max(image.size)))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def draw_grid(rows: Sequence[Sequence[Tile]]) -> Image.Image:
+    """Labelled tiles in rows, each cell as large as the largest tile."""
+    size = max(_SMALLEST_TILE, *(max(t.pixels.shape[:2]) for row in rows for t in row))
+    images = [[_enlarge(tile.pixels, size) for tile in row] for row in rows]
+    width = max(i.width for row in images for i in row) + _GAP
+    height = max(i.height for row in images for i in row) + _GAP + _LABEL_HEIGHT
+    columns = max(len(row) for row in rows)
+    canvas = Image.new("RGB", (columns * width + _GAP, len(rows) * height + _GAP), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    for r, row in enumerate(rows):
+        for c, tile in enumerate(row):
+            left, top = _GAP + c * width, _GAP + r * height
+            draw.text((left, top), tile.label, fill="black", font=font)
+            canvas.paste(images[r][c], (left, top + _LABEL_HEIGHT))
+    return canvas

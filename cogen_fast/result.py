@@ -1,0 +1,245 @@
+"""What a run returns: completions, how good each is, and how far to trust them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cogen_fast import plots
+from cogen_fast.diagnostics import effective_sample_size, normalised_weights
+from cogen_fast.files import write_atomically
+
+_ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
+_FORMAT = "cogen-fast result 1"
+_TILES = 8
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """Samples of B observations x N chains, all on the CPU.
+
+    Attributes:
+        images: ``G(z)`` as it is, ``(B, N, *output_shape)``.
+        completed: ``images`` with the observed entries pasted back, for masks; else None.
+        latents: ``(B, N, d)``.
+        energies: misfit energies ``E(z)``, ``(B, N)`` float64.
+        log_weights: AIS log weights ``(B, N)`` float64, or None.
+        log_normaliser: ``log mean w``, the estimate of ``log E_prior[exp(-beta E)]`` at the last
+            inverse temperature, ``(B,)`` float64, or None.
+        log_evidence: log evidence of the measurements, ``(B,)`` float64, or None.
+        reasons: why each None above is None, by attribute name.
+        betas: inverse temperatures of the schedule, ``(T,)`` float64.
+        acceptance, step_size, energy_history: per temperature, ``(T, B)`` float64; rows that were
+            not reached are NaN.
+        non_finite: proposals of each chain that were not finite, ``(B, N)`` int64.
+        x_obs: the measurements ``(B, ...)``, 0 where hidden; ``observed``: bool, None for all.
+        complete: False where the run was interrupted; ``beta_reached`` is then below the last.
+        settings: every setting of the run, as plain values.
+        notes: what was decided on the user's behalf, in words.
+        trace: latents from the prior on, ``(T + 1, B, N, d)``, where asked for.
+    """
+
+    images: Tensor
+    completed: Tensor | None
+    latents: Tensor
+    energies: Tensor
+    log_weights: Tensor | None
+    log_normaliser: Tensor | None
+    log_evidence: Tensor | None
+    betas: Tensor
+    acceptance: Tensor
+    step_size: Tensor
+    energy_history: Tensor
+    non_finite: Tensor
+    x_obs: Tensor
+    observed: Tensor | None
+    trace: Tensor | None
+    complete: bool
+    beta_reached: float
+    reasons: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def effective_sample_size(self) -> Tensor | None:
+        """Effective sample size of the weights, ``(B,)`` from 1 to N; None without weights."""
+        return None if self.log_weights is None else effective_sample_size(self.log_weights)
+
+    @property
+    def best(self) -> Tensor:
+        """Index of the chain of lowest energy, ``(B,)``."""
+        return self.energies.argmin(-1)
+
+    @property
+    def best_images(self) -> Tensor:
+        """``G(z)`` of the chain of lowest energy, ``(B, *output_shape)``."""
+        return self.images[torch.arange(len(self.images)), self.best]
+
+    def weights(self) -> Tensor:
+        """Weights ``(B, N)`` that sum to 1; ValueError where the run has none, with the reason."""
+        if self.log_weights is None:
+            raise ValueError(f"weighted: this run has no weights: {self.reasons['log_weights']}")
+        return normalised_weights(self.log_weights)
+
+    def mean(self, *, weighted: bool = False) -> Tensor:
+        """Mean output over chains, ``(B, *output_shape)``."""
+        return (self._shares(weighted) * self.images).sum(1)
+
+    def std(self, *, weighted: bool = False) -> Tensor:
+        """Standard deviation over chains (divisor: the sum of weights), ``(B, *output_shape)``."""
+        deviation = self.images - self.mean(weighted=weighted)[:, None]
+        return (self._shares(weighted) * deviation**2).sum(1).sqrt()
+
+    def _shares(self, weighted: bool) -> Tensor:
+        """Share of each chain, broadcastable to ``images``."""
+        batch, chains = self.energies.shape
+        shares = self.weights() if weighted else torch.full((batch, chains), 1.0 / chains)
+        shape = (batch, chains) + (1,) * (self.images.ndim - 2)
+        return shares.to(self.images.dtype).reshape(shape)
+
+    def grid(self, path: str | Path | None = None, *, tiles: int = _TILES) -> Image.Image:
+        """A picture: per observation what was observed, up to ``tiles`` chains, mean and spread.
+
+        Chains come in order of energy. Written to ``path`` as PNG where given. ValueError for
+        outputs that are no images of 1 or 3 channels.
+        """
+        image = plots.draw_grid([self._tiles(b, tiles) for b in range(len(self.images))])
+        if path is not None:
+            write_atomically(Path(path), lambda file: image.save(file, format="PNG"))
+        return image
+
+    def _tiles(self, b: int, most: int) -> list[plots.Tile]:
+        shown = self.images if self.completed is None else self.completed
+        order = self.energies[b].argsort()[:most].tolist()
+        tiles = [plots.Tile("observed", self._observed_pixels(b))]
+        for i in order:
+            label = f"chain {i}, E {self.energies[b, i].item():.4g}"
+            tiles.append(plots.Tile(label, plots.to_pixels(shown[b, i].numpy())))
+        spread = self.std()[b].mean(0).numpy()
+        top = float(spread.max())
+        tiles.append(plots.Tile("mean", plots.to_pixels(self.mean()[b].numpy())))
+        tiles.append(plots.Tile(f"std, 0 to {top:.2g}", plots.heat(spread, top)))
+        return tiles
+
+    def _observed_pixels(self, b: int) -> plots.Pixels:
+        measured = self.x_obs[b].numpy()
+        if measured.ndim != 3 or measured.shape[0] not in (1, 3):
+            return plots.to_pixels(np.zeros((1, *self.images.shape[-2:])))
+        pixels = plots.to_pixels(measured)
+        if self.observed is None:
+            return pixels
+        return plots.hide(pixels, self.observed[b].all(0).numpy())
+
+    def summary(self) -> dict[str, Any]:
+        """The run in plain numbers, as written to ``result.json``."""
+        return {
+            "format": _FORMAT,
+            "complete": self.complete,
+            "beta_reached": self.beta_reached,
+            "observations": self.energies.shape[0],
+            "chains": self.energies.shape[1],
+            "best": self.best.tolist(),
+            "energies": self.energies.tolist(),
+            "effective_sample_size": _listed(self.effective_sample_size),
+            "log_normaliser": _listed(self.log_normaliser),
+            "log_evidence": _listed(self.log_evidence),
+            "non_finite_proposals": int(self.non_finite.sum()),
+            "reasons": self.reasons,
+            "settings": self.settings,
+            "notes": self.notes,
+        }
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
+        """Write ``result.npz``, ``result.json`` and, for images, ``grid.png`` into ``directory``.
+
+        Each file is written beside its place and renamed. FileExistsError where a result is there
+        already, unless ``overwrite``.
+        """
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not overwrite and (folder / _SUMMARY).exists():
+            raise FileExistsError(f"directory: {folder} holds a result already (overwrite=True?)")
+        arrays = {name: t.numpy() for name, t in self._tensors().items()}
+        write_atomically(folder / _ARRAYS, _npz_writer(arrays))
+        if self.images.ndim == 5 and self.images.shape[2] in (1, 3):
+            self.grid(folder / _GRID)
+        text = json.dumps(self.summary(), indent=2)
+        write_atomically(folder / _SUMMARY, lambda file: _write_text(file, text))
+        return folder
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: v for name, v in values.items() if isinstance(v, Tensor)}
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Result:
+        """What `save` wrote; FileNotFoundError or ValueError where it is not there or damaged."""
+        folder = Path(directory)
+        try:
+            with np.load(folder / _ARRAYS, allow_pickle=False) as file:
+                arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+            summary = json.loads((folder / _SUMMARY).read_text())
+            plain = {
+                key: summary[key]
+                for key in ("complete", "beta_reached", "reasons", "settings", "notes")
+            }
+            missing = {f.name for f in fields(cls)} - set(arrays) - set(plain)
+            return cls(**arrays, **dict.fromkeys(missing), **plain)  # type: ignore[arg-type]
+        except FileNotFoundError:
+            raise
+        except (OSError, KeyError, ValueError, TypeError, EOFError) as error:
+            raise ValueError(f"directory: {folder} holds no readable result: {error}") from error
+
+    def __repr__(self) -> str:
+        b, n = self.energies.shape
+        state = "complete" if self.complete else f"INTERRUPTED at beta {self.beta_reached:.4g}"
+        ess, lowest = self.effective_sample_size, self.energies.min(-1).values
+        lines = [
+            f"Result: {b} observation{'s' * (b > 1)} x {n} chain{'s' * (n > 1)}, {state}",
+            f"  outputs     {tuple(self.images.shape[2:])}, latents ({self.latents.shape[-1]},)",
+            f"  best energy {_shown(lowest)}",
+            f"  acceptance  {_shown(self._last(self.acceptance))} at the last temperature, "
+            f"step size {_shown(self._last(self.step_size))}",
+        ]
+        if ess is not None:
+            lines.append(f"  effective sample size {_shown(ess)} of {n}")
+        for name in ("log_evidence", "log_normaliser"):
+            value = getattr(self, name)
+            shown = f"none ({self.reasons.get(name, '')})" if value is None else _shown(value)
+            lines.append(f"  {name.replace('_', ' ')} {shown}")
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+    def _last(self, history: Tensor) -> Tensor:
+        """The last row that was reached."""
+        reached = history[history.isfinite().all(-1)]
+        return reached[-1] if len(reached) else torch.full(history.shape[1:], torch.nan)
+
+
+def _shown(values: Tensor) -> str:
+    numbers = [f"{v:.4g}" for v in values[:4].tolist()]
+    return ", ".join(numbers) + (", ..." if len(values) > 4 else "")
+
+
+def _listed(value: Tensor | None) -> list[float] | None:
+    return None if value is None else value.tolist()
+
+
+def _npz_writer(arrays: dict[str, npt.NDArray[Any]]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    return write
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text + "\n")
