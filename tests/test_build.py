@@ -1,0 +1,135 @@
+"""What the build decides, what the wheel holds, and what importing the package does not do."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cogen_fast.ops import native
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD_TOOLS = ("scikit_build_core", "pybind11", "pip")
+
+needs_source = pytest.mark.skipif(
+    not (ROOT / "CMakeLists.txt").is_file(), reason="needs the source tree"
+)
+needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake on PATH")
+
+
+def test_build_info_is_consistent() -> None:
+    info = native.extension().build_info()
+    assert bool(info["cuda_archs"]) == info["with_cuda"]
+    assert info["isa_built"][0] == "plain"
+    assert set(info["isa_usable"]) <= set(info["isa_built"])
+    assert info["isa"] == info["isa_usable"][-1]
+    assert info["compiler"]
+
+
+def test_extension_without_cuda_says_so() -> None:
+    if native.extension().build_info()["with_cuda"]:
+        pytest.skip("this extension was built with CUDA")
+    with pytest.raises(RuntimeError, match="built without CUDA"):
+        native.extension().noise_cuda("words", False, 0, 1, 1, 1, 0, 1, 1, 1, 0)
+
+
+def test_import_loads_neither_triton_nor_the_extension() -> None:
+    code = (
+        "import sys, torch; before = 'triton' in sys.modules; import cogen_fast;"
+        "print('cogen_fast._native' in sys.modules, ('triton' in sys.modules) != before)"
+    )
+    # Isolated: neither the checkout nor the working folder is on the import path.
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]
+
+
+def _tools(folder: Path) -> dict[str, str]:
+    """An environment whose PATH has a C++ compiler, cmake and ninja, and nothing else."""
+    folder.mkdir()
+    for tool in ("cmake", "ninja", "make", "c++", "as", "ld", "ar", "ranlib"):
+        found = shutil.which(tool)
+        if found:
+            (folder / tool).symlink_to(found)
+    hidden = ("CUDACXX", "CUDA_PATH", "CUDA_HOME", "COGEN_FAST_CUDA", "CXX")
+    kept = {k: v for k, v in os.environ.items() if k not in hidden}
+    return {**kept, "PATH": str(folder)}
+
+
+def _configure(tmp_path: Path, cuda: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["cmake", "-S", str(ROOT), "-B", str(tmp_path / "build"), f"-DCOGEN_FAST_CUDA={cuda}"],
+        env=_tools(tmp_path / "bin"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@needs_source
+@needs_cmake
+@pytest.mark.parametrize("value", ["yes", "", "auto"])
+def test_other_values_of_the_cuda_option_are_refused(tmp_path: Path, value: str) -> None:
+    done = _configure(tmp_path, value)
+    assert done.returncode != 0
+    assert f"COGEN_FAST_CUDA: expected AUTO, ON or OFF, got '{value}'" in done.stderr
+
+
+@needs_source
+@needs_cmake
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler named c++")
+def test_cuda_on_fails_clearly_without_a_compiler(tmp_path: Path) -> None:
+    done = _configure(tmp_path, "ON")
+    assert done.returncode != 0
+    message = " ".join(done.stderr.split())
+    assert "COGEN_FAST_CUDA=ON, but no working CUDA compiler was found" in message
+
+
+@pytest.mark.slow
+@needs_source
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(tool) is None for tool in BUILD_TOOLS),
+    reason=f"needs {', '.join(BUILD_TOOLS)}",
+)
+def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    command += ["-C", "cmake.define.COGEN_FAST_CUDA=OFF", "-C", f"build-dir={tmp_path / 'build'}"]
+    done = subprocess.run(
+        [*command, "-w", str(tmp_path), str(ROOT)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("cogen_fast-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "cogen_fast").rglob("*.py")}
+    assert sources <= set(names)
+    assert {"cogen_fast/py.typed", "cogen_fast/_native.pyi"} <= set(names)
+    assert (
+        sum(n.startswith("cogen_fast/_native.") and n.endswith((".so", ".pyd")) for n in names) == 1
+    )
+    assert any(n.endswith("licenses/LICENSE") for n in names)
+    assert {n.split("/")[0].split("-")[0] for n in names} == {"cogen_fast"}
+    assert not [n for n in names if n.endswith((".cpp", ".h", ".cu", ".pyc"))]
+
+
+@needs_source
+@pytest.mark.skipif(
+    importlib.util.find_spec("scikit_build_core") is None, reason="needs scikit_build_core"
+)
+def test_sdist_can_be_built_from(tmp_path: Path) -> None:
+    code = f"from scikit_build_core.build import build_sdist; build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("cogen_fast-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    needed = {"pyproject.toml", "CMakeLists.txt", "LICENSE", "csrc/philox.h", "csrc/noise_cuda.cu"}
+    needed |= {"cogen_fast/ops/native.py", "cogen_fast/_native.pyi", "tests/test_build.py"}
+    assert needed <= names
+    assert not [n for n in names if n.startswith((".ci", "build/")) or n.endswith((".so", ".pyc"))]

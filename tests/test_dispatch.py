@@ -1,0 +1,99 @@
+"""Which backend serves which device, and what the report says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cogen_fast.ops import dispatch, native, reference
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+OPS = (
+    "initial_latents",
+    "begin_trajectory",
+    "continue_trajectory",
+    "accept_select",
+    "adapt_step_size",
+    "misfit",
+)
+
+
+@pytest.fixture
+def no_extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the extension had not been built."""
+    monkeypatch.setattr(native, "_module", None)
+    monkeypatch.setattr(native, "_failure", ImportError("No module named _native"))
+    dispatch._resolve.cache_clear()
+    yield
+    dispatch._resolve.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "backend, device, name, module",
+    [
+        ("auto", CPU, "native", native),
+        ("native", CPU, "native", native),
+        ("reference", CPU, "reference", reference),
+        ("auto", CUDA, "reference", reference),
+        ("reference", CUDA, "reference", reference),
+    ],
+)
+def test_resolve(backend: str, device: torch.device, name: str, module: object) -> None:
+    ops = dispatch.resolve(backend, device)
+    assert ops.name == name
+    for op in OPS:
+        assert getattr(ops, op) is getattr(module, op)
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(
+        ValueError, match=r"^backend: expected one of auto, reference, native, triton, got numpy$"
+    ):
+        dispatch.resolve("numpy", CPU)
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
+@pytest.mark.parametrize("backend", ["auto", "reference", "native"])
+def test_other_devices_are_refused_by_name(backend: str, device: str) -> None:
+    with pytest.raises(ValueError, match=f"^device: expected cpu or cuda, got {device}$"):
+        dispatch.resolve(backend, torch.device(device))
+
+
+def test_triton_says_what_there_is() -> None:
+    with pytest.raises(NotImplementedError, match=r"triton.*for cpu: auto, reference, native$"):
+        dispatch.resolve("triton", CPU)
+    with pytest.raises(NotImplementedError, match=r"triton.*for cuda: auto, reference$"):
+        dispatch.resolve("triton", CUDA)
+
+
+def test_native_refuses_cuda() -> None:
+    with pytest.raises(ValueError, match=r"^backend: native serves cpu.*got device cuda"):
+        dispatch.resolve("native", CUDA)
+
+
+def test_report() -> None:
+    report = dispatch.backends()
+    assert report.extension_failure is None
+    assert report.isa in report.isa_built
+    assert report.threads == torch.get_num_threads()
+    assert report.auto == {"cpu": "native", "cuda": "reference"}
+    assert (report.cuda_device is not None) == torch.cuda.is_available()
+    text = str(report)
+    assert report.isa is not None
+    assert report.compiler is not None
+    for part in (report.isa, report.compiler, torch.__version__, "not triton: not part of this"):
+        assert part in text
+
+
+@pytest.mark.usefixtures("no_extension")
+def test_missing_extension_is_reported_with_its_cause() -> None:
+    assert dispatch.resolve("auto", CPU).name == "reference"
+    with pytest.raises(ImportError, match="No module named _native"):
+        dispatch.resolve("native", CPU)
+    report = dispatch.backends()
+    assert report.auto["cpu"] == "reference"
+    assert report.extension_failure is not None
+    assert "No module named _native" in report.rejected["cpu"]["native"]
+    assert "missing: " in str(report)

@@ -1,0 +1,231 @@
+"""Bad arguments to the native ops raise, naming the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from cogen_fast.ops import native
+from cogen_fast.ops.philox import NoiseStream
+from cogen_fast.ops.reference import Proposal
+from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
+
+B, N, D = 2, 3, 5
+F64 = torch.float64
+
+
+def _state() -> dict[str, Any]:
+    """Valid arguments of `accept_select`, by name."""
+    ones = torch.ones(B, dtype=F64)
+    return {
+        "latents": torch.zeros(B, N, D),
+        "energy": torch.zeros(B, N, dtype=F64),
+        "grad": torch.zeros(B, N, D),
+        "proposal": Proposal(
+            torch.zeros(B, N, D), torch.zeros(B, N, D), torch.zeros(B, N, dtype=F64)
+        ),
+        "proposed_energy": torch.zeros(B, N, dtype=F64),
+        "proposed_grad": torch.zeros(B, N, D),
+        "settings": TransitionSettings(ones, ones, ones, torch.ones(B, D), torch.ones(B) > 0),
+        "stream": NoiseStream(0, torch.zeros(B, dtype=torch.int64), torch.arange(B)),
+    }
+
+
+def _replaced(arguments: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """The arguments with the one at ``path`` ("settings.beta") replaced."""
+    name, _, part = path.partition(".")
+    if not part:
+        return {**arguments, name: value}
+    whole = arguments[name]
+    if isinstance(whole, Proposal):
+        return {**arguments, name: whole._replace(**{part: value})}
+    return {**arguments, name: dataclasses.replace(whole, **{part: value})}
+
+
+def _message(name: str, expected: str, got: str) -> str:
+    return rf"^{re.escape(name)}: expected {re.escape(expected)}.*got .*{re.escape(got)}"
+
+
+def test_the_valid_arguments_pass() -> None:
+    assert native.accept_select(**_state()).accepted.shape == (B, N)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "energy",
+        "grad",
+        "proposal.position",
+        "proposal.momentum",
+        "proposal.hamiltonian",
+        "proposed_energy",
+        "proposed_grad",
+        "settings.beta",
+        "settings.prior_weight",
+        "settings.step_size",
+        "settings.inverse_mass",
+        "settings.active",
+        "stream.transition",
+        "stream.observation",
+    ],
+)
+def test_wrong_shape_dtype_device_or_kind(path: str) -> None:
+    arguments = _state()
+    name, _, part = path.partition(".")
+    good = getattr(arguments[name], part) if part else arguments[name]
+    long = torch.zeros(7, *good.shape[1:], dtype=good.dtype)
+    with pytest.raises(ValueError, match=_message(path, "shape", str(tuple(long.shape)))):
+        native.accept_select(**_replaced(arguments, path, long))
+    half = good.to(torch.float16)
+    with pytest.raises(TypeError, match=_message(path, "dtype", "torch.float16")):
+        native.accept_select(**_replaced(arguments, path, half))
+    away = good.to("meta")
+    with pytest.raises(ValueError, match=_message(path, "a tensor on cpu", "meta")):
+        native.accept_select(**_replaced(arguments, path, away))
+    array = good.numpy()
+    with pytest.raises(TypeError, match=_message(path, "a torch.Tensor", "ndarray")):
+        native.accept_select(**_replaced(arguments, path, array))
+
+
+@pytest.mark.parametrize("shape", [(B, N), (B, N, 0), (B, N, D, 1)])
+def test_latents_have_three_dimensions(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=_message("latents", "shape (B, N, d)", str(shape))):
+        native.accept_select(**_replaced(_state(), "latents", torch.zeros(shape)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_latents_are_float32_or_float64(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=_message("latents", "dtype torch.float32", str(dtype))):
+        native.accept_select(**_replaced(_state(), "latents", torch.zeros(B, N, D, dtype=dtype)))
+    with pytest.raises(TypeError, match=_message("dtype", "dtype torch.float32", str(dtype))):
+        native.initial_latents(_state()["stream"], N, D, dtype)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 64])
+def test_seed_fits_in_64_bits(seed: int) -> None:
+    with pytest.raises(ValueError, match=_message("stream.seed", "an integer in", str(seed))):
+        native.accept_select(**_replaced(_state(), "stream.seed", seed))
+
+
+@pytest.mark.parametrize("name", ["transition", "observation"])
+@pytest.mark.parametrize("value", [-1, 1 << 32])
+def test_counters_fit_in_32_bits(name: str, value: int) -> None:
+    words = torch.tensor([0, value])
+    with pytest.raises(ValueError, match=rf"^{name}: expected values in \[0, 2\^32\)"):
+        native.accept_select(**_replaced(_state(), f"stream.{name}", words))
+
+
+@pytest.mark.parametrize("chains, size", [(-1, 2), (3, 0)])
+def test_initial_latents_sizes(chains: int, size: int) -> None:
+    with pytest.raises(ValueError, match=rf"^chains, size: expected .*got {chains} and {size}"):
+        native.initial_latents(_state()["stream"], chains, size, torch.float32)
+
+
+def test_too_many_dimensions_for_the_counter() -> None:
+    with pytest.raises(ValueError, match="size: expected between 1 and 2\\^26"):
+        native.initial_latents(_state()["stream"], 0, (1 << 26) + 1, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["position", "momentum"])
+def test_what_changes_in_place_must_be_contiguous(name: str) -> None:
+    arguments = _state()
+    strided = torch.zeros(B, D, N).transpose(1, 2)
+    proposal = arguments["proposal"]._replace(**{name: strided})
+    with pytest.raises(
+        ValueError, match=_message(f"proposal.{name}", "a contiguous", "(15, 1, 3)")
+    ):
+        native.continue_trajectory(proposal, arguments["grad"], arguments["settings"])
+
+
+def test_no_observations_and_no_chains() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    assert native.initial_latents(NoiseStream(0, none, none), N, D, torch.float32).shape == (
+        0,
+        N,
+        D,
+    )
+    latents = native.initial_latents(_state()["stream"], 0, D, torch.float32)
+    assert latents.shape == (B, 0, D)
+
+
+def test_adaptation_arguments() -> None:
+    each, table = torch.ones(B, dtype=F64), torch.ones(B, N, dtype=F64)
+    rule = AdaptationRule()
+    with pytest.raises(
+        ValueError, match=_message("acceptance_probability", "shape (B, N)", "(2,)")
+    ):
+        native.adapt_step_size(each, each, each, None, rule)
+    with pytest.raises(ValueError, match=r"^acceptance_probability: .* N > 0, got \(2, 0\)"):
+        native.adapt_step_size(each, each, table[:, :0], None, rule)
+    with pytest.raises(TypeError, match=_message("step_size", "dtype torch.float64", "float32")):
+        native.adapt_step_size(each.float(), each, table, None, rule)
+    with pytest.raises(ValueError, match=_message("running_acceptance", "shape (2,)", "(3,)")):
+        native.adapt_step_size(each, torch.ones(3, dtype=F64), table, None, rule)
+    with pytest.raises(TypeError, match=_message("active", "dtype torch.bool", "float64")):
+        native.adapt_step_size(each, each, table, each, rule)
+
+
+SPEC = MisfitSpec(
+    "pool", (3, 4, 6), 2, torch.zeros(B, 18), torch.ones(1, 18, dtype=torch.uint8), torch.ones(1, 1)
+)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"kind": "median"}, "spec.kind: expected one of mask, pool, stride, got median"),
+        ({"factor": 0}, "spec.factor: expected at least 1, got 0"),
+        ({"factor": 4}, "spec.factor: expected a divisor of 4 and 6, got 4"),
+        ({"output_shape": (72,)}, r"spec.output_shape: expected \(C, H, W\), got \(72,\)"),
+        ({"target": torch.zeros(B, 17)}, r"spec.target: expected shape \(2, 18\), got \(2, 17\)"),
+        ({"target": torch.zeros(B, 18, dtype=F64)}, "spec.target: expected dtype torch.float32"),
+        (
+            {"mask": torch.ones(3, 18, dtype=torch.uint8)},
+            r"spec.mask: expected shape \(1 or 2, 18\)",
+        ),
+        ({"mask": torch.ones(1, 18)}, "spec.mask: expected dtype torch.uint8, got torch.float32"),
+        ({"mask": torch.ones(18, dtype=torch.uint8)}, r"spec.mask: .* got \(18,\)"),
+        ({"weight": torch.ones(1, 2)}, r"spec.weight: expected shape \(1 or 2, 1 or 18\)"),
+        ({"weight": torch.ones(1, 1, dtype=F64)}, "spec.weight: expected dtype torch.float32"),
+    ],
+)
+def test_misfit_specs(changes: dict[str, Any], message: str) -> None:
+    spec = dataclasses.replace(SPEC, **changes)
+    with pytest.raises((ValueError, TypeError), match="^" + message):
+        native.misfit(torch.zeros(2, *spec.output_shape), spec, torch.zeros(2, dtype=torch.int64))
+
+
+def test_misfit_outputs_and_observations() -> None:
+    index = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=_message("x", "shape (2, 3, 4, 6)", "(2, 3, 6, 4)")):
+        native.misfit(torch.zeros(2, 3, 6, 4), SPEC, index)
+    with pytest.raises(TypeError, match=_message("x", "dtype torch.float32 or", "float16")):
+        native.misfit(torch.zeros(2, 3, 4, 6, dtype=torch.float16), SPEC, index)
+    with pytest.raises(ValueError, match=_message("observation", "shape (2,)", "(3,)")):
+        native.misfit(torch.zeros(2, 3, 4, 6), SPEC, torch.zeros(3, dtype=torch.int64))
+    for outside in (-1, B):
+        with pytest.raises(ValueError, match=r"^observation: expected values in \[0, B\)"):
+            native.misfit(torch.zeros(2, 3, 4, 6), SPEC, index + outside)
+
+
+def test_extension_repeats_what_would_go_out_of_bounds() -> None:
+    module = native.extension()
+    with pytest.raises(ValueError, match="latents: null pointer"):
+        words = torch.zeros(1, dtype=torch.int64)
+        module.initial_latents_f32(1, 1, 1, 0, words.data_ptr(), words.data_ptr(), 0, 1)
+    with pytest.raises(ValueError, match="size: expected between"):
+        module.initial_latents_f32(1, 1, 0, 0, 0, 0, 0, 1)
+    with pytest.raises(ValueError, match="isa: abacus was not built"):
+        module.set_isa("abacus")
+
+
+def test_a_failed_load_is_remembered_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_module", None)
+    monkeypatch.setattr(native, "_failure", ImportError("libmissing.so: cannot open"))
+    for _ in range(2):
+        with pytest.raises(ImportError, match=r"cogen_fast\._native.*libmissing\.so"):
+            native.extension()
