@@ -223,22 +223,23 @@ def _parameter_dtype(generator: Any) -> torch.dtype:
 
 
 def _as_shape(value: Any) -> tuple[int, ...]:
-    sizes = (value,) if isinstance(value, int) else tuple(value) if _iterable(value) else ()
-    if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+    shape = _shape_or_none(value)
+    if shape is None:
         raise ValueError(f"latent_shape: expected a positive number or a tuple, got {value!r}")
-    return sizes
+    return shape
 
 
-def _iterable(value: Any) -> bool:
-    return isinstance(value, tuple | list)
+def _shape_or_none(value: Any) -> tuple[int, ...] | None:
+    sizes = tuple(value) if isinstance(value, tuple | list) else (value,)
+    sound = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
+    return sizes if sizes and sound else None
 
 
 def _latent_shape_candidates(generator: Any) -> Iterator[tuple[int, ...]]:
     """Shapes to try: what the generator says of itself, then what its first layers take."""
     for attribute in _SIZE_ATTRIBUTES:
-        value = getattr(generator, attribute, None)
-        if isinstance(value, int | tuple | list) and value:
-            shape = _as_shape(list(value) if _iterable(value) else value)
+        shape = _shape_or_none(getattr(generator, attribute, None))
+        if shape is not None:
             yield shape
             if len(shape) == 1:
                 yield (*shape, 1, 1)

@@ -75,10 +75,10 @@ def _play(
     fake = generator(latents)
     discriminator_step.zero_grad()
     scores = loss(-discriminator(real)).mean() + loss(discriminator(fake.detach())).mean()
-    scores.backward()
+    torch.autograd.backward(scores)
     discriminator_step.step()
     generator_step.zero_grad()
-    loss(-discriminator(fake)).mean().backward()
+    torch.autograd.backward(loss(-discriminator(fake)).mean())
     generator_step.step()
 
 
