@@ -89,6 +89,15 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
+DEFAULTS = Preset(
+    "defaults of cogenerate, where no preset is named",
+    chains=4,
+    ais_steps=500,
+    schedule=Sigmoid(),
+    form="posterior",
+    weight=1.0,
+)
+
 
 def find_preset(name: str) -> Preset:
     """The preset of that name; ValueError lists the known ones."""

@@ -202,26 +202,27 @@ class Result:
     def __repr__(self) -> str:
         b, n = self.energies.shape
         state = "complete" if self.complete else f"INTERRUPTED at beta {self.beta_reached:.4g}"
-        ess, lowest = self.effective_sample_size, self.energies.min(-1).values
-        lines = [
-            f"Result: {b} observation{'s' * (b > 1)} x {n} chain{'s' * (n > 1)}, {state}",
-            f"  outputs     {tuple(self.images.shape[2:])}, latents ({self.latents.shape[-1]},)",
-            f"  best energy {_shown(lowest)}",
-            f"  acceptance  {_shown(self._last(self.acceptance))} at the last temperature, "
-            f"step size {_shown(self._last(self.step_size))}",
-        ]
-        if ess is not None:
-            lines.append(f"  effective sample size {_shown(ess)} of {n}")
+        facts = {
+            "outputs": f"{tuple(self.images.shape[2:])}, latents ({self.latents.shape[-1]},)",
+            "best energy": _shown(self.energies.min(-1).values),
+        }
+        reached = self.acceptance[self.acceptance.isfinite().all(-1)]
+        if len(reached):
+            steps = self.step_size[len(reached) - 1]
+            facts["acceptance"] = f"{_shown(reached[-1])} at the end, step size {_shown(steps)}"
+        if (ess := self.effective_sample_size) is not None:
+            facts["effective sample size"] = f"{_shown(ess)} of {n}"
         for name in ("log_evidence", "log_normaliser"):
-            value = getattr(self, name)
-            shown = f"none ({self.reasons.get(name, '')})" if value is None else _shown(value)
-            lines.append(f"  {name.replace('_', ' ')} {shown}")
-        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
-
-    def _last(self, history: Tensor) -> Tensor:
-        """The last row that was reached."""
-        reached = history[history.isfinite().all(-1)]
-        return reached[-1] if len(reached) else torch.full(history.shape[1:], torch.nan)
+            if (value := getattr(self, name)) is not None:
+                facts[name.replace("_", " ")] = _shown(value)
+        for reason in dict.fromkeys(self.reasons.values()):
+            names = [name.replace("_", " ") for name, why in self.reasons.items() if why == reason]
+            facts["no " + ", ".join(names)] = reason
+        return "\n".join(
+            [f"Result: {b} observation{'s' * (b > 1)} x {n} chain{'s' * (n > 1)}, {state}"]
+            + [f"  {label}: {fact}" for label, fact in facts.items()]
+            + [f"  note: {note}" for note in self.notes]
+        )
 
 
 def _shown(values: Tensor) -> str:

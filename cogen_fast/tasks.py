@@ -20,21 +20,13 @@ from cogen_fast.density import Form
 from cogen_fast.diagnostics import log_mean_weight
 from cogen_fast.observation import AveragePool, Mask, Observation, Stride, UserMisfit, as_operator
 from cogen_fast.ops.spec import AdaptationRule
-from cogen_fast.presets import Preset, find_preset
+from cogen_fast.presets import DEFAULTS, Preset, find_preset
 from cogen_fast.problem import Problem, prepared
 from cogen_fast.result import Result
 from cogen_fast.sampler import ais, hmc
-from cogen_fast.sampler.schedule import Betas, Sigmoid, as_schedule
+from cogen_fast.sampler.schedule import Betas, as_schedule
 
 METHODS = ("paper",)
-_DEFAULTS = Preset(
-    "defaults of cogenerate",
-    chains=4,
-    ais_steps=500,
-    schedule=Sigmoid(),
-    form="posterior",
-    weight=1.0,
-)
 _PAPER_FORM_REASON = (
     "paper form: the prior fades out with the temperature, so exp(-E) need not have a finite "
     "integral and the weights mean nothing; use form='posterior'"
@@ -148,7 +140,7 @@ def cogenerate(
     Raises:
         TypeError, ValueError: bad input, naming the argument, before any sampling.
     """
-    base = _DEFAULTS if preset is None else find_preset(preset)
+    base = DEFAULTS if preset is None else find_preset(preset)
     if method not in METHODS:
         raise ValueError(f"method: expected one of {METHODS}, got {method!r}")
     if preset is not None and noise_std is None and weight is None and misfit is None:

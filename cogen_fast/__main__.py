@@ -1,0 +1,8 @@
+"""`python -m cogen_fast` is `cogen-fast`."""
+
+from __future__ import annotations
+
+from cogen_fast.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

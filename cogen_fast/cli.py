@@ -1,0 +1,215 @@
+"""The command line: `cogen-fast inpaint`, `super-resolve`, `convert`, `info` and `demo`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch import Tensor
+
+import cogen_fast
+from cogen_fast.cli_generator import find_generator, probe
+from cogen_fast.cli_images import box_mask, read_picture, write_png
+from cogen_fast.cli_parser import build_parser
+from cogen_fast.observation import AveragePool, Stride
+from cogen_fast.presets import PRESETS
+from cogen_fast.result import Result
+
+_OK, _MISTAKE, _INTERRUPTED = 0, 2, 130
+# The last two: a backend or a library that was asked for and is not there.
+_MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
+_CHAIN = re.compile(r"chain_\d{3,}\.png")
+_SAMPLER_OPTIONS = (
+    "preset",
+    "chains",
+    "ais_steps",
+    "hmc_steps",
+    "leapfrog_steps",
+    "step_size",
+    "schedule",
+    "form",
+    "noise_std",
+    "weight",
+    "latent_shape",
+    "seed",
+    "device",
+    "backend",
+    "max_batch",
+    "checkpoint",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 where it succeeded, 2 for a user's mistake, 130 after Ctrl-C."""
+    with _one_line_warnings():
+        try:
+            arguments = build_parser().parse_args(argv)
+            return _COMMANDS[arguments.command](arguments)
+        except _MISTAKES as error:
+            _say(f"error: {_one_line(error)}")
+            return _MISTAKE
+        except KeyboardInterrupt:
+            _say("interrupted")
+            return _INTERRUPTED
+
+
+def _say(text: str) -> None:
+    print(f"cogen-fast: {text}", file=sys.stderr)
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        _say(f"warning: {_one_line(message)}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
+
+
+def _inpaint(arguments: argparse.Namespace) -> int:
+    _check_out(arguments.out, arguments.overwrite)
+    picture = read_picture("image", arguments.image)
+    masking = None if arguments.mask is None else read_picture("mask", arguments.mask)
+    generator = find_generator(arguments.generator, arguments.device)
+    channels, height, width = probe(generator, **_probing(arguments)).shape[1:]
+    size = (width, height)
+    image = picture.to_channels(channels).fit(size, resize=arguments.resize).to_tensor()
+    if masking is None:
+        mask = box_mask(arguments.box, size)
+    else:
+        mask = masking.fit_like(size, picture).to_mask()
+    return _sample(arguments, lambda options: cogen_fast.inpaint(generator, image, mask, **options))
+
+
+def _super_resolve(arguments: argparse.Namespace) -> int:
+    _check_out(arguments.out, arguments.overwrite)
+    operator = {"average": AveragePool, "stride": Stride}[arguments.downsample](arguments.factor)
+    picture = read_picture("image", arguments.image)
+    generator = find_generator(arguments.generator, arguments.device)
+    output: Tensor = probe(generator, **_probing(arguments))
+    channels, height, width = operator.measured_shape(output)
+    small = picture.to_channels(channels).fit((width, height), resize=arguments.resize).to_tensor()
+    return _sample(
+        arguments,
+        lambda options: cogen_fast.super_resolve(
+            generator, small, arguments.factor, downsample=arguments.downsample, **options
+        ),
+    )
+
+
+def _probing(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"latent_shape": arguments.latent_shape, "device": arguments.device}
+
+
+def _check_out(folder: Path, overwrite: bool) -> None:
+    """Before hours of sampling: whether the result can be written in the end."""
+    if not overwrite and (folder / "result.json").exists():
+        raise FileExistsError(f"out: {folder} holds a result already; give --overwrite")
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"out: expected a folder, got the file {nearest}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"out: {nearest} cannot be written to")
+
+
+def _sample(arguments: argparse.Namespace, task: Callable[[dict[str, Any]], Result]) -> int:
+    options = {name: getattr(arguments, name) for name in _SAMPLER_OPTIONS}
+    options["progress"] = not arguments.quiet and sys.stderr.isatty()
+    checkpoint: Path | None = arguments.checkpoint
+    try:
+        result = task(options)
+    except KeyboardInterrupt:
+        if checkpoint is None or not checkpoint.exists():
+            raise
+        _say(f"interrupted; the run is saved in {checkpoint}: the same command again goes on")
+        return _INTERRUPTED
+    _save(result, arguments)
+    if result.complete:
+        return _OK
+    _say(
+        f"interrupted at beta {result.beta_reached:.3g} of {result.betas[-1].item():.3g}; what "
+        f"there is, not yet from the posterior, is saved in {arguments.out}"
+    )
+    return _INTERRUPTED
+
+
+def _save(result: Result, arguments: argparse.Namespace) -> None:
+    folder = result.save(arguments.out, overwrite=arguments.overwrite)
+    for stale in folder.iterdir():
+        if _CHAIN.fullmatch(stale.name):
+            stale.unlink()
+    images = (result.images if result.completed is None else result.completed)[0]
+    digits = max(3, len(str(len(images) - 1)))
+    names = [f"chain_{i:0{digits}}.png" for i in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        write_png(folder / name, image.numpy())
+    if not arguments.quiet:
+        chains = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        print(result)
+        print(f"wrote {folder / 'grid.png'}, result.npz, result.json, {chains}")
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    target: Path = arguments.target
+    if target.suffix != ".safetensors":
+        raise ValueError(f"target: expected a name that ends in .safetensors, got {target}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"target: expected a file in an existing folder, got {target}")
+    if target.exists() and not arguments.overwrite:
+        raise FileExistsError(f"target: {target} exists already; give --overwrite")
+    if not arguments.source.is_file():
+        raise FileNotFoundError(
+            f"source: expected a checkpoint, found no file at {arguments.source}"
+        )
+    generator = cogen_fast.load_generator(arguments.source, average=not arguments.raw)
+    cogen_fast.save_generator(generator, target)
+    shape = " x ".join(map(str, generator.output_shape))
+    print(f"wrote {target}: {type(generator).__name__}, {generator.latent_size} to {shape}")
+    return _OK
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    print(f"cogen-fast {cogen_fast.__version__}")
+    print(cogen_fast.backends())
+    print("presets:")
+    for name, preset in PRESETS.items():
+        text = f"{name:<22}{preset.description}"
+        print(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent=" " * 24))
+    return _OK
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from cogen_fast.experiments import demo  # brings in more than the other commands need
+
+    print(demo.run(arguments.out, arguments.seed, sys.stderr.isatty()))
+    return _OK
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "inpaint": _inpaint,
+    "super-resolve": _super_resolve,
+    "convert": _convert,
+    "info": _info,
+    "demo": _demo,
+}

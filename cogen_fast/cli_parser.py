@@ -1,0 +1,311 @@
+"""What can be typed after `cogen-fast`, and its help."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+import cogen_fast
+from cogen_fast.density import FORMS
+from cogen_fast.sampler.schedule import NAMED
+
+_INPAINT_HELP = """\
+Fill in the hidden part of an image: draw images of a trained generator that
+agree with the visible part. What is hidden is told by --mask or by --box.
+"""
+_SUPER_RESOLVE_HELP = """\
+Draw images of a trained generator that look like a small image when they are
+reduced by a factor.
+"""
+_INPAINT_EXAMPLE = """\
+example: hide a block of 20 x 24 pixels whose top left corner is x = 30, y = 12
+  cogen-fast inpaint --generator faces.safetensors --image me.png \\
+      --box 30 12 20 24 --out filled
+
+"""
+_SUPER_RESOLVE_EXAMPLE = """\
+example: from 16 x 16 to a generator's 64 x 64
+  cogen-fast super-resolve --generator faces.safetensors --image small.png \\
+      --factor 4 --out large
+
+"""
+_GENERATOR_HELP = """\
+what --generator takes:
+  FILE    a checkpoint: saved by cogen_fast (.safetensors), or a progressive GAN
+          of the PyTorch GAN Zoo, of pro-gan-pth 3.x or converted from Karras et
+          al. No code in it is run. It goes to the GPU if there is one.
+  package.module:name
+          from your own code, in the current folder or installed: an nn.Module
+          instance, or a function from latents (n, d) to images (n, C, H, W) in
+          [-1, 1], C = 1 or 3
+  'package.module:name()'
+          with parentheses (and quotes, for the shell): a function or class that
+          is called without arguments and returns such a generator
+
+what is written to DIR:
+  grid.png          what was observed, the chains by energy, mean and spread
+  chain_000.png ... one image per chain, in the order of their numbers
+  result.npz        latents, energies, weights, history;
+                    cogen_fast.Result.load("DIR") reads it
+  result.json       settings and numbers, as text
+
+exit status: 0 done; 2 something is wrong with what was given; 130 Ctrl-C
+"""
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the longest options, so that most fit on the line of their help."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports mistakes like everything else here: as an exception that becomes one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; mistakes raise ValueError. The command's name is in ``command``."""
+    parser = _Parser(
+        prog="cogen-fast",
+        description="Fill in what is missing from an image with a trained GAN as the prior.",
+        epilog="cogen-fast COMMAND --help tells the options of a command.",
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"cogen-fast {cogen_fast.__version__}"
+    )
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
+    _add_inpaint(commands)
+    _add_super_resolve(commands)
+    _add_convert(commands)
+    _command(commands, "info", "tell the version, the backends and the presets")
+    _add_demo(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str, **texts: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+        **{"description": f"{summary[0].upper()}{summary[1:]}.", **texts},
+    )
+    return parser
+
+
+def _add_inpaint(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "inpaint",
+        "fill in the hidden part of an image",
+        description=_INPAINT_HELP,
+        epilog=_INPAINT_EXAMPLE + _GENERATOR_HELP,
+    )
+    group = _start_files(parser, "the image; its hidden part may hold anything")
+    hidden = group.add_mutually_exclusive_group(required=True)
+    hidden.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="picture of the image's size: white (128 to 255) = observed, black = hidden",
+    )
+    hidden.add_argument(
+        "--box",
+        type=int,
+        nargs=4,
+        metavar=("X", "Y", "W", "H"),
+        help="the HIDDEN block, in pixels of the generator's output: left edge and upper edge, "
+        "counted from the top left corner, width, height",
+    )
+    _end_files(
+        group,
+        masks=", and a mask of the image's size goes along; pixels that scaling mixes with hidden "
+        "ones count as hidden",
+    )
+    _add_sampler(parser)
+    _add_running(parser)
+
+
+def _add_super_resolve(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "super-resolve",
+        "enlarge a small image",
+        description=_SUPER_RESOLVE_HELP,
+        epilog=_SUPER_RESOLVE_EXAMPLE + _GENERATOR_HELP,
+    )
+    group = _start_files(
+        parser, "the small image, of the generator's width and height divided by the factor"
+    )
+    group.add_argument(
+        "--factor",
+        type=int,
+        required=True,
+        metavar="K",
+        help="how many times smaller the image is than the generator's output, on each side",
+    )
+    group.add_argument(
+        "--downsample",
+        choices=("average", "stride"),
+        default="average",
+        help="how the small image came about: the average of each K x K block, or every K-th "
+        "pixel (default: average)",
+    )
+    _end_files(group)
+    _add_sampler(parser)
+    _add_running(parser)
+
+
+def _start_files(parser: argparse.ArgumentParser, image: str) -> Any:
+    group = parser.add_argument_group("what to do")
+    group.add_argument(
+        "--generator", required=True, metavar="WHAT", help="the trained generator, see below"
+    )
+    group.add_argument(
+        "--image",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=f"{image}; 8-bit, or 16-bit grey, without transparency; made grey or colour as the "
+        "generator is",
+    )
+    return group
+
+
+def _end_files(group: Any, masks: str = "") -> None:
+    group.add_argument(
+        "--resize",
+        action="store_true",
+        help="an image of another size is cut at its centre to the right shape and scaled "
+        f"smoothly{masks}; without this it is refused",
+    )
+    group.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the results, see below"
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace a result that is in DIR already"
+    )
+
+
+def _add_sampler(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "sampler", "What stands in parentheses is the default where no --preset says otherwise."
+    )
+    add = group.add_argument
+    add("--preset", metavar="NAME", help="settings of a published run; cogen-fast info lists them")
+    add("--chains", type=int, metavar="N", help="number of images to draw (4)")
+    add(
+        "--ais-steps",
+        type=int,
+        metavar="T",
+        help="temperatures from the prior to the posterior (500); more: better and slower",
+    )
+    add("--hmc-steps", type=int, metavar="M", help="moves of each chain at each temperature (1)")
+    add("--leapfrog-steps", type=int, metavar="L", help="gradient evaluations in each move (20)")
+    add("--step-size", type=float, metavar="E", help="first leapfrog step, then adapted (0.01)")
+    add("--schedule", metavar="NAME", help=f"{', '.join(NAMED)} (sigmoid)")
+    add(
+        "--form",
+        choices=FORMS,
+        help="posterior: the prior stays throughout; paper: it fades out, and there are no weights "
+        "(posterior)",
+    )
+    noise = group.add_mutually_exclusive_group()
+    noise.add_argument(
+        "--noise-std",
+        type=float,
+        metavar="S",
+        help="standard deviation of the noise in the observed pixels, where black is -1 and white "
+        "is 1 (0.1); smaller: follows the observed pixels more closely",
+    )
+    noise.add_argument(
+        "--weight",
+        type=float,
+        metavar="W",
+        help="factor of the squared error, in place of 1 / (2 S^2)",
+    )
+    add("--seed", type=int, default=0, metavar="S", help="same inputs, same seed: same result (0)")
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("running").add_argument
+    add(
+        "--latent-shape",
+        type=int,
+        nargs="+",
+        metavar="D",
+        help="shape of one latent, such as 512 or 100 1 1 (default: found out from the generator)",
+    )
+    add(
+        "--device",
+        metavar="D",
+        help="cpu, cuda or cuda:N (default: for a FILE the GPU, if there is one; for your own code "
+        "where the generator is)",
+    )
+    add(
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        help="auto, or one of those that cogen-fast info lists (default: auto)",
+    )
+    add(
+        "--max-batch",
+        type=int,
+        metavar="N",
+        help="most images made at once, to save memory (default: all chains)",
+    )
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="save the unfinished run here every minute and on Ctrl-C; the same command again "
+        "goes on from there (without it, Ctrl-C keeps what there is as the result)",
+    )
+    add(
+        "--quiet",
+        action="store_true",
+        help="no progress bar and no summary; warnings and errors are still told",
+    )
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "convert",
+        "turn a public checkpoint into a safetensors file of cogen_fast",
+    )
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="a progressive GAN of the PyTorch GAN Zoo (.pth), of pro-gan-pth 3.x (.bin) or "
+        "converted from Karras et al. (.pth), or an npz of dense layers w1, b1, w2, ...",
+    )
+    parser.add_argument("target", type=Path, metavar="TARGET.safetensors", help="file to write")
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="the weights as trained last, not their moving average, where SOURCE has both",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(commands, "demo", "run a small example of all this")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("cogen-fast-demo"),
+        metavar="DIR",
+        help="folder for its pictures (default: cogen-fast-demo)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed (default: 0)")

@@ -1,0 +1,1 @@
+"""Experiments as functions: the demo, and the paper's runs."""
