@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,8 +19,12 @@ from cogen_fast.sampler.step_size import StepSizeState
 _FORMAT = "cogen-fast run 1"
 
 
-def save(path: Path, run: Run, identity: Mapping[str, str]) -> None:
-    """Write ``run``; ``identity`` names the inputs and settings that it belongs to."""
+def save(path: Path, run: Run, identity: Mapping[str, str], probe: Tensor) -> None:
+    """Write ``run``.
+
+    ``identity`` names the inputs and settings that it belongs to; ``probe`` holds outputs of the
+    generator at fixed latents, which tell one function from another where no weights can be hashed.
+    """
     state, history = run.state, run.history
     tensors: dict[str, Tensor | None] = {
         "latents": state.hmc.latents,
@@ -38,6 +41,7 @@ def save(path: Path, run: Run, identity: Mapping[str, str]) -> None:
         "history.step_size": history.step_size,
         "history.energy": history.energy,
         "history.trace": history.trace,
+        "probe": probe,
     }
     kept = {name: t.contiguous().cpu() for name, t in tensors.items() if t is not None}
     metadata = {
@@ -49,10 +53,14 @@ def save(path: Path, run: Run, identity: Mapping[str, str]) -> None:
     write_atomically(path, lambda file: save_file(kept, file, metadata))
 
 
-def load(path: Path, identity: Mapping[str, str], device: torch.device) -> Run:
-    """The run in ``path``; ValueError where it is damaged or belongs to other inputs."""
+def load(path: Path, identity: Mapping[str, str], probe: Tensor) -> Run:
+    """The run in ``path``, on the device of ``probe``.
+
+    ValueError where it is damaged or belongs to other inputs, or where the generator's outputs at
+    the fixed latents differ beyond rounding.
+    """
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt", device=str(probe.device)) as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
@@ -60,6 +68,8 @@ def load(path: Path, identity: Mapping[str, str], device: torch.device) -> Run:
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"checkpoint: {path} is no {_FORMAT!r} file")
     _check_identity(path, json.loads(metadata["identity"]), identity)
+    if not _same_outputs(tensors["probe"], probe):
+        raise ValueError(f"checkpoint: {path} belongs to another generator: its outputs differ")
     return _restore(tensors, int(metadata["seed"]), int(metadata["done"]))
 
 
@@ -74,6 +84,10 @@ def _check_identity(path: Path, found: Mapping[str, str], wanted: Mapping[str, s
         raise ValueError(
             f"checkpoint: {path} belongs to another run ({changes}); remove it or give another path"
         )
+
+
+def _same_outputs(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-3 * b.abs().max())
 
 
 def _shorten(value: str | None) -> str:

@@ -320,7 +320,7 @@ class _Loop:
 
     def _start(self, observation_ids: Sequence[int] | None) -> ais.Run:
         if self.path is not None and self.path.exists():
-            return checkpoints.load(self.path, self.identity, self.problem.adapter.device)
+            return checkpoints.load(self.path, self.identity, self.problem.adapter.probe_output)
         state = ais.init(
             self.problem.potential,
             self.plan.moves,
@@ -352,7 +352,7 @@ class _Loop:
 
     def _save(self) -> None:
         assert self.path is not None
-        checkpoints.save(self.path, self.latest, self.identity)
+        checkpoints.save(self.path, self.latest, self.identity, self.problem.adapter.probe_output)
         self.saved_at = time.monotonic()
 
     def _identity(self, observation_ids: Sequence[int] | None) -> dict[str, str]:
