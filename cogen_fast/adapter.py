@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cogen_fast.memory import is_out_of_memory
 from cogen_fast.ops import reference
+from cogen_fast.ops.dispatch import DEVICES
 from cogen_fast.ops.philox import NoiseStream
 
 _SIZE_ATTRIBUTES = ("latent_shape", "latent_size", "latent_dim", "z_dim", "dim_z", "nz")
@@ -38,6 +40,8 @@ def frozen(generator: Any) -> Iterator[None]:
     if not isinstance(generator, nn.Module):
         yield
         return
+    if any(t.is_inference() for t in _tensors(generator)):
+        raise ValueError("G: its weights were made in torch.inference_mode(); make them outside")
     modes = [(m, m.training) for m in generator.modules()]
     flags = [(p, p.requires_grad) for p in generator.parameters()]
     try:
@@ -67,10 +71,12 @@ class GeneratorAdapter:
         generator: Callable[[Tensor], Tensor],
         latent_shape: Any = None,
         device: torch.device | str | None = None,
+        max_rows: int | None = None,
     ) -> None:
         if not callable(generator):
             raise TypeError(f"G: expected a callable or module, got {type(generator).__name__}")
         self.generator = generator
+        self._rows = _PROBE_ROWS if max_rows is None else min(_PROBE_ROWS, max_rows)
         self.device = _find_device(generator, device)
         self.input_dtype = _parameter_dtype(generator)
         double = self.input_dtype == torch.float64
@@ -79,6 +85,7 @@ class GeneratorAdapter:
             self._find_latent_shape() if latent_shape is None else _as_shape(latent_shape)
         )
         self.latent_size = math.prod(self.latent_shape)
+        self.probe_latents = self._draw(self.latent_size)
         self.probe_output = self._check()
         self.output_shape = tuple(self.probe_output.shape[1:])
 
@@ -91,28 +98,36 @@ class GeneratorAdapter:
         x = self.generator(rows)
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(
-                f"G: must return one float tensor, got {type(x).__name__}; "
-                "wrap it, for instance as lambda z: G(z)[0]"
+                f"G: must return one float tensor, got {_kind(x)}; wrap it, for instance as "
+                "lambda z: G(z)[0]"
             )
         return x.to(self.dtype)
 
-    def _probe_latents(self, size: int) -> Tensor:
+    def _draw(self, size: int) -> Tensor:
         zero = torch.zeros(1, dtype=torch.int64, device=self.device)
         stream = NoiseStream(_PROBE_SEED, zero, zero)
-        return reference.initial_latents(stream, _PROBE_ROWS, size, self.dtype)[0]
+        return reference.initial_latents(stream, self._rows, size, self.dtype)[0]
 
     def _find_latent_shape(self) -> tuple[int, ...]:
         found = dict.fromkeys(_latent_shape_candidates(self.generator))
         candidates = list(found)[:_MOST_CANDIDATES]
+        causes: list[str] = []
         for shape in candidates:
             try:
                 with torch.no_grad():
-                    x = self._call(self._probe_latents(math.prod(shape)), shape)
-            except Exception:  # a wrong guess may fail in any way inside user code
+                    x = self._call(self._draw(math.prod(shape)), shape)
+            except Exception as error:  # a wrong guess may fail in any way inside user code
+                if is_out_of_memory(error):
+                    raise
+                causes.append(f"{shape}: {error}")
                 continue
-            if x.ndim >= 1 and x.shape[0] == _PROBE_ROWS:
+            if x.ndim >= 1 and x.shape[0] == self._rows:
                 return shape
-        tried = f"; tried {candidates}" if candidates else ""
+            causes.append(
+                f"{shape}: expected outputs of shape ({self._rows}, ...) for {self._rows} latents, "
+                f"got {tuple(x.shape)}"
+            )
+        tried = f"; tried {'; '.join(causes)}" if causes else ""
         raise ValueError(
             f"latent_shape: could not be found out from G ({_name(self.generator)}){tried}; give "
             "it, for instance latent_shape=100 or latent_shape=(100, 1, 1)"
@@ -120,22 +135,24 @@ class GeneratorAdapter:
 
     def _check(self) -> Tensor:
         """Probe the generator: batch kept, finite, differentiable, and a function (else raise)."""
-        latents = self._probe_latents(self.latent_size)
+        latents = self.probe_latents
         try:
             with torch.enable_grad():
                 z = latents.clone().requires_grad_()
                 x = self(z)
         except (RuntimeError, ValueError, IndexError) as error:
+            if is_out_of_memory(error):
+                raise
             raise ValueError(
                 f"latent_shape: G ({_name(self.generator)}) does not take latents of shape "
-                f"{(_PROBE_ROWS, *self.latent_shape)}: {error}"
+                f"{(self._rows, *self.latent_shape)}: {error}"
             ) from error
-        if x.ndim < 2 or x.shape[0] != _PROBE_ROWS:
+        if x.ndim < 2 or x.shape[0] != self._rows:
             raise ValueError(
-                f"G: expected outputs of shape ({_PROBE_ROWS}, ...) for {_PROBE_ROWS} latents, "
+                f"G: expected outputs of shape ({self._rows}, ...) for {self._rows} latents, "
                 f"got {tuple(x.shape)}"
             )
-        if not x.requires_grad:
+        if not x.requires_grad or not _depends(x, z):
             raise ValueError("G: its output does not depend on the latent by differentiable torch")
         x = x.detach()
         bad = ~x.flatten(1).isfinite().all(1)
@@ -167,6 +184,15 @@ class GeneratorAdapter:
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
                 digest.update(tensor_bytes(value))
         return digest.hexdigest()
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _depends(x: Tensor, z: Tensor) -> bool:
+    (grad,) = torch.autograd.grad(x, z, torch.zeros_like(x), allow_unused=True)
+    return grad is not None
 
 
 def tensor_bytes(value: Tensor) -> bytes:
@@ -201,8 +227,24 @@ def _tensors(generator: Any) -> list[Tensor]:
     return [*generator.parameters(), *generator.buffers()]
 
 
+def checked_device(device: torch.device | str) -> torch.device:
+    """A device of a kind that is served and here; ValueError for any other."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device: expected cpu or cuda, got {device}") from None
+    if wanted.type not in DEVICES:
+        raise ValueError(f"device: expected cpu or cuda, got {device}")
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: expected one that is here, got {device}; torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices"
+        )
+    return wanted
+
+
 def _find_device(generator: Any, device: torch.device | str | None) -> torch.device:
-    wanted = None if device is None else torch.device(device)
+    wanted = None if device is None else checked_device(device)
     homes = {t.device for t in _tensors(generator)}
     if len(homes) > 1:
         raise ValueError(f"G: expected weights on one device, got {sorted(map(str, homes))}")

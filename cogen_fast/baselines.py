@@ -53,7 +53,7 @@ def gradient_descent(
     counts = {"steps": steps, "starts": starts, "runs": runs}
     for name, value in counts.items():
         hmc.check_count(name, value)
-    if not 0.0 < learning_rate < float("inf"):
+    if not isinstance(learning_rate, int | float) or not 0.0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate!r}")
     with prepared(G, x_obs, mask, **options) as problem:
         first = _best_starts(problem, starts, runs, seed)
@@ -73,6 +73,7 @@ def _best_starts(problem: Problem, starts: int, runs: int, seed: int) -> Tensor:
     if starts == 1:
         return drawn
     energy = _scores(problem, drawn).reshape(count, runs, starts)
+    energy = torch.where(energy.isfinite(), energy, torch.inf)  # argmin would choose a NaN
     chosen = energy.argmin(-1)[..., None, None].expand(-1, -1, 1, adapter.latent_size)
     return drawn.reshape(count, runs, starts, -1).gather(2, chosen).squeeze(2)
 

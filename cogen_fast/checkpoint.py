@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,13 +18,14 @@ from cogen_fast.sampler.hmc import HMCState
 from cogen_fast.sampler.step_size import StepSizeState
 
 _FORMAT = "cogen-fast run 1"
+_PROBE = "probe."
 
 
-def save(path: Path, run: Run, identity: Mapping[str, str], probe: Tensor) -> None:
+def save(path: Path, run: Run, identity: Mapping[str, str], probes: Mapping[str, Tensor]) -> None:
     """Write ``run``.
 
-    ``identity`` names the inputs and settings that it belongs to; ``probe`` holds outputs of the
-    generator at fixed latents, which tell one function from another where no weights can be hashed.
+    ``identity`` names the inputs and settings that it belongs to; ``probes`` holds what functions
+    give at fixed latents, which tells one from another where there are no weights to hash.
     """
     state, history = run.state, run.history
     tensors: dict[str, Tensor | None] = {
@@ -41,8 +43,9 @@ def save(path: Path, run: Run, identity: Mapping[str, str], probe: Tensor) -> No
         "history.step_size": history.step_size,
         "history.energy": history.energy,
         "history.trace": history.trace,
-        "probe": probe,
     }
+    # Copies: the format refuses tensors that share memory.
+    tensors |= {_PROBE + name: value.clone() for name, value in probes.items()}
     kept = {name: t.contiguous().cpu() for name, t in tensors.items() if t is not None}
     metadata = {
         "format": _FORMAT,
@@ -53,24 +56,38 @@ def save(path: Path, run: Run, identity: Mapping[str, str], probe: Tensor) -> No
     write_atomically(path, lambda file: save_file(kept, file, metadata))
 
 
-def load(path: Path, identity: Mapping[str, str], probe: Tensor) -> Run:
-    """The run in ``path``, on the device of ``probe``.
+def load(
+    path: Path, identity: Mapping[str, str], probes: Mapping[str, Tensor], device: torch.device
+) -> Run:
+    """The run in ``path``, on ``device``.
 
-    ValueError where it is damaged or belongs to other inputs, or where the generator's outputs at
-    the fixed latents differ beyond rounding.
+    ValueError where it is damaged or belongs to other inputs, or where ``probes`` differ beyond
+    rounding.
     """
     try:
-        with safe_open(path, framework="pt", device=str(probe.device)) as file:
+        with safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Cloned into aligned memory: alignment decides which instructions a matrix product
+            # uses, and so its last bits.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"checkpoint: {path} is damaged or no checkpoint: {error}") from error
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"checkpoint: {path} is no {_FORMAT!r} file")
-    _check_identity(path, json.loads(metadata["identity"]), identity)
-    if not _same_outputs(tensors["probe"], probe):
-        raise ValueError(f"checkpoint: {path} belongs to another generator: its outputs differ")
-    return _restore(tensors, int(metadata["seed"]), int(metadata["done"]))
+    try:
+        found = json.loads(metadata["identity"])
+        run = _restore(tensors, int(metadata["seed"]), int(metadata["done"]))
+        found_probes = {name: tensors[_PROBE + name] for name in probes}
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"checkpoint: {path} is damaged: {error} is missing or bad") from error
+    _check_identity(path, found, identity)
+    for name, probe in probes.items():
+        if not _same_values(found_probes[name], probe):
+            raise ValueError(
+                f"checkpoint: {path} belongs to another run: its {name} gives other values; "
+                "remove it or give another path"
+            )
+    return run
 
 
 def _check_identity(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
@@ -86,7 +103,7 @@ def _check_identity(path: Path, found: Mapping[str, str], wanted: Mapping[str, s
         )
 
 
-def _same_outputs(a: Tensor, b: Tensor) -> bool:
+def _same_values(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool((a - b).abs().max() <= 1e-3 * b.abs().max())
 
 

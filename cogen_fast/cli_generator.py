@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cogen_fast.adapter import GeneratorAdapter, frozen
+from cogen_fast.adapter import GeneratorAdapter, checked_device, frozen
 from cogen_fast.generators import load_generator
 
 Generator = Callable[[Tensor], Tensor]
@@ -29,7 +29,7 @@ def find_generator(text: str, device: str | None) -> Generator:
     A file's generator goes to the GPU by default where there is one; one from code stays where it
     is.
     """
-    home = None if device is None else _checked_device(device)
+    home = None if device is None else checked_device(device)
     path, code = Path(text), _CODE.fullmatch(text)
     script = Path(text.partition(":")[0])
     if script.suffix == ".py" and script.is_file():
@@ -59,21 +59,6 @@ def probe(generator: Generator, latent_shape: Any, device: str | None) -> Tensor
             "for anything else use cogen_fast.cogenerate in Python"
         )
     return output
-
-
-def _checked_device(text: str) -> torch.device:
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        raise ValueError(f"device: expected cpu, cuda or cuda:N, got {text!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected cpu, cuda or cuda:N, got {text!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device: expected one that is here, got {text}; torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} CUDA devices"
-        )
-    return device
 
 
 def _from_code(text: str, code: re.Match[str]) -> Generator:

@@ -12,6 +12,7 @@ from typing import Literal, Protocol, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from cogen_fast.memory import is_out_of_memory
 from cogen_fast.observation import Observation
 from cogen_fast.ops.dispatch import Ops
 
@@ -124,7 +125,7 @@ class GeneratorPotential:
             stop = len(rows) if self.max_batch is None else start + self.max_batch
             try:
                 pieces.append(work(rows[start:stop], index[start:stop]))
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 self._halve_or_raise(error, min(stop, len(rows)) - start)
                 continue
             start = stop
@@ -137,7 +138,7 @@ class GeneratorPotential:
         return self._index
 
     def _halve_or_raise(self, error: RuntimeError, rows: int) -> None:
-        if not _is_out_of_memory(error) or rows < 2:
+        if not is_out_of_memory(error) or rows < 2:
             raise error
         self.max_batch = rows // 2
         self.halvings += 1
@@ -148,8 +149,12 @@ class GeneratorPotential:
         with torch.enable_grad():
             z = rows.detach().requires_grad_()
             y = self.observation.operator.apply(self.generator(z))
+            if not y.requires_grad:
+                raise ValueError("mask: the operator is not differentiable by torch")
             if self.observation.user_misfit is not None:
                 energy = self._user_energy(y, index)
+                if not energy.requires_grad:
+                    raise ValueError("misfit: its value is not differentiable by torch")
                 (grad,) = torch.autograd.grad(energy.sum(), z)
                 return energy.detach().double(), grad
             energy, y_grad = self.ops.misfit(y.detach(), self.observation.spec, index)
@@ -170,8 +175,3 @@ class GeneratorPotential:
         energy = self.observation.user_misfit(y, self.observation.measured_values[index])
         check_energies("misfit", energy, y.shape[0])
         return self.observation.spec.weight.reshape(()) * energy
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has an exception of its own; the CPU allocator only says so in words."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -8,16 +8,17 @@ and checks everything, naming the argument at fault. Energies are
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cogen_fast.ops.spec import MisfitKind, MisfitSpec
+from cogen_fast.warn import warn_user
 
 DEFAULT_IMAGE_NOISE = 0.1
 UserMisfit = Callable[[Tensor, Tensor], Tensor]
@@ -165,13 +166,17 @@ def _describe(value: Any) -> str:
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach()
     try:
-        tensor = torch.as_tensor(value)
+        # A copy in native byte order: flipped, read-only and big-endian arrays are fine, and plain
+        # Python numbers stay float64.
+        array = np.array(value)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name}: expected a tensor, an array or a number, got {_describe(value)}"
         ) from error
-    return tensor.detach()
 
 
 def _as_mask(value: Any) -> Tensor:
@@ -239,7 +244,7 @@ def _measurements(x_obs: Any, shape: tuple[int, ...], output: Tensor) -> Tensor:
         raise ValueError(
             f"x_obs: expected shape {shape} or {expected} with B >= 1, got {tuple(x.shape)}"
         )
-    return x.to(output.device, output.dtype)
+    return x.to(output.device, output.dtype, copy=True)
 
 
 def _broadcast(name: str, value: Tensor, batch: int, shape: tuple[int, ...]) -> Tensor:
@@ -385,6 +390,4 @@ def _warn_if_empty(mask: Tensor) -> None:
     empty = (~mask.any(-1)).nonzero().flatten().tolist()
     if empty:
         which = "" if mask.shape[0] == 1 else f" of observation {empty[0]}"
-        warnings.warn(
-            f"mask: nothing{which} is observed; the samples are draws from the prior", stacklevel=4
-        )
+        warn_user(f"mask: nothing{which} is observed; the samples are draws from the prior")

@@ -14,6 +14,7 @@ from cogen_fast.adapter import GeneratorAdapter, frozen
 from cogen_fast.density import GeneratorPotential
 from cogen_fast.observation import Observation, UserMisfit, as_operator, observe
 from cogen_fast.ops import dispatch
+from cogen_fast.sampler import hmc
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,15 @@ class Problem:
     observation: Observation
     potential: GeneratorPotential
     backend: str
+
+    def probes(self) -> dict[str, Tensor]:
+        """What generator, operator and misfit give at fixed latents, to tell functions apart."""
+        outputs, latents = self.adapter.probe_output, self.adapter.probe_latents
+        return {
+            "generator": outputs,
+            "operator": self.observation.operator.apply(outputs),
+            "misfit": self.potential.energy(latents.expand(self.observation.count, -1, -1)),
+        }
 
 
 @contextmanager
@@ -46,8 +56,10 @@ def prepared(
     on CUDA. Raises TypeError or ValueError naming the argument at fault.
     """
     operator = as_operator(mask)
+    if max_batch is not None:
+        hmc.check_count("max_batch", max_batch)
     with _full_precision(), frozen(generator):
-        adapter = GeneratorAdapter(generator, latent_shape, device)
+        adapter = GeneratorAdapter(generator, latent_shape, device, max_batch)
         ops = dispatch.resolve(backend, adapter.device)
         observation = observe(
             operator,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +23,9 @@ from cogen_fast.files import write_atomically
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
 _FORMAT = "cogen-fast result 1"
 _TILES = 8
+_DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+_OPTIONAL = {"completed", "log_weights", "log_normaliser", "log_evidence", "observed", "trace"}
+_PLAIN = ("complete", "beta_reached", "reasons", "settings", "notes")
 
 
 @dataclass(frozen=True, repr=False)
@@ -172,6 +177,8 @@ class Result:
         write_atomically(folder / _ARRAYS, _npz_writer(arrays))
         if self.images.ndim == 5 and self.images.shape[2] in (1, 3):
             self.grid(folder / _GRID)
+        else:
+            (folder / _GRID).unlink(missing_ok=True)
         text = json.dumps(self.summary(), indent=2)
         write_atomically(folder / _SUMMARY, lambda file: _write_text(file, text))
         return folder
@@ -188,15 +195,12 @@ class Result:
             with np.load(folder / _ARRAYS, allow_pickle=False) as file:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files}
             summary = json.loads((folder / _SUMMARY).read_text())
-            plain = {
-                key: summary[key]
-                for key in ("complete", "beta_reached", "reasons", "settings", "notes")
-            }
-            missing = {f.name for f in fields(cls)} - set(arrays) - set(plain)
-            return cls(**arrays, **dict.fromkeys(missing), **plain)  # type: ignore[arg-type]
+            plain = {key: summary[key] for key in _PLAIN}
+            absent = dict.fromkeys(_OPTIONAL - set(arrays))
+            return cls(**arrays, **absent, **plain)  # type: ignore[arg-type]
         except FileNotFoundError:
             raise
-        except (OSError, KeyError, ValueError, TypeError, EOFError) as error:
+        except _DAMAGE as error:
             raise ValueError(f"directory: {folder} holds no readable result: {error}") from error
 
     def __repr__(self) -> str:

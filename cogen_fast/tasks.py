@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from cogen_fast.problem import Problem, prepared
 from cogen_fast.result import Result
 from cogen_fast.sampler import ais, hmc
 from cogen_fast.sampler.schedule import Betas, as_schedule
+from cogen_fast.warn import warn_user
 
 METHODS = ("paper",)
 _PAPER_FORM_REASON = (
@@ -161,6 +161,8 @@ def cogenerate(
         keep_trace=keep_trace,
     )
     path = None if checkpoint is None else _checkpoint_path(checkpoint)
+    if not checkpoint_seconds >= 0.0:
+        raise ValueError(f"checkpoint_seconds: expected 0 or more, got {checkpoint_seconds!r}")
     _warn_about_form(plan)
     with prepared(
         G,
@@ -275,11 +277,10 @@ def _checkpoint_path(checkpoint: str | Path) -> Path:
 
 def _warn_about_form(plan: Plan) -> None:
     if plan.moves.form == "paper" and plan.betas[-1] == 1.0:
-        warnings.warn(
+        warn_user(
             "form: in the paper form beta = 1 removes the prior, and exp(-E) alone need not be a "
             "density; latents may drift away. Use form='posterior', or a schedule that ends "
-            "below 1",
-            stacklevel=3,
+            "below 1"
         )
 
 
@@ -294,7 +295,9 @@ class _Loop:
     def anneal(self, observation_ids: Sequence[int] | None, progress: bool) -> tuple[ais.Run, bool]:
         """The run, and whether it reached the last temperature."""
         steps = len(self.plan.betas)
-        self.identity = self._identity(observation_ids) if self.path else {}
+        if self.path is not None:
+            self.identity = self._identity(observation_ids)
+            self.probes = self.problem.probes()
         self.latest = self._start(observation_ids)
         with tqdm(
             total=steps, initial=self.latest.done, disable=not progress, unit="beta"
@@ -320,7 +323,9 @@ class _Loop:
 
     def _start(self, observation_ids: Sequence[int] | None) -> ais.Run:
         if self.path is not None and self.path.exists():
-            return checkpoints.load(self.path, self.identity, self.problem.adapter.probe_output)
+            return checkpoints.load(
+                self.path, self.identity, self.probes, self.problem.adapter.device
+            )
         state = ais.init(
             self.problem.potential,
             self.plan.moves,
@@ -352,7 +357,7 @@ class _Loop:
 
     def _save(self) -> None:
         assert self.path is not None
-        checkpoints.save(self.path, self.latest, self.identity, self.problem.adapter.probe_output)
+        checkpoints.save(self.path, self.latest, self.identity, self.probes)
         self.saved_at = time.monotonic()
 
     def _identity(self, observation_ids: Sequence[int] | None) -> dict[str, str]:
@@ -385,6 +390,8 @@ def _assemble(plan: Plan, run: ais.Run, complete: bool, problem: Problem) -> Res
         completed = torch.where(observed[:, None], values[:, None], images)
     last = float(plan.betas[-1])
     normaliser, evidence, reasons = _normalisers(state, complete, last, observation)
+    if completed is None:
+        reasons["completed"] = "only where a mask hides entries can observed ones be pasted back"
     notes = [observation.noise, f"backend {backend}"]
     if potential.halvings:
         notes.append(f"out of memory: max_batch was lowered to {potential.max_batch}")

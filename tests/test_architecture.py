@@ -36,6 +36,8 @@ IMPORTS = {
     "diagnostics": set(),
     "metrics": set(),
     "files": set(),
+    "memory": set(),
+    "warn": set(),
 }
 FROM_RESULT_UP = {part for part, rank in RANK.items() if rank <= RANK["result"]} - {"sampler"}
 IMPORTED_BY = {
@@ -60,7 +62,7 @@ def part_of(module: str) -> str:
 
 def allowed(importer: str, imported: str) -> bool:
     """Whether one part may import another."""
-    if importer == imported or imported == "files":
+    if importer == imported or imported in ("files", "memory", "warn"):
         return True
     if importer in IMPORTS:
         return imported in IMPORTS[importer]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +36,17 @@ def run(out: Path, seed: int = 0, progress: bool = True) -> str:
     """
     plt = _pyplot()
     generator = pretrained("five-gaussians")
-    result = cogenerate(
-        generator,
-        np.array([_OBSERVED, np.nan], dtype=np.float32),
-        np.array([1, 0]),
-        noise_std=_NOISE,
-        chains=_CHAINS,
-        ais_steps=_STEPS,
-        seed=seed,
-        progress=progress,
-    )
+    with one_thread():
+        result = cogenerate(
+            generator,
+            np.array([_OBSERVED, np.nan], dtype=np.float32),
+            np.array([1, 0]),
+            noise_std=_NOISE,
+            chains=_CHAINS,
+            ais_steps=_STEPS,
+            seed=seed,
+            progress=progress,
+        )
     outputs = result.images[0].numpy().astype(np.float64)
     weights = result.weights()[0].numpy()
     exact_density, exact_evidence = _exact(generator)
@@ -65,6 +68,17 @@ def run(out: Path, seed: int = 0, progress: bool = True) -> str:
             f"  picture: {out / 'demo.png'}",
         ]
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread: layers of 20 units are too small to share, a second one only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _pyplot() -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -224,4 +225,13 @@ def run(
 
 def checked_betas(schedule: Any, steps: int) -> Betas:
     """The schedule's ``beta_1 .. beta_T`` for T = ``steps``."""
-    return as_schedule(schedule).betas(hmc.check_count("ais_steps", steps))
+    count = hmc.check_count("ais_steps", steps)
+    betas = np.asarray(as_schedule(schedule).betas(count), dtype=np.float64)
+    if betas.shape != (count,):
+        raise ValueError(f"schedule: expected {count} inverse temperatures, got {betas.shape}")
+    if not np.isfinite(betas).all() or np.any(np.diff(betas, prepend=0.0, append=1.0) < 0.0):
+        raise ValueError(
+            "schedule: expected finite, non-decreasing inverse temperatures in [0, 1], got "
+            f"{betas[0]:g} to {betas[-1]:g}"
+        )
+    return betas

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cogen_fast.density import EnergyPotential, Form, Potential, prior_weight
+from cogen_fast.density import FORMS, EnergyPotential, Form, Potential, prior_weight
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream
@@ -172,6 +172,7 @@ def step(
     """
     ops = dispatch.resolve(backend, state.latents.device)
     settings = _settings(state, step_size, beta, form, inverse_mass, active)
+    _check_settings(settings, form, state.latents)
     check_count("leapfrog_steps", leapfrog_steps)
     return transition(state, as_potential(target), settings, leapfrog_steps, ops)
 
@@ -192,6 +193,31 @@ def _settings(
         inverse_mass,
         active,
     )
+
+
+def _check_settings(settings: TransitionSettings, form: Form, latents: Tensor) -> None:
+    if form not in FORMS:
+        raise ValueError(f"form: expected one of {FORMS}, got {form!r}")
+    count, _, size = latents.shape
+    _check_positive("step_size", settings.step_size)
+    if settings.inverse_mass is not None:
+        _check_like("inverse_mass", settings.inverse_mass, (count, size), latents.dtype)
+        _check_positive("inverse_mass", settings.inverse_mass)
+    if settings.active is not None:
+        _check_like("active", settings.active, (count,), torch.bool)
+
+
+def _check_like(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if tuple(value.shape) != shape or value.dtype != dtype:
+        raise ValueError(
+            f"{name}: expected {dtype} of shape {shape}, got {value.dtype} of {tuple(value.shape)}"
+        )
+
+
+def _check_positive(name: str, values: Tensor) -> None:
+    """Values on the host only: looking at a device's would make every transition wait for it."""
+    if values.is_cpu and not bool(((values > 0) & values.isfinite()).all()):
+        raise ValueError(f"{name}: expected finite values above 0, got {values.tolist()}"[:200])
 
 
 def _per_observation(name: str, value: float | Tensor, state: HMCState) -> Tensor:
