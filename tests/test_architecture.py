@@ -19,6 +19,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "__init__",
         "experiments",
         "training baselines tasks",
+        "loop",
         "problem",
         "sampler result presets checkpoint",
         "density adapter",
