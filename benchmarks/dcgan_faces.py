@@ -34,8 +34,8 @@ _TUNING_FACES, _TUNING_GRADIENTS, _TUNING_STARTS = 2, 1000, 500
 _LEAPFROG = 10
 _GRID = {
     "ais": (0.05, 0.1, 0.2, 0.4, 0.7071, 1.0),  # noise_std; 0.7071 is the paper's weight of 1
-    "gd": (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003),  # learning rate on the unweighted squared error
-    "gd-multi": (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003),
+    "gd": (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001),  # rate, at weight 1
+    "gd-multi": (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001),
 }
 
 

@@ -62,8 +62,8 @@ class GeneratorAdapter:
 
     ``latent_shape`` (a number or a tuple) is found out where it is not given; the checks call ``G``
     with at most ``max_rows`` latents. Latents are float64 for a float64 generator and float32
-    otherwise; outputs of half-precision generators become float32. Use it inside `frozen`. Raises TypeError or ValueError naming ``G``, ``latent_shape``
-    or ``device``.
+    otherwise; outputs of half-precision generators become float32. Use it inside `frozen`. Raises
+    TypeError or ValueError naming ``G``, ``latent_shape`` or ``device``.
     """
 
     def __init__(

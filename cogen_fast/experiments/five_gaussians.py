@@ -19,7 +19,7 @@ _MASK = np.array([0, 1])
 # For tuning only: another observation, the second coordinate of the means at 72 and 144 degrees
 # between them, so that no learning rate is chosen on the problem that is reported.
 _TUNING = np.array([np.nan, 0.7], dtype=np.float32)
-_LEARNING_RATES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+_LEARNING_RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 _GD_STEPS = 5000
 _MULTI_STARTS = 5000
 
