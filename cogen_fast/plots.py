@@ -50,15 +50,16 @@ def heat(values: npt.NDArray[Any], top: float) -> Pixels:
 
 
 def _enlarge(pixels: Pixels, size: int) -> Image.Image:
-    """A tile whose longer side is at least ``size``, by whole factors where it must grow."""
+    """A tile grown by the largest whole factor that keeps its longer side within ``size``."""
     image = Image.fromarray(pixels)
-    factor = max(1, -(-size // max(image.size)))
+    factor = size // max(image.size)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def draw_grid(rows: Sequence[Sequence[Tile]]) -> Image.Image:
     """Labelled tiles in rows, each cell as large as the largest tile."""
-    size = max(_SMALLEST_TILE, *(max(t.pixels.shape[:2]) for row in rows for t in row))
+    largest = max(max(tile.pixels.shape[:2]) for row in rows for tile in row)
+    size = largest * max(1, -(-_SMALLEST_TILE // largest))
     images = [[_enlarge(tile.pixels, size) for tile in row] for row in rows]
     width = max(i.width for row in images for i in row) + _GAP
     height = max(i.height for row in images for i in row) + _GAP + _LABEL_HEIGHT
