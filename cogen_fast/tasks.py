@@ -213,7 +213,7 @@ def _plan(
         step_size=ais.check_step_size(chosen["step_size"]),
         seed=hmc.check_seed(seed),
         keep_trace=keep_trace,
-        max_batch=None if max_batch is None else hmc.check_count("max_batch", max_batch),
+        max_batch=max_batch,
         schedule=_schedule_name(schedule),
         preset=preset,
     )
