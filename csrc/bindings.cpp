@@ -254,12 +254,16 @@ void accept_select(std::int64_t observations, std::int64_t chains, std::int64_t 
       threads);
 }
 
+void require_population(std::int64_t observations, std::int64_t chains) {
+  require(observations >= 0, "observations: expected at least 0");
+  require(chains > 0, "chains: expected at least 1");
+}
+
 void adapt_step_size(std::int64_t observations, std::int64_t chains, Address step_size,
                      Address running, Address probability, Address active, double target,
                      double decay, double increase, double decrease, double minimum,
                      double maximum, Address new_step_size, Address new_running) {
-  require(observations >= 0, "observations: expected at least 0");
-  require(chains > 0, "chains: expected at least 1");
+  require_population(observations, chains);
   if (observations == 0) return;
   for (const Address each : {step_size, running, probability, new_step_size, new_running}) {
     require_address(each, "adapt_step_size");
@@ -269,6 +273,40 @@ void adapt_step_size(std::int64_t observations, std::int64_t chains, Address ste
       {at<const double>(step_size), at<const double>(running), at<const double>(probability),
        at<const bool>(active), target, decay, increase, decrease, minimum, maximum,
        at<double>(new_step_size), at<double>(new_running)});
+}
+
+void next_inverse_temperature(std::int64_t observations, std::int64_t chains, Address energy,
+                              Address log_weights, Address beta, Address kept, Address active,
+                              Address out) {
+  require_population(observations, chains);
+  if (observations == 0) return;
+  for (const Address each : {energy, log_weights, beta, kept, out}) {
+    require_address(each, "next_beta");
+  }
+  next_beta(observations, chains, at<const double>(energy), at<const double>(log_weights),
+            at<const double>(beta), at<const double>(kept), at<const bool>(active),
+            at<double>(out));
+}
+
+void systematic_ancestors(std::int64_t observations, std::int64_t chains, Address log_weights,
+                          Address uniform, Address wanted, Address out) {
+  require_population(observations, chains);
+  if (observations == 0) return;
+  for (const Address each : {log_weights, uniform, out}) {
+    require_address(each, "systematic_ancestors");
+  }
+  systematic(observations, chains, at<const double>(log_weights), at<const double>(uniform),
+             at<const bool>(wanted), at<std::int64_t>(out));
+}
+
+void observation_uniforms(std::int64_t observations, std::uint32_t purpose, std::uint64_t seed,
+                          Address transition, Address observation, Address out) {
+  require(observations >= 0, "observations: expected at least 0");
+  if (observations == 0) return;
+  require_address(out, "out");
+  ops<double>().hmc->uniforms({observations, 1, 1},
+                              noise_of(seed, transition, observation, observations), purpose,
+                              at<double>(out));
 }
 
 MisfitKind kind_of(const std::string& name) {
@@ -403,6 +441,9 @@ PYBIND11_MODULE(_native, module) {
   cogen::bind_ops<float>(module, "_f32");
   cogen::bind_ops<double>(module, "_f64");
   module.def("adapt_step_size", &cogen::adapt_step_size, cogen::ReleaseGil());
+  module.def("next_beta", &cogen::next_inverse_temperature, cogen::ReleaseGil());
+  module.def("systematic_ancestors", &cogen::systematic_ancestors, cogen::ReleaseGil());
+  module.def("observation_uniforms", &cogen::observation_uniforms, cogen::ReleaseGil());
   module.def("noise", &cogen::noise, cogen::ReleaseGil());
   module.def("noise_cuda", &cogen::noise_on_device, cogen::ReleaseGil());
   module.def("build_info", &cogen::build_info);

@@ -115,6 +115,19 @@ struct CpuOps {
   const MisfitOps<T>* misfit;
 };
 
+// Between moves, float64 only; `active` and `wanted` may be null for all.
+
+// Steps of the bisection, and the binary logarithm of the smallest share of the way to 1 that it
+// can find.
+constexpr int kBisections = 50;
+constexpr double kBisectionRange = 128.0;
+
+void next_beta(int64_t observations, int64_t chains, const double* energy,
+               const double* log_weights, const double* beta, const double* kept,
+               const bool* active, double* out);
+void systematic(int64_t observations, int64_t chains, const double* log_weights,
+                const double* uniform, const bool* wanted, int64_t* out);
+
 #define COGEN_DECLARE_ISA(isa)                 \
   namespace isa {                              \
   extern const HmcOps<float> hmc_float;        \

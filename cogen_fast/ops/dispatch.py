@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cogen_fast.ops import native, reference
-from cogen_fast.ops.philox import NoiseStream
+from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.reference import Proposal, Selected
 from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
 
@@ -23,7 +23,7 @@ DEVICES = ("cpu", "cuda")
 
 
 class OpFunctions(Protocol):
-    """The six ops; `cogen_fast.ops.reference` defines what each does."""
+    """The ops; `cogen_fast.ops.reference` defines what each does."""
 
     def initial_latents(
         self, stream: NoiseStream, chains: int, size: int, dtype: torch.dtype
@@ -63,11 +63,26 @@ class OpFunctions(Protocol):
         rule: AdaptationRule,
     ) -> tuple[Tensor, Tensor]: ...
 
+    def next_beta(
+        self,
+        energy: Tensor,
+        log_weights: Tensor,
+        beta: Tensor,
+        kept: Tensor,
+        active: Tensor | None,
+    ) -> Tensor: ...
+
+    def systematic_ancestors(
+        self, log_weights: Tensor, uniform: Tensor, wanted: Tensor | None
+    ) -> Tensor: ...
+
+    def observation_uniforms(self, stream: NoiseStream, purpose: Purpose) -> Tensor: ...
+
     def misfit(self, x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Ops(OpFunctions, Protocol):
-    """The six ops of one backend."""
+    """The ops of one backend."""
 
     name: str
 
@@ -82,6 +97,9 @@ class _ModuleOps:
         self.continue_trajectory = functions.continue_trajectory
         self.accept_select = functions.accept_select
         self.adapt_step_size = functions.adapt_step_size
+        self.next_beta = functions.next_beta
+        self.systematic_ancestors = functions.systematic_ancestors
+        self.observation_uniforms = functions.observation_uniforms
         self.misfit = functions.misfit
 
     def __repr__(self) -> str:

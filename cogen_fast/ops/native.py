@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from cogen_fast.ops.philox import NoiseStream
+from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.reference import Proposal, Selected
 from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
 
@@ -277,13 +277,8 @@ def adapt_step_size(
     rule: AdaptationRule,
 ) -> tuple[Tensor, Tensor]:
     """The published rule, per observation; see `reference.adapt_step_size`."""
-    shape = acceptance_probability.shape
-    if len(shape) != 2 or shape[1] == 0:
-        raise ValueError(
-            f"acceptance_probability: expected shape (B, N) with N > 0, got {tuple(shape)}"
-        )
-    observations, chains = shape
-    each = (observations,)
+    observations, chains = _population("acceptance_probability", acceptance_probability)
+    shape, each = (observations, chains), (observations,)
     step_size = _check("step_size", step_size, each, torch.float64)
     running = _check("running_acceptance", running_acceptance, each, torch.float64)
     probability = _check("acceptance_probability", acceptance_probability, shape, torch.float64)
@@ -306,6 +301,71 @@ def adapt_step_size(
         new_running.data_ptr(),
     )
     return new_step_size, new_running
+
+
+def _population(name: str, value: Tensor) -> tuple[int, int]:
+    shape = value.shape
+    if len(shape) != 2 or shape[1] == 0:
+        raise ValueError(f"{name}: expected shape (B, N) with N > 0, got {tuple(shape)}")
+    return shape[0], shape[1]
+
+
+def next_beta(
+    energy: Tensor, log_weights: Tensor, beta: Tensor, kept: Tensor, active: Tensor | None
+) -> Tensor:
+    """The next inverse temperature of each observation; see `reference.next_beta`."""
+    observations, chains = _population("energy", energy)
+    energy = _check("energy", energy, (observations, chains), torch.float64)
+    log_weights = _check("log_weights", log_weights, (observations, chains), torch.float64)
+    beta = _check("beta", beta, (observations,), torch.float64)
+    kept = _check("kept", kept, (observations,), torch.float64)
+    active = _check_active("active", active, observations)
+    out = torch.empty_like(beta)
+    extension().next_beta(
+        observations,
+        chains,
+        energy.data_ptr(),
+        log_weights.data_ptr(),
+        beta.data_ptr(),
+        kept.data_ptr(),
+        _address(active),
+        out.data_ptr(),
+    )
+    return out
+
+
+def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | None) -> Tensor:
+    """Systematic resampling, ``(B, N)`` int64; see `reference.systematic_ancestors`."""
+    observations, chains = _population("log_weights", log_weights)
+    log_weights = _check("log_weights", log_weights, (observations, chains), torch.float64)
+    uniform = _check("uniform", uniform, (observations,), torch.float64)
+    wanted = _check_active("wanted", wanted, observations)
+    out = torch.empty_like(log_weights, dtype=torch.int64)
+    extension().systematic_ancestors(
+        observations,
+        chains,
+        log_weights.data_ptr(),
+        uniform.data_ptr(),
+        _address(wanted),
+        out.data_ptr(),
+    )
+    return out
+
+
+def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
+    """One uniform per observation, ``(B,)`` float64; see `reference.observation_uniforms`."""
+    observations = stream.transition.numel()
+    seed, transition, observation = _check_stream(stream, observations)
+    out = torch.empty(observations, dtype=torch.float64)
+    extension().observation_uniforms(
+        observations,
+        int(purpose),
+        seed,
+        transition.data_ptr(),
+        observation.data_ptr(),
+        out.data_ptr(),
+    )
+    return out
 
 
 def _planes(spec: MisfitSpec) -> tuple[int, int, int, int]:

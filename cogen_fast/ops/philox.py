@@ -33,6 +33,8 @@ class Purpose(IntEnum):
     LATENT = 0
     MOMENTUM = 1
     ACCEPT = 2
+    RESAMPLE = 3
+    JITTER = 4
 
 
 @dataclass(frozen=True)

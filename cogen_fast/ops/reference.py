@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from cogen_fast.ops.philox import NoiseStream, Purpose, normals, uniforms
-from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
+from cogen_fast.ops.spec import (
+    BISECTION_RANGE,
+    BISECTIONS,
+    AdaptationRule,
+    MisfitSpec,
+    TransitionSettings,
+)
 
 
 class Proposal(NamedTuple):
@@ -157,6 +163,53 @@ def adapt_step_size(
     if active is None:
         return step, running
     return torch.where(active, step, step_size), torch.where(active, running, running_acceptance)
+
+
+def next_beta(
+    energy: Tensor, log_weights: Tensor, beta: Tensor, kept: Tensor, active: Tensor | None
+) -> Tensor:
+    """The next inverse temperature of each observation, ``(B,)``, at most 1.
+
+    The largest one at which the conditional effective sample size of the incremental weights
+    ``exp(-(beta' - beta) E)`` is still ``kept`` (``(B,)``, a share of the particles): Zhou,
+    Johansen and Aston 2016, eq. 3. ``energy`` and ``log_weights`` are ``(B, N)``. Found by a fixed
+    number of bisections of the logarithm of the increment.
+    """
+    weights = torch.softmax(log_weights, -1)
+    excess = energy - energy.min(-1, keepdim=True).values
+    room = 1.0 - beta
+
+    def enough(increment: Tensor) -> Tensor:
+        w = torch.exp(-increment[:, None] * excess)
+        return (weights * w).sum(-1) ** 2 / (weights * w * w).sum(-1) >= kept
+
+    below = torch.full_like(beta, -BISECTION_RANGE)
+    above = torch.zeros_like(beta)
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (below + above)
+        fine = enough(room * torch.exp2(middle))
+        below, above = torch.where(fine, middle, below), torch.where(fine, above, middle)
+    found = torch.where(enough(room), 1.0, beta + room * torch.exp2(below))
+    return found if active is None else torch.where(active, found, beta)
+
+
+def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | None) -> Tensor:
+    """Systematic resampling: which particle each of N takes the place of, ``(B, N)`` int64.
+
+    One ``uniform`` ``(B,)`` per observation places N equidistant points on the cumulated weights.
+    Observations that are not ``wanted`` (``(B,)`` bool, None for all) keep every particle.
+    """
+    upto = torch.softmax(log_weights, -1).cumsum(-1)
+    count = upto.shape[-1]
+    index = torch.arange(count, device=upto.device)
+    points = (index + uniform[:, None]) / count * upto[:, -1:]
+    ancestors = torch.searchsorted(upto, points, right=True).clamp(max=count - 1)
+    return ancestors if wanted is None else torch.where(wanted[:, None], ancestors, index)
+
+
+def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
+    """One uniform in (0, 1) per observation, ``(B,)`` float64."""
+    return uniforms(stream, purpose, 1, torch.float64)[:, 0]
 
 
 def _measure(x: Tensor, spec: MisfitSpec) -> Tensor:

@@ -27,6 +27,12 @@ class TransitionSettings:
     active: Tensor | None = None
 
 
+BISECTIONS = 50
+"""Halvings of the search for the next inverse temperature."""
+BISECTION_RANGE = 128.0
+"""It finds increments down to 2^-128 of the way to 1."""
+
+
 @dataclass(frozen=True)
 class AdaptationRule:
     """Constants of the published step-size rule (paper, section 3; method notes: "Step size")."""

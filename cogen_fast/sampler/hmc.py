@@ -16,6 +16,7 @@ from cogen_fast.density import FORMS, EnergyPotential, Form, Potential, prior_we
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream
+from cogen_fast.ops.reference import Proposal
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.sampler.leapfrog import leapfrog
 from cogen_fast.sampler.metropolis import accept
@@ -43,11 +44,14 @@ class HMCInfo:
     """What happened in a transition, for people and for adaptation; all ``(B, N)``.
 
     ``energy_change`` is ``H_new - H_old``, +inf where the proposal was not finite (``non_finite``).
+    ``proposal`` is the end of the trajectory, ``(B, N, d)``, its momentum without the last half
+    kick.
     """
 
     acceptance_probability: Tensor
     accepted: Tensor
     energy_change: Tensor
+    proposal: Proposal
 
     @property
     def non_finite(self) -> Tensor:
@@ -242,5 +246,10 @@ def transition(
     trajectory = leapfrog(potential, *here, settings, state.stream, leapfrog_steps, ops)
     chosen = accept(*here, trajectory, settings, state.stream, ops)
     stream = state.stream.advance(settings.active)
-    info = HMCInfo(chosen.acceptance_probability, chosen.accepted, chosen.energy_change)
+    info = HMCInfo(
+        chosen.acceptance_probability,
+        chosen.accepted,
+        chosen.energy_change,
+        trajectory.proposal,
+    )
     return HMCState(chosen.latents, chosen.energy, chosen.grad, stream), info

@@ -1,0 +1,48 @@
+"""Temperatures for chains too few to be a population: by each one's own recent energies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_GAIN = 0.2  # the last five trajectories
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Running mean and variance of each chain's energies over its moves, ``(B, N)`` float64."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+def init(drawn: Tensor, chains: int) -> Spread:
+    """The spread of the prior's energies ``drawn`` ``(B, more than 1)``, for ``chains`` of them."""
+    variance = drawn.var(-1, keepdim=True).expand(-1, chains).clone()
+    return Spread(drawn[:, :chains].clone(), variance)
+
+
+def update(spread: Spread, energy: Tensor) -> Spread:
+    """The spread after one move that led to ``energy`` ``(B, N)``."""
+    change = energy - spread.mean
+    return Spread(
+        spread.mean + _GAIN * change,
+        (1.0 - _GAIN) * (spread.variance + _GAIN * change * change),
+    )
+
+
+def deviation(spread: Spread) -> Tensor:
+    """Standard deviation of the energies within a chain, ``(B,)``."""
+    return spread.variance.mean(-1).sqrt()
+
+
+def next_beta(spread: Spread, beta: Tensor, kept: Tensor) -> Tensor:
+    """``beta + c / sd(E)``, at most 1, ``(B,)``.
+
+    ``c = sqrt(-log kept)``: Gaussian energies of that deviation would keep that share of the
+    conditional effective sample size.
+    """
+    constant = torch.sqrt(-torch.log(kept))
+    return torch.clamp(beta + constant / deviation(spread).clamp(min=1e-300), max=1.0)

@@ -1,0 +1,376 @@
+"""Annealed importance sampling with resampling, tuning itself: a tempered SMC sampler.
+
+Algorithm 1 with three changes (Del Moral, Doucet and Jasra 2006): the next inverse temperature is
+the one that keeps a set share of the conditional effective sample size (Zhou, Johansen and Aston
+2016); particles are resampled where their weights have become uneven; and moves are tuned by
+earlier moves (`tuning`, `pace`). Each observation has a schedule of its own and is frozen when it
+is done. ``init``, ``step(state) -> (state, info)`` and ``run`` are public, for loops of your own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogen_fast.density import Potential
+from cogen_fast.diagnostics import (
+    effective_sample_size,
+    genealogical_variance,
+    log_mean_weight,
+)
+from cogen_fast.ops import dispatch
+from cogen_fast.ops.dispatch import Ops
+from cogen_fast.ops.philox import Purpose
+from cogen_fast.ops.spec import TransitionSettings
+from cogen_fast.sampler import hmc, lone, pace, tuning
+from cogen_fast.sampler.hmc import Energy, HMCState
+from cogen_fast.sampler.lone import Spread
+from cogen_fast.sampler.pace import LEAST_KEPT, Annealing, Standing
+from cogen_fast.sampler.tuning import Tuning
+
+POPULATION = 16
+"""Fewer particles than this are no population."""
+_SHARPNESS_GAIN = 0.3
+_MASS_SHRINKAGE = 8.0
+
+
+@dataclass(frozen=True)
+class SMCState:
+    """Where B observations with N particles each stand.
+
+    ``beta`` ``(B,)`` is the inverse temperature reached. ``log_weights`` ``(B, N)`` float64 hold
+    the mean weight up to the last resampling and each particle's own since, so that their log mean
+    is the log normaliser. ``roots`` ``(B, N)`` int64 is the prior draw each particle descends from.
+    ``resamplings`` ``(B,)`` counts resamplings and ``variance`` ``(B,)`` is the relative variance
+    of the normaliser's estimate by the genealogy. ``rounds`` ``(B,)`` counts temperatures spent at
+    beta = 1; ``finished`` ``(B,)`` marks what stands still. ``sharpness`` ``(B,)`` is a running
+    mean of ``beta sd(E)``; ``jumped`` ``(B,)`` marks what the budget made jump to the end;
+    ``non_finite`` ``(B, N)`` counts proposals that were not finite; ``spent`` the gradient
+    evaluations of a particle. ``spread`` is there for chains too few to be a population.
+    """
+
+    hmc: HMCState
+    tuning: Tuning
+    beta: Tensor
+    log_weights: Tensor
+    roots: Tensor
+    resamplings: Tensor
+    variance: Tensor
+    rounds: Tensor
+    finished: Tensor
+    sharpness: Tensor
+    jumped: Tensor
+    non_finite: Tensor
+    spent: int
+    spread: Spread | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one temperature is done with; enough to do the same again.
+
+    ``(B,)`` each: ``active`` observations move, to inverse temperature ``beta``, after resampling
+    where ``resampled``, with ``step_size`` (before its jitter) from the first move on; ``kept`` is
+    the share of the conditional effective sample size that was asked for.
+    ``inverse_mass`` is ``(B, d)`` or None; L and M are common to all.
+    """
+
+    active: Tensor
+    kept: Tensor
+    beta: Tensor
+    resampled: Tensor
+    step_size: Tensor
+    inverse_mass: Tensor | None
+    leapfrog_steps: int
+    hmc_steps: int
+
+
+@dataclass(frozen=True)
+class SMCInfo:
+    """How one temperature went.
+
+    ``effective_sample_size`` ``(B,)`` is that of the weights before resampling, ``acceptance``
+    ``(B,)`` the mean over the moves, ``energy`` ``(B,)`` the mean misfit energy after them; NaN
+    where not active. ``ancestors`` ``(B, N)`` int64 is the particle each took the place of.
+    """
+
+    choice: Choice
+    effective_sample_size: Tensor
+    acceptance: Tensor
+    energy: Tensor
+    ancestors: Tensor
+
+
+def init(
+    target: Potential | Energy,
+    *,
+    chains: int = POPULATION,
+    step_size_start: float | None = None,
+    alone: bool = False,
+    **how: Any,
+) -> SMCState:
+    """Prior draws at beta_0 = 0; ``how`` goes to `hmc.init`. Costs one gradient.
+
+    ``alone``: the ``chains`` are no population. They are not resampled, and the inverse temperature
+    grows by what their own energies' recent spread allows; `POPULATION` prior draws give the first.
+    """
+    drawn = max(chains, POPULATION) if alone else chains
+    state = hmc.init(target, chains=drawn, **how)
+    spread = lone.init(state.energy, chains) if alone else None
+    state = HMCState(
+        state.latents[:, :chains].contiguous(),
+        state.energy[:, :chains].contiguous(),
+        state.grad[:, :chains].contiguous(),
+        state.stream,
+    )
+    count, _, size = state.latents.shape
+    device = state.latents.device
+    zeros = torch.zeros(count, dtype=torch.float64, device=device)
+    nothing = torch.zeros_like(zeros, dtype=torch.bool)
+    none_yet = torch.zeros_like(zeros, dtype=torch.int64)
+    return SMCState(
+        hmc=state,
+        tuning=tuning.init(count, size, step_size_start, device),
+        beta=zeros,
+        log_weights=torch.zeros_like(state.energy),
+        roots=torch.arange(chains, device=device).repeat(count, 1),
+        resamplings=none_yet,
+        variance=zeros.clone(),
+        rounds=none_yet.clone(),
+        finished=nothing,
+        sharpness=zeros.clone(),
+        jumped=nothing.clone(),
+        non_finite=torch.zeros_like(state.energy, dtype=torch.int64),
+        spent=-(-drawn // chains),
+        spread=spread,
+    )
+
+
+def step(
+    state: SMCState,
+    target: Potential | Energy,
+    annealing: Annealing,
+    *,
+    choice: Choice | None = None,
+    backend: str = "auto",
+) -> tuple[SMCState, SMCInfo]:
+    """One temperature: choose it, weigh, resample, move. Costs M L gradients.
+
+    ``choice`` takes the choices of another run instead; then nothing is tuned, and the estimate of
+    the normaliser is unbiased. The given state stays as it is.
+    """
+    potential = hmc.as_potential(target)
+    ops = dispatch.resolve(backend, state.hmc.latents.device)
+    adapts = choice is None
+    if choice is None:
+        choice = choose(state, annealing, ops)
+    weighed = _weigh(state, choice.beta)
+    resampled, ancestors = _resample(weighed, choice.resampled, ops)
+    start = replace(resampled, tuning=replace(state.tuning, log_step=choice.step_size.log()))
+    moved, acceptance = _move(start, potential, choice, annealing, adapts, ops)
+    info = SMCInfo(
+        choice,
+        effective_sample_size(weighed.log_weights),
+        torch.where(choice.active, acceptance, torch.nan),
+        torch.where(choice.active, moved.hmc.energy.mean(-1), torch.nan),
+        ancestors,
+    )
+    return _close(start, moved, choice, annealing), info
+
+
+def choose(state: SMCState, annealing: Annealing, ops: Ops) -> Choice:
+    """What the population itself asks for."""
+    active, beta, size = ~state.finished, state.beta, state.hmc.latents.shape[-1]
+    standing = Standing(active, beta, state.sharpness, state.tuning, size, state.spent)
+    chosen = pace.choose(standing, annealing)
+    if state.spread is None:
+        new_beta = ops.next_beta(state.hmc.energy, state.log_weights, beta, chosen.kept, active)
+    else:
+        new_beta = torch.where(active, lone.next_beta(state.spread, beta, chosen.kept), beta)
+    weighed = _weigh(state, new_beta)
+    share = effective_sample_size(weighed.log_weights) / weighed.log_weights.shape[-1]
+    # At the end weights are made even, so that particles are draws as they stand.
+    arrived = (new_beta >= 1.0) & (beta < 1.0)
+    uneven = arrived | (share < annealing.resample_below)
+    return Choice(
+        active,
+        chosen.kept,
+        new_beta,
+        active & uneven & (state.spread is None),
+        tuning.sharpen(state.tuning, beta, new_beta, size).log_step.exp(),
+        None if annealing.mass is None else _diagonal_mass(weighed),
+        chosen.leapfrog_steps,
+        chosen.hmc_steps,
+    )
+
+
+def _weigh(state: SMCState, beta: Tensor) -> SMCState:
+    """The state at ``beta``: log weights grow by ``log p_beta(z) - log p_old(z)`` before moves."""
+    increment = (beta - state.beta)[:, None] * state.hmc.energy
+    log_weights = state.log_weights - increment
+    variance = genealogical_variance(log_weights, state.roots, state.resamplings)
+    variance = torch.where(beta > state.beta, variance, state.variance)
+    return replace(state, beta=beta, log_weights=log_weights, variance=variance)
+
+
+def _resample(state: SMCState, wanted: Tensor, ops: Ops) -> tuple[SMCState, Tensor]:
+    """Systematic resampling where ``wanted``; the mean weight stays. Copies states, never noise."""
+    stream = state.hmc.stream
+    uniform = ops.observation_uniforms(stream, Purpose.RESAMPLE)
+    ancestors = ops.systematic_ancestors(state.log_weights, uniform, wanted)
+    rows = ancestors[..., None].expand_as(state.hmc.latents)
+    chains = HMCState(
+        state.hmc.latents.gather(1, rows),
+        state.hmc.energy.gather(1, ancestors),
+        state.hmc.grad.gather(1, rows),
+        stream,
+    )
+    even = log_mean_weight(state.log_weights)[:, None]
+    log_weights = torch.where(wanted[:, None], even, state.log_weights)
+    roots = state.roots.gather(1, ancestors)
+    counted = state.resamplings + wanted
+    resampled = replace(
+        state, hmc=chains, log_weights=log_weights, roots=roots, resamplings=counted
+    )
+    return resampled, ancestors
+
+
+def _diagonal_mass(state: SMCState) -> Tensor:
+    """Inverse mass ``(B, d)``: the population's variances, drawn towards their mean.
+
+    Scaled to a geometric mean of 1, so that a step size keeps its meaning when the mass changes.
+    """
+    z = state.hmc.latents
+    weights = torch.softmax(state.log_weights, -1)[..., None].to(z.dtype)
+    variance = (weights * (z - (weights * z).sum(1, keepdim=True)) ** 2).sum(1)
+    particles = z.shape[1]
+    mean = variance.mean(-1, keepdim=True)
+    shrunk = (particles * variance + _MASS_SHRINKAGE * mean) / (particles + _MASS_SHRINKAGE)
+    shrunk = torch.where(mean > 0.0, shrunk, torch.ones_like(shrunk))
+    return shrunk / shrunk.log().mean(-1, keepdim=True).exp()
+
+
+def _move(
+    state: SMCState,
+    potential: Potential,
+    choice: Choice,
+    annealing: Annealing,
+    adapts: bool,
+    ops: Ops,
+) -> tuple[SMCState, Tensor]:
+    """M transitions at the chosen temperature, and their mean acceptance ``(B,)``."""
+    chains, tuned, non_finite, spread = state.hmc, state.tuning, state.non_finite, state.spread
+    rule, ones = annealing.rule, torch.ones_like(choice.beta)
+    acceptance = torch.zeros_like(choice.beta)
+    for _ in range(choice.hmc_steps):
+        turn = 2.0 * ops.observation_uniforms(chains.stream, Purpose.JITTER) - 1.0
+        step_size = tuned.log_step.exp() * (1.0 + rule.jitter * turn)
+        settings = TransitionSettings(
+            choice.beta, ones, step_size, choice.inverse_mass, choice.active
+        )
+        before = chains
+        chains, info = hmc.transition(before, potential, settings, choice.leapfrog_steps, ops)
+        if adapts:
+            tuned = tuning.update(
+                tuned, before, chains, info, settings, choice.leapfrog_steps, rule
+            )
+        if spread is not None:
+            spread = lone.update(spread, chains.energy)
+        acceptance = acceptance + info.acceptance_probability.mean(-1) / choice.hmc_steps
+        non_finite = non_finite + info.non_finite
+    spent = state.spent + choice.hmc_steps * choice.leapfrog_steps
+    moved = replace(
+        state, hmc=chains, tuning=tuned, non_finite=non_finite, spread=spread, spent=spent
+    )
+    return moved, acceptance
+
+
+def _close(before: SMCState, after: SMCState, choice: Choice, annealing: Annealing) -> SMCState:
+    """Counts at the end of a temperature, and who is finished."""
+    active, energy = choice.active, after.hmc.energy
+    sd = energy.std(-1, correction=0) if after.spread is None else lone.deviation(after.spread)
+    sharpness = choice.beta * sd
+    known = torch.where(after.sharpness > 0.0, after.sharpness, sharpness)
+    sharpness = torch.where(active, known.lerp(sharpness, _SHARPNESS_GAIN), after.sharpness)
+    rounds = after.rounds + (active & (choice.beta >= 1.0))
+    # One round more than the first: what was resampled twice has to part.
+    drop = before.hmc.energy.mean(-1) - energy.mean(-1)
+    settled = (rounds >= 2) & (drop <= sd / energy.shape[-1] ** 0.5)
+    over = annealing.budget is not None and after.spent >= annealing.budget
+    ended = settled | (rounds >= annealing.most_final) | ((rounds >= 1) & over)
+    jumped = active & (choice.kept < LEAST_KEPT) & (rounds <= 1)
+    return replace(
+        after,
+        rounds=rounds,
+        sharpness=sharpness,
+        jumped=after.jumped | jumped,
+        finished=after.finished | (active & ended),
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, finished or not: its state, and each temperature's info.
+
+    ``trace`` holds the latents ``(B, N, d)`` from the prior draws on, on the CPU, None unless asked
+    for; ``repeats`` the choices of another run that this one repeats.
+    """
+
+    state: SMCState
+    infos: tuple[SMCInfo, ...] = ()
+    trace: tuple[Tensor, ...] | None = None
+    repeats: tuple[Choice, ...] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether every observation has come to its end."""
+        if self.repeats is not None:
+            return len(self.infos) == len(self.repeats)
+        return bool(self.state.finished.all())
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """What each temperature was done with, for a run that repeats it."""
+        return tuple(info.choice for info in self.infos)
+
+
+def run(
+    target: Potential | Energy,
+    annealing: Annealing | None = None,
+    *,
+    repeats: Sequence[Choice] | None = None,
+    start: Run | None = None,
+    keep_trace: bool = False,
+    backend: str = "auto",
+    on_step: Callable[[Run], None] | None = None,
+    **how: Any,
+) -> Run:
+    """From the prior to the posterior, one temperature after the other.
+
+    ``repeats`` takes another run's choices (of the same shapes) under this run's noise: an
+    unbiased estimate of the normaliser where that run had another seed. ``start`` continues an
+    unfinished run. ``on_step`` sees the run after each temperature and may raise to end it. ``how``
+    goes to `init`: ``chains``, ``latent_size``, ``observations``, ``seed``, ....
+    """
+    annealing = annealing or Annealing()
+    potential = hmc.as_potential(target)
+    if start is None:
+        state = init(potential, backend=backend, **how)
+        first = (state.hmc.latents.cpu(),) if keep_trace else None
+        start = Run(state, (), first, None if repeats is None else tuple(repeats))
+    progress = start
+    while not progress.done:
+        choice = None
+        if progress.repeats is not None:
+            choice = progress.repeats[len(progress.infos)]
+        state, info = step(progress.state, potential, annealing, choice=choice, backend=backend)
+        trace = progress.trace
+        trace = None if trace is None else (*trace, state.hmc.latents.cpu())
+        progress = replace(progress, state=state, infos=(*progress.infos, info), trace=trace)
+        if on_step is not None:
+            on_step(progress)
+    return progress

@@ -1,0 +1,153 @@
+"""Self-tuning moves: step size, trajectory length and how many moves a temperature needs.
+
+Constant-gain stochastic approximation, carried across temperatures, so that it follows a density
+that sharpens. A move is tuned by earlier moves only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cogen_fast.ops.spec import TransitionSettings
+from cogen_fast.sampler.hmc import HMCInfo, HMCState
+
+LADDER = (4, 8, 16, 32)
+"""Leapfrog steps that a tuned trajectory may have: few, so that a GPU can replay each."""
+_LOG_LONGEST = math.log(2.0)  # a prior scale of 1 is crossed by pi / 2
+_START_LENGTH = 1.2  # maximises the jump per gradient at a scale of 1: tan x = 2 x
+_STEEPEST = 2.0
+
+
+@dataclass(frozen=True)
+class TuningRule:
+    """Constants of the tuning.
+
+    After each move the log step size changes by ``step_gain (acceptance - target)`` and the log
+    trajectory length by ``length_gain`` times the gradient of the log of the ChEES criterion per
+    leapfrog step. A step size is multiplied by a random factor from ``1 - jitter`` to
+    ``1 + jitter`` in each move. A temperature has moves until energies keep at most ``remembered``
+    of their correlation with those at its start, at most ``most_moves``.
+    """
+
+    target: float = 0.75
+    step_gain: float = 0.5
+    length_gain: float = 0.05
+    memory_gain: float = 0.2
+    jitter: float = 0.25
+    remembered: float = 0.5
+    most_moves: int = 8
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What the moves of B observations are tuned to, all ``(B,)`` float64.
+
+    ``log_step`` and ``log_length`` are logarithms of step size and trajectory length (in units of
+    the prior); ``memory`` is the correlation of the particles' energies before and after one move.
+    """
+
+    log_step: Tensor
+    log_length: Tensor
+    memory: Tensor
+
+
+def init(observations: int, size: int, start: float | None, device: torch.device) -> Tuning:
+    """The start: step size ``start``, or one that suits a standard normal of that ``size``."""
+    step = 0.5 * size**-0.25 if start is None else start
+    zeros = torch.zeros(observations, dtype=torch.float64, device=device)
+    return Tuning(zeros + math.log(step), zeros + math.log(_START_LENGTH), zeros.clone())
+
+
+def sharpen(tuning: Tuning, beta: Tensor, new_beta: Tensor, size: int) -> Tuning:
+    """The tuning for the first move at ``new_beta``: step sizes shrink with the density's scale.
+
+    Where the misfit decides the step, its scale goes with ``beta^(-1/2)``; how far it does is told
+    by how much smaller than a standard normal's the step has become.
+    """
+    share = (1.0 - torch.exp(2.0 * tuning.log_step) * math.sqrt(size)).clamp(0.0, 1.0)
+    shrink = 0.5 * share * torch.log(new_beta / beta)
+    return replace(tuning, log_step=tuning.log_step - torch.where(beta > 0.0, shrink, 0.0))
+
+
+def update(
+    tuning: Tuning,
+    before: HMCState,
+    after: HMCState,
+    info: HMCInfo,
+    settings: TransitionSettings,
+    leapfrog_steps: int,
+    rule: TuningRule,
+) -> Tuning:
+    """The tuning after one move made with ``settings``; only active observations learn."""
+    acceptance = info.acceptance_probability.mean(-1)
+    log_step = tuning.log_step + rule.step_gain * (acceptance - rule.target)
+    slope = _length_slope(before, info, settings, leapfrog_steps)
+    log_length = tuning.log_length + rule.length_gain * slope
+    # Kept near what the ladder can do, or it would run away while the ladder's end holds it.
+    low, high = log_step + math.log(0.7 * LADDER[0]), log_step + math.log(1.4 * LADDER[-1])
+    log_length = log_length.clamp(max=_LOG_LONGEST).maximum(low).minimum(high)
+    memory = tuning.memory.lerp(_correlation(before.energy, after.energy), rule.memory_gain)
+    if settings.active is None:
+        return Tuning(log_step, log_length, memory)
+    active = settings.active
+    return Tuning(
+        torch.where(active, log_step, tuning.log_step),
+        torch.where(active, log_length, tuning.log_length),
+        torch.where(active, memory, tuning.memory),
+    )
+
+
+def _length_slope(
+    state: HMCState, info: HMCInfo, settings: TransitionSettings, leapfrog_steps: int
+) -> Tensor:
+    """Gradient of ``log(ChEES / length)`` by ``log length``, ``(B,)``, within +-2.
+
+    ChEES is ``E[(|z' - m|^2 - |z - m|^2)^2] / 4`` (Hoffman, Radul and Sountsov 2021, section 3), m
+    the population's mean; proposals count by their acceptance probability. The velocity is that
+    before the last half kick.
+    """
+    length = settings.step_size * leapfrog_steps
+    probability = info.acceptance_probability
+    z, proposed = state.latents.double(), info.proposal.position.double()
+    velocity = info.proposal.momentum.double()
+    if settings.inverse_mass is not None:
+        velocity = velocity * settings.inverse_mass[:, None]
+    sound = (probability > 0.0)[..., None]  # a proposal that is not finite has probability 0
+    proposed, velocity = torch.where(sound, proposed, z), torch.where(sound, velocity, 0.0)
+    from_mean = z - z.mean(1, keepdim=True)
+    proposed = proposed - proposed.mean(1, keepdim=True)
+    change = (proposed**2).sum(-1) - (from_mean**2).sum(-1)
+    gain = (probability * change * (proposed * velocity).sum(-1)).sum(-1)
+    criterion = (probability * change**2).sum(-1)
+    slope = 4.0 * length * gain / criterion.clamp(min=1e-300) - 1.0
+    slope = slope.clamp(-_STEEPEST, _STEEPEST)
+    return torch.where(criterion > 0.0, slope, 0.0)
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Correlation over particles, ``(B,)``; 1 where either does not vary."""
+    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    scale = ((a * a).sum(-1) * (b * b).sum(-1)).sqrt()
+    return torch.where(scale > 0.0, (a * b).sum(-1) / scale.clamp(min=1e-300), 1.0)
+
+
+def leapfrog_steps(log_ratios: Sequence[float]) -> int:
+    """The step count of the ladder nearest to length over step size.
+
+    One for a whole call: the mean over observations, given the logarithms of their ratios.
+    """
+    wanted = sum(log_ratios) / len(log_ratios)
+    return min(LADDER, key=lambda count: abs(math.log(count) - wanted))
+
+
+def moves_needed(memory: Sequence[float], rule: TuningRule) -> int:
+    """Moves after which the energies of every observation have forgotten enough of their start."""
+    kept = min(max(max(memory), 0.0), 0.999)
+    if kept <= rule.remembered:
+        return 1
+    return min(rule.most_moves, math.ceil(math.log(rule.remembered) / math.log(kept)))
