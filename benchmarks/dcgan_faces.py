@@ -88,6 +88,7 @@ def _solve(
             x_obs,
             task.operator,
             noise_std=setting,
+            method="paper",
             chains=_CHAINS,
             ais_steps=gradients // _LEAPFROG,
             leapfrog_steps=_LEAPFROG,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,44 +15,45 @@ from torch import Tensor
 
 from cogen_fast.files import write_atomically
 from cogen_fast.ops.philox import NoiseStream
-from cogen_fast.sampler.ais import AISState, History, Run
-from cogen_fast.sampler.hmc import HMCState
-from cogen_fast.sampler.step_size import StepSizeState
+from cogen_fast.sampler import ais, hmc, lone, smc, step_size, tuning
 
-_FORMAT = "cogen-fast run 1"
+_FORMAT = "cogen-fast run 2"
 _PROBE = "probe."
+_ON_HOST = "trace"
+_CLASSES: dict[str, type[Any]] = {
+    f"{c.__module__.rsplit('.', 1)[-1]}.{c.__name__}": c
+    for c in (
+        ais.Run,
+        ais.AISState,
+        ais.History,
+        hmc.HMCState,
+        lone.Spread,
+        smc.Run,
+        smc.SMCState,
+        smc.SMCInfo,
+        smc.Choice,
+        step_size.StepSizeState,
+        tuning.Tuning,
+        NoiseStream,
+    )
+}
+_NAMES = {c: name for name, c in _CLASSES.items()}
 
 
-def save(path: Path, run: Run, identity: Mapping[str, str], probes: Mapping[str, Tensor]) -> None:
-    """Write ``run``.
+def save(path: Path, run: Any, identity: Mapping[str, str], probes: Mapping[str, Tensor]) -> None:
+    """Write ``run``, of `ais` or `smc`.
 
     ``identity`` names the inputs and settings that it belongs to; ``probes`` holds what functions
     give at fixed latents, which tells one from another where there are no weights to hash.
     """
-    state, history = run.state, run.history
-    tensors: dict[str, Tensor | None] = {
-        "latents": state.hmc.latents,
-        "energy": state.hmc.energy,
-        "grad": state.hmc.grad,
-        "transition": state.hmc.stream.transition,
-        "observation": state.hmc.stream.observation,
-        "step_size": state.adaptation.step_size,
-        "running_acceptance": state.adaptation.running_acceptance,
-        "beta": state.beta,
-        "log_weights": state.log_weights,
-        "non_finite": state.non_finite,
-        "history.acceptance": history.acceptance,
-        "history.step_size": history.step_size,
-        "history.energy": history.energy,
-        "history.trace": history.trace,
-    }
+    tensors: dict[str, Tensor] = {}
+    tree = _encode(run, "run", tensors)
+    tensors |= {_PROBE + name: value for name, value in probes.items()}
     # Copies: the format refuses tensors that share memory.
-    tensors |= {_PROBE + name: value.clone() for name, value in probes.items()}
-    kept = {name: t.contiguous().cpu() for name, t in tensors.items() if t is not None}
+    kept = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     metadata = {
         "format": _FORMAT,
-        "seed": str(state.hmc.stream.seed),
-        "done": str(run.done),
+        "run": json.dumps(tree),
         "identity": json.dumps(dict(identity), sort_keys=True),
     }
     write_atomically(path, lambda file: save_file(kept, file, metadata))
@@ -58,14 +61,14 @@ def save(path: Path, run: Run, identity: Mapping[str, str], probes: Mapping[str,
 
 def load(
     path: Path, identity: Mapping[str, str], probes: Mapping[str, Tensor], device: torch.device
-) -> Run:
-    """The run in ``path``, on ``device``.
+) -> Any:
+    """The run in ``path``, on ``device`` (traces stay on the CPU).
 
     ValueError where it is damaged or belongs to other inputs, or where ``probes`` differ beyond
     rounding.
     """
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             # Cloned into aligned memory: alignment decides which instructions a matrix product
             # uses, and so its last bits.
@@ -76,9 +79,9 @@ def load(
         raise ValueError(f"checkpoint: {path} is no {_FORMAT!r} file")
     try:
         found = json.loads(metadata["identity"])
-        run = _restore(tensors, int(metadata["seed"]), int(metadata["done"]))
-        found_probes = {name: tensors[_PROBE + name] for name in probes}
-    except (KeyError, ValueError) as error:
+        run = _decode(json.loads(metadata["run"]), tensors, device)
+        found_probes = {name: tensors[_PROBE + name].to(device) for name in probes}
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint: {path} is damaged: {error} is missing or bad") from error
     _check_identity(path, found, identity)
     for name, probe in probes.items():
@@ -88,6 +91,34 @@ def load(
                 "remove it or give another path"
             )
     return run
+
+
+def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A tree of plain values that names the tensors, which are put into ``tensors``."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, tuple):
+        return [_encode(each, f"{name}.{i}", tensors) for i, each in enumerate(value)]
+    if is_dataclass(value):
+        inner = {
+            f.name: _encode(getattr(value, f.name), f"{name}.{f.name}", tensors)
+            for f in fields(value)
+        }
+        return {"class": _NAMES[type(value)], "fields": inner}
+    return {"plain": value}
+
+
+def _decode(tree: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+    if isinstance(tree, list):
+        return tuple(_decode(each, tensors, device) for each in tree)
+    if "tensor" in tree:
+        name = tree["tensor"]
+        return tensors[name] if _ON_HOST in name.split(".") else tensors[name].to(device)
+    if "class" in tree:
+        inner = {key: _decode(each, tensors, device) for key, each in tree["fields"].items()}
+        return _CLASSES[tree["class"]](**inner)
+    return tree["plain"]
 
 
 def _check_identity(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
@@ -109,22 +140,3 @@ def _same_values(a: Tensor, b: Tensor) -> bool:
 
 def _shorten(value: str | None) -> str:
     return "nothing" if value is None else value if len(value) <= 24 else f"{value[:12]}..."
-
-
-def _restore(tensors: dict[str, Tensor], seed: int, done: int) -> Run:
-    stream = NoiseStream(seed, tensors["transition"], tensors["observation"])
-    state = AISState(
-        HMCState(tensors["latents"], tensors["energy"], tensors["grad"], stream),
-        StepSizeState(tensors["step_size"], tensors["running_acceptance"]),
-        tensors["beta"],
-        tensors.get("log_weights"),
-        tensors["non_finite"],
-    )
-    trace = tensors.get("history.trace")
-    history = History(
-        tensors["history.acceptance"],
-        tensors["history.step_size"],
-        tensors["history.energy"],
-        None if trace is None else trace.cpu(),
-    )
-    return Run(state, history, done)

@@ -28,8 +28,16 @@ _OK, _MISTAKE, _INTERRUPTED = 0, 2, 130
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 _CHAIN = re.compile(r"chain_\d{3,}\.png")
 _SAMPLER_OPTIONS = (
+    "method",
     "preset",
     "chains",
+    "budget",
+    "populations",
+    "evidence",
+    "kept",
+    "mass",
+    "polish",
+    "polish_method",
     "ais_steps",
     "hmc_steps",
     "leapfrog_steps",
@@ -148,7 +156,7 @@ def _sample(arguments: argparse.Namespace, task: Callable[[dict[str, Any]], Resu
     if result.complete:
         return _OK
     _say(
-        f"interrupted at beta {result.beta_reached:.3g} of {result.betas[-1].item():.3g}; what "
+        f"interrupted at beta {result.beta_reached:.3g}; what "
         f"there is, not yet from the posterior, is saved in {arguments.out}"
     )
     return _INTERRUPTED

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import cogen_fast
+from cogen_fast.adaptive import EVIDENCE
 from cogen_fast.density import FORMS
 from cogen_fast.sampler.schedule import NAMED
+from cogen_fast.tasks import METHODS, POLISH_METHODS
 
 _INPAINT_HELP = """\
 Fill in the hidden part of an image: draw images of a trained generator that
@@ -132,6 +134,7 @@ def _add_inpaint(commands: Any) -> None:
         "ones count as hidden",
     )
     _add_sampler(parser)
+    _add_published(parser)
     _add_running(parser)
 
 
@@ -162,6 +165,7 @@ def _add_super_resolve(commands: Any) -> None:
     )
     _end_files(group)
     _add_sampler(parser)
+    _add_published(parser)
     _add_running(parser)
 
 
@@ -197,28 +201,51 @@ def _end_files(group: Any, masks: str = "") -> None:
 
 
 def _add_sampler(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "sampler", "What stands in parentheses is the default where no --preset says otherwise."
-    )
+    group = parser.add_argument_group("sampler", "What stands in parentheses is the default.")
     add = group.add_argument
-    add("--preset", metavar="NAME", help="settings of a published run; cogen-fast info lists them")
-    add("--chains", type=int, metavar="N", help="number of images to draw (4)")
+    add("--chains", type=int, metavar="N", help="number of images to draw (16)")
     add(
-        "--ais-steps",
+        "--budget",
         type=int,
-        metavar="T",
-        help="temperatures from the prior to the posterior (500); more: better and slower",
+        metavar="G",
+        help="most gradient evaluations per image drawn (as many as it takes)",
     )
-    add("--hmc-steps", type=int, metavar="M", help="moves of each chain at each temperature (1)")
-    add("--leapfrog-steps", type=int, metavar="L", help="gradient evaluations in each move (20)")
-    add("--step-size", type=float, metavar="E", help="first leapfrog step, then adapted (0.01)")
-    add("--schedule", metavar="NAME", help=f"{', '.join(NAMED)} (sigmoid)")
     add(
-        "--form",
-        choices=FORMS,
-        help="posterior: the prior stays throughout; paper: it fades out, and there are no weights "
-        "(posterior)",
+        "--populations",
+        type=int,
+        metavar="R",
+        help="independent populations of N images each, to tell how far they agree (1)",
     )
+    add(
+        "--evidence",
+        choices=EVIDENCE,
+        help="frozen: a second run with all choices of the first, for an unbiased estimate "
+        "(consistent)",
+    )
+    add(
+        "--kept",
+        type=float,
+        metavar="S",
+        help="share of the effective sample size that a step of the temperature keeps; nearer to "
+        "1: smaller steps (0.5)",
+    )
+    add("--mass", choices=("diagonal",), help="mass of the moves (the identity)")
+    add(
+        "--polish",
+        type=int,
+        default=0,
+        metavar="K",
+        help="steps of optimisation after sampling: best fits in place of samples (0)",
+    )
+    add(
+        "--polish-method",
+        choices=POLISH_METHODS,
+        default="adam",
+        help="how to polish (adam)",
+    )
+    add("--hmc-steps", type=int, metavar="M", help="moves of each chain per temperature (tuned)")
+    add("--leapfrog-steps", type=int, metavar="L", help="gradients in each move (tuned)")
+    add("--step-size", type=float, metavar="E", help="first leapfrog step, then tuned")
     noise = group.add_mutually_exclusive_group()
     noise.add_argument(
         "--noise-std",
@@ -234,6 +261,34 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         help="factor of the squared error, in place of 1 / (2 S^2)",
     )
     add("--seed", type=int, default=0, metavar="S", help="same inputs, same seed: same result (0)")
+
+
+def _add_published(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "the published method",
+        "With --method paper, or --preset. Defaults: 4 images, 1 move of 20 gradients per "
+        "temperature, first step 0.01.",
+    )
+    add = group.add_argument
+    add(
+        "--method",
+        choices=METHODS,
+        help="adaptive finds its own temperatures; paper is the algorithm as published (adaptive)",
+    )
+    add("--preset", metavar="NAME", help="settings of a published run; cogen-fast info lists them")
+    add(
+        "--ais-steps",
+        type=int,
+        metavar="T",
+        help="temperatures from the prior to the posterior (500); more: better and slower",
+    )
+    add("--schedule", metavar="NAME", help=f"{', '.join(NAMED)} (sigmoid)")
+    add(
+        "--form",
+        choices=FORMS,
+        help="posterior: the prior stays throughout; paper: it fades out, and there are no weights "
+        "(posterior)",
+    )
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:

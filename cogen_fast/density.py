@@ -76,6 +76,7 @@ def check_energies(name: str, energy: object, count: int) -> None:
 class GeneratorPotential:
     """Misfit energy ``E(z)`` of B observations through a generator.
 
+    Latents of R B rows (`energy_and_grad`) are R neighbouring populations of each observation.
     ``max_batch`` bounds the rows of one call to the generator (None: all at once). On out-of-memory
     it is halved, for good, and the call repeated; the halvings are counted in ``halvings``.
     """
@@ -134,7 +135,9 @@ class GeneratorPotential:
     def _observation_index(self, batch: int, chains: int, device: torch.device) -> Tensor:
         """Which observation each row belongs to; kept, for it is asked for at every gradient."""
         if self._index is None or len(self._index) != batch * chains:
-            self._index = torch.arange(batch, device=device).repeat_interleave(chains)
+            count = self.observation.count
+            each = batch * chains // count
+            self._index = torch.arange(count, device=device).repeat_interleave(each)
         return self._index
 
     def _halve_or_raise(self, error: RuntimeError, rows: int) -> None:

@@ -1,87 +1,114 @@
-"""A resumable run of the AIS loop: what people want around Algorithm 1.
+"""A resumable run: what people want around a sampler's loop.
 
-Progress bar, checkpoints and Ctrl-C. The loop itself is `cogen_fast.sampler.ais.run`.
+Progress bar, checkpoints and Ctrl-C. The loops themselves are `cogen_fast.sampler.ais.run` and
+`cogen_fast.sampler.smc.run`; a `Method` says which, and how.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from torch import Tensor
 from tqdm import tqdm
 
 from cogen_fast import checkpoint as checkpoints
 from cogen_fast.adapter import tensor_bytes
 from cogen_fast.problem import Problem
-from cogen_fast.sampler import ais
-from cogen_fast.sampler.schedule import Betas
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything about a run but the generator and the data, checked."""
+class Position:
+    """Where a run stands, for the progress bar: ``done`` of ``total`` (None: nobody knows)."""
 
-    chains: int
-    moves: ais.Moves
-    betas: Betas
-    step_size: float
-    seed: int
-    keep_trace: bool
-    max_batch: int | None
-    schedule: str
-    preset: str | None
+    done: int
+    total: int | None
+    unit: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method hands back; `cogen_fast.Result` says what the fields mean."""
+
+    latents: Tensor
+    energies: Tensor
+    log_weights: Tensor | None
+    log_normaliser: Tensor | None
+    log_normaliser_error: Tensor | None
+    roots: Tensor
+    surviving_roots: Tensor
+    non_finite: Tensor
+    betas: Tensor
+    acceptance: Tensor
+    step_size: Tensor
+    energy_history: Tensor
+    leapfrog_steps: Tensor
+    hmc_steps: Tensor
+    trace: Tensor | None
+    beta_reached: float
+    gradients: int
+    reasons: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Method(Protocol):
+    """A way to sample: every setting, checked, but not the generator and the data."""
 
     def settings(self) -> dict[str, Any]:
         """As plain values, for the result and for the checkpoint's identity."""
-        rule = self.moves.adaptation
-        return {
-            "method": "paper",
-            "preset": self.preset,
-            "chains": self.chains,
-            "ais_steps": len(self.betas),
-            "hmc_steps": self.moves.hmc_steps,
-            "leapfrog_steps": self.moves.leapfrog_steps,
-            "step_size": self.step_size,
-            "adaptation": None if rule is None else asdict(rule),
-            "schedule": self.schedule,
-            "form": self.moves.form,
-            "seed": self.seed,
-            "max_batch": self.max_batch,
-        }
+        ...
+
+    def identity(self) -> Mapping[str, str]:
+        """What else a checkpoint must agree with."""
+        ...
+
+    def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> Any:
+        """A run at its start."""
+        ...
+
+    def go(self, problem: Problem, run: Any, on_step: Callable[[Any], None]) -> Any:
+        """The run at its end; ``on_step`` sees it after each temperature."""
+        ...
+
+    def position(self, run: Any) -> Position:
+        """How far the run is."""
+        ...
+
+    def facts(self, run: Any) -> Mapping[str, str]:
+        """What the progress bar tells beside it; reads from the device."""
+        ...
+
+    def outcome(self, problem: Problem, run: Any, complete: bool) -> Outcome:
+        """What the run has found."""
+        ...
 
 
 class Loop:
-    """The AIS loop with what people want around it: resume, progress bar, Ctrl-C."""
+    """A method's loop with what people want around it: resume, progress bar, Ctrl-C."""
 
-    def __init__(self, plan: Plan, problem: Problem, path: Path | None, interval: float) -> None:
-        self.plan, self.problem = plan, problem
+    def __init__(
+        self, method: Method, problem: Problem, path: Path | None, interval: float
+    ) -> None:
+        self.method, self.problem = method, problem
         self.path, self.interval = path, interval
         self.saved_at = time.monotonic()
 
-    def anneal(self, observation_ids: Sequence[int] | None, progress: bool) -> tuple[ais.Run, bool]:
-        """The run, and whether it reached the last temperature."""
-        steps = len(self.plan.betas)
+    def anneal(self, observation_ids: Sequence[int] | None, progress: bool) -> tuple[Any, bool]:
+        """The run, and whether it reached its end."""
         if self.path is not None:
             self.identity = self._identity(observation_ids)
             self.probes = self.problem.probes()
         self.latest = self._start(observation_ids)
+        position = self.method.position(self.latest)
         with tqdm(
-            total=steps, initial=self.latest.done, disable=not progress, unit="beta"
+            total=position.total, initial=position.done, disable=not progress, unit=position.unit
         ) as self.bar:
             try:
-                self.latest = ais.run(
-                    self.problem.potential,
-                    self.plan.betas,
-                    steps,
-                    self.plan.moves,
-                    start=self.latest,
-                    backend=self.problem.backend,
-                    on_step=self._after_step,
-                )
+                self.latest = self.method.go(self.problem, self.latest, self._after_step)
             except KeyboardInterrupt:
                 if self.path is not None:
                     self._save()
@@ -91,37 +118,18 @@ class Loop:
             self._save()
         return self.latest, True
 
-    def _start(self, observation_ids: Sequence[int] | None) -> ais.Run:
+    def _start(self, observation_ids: Sequence[int] | None) -> Any:
         if self.path is not None and self.path.exists():
             return checkpoints.load(
                 self.path, self.identity, self.probes, self.problem.adapter.device
             )
-        state = ais.init(
-            self.problem.potential,
-            self.plan.moves,
-            step_size_start=self.plan.step_size,
-            chains=self.plan.chains,
-            latent_size=self.problem.adapter.latent_size,
-            observations=self.problem.observation.count,
-            observation_ids=observation_ids,
-            seed=self.plan.seed,
-            device=self.problem.adapter.device,
-            dtype=self.problem.adapter.dtype,
-            backend=self.problem.backend,
-        )
-        history = ais.History.empty(len(self.plan.betas), state, self.plan.keep_trace)
-        return ais.Run(state, history, 0)
+        return self.method.begin(self.problem, observation_ids)
 
-    def _after_step(self, run: ais.Run) -> None:
+    def _after_step(self, run: Any) -> None:
         self.latest = run
-        if self.bar.update():  # True when the bar was redrawn: only then are numbers read
-            step = run.done - 1
-            self.bar.set_postfix(
-                beta=f"{self.plan.betas[step]:.3g}",
-                accept=f"{run.history.acceptance[step].mean().item():.2f}",
-                step=f"{run.history.step_size[step].mean().item():.2g}",
-                refresh=False,
-            )
+        done = self.method.position(run).done
+        if self.bar.update(done - self.bar.n):  # True when redrawn: only then are numbers read
+            self.bar.set_postfix(self.method.facts(run), refresh=False)
         if self.path is not None and time.monotonic() - self.saved_at >= self.interval:
             self._save()
 
@@ -136,14 +144,16 @@ class Loop:
         digest = hashlib.sha256(repr((spec.kind, spec.output_shape, spec.factor)).encode())
         for tensor in (spec.target, spec.mask, spec.weight):
             digest.update(b"-" if tensor is None else tensor_bytes(tensor))
-        settings = {k: str(v) for k, v in self.plan.settings().items()}
-        return settings | {
-            "generator": self.problem.adapter.fingerprint(),
-            "observation": digest.hexdigest(),
-            "operator": repr(self.problem.observation.operator),
-            "misfit": self.problem.observation.noise,
-            "betas": hashlib.sha256(self.plan.betas.tobytes()).hexdigest(),
-            "observation_ids": str(None if observation_ids is None else list(observation_ids)),
-            "backend": self.problem.backend,
-            "keep_trace": str(self.plan.keep_trace),
-        }
+        settings = {k: str(v) for k, v in self.method.settings().items()}
+        return (
+            settings
+            | dict(self.method.identity())
+            | {
+                "generator": self.problem.adapter.fingerprint(),
+                "observation": digest.hexdigest(),
+                "operator": repr(self.problem.observation.operator),
+                "misfit": self.problem.observation.noise,
+                "observation_ids": str(None if observation_ids is None else list(observation_ids)),
+                "backend": self.problem.backend,
+            }
+        )

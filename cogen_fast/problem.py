@@ -26,6 +26,15 @@ class Problem:
     potential: GeneratorPotential
     backend: str
 
+    def how(self) -> dict[str, Any]:
+        """What `hmc.init` needs to know of the generator."""
+        return {
+            "latent_size": self.adapter.latent_size,
+            "device": self.adapter.device,
+            "dtype": self.adapter.dtype,
+            "backend": self.backend,
+        }
+
     def probes(self) -> dict[str, Tensor]:
         """What generator, operator and misfit give at fixed latents, to tell functions apart."""
         outputs, latents = self.adapter.probe_output, self.adapter.probe_latents

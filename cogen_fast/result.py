@@ -17,15 +17,23 @@ from PIL import Image
 from torch import Tensor
 
 from cogen_fast import plots
-from cogen_fast.diagnostics import effective_sample_size, normalised_weights
 from cogen_fast.files import write_atomically
+from cogen_fast.sampler.weights import effective_sample_size, normalised_weights
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
-_FORMAT = "cogen-fast result 1"
+_FORMAT = "cogen-fast result 2"
 _TILES = 8
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
-_OPTIONAL = {"completed", "log_weights", "log_normaliser", "log_evidence", "observed", "trace"}
-_PLAIN = ("complete", "beta_reached", "reasons", "settings", "notes")
+_OPTIONAL = {
+    "completed",
+    "log_weights",
+    "log_normaliser",
+    "log_normaliser_error",
+    "log_evidence",
+    "observed",
+    "trace",
+}
+_PLAIN = ("complete", "beta_reached", "gradients", "reasons", "settings", "notes")
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,11 +48,18 @@ class Result:
         log_weights: AIS log weights ``(B, N)`` float64, or None.
         log_normaliser: ``log mean w``, the estimate of ``log E_prior[exp(-beta E)]`` at the last
             inverse temperature, ``(B,)`` float64, or None.
+        log_normaliser_error: its standard error, and that of the log evidence, ``(B,)`` float64,
+            NaN where it cannot be told; or None.
         log_evidence: log evidence of the measurements, ``(B,)`` float64, or None.
-        reasons: why each None above is None, by attribute name.
-        betas: inverse temperatures of the schedule, ``(T,)`` float64.
-        acceptance, step_size, energy_history: per temperature, ``(T, B)`` float64; rows that were
-            not reached are NaN.
+        reasons: why each None (and NaN error) above is one, by attribute name.
+        roots: the prior draw that each chain descends from, ``(B, N)`` int64.
+        surviving_roots: how many prior draws have descendants in a population, ``(B R,)`` int64.
+        betas: inverse temperatures, ``(T, B)`` float64; with R populations ``(T, B R)``, those of
+            an observation side by side, here and below.
+        acceptance, step_size, energy_history: per temperature, ``(T, B)`` float64; NaN where not
+            reached or finished before.
+        leapfrog_steps, hmc_steps: L and M per temperature, ``(T,)`` int64.
+        gradients: gradient evaluations of each particle that ran.
         non_finite: proposals of each chain that were not finite, ``(B, N)`` int64.
         x_obs: the measurements ``(B, ...)``, 0 where hidden; ``observed``: bool, None for all.
         complete: False where the run was interrupted; ``beta_reached`` is then below the last.
@@ -59,17 +74,23 @@ class Result:
     energies: Tensor
     log_weights: Tensor | None
     log_normaliser: Tensor | None
+    log_normaliser_error: Tensor | None
     log_evidence: Tensor | None
+    roots: Tensor
+    surviving_roots: Tensor
     betas: Tensor
     acceptance: Tensor
     step_size: Tensor
     energy_history: Tensor
+    leapfrog_steps: Tensor
+    hmc_steps: Tensor
     non_finite: Tensor
     x_obs: Tensor
     observed: Tensor | None
     trace: Tensor | None
     complete: bool
     beta_reached: float
+    gradients: int
     reasons: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -150,12 +171,15 @@ class Result:
             "format": _FORMAT,
             "complete": self.complete,
             "beta_reached": self.beta_reached,
+            "gradients": self.gradients,
             "observations": self.energies.shape[0],
             "chains": self.energies.shape[1],
             "best": self.best.tolist(),
             "energies": self.energies.tolist(),
             "effective_sample_size": _listed(self.effective_sample_size),
+            "surviving_roots": self.surviving_roots.tolist(),
             "log_normaliser": _listed(self.log_normaliser),
+            "log_normaliser_error": _listed(self.log_normaliser_error),
             "log_evidence": _listed(self.log_evidence),
             "non_finite_proposals": int(self.non_finite.sum()),
             "reasons": self.reasons,
@@ -203,6 +227,11 @@ class Result:
         except _DAMAGE as error:
             raise ValueError(f"directory: {folder} holds no readable result: {error}") from error
 
+    def _error_shown(self) -> str:
+        error = self.log_normaliser_error
+        known = error is not None and bool(error.isfinite().any())
+        return "" if error is None or not known else f" (standard error {_shown(error)})"
+
     def __repr__(self) -> str:
         b, n = self.energies.shape
         state = "complete" if self.complete else f"INTERRUPTED at beta {self.beta_reached:.4g}"
@@ -210,15 +239,21 @@ class Result:
             "outputs": f"{tuple(self.images.shape[2:])}, latents ({self.latents.shape[-1]},)",
             "best energy": _shown(self.energies.min(-1).values),
         }
-        reached = self.acceptance[self.acceptance.isfinite().all(-1)]
+        reached = self.acceptance[self.acceptance.isfinite().any(-1)]
         if len(reached):
-            steps = self.step_size[len(reached) - 1]
-            facts["acceptance"] = f"{_shown(reached[-1])} at the end, step size {_shown(steps)}"
-        if (ess := self.effective_sample_size) is not None:
+            facts["run"] = (
+                f"{len(reached)} temperatures, {self.gradients:,} gradients per chain, acceptance "
+                f"{reached.nanmean():.2f} ({_last(reached)} at the end)"
+            )
+        if self.settings.get("method") == "adaptive":
+            facts["surviving roots"] = (
+                f"{_shown(self.surviving_roots)} of {self.settings['particles']} prior draws"
+            )
+        elif (ess := self.effective_sample_size) is not None:
             facts["effective sample size"] = f"{_shown(ess)} of {n}"
         for name in ("log_evidence", "log_normaliser"):
             if (value := getattr(self, name)) is not None:
-                facts[name.replace("_", " ")] = _shown(value)
+                facts[name.replace("_", " ")] = _shown(value) + self._error_shown()
         for reason in dict.fromkeys(self.reasons.values()):
             names = [name.replace("_", " ") for name, why in self.reasons.items() if why == reason]
             facts["no " + ", ".join(names)] = reason
@@ -227,6 +262,12 @@ class Result:
             + [f"  {label}: {fact}" for label, fact in facts.items()]
             + [f"  note: {note}" for note in self.notes]
         )
+
+
+def _last(columns: Tensor) -> str:
+    """The last finite value of each column."""
+    ends = [column[column.isfinite()][-1:] for column in columns.T]
+    return _shown(torch.cat(ends))
 
 
 def _shown(values: Tensor) -> str:

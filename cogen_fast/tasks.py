@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from cogen_fast.adaptive import Adaptive, Evidence
 from cogen_fast.density import Form
-from cogen_fast.diagnostics import log_mean_weight
-from cogen_fast.loop import Loop, Plan
+from cogen_fast.loop import Loop, Method, Outcome
 from cogen_fast.observation import AveragePool, Mask, Observation, Stride, UserMisfit, as_operator
 from cogen_fast.ops.spec import AdaptationRule
+from cogen_fast.optimise import POLISHERS
+from cogen_fast.paper import Paper
 from cogen_fast.presets import DEFAULTS, Preset, find_preset
 from cogen_fast.problem import Problem, prepared
 from cogen_fast.result import Result
 from cogen_fast.sampler import ais, hmc
+from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.schedule import as_schedule
+from cogen_fast.sampler.smc import POPULATION
 from cogen_fast.warn import warn_user
 
-METHODS = ("paper",)
-_PAPER_FORM_REASON = (
-    "paper form: the prior fades out with the temperature, so exp(-E) need not have a finite "
-    "integral and the weights mean nothing; use form='posterior'"
-)
+METHODS = ("adaptive", "paper")
+POLISH_METHODS = tuple(POLISHERS)
+_PUBLISHED = "published"
+_POLISH_REASON = "polished: these are best fits and no samples"
 
 
 def cogenerate(
@@ -33,9 +37,14 @@ def cogenerate(
     x_obs: Any,
     mask: Any,
     *,
-    method: Literal["paper"] = "paper",
+    method: Literal["adaptive", "paper"] | None = None,
     preset: str | None = None,
     chains: int | None = None,
+    budget: int | None = None,
+    populations: int | None = None,
+    evidence: Evidence | None = None,
+    kept: float | None = None,
+    mass: Literal["diagonal"] | None = None,
     ais_steps: int | None = None,
     hmc_steps: int | None = None,
     leapfrog_steps: int | None = None,
@@ -43,6 +52,8 @@ def cogenerate(
     adaptation: AdaptationRule | Literal["published"] | None = "published",
     schedule: Any = None,
     form: Form | None = None,
+    polish: int = 0,
+    polish_method: Literal["adam", "lbfgs"] = "adam",
     noise_std: Any = None,
     weight: Any = None,
     misfit: UserMisfit | None = None,
@@ -57,7 +68,11 @@ def cogenerate(
     progress: bool = True,
     keep_trace: bool = False,
 ) -> Result:
-    """Draw samples of ``G(z)`` given what is observed of it (Algorithm 1 of Fang and Schwing 2019).
+    """Draw samples of ``G(z)`` given what is observed of it.
+
+    By annealed importance sampling with HMC moves (Fang and Schwing 2019), which finds its own
+    temperatures, resamples and tunes its moves (``method="adaptive"``), or exactly as published
+    (``method="paper"``).
 
     Args:
         G: callable or module, latents ``(n, d)`` or ``(n, d, 1, 1)`` to outputs ``(n, ...)``. It
@@ -66,19 +81,34 @@ def cogenerate(
             entries may hold anything, NaN too.
         mask: 1 = observed, 0 = hidden, broadcastable over channels and batch; or an operator:
             `Mask`, `AveragePool`, `Stride`, `Operator`, or any object with a callable ``A(x)``.
-        method: "paper", Algorithm 1 with the published step-size adaptation.
+        method: "adaptive" (default), or "paper": Algorithm 1 with the published step-size
+            adaptation (default where a preset is named).
         preset: settings of a published run by name (`cogen_fast.PRESETS`); what is given beside it
             wins.
-        chains: samples N per observation (4).
-        ais_steps: number T of inverse temperatures (500; a given array has its own number).
-        hmc_steps: transitions M per temperature (1).
-        leapfrog_steps: leapfrog steps L per transition (20).
-        step_size: leapfrog step at the start (0.01).
-        adaptation: "published", an `AdaptationRule`, or None to keep the step size.
-        schedule: "sigmoid" (default), "sigmoid-raw", "linear", "geometric", an array of inverse
-            temperatures ``beta_1 .. beta_T``, or a schedule object.
-        form: "posterior" (default), ``beta E + |z|^2 / 2``; or "paper",
+        chains: samples N per observation and population (adaptive 16, paper 4). The adaptive method
+            runs at least 16 particles and returns this many of them.
+        budget: adaptive; most gradient evaluations per returned chain (as many as it takes). With
+            fewer than 16 chains and a budget too small for 16 particles, chains run alone: no
+            resampling, no weights.
+        populations: adaptive; independent populations per observation, for R-hat and errors (1).
+        evidence: adaptive; "consistent", or "frozen": a second run repeats every choice of the
+            first under other noise, which makes the estimate unbiased.
+        kept: adaptive; share of the conditional effective sample size that a step of the inverse
+            temperature keeps (0.5). Nearer to 1: more temperatures.
+        mass: adaptive; "diagonal" takes the population's variances as inverse mass (None: unity).
+        ais_steps: paper; number T of inverse temperatures (500; a given array has its own number).
+        hmc_steps: transitions M per temperature (adaptive: tuned; paper 1).
+        leapfrog_steps: leapfrog steps L per transition (adaptive: tuned; paper 20). Tuned numbers
+            are common to all observations of a call.
+        step_size: leapfrog step at the start (adaptive: by the size of the latent; paper 0.01).
+        adaptation: paper; "published", an `AdaptationRule`, or None to keep the step size.
+        schedule: paper; "sigmoid" (default), "sigmoid-raw", "linear", "geometric", an array of
+            inverse temperatures ``beta_1 .. beta_T``, or a schedule object.
+        form: "posterior" (default), ``beta E + |z|^2 / 2``; or, with the paper's method, "paper",
             ``beta E + (1 - beta) |z|^2 / 2``, without weights and evidence.
+        polish: steps of optimisation of the misfit from every sample in the end, for the best fit
+            in place of samples (0). Without weights and evidence.
+        polish_method: "adam" or "lbfgs".
         noise_std: noise standard deviation in units of ``x_obs``, a number or broadcastable to the
             measurements. 0.1 for images in [-1, 1]; must be given (or ``weight``) otherwise.
         weight: factor of the squared error in place of ``1 / (2 noise_std^2)``.
@@ -103,29 +133,41 @@ def cogenerate(
         TypeError, ValueError: bad input, naming the argument, before any sampling.
     """
     base = DEFAULTS if preset is None else find_preset(preset)
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {METHODS}, got {method!r}")
     if preset is not None and noise_std is None and weight is None and misfit is None:
         weight = base.weight
-    plan = _plan(
-        base,
-        preset,
-        chains=chains,
-        ais_steps=ais_steps,
-        hmc_steps=hmc_steps,
-        leapfrog_steps=leapfrog_steps,
-        step_size=step_size,
-        adaptation=adaptation,
-        schedule=schedule,
-        form=form,
-        seed=seed,
-        max_batch=max_batch,
-        keep_trace=keep_trace,
-    )
+    only_paper = {
+        "preset": preset,
+        "ais_steps": ais_steps,
+        "schedule": schedule,
+        "form": None if form == "posterior" else form,
+        "adaptation": None if adaptation == _PUBLISHED else adaptation or "None",
+    }
+    only_adaptive = {
+        "budget": budget,
+        "populations": populations,
+        "evidence": evidence,
+        "kept": kept,
+        "mass": mass,
+    }
+    common = {
+        "chains": chains,
+        "hmc_steps": hmc_steps,
+        "leapfrog_steps": leapfrog_steps,
+        "step_size": step_size,
+    }
+    running = {"seed": seed, "max_batch": max_batch, "keep_trace": keep_trace}
+    plan: Method
+    if _chosen_method(method, preset, only_paper, only_adaptive) == "paper":
+        plan = _paper(base, preset, adaptation, ais_steps, schedule, form, common, running)
+    else:
+        plan = _adaptive(common | only_adaptive, running)
+    if isinstance(polish, bool) or not isinstance(polish, int) or polish < 0:
+        raise ValueError(f"polish: expected a whole number of at least 0, got {polish!r}")
+    if polish_method not in POLISHERS:
+        raise ValueError(f"polish_method: expected one of {POLISH_METHODS}, got {polish_method!r}")
     path = None if checkpoint is None else _checkpoint_path(checkpoint)
     if not checkpoint_seconds >= 0.0:
         raise ValueError(f"checkpoint_seconds: expected 0 or more, got {checkpoint_seconds!r}")
-    _warn_about_form(plan)
     with prepared(
         G,
         x_obs,
@@ -136,11 +178,16 @@ def cogenerate(
         latent_shape=latent_shape,
         device=device,
         backend=backend,
-        max_batch=plan.max_batch,
+        max_batch=max_batch,
     ) as problem:
-        loop = Loop(plan, problem, path, checkpoint_seconds)
-        run, complete = loop.anneal(observation_ids, progress)
-        return _assemble(plan, run, complete, problem)
+        run, complete = Loop(plan, problem, path, checkpoint_seconds).anneal(
+            observation_ids, progress
+        )
+        outcome = plan.outcome(problem, run, complete)
+        if polish and complete:
+            outcome = _polished(outcome, problem, polish, polish_method)
+        settings = plan.settings() | {"polish": polish, "polish_method": polish_method}
+        return _assemble(settings, outcome, complete, problem)
 
 
 def inpaint(
@@ -179,22 +226,59 @@ def super_resolve(
     return cogenerate(G, low_res, operators[downsample](factor), **options)
 
 
-def _plan(
+def _chosen_method(
+    method: str | None,
+    preset: str | None,
+    only_paper: Mapping[str, Any],
+    only_adaptive: Mapping[str, Any],
+) -> str:
+    """The method, once nothing is given that belongs to the other one."""
+    if method is not None and method not in METHODS:
+        raise ValueError(f"method: expected one of {METHODS}, got {method!r}")
+    chosen = method or ("adaptive" if preset is None else "paper")
+    foreign = only_paper if chosen == "adaptive" else only_adaptive
+    for name, value in foreign.items():
+        if value is not None:
+            other = "paper" if chosen == "adaptive" else "adaptive"
+            raise ValueError(
+                f"{name}: belongs to method={other!r}, expected none with {chosen!r}, got {value!r}"
+            )
+    return chosen
+
+
+def _adaptive(given: Mapping[str, Any], running: Mapping[str, Any]) -> Adaptive:
+    """The adaptive method's settings, checked."""
+    step_size, chains = given["step_size"], given["chains"]
+    return Adaptive(
+        chains=POPULATION if chains is None else chains,
+        populations=1 if given["populations"] is None else given["populations"],
+        annealing=Annealing(
+            kept=Annealing.kept if given["kept"] is None else given["kept"],
+            leapfrog_steps=given["leapfrog_steps"],
+            hmc_steps=given["hmc_steps"],
+            mass=given["mass"],
+        ),
+        budget=given["budget"],
+        evidence="consistent" if given["evidence"] is None else given["evidence"],
+        step_size=None if step_size is None else ais.check_step_size(step_size),
+        **running,
+    )
+
+
+def _paper(
     base: Preset,
     preset: str | None,
-    *,
-    adaptation: AdaptationRule | Literal["published"] | None,
-    seed: int,
-    max_batch: int | None,
-    keep_trace: bool,
+    adaptation: AdaptationRule | str | None,
     ais_steps: int | None,
     schedule: Any,
-    **given: Any,
-) -> Plan:
+    form: Form | None,
+    common: Mapping[str, Any],
+    running: Mapping[str, Any],
+) -> Paper:
     """Settings from the preset and from what was given beside it, checked."""
-    chosen = {k: getattr(base, k) if v is None else v for k, v in given.items()}
+    chosen = {k: getattr(base, k) if v is None else v for k, v in common.items()}
     if isinstance(adaptation, str):
-        if adaptation != "published":
+        if adaptation != _PUBLISHED:
             raise ValueError(
                 f"adaptation: expected 'published', a rule or None, got {adaptation!r}"
             )
@@ -203,20 +287,27 @@ def _plan(
     moves = ais.Moves(
         hmc_steps=chosen["hmc_steps"],
         leapfrog_steps=chosen["leapfrog_steps"],
-        form=chosen["form"],
+        form=base.form if form is None else form,
         adaptation=adaptation,
     )
-    return Plan(
+    paper = Paper(
         chains=hmc.check_count("chains", chosen["chains"]),
         moves=moves,
         betas=ais.checked_betas(schedule, _steps(base, ais_steps, schedule)),
         step_size=ais.check_step_size(chosen["step_size"]),
-        seed=hmc.check_seed(seed),
-        keep_trace=keep_trace,
-        max_batch=max_batch,
+        seed=hmc.check_seed(running["seed"]),
+        keep_trace=running["keep_trace"],
+        max_batch=running["max_batch"],
         schedule=_schedule_name(schedule),
         preset=preset,
     )
+    if moves.form == "paper" and paper.betas[-1] == 1.0:
+        warn_user(
+            "form: in the paper form beta = 1 removes the prior, and exp(-E) alone need not be a "
+            "density; latents may drift away. Use form='posterior', or a schedule that ends "
+            "below 1"
+        )
+    return paper
 
 
 def _steps(base: Preset, ais_steps: int | None, schedule: Any) -> int:
@@ -237,70 +328,66 @@ def _checkpoint_path(checkpoint: str | Path) -> Path:
     return path
 
 
-def _warn_about_form(plan: Plan) -> None:
-    if plan.moves.form == "paper" and plan.betas[-1] == 1.0:
-        warn_user(
-            "form: in the paper form beta = 1 removes the prior, and exp(-E) alone need not be a "
-            "density; latents may drift away. Use form='posterior', or a schedule that ends "
-            "below 1"
-        )
+def _polished(outcome: Outcome, problem: Problem, steps: int, method: str) -> Outcome:
+    """The best fits that optimisation finds from the samples; no samples themselves."""
+    latents, energies = POLISHERS[method](problem.potential, outcome.latents, steps)
+    names = ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence")
+    return replace(
+        outcome,
+        latents=latents,
+        energies=energies,
+        log_weights=None,
+        log_normaliser=None,
+        log_normaliser_error=None,
+        gradients=outcome.gradients + steps,
+        reasons=outcome.reasons | dict.fromkeys(names, _POLISH_REASON),
+        notes=[*outcome.notes, f"polished by {steps} steps of {method}: best fits, no samples"],
+    )
 
 
-def _assemble(plan: Plan, run: ais.Run, complete: bool, problem: Problem) -> Result:
-    state, observation, potential = run.state, problem.observation, problem.potential
-    backend = problem.backend
-    images = potential.outputs(state.hmc.latents).cpu()
+def _assemble(
+    settings: dict[str, Any], outcome: Outcome, complete: bool, problem: Problem
+) -> Result:
+    observation, potential = problem.observation, problem.potential
+    images = potential.outputs(outcome.latents).cpu()
     values, observed = observation.measured_values.cpu(), observation.observed
     observed = None if observed is None else observed.cpu()
     completed = None
     if isinstance(observation.operator, Mask) and observed is not None:
         completed = torch.where(observed[:, None], values[:, None], images)
-    last = float(plan.betas[-1])
-    normaliser, evidence, reasons = _normalisers(state, complete, last, observation)
+    evidence, reasons = _evidence(outcome, observation)
     if completed is None:
         reasons["completed"] = "only where a mask hides entries can observed ones be pasted back"
-    notes = [observation.noise, f"backend {backend}"]
+    notes = [observation.noise, f"backend {problem.backend}", *outcome.notes]
     if potential.halvings:
         notes.append(f"out of memory: max_batch was lowered to {potential.max_batch}")
+    said = ("reasons", "notes")
+    found: dict[str, Any] = {
+        f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in said
+    }
+    found = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in found.items()}
     return Result(
         images=images,
         completed=completed,
-        latents=state.hmc.latents.cpu(),
-        energies=state.hmc.energy.cpu(),
-        log_weights=None if state.log_weights is None else state.log_weights.cpu(),
-        log_normaliser=normaliser,
         log_evidence=evidence,
-        betas=torch.from_numpy(plan.betas),
-        acceptance=run.history.acceptance.cpu(),
-        step_size=run.history.step_size.cpu(),
-        energy_history=run.history.energy.cpu(),
-        non_finite=state.non_finite.cpu(),
         x_obs=values,
         observed=observed,
-        trace=run.history.trace,
         complete=complete,
-        beta_reached=float(state.beta[0]),
         reasons=reasons,
-        settings=plan.settings() | {"noise": observation.noise, "backend": backend},
+        settings=settings | {"noise": observation.noise, "backend": problem.backend},
         notes=notes,
+        **found,
     )
 
 
-def _normalisers(
-    state: ais.AISState, complete: bool, last_beta: float, observation: Observation
-) -> tuple[Tensor | None, Tensor | None, dict[str, str]]:
-    """Log normaliser and log evidence ``(B,)``, and the reasons for each that is None."""
-    if state.log_weights is None:
-        names = ("log_weights", "log_normaliser", "log_evidence")
-        return None, None, dict.fromkeys(names, _PAPER_FORM_REASON)
-    if not complete:
-        reason = "the run was interrupted before its last inverse temperature"
-        return None, None, {"log_normaliser": reason, "log_evidence": reason}
-    normaliser = log_mean_weight(state.log_weights)
-    if last_beta < 1.0:
-        reason = f"the last inverse temperature is {last_beta:.6g}, below 1; see log_normaliser"
-        return normaliser.cpu(), None, {"log_evidence": reason}
+def _evidence(outcome: Outcome, observation: Observation) -> tuple[Tensor | None, dict[str, str]]:
+    """Log evidence ``(B,)``, and the reasons for all that is None."""
+    reasons = dict(outcome.reasons)
+    if outcome.log_normaliser is None or "log_evidence" in reasons:
+        return None, reasons
     if observation.log_noise_constant is None:
-        reason = "needs Gaussian noise (noise_std) and the squared error; see log_normaliser"
-        return normaliser.cpu(), None, {"log_evidence": reason}
-    return normaliser.cpu(), (normaliser + observation.log_noise_constant).cpu(), {}
+        reasons["log_evidence"] = (
+            "needs Gaussian noise (noise_std) and the squared error; see log_normaliser"
+        )
+        return None, reasons
+    return (outcome.log_normaliser + observation.log_noise_constant).cpu(), reasons

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast import PRESETS, AdaptationRule, AveragePool, Operator, Result, Stride, cogenerate
-from cogen_fast.diagnostics import effective_sample_size, log_mean_weight, normalised_weights
 from cogen_fast.problem import prepared
 from cogen_fast.sampler import ais
 from cogen_fast.sampler.schedule import Sigmoid
+from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
 
 both_backends = pytest.mark.parametrize("backend", ["reference", "native"])
-QUIET: dict[str, Any] = {"progress": False}
+QUIET: dict[str, Any] = {"method": "paper", "progress": False}
 D, CHAINS = 3, 1000
 
 
@@ -299,7 +299,7 @@ def test_log_weights_by_hand_from_the_recorded_latents(schedule: Any, backend: s
     )  # fmt: skip
     assert result.trace is not None
     assert result.log_weights is not None
-    betas = [0.0, *result.betas.tolist()]  # the first term goes from beta_0 = 0
+    betas = [0.0, *result.betas[:, 0].tolist()]  # the first term goes from beta_0 = 0
     assert result.trace.shape == (len(betas), 1, 7, D)
     expected = torch.zeros(1, 7, dtype=torch.float64)
     for t in range(1, len(betas)):
@@ -586,7 +586,7 @@ def test_result_is_a_result() -> None:
     assert isinstance(result, Result)
     assert result.images.shape == (1, 4, 1, 4, 4)
     assert result.latents.shape == (1, 4, D)
-    assert result.betas.tolist() == Sigmoid().betas(2).tolist()
+    assert result.betas[:, 0].tolist() == Sigmoid().betas(2).tolist()
     for history in (result.acceptance, result.step_size, result.energy_history):
         assert history.shape == (2, 1)
     assert result.complete

@@ -19,6 +19,8 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "__init__",
         "experiments",
         "training baselines tasks",
+        "adaptive",
+        "paper",
         "loop",
         "problem",
         "sampler result presets checkpoint",

@@ -22,10 +22,12 @@ from cogen_fast import presets
 from cogen_fast.cli import main
 from cogen_fast.cli_images import read_picture
 from cogen_fast.generators import MLPGenerator, ProgressiveGenerator
+from cogen_fast.sampler import smc
+from cogen_fast.sampler.pace import Annealing
 
 SIDE = 16
 BOX = ["--box", "3", "5", "6", "4"]
-QUICK = ["--chains", "2", "--ais-steps", "2", "--leapfrog-steps", "2"]
+QUICK = ["--method", "paper", "--chains", "2", "--ais-steps", "2", "--leapfrog-steps", "2"]
 USER_CODE = """
 import torch
 from torch import nn
@@ -173,6 +175,7 @@ def test_same_result_as_from_python(checkpoint: str, picture: str, tmp_path: Pat
         cogen_fast.load_generator(checkpoint),
         torch.from_numpy(pixels_of(Path(picture)).transpose(2, 0, 1) / np.float32(127.5) - 1),
         mask,
+        method="paper",
         chains=2,
         ais_steps=2,
         leapfrog_steps=2,
@@ -571,7 +574,7 @@ def interrupted(code: str) -> Callable[[int], str]:
     return at
 
 
-LONG = ["--ais-steps", "8", "--latent-shape", "5"]
+LONG = ["--method", "paper", "--ais-steps", "8", "--latent-shape", "5"]
 
 
 def test_ctrl_c_keeps_what_there_is(
@@ -697,16 +700,18 @@ def test_help_states_the_defaults_in_force(capsys: pytest.CaptureFixture[str]) -
         main(["inpaint", "--help"])
     assert stop.value.code == 0
     flat = " ".join(capsys.readouterr().out.split())
-    defaults = presets.DEFAULTS
+    published = presets.DEFAULTS
     for text, default in (
-        ("images to draw", defaults.chains),
-        ("prior to the posterior", defaults.ais_steps),
-        ("at each temperature", defaults.hmc_steps),
-        ("in each move", defaults.leapfrog_steps),
-        ("then adapted", defaults.step_size),
-        ("there are no weights", defaults.form),
+        ("images to draw", smc.POPULATION),
+        ("keeps; nearer to 1: smaller steps", Annealing.kept),
+        ("prior to the posterior", published.ais_steps),
+        ("there are no weights", published.form),
     ):
         assert f"{text} ({default})" in flat
+    assert (
+        f"Defaults: {published.chains} images, {published.hmc_steps} move of "
+        f"{published.leapfrog_steps} gradients per temperature, first step {published.step_size}"
+    ) in flat
 
 
 def test_runs_as_a_module(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from cogen_fast import Operator, Result, cogenerate
 both_backends = pytest.mark.parametrize("backend", ["reference", "native"])
 MASK = np.array([1, 1, 0, 1, 0])
 SETTINGS: dict[str, Any] = {
+    "method": "paper",
     "noise_std": 0.3,
     "chains": 3,
     "ais_steps": 12,
@@ -240,8 +241,8 @@ def sample(seconds, **options):
 
     return cogenerate(
         Slow(seconds), torch.tensor([0.3, 0.1, -0.2, 0.0]), [1, 1, 0, 1], noise_std=0.2, chains=5,
-        ais_steps=60, leapfrog_steps=2, step_size=0.1, seed=9, progress=False, keep_trace=True,
-        **options,
+        method="paper", ais_steps=60, leapfrog_steps=2, step_size=0.1, seed=9, progress=False,
+        keep_trace=True, **options,
     )
 
 
@@ -409,7 +410,7 @@ def test_a_file_of_another_kind_is_refused(interrupted: Path, tmp_path: Path) ->
     path = tmp_path / "run.safetensors"
     path.write_bytes(interrupted.read_bytes())
     rewritten(path)
-    with pytest.raises(ValueError, match=r"checkpoint: .* is no 'cogen-fast run 1' file"):
+    with pytest.raises(ValueError, match=r"checkpoint: .* is no 'cogen-fast run 2' file"):
         run(Failing(), checkpoint=path)
 
 
@@ -425,7 +426,7 @@ def test_an_incomplete_checkpoint_is_refused(
         metadata = dict(file.metadata())
     if damage == "identity-missing":
         del metadata["identity"]
-    rewritten(path, "latents" if damage == "tensor-missing" else None, metadata)
+    rewritten(path, "run.state.hmc.latents" if damage == "tensor-missing" else None, metadata)
     with pytest.raises(ValueError, match="checkpoint: "):
         run(Failing(), checkpoint=path)
 
@@ -445,7 +446,7 @@ def test_ctrl_c_without_a_checkpoint_returns_what_is_there() -> None:
     result = run(Failing(5 + 3 * 5 + 2))  # in the sixth temperature
     whole = run(Failing())
     assert not result.complete
-    assert result.beta_reached == whole.betas[4].item()
+    assert result.beta_reached == whole.betas[4, 0].item()
     assert result.log_normaliser is None
     assert result.log_evidence is None
     assert "interrupted" in result.reasons["log_evidence"]

@@ -31,7 +31,8 @@ from cogen_fast.ops import reference
 from cogen_fast.sampler import hmc
 
 FAST: dict[str, Any] = {
-    "ais_steps": 4, "leapfrog_steps": 2, "chains": 3, "step_size": 0.05, "progress": False,
+    "method": "paper", "ais_steps": 4, "leapfrog_steps": 2, "chains": 3, "step_size": 0.05,
+    "progress": False,
 }  # fmt: skip
 
 
@@ -366,8 +367,8 @@ def test_non_finite_proposals_are_counted_in_the_result() -> None:
         return torch.where(z[:, :1] > 2.5, torch.nan, z)
 
     result = cogenerate(
-        G, torch.tensor([6.0]), 1, noise_std=0.3, latent_shape=1, ais_steps=60, leapfrog_steps=5,
-        step_size=0.1, chains=3, progress=False,
+        G, torch.tensor([6.0]), 1, noise_std=0.3, latent_shape=1, method="paper", ais_steps=60,
+        leapfrog_steps=5, step_size=0.1, chains=3, progress=False,
     )  # fmt: skip
     assert int(result.non_finite.sum()) > 0
     for values in (result.images, result.latents, result.energies, result.log_weights):
@@ -902,7 +903,7 @@ def test_a_result_comes_back_from_disk(picture: Result, tmp_path: Path) -> None:
         found = getattr(loaded, name)
         if isinstance(value, Tensor):
             assert found.dtype == value.dtype
-            assert torch.equal(found, value), name
+            np.testing.assert_array_equal(found.numpy(), value.numpy(), err_msg=name)
         else:
             assert found == value, name
     assert repr(loaded) == repr(picture)
@@ -963,14 +964,14 @@ def test_a_damaged_result_is_refused(
     file = picture.save(tmp_path) / name
     content = file.read_bytes()
     half = len(content) // 2
-    flipped = bytes(b ^ 0xA5 for b in content[half - 8 : half + 8])
+    flipped = bytes(b ^ 0xA5 for b in content[half - 64 : half + 64])
     file.write_bytes(
         {
             "empty": b"",
             "text": b"hello",
             "first-half": content[:half],
             "last-half": content[half:],
-            "flipped-bytes": content[: half - 8] + flipped + content[half + 8 :],
+            "flipped-bytes": content[: half - 64] + flipped + content[half + 64 :],
         }[damage]
     )
     with pytest.raises(ValueError, match=r"directory: .*no readable result"):
@@ -994,7 +995,7 @@ def test_no_result_is_no_file(tmp_path: Path) -> None:
 def test_a_result_reads_well(picture: Result) -> None:
     text = repr(picture)
     assert text.startswith("Result: 2 observations x 3 chains, complete")
-    for part in ("(3, 4, 4)", "(6,)", "best energy", "acceptance", "step size", "of 3"):
+    for part in ("(3, 4, 4)", "(6,)", "best energy", "acceptance", "of 3"):
         assert part in text
     assert "effective sample size" in text
     assert "log evidence" in text

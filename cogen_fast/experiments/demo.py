@@ -23,7 +23,6 @@ Array = npt.NDArray[np.float64]
 _OBSERVED = 0.309  # cos 72 degrees: two of the five Gaussians fit
 _NOISE = 0.05
 _CHAINS = 400
-_STEPS = 300
 _BINS = [-1.4 + 0.05 * i for i in range(57)]
 _GRID_HALF_WIDTH, _GRID_POINTS = 6.0, 1201
 _PRIOR_COLOUR, _SAMPLE_COLOUR, _EXACT_COLOUR = "0.75", "#0072B2", "#D55E00"
@@ -43,7 +42,6 @@ def run(out: Path, seed: int = 0, progress: bool = True) -> str:
             np.array([1, 0]),
             noise_std=_NOISE,
             chains=_CHAINS,
-            ais_steps=_STEPS,
             seed=seed,
             progress=progress,
         )

@@ -59,8 +59,9 @@ class Annealing:
 class Standing:
     """What the pace is chosen by: where B observations stand.
 
-    ``active``, ``beta`` and ``sharpness`` (a running mean of ``beta sd(E)``) are ``(B,)``; ``size``
-    is the latents' d, ``spent`` the gradient evaluations of a particle so far.
+    ``active``, ``beta`` and ``sharpness`` (steps that keep ``exp(-1)`` per e-fold of beta, 0 where
+    unknown) are ``(B,)``; ``size`` is the latents' d, ``spent`` the gradient evaluations of a
+    particle so far.
     """
 
     active: Tensor
@@ -110,7 +111,7 @@ def _travel(beta: float, sharpness: float, size: int) -> float:
     """How far an observation still is from beta = 1, in steps that keep ``exp(-1)``.
 
     A step keeps about ``exp(-(step sd(E))^2)``, and ``beta sd(E)`` of a Gaussian posterior in d
-    dimensions goes to ``sqrt(d / 2)``, from below.
+    dimensions, the steps per e-fold, goes to ``sqrt(d / 2)`` from below.
     """
     if beta >= 1.0:
         return 0.0
@@ -120,6 +121,8 @@ def _travel(beta: float, sharpness: float, size: int) -> float:
 
 def _kept(travel: float, steps: float) -> float:
     """The share that ``steps`` equal steps over ``travel`` keep; 0 where there are none."""
+    if travel == 0.0:
+        return 1.0
     return math.exp(-((travel / steps) ** 2)) if steps > 0.0 else 0.0
 
 

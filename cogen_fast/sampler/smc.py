@@ -17,11 +17,6 @@ import torch
 from torch import Tensor
 
 from cogen_fast.density import Potential
-from cogen_fast.diagnostics import (
-    effective_sample_size,
-    genealogical_variance,
-    log_mean_weight,
-)
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import Purpose
@@ -31,6 +26,11 @@ from cogen_fast.sampler.hmc import Energy, HMCState
 from cogen_fast.sampler.lone import Spread
 from cogen_fast.sampler.pace import LEAST_KEPT, Annealing, Standing
 from cogen_fast.sampler.tuning import Tuning
+from cogen_fast.sampler.weights import (
+    effective_sample_size,
+    genealogical_variance,
+    log_mean_weight,
+)
 
 POPULATION = 16
 """Fewer particles than this are no population."""
@@ -48,9 +48,10 @@ class SMCState:
     ``resamplings`` ``(B,)`` counts resamplings and ``variance`` ``(B,)`` is the relative variance
     of the normaliser's estimate by the genealogy. ``rounds`` ``(B,)`` counts temperatures spent at
     beta = 1; ``finished`` ``(B,)`` marks what stands still. ``sharpness`` ``(B,)`` is a running
-    mean of ``beta sd(E)``; ``jumped`` ``(B,)`` marks what the budget made jump to the end;
-    ``non_finite`` ``(B, N)`` counts proposals that were not finite; ``spent`` the gradient
-    evaluations of a particle. ``spread`` is there for chains too few to be a population.
+    mean of the steps, each keeping ``exp(-1)``, that an e-fold of beta takes; ``jumped`` ``(B,)``
+    marks what a short budget drove to the end too fast; ``non_finite`` ``(B, N)`` counts proposals
+    that were not finite; ``spent`` the gradient evaluations of a particle. ``spread`` is there for
+    chains too few to be a population.
     """
 
     hmc: HMCState
@@ -179,7 +180,8 @@ def step(
         torch.where(choice.active, moved.hmc.energy.mean(-1), torch.nan),
         ancestors,
     )
-    return _close(start, moved, choice, annealing), info
+    closed = _close(start, moved, choice, annealing)
+    return replace(closed, sharpness=_sharpness(state, choice)), info
 
 
 def choose(state: SMCState, annealing: Annealing, ops: Ops) -> Choice:
@@ -289,13 +291,19 @@ def _move(
     return moved, acceptance
 
 
+def _sharpness(state: SMCState, choice: Choice) -> Tensor:
+    """The running mean after a step from ``state``; what came too fast teaches nothing."""
+    e_folds = torch.log(choice.beta / state.beta)
+    seen = torch.sqrt(-torch.log(choice.kept)) / e_folds
+    known = torch.where(state.sharpness > 0.0, state.sharpness, seen)
+    learns = choice.active & (state.beta > 0.0) & (e_folds > 0.0) & (choice.kept >= LEAST_KEPT)
+    return torch.where(learns, known.lerp(seen, _SHARPNESS_GAIN), state.sharpness)
+
+
 def _close(before: SMCState, after: SMCState, choice: Choice, annealing: Annealing) -> SMCState:
     """Counts at the end of a temperature, and who is finished."""
     active, energy = choice.active, after.hmc.energy
     sd = energy.std(-1, correction=0) if after.spread is None else lone.deviation(after.spread)
-    sharpness = choice.beta * sd
-    known = torch.where(after.sharpness > 0.0, after.sharpness, sharpness)
-    sharpness = torch.where(active, known.lerp(sharpness, _SHARPNESS_GAIN), after.sharpness)
     rounds = after.rounds + (active & (choice.beta >= 1.0))
     # One round more than the first: what was resampled twice has to part.
     drop = before.hmc.energy.mean(-1) - energy.mean(-1)
@@ -306,7 +314,6 @@ def _close(before: SMCState, after: SMCState, choice: Choice, annealing: Anneali
     return replace(
         after,
         rounds=rounds,
-        sharpness=sharpness,
         jumped=after.jumped | jumped,
         finished=after.finished | (active & ended),
     )

@@ -1,4 +1,4 @@
-"""Numbers that say how far a run is to be trusted, from plain tensors."""
+"""Arithmetic of log weights and genealogies, from plain tensors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor
+
+LEAST_ROOTS = 4
 
 
 def normalised_weights(log_weights: Tensor) -> Tensor:
@@ -31,15 +33,18 @@ def surviving_roots(roots: Tensor) -> Tensor:
 
 
 def genealogical_variance(log_weights: Tensor, roots: Tensor, resamplings: Tensor) -> Tensor:
-    """Relative variance of the mean weight of one resampled population, ``(B,)``.
+    """Relative variance of the mean weight of one population, ``(B,)``.
 
     Lee and Whiteley 2018, eq. 7, with the weights since the last resampling: particles that descend
     from different prior draws (``roots`` ``(B, N)``) are all but independent, so what they disagree
-    about is the error. For multinomial resampling; systematic resampling errs less. Means little
-    (and may be negative) where few roots survive ``resamplings`` ``(B,)``.
+    about is the error; without ``resamplings`` ``(B,)`` it is the usual variance of a mean. For
+    multinomial resampling; systematic resampling errs less. NaN where too few roots are left to say
+    (fewer than four, by weight).
     """
     weights = normalised_weights(log_weights)
-    by_root = torch.zeros_like(weights).scatter_add(-1, roots, weights)
+    concentration = (torch.zeros_like(weights).scatter_add(-1, roots, weights) ** 2).sum(-1)
     count = weights.shape[-1]
     factor = (count / max(count - 1, 1)) ** (resamplings.double() + 1.0)
-    return 1.0 - factor * (1.0 - (by_root * by_root).sum(-1))
+    variance = 1.0 - factor * (1.0 - concentration)
+    known = (concentration * LEAST_ROOTS <= 1.0) & (variance >= 0.0)
+    return torch.where(known, variance, torch.nan)

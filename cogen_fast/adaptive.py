@@ -1,0 +1,268 @@
+"""``method="adaptive"``: the annealing that tunes itself, from settings to outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from cogen_fast.loop import Outcome, Position
+from cogen_fast.ops import dispatch
+from cogen_fast.ops.philox import Purpose
+from cogen_fast.paper import INTERRUPTED
+from cogen_fast.problem import Problem
+from cogen_fast.sampler import hmc, smc
+from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.smc import POPULATION
+from cogen_fast.sampler.weights import genealogical_variance, log_mean_weight, surviving_roots
+
+Evidence = Literal["consistent", "frozen"]
+EVIDENCE: tuple[str, ...] = get_args(Evidence)
+_LEAST_BUDGET = 100  # gradients of a particle below which a population gets nowhere
+_OTHER_SEED = 0x9E3779B97F4A7C15
+_ALONE_REASON = (
+    f"fewer than {POPULATION} chains, and the budget forbids {POPULATION} particles: lone chains "
+    "whose temperatures follow their own energies have no weights to trust"
+)
+_ERROR_REASON = (
+    "too few prior draws have descendants to estimate an error (NaN there); give populations=8 or "
+    "more"
+)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Every setting of an adaptive run but the generator and the data.
+
+    ``chains`` are returned per population, of ``particles`` that run; ``alone`` where they are too
+    few to be a population and the budget forbids more.
+    """
+
+    chains: int
+    populations: int
+    annealing: Annealing
+    budget: int | None
+    evidence: Evidence
+    step_size: float | None
+    seed: int
+    keep_trace: bool
+    max_batch: int | None
+
+    def __post_init__(self) -> None:
+        hmc.check_count("chains", self.chains)
+        hmc.check_count("populations", self.populations)
+        hmc.check_seed(self.seed)
+        if self.evidence not in EVIDENCE:
+            raise ValueError(f"evidence: expected one of {EVIDENCE}, got {self.evidence!r}")
+        if self.budget is not None:
+            hmc.check_count("budget", self.budget)
+        if self.evidence == "frozen" and self.alone:
+            raise ValueError(f"evidence: cannot be 'frozen' here: {_ALONE_REASON}")
+
+    @property
+    def alone(self) -> bool:
+        """Whether the chains are no population."""
+        if self.chains >= POPULATION or self.budget is None:
+            return False
+        return self.budget * self.chains < _LEAST_BUDGET * POPULATION
+
+    @property
+    def particles(self) -> int:
+        """How many run in each population."""
+        return self.chains if self.alone else max(self.chains, POPULATION)
+
+    def _within_budget(self) -> Annealing:
+        """The annealing of one run, whose budget is counted per particle."""
+        if self.budget is None:
+            return self.annealing
+        runs = 2 if self.evidence == "frozen" else 1
+        each = self.budget * self.chains // (self.particles * runs)
+        return replace(self.annealing, budget=max(each, 1))
+
+    def settings(self) -> dict[str, Any]:
+        """As plain values, for the result and for the checkpoint's identity."""
+        return {
+            "method": "adaptive",
+            "chains": self.chains,
+            "populations": self.populations,
+            "particles": self.particles,
+            "kept": self.annealing.kept,
+            "resample_below": self.annealing.resample_below,
+            "leapfrog_steps": self.annealing.leapfrog_steps,
+            "hmc_steps": self.annealing.hmc_steps,
+            "mass": self.annealing.mass,
+            "most_final": self.annealing.most_final,
+            "rule": asdict(self.annealing.rule),
+            "budget": self.budget,
+            "evidence": self.evidence,
+            "step_size": self.step_size,
+            "seed": self.seed,
+            "max_batch": self.max_batch,
+        }
+
+    def identity(self) -> Mapping[str, str]:
+        """What else a checkpoint must agree with."""
+        return {"keep_trace": str(self.keep_trace)}
+
+    def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> smc.Run:
+        """Prior draws; an observation's populations are neighbouring rows with own noise."""
+        count = problem.observation.count
+        ids = range(count) if observation_ids is None else observation_ids
+        hmc.noise_stream(self.seed, count, torch.device("cpu"), ids)  # checks the ids as given
+        state = smc.init(
+            problem.potential,
+            chains=self.particles,
+            alone=self.alone,
+            step_size_start=self.step_size,
+            observations=count * self.populations,
+            observation_ids=[
+                i * self.populations + r for i in ids for r in range(self.populations)
+            ],
+            seed=self.seed,
+            **problem.how(),
+        )
+        return smc.Run(state, trace=(state.hmc.latents.cpu(),) if self.keep_trace else None)
+
+    def go(self, problem: Problem, run: smc.Run, on_step: Callable[[smc.Run], None]) -> smc.Run:
+        """To the posterior; then, for unbiased evidence, once more with every choice repeated."""
+        if run.repeats is None:
+            run = self._anneal(problem, run, on_step)
+            if self.evidence == "consistent":
+                return run
+            run = self._again(problem, run)
+        return self._anneal(problem, run, on_step)
+
+    def _anneal(
+        self, problem: Problem, run: smc.Run, on_step: Callable[[smc.Run], None]
+    ) -> smc.Run:
+        return smc.run(
+            problem.potential,
+            self._within_budget(),
+            start=run,
+            backend=problem.backend,
+            on_step=on_step,
+        )
+
+    def _again(self, problem: Problem, pilot: smc.Run) -> smc.Run:
+        """The start of a run under another seed that repeats the choices of ``pilot``."""
+        state = smc.init(
+            problem.potential,
+            chains=self.particles,
+            observations=len(pilot.state.beta),
+            observation_ids=pilot.state.hmc.stream.observation.tolist(),
+            seed=(self.seed + _OTHER_SEED) % 2**64,
+            **problem.how(),
+        )
+        state = replace(state, spent=state.spent + pilot.state.spent)
+        trace = (state.hmc.latents.cpu(),) if self.keep_trace else None
+        return smc.Run(state, trace=trace, repeats=pilot.choices)
+
+    def position(self, run: smc.Run) -> Position:
+        """In gradient evaluations of a particle."""
+        return Position(run.state.spent, None, "gradient")
+
+    def facts(self, run: smc.Run) -> Mapping[str, str]:
+        """Temperature (the coldest is last to move), acceptance, trajectory."""
+        info = run.infos[-1]
+        active = info.choice.active
+        return {
+            "beta": f"{info.choice.beta.min().item():.3g}",
+            "accept": f"{info.acceptance[active].mean().item():.2f}",
+            "step": f"{info.choice.step_size[active].mean().item():.2g}",
+            "L": str(info.choice.leapfrog_steps),
+        }
+
+    def outcome(self, problem: Problem, run: smc.Run, complete: bool) -> Outcome:
+        """What the run has found: ``chains`` of each population, side by side."""
+        state, infos = run.state, run.infos
+        chosen = self._chosen(state, problem.backend)
+        normaliser, error, reasons = self._normaliser(state, complete)
+        first = self.particles * torch.arange(self.populations, device=state.beta.device)
+        roots = state.roots + first.repeat(problem.observation.count)[:, None]
+        return Outcome(
+            latents=self._side_by_side(state.hmc.latents, chosen),
+            energies=self._side_by_side(state.hmc.energy, chosen),
+            log_weights=None if self.alone else self._side_by_side(state.log_weights, chosen),
+            log_normaliser=normaliser,
+            log_normaliser_error=error,
+            roots=self._side_by_side(roots, chosen),
+            surviving_roots=surviving_roots(state.roots),
+            non_finite=self._side_by_side(state.non_finite, chosen),
+            betas=_rows([i.choice.beta for i in infos], state.beta),
+            acceptance=_rows([i.acceptance for i in infos], state.beta),
+            step_size=_rows([i.choice.step_size for i in infos], state.beta),
+            energy_history=_rows([i.energy for i in infos], state.beta),
+            leapfrog_steps=torch.tensor([i.choice.leapfrog_steps for i in infos]).long(),
+            hmc_steps=torch.tensor([i.choice.hmc_steps for i in infos]).long(),
+            trace=None if run.trace is None else self._merged_trace(run.trace),
+            beta_reached=float(state.beta.min()),
+            gradients=state.spent,
+            reasons=reasons,
+            notes=self._notes(state, complete),
+        )
+
+    def _chosen(self, state: smc.SMCState, backend: str) -> Tensor:
+        """Which particles are returned, ``(B R, chains)``.
+
+        All, or every k-th from a random one on. Resampling keeps relatives side by side, so these
+        have ancestors as distinct as the ancestors' shares allow, and each is a fair draw.
+        """
+        device, count = state.beta.device, len(state.beta)
+        index = torch.arange(self.chains, device=device)
+        if self.chains == self.particles:
+            return index.expand(count, -1)
+        ops = dispatch.resolve(backend, device)
+        uniform = ops.observation_uniforms(state.hmc.stream, Purpose.RESAMPLE)
+        points = (index + uniform[:, None]) * (self.particles / self.chains)
+        return points.floor().long().clamp(max=self.particles - 1)
+
+    def _side_by_side(self, values: Tensor, chosen: Tensor) -> Tensor:
+        """``(B R, N, ...)`` to the chosen ones, ``(B, R chains, ...)``."""
+        index = chosen.reshape(*chosen.shape, *[1] * (values.ndim - 2))
+        taken = values.gather(1, index.expand(*chosen.shape, *values.shape[2:]))
+        return taken.reshape(-1, self.populations * self.chains, *values.shape[2:])
+
+    def _merged_trace(self, trace: Sequence[Tensor]) -> Tensor:
+        """``(T + 1, B, R N, d)``: every particle that ran."""
+        stacked = torch.stack(tuple(trace))
+        return stacked.reshape(
+            len(stacked), -1, self.populations * self.particles, stacked.shape[-1]
+        )
+
+    def _normaliser(
+        self, state: smc.SMCState, complete: bool
+    ) -> tuple[Tensor | None, Tensor | None, dict[str, str]]:
+        """Log normaliser and its standard error, ``(B,)``, and the reasons where there is none."""
+        names = ("log_normaliser", "log_normaliser_error", "log_evidence")
+        if self.alone:
+            return None, None, dict.fromkeys(("log_weights", *names), _ALONE_REASON)
+        if not complete:
+            return None, None, dict.fromkeys(names, INTERRUPTED)
+        each = log_mean_weight(state.log_weights).reshape(-1, self.populations)
+        variance = state.variance.reshape(-1, self.populations)
+        within = (torch.softmax(each, -1) ** 2 * variance).sum(-1)
+        members = torch.arange(self.populations, device=each.device).expand_as(each)
+        between = genealogical_variance(each, members, torch.zeros_like(members[:, 0]))
+        error = torch.where(within.isfinite(), within, between).sqrt()
+        reasons = {"log_normaliser_error": _ERROR_REASON} if bool(error.isnan().any()) else {}
+        return log_mean_weight(each), error, reasons
+
+    def _notes(self, state: smc.SMCState, complete: bool) -> list[str]:
+        notes = []
+        if self.alone:
+            notes.append(_ALONE_REASON)
+        elif self.chains < self.particles:
+            notes.append(f"{self.particles} particles were run for {self.chains} chains")
+        if self.evidence == "frozen" and complete:
+            notes.append("evidence from a run that repeats a pilot's choices: unbiased")
+        if bool(state.jumped.any()):
+            notes.append("the budget drove the run to the posterior in too large steps")
+        return notes
+
+
+def _rows(columns: Sequence[Tensor], like: Tensor) -> Tensor:
+    """``(T, B R)``, also where there is none yet."""
+    return torch.stack(tuple(columns)) if columns else like.new_empty(0, len(like))
