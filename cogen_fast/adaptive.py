@@ -198,6 +198,7 @@ class Adaptive:
             leapfrog_steps=torch.tensor([i.choice.leapfrog_steps for i in infos]).long(),
             hmc_steps=torch.tensor([i.choice.hmc_steps for i in infos]).long(),
             trace=None if run.trace is None else self._merged_trace(run.trace),
+            jumped=state.jumped,
             beta_reached=float(state.beta.min()),
             gradients=state.spent,
             reasons=reasons,
@@ -258,8 +259,6 @@ class Adaptive:
             notes.append(f"{self.particles} particles were run for {self.chains} chains")
         if self.evidence == "frozen" and complete:
             notes.append("evidence from a run that repeats a pilot's choices: unbiased")
-        if bool(state.jumped.any()):
-            notes.append("the budget drove the run to the posterior in too large steps")
         return notes
 
 

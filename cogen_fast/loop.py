@@ -49,6 +49,7 @@ class Outcome:
     leapfrog_steps: Tensor
     hmc_steps: Tensor
     trace: Tensor | None
+    jumped: Tensor
     beta_reached: float
     gradients: int
     reasons: dict[str, str] = field(default_factory=dict)

@@ -126,6 +126,7 @@ class Paper:
             leapfrog_steps=self.moves.leapfrog_steps * each,
             hmc_steps=self.moves.hmc_steps * each,
             trace=history.trace,
+            jumped=torch.zeros(count, dtype=torch.bool),
             beta_reached=float(state.beta.min()),
             gradients=1 + run.done * self.moves.hmc_steps * self.moves.leapfrog_steps,
             reasons=reasons,

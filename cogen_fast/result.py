@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import zipfile
 import zlib
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogen_fast import plots
+from cogen_fast.diagnostics import Evidence, diagnose
 from cogen_fast.files import write_atomically
 from cogen_fast.sampler.weights import effective_sample_size, normalised_weights
 
@@ -59,6 +61,7 @@ class Result:
         acceptance, step_size, energy_history: per temperature, ``(T, B)`` float64; NaN where not
             reached or finished before.
         leapfrog_steps, hmc_steps: L and M per temperature, ``(T,)`` int64.
+        jumped: whether a short budget forced too large steps, ``(B R,)`` bool.
         gradients: gradient evaluations of each particle that ran.
         non_finite: proposals of each chain that were not finite, ``(B, N)`` int64.
         x_obs: the measurements ``(B, ...)``, 0 where hidden; ``observed``: bool, None for all.
@@ -85,6 +88,7 @@ class Result:
     leapfrog_steps: Tensor
     hmc_steps: Tensor
     non_finite: Tensor
+    jumped: Tensor
     x_obs: Tensor
     observed: Tensor | None
     trace: Tensor | None
@@ -232,6 +236,69 @@ class Result:
         known = error is not None and bool(error.isfinite().any())
         return "" if error is None or not known else f" (standard error {_shown(error)})"
 
+    def diagnose(self) -> list[str]:
+        """What is wrong with the run and what to change, a sentence each; empty if nothing is.
+
+        Looks at interruption, budget, acceptance, energies at the end, weights, ancestors and
+        proposals that were not finite.
+        """
+        adaptive = self.settings["method"] == "adaptive"
+        resampled = adaptive and self.log_weights is not None
+        alone = resampled and self.settings["populations"] == 1
+        return diagnose(
+            Evidence(
+                complete=self.complete,
+                adaptive=adaptive,
+                effective_sample_size=None if alone else self.effective_sample_size,
+                surviving_roots=self.surviving_roots if resampled else None,
+                particles=self.settings.get("particles", self.energies.shape[1]),
+                acceptance=self.acceptance,
+                betas=self.betas,
+                energies=self.energies,
+                energy_history=self.energy_history,
+                non_finite=self.non_finite,
+                moves=int(self.hmc_steps.sum()),
+                jumped=self.jumped,
+            )
+        )
+
+    def to_arviz(self, *, outputs: bool = False) -> Any:
+        """The samples as ArviZ's data tree (extra ``arviz``): chain = population, draw = sample.
+
+        Group ``posterior`` has ``latent`` ``(R, N, B, d)`` and, where asked for, ``output``;
+        ``sample_stats`` has ``energy``, and ``log_weight`` where there is one. The paper's chains
+        are one population. Within a population, relatives stand side by side, so that ESS by
+        autocorrelation sees them. ImportError names the extra.
+        """
+        groups = {"posterior": {"latent": self.latents}, "sample_stats": {"energy": self.energies}}
+        if outputs:
+            groups["posterior"]["output"] = self.images
+        if self.log_weights is not None:
+            groups["sample_stats"]["log_weight"] = self.log_weights
+        populations = self.settings.get("populations", 1)
+        plain = {
+            group: {name: _by_population(t, populations) for name, t in values.items()}
+            for group, values in groups.items()
+        }
+        return _arviz("arviz_base").from_dict(plain)
+
+    def convergence(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Rank-normalised R-hat and bulk ESS over populations (Vehtari et al. 2021).
+
+        Keys ``rhat_latent``, ``ess_latent`` ``(B, d)``, ``rhat_energy``, ``ess_energy`` ``(B,)``;
+        computed by ArviZ (extra ``arviz``). ValueError where there is one population only.
+        """
+        if self.settings.get("populations", 1) < 2:
+            raise ValueError("convergence: expected populations=2 or more in the run, got 1")
+        stats, tree = _arviz("arviz_stats"), self.to_arviz()
+        found = {}
+        for name, group in (("latent", "posterior"), ("energy", "sample_stats")):
+            data = tree[group].to_dataset()[[name]]
+            for label in ("rhat", "ess"):
+                value = getattr(stats, label)(data)[name]
+                found[f"{label}_{name}"] = np.asarray(value, dtype=np.float64)
+        return found
+
     def __repr__(self) -> str:
         b, n = self.energies.shape
         state = "complete" if self.complete else f"INTERRUPTED at beta {self.beta_reached:.4g}"
@@ -262,6 +329,19 @@ class Result:
             + [f"  {label}: {fact}" for label, fact in facts.items()]
             + [f"  note: {note}" for note in self.notes]
         )
+
+
+def _by_population(values: Tensor, populations: int) -> npt.NDArray[Any]:
+    """``(B, R N, ...)`` to ``(R, N, B, ...)``."""
+    split = values.reshape(values.shape[0], populations, -1, *values.shape[2:])
+    return split.movedim(0, 2).numpy()
+
+
+def _arviz(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{name}: needed here; pip install 'cogen-fast[arviz]'") from error
 
 
 def _last(columns: Tensor) -> str:

@@ -36,6 +36,8 @@ POPULATION = 16
 """Fewer particles than this are no population."""
 _SHARPNESS_GAIN = 0.3
 _MASS_SHRINKAGE = 8.0
+_HALF = 0.5  # a move counts in full from half the target acceptance on
+_ENOUGH = 0.75
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Choice:
     """What one temperature is done with; enough to do the same again.
 
     ``(B,)`` each: ``active`` observations move, to inverse temperature ``beta``, after resampling
-    where ``resampled``, with ``step_size`` (before its jitter) from the first move on; ``kept`` is
+    where ``resampled``, with ``step_size`` (before its jitter): of the first move when it is made,
+    of the last once it is done, which is what another run should repeat. ``kept`` is
     the share of the conditional effective sample size that was asked for.
     ``inverse_mass`` is ``(B, d)`` or None; L and M are common to all.
     """
@@ -172,7 +175,7 @@ def step(
     weighed = _weigh(state, choice.beta)
     resampled, ancestors = _resample(weighed, choice.resampled, ops)
     start = replace(resampled, tuning=replace(state.tuning, log_step=choice.step_size.log()))
-    moved, acceptance = _move(start, potential, choice, annealing, adapts, ops)
+    moved, choice, acceptance = _move(start, potential, choice, annealing, adapts, ops)
     info = SMCInfo(
         choice,
         effective_sample_size(weighed.log_weights),
@@ -180,7 +183,7 @@ def step(
         torch.where(choice.active, moved.hmc.energy.mean(-1), torch.nan),
         ancestors,
     )
-    closed = _close(start, moved, choice, annealing)
+    closed = _close(start, moved, choice, acceptance, annealing)
     return replace(closed, sharpness=_sharpness(state, choice)), info
 
 
@@ -263,32 +266,65 @@ def _move(
     annealing: Annealing,
     adapts: bool,
     ops: Ops,
+) -> tuple[SMCState, Choice, Tensor]:
+    """M transitions at the chosen temperature, what they were, and their mean acceptance ``(B,)``.
+
+    Where it adapts, a move counts by its acceptance: there are more than M where some were refused.
+    """
+    rule = annealing.rule
+    total, counted = torch.zeros_like(choice.beta), torch.zeros_like(choice.beta)
+    made, step_size = 0, choice.step_size
+    while made < choice.hmc_steps or (
+        adapts and _wants_more(state, choice, counted, made, annealing)
+    ):
+        step_size = state.tuning.log_step.exp()
+        state, acceptance = _one_move(state, potential, choice, annealing, adapts, ops)
+        total, made = total + acceptance, made + 1
+        counted = counted + (acceptance / (_HALF * rule.target)).clamp(max=1.0)
+    done = replace(choice, step_size=step_size, hmc_steps=made)
+    return state, done, total / max(made, 1)
+
+
+def _wants_more(
+    state: SMCState, choice: Choice, counted: Tensor, made: int, annealing: Annealing
+) -> bool:
+    """Whether an observation's moves do not yet count for as many as there should be."""
+    affordable = annealing.budget is None or state.spent + choice.leapfrog_steps <= annealing.budget
+    fixed = annealing.hmc_steps is not None
+    if fixed or not affordable or not 0 < made < annealing.rule.most_moves:
+        return False
+    return bool((choice.active & (counted < choice.hmc_steps * _ENOUGH)).any())
+
+
+def _one_move(
+    state: SMCState,
+    potential: Potential,
+    choice: Choice,
+    annealing: Annealing,
+    adapts: bool,
+    ops: Ops,
 ) -> tuple[SMCState, Tensor]:
-    """M transitions at the chosen temperature, and their mean acceptance ``(B,)``."""
-    chains, tuned, non_finite, spread = state.hmc, state.tuning, state.non_finite, state.spread
-    rule, ones = annealing.rule, torch.ones_like(choice.beta)
-    acceptance = torch.zeros_like(choice.beta)
-    for _ in range(choice.hmc_steps):
-        turn = 2.0 * ops.observation_uniforms(chains.stream, Purpose.JITTER) - 1.0
-        step_size = tuned.log_step.exp() * (1.0 + rule.jitter * turn)
-        settings = TransitionSettings(
-            choice.beta, ones, step_size, choice.inverse_mass, choice.active
-        )
-        before = chains
-        chains, info = hmc.transition(before, potential, settings, choice.leapfrog_steps, ops)
-        if adapts:
-            tuned = tuning.update(
-                tuned, before, chains, info, settings, choice.leapfrog_steps, rule
-            )
-        if spread is not None:
-            spread = lone.update(spread, chains.energy)
-        acceptance = acceptance + info.acceptance_probability.mean(-1) / choice.hmc_steps
-        non_finite = non_finite + info.non_finite
-    spent = state.spent + choice.hmc_steps * choice.leapfrog_steps
-    moved = replace(
-        state, hmc=chains, tuning=tuned, non_finite=non_finite, spread=spread, spent=spent
+    """One transition with a jittered step size, and its mean acceptance ``(B,)``."""
+    before, tuned, spread, rule = state.hmc, state.tuning, state.spread, annealing.rule
+    turn = 2.0 * ops.observation_uniforms(before.stream, Purpose.JITTER) - 1.0
+    step_size = tuned.log_step.exp() * (1.0 + rule.jitter * turn)
+    settings = TransitionSettings(
+        choice.beta, torch.ones_like(choice.beta), step_size, choice.inverse_mass, choice.active
     )
-    return moved, acceptance
+    chains, info = hmc.transition(before, potential, settings, choice.leapfrog_steps, ops)
+    if adapts:
+        tuned = tuning.update(tuned, before, chains, info, settings, choice.leapfrog_steps, rule)
+    if spread is not None:
+        spread = lone.update(spread, chains.energy)
+    moved = replace(
+        state,
+        hmc=chains,
+        tuning=tuned,
+        spread=spread,
+        non_finite=state.non_finite + info.non_finite,
+        spent=state.spent + choice.leapfrog_steps,
+    )
+    return moved, info.acceptance_probability.mean(-1)
 
 
 def _sharpness(state: SMCState, choice: Choice) -> Tensor:
@@ -300,14 +336,21 @@ def _sharpness(state: SMCState, choice: Choice) -> Tensor:
     return torch.where(learns, known.lerp(seen, _SHARPNESS_GAIN), state.sharpness)
 
 
-def _close(before: SMCState, after: SMCState, choice: Choice, annealing: Annealing) -> SMCState:
+def _close(
+    before: SMCState,
+    after: SMCState,
+    choice: Choice,
+    acceptance: Tensor,
+    annealing: Annealing,
+) -> SMCState:
     """Counts at the end of a temperature, and who is finished."""
     active, energy = choice.active, after.hmc.energy
     sd = energy.std(-1, correction=0) if after.spread is None else lone.deviation(after.spread)
     rounds = after.rounds + (active & (choice.beta >= 1.0))
     # One round more than the first: what was resampled twice has to part.
     drop = before.hmc.energy.mean(-1) - energy.mean(-1)
-    settled = (rounds >= 2) & (drop <= sd / energy.shape[-1] ** 0.5)
+    moves = acceptance >= _HALF * annealing.rule.target
+    settled = (rounds >= 2) & moves & (drop <= sd / energy.shape[-1] ** 0.5)
     over = annealing.budget is not None and after.spent >= annealing.budget
     ended = settled | (rounds >= annealing.most_final) | ((rounds >= 1) & over)
     jumped = active & (choice.kept < LEAST_KEPT) & (rounds <= 1)
