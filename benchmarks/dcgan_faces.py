@@ -12,15 +12,15 @@ PNG grid per task.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from dcgan import load_faces
+from log import Log
 from torch import Tensor
 
 from cogen_fast import AveragePool, Mask, MeasurementOperator, cogenerate
@@ -115,27 +115,6 @@ def _solve(
 def _hidden_error(images: Tensor, truth: Tensor, task: Task) -> Tensor:
     """Mean squared error of the hidden pixels, ``(faces, chains)``."""
     return ((images - truth[:, None]) ** 2)[..., task.hidden].mean((-1, -2))
-
-
-class Log:
-    """Finished pieces of work, one JSON line each; asked before any piece is begun."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.lines = (
-            [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
-        )
-
-    def find(self, **key: object) -> Iterator[dict]:
-        """Lines that have all of ``key``."""
-        return (line for line in self.lines if key.items() <= line.items())
-
-    def add(self, **line: object) -> None:
-        """Write a finished piece down."""
-        self.lines.append(line)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def _key(piece: str, task: Task, method: str, setting: float, gradients: int) -> dict[str, object]:

@@ -1,8 +1,8 @@
-"""What the paper compares with: gradient descent on the misfit from one and from many starts."""
+"""What the paper compares with: gradient descent from one and from many starts; and Adam."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cogen_fast import optimise
+from cogen_fast.density import Potential
 from cogen_fast.ops import dispatch
 from cogen_fast.problem import Problem, prepared
 from cogen_fast.sampler import hmc
@@ -20,7 +21,7 @@ FORWARD_COST, GRADIENT_COST = 1, 2
 
 @dataclass(frozen=True)
 class Descent:
-    """Where gradient descent ended: N runs for each of B observations, on the CPU.
+    """Where optimisation ended: N runs for each of B observations, on the CPU.
 
     ``images`` ``(B, N, ...)``, ``latents`` ``(B, N, d)``, ``energies`` ``(B, N)`` float64; ``cost``
     of one run in forwards (a z-gradient counts as 2).
@@ -50,17 +51,63 @@ def gradient_descent(
     lowest energy (the paper's multi-start has 5,000) and takes ``steps`` steps. Other arguments as
     for `cogenerate`. Raises ValueError or TypeError naming the argument.
     """
-    counts = {"steps": steps, "starts": starts, "runs": runs}
-    for name, value in counts.items():
-        hmc.check_count(name, value)
+    _check_rate(learning_rate)
+
+    def descend(potential: Potential, first: Tensor) -> tuple[Tensor, Tensor]:
+        return optimise.gradient_descent(potential, first, steps, learning_rate)
+
+    hmc.check_count("steps", steps)
+    return _descent(G, x_obs, mask, descend, steps + 1, starts, runs, seed, options)
+
+
+def adam(
+    G: Callable[[Tensor], Tensor],
+    x_obs: Any,
+    mask: Any,
+    *,
+    steps: int,
+    learning_rate: float,
+    starts: int = 1,
+    runs: int = 1,
+    seed: int = 0,
+    **options: Any,
+) -> Descent:
+    """`gradient_descent` with Adam in its place, its rate falling to 0 along a cosine.
+
+    The best point that a run visits is kept. Costs ``steps`` gradients a run.
+    """
+    _check_rate(learning_rate)
+
+    def descend(potential: Potential, first: Tensor) -> tuple[Tensor, Tensor]:
+        return optimise.adam(potential, first, steps, learning_rate)
+
+    hmc.check_count("steps", steps)
+    return _descent(G, x_obs, mask, descend, steps, starts, runs, seed, options)
+
+
+def _check_rate(learning_rate: float) -> None:
     if not isinstance(learning_rate, int | float) or not 0.0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate!r}")
+
+
+def _descent(
+    G: Callable[[Tensor], Tensor],
+    x_obs: Any,
+    mask: Any,
+    descend: Callable[[Potential, Tensor], tuple[Tensor, Tensor]],
+    gradients: int,
+    starts: int,
+    runs: int,
+    seed: int,
+    options: Mapping[str, Any],
+) -> Descent:
+    hmc.check_count("starts", starts)
+    hmc.check_count("runs", runs)
     with prepared(G, x_obs, mask, **options) as problem:
-        first = _best_starts(problem, starts, runs, seed)
-        latents, energy = optimise.gradient_descent(problem.potential, first, steps, learning_rate)
+        latents, energy = descend(problem.potential, _best_starts(problem, starts, runs, seed))
         images = problem.potential.outputs(latents)
     scoring = FORWARD_COST * starts if starts > 1 else 0
-    cost = scoring + GRADIENT_COST * (steps + 1)
+    cost = scoring + GRADIENT_COST * gradients
     return Descent(images.cpu(), latents.cpu(), energy.cpu(), cost)
 
 

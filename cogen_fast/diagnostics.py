@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -115,7 +116,7 @@ def _falls(run: Evidence, column: int) -> bool:
         return False
     sd = float(run.energies[column * len(run.energies) // run.betas.shape[1]].std(correction=0))
     drop = float(final[-2]) - float(final[-1])
-    return drop > 2.0 * sd / run.particles**0.5
+    return drop > 2.0 * sd / math.sqrt(run.particles)
 
 
 def _weights(run: Evidence) -> str | None:

@@ -24,27 +24,36 @@ double smallest(const double* values, int64_t count) {
   return low;
 }
 
-// Conditional effective sample size of a step, as a share of the particles.
-double kept_share(const std::vector<double>& weights, const double* energy, double low,
-                  double increment) {
-  double first = 0.0, second = 0.0;
-  for (size_t n = 0; n < weights.size(); ++n) {
-    const double w = exp(-increment * (energy[n] - low));
-    first += weights[n] * w;
-    second += weights[n] * w * w;
+// log sum_n exp(log_weights_n - increment (energy_n - low)), which neither over- nor underflows.
+double log_sum(const double* log_weights, const double* energy, int64_t count, double low,
+               double increment) {
+  double top = -HUGE_VAL, sum = 0.0;
+  for (int64_t n = 0; n < count; ++n) {
+    const double term = log_weights[n] - increment * (energy[n] - low);
+    top = term > top ? term : top;
   }
-  return first * first / second;
+  for (int64_t n = 0; n < count; ++n) {
+    sum += exp(log_weights[n] - increment * (energy[n] - low) - top);
+  }
+  return top + log(sum);
 }
 
-double next(const double* energy, const std::vector<double>& weights, double beta, double kept) {
-  const double low = smallest(energy, static_cast<int64_t>(weights.size()));
-  const double room = 1.0 - beta;
-  if (kept_share(weights, energy, low, room) >= kept) return 1.0;
+double next(const double* log_weights, const double* energy, int64_t count, double beta,
+            double kept) {
+  const double low = smallest(energy, count), room = 1.0 - beta;
+  const double least = log(kept) + log_sum(log_weights, energy, count, low, 0.0);
+  // The logarithm of the conditional effective sample size as a share of the particles, against
+  // that of `kept`.
+  const auto enough = [&](double increment) {
+    return 2.0 * log_sum(log_weights, energy, count, low, increment) -
+               log_sum(log_weights, energy, count, low, 2.0 * increment) >=
+           least;
+  };
+  if (enough(room)) return 1.0;
   double below = -kBisectionRange, above = 0.0;
   for (int i = 0; i < kBisections; ++i) {
     const double middle = 0.5 * (below + above);
-    const bool fine = kept_share(weights, energy, low, room * exp2(middle)) >= kept;
-    (fine ? below : above) = middle;
+    (enough(room * exp2(middle)) ? below : above) = middle;
   }
   return beta + room * exp2(below);
 }
@@ -54,12 +63,10 @@ double next(const double* energy, const std::vector<double>& weights, double bet
 void next_beta(int64_t observations, int64_t chains, const double* energy,
                const double* log_weights, const double* beta, const double* kept,
                const bool* active, double* out) {
-  std::vector<double> weights(chains);
   for (int64_t b = 0; b < observations; ++b) {
-    out[b] = beta[b];
-    if (active && !active[b]) continue;
-    softmax(log_weights + b * chains, chains, weights);
-    out[b] = next(energy + b * chains, weights, beta[b], kept[b]);
+    const int64_t at = b * chains;
+    const bool moves = !active || active[b];
+    out[b] = moves ? next(log_weights + at, energy + at, chains, beta[b], kept[b]) : beta[b];
   }
 }
 

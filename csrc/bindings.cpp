@@ -324,8 +324,8 @@ void require_misfit(const Misfit<T>& m, std::int64_t observations) {
   const bool pools = m.kind == MisfitKind::pool;
   require(!pools || (m.height % m.factor == 0 && m.width % m.factor == 0),
           "factor: expected a divisor of height and width");
-  const std::int64_t high = (m.height + m.factor - 1) / m.factor;
-  const std::int64_t wide = (m.width + m.factor - 1) / m.factor;
+  const std::int64_t high = (m.height - 1) / m.factor + 1;
+  const std::int64_t wide = (m.width - 1) / m.factor + 1;
   require(m.measured == m.channels * high * wide, "target: wrong number of measured values");
   for (std::int64_t row = 0; row < m.rows; ++row) {
     require(m.observation[row] >= 0 && m.observation[row] < observations,

@@ -117,10 +117,10 @@ struct CpuOps {
 
 // Between moves, float64 only; `active` and `wanted` may be null for all.
 
-// Steps of the bisection, and the binary logarithm of the smallest share of the way to 1 that it
-// can find.
+// Steps of the bisection, and the negative binary logarithm of the smallest share of the way to 1
+// that it takes.
 constexpr int kBisections = 50;
-constexpr double kBisectionRange = 128.0;
+constexpr double kBisectionRange = 40.0;
 
 void next_beta(int64_t observations, int64_t chains, const double* energy,
                const double* log_weights, const double* beta, const double* kept,

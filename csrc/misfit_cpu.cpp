@@ -17,7 +17,8 @@ namespace {
 constexpr int64_t kSegmentEntries = 8192;
 
 inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Of positive numbers; a stride may be near the largest there is.
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a - 1) / b + 1; }
 
 template <class T>
 inline T residual_of(T value, T target, bool observed) {
@@ -126,7 +127,7 @@ struct Lines {
 
   explicit Lines(const Misfit<T>& m)
       : per_channel(ceil_div(m.height, m.factor)), all(m.channels * per_channel) {
-    const int64_t fitting = kSegmentEntries / (m.width * m.factor);
+    const int64_t fitting = kSegmentEntries / (m.width * at_most(m.factor, m.height));
     per_segment = fitting < 1 ? 1 : fitting;
   }
 };

@@ -173,15 +173,17 @@ def next_beta(
     The largest one at which the conditional effective sample size of the incremental weights
     ``exp(-(beta' - beta) E)`` is still ``kept`` (``(B,)``, a share of the particles): Zhou,
     Johansen and Aston 2016, eq. 3. ``energy`` and ``log_weights`` are ``(B, N)``. Found by a fixed
-    number of bisections of the logarithm of the increment.
+    number of bisections of the logarithm of the increment, which is at least 2^-40 of what is left
+    to 1, so that no energies can bring a run to a halt.
     """
-    weights = torch.softmax(log_weights, -1)
     excess = energy - energy.min(-1, keepdim=True).values
     room = 1.0 - beta
+    least = torch.log(kept) + torch.logsumexp(log_weights, -1)
 
     def enough(increment: Tensor) -> Tensor:
-        w = torch.exp(-increment[:, None] * excess)
-        return (weights * w).sum(-1) ** 2 / (weights * w * w).sum(-1) >= kept
+        # In logarithms: the likeliest particle may be one of next to no weight.
+        once, twice = (log_weights - k * increment[:, None] * excess for k in (1.0, 2.0))
+        return 2.0 * torch.logsumexp(once, -1) - torch.logsumexp(twice, -1) >= least
 
     below = torch.full_like(beta, -BISECTION_RANGE)
     above = torch.zeros_like(beta)

@@ -29,8 +29,8 @@ class TransitionSettings:
 
 BISECTIONS = 50
 """Halvings of the search for the next inverse temperature."""
-BISECTION_RANGE = 128.0
-"""It finds increments down to 2^-128 of the way to 1."""
+BISECTION_RANGE = 40.0
+"""It takes increments of at least 2^-40 of the way to 1."""
 
 
 @dataclass(frozen=True)
