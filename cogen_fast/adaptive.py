@@ -94,7 +94,7 @@ class Adaptive:
             "leapfrog_steps": self.annealing.leapfrog_steps,
             "hmc_steps": self.annealing.hmc_steps,
             "mass": self.annealing.mass,
-            "most_final": self.annealing.most_final,
+            "final_rounds": self.annealing.final_rounds,
             "rule": asdict(self.annealing.rule),
             "budget": self.budget,
             "evidence": self.evidence,

@@ -12,7 +12,7 @@ from torch import Tensor
 from cogen_fast.sampler import hmc, tuning
 from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
 
-_FINAL_ROUNDS = 2
+_LEAST_FINAL_ROUNDS = 2
 LEAST_KEPT = 0.1
 """Where a step keeps less, one particle in ten carries it and the weights say little."""
 _MODERATE_KEPT = 0.3  # longer trajectories are worth steps as large as this
@@ -29,8 +29,9 @@ class Annealing:
     ``resample_below`` of N. ``leapfrog_steps`` and ``hmc_steps`` fix L and M (None: tuned, and
     common to all observations of a call). ``mass`` "diagonal" follows the population's variances.
     ``budget`` bounds the gradient evaluations of a particle; where it is short there are fewer
-    moves, then larger steps, then shorter trajectories. ``most_final`` bounds the rounds of moves
-    at the posterior itself, which end when the mean energy no longer falls.
+    moves, then larger steps, then shorter trajectories. There are ``final_rounds`` of
+    moves at the posterior itself: a number that looks at no energies, for to stop where they look
+    settled would be to choose among samples.
     """
 
     kept: float = 0.5
@@ -39,7 +40,7 @@ class Annealing:
     hmc_steps: int | None = None
     mass: str | None = None
     budget: int | None = None
-    most_final: int = 8
+    final_rounds: int = 5
     rule: TuningRule = field(default_factory=TuningRule)
 
     def __post_init__(self) -> None:
@@ -50,7 +51,7 @@ class Annealing:
         for name in ("leapfrog_steps", "hmc_steps", "budget"):
             if getattr(self, name) is not None:
                 hmc.check_count(name, getattr(self, name))
-        hmc.check_count("most_final", self.most_final)
+        hmc.check_count("final_rounds", self.final_rounds)
         if self.mass not in MASSES:
             raise ValueError(f"mass: expected one of {MASSES}, got {self.mass!r}")
 
@@ -134,12 +135,12 @@ def _fit(
     Fewer moves first, then larger steps, then shorter trajectories, then steps larger still.
     """
     wanted = travel / math.sqrt(-math.log(annealing.kept))
-    affordable = int(remaining / ((wanted + _FINAL_ROUNDS) * length))
+    affordable = int(remaining / ((wanted + annealing.final_rounds) * length))
     if affordable >= 1:
         return length, min(moves, affordable), wanted
     for least in (_MODERATE_KEPT, LEAST_KEPT, 0.0):
         for shorter in _shorter(length, annealing):
-            steps = remaining / shorter - _FINAL_ROUNDS
+            steps = remaining / shorter - _LEAST_FINAL_ROUNDS
             if steps >= 1.0 and _kept(travel, steps) >= least:
                 return shorter, 1, steps
     last = next((n for n in (*_shorter(length, annealing), *range(3, 0, -1)) if n <= remaining), 0)

@@ -19,13 +19,13 @@ from torch import Tensor
 from cogen_fast.density import Potential
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
-from cogen_fast.ops.philox import Purpose
+from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.sampler import hmc, lone, pace, tuning
 from cogen_fast.sampler.hmc import Energy, HMCState
 from cogen_fast.sampler.lone import Spread
 from cogen_fast.sampler.pace import LEAST_KEPT, Annealing, Standing
-from cogen_fast.sampler.tuning import Tuning
+from cogen_fast.sampler.tuning import Tuning, TuningRule
 from cogen_fast.sampler.weights import (
     effective_sample_size,
     genealogical_variance,
@@ -183,7 +183,7 @@ def step(
         torch.where(choice.active, moved.hmc.energy.mean(-1), torch.nan),
         ancestors,
     )
-    closed = _close(start, moved, choice, acceptance, annealing)
+    closed = _close(moved, choice, annealing)
     return replace(closed, sharpness=_sharpness(state, choice)), info
 
 
@@ -296,6 +296,16 @@ def _wants_more(
     return bool((choice.active & (counted < choice.hmc_steps * _ENOUGH)).any())
 
 
+def jittered(
+    choice: Choice, step_size: Tensor, rule: TuningRule, stream: NoiseStream, ops: Ops
+) -> TransitionSettings:
+    """The settings of one transition, its ``step_size`` ``(B,)`` times a random factor near 1."""
+    turn = 2.0 * ops.observation_uniforms(stream, Purpose.JITTER) - 1.0
+    step_size = step_size * (1.0 + rule.jitter * turn)
+    weight = torch.ones_like(choice.beta)
+    return TransitionSettings(choice.beta, weight, step_size, choice.inverse_mass, choice.active)
+
+
 def _one_move(
     state: SMCState,
     potential: Potential,
@@ -306,11 +316,7 @@ def _one_move(
 ) -> tuple[SMCState, Tensor]:
     """One transition with a jittered step size, and its mean acceptance ``(B,)``."""
     before, tuned, spread, rule = state.hmc, state.tuning, state.spread, annealing.rule
-    turn = 2.0 * ops.observation_uniforms(before.stream, Purpose.JITTER) - 1.0
-    step_size = tuned.log_step.exp() * (1.0 + rule.jitter * turn)
-    settings = TransitionSettings(
-        choice.beta, torch.ones_like(choice.beta), step_size, choice.inverse_mass, choice.active
-    )
+    settings = jittered(choice, tuned.log_step.exp(), rule, before.stream, ops)
     chains, info = hmc.transition(before, potential, settings, choice.leapfrog_steps, ops)
     if adapts:
         tuned = tuning.update(tuned, before, chains, info, settings, choice.leapfrog_steps, rule)
@@ -336,23 +342,12 @@ def _sharpness(state: SMCState, choice: Choice) -> Tensor:
     return torch.where(learns, known.lerp(seen, _SHARPNESS_GAIN), state.sharpness)
 
 
-def _close(
-    before: SMCState,
-    after: SMCState,
-    choice: Choice,
-    acceptance: Tensor,
-    annealing: Annealing,
-) -> SMCState:
+def _close(after: SMCState, choice: Choice, annealing: Annealing) -> SMCState:
     """Counts at the end of a temperature, and who is finished."""
-    active, energy = choice.active, after.hmc.energy
-    sd = energy.std(-1, correction=0) if after.spread is None else lone.deviation(after.spread)
+    active = choice.active
     rounds = after.rounds + (active & (choice.beta >= 1.0))
-    # One round more than the first: what was resampled twice has to part.
-    drop = before.hmc.energy.mean(-1) - energy.mean(-1)
-    moves = acceptance >= _HALF * annealing.rule.target
-    settled = (rounds >= 2) & moves & (drop <= sd / energy.shape[-1] ** 0.5)
     over = annealing.budget is not None and after.spent >= annealing.budget
-    ended = settled | (rounds >= annealing.most_final) | ((rounds >= 1) & over)
+    ended = (rounds >= annealing.final_rounds) | ((rounds >= 1) & over)
     jumped = active & (choice.kept < LEAST_KEPT) & (rounds <= 1)
     return replace(
         after,

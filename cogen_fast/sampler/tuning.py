@@ -146,8 +146,11 @@ def leapfrog_steps(log_ratios: Sequence[float]) -> int:
 
 
 def moves_needed(memory: Sequence[float], rule: TuningRule) -> int:
-    """Moves after which the energies of every observation have forgotten enough of their start."""
-    kept = min(max(max(memory), 0.0), 0.999)
+    """Moves after which energies have forgotten enough of their start.
+
+    One number for a whole call, by the mean of the observations' memories.
+    """
+    kept = min(max(sum(memory) / len(memory), 0.0), 0.999)
     if kept <= rule.remembered:
         return 1
     return min(rule.most_moves, math.ceil(math.log(rule.remembered) / math.log(kept)))

@@ -1,0 +1,47 @@
+"""From an exact posterior draw back to the prior: the other side of an evidence estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogen_fast.density import Potential
+from cogen_fast.ops import dispatch
+from cogen_fast.sampler import hmc, smc
+from cogen_fast.sampler.hmc import Energy
+from cogen_fast.sampler.smc import Choice
+from cogen_fast.sampler.tuning import TuningRule
+
+
+def run(
+    target: Potential | Energy,
+    choices: Sequence[Choice],
+    latents: Tensor,
+    rule: TuningRule | None = None,
+    *,
+    backend: str = "auto",
+    **how: Any,
+) -> Tensor:
+    """Log weights ``(B, N)`` of chains that run a fixed schedule backwards.
+
+    ``latents`` ``(B, N, d)`` are exact posterior draws (one per observation may stand for all N);
+    ``choices`` those of a finished `smc.run` of the same B, whose moves are reversible. The mean of
+    ``exp(-log_weights)`` estimates ``1 / normaliser`` without bias, so minus its logarithm lies
+    above the log normaliser on average (Grosse, Ghahramani and Adams 2015, section 3). ``how`` goes
+    to `hmc.init`: the seed must not be that of ``choices``.
+    """
+    potential, rule = hmc.as_potential(target), rule or TuningRule()
+    ops = dispatch.resolve(backend, latents.device)
+    state = hmc.init(potential, latents, backend=backend, **how)
+    betas = [torch.zeros_like(choices[0].beta), *(choice.beta for choice in choices)]
+    log_weights = torch.zeros_like(state.energy)
+    for t in range(len(choices), 0, -1):
+        choice = choices[t - 1]
+        for _ in range(choice.hmc_steps):
+            settings = smc.jittered(choice, choice.step_size, rule, state.stream, ops)
+            state, _ = hmc.transition(state, potential, settings, choice.leapfrog_steps, ops)
+        log_weights = log_weights - (betas[t] - betas[t - 1])[:, None] * state.energy
+    return log_weights
