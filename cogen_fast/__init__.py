@@ -6,6 +6,7 @@ is made of are public: `sampler` for loops of your own, `generators` for network
 """
 
 from cogen_fast import generators, sampler
+from cogen_fast.bounds import EvidenceBounds, bound_evidence
 from cogen_fast.generators import load_generator, save_generator
 from cogen_fast.observation import AveragePool, Mask, MeasurementOperator, Operator, Stride
 from cogen_fast.ops.dispatch import backends
@@ -20,6 +21,7 @@ __all__ = [
     "PRESETS",
     "AdaptationRule",
     "AveragePool",
+    "EvidenceBounds",
     "Mask",
     "MeasurementOperator",
     "Operator",
@@ -27,6 +29,7 @@ __all__ = [
     "Result",
     "Stride",
     "backends",
+    "bound_evidence",
     "cogenerate",
     "generators",
     "inpaint",

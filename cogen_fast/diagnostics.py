@@ -110,13 +110,15 @@ def _settled(run: Evidence) -> str | None:
 
 
 def _falls(run: Evidence, column: int) -> bool:
+    """Whether the first rounds at the posterior lie above the last by more than three errors."""
     energies = run.energy_history[:, column]
     final = energies[(run.betas[:, column] >= 1.0) & energies.isfinite()]
     if len(final) < 2:
         return False
+    each = len(final) // 2
+    drop = float(final[:each].mean()) - float(final[-each:].mean())
     sd = float(run.energies[column * len(run.energies) // run.betas.shape[1]].std(correction=0))
-    drop = float(final[-2]) - float(final[-1])
-    return drop > 2.0 * sd / math.sqrt(run.particles)
+    return drop > 3.0 * sd * math.sqrt(2.0 / (each * run.particles))
 
 
 def _weights(run: Evidence) -> str | None:

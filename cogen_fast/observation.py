@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from cogen_fast.ops.spec import MisfitKind, MisfitSpec
 from cogen_fast.warn import warn_user
@@ -37,6 +38,10 @@ class MeasurementOperator(ABC):
     def apply(self, x: Tensor) -> Tensor:
         """The measurement of outputs ``(n, ...)`` as a differentiable torch expression."""
         return x
+
+    def measure(self, x: Tensor) -> Tensor:
+        """The measurement of outputs ``(n, ...)``, ``(n, *measured_shape)``."""
+        return self.apply(x)
 
     @property
     def reads_output(self) -> bool:
@@ -96,6 +101,10 @@ class AveragePool(_ImageOperator):
             raise ValueError(f"factor: expected a divisor of the image's {h} x {w}, got {k}")
         return c, h // k, w // k
 
+    def measure(self, x: Tensor) -> Tensor:
+        """Means of blocks."""
+        return avg_pool2d(x, self.factor)
+
 
 class Stride(_ImageOperator):
     """Every ``factor``-th pixel of an image, from the first (as the authors' program reads it)."""
@@ -106,6 +115,10 @@ class Stride(_ImageOperator):
         """``(C, ceil(H / factor), ceil(W / factor))``."""
         c, h, w = self._image_shape(output)
         return c, -(-h // self.factor), -(-w // self.factor)
+
+    def measure(self, x: Tensor) -> Tensor:
+        """Every ``factor``-th pixel."""
+        return x[..., :: self.factor, :: self.factor]
 
 
 class Operator(MeasurementOperator):

@@ -18,7 +18,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "cli",
         "__init__",
         "experiments",
-        "training baselines tasks",
+        "training baselines bounds tasks",
         "adaptive",
         "paper",
         "loop",

@@ -1,0 +1,273 @@
+"""What a run says about itself: `diagnose` in words, ArviZ, and evidence from both sides."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cogen_fast import Result, bound_evidence, cogenerate
+from cogen_fast.diagnostics import Evidence, diagnose
+from cogen_fast.generators.pretrained import pretrained
+from cogen_fast.sampler import reverse, smc
+from cogen_fast.sampler.pace import Annealing
+
+X_OBS = np.array([[0.309, np.nan], [0.9, np.nan]], dtype=np.float32)
+MASK = np.array([1, 0])
+needs_arviz = pytest.mark.skipif(
+    importlib.util.find_spec("arviz_stats") is None, reason="the extra arviz is not installed"
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(**options: Any) -> Result:
+    arguments = {"noise_std": 0.05, "progress": False} | options
+    return cogenerate(pretrained("five-gaussians"), X_OBS, MASK, **arguments)
+
+
+def healthy() -> Evidence:
+    """Two observations, 16 particles, ten temperatures, the last four at beta = 1."""
+    column = torch.tensor([0.001, 0.003, 0.01, 0.03, 0.1, 0.5, 1.0, 1.0, 1.0, 1.0])
+    energy = torch.linspace(40.0, 1.0, 10)
+    energy[6:] = 1.0
+    return Evidence(
+        complete=True,
+        adaptive=True,
+        effective_sample_size=None,
+        surviving_roots=torch.tensor([8, 9]),
+        particles=16,
+        acceptance=torch.full((10, 2), 0.75),
+        betas=column[:, None].repeat(1, 2),
+        energies=torch.linspace(0.0, 2.0, 16).repeat(2, 1),
+        energy_history=energy[:, None].repeat(1, 2),
+        non_finite=torch.zeros(2, 16, dtype=torch.int64),
+        moves=20,
+        jumped=torch.zeros(2, dtype=torch.bool),
+    )
+
+
+def changed(values: Tensor, row: Any, column: int, value: float) -> Tensor:
+    values = values.clone()
+    values[row, column] = value
+    return values
+
+
+def test_nothing_is_wrong_with_a_healthy_run() -> None:
+    assert diagnose(healthy()) == []
+
+
+def test_a_real_run_with_defaults_is_healthy() -> None:
+    assert run(chains=64).diagnose() == []
+
+
+SICK: dict[str, tuple[dict[str, Any], str]] = {
+    "interrupted": ({"complete": False}, "interrupted: .*checkpoint="),
+    "budget": (
+        {"jumped": torch.tensor([False, True])},
+        r"budget ended the run early \(observation 1\).*larger budget",
+    ),
+    "acceptance": (
+        {"acceptance": changed(healthy().acceptance, slice(7, 10), 0, 0.1)},
+        r"acceptance too low: 0.10 at the end \(observation 0\)",
+    ),
+    "acceptance-paper": (
+        {
+            "acceptance": changed(healthy().acceptance, slice(7, 10), 1, 0.0),
+            "adaptive": False,
+            "surviving_roots": None,
+        },
+        r"acceptance too low: 0.00 .*observation 1.*ais_steps.*method='adaptive'",
+    ),
+    "energies": (
+        {"energy_history": changed(healthy().energy_history, slice(6, 8), 1, 1.6)},
+        r"energies not settled.*observation 1",
+    ),
+    "weights": (
+        {"effective_sample_size": torch.tensor([1.2, 12.0])},
+        r"weights collapsed: an effective 1.2 of 16 samples \(observation 0\)",
+    ),
+    "ancestors": (
+        {"surviving_roots": torch.tensor([5, 1])},
+        r"few ancestors: all 16 particles descend from 1 .*observation 1.*populations=4",
+    ),
+    "non-finite": (
+        {"non_finite": torch.full((2, 16), 2, dtype=torch.int64)},
+        "non-finite proposals: 10% .*step_size",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), SICK.values(), ids=SICK)
+def test_each_illness_is_told_alone(change: dict[str, Any], words: str) -> None:
+    import re
+
+    found = diagnose(replace(healthy(), **change))
+    assert len(found) == 1
+    assert re.search(words, found[0])
+
+
+def test_an_energy_that_falls_by_chance_is_no_illness() -> None:
+    # sd / sqrt(16) is 0.15 here, that of the difference of means of two as much; three are allowed.
+    history = changed(healthy().energy_history, slice(6, 8), 1, 1.0 + 0.4)
+    assert diagnose(replace(healthy(), energy_history=history)) == []
+
+
+def test_one_observation_is_not_numbered() -> None:
+    sick = replace(
+        healthy(),
+        acceptance=torch.zeros(10, 1),
+        betas=healthy().betas[:, :1],
+        energy_history=healthy().energy_history[:, :1],
+        energies=healthy().energies[:1],
+        jumped=torch.zeros(1, dtype=torch.bool),
+        surviving_roots=torch.tensor([8]),
+    )
+    assert "observation" not in diagnose(sick)[0]
+
+
+def test_real_runs_tell_what_is_wrong() -> None:
+    assert any("budget ended the run early" in line for line in run(budget=12).diagnose())
+    paper = run(method="paper", ais_steps=20, noise_std=0.001).diagnose()
+    assert any("acceptance too low" in line for line in paper)
+    assert any("weights collapsed" in line for line in paper)
+
+
+# --- ArviZ ----------------------------------------------------------------------------------------
+
+
+@needs_arviz
+def test_arviz_sees_populations_as_chains() -> None:
+    result = run(chains=20, populations=3)
+    tree = result.to_arviz(outputs=True)
+    posterior, stats = tree["posterior"].to_dataset(), tree["sample_stats"].to_dataset()
+    assert posterior["latent"].dims[:2] == ("chain", "draw")
+    assert posterior["latent"].shape == (3, 20, 2, 2)
+    for name, found in (("latents", posterior["latent"]), ("images", posterior["output"])):
+        given = getattr(result, name).numpy()
+        for r in range(3):
+            for b in range(2):
+                np.testing.assert_array_equal(found[r, :, b], given[b, 20 * r : 20 * (r + 1)])
+    np.testing.assert_array_equal(stats["energy"][2, :, 1], result.energies[1, 40:])
+    np.testing.assert_array_equal(stats["log_weight"][0, :, 0], result.log_weights[0, :20])  # type: ignore[index]
+
+
+@needs_arviz
+def test_convergence_over_populations() -> None:
+    found = run(chains=100, populations=4).convergence()
+    assert found["rhat_latent"].shape == found["ess_latent"].shape == (2, 2)
+    assert found["rhat_energy"].shape == found["ess_energy"].shape == (2,)
+    assert (found["rhat_energy"] < 1.1).all()
+    assert (found["ess_energy"] > 20).all()
+    assert (found["ess_energy"] < 2 * 400).all()
+
+
+@needs_arviz
+def test_populations_that_differ_have_a_large_rhat() -> None:
+    result = run(chains=20, populations=2)
+    latents = result.latents.clone()
+    latents[:, 20:] += 10.0
+    assert (replace(result, latents=latents).convergence()["rhat_latent"] > 1.5).all()
+
+
+@needs_arviz
+def test_convergence_needs_populations() -> None:
+    with pytest.raises(ValueError, match=r"convergence: expected populations=2 or more.*got 1"):
+        run(chains=20).convergence()
+
+
+# --- evidence from both sides ---------------------------------------------------------------------
+
+SIZE, SEEN, NOISE, SETS = 5, 4, 0.1, 200
+
+
+def linear_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A matrix, exact posterior draws ``(S, 5)``, data ``(S, 4)`` and exact log normalisers."""
+    random = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+    a, z = draw(SEEN, SIZE), draw(SETS, SIZE)
+    y = z @ a.T + NOISE * draw(SETS, SEEN)
+    covariance = a @ a.T + NOISE**2 * torch.eye(SEEN, dtype=torch.float64)
+    quadratic = (y * torch.linalg.solve(covariance, y.T).T).sum(-1)
+    exact = -0.5 * (quadratic + torch.logdet(covariance)) + SEEN * math.log(NOISE)
+    return a, z, y, exact
+
+
+def test_reverse_runs_estimate_the_reciprocal_without_bias() -> None:
+    a, z, y, exact = linear_data()
+
+    def energy(rows: Tensor) -> Tensor:
+        target = y.repeat_interleave(len(rows) // SETS, 0)
+        return 0.5 * ((rows @ a.T - target) ** 2).sum(-1) / NOISE**2
+
+    how: dict[str, Any] = {"latent_size": SIZE, "observations": SETS, "dtype": torch.float64}
+    # Small steps of the temperature, so that reciprocal weights have a moderate variance.
+    pilot = smc.run(energy, Annealing(kept=0.98), chains=16, seed=3, **how)
+    start = z[:, None].expand(-1, 16, -1).contiguous()
+    log_weights = reverse.run(energy, pilot.choices, start, seed=5)
+    ratio = torch.exp(exact[:, None] - log_weights).mean(-1)
+    error = float(ratio.std()) / math.sqrt(SETS)
+    assert abs(float(ratio.mean()) - 1.0) < 4.0 * error
+    assert error < 0.15
+    above = math.log(16) - torch.logsumexp(-log_weights, -1) - exact
+    assert 0.0 < float(above.mean()) < 1.0
+
+
+def test_bounds_enclose_the_exact_evidence_of_a_generator() -> None:
+    found = bound_evidence(
+        pretrained("five-gaussians"), MASK, noise_std=0.05, simulations=40, kept=0.9
+    )
+    line = torch.linspace(-6.0, 6.0, 601)
+    with torch.no_grad():
+        x = pretrained("five-gaussians")(torch.cartesian_prod(line, line)).double()[:, 0]
+    log_prior = -0.5 * (torch.cartesian_prod(line, line).double() ** 2).sum(-1)
+    cell = 2.0 * math.log(float(line[1] - line[0])) - math.log(2.0 * math.pi)
+    constant = math.log(0.05 * math.sqrt(2.0 * math.pi))
+    exact = torch.stack(
+        [
+            torch.logsumexp(log_prior - 0.5 * ((x - seen) / 0.05) ** 2, 0) + cell - constant
+            for seen in found.x_obs[:, 0].double()
+        ]
+    )
+    below, above = found.lower - exact, found.upper - exact
+    # Markov: either is on the wrong side by b with a chance of at most exp(-b).
+    assert float(below.max()) < math.log(40 * 1000)
+    assert float(above.min()) > -math.log(40 * 1000)
+    error = [float(side.std()) / math.sqrt(40) for side in (below, above)]
+    assert float(below.mean()) < 3.0 * error[0]
+    assert float(above.mean()) > -3.0 * error[1]
+    assert 0.0 < float(found.gap.mean()) < 2.0
+    assert found.latents.shape == found.x_obs.shape == (40, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "argument"),
+    [
+        ({"simulations": 0}, "simulations"),
+        ({"chains": 2.5}, "chains"),
+        ({"kept": 1.0}, "kept"),
+        ({"noise_std": -1.0}, "noise_std"),
+        ({"seed": -1}, "seed"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_bad_arguments_of_bounds_are_named(change: dict[str, Any], argument: str) -> None:
+    arguments = {"noise_std": 0.05} | change
+    with pytest.raises((TypeError, ValueError), match=f"^{argument}: "):
+        bound_evidence(pretrained("five-gaussians"), MASK, **arguments)
