@@ -187,6 +187,7 @@ class Result:
             "log_evidence": _listed(self.log_evidence),
             "non_finite_proposals": int(self.non_finite.sum()),
             "reasons": self.reasons,
+            "diagnosis": self.diagnose(),
             "settings": self.settings,
             "notes": self.notes,
         }
@@ -328,6 +329,7 @@ class Result:
             [f"Result: {b} observation{'s' * (b > 1)} x {n} chain{'s' * (n > 1)}, {state}"]
             + [f"  {label}: {fact}" for label, fact in facts.items()]
             + [f"  note: {note}" for note in self.notes]
+            + [f"  wrong: {line}" for line in self.diagnose()]
         )
 
 
