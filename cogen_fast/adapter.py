@@ -11,11 +11,13 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cogen_fast.arguments import shown
 from cogen_fast.memory import is_out_of_memory
 from cogen_fast.ops import reference
 from cogen_fast.ops.dispatch import DEVICES
@@ -25,6 +27,7 @@ _SIZE_ATTRIBUTES = ("latent_shape", "latent_size", "latent_dim", "z_dim", "dim_z
 _PROBE_ROWS = 4
 _PROBE_SEED = 0x5EED
 _MOST_CANDIDATES = 12
+_LARGEST_LATENT = 2**26  # what a block number of the noise can hold
 # Relative to the largest output: for the same call again, and for another batch size, where other
 # kernels (TF32 among them) round differently.
 _TOLERANCES = {
@@ -147,7 +150,7 @@ class GeneratorAdapter:
                 f"latent_shape: G ({_name(self.generator)}) does not take latents of shape "
                 f"{(self._rows, *self.latent_shape)}: {error}"
             ) from error
-        if x.ndim < 2 or x.shape[0] != self._rows:
+        if x.ndim < 2 or x.shape[0] != self._rows or x.numel() == 0:
             raise ValueError(
                 f"G: expected outputs of shape ({self._rows}, ...) for {self._rows} latents, "
                 f"got {tuple(x.shape)}"
@@ -231,10 +234,10 @@ def checked_device(device: torch.device | str) -> torch.device:
     """A device of a kind that is served and here; ValueError for any other."""
     try:
         wanted = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device: expected cpu or cuda, got {device}") from None
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        raise ValueError(f"device: expected cpu or cuda, got {shown(device)}") from None
     if wanted.type not in DEVICES:
-        raise ValueError(f"device: expected cpu or cuda, got {device}")
+        raise ValueError(f"device: expected cpu or cuda, got {wanted}")
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device: expected one that is here, got {device}; torch {torch.__version__} sees "
@@ -267,14 +270,21 @@ def _parameter_dtype(generator: Any) -> torch.dtype:
 def _as_shape(value: Any) -> tuple[int, ...]:
     shape = _shape_or_none(value)
     if shape is None:
-        raise ValueError(f"latent_shape: expected a positive number or a tuple, got {value!r}")
+        raise ValueError(
+            "latent_shape: expected a positive number or a tuple, at most 2^26 numbers in all, got "
+            f"{shown(value)}"
+        )
     return shape
 
 
 def _shape_or_none(value: Any) -> tuple[int, ...] | None:
     sizes = tuple(value) if isinstance(value, tuple | list) else (value,)
-    sound = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
-    return sizes if sizes and sound else None
+    whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in sizes)
+    if not sizes or not whole:
+        return None
+    numbers = tuple(int(n) for n in sizes)
+    sound = min(numbers) > 0 and math.prod(numbers) <= _LARGEST_LATENT
+    return numbers if sound else None
 
 
 def _latent_shape_candidates(generator: Any) -> Iterator[tuple[int, ...]]:

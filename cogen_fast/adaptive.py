@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from cogen_fast.arguments import check_choice, check_count, check_seed
 from cogen_fast.loop import Outcome, Position
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.philox import Purpose
@@ -52,13 +53,14 @@ class Adaptive:
     max_batch: int | None
 
     def __post_init__(self) -> None:
-        hmc.check_count("chains", self.chains)
-        hmc.check_count("populations", self.populations)
-        hmc.check_seed(self.seed)
-        if self.evidence not in EVIDENCE:
-            raise ValueError(f"evidence: expected one of {EVIDENCE}, got {self.evidence!r}")
+        for name in ("chains", "populations"):
+            object.__setattr__(self, name, check_count(name, getattr(self, name)))
+        check_seed(self.seed)
+        check_choice("evidence", self.evidence, EVIDENCE)
         if self.budget is not None:
-            hmc.check_count("budget", self.budget)
+            object.__setattr__(self, "budget", check_count("budget", self.budget))
+            if self.evidence == "frozen" and self.budget < 2:
+                raise ValueError("budget: expected at least 2 for two runs, got 1")
         if self.evidence == "frozen" and self.alone:
             raise ValueError(f"evidence: cannot be 'frozen' here: {_ALONE_REASON}")
 
@@ -110,12 +112,13 @@ class Adaptive:
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> smc.Run:
         """Prior draws; an observation's populations are neighbouring rows with own noise."""
         count = problem.observation.count
-        ids = range(count) if observation_ids is None else observation_ids
-        hmc.noise_stream(self.seed, count, torch.device("cpu"), ids)  # checks the ids as given
+        given = hmc.noise_stream(self.seed, count, torch.device("cpu"), observation_ids)
+        ids = given.observation.tolist()
         state = smc.init(
             problem.potential,
             chains=self.particles,
             alone=self.alone,
+            starts=min(POPULATION, (self.budget or POPULATION) * self.chains),
             step_size_start=self.step_size,
             observations=count * self.populations,
             observation_ids=[
@@ -246,7 +249,7 @@ class Adaptive:
         variance = state.variance.reshape(-1, self.populations)
         within = (torch.softmax(each, -1) ** 2 * variance).sum(-1)
         members = torch.arange(self.populations, device=each.device).expand_as(each)
-        between = genealogical_variance(each, members, torch.zeros_like(members[:, 0]))
+        between = genealogical_variance(each, members)
         error = torch.where(within.isfinite(), within, between).sqrt()
         reasons = {"log_normaliser_error": _ERROR_REASON} if bool(error.isnan().any()) else {}
         return log_mean_weight(each), error, reasons

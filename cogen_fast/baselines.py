@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cogen_fast import optimise
+from cogen_fast.arguments import check_count
 from cogen_fast.density import Potential
 from cogen_fast.ops import dispatch
 from cogen_fast.problem import Problem, prepared
@@ -56,7 +57,7 @@ def gradient_descent(
     def descend(potential: Potential, first: Tensor) -> tuple[Tensor, Tensor]:
         return optimise.gradient_descent(potential, first, steps, learning_rate)
 
-    hmc.check_count("steps", steps)
+    check_count("steps", steps)
     return _descent(G, x_obs, mask, descend, steps + 1, starts, runs, seed, options)
 
 
@@ -81,7 +82,7 @@ def adam(
     def descend(potential: Potential, first: Tensor) -> tuple[Tensor, Tensor]:
         return optimise.adam(potential, first, steps, learning_rate)
 
-    hmc.check_count("steps", steps)
+    check_count("steps", steps)
     return _descent(G, x_obs, mask, descend, steps, starts, runs, seed, options)
 
 
@@ -101,8 +102,8 @@ def _descent(
     seed: int,
     options: Mapping[str, Any],
 ) -> Descent:
-    hmc.check_count("starts", starts)
-    hmc.check_count("runs", runs)
+    check_count("starts", starts)
+    check_count("runs", runs)
     with prepared(G, x_obs, mask, **options) as problem:
         latents, energy = descend(problem.potential, _best_starts(problem, starts, runs, seed))
         images = problem.potential.outputs(latents)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cogen_fast.adapter import GeneratorAdapter, frozen
 from cogen_fast.adaptive import Adaptive
+from cogen_fast.arguments import check_count
 from cogen_fast.observation import MeasurementOperator, as_operator
 from cogen_fast.ops import reference
 from cogen_fast.problem import Problem, prepared
@@ -66,10 +67,10 @@ def bound_evidence(
     bounds it from above (Grosse, Ghahramani and Adams 2015). Arguments as for `cogenerate`;
     ``simulations`` is S. Raises ValueError or TypeError naming the argument.
     """
-    hmc.check_count("simulations", simulations)
+    check_count("simulations", simulations)
     operator = as_operator(mask)
     method = Adaptive(
-        chains=hmc.check_count("chains", chains),
+        chains=check_count("chains", chains),
         populations=1,
         annealing=Annealing(kept=kept),
         budget=None,

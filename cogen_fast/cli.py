@@ -25,7 +25,16 @@ from cogen_fast.result import Result
 
 _OK, _MISTAKE, _INTERRUPTED = 0, 2, 130
 # The last two: a backend or a library that was asked for and is not there.
-_MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
+_MISTAKES = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    NotImplementedError,
+    OverflowError,
+    MemoryError,
+)
+_FILES = ("grid.png", "result.npz", "result.json")
 _CHAIN = re.compile(r"chain_\d{3,}\.png")
 _SAMPLER_OPTIONS = (
     "method",
@@ -134,6 +143,9 @@ def _check_out(folder: Path, overwrite: bool) -> None:
     """Before hours of sampling: whether the result can be written in the end."""
     if not overwrite and (folder / "result.json").exists():
         raise FileExistsError(f"out: {folder} holds a result already; give --overwrite")
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.is_dir() and (entry.name in _FILES or _CHAIN.fullmatch(entry.name)):
+            raise IsADirectoryError(f"out: expected no folder in the place of the file {entry}")
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(f"out: expected a folder, got the file {nearest}")

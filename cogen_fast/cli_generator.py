@@ -82,7 +82,7 @@ def _import(name: str) -> ModuleType:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
-    except Exception as error:  # the user's code: told in one line, with the place
+    except (Exception, SystemExit) as error:  # the user's code: told in one line, with the place
         missing = isinstance(error, ModuleNotFoundError) and error.name
         if missing and f"{name}.".startswith(f"{missing}."):
             raise ValueError(
@@ -101,11 +101,11 @@ def _called(text: str, factory: Any) -> Any:
         raise TypeError(f"generator: expected a function before (), got {text}")
     try:
         return factory()
-    except Exception as error:  # the user's code, as above
+    except (Exception, SystemExit) as error:  # the user's code, as above
         raise _failed(f"calling {text}", error) from error
 
 
-def _failed(doing: str, error: Exception) -> ValueError:
+def _failed(doing: str, error: BaseException) -> ValueError:
     place = traceback.extract_tb(error.__traceback__)[-1]
     where = "" if place.filename.startswith("<") else f" ({place.filename}, line {place.lineno})"
     return ValueError(f"generator: {doing} failed: {type(error).__name__}: {error}{where}")

@@ -26,6 +26,7 @@ class Evidence:
 
     complete: bool
     adaptive: bool
+    polished: bool
     effective_sample_size: Tensor | None
     surviving_roots: Tensor | None
     particles: int
@@ -100,6 +101,8 @@ def _acceptance(run: Evidence) -> str | None:
 
 def _settled(run: Evidence) -> str | None:
     """At the posterior itself the mean energy must no longer fall."""
+    if run.polished:  # the energies' spread is not that of samples
+        return None
     falling = torch.tensor([_falls(run, column) for column in range(run.betas.shape[1])])
     if not bool(falling.any()):
         return None

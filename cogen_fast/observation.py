@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from cogen_fast.arguments import check_count
 from cogen_fast.ops.spec import MisfitKind, MisfitSpec
 from cogen_fast.warn import warn_user
 
@@ -71,9 +72,7 @@ class _ImageOperator(MeasurementOperator):
     """Shared checks of the operators that read images ``(C, H, W)`` by a whole factor."""
 
     def __init__(self, factor: int) -> None:
-        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-            raise ValueError(f"factor: expected a whole number of at least 1, got {factor!r}")
-        self.factor = factor
+        self.factor = check_count("factor", factor)
 
     def _image_shape(self, output: Tensor) -> tuple[int, int, int]:
         if output.ndim != 4:
@@ -174,13 +173,16 @@ def as_operator(mask: Any) -> MeasurementOperator:
 
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a tensor of {value.dtype}"
+        kind = "" if value.layout == torch.strided else f", {value.layout}"
+        return f"a tensor of {value.dtype}{kind}" + (", on meta" if value.is_meta else "")
     return f"{type(value).__name__} {value!r}"[:80]
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
-        return value.detach()
+        if value.layout != torch.strided or value.is_meta:
+            raise TypeError(f"{name}: expected a dense tensor with values, got {_describe(value)}")
+        return value.detach().resolve_conj().resolve_neg()
     try:
         # A copy in native byte order: flipped, read-only and big-endian arrays are fine, and plain
         # Python numbers stay float64.
@@ -377,13 +379,20 @@ def observe(
     if sigma is not None:
         logs = torch.log(2.0 * math.pi * sigma**2).expand(values.shape)
         constant = -0.5 * torch.where(observed, logs, 0.0).sum(-1)
+    rounded = weights.to(values.dtype)
+    if not bool((rounded.isfinite() & (rounded > 0)).all()):
+        name = "noise_std" if sigma is not None else "weight"
+        raise ValueError(
+            f"{name}: expected squared errors' factors that {values.dtype} can hold, got "
+            f"{_summary(weights)}"
+        )
     spec = MisfitSpec(
         kind=operator.kind,
         output_shape=tuple(output.shape[1:]) if operator.reads_output else shape,
         factor=operator.factor,
         target=values.contiguous(),
         mask=None if mask is None else mask.to(torch.uint8).contiguous(),
-        weight=weights.to(values.dtype).contiguous(),
+        weight=rounded.contiguous(),
     )
     return Observation(operator, spec, shape, observed.sum(-1), constant, misfit, noise)
 

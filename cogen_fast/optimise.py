@@ -130,6 +130,7 @@ def _two_loops(grad: Tensor, pairs: deque[tuple[Tensor, Tensor]]) -> Tensor:
     q = grad.double()
     kept = []
     gamma = torch.ones_like(q[..., :1])
+    scaled = torch.zeros_like(gamma, dtype=torch.bool)  # by the newest pair of some curvature
     for step, change in reversed(pairs):
         curvature = _dot(step, change)[..., None]
         fine = curvature > 0.0
@@ -137,7 +138,8 @@ def _two_loops(grad: Tensor, pairs: deque[tuple[Tensor, Tensor]]) -> Tensor:
         alpha = rho * _dot(step, q)[..., None]
         q = q - alpha * change
         kept.append((rho, alpha, step, change))
-        newest = fine & (gamma == 1.0)
+        newest = fine & ~scaled
+        scaled = scaled | fine
         gamma = torch.where(newest, curvature / _dot(change, change)[..., None], gamma)
     r = gamma * q
     for rho, alpha, step, change in reversed(kept):

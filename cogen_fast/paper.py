@@ -141,8 +141,7 @@ class Paper:
         if not complete:
             return None, None, dict.fromkeys(names, INTERRUPTED)
         log_normaliser = log_mean_weight(state.log_weights)
-        none = torch.zeros_like(roots[:, 0])
-        error = genealogical_variance(state.log_weights, roots, none).sqrt()
+        error = genealogical_variance(state.log_weights, roots).sqrt()
         reasons = {}
         if bool(error.isnan().any()):
             reasons["log_normaliser_error"] = _ERROR_REASON

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cogen_fast.arguments import check_choice
 from cogen_fast.density import Form
 from cogen_fast.ops.spec import AdaptationRule
 from cogen_fast.sampler.schedule import Schedule, Sigmoid
@@ -101,6 +102,4 @@ DEFAULTS = Preset(
 
 def find_preset(name: str) -> Preset:
     """The preset of that name; ValueError lists the known ones."""
-    if name not in PRESETS:
-        raise ValueError(f"preset: expected one of {sorted(PRESETS)}, got {name!r}")
-    return PRESETS[name]
+    return PRESETS[check_choice("preset", name, sorted(PRESETS))]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from cogen_fast.adapter import GeneratorAdapter, frozen
+from cogen_fast.arguments import check_count
 from cogen_fast.density import GeneratorPotential
 from cogen_fast.observation import Observation, UserMisfit, as_operator, observe
 from cogen_fast.ops import dispatch
-from cogen_fast.sampler import hmc
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def prepared(
     """
     operator = as_operator(mask)
     if max_batch is not None:
-        hmc.check_count("max_batch", max_batch)
+        check_count("max_batch", max_batch)
     with _full_precision(), frozen(generator):
         adapter = GeneratorAdapter(generator, latent_shape, device, max_batch)
         ops = dispatch.resolve(backend, adapter.device)

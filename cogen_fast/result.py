@@ -250,6 +250,7 @@ class Result:
             Evidence(
                 complete=self.complete,
                 adaptive=adaptive,
+                polished=self.settings["polish"] > 0,
                 effective_sample_size=None if alone else self.effective_sample_size,
                 surviving_roots=self.surviving_roots if resampled else None,
                 particles=self.settings.get("particles", self.energies.shape[1]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,7 +12,16 @@ import torch
 from torch import Tensor
 
 from cogen_fast.adaptive import Adaptive, Evidence
-from cogen_fast.density import Form
+from cogen_fast.arguments import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_seed,
+    check_whole,
+    shown,
+)
+from cogen_fast.density import FORMS, Form
 from cogen_fast.loop import Loop, Method, Outcome
 from cogen_fast.observation import AveragePool, Mask, Observation, Stride, UserMisfit, as_operator
 from cogen_fast.ops.spec import AdaptationRule
@@ -20,7 +30,7 @@ from cogen_fast.paper import Paper
 from cogen_fast.presets import DEFAULTS, Preset, find_preset
 from cogen_fast.problem import Problem, prepared
 from cogen_fast.result import Result
-from cogen_fast.sampler import ais, hmc
+from cogen_fast.sampler import ais
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.schedule import as_schedule
 from cogen_fast.sampler.smc import POPULATION
@@ -135,12 +145,15 @@ def cogenerate(
     base = DEFAULTS if preset is None else find_preset(preset)
     if preset is not None and noise_std is None and weight is None and misfit is None:
         weight = base.weight
+    if form is not None:
+        check_choice("form", form, FORMS)
+    rule = _checked_adaptation(adaptation)
     only_paper = {
         "preset": preset,
         "ais_steps": ais_steps,
         "schedule": schedule,
         "form": None if form == "posterior" else form,
-        "adaptation": None if adaptation == _PUBLISHED else adaptation or "None",
+        "adaptation": None if isinstance(rule, str) else (rule,),
     }
     only_adaptive = {
         "budget": budget,
@@ -155,19 +168,21 @@ def cogenerate(
         "leapfrog_steps": leapfrog_steps,
         "step_size": step_size,
     }
-    running = {"seed": seed, "max_batch": max_batch, "keep_trace": keep_trace}
+    running = {
+        "seed": check_seed(seed),
+        "max_batch": None if max_batch is None else check_count("max_batch", max_batch),
+        "keep_trace": check_flag("keep_trace", keep_trace),
+    }
+    check_flag("progress", progress)
+    polish = check_whole("polish", polish, 0)
+    check_choice("polish_method", polish_method, POLISH_METHODS)
+    path = None if checkpoint is None else _checkpoint_path(checkpoint)
+    interval = _checkpoint_interval(checkpoint_seconds)
     plan: Method
     if _chosen_method(method, preset, only_paper, only_adaptive) == "paper":
-        plan = _paper(base, preset, adaptation, ais_steps, schedule, form, common, running)
+        plan = _paper(base, preset, rule, ais_steps, schedule, form, common, running)
     else:
         plan = _adaptive(common | only_adaptive, running)
-    if isinstance(polish, bool) or not isinstance(polish, int) or polish < 0:
-        raise ValueError(f"polish: expected a whole number of at least 0, got {polish!r}")
-    if polish_method not in POLISHERS:
-        raise ValueError(f"polish_method: expected one of {POLISH_METHODS}, got {polish_method!r}")
-    path = None if checkpoint is None else _checkpoint_path(checkpoint)
-    if not checkpoint_seconds >= 0.0:
-        raise ValueError(f"checkpoint_seconds: expected 0 or more, got {checkpoint_seconds!r}")
     with prepared(
         G,
         x_obs,
@@ -178,11 +193,9 @@ def cogenerate(
         latent_shape=latent_shape,
         device=device,
         backend=backend,
-        max_batch=max_batch,
+        max_batch=running["max_batch"],
     ) as problem:
-        run, complete = Loop(plan, problem, path, checkpoint_seconds).anneal(
-            observation_ids, progress
-        )
+        run, complete = Loop(plan, problem, path, interval).anneal(observation_ids, progress)
         outcome = plan.outcome(problem, run, complete)
         if polish and complete:
             outcome = _polished(outcome, problem, polish, polish_method)
@@ -233,15 +246,16 @@ def _chosen_method(
     only_adaptive: Mapping[str, Any],
 ) -> str:
     """The method, once nothing is given that belongs to the other one."""
-    if method is not None and method not in METHODS:
-        raise ValueError(f"method: expected one of {METHODS}, got {method!r}")
+    if method is not None:
+        check_choice("method", method, METHODS)
     chosen = method or ("adaptive" if preset is None else "paper")
     foreign = only_paper if chosen == "adaptive" else only_adaptive
     for name, value in foreign.items():
         if value is not None:
             other = "paper" if chosen == "adaptive" else "adaptive"
             raise ValueError(
-                f"{name}: belongs to method={other!r}, expected none with {chosen!r}, got {value!r}"
+                f"{name}: belongs to method={other!r}, expected none with {chosen!r}, got "
+                f"{shown(value)}"
             )
     return chosen
 
@@ -260,7 +274,7 @@ def _adaptive(given: Mapping[str, Any], running: Mapping[str, Any]) -> Adaptive:
         ),
         budget=given["budget"],
         evidence="consistent" if given["evidence"] is None else given["evidence"],
-        step_size=None if step_size is None else ais.check_step_size(step_size),
+        step_size=None if step_size is None else check_number("step_size", step_size, above=0.0),
         **running,
     )
 
@@ -278,10 +292,6 @@ def _paper(
     """Settings from the preset and from what was given beside it, checked."""
     chosen = {k: getattr(base, k) if v is None else v for k, v in common.items()}
     if isinstance(adaptation, str):
-        if adaptation != _PUBLISHED:
-            raise ValueError(
-                f"adaptation: expected 'published', a rule or None, got {adaptation!r}"
-            )
         adaptation = base.adaptation
     schedule = base.schedule if schedule is None else schedule
     moves = ais.Moves(
@@ -291,11 +301,11 @@ def _paper(
         adaptation=adaptation,
     )
     paper = Paper(
-        chains=hmc.check_count("chains", chosen["chains"]),
+        chains=check_count("chains", chosen["chains"]),
         moves=moves,
         betas=ais.checked_betas(schedule, _steps(base, ais_steps, schedule)),
-        step_size=ais.check_step_size(chosen["step_size"]),
-        seed=hmc.check_seed(running["seed"]),
+        step_size=check_number("step_size", chosen["step_size"], above=0.0),
+        seed=running["seed"],
         keep_trace=running["keep_trace"],
         max_batch=running["max_batch"],
         schedule=_schedule_name(schedule),
@@ -321,16 +331,43 @@ def _schedule_name(schedule: Any) -> str:
     return schedule if isinstance(schedule, str) else repr(as_schedule(schedule))[:200]
 
 
-def _checkpoint_path(checkpoint: str | Path) -> Path:
+def _checked_adaptation(adaptation: Any) -> AdaptationRule | str | None:
+    if adaptation is None or isinstance(adaptation, AdaptationRule):
+        return adaptation
+    if isinstance(adaptation, str) and adaptation == _PUBLISHED:
+        return adaptation
+    kind = ValueError if isinstance(adaptation, str) else TypeError
+    raise kind(f"adaptation: expected 'published', a rule or None, got {shown(adaptation)}")
+
+
+def _checkpoint_path(checkpoint: Any) -> Path:
+    if not isinstance(checkpoint, str | Path):
+        raise TypeError(f"checkpoint: expected a path, got {shown(checkpoint)}")
     path = Path(checkpoint)
+    try:
+        os.stat(path)  # a name that the system cannot have
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint: expected a file's path, got {shown(checkpoint)}") from error
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"checkpoint: expected a file in an existing folder, got {path}")
     return path
 
 
+def _checkpoint_interval(seconds: Any) -> float:
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds == 0:
+        return 0.0
+    return check_number("checkpoint_seconds", seconds, above=0.0)
+
+
 def _polished(outcome: Outcome, problem: Problem, steps: int, method: str) -> Outcome:
     """The best fits that optimisation finds from the samples; no samples themselves."""
-    latents, energies = POLISHERS[method](problem.potential, outcome.latents, steps)
+    try:
+        latents, energies = POLISHERS[method](problem.potential, outcome.latents, steps)
+    except KeyboardInterrupt:
+        note = "polishing was interrupted: these are the samples"
+        return replace(outcome, notes=[*outcome.notes, note])
     names = ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence")
     return replace(
         outcome,

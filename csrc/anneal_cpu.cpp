@@ -27,14 +27,13 @@ double smallest(const double* values, int64_t count) {
 // log sum_n exp(log_weights_n - increment (energy_n - low)), which neither over- nor underflows.
 double log_sum(const double* log_weights, const double* energy, int64_t count, double low,
                double increment) {
+  // An energy may be infinite, and 0 times it is nothing here.
+  const auto term = [&](int64_t n) {
+    return increment > 0.0 ? log_weights[n] - increment * (energy[n] - low) : log_weights[n];
+  };
   double top = -HUGE_VAL, sum = 0.0;
-  for (int64_t n = 0; n < count; ++n) {
-    const double term = log_weights[n] - increment * (energy[n] - low);
-    top = term > top ? term : top;
-  }
-  for (int64_t n = 0; n < count; ++n) {
-    sum += exp(log_weights[n] - increment * (energy[n] - low) - top);
-  }
+  for (int64_t n = 0; n < count; ++n) top = term(n) > top ? term(n) : top;
+  for (int64_t n = 0; n < count; ++n) sum += exp(term(n) - top);
   return top + log(sum);
 }
 
@@ -55,7 +54,8 @@ double next(const double* log_weights, const double* energy, int64_t count, doub
     const double middle = 0.5 * (below + above);
     (enough(room * exp2(middle)) ? below : above) = middle;
   }
-  return beta + room * exp2(below);
+  const double found = beta + room * exp2(below);
+  return found > beta ? found : 1.0;
 }
 
 }  // namespace

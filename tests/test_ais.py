@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast import PRESETS, AdaptationRule, AveragePool, Operator, Result, Stride, cogenerate
+from cogen_fast.arguments import check_number
 from cogen_fast.problem import prepared
 from cogen_fast.sampler import ais
 from cogen_fast.sampler.schedule import Sigmoid
@@ -564,11 +565,11 @@ def test_defaults_are_the_published_moves_in_posterior_form(
         (lambda: ais.Moves(leapfrog_steps=0), ValueError, "leapfrog_steps: "),
         (lambda: ais.Moves(form="prior"), ValueError, "form: .*posterior.*paper.*'prior'"),  # type: ignore[arg-type]
         (lambda: ais.Moves(adaptation="slow"), TypeError, "adaptation: .*'slow'"),  # type: ignore[arg-type]
-        (lambda: ais.check_step_size(0.0), ValueError, "step_size: "),
-        (lambda: ais.check_step_size(-1.0), ValueError, "step_size: "),
-        (lambda: ais.check_step_size(math.nan), ValueError, "step_size: "),
-        (lambda: ais.check_step_size(math.inf), ValueError, "step_size: "),
-        (lambda: ais.check_step_size("0.1"), ValueError, "step_size: "),  # type: ignore[arg-type]
+        (lambda: check_number("step_size", 0.0, above=0.0), ValueError, "step_size: "),
+        (lambda: check_number("step_size", -1.0, above=0.0), ValueError, "step_size: "),
+        (lambda: check_number("step_size", math.nan, above=0.0), ValueError, "step_size: "),
+        (lambda: check_number("step_size", math.inf, above=0.0), ValueError, "step_size: "),
+        (lambda: check_number("step_size", "0.1", above=0.0), ValueError, "step_size: "),  # type: ignore[arg-type]
     ],
     ids=["M", "L", "form", "adaptation", "zero", "negative", "nan", "inf", "text"],
 )

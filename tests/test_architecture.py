@@ -38,6 +38,7 @@ IMPORTS = {
     "plots": set(),
     "diagnostics": set(),
     "metrics": set(),
+    "arguments": set(),
     "files": set(),
     "memory": set(),
     "warn": set(),
@@ -65,7 +66,7 @@ def part_of(module: str) -> str:
 
 def allowed(importer: str, imported: str) -> bool:
     """Whether one part may import another."""
-    if importer == imported or imported in ("files", "memory", "warn"):
+    if importer == imported or imported in ("arguments", "files", "memory", "warn"):
         return True
     if importer in IMPORTS:
         return imported in IMPORTS[importer]

@@ -416,7 +416,7 @@ def test_box_outside_the_image(
         (["--schedule", "x"], "schedule: expected one of"),
         (["--form", "x"], "--form: invalid choice"),
         (["--backend", "x"], "backend: expected one of"),
-        (["--device", "gpu"], "device: expected cpu or cuda, got gpu"),
+        (["--device", "gpu"], "device: expected cpu or cuda, got 'gpu'"),
         (["--device", "meta"], "device: expected cpu or cuda, got meta"),
         (["--device", "cuda:77"], "device: expected one that is here, got cuda:77"),
         (["--latent-shape", "7"], "latent_shape: G"),

@@ -47,6 +47,7 @@ def healthy() -> Evidence:
     return Evidence(
         complete=True,
         adaptive=True,
+        polished=False,
         effective_sample_size=None,
         surviving_roots=torch.tensor([8, 9]),
         particles=16,

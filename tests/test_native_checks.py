@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cogen_fast.ops import native
-from cogen_fast.ops.philox import NoiseStream
+from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.reference import Proposal
 from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
 
@@ -229,3 +229,95 @@ def test_a_failed_load_is_remembered_and_says_why(monkeypatch: pytest.MonkeyPatc
     for _ in range(2):
         with pytest.raises(ImportError, match=r"cogen_fast\._native.*libmissing\.so"):
             native.extension()
+
+
+# --- what the adaptive loop asks for between moves ------------------------------------------------
+
+TABLE, EACH = torch.zeros(B, N, dtype=F64), torch.full((B,), 0.5, dtype=F64)
+BETWEEN_MOVES: dict[str, dict[str, Any]] = {
+    "next_beta": {
+        "energy": TABLE,
+        "log_weights": TABLE,
+        "beta": EACH,
+        "kept": EACH,
+        "active": EACH > 0,
+    },
+    "systematic_ancestors": {"log_weights": TABLE, "uniform": EACH, "wanted": EACH > 0},
+    "observation_uniforms": {"stream": _state()["stream"], "purpose": Purpose.RESAMPLE},
+}
+PATHS = [
+    (op, name) for op in ("next_beta", "systematic_ancestors") for name in BETWEEN_MOVES[op]
+] + [("observation_uniforms", f"stream.{part}") for part in ("transition", "observation")]
+
+
+@pytest.mark.parametrize("op", BETWEEN_MOVES)
+def test_the_valid_arguments_between_moves_pass(op: str) -> None:
+    assert getattr(native, op)(**BETWEEN_MOVES[op]).shape[0] == B
+
+
+@pytest.mark.parametrize(("op", "path"), PATHS, ids=[f"{o}-{p}" for o, p in PATHS])
+def test_wrong_arguments_between_moves(op: str, path: str) -> None:
+    function, arguments = getattr(native, op), BETWEEN_MOVES[op]
+    name, _, part = path.partition(".")
+    good = getattr(arguments[name], part) if part else arguments[name]
+
+    def call(value: Any) -> None:
+        function(**_replaced(arguments, path, value))
+
+    # The first table gives the sizes: a longer one puts the next argument in the wrong.
+    others = {"next_beta": "log_weights", "systematic_ancestors": "uniform"}
+    blamed = others[op] if good.ndim == 2 and name == next(iter(arguments)) else path
+    blamed = "stream.observation" if path == "stream.transition" else blamed
+    with pytest.raises(ValueError, match=_message(blamed, "shape", "")):
+        call(torch.zeros(7, *good.shape[1:], dtype=good.dtype))
+    with pytest.raises(TypeError, match=_message(path, "dtype", "torch.float16")):
+        call(good.to(torch.float16))
+    with pytest.raises(ValueError, match=_message(path, "a tensor on cpu", "meta")):
+        call(good.to("meta"))
+
+
+@pytest.mark.parametrize("shape", [(), (B,), (B, 0), (B, N, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("op", "name"), [("next_beta", "energy"), ("systematic_ancestors", "log_weights")]
+)
+def test_populations_have_two_dimensions(op: str, name: str, shape: tuple[int, ...]) -> None:
+    arguments = _replaced(BETWEEN_MOVES[op], name, torch.zeros(shape, dtype=F64))
+    with pytest.raises(ValueError, match=_message(name, "shape (B, N) with N > 0", str(shape))):
+        getattr(native, op)(**arguments)
+
+
+def test_seeds_and_counters_of_observation_uniforms() -> None:
+    stream = _state()["stream"]
+    for seed in (-1, 1 << 64):
+        wrong = dataclasses.replace(stream, seed=seed)
+        with pytest.raises(ValueError, match=_message("stream.seed", "an integer in", str(seed))):
+            native.observation_uniforms(wrong, Purpose.JITTER)
+    for name in ("transition", "observation"):
+        for value in (-1, 1 << 32):
+            wrong = dataclasses.replace(stream, **{name: torch.tensor([0, value])})
+            with pytest.raises(ValueError, match=rf"^{name}: expected values in \[0, 2\^32\)"):
+                native.observation_uniforms(wrong, Purpose.JITTER)
+
+
+def test_no_observations_between_moves() -> None:
+    table, each = TABLE[:0], EACH[:0]
+    assert native.next_beta(table, table, each, each, None).shape == (0,)
+    assert native.systematic_ancestors(table, each, None).shape == (0, N)
+    none = torch.zeros(0, dtype=torch.int64)
+    stream = NoiseStream(0, none, none)
+    assert native.observation_uniforms(stream, Purpose.RESAMPLE).shape == (0,)
+
+
+def test_extension_repeats_the_checks_of_populations() -> None:
+    module = native.extension()
+    with pytest.raises(ValueError, match="chains: expected at least 1"):
+        module.next_beta(1, 0, 0, 0, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match="next_beta: null pointer"):
+        module.next_beta(1, 1, 0, 0, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match="observations: expected at least 0"):
+        module.systematic_ancestors(-1, 1, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match="systematic_ancestors: null pointer"):
+        module.systematic_ancestors(1, 1, 0, 0, 0, 0)
+    words = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="out: null pointer"):
+        module.observation_uniforms(1, 3, 0, words.data_ptr(), words.data_ptr(), 0)

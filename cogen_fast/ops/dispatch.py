@@ -118,6 +118,8 @@ def resolve(backend: str, device: torch.device) -> Ops:
         ImportError: "native" was asked for and its extension cannot be loaded, with the cause.
         NotImplementedError: "triton" was asked for, which this version does not have.
     """
+    if not isinstance(backend, str):
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r:.80}")
     return _resolve(backend, device.type)
 
 

@@ -52,10 +52,19 @@ def extension() -> ModuleType:
 
 def _check(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """``value``, or a contiguous copy of it."""
-    if value.shape == shape and value.dtype is dtype and value.is_cpu and value.is_contiguous():
-        return value
+    try:
+        if (
+            value.shape == shape
+            and value.dtype is dtype
+            and value.is_cpu
+            and value.is_contiguous()
+            and not value.is_neg()
+        ):
+            return value
+    except (AttributeError, RuntimeError):  # no tensor, or a sparse one: told below
+        pass
     _require(name, value, shape, dtype)
-    return value.contiguous()
+    return value.resolve_neg().contiguous()
 
 
 def _check_in_place(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -64,9 +73,16 @@ def _check_in_place(name: str, value: Tensor, shape: tuple[int, ...], dtype: tor
     return value
 
 
-def _require(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def _require_tensor(name: str, value: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
+    return value
+
+
+def _require(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    _require_tensor(name, value)
     if not value.is_cpu:
         raise ValueError(f"{name}: expected a tensor on cpu, got one on {value.device}")
     if tuple(value.shape) != tuple(shape):
@@ -116,7 +132,7 @@ def _check_stream(stream: NoiseStream, observations: int) -> tuple[int, Tensor, 
 
 
 def _shape_of(name: str, value: Tensor) -> tuple[int, int, int]:
-    shape = value.shape
+    shape = _require_tensor(name, value).shape
     if len(shape) != 3 or shape[2] == 0:
         raise ValueError(f"{name}: expected shape (B, N, d) with d > 0, got {tuple(shape)}")
     return shape[0], shape[1], shape[2]
@@ -131,7 +147,7 @@ def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dt
     op = _suffixed("dtype", "initial_latents", dtype)
     if chains < 0 or size <= 0:
         raise ValueError(f"chains, size: expected at least 0 and 1, got {chains} and {size}")
-    observations = stream.transition.numel()
+    observations = _require_tensor("stream.transition", stream.transition).numel()
     seed, transition, observation = _check_stream(stream, observations)
     latents = torch.empty((observations, chains, size), dtype=dtype)
     getattr(extension(), op)(
@@ -151,7 +167,7 @@ def begin_trajectory(
     latents: Tensor, energy: Tensor, grad: Tensor, settings: TransitionSettings, stream: NoiseStream
 ) -> Proposal:
     """Momentum refresh, Hamiltonian, half a kick, one drift; see `reference.begin_trajectory`."""
-    dtype = latents.dtype
+    dtype = _require_tensor("latents", latents).dtype
     op = _suffixed("latents", "begin_trajectory", dtype)
     shape = observations, chains, size = _shape_of("latents", latents)
     latents = _check("latents", latents, shape, dtype)
@@ -187,7 +203,7 @@ def begin_trajectory(
 def continue_trajectory(proposal: Proposal, grad: Tensor, settings: TransitionSettings) -> None:
     """One kick and one drift, in place; see `reference.continue_trajectory`."""
     position, momentum, _ = proposal
-    dtype = position.dtype
+    dtype = _require_tensor("proposal.position", position).dtype
     op = _suffixed("proposal.position", "continue_trajectory", dtype)
     shape = observations, chains, size = _shape_of("proposal.position", position)
     _check_in_place("proposal.position", position, shape, dtype)
@@ -220,7 +236,7 @@ def accept_select(
     stream: NoiseStream,
 ) -> Selected:
     """Last half kick, Metropolis test and selection; see `reference.accept_select`."""
-    dtype = latents.dtype
+    dtype = _require_tensor("latents", latents).dtype
     op = _suffixed("latents", "accept_select", dtype)
     shape = observations, chains, size = _shape_of("latents", latents)
     per_chain = (observations, chains)
@@ -304,7 +320,7 @@ def adapt_step_size(
 
 
 def _population(name: str, value: Tensor) -> tuple[int, int]:
-    shape = value.shape
+    shape = _require_tensor(name, value).shape
     if len(shape) != 2 or shape[1] == 0:
         raise ValueError(f"{name}: expected shape (B, N) with N > 0, got {tuple(shape)}")
     return shape[0], shape[1]
@@ -354,7 +370,7 @@ def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | 
 
 def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
     """One uniform per observation, ``(B,)`` float64; see `reference.observation_uniforms`."""
-    observations = stream.transition.numel()
+    observations = _require_tensor("stream.transition", stream.transition).numel()
     seed, transition, observation = _check_stream(stream, observations)
     out = torch.empty(observations, dtype=torch.float64)
     extension().observation_uniforms(
@@ -390,7 +406,7 @@ def _check_rows(
     name: str, value: Tensor, observations: int, widths: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     """A tensor of 1 or B rows, as wide as one of ``widths``."""
-    rows, width = value.shape if value.dim() == 2 else (-1, -1)
+    rows, width = value.shape if _require_tensor(name, value).dim() == 2 else (-1, -1)
     if rows not in (1, observations) or width not in widths:
         expected = " or ".join(str(w) for w in widths)
         raise ValueError(
@@ -404,6 +420,9 @@ def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Te
 
     ``observation`` must hold values in [0, B); they are not counted from the end.
     """
+    for name, value in (("x", x), ("spec.target", spec.target)):
+        if _require_tensor(name, value).ndim == 0:
+            raise ValueError(f"{name}: expected shape (n, ...), got ()")
     dtype = x.dtype
     op = _suffixed("x", "misfit", dtype)
     channels, height, width, factor = _planes(spec)

@@ -174,7 +174,7 @@ def next_beta(
     ``exp(-(beta' - beta) E)`` is still ``kept`` (``(B,)``, a share of the particles): Zhou,
     Johansen and Aston 2016, eq. 3. ``energy`` and ``log_weights`` are ``(B, N)``. Found by a fixed
     number of bisections of the logarithm of the increment, which is at least 2^-40 of what is left
-    to 1, so that no energies can bring a run to a halt.
+    to 1, and all of it where that is lost in rounding: no energies can bring a run to a halt.
     """
     excess = energy - energy.min(-1, keepdim=True).values
     room = 1.0 - beta
@@ -191,7 +191,8 @@ def next_beta(
         middle = 0.5 * (below + above)
         fine = enough(room * torch.exp2(middle))
         below, above = torch.where(fine, middle, below), torch.where(fine, above, middle)
-    found = torch.where(enough(room), 1.0, beta + room * torch.exp2(below))
+    found = beta + room * torch.exp2(below)
+    found = torch.where(enough(room) | (found <= beta), 1.0, found)
     return found if active is None else torch.where(active, found, beta)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cogen_fast.arguments import check_count, check_number
 from cogen_fast.density import FORMS, Form, Potential, prior_weight
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.spec import AdaptationRule, TransitionSettings
@@ -36,8 +37,8 @@ class Moves:
     adaptation: AdaptationRule | None = field(default=step_size.PROGRAM_RULE)
 
     def __post_init__(self) -> None:
-        hmc.check_count("hmc_steps", self.hmc_steps)
-        hmc.check_count("leapfrog_steps", self.leapfrog_steps)
+        for name in ("hmc_steps", "leapfrog_steps"):
+            object.__setattr__(self, name, check_count(name, getattr(self, name)))
         if self.form not in FORMS:
             raise ValueError(f"form: expected one of {FORMS}, got {self.form!r}")
         if not isinstance(self.adaptation, AdaptationRule | None):
@@ -79,7 +80,7 @@ def init(
     **how: Any,
 ) -> AISState:
     """Prior draws at beta_0 = 0 (step 1 of Algorithm 1); ``how`` goes to `hmc.init`."""
-    start = check_step_size(step_size_start)
+    start = check_number("step_size", step_size_start, above=0.0)
     state = hmc.init(target, **how)
     rule = moves.adaptation or step_size.PROGRAM_RULE
     count = state.latents.shape[0]
@@ -92,13 +93,6 @@ def init(
         zeros if moves.form == "posterior" else None,
         torch.zeros_like(zeros, dtype=torch.int64),
     )
-
-
-def check_step_size(value: float) -> float:
-    """A finite, positive step size."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < torch.inf:
-        raise ValueError(f"step_size: expected a finite number above 0, got {value!r}")
-    return float(value)
 
 
 def step(
@@ -225,7 +219,7 @@ def run(
 
 def checked_betas(schedule: Any, steps: int) -> Betas:
     """The schedule's ``beta_1 .. beta_T`` for T = ``steps``."""
-    count = hmc.check_count("ais_steps", steps)
+    count = check_count("ais_steps", steps)
     betas = np.asarray(as_schedule(schedule).betas(count), dtype=np.float64)
     if betas.shape != (count,):
         raise ValueError(f"schedule: expected {count} inverse temperatures, got {betas.shape}")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cogen_fast.arguments import check_count, check_seed, check_whole, shown
 from cogen_fast.density import FORMS, EnergyPotential, Form, Potential, prior_weight
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
@@ -67,20 +69,6 @@ def as_potential(target: Potential | Energy) -> Potential:
     return EnergyPotential(target)  # type: ignore[arg-type]
 
 
-def check_seed(seed: int) -> int:
-    """The seed, if it is a whole number of 64 bits."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed: expected a whole number in [0, 2^64), got {seed!r}")
-    return seed
-
-
-def check_count(name: str, value: int) -> int:
-    """A whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-    return value
-
-
 def noise_stream(
     seed: int,
     observations: int,
@@ -92,14 +80,24 @@ def noise_stream(
     ``observation_ids`` (default 0 .. B-1) name them in the noise: an observation with the same seed
     and id draws the same numbers whatever batch it stands in.
     """
-    ids = list(range(observations)) if observation_ids is None else list(observation_ids)
-    wrong = [i for i in ids if not 0 <= i < 2**32]
-    if len(ids) != observations or len(set(ids)) != len(ids) or wrong:
+    ids = list(range(observations)) if observation_ids is None else _ids(observation_ids)
+    sound = all(0 <= i < 2**32 for i in ids)
+    if len(ids) != observations or len(set(ids)) != len(ids) or not sound:
         raise ValueError(
-            f"observation_ids: expected {observations} different numbers in [0, 2^32), got {ids}"
+            f"observation_ids: expected {observations} different numbers in [0, 2^32), got "
+            f"{ids!s:.80}"
         )
     observation = torch.tensor(ids, dtype=torch.int64, device=device)
     return NoiseStream(check_seed(seed), torch.zeros_like(observation), observation)
+
+
+def _ids(values: Any) -> list[int]:
+    """Whole numbers as Python's own."""
+    try:
+        listed = values.tolist() if hasattr(values, "tolist") else list(values)
+        return [int(check_whole("observation_ids", i, 0, 2**64)) for i in listed]
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise TypeError(f"observation_ids: expected whole numbers, got {shown(values)}") from error
 
 
 def init(

@@ -19,17 +19,23 @@ class Spread:
 
 
 def init(drawn: Tensor, chains: int) -> Spread:
-    """The spread of the prior's energies ``drawn`` ``(B, more than 1)``, for ``chains`` of them."""
-    variance = drawn.var(-1, keepdim=True).expand(-1, chains).clone()
+    """The spread of the prior's energies ``drawn`` ``(B, chains or more)``, for ``chains`` of them.
+
+    One energy alone is taken for its own deviation: the first step is then a small one.
+    """
+    one = drawn.shape[-1] == 1
+    variance = drawn**2 if one else drawn.var(-1, keepdim=True).expand(-1, chains).clone()
     return Spread(drawn[:, :chains].clone(), variance)
 
 
-def update(spread: Spread, energy: Tensor) -> Spread:
-    """The spread after one move that led to ``energy`` ``(B, N)``."""
+def update(spread: Spread, energy: Tensor, active: Tensor) -> Spread:
+    """The spread after one move that led to ``energy`` ``(B, N)``, where ``active`` ``(B,)``."""
     change = energy - spread.mean
+    variance = (1.0 - _GAIN) * (spread.variance + _GAIN * change * change)
+    rows = active[:, None]
     return Spread(
-        spread.mean + _GAIN * change,
-        (1.0 - _GAIN) * (spread.variance + _GAIN * change * change),
+        torch.where(rows, spread.mean + _GAIN * change, spread.mean),
+        torch.where(rows, variance, spread.variance),
     )
 
 

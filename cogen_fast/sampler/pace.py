@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cogen_fast.sampler import hmc, tuning
+from cogen_fast.arguments import check_choice, check_count, check_number
+from cogen_fast.sampler import tuning
 from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
 
 _LEAST_FINAL_ROUNDS = 2
@@ -17,7 +18,7 @@ LEAST_KEPT = 0.1
 """Where a step keeps less, one particle in ten carries it and the weights say little."""
 _MODERATE_KEPT = 0.3  # longer trajectories are worth steps as large as this
 _UNKNOWN_TRAVEL = 10.0  # e-folds of beta assumed before the first is known
-MASSES = (None, "diagonal")
+MASSES = ("diagonal",)
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Annealing:
     ``resample_below`` of N. ``leapfrog_steps`` and ``hmc_steps`` fix L and M (None: tuned, and
     common to all observations of a call). ``mass`` "diagonal" follows the population's variances.
     ``budget`` bounds the gradient evaluations of a particle; where it is short there are fewer
-    moves, then larger steps, then shorter trajectories. There are ``final_rounds`` of
-    moves at the posterior itself: a number that looks at no energies, for to stop where they look
-    settled would be to choose among samples.
+    moves, then larger steps, then shorter trajectories. There are ``final_rounds`` of moves at the
+    posterior itself, where a small population's bias is forgotten: a number that looks at no
+    energies, for to stop where they look settled would be to choose among samples.
     """
 
     kept: float = 0.5
@@ -40,20 +41,19 @@ class Annealing:
     hmc_steps: int | None = None
     mass: str | None = None
     budget: int | None = None
-    final_rounds: int = 5
+    final_rounds: int = 8
     rule: TuningRule = field(default_factory=TuningRule)
 
     def __post_init__(self) -> None:
         for name in ("kept", "resample_below"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-                raise ValueError(f"{name}: expected a number between 0 and 1, got {value!r}")
+            share = check_number(name, getattr(self, name), above=0.0, below=1.0)
+            object.__setattr__(self, name, share)
         for name in ("leapfrog_steps", "hmc_steps", "budget"):
             if getattr(self, name) is not None:
-                hmc.check_count(name, getattr(self, name))
-        hmc.check_count("final_rounds", self.final_rounds)
-        if self.mass not in MASSES:
-            raise ValueError(f"mass: expected one of {MASSES}, got {self.mass!r}")
+                object.__setattr__(self, name, check_count(name, getattr(self, name)))
+        check_count("final_rounds", self.final_rounds)
+        if self.mass is not None:
+            check_choice("mass", self.mass, MASSES)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,9 @@ def _fit(
             steps = remaining / shorter - _LEAST_FINAL_ROUNDS
             if steps >= 1.0 and _kept(travel, steps) >= least:
                 return shorter, 1, steps
-    last = next((n for n in (*_shorter(length, annealing), *range(3, 0, -1)) if n <= remaining), 0)
+    fixed = annealing.leapfrog_steps is not None
+    lengths = (*_shorter(length, annealing), *(() if fixed else range(3, 0, -1)))
+    last = next((n for n in lengths if n <= remaining), 0)
     return max(last, 1), min(last, 1), 0.0
 
 

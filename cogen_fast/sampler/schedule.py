@@ -120,8 +120,11 @@ def as_schedule(value: Any) -> Schedule:
         return schedule
     if isinstance(value, Sequence) or hasattr(value, "__array__"):
         try:
-            array = np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError) as error:
+            given = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+            if np.iscomplexobj(given):
+                raise TypeError("complex")
+            array = given.astype(np.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"schedule: expected numbers, got {value!r}") from error
         if array.ndim != 1:
             raise ValueError(f"schedule: expected one dimension, got shape {array.shape}")

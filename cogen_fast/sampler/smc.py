@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cogen_fast.arguments import check_number
 from cogen_fast.density import Potential
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
@@ -36,6 +37,7 @@ POPULATION = 16
 """Fewer particles than this are no population."""
 _SHARPNESS_GAIN = 0.3
 _MASS_SHRINKAGE = 8.0
+_TIE = 1e-6  # from even weights a step keeps exactly what was asked: no matter for rounding
 _HALF = 0.5  # a move counts in full from half the target acceptance on
 _ENOUGH = 0.75
 
@@ -115,14 +117,17 @@ def init(
     chains: int = POPULATION,
     step_size_start: float | None = None,
     alone: bool = False,
+    starts: int = POPULATION,
     **how: Any,
 ) -> SMCState:
     """Prior draws at beta_0 = 0; ``how`` goes to `hmc.init`. Costs one gradient.
 
     ``alone``: the ``chains`` are no population. They are not resampled, and the inverse temperature
-    grows by what their own energies' recent spread allows; `POPULATION` prior draws give the first.
+    grows by what their own energies' recent spread allows; ``starts`` prior draws give the first.
     """
-    drawn = max(chains, POPULATION) if alone else chains
+    if step_size_start is not None:
+        check_number("step_size", step_size_start, above=0.0)
+    drawn = max(chains, starts) if alone else chains
     state = hmc.init(target, chains=drawn, **how)
     spread = lone.init(state.energy, chains) if alone else None
     state = HMCState(
@@ -174,12 +179,13 @@ def step(
         choice = choose(state, annealing, ops)
     weighed = _weigh(state, choice.beta)
     resampled, ancestors = _resample(weighed, choice.resampled, ops)
-    start = replace(resampled, tuning=replace(state.tuning, log_step=choice.step_size.log()))
+    log_step = torch.where(choice.active, choice.step_size.log(), state.tuning.log_step)
+    start = replace(resampled, tuning=replace(state.tuning, log_step=log_step))
     moved, choice, acceptance = _move(start, potential, choice, annealing, adapts, ops)
     info = SMCInfo(
         choice,
         effective_sample_size(weighed.log_weights),
-        torch.where(choice.active, acceptance, torch.nan),
+        torch.where(choice.active & (choice.hmc_steps > 0), acceptance, torch.nan),
         torch.where(choice.active, moved.hmc.energy.mean(-1), torch.nan),
         ancestors,
     )
@@ -200,7 +206,7 @@ def choose(state: SMCState, annealing: Annealing, ops: Ops) -> Choice:
     share = effective_sample_size(weighed.log_weights) / weighed.log_weights.shape[-1]
     # At the end weights are made even, so that particles are draws as they stand.
     arrived = (new_beta >= 1.0) & (beta < 1.0)
-    uneven = arrived | (share < annealing.resample_below)
+    uneven = arrived | (share < annealing.resample_below + _TIE)
     return Choice(
         active,
         chosen.kept,
@@ -217,7 +223,7 @@ def _weigh(state: SMCState, beta: Tensor) -> SMCState:
     """The state at ``beta``: log weights grow by ``log p_beta(z) - log p_old(z)`` before moves."""
     increment = (beta - state.beta)[:, None] * state.hmc.energy
     log_weights = state.log_weights - increment
-    variance = genealogical_variance(log_weights, state.roots, state.resamplings)
+    variance = genealogical_variance(log_weights, state.roots)
     variance = torch.where(beta > state.beta, variance, state.variance)
     return replace(state, beta=beta, log_weights=log_weights, variance=variance)
 
@@ -321,7 +327,7 @@ def _one_move(
     if adapts:
         tuned = tuning.update(tuned, before, chains, info, settings, choice.leapfrog_steps, rule)
     if spread is not None:
-        spread = lone.update(spread, chains.energy)
+        spread = lone.update(spread, chains.energy, choice.active)
     moved = replace(
         state,
         hmc=chains,
@@ -346,7 +352,8 @@ def _close(after: SMCState, choice: Choice, annealing: Annealing) -> SMCState:
     """Counts at the end of a temperature, and who is finished."""
     active = choice.active
     rounds = after.rounds + (active & (choice.beta >= 1.0))
-    over = annealing.budget is not None and after.spent >= annealing.budget
+    spent = annealing.budget is not None and after.spent >= annealing.budget
+    over = spent or choice.hmc_steps == 0
     ended = (rounds >= annealing.final_rounds) | ((rounds >= 1) & over)
     jumped = active & (choice.kept < LEAST_KEPT) & (rounds <= 1)
     return replace(

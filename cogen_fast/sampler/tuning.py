@@ -21,13 +21,15 @@ LADDER = (4, 8, 16, 32)
 _LOG_LONGEST = math.log(2.0)  # a prior scale of 1 is crossed by pi / 2
 _START_LENGTH = 1.2  # maximises the jump per gradient at a scale of 1: tan x = 2 x
 _STEEPEST = 2.0
+_POPULATION = 16
 
 
 @dataclass(frozen=True)
 class TuningRule:
     """Constants of the tuning.
 
-    After each move the log step size changes by ``step_gain (acceptance - target)`` and the log
+    After each move the log step size changes by ``step_gain (acceptance - target)`` (by less where
+    there are fewer than 16 chains to average over) and the log
     trajectory length by ``length_gain`` times the gradient of the log of the ChEES criterion per
     leapfrog step. A step size is multiplied by a random factor from ``1 - jitter`` to
     ``1 + jitter`` in each move. A temperature has moves until energies keep at most ``remembered``
@@ -85,7 +87,9 @@ def update(
 ) -> Tuning:
     """The tuning after one move made with ``settings``; only active observations learn."""
     acceptance = info.acceptance_probability.mean(-1)
-    log_step = tuning.log_step + rule.step_gain * (acceptance - rule.target)
+    # What few chains learn of themselves would steer them: the less of it, the fewer they are.
+    gain = rule.step_gain * min(1.0, before.energy.shape[-1] / _POPULATION)
+    log_step = tuning.log_step + gain * (acceptance - rule.target)
     slope = _length_slope(before, info, settings, leapfrog_steps)
     log_length = tuning.log_length + rule.length_gain * slope
     # Kept near what the ladder can do, or it would run away while the ladder's end holds it.

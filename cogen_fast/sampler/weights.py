@@ -32,19 +32,18 @@ def surviving_roots(roots: Tensor) -> Tensor:
     return 1 + (ordered[..., 1:] != ordered[..., :-1]).sum(-1)
 
 
-def genealogical_variance(log_weights: Tensor, roots: Tensor, resamplings: Tensor) -> Tensor:
+def genealogical_variance(log_weights: Tensor, roots: Tensor) -> Tensor:
     """Relative variance of the mean weight of one population, ``(B,)``.
 
-    Lee and Whiteley 2018, eq. 7, with the weights since the last resampling: particles that descend
-    from different prior draws (``roots`` ``(B, N)``) are all but independent, so what they disagree
-    about is the error; without ``resamplings`` ``(B,)`` it is the usual variance of a mean. For
-    multinomial resampling; systematic resampling errs less. NaN where too few roots are left to say
-    (fewer than four, by weight).
+    By the genealogy (Lee and Whiteley 2018): particles that descend from different prior draws
+    (``roots`` ``(B, N)``) are all but independent, so this is the usual variance of a mean, over
+    the draws' shares of the weight. It takes nothing off for the resamplings, as the published
+    estimator for multinomial resampling does by a factor ``N / (N - 1)`` each: systematic
+    resampling adds next to no variance. NaN where too few roots are left to say (fewer than four,
+    by weight).
     """
     weights = normalised_weights(log_weights)
     concentration = (torch.zeros_like(weights).scatter_add(-1, roots, weights) ** 2).sum(-1)
     count = weights.shape[-1]
-    factor = (count / max(count - 1, 1)) ** (resamplings.double() + 1.0)
-    variance = 1.0 - factor * (1.0 - concentration)
-    known = (concentration * LEAST_ROOTS <= 1.0) & (variance >= 0.0)
-    return torch.where(known, variance, torch.nan)
+    variance = (concentration * count - 1.0).clamp(min=0.0) / max(count - 1, 1)
+    return torch.where(concentration * LEAST_ROOTS <= 1.0, variance, torch.nan)

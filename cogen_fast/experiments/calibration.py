@@ -1,0 +1,431 @@
+"""Are the samples right? Simulation-based calibration of the methods (Talts et al. 2018).
+
+A latent z* from the prior and data made from it are one draw of their joint distribution, so z* and
+exact posterior draws given those data are exchangeable: the rank of ``f(z*)`` among K independent
+draws is uniform on 0 .. K, for any statistic f. Particles of one population share ancestors, so
+each draw comes from a population of its own, and it is chosen at random, by its weight if it has
+one.
+
+S simulations see a shift of about ``4 / sqrt(S)`` posterior standard deviations and no less; where
+the posterior is known (`linear_posterior`), comparison with it sees far smaller ones. Three checks
+of the parts are beside it, each a z-score of a mean that is known: `joint_distribution` (Geweke
+2004) of a transition, `exact_draws` of its balance, `evidence` of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cogen_fast.adaptive import Adaptive, Evidence
+from cogen_fast.density import EnergyPotential, GeneratorPotential
+from cogen_fast.generators.pretrained import pretrained
+from cogen_fast.paper import Paper
+from cogen_fast.problem import Problem, prepared
+from cogen_fast.sampler import ais, hmc, smc
+from cogen_fast.sampler.hmc import HMCState
+from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.schedule import as_schedule
+from cogen_fast.sampler.weights import log_mean_weight
+
+LEAST_EXPECTED = 5.0
+"""Ranks expected in each bin of the chi-square test, at least."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A generator in eval mode with outputs of any shape, what is observed of it, and the noise.
+
+    ``mask`` has the output's shape, 1 where observed. ``hidden`` is an entry of the flat output
+    that is not observed, and ``latents`` the coordinates of z that serve as statistics.
+    """
+
+    name: str
+    generator: nn.Module
+    mask: Tensor
+    noise: float
+    latent_size: int
+    hidden: int
+    latents: tuple[int, ...]
+
+    def simulate(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Latents ``(count, d)`` from the prior, and data of each ``(count, ...)``."""
+        random = torch.Generator().manual_seed(seed)
+        z = torch.randn(count, self.latent_size, generator=random)
+        with torch.no_grad():
+            x = self.generator(z)
+        return z, x + self.noise * torch.randn(x.shape, generator=random)
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of what `evaluate` gives."""
+        return (*(f"z{i}" for i in self.latents), "|z|^2", "misfit", "hidden")
+
+    def evaluate(self, potential: GeneratorPotential, z: Tensor) -> Tensor:
+        """The statistics ``(S, K, F)`` float64 of latents ``(S, K, d)`` of S data sets."""
+        outputs = potential.outputs(z).flatten(2)
+        columns = [z[..., i] for i in self.latents]
+        columns += [(z.double() ** 2).sum(-1), potential.energy(z), outputs[..., self.hidden]]
+        return torch.stack([column.double() for column in columns], dim=-1)
+
+
+def linear_gaussian() -> Model:
+    """``x = A z + b``, d = 5, signal 1: three of eight entries observed, so two directions free."""
+    random = torch.Generator().manual_seed(1)
+    layer = nn.Linear(5, 8)
+    rows = torch.randn(8, 5, generator=random)
+    layer.weight.data = rows / rows.norm(dim=1, keepdim=True)
+    layer.bias.data = torch.randn(8, generator=random)
+    mask = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0])
+    return Model("linear", layer.eval().requires_grad_(False), mask, 0.1, 5, 5, (0, 1))
+
+
+def linear_posterior(model: Model, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The posterior of a `linear_gaussian` given data ``(S, 8)``, in float64.
+
+    Means ``(S, d)``, their common covariance ``(d, d)`` and ``log E_prior[exp(-E)]`` ``(S,)``.
+    """
+    layer = model.generator
+    assert isinstance(layer, nn.Linear)
+    seen = model.mask.bool()
+    a, precision = layer.weight.double()[seen], model.noise**-2
+    residual = x.double()[:, seen] - layer.bias.double()[seen]
+    covariance = torch.linalg.inv(torch.eye(a.shape[1]).double() + precision * a.T @ a)
+    # Without the noise's own constant, the marginal of the residual is N(0, A A' + sigma^2).
+    marginal = a @ a.T + torch.eye(len(a)).double() / precision
+    quadratic = (residual * torch.linalg.solve(marginal, residual.T).T).sum(-1)
+    log_ratio = torch.logdet(marginal) + len(a) * math.log(precision)
+    return residual @ a @ covariance * precision, covariance, -0.5 * (quadratic + log_ratio)
+
+
+def five_gaussians() -> Model:
+    """The shipped 2-D GAN with its first coordinate observed: up to two or three modes fit."""
+    return Model("gan-2d", pretrained("five-gaussians"), torch.tensor([1, 0]), 0.05, 2, 1, (0, 1))
+
+
+def convolutional() -> Model:
+    """8-D latents to pictures of 8 x 8 by two sub-pixel convolutions, a block of 4 x 4 hidden.
+
+    Random weights, and activations that bend the posterior. Outputs have a deviation near 0.5.
+    """
+    random = torch.Generator().manual_seed(2)
+    net = nn.Sequential(
+        nn.Linear(8, 32),
+        nn.Unflatten(1, (8, 2, 2)),
+        nn.Tanh(),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.PixelShuffle(2),
+        nn.Tanh(),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.PixelShuffle(2),
+    )
+    for index, gain in ((0, 1.2), (3, 1.0), (6, 1.6)):
+        layer = net[index]
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        scale = gain * layer.weight[0].numel() ** -0.5
+        layer.weight.data = scale * torch.randn(layer.weight.shape, generator=random)
+        layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
+    mask = torch.ones(8, 8)
+    mask[2:6, 2:6] = 0
+    return Model(
+        "conv-8", net.eval().requires_grad_(False), mask.expand(1, 8, 8), 0.1, 8, 3 * 8 + 3, (0, 1)
+    )
+
+
+MODELS: dict[str, Callable[[], Model]] = {
+    "linear": linear_gaussian,
+    "gan-2d": five_gaussians,
+    "conv-8": convolutional,
+}
+
+Draw = Callable[[Problem, int, int, Sequence[int]], Tensor]
+"""A method: K draws ``(S, K, d)`` for each of S data sets, given K, a seed and the data's ids."""
+
+
+@dataclass(frozen=True)
+class AdaptiveDraw:
+    """One particle, each as likely, of each of K populations of the adaptive method.
+
+    Resampling leaves particles in an order that is not random: the first is no fair draw.
+    """
+
+    chains: int = 16
+    annealing: Annealing = field(default_factory=Annealing)
+    budget: int | None = None
+    evidence: Evidence = "consistent"
+
+    def __call__(self, problem: Problem, draws: int, seed: int, ids: Sequence[int]) -> Tensor:
+        """The draws."""
+        plan = Adaptive(
+            chains=self.chains,
+            populations=draws,
+            annealing=self.annealing,
+            budget=self.budget,
+            evidence=self.evidence,
+            step_size=None,
+            seed=seed,
+            keep_trace=False,
+            max_batch=None,
+        )
+        run = plan.go(problem, plan.begin(problem, ids), lambda _: None)
+        outcome = plan.outcome(problem, run, complete=True)
+        latents = outcome.latents
+        latents = latents.reshape(len(latents), draws, self.chains, -1)
+        weights = torch.ones(latents.shape[:3])
+        return one_of_each(latents, weights, seed + ids[0])
+
+
+@dataclass(frozen=True)
+class PaperDraw:
+    """One chain, chosen by its weight, of each of K groups under the published method."""
+
+    chains: int = 16
+    ais_steps: int = 200
+    leapfrog_steps: int = 8
+    step_size: float = 0.05
+    schedule: str = "sigmoid"
+
+    def __call__(self, problem: Problem, draws: int, seed: int, ids: Sequence[int]) -> Tensor:
+        """The draws."""
+        plan = Paper(
+            chains=draws * self.chains,
+            moves=ais.Moves(leapfrog_steps=self.leapfrog_steps),
+            betas=ais.checked_betas(as_schedule(self.schedule), self.ais_steps),
+            step_size=self.step_size,
+            seed=seed,
+            keep_trace=False,
+            max_batch=None,
+            schedule=self.schedule,
+            preset=None,
+        )
+        run = plan.go(problem, plan.begin(problem, ids), lambda _: None)
+        assert run.state.log_weights is not None
+        latents, log_weights = run.state.hmc.latents, run.state.log_weights
+        groups = (len(latents), draws, self.chains)
+        weights = torch.softmax(log_weights.reshape(groups), -1)
+        return one_of_each(latents.reshape(*groups, -1), weights, seed + ids[0])
+
+
+def one_of_each(latents: Tensor, weights: Tensor, seed: int) -> Tensor:
+    """Of ``(S, K, N, d)`` one of N by ``weights`` ``(S, K, N)``: ``(S, K, d)``."""
+    random = torch.Generator().manual_seed(seed)
+    chosen = torch.multinomial(weights.flatten(0, 1), 1, generator=random)
+    index = chosen.reshape(*weights.shape[:2], 1, 1).expand(-1, -1, 1, latents.shape[-1])
+    return latents.gather(2, index)[:, :, 0]
+
+
+@dataclass(frozen=True)
+class Design:
+    """S simulations of K draws each; ``per_call`` data sets share a call (None: all of them).
+
+    Tuned numbers are common to a call, so its size is part of what is calibrated.
+    """
+
+    simulations: int
+    draws: int
+    per_call: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.simulations < LEAST_EXPECTED * 2:
+            raise ValueError(f"simulations: expected at least 10, got {self.simulations}")
+        if self.draws < 1:
+            raise ValueError(f"draws: expected at least 1, got {self.draws}")
+
+    @property
+    def bins(self) -> int:
+        """The most bins of equal width that expect `LEAST_EXPECTED` ranks each."""
+        ranks, most = self.draws + 1, self.simulations / LEAST_EXPECTED
+        return max(n for n in range(1, ranks + 1) if ranks % n == 0 and n <= most)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ranks of one statistic of one method on one model, and how likely uniform ranks are so far
+    from uniform: ``p_chi_square`` by their histogram, ``p_ecdf`` by their distribution function.
+    """
+
+    statistic: str
+    histogram: tuple[int, ...]
+    p_chi_square: float
+    p_ecdf: float
+
+    @property
+    def p(self) -> float:
+        """The smaller one; under uniform ranks it is below a with a probability of 2 a at most."""
+        return min(self.p_chi_square, self.p_ecdf)
+
+
+def calibrate(model: Model, draw: Draw, design: Design, seed: int) -> list[Calibration]:
+    """Simulate, draw and rank: one `Calibration` per statistic of the model."""
+    rows = ranks(model, draw, design, seed)
+    return [
+        Calibration(
+            name,
+            tuple(_histogram(column, design).tolist()),
+            p_chi_square(column, design),
+            p_ecdf(column, design),
+        )
+        for name, column in zip(model.statistics, rows.unbind(-1), strict=True)
+    ]
+
+
+def ranks(model: Model, draw: Draw, design: Design, seed: int) -> Tensor:
+    """Ranks ``(S, F)`` int64 of the true statistics among those of the draws, 0 .. K."""
+    truth, data = model.simulate(design.simulations, seed)
+    size = design.per_call or design.simulations
+    found = []
+    for start in range(0, design.simulations, size):
+        x, z = data[start : start + size], truth[start : start + size]
+        # Chunks of a size that stays in the cache cost half as much.
+        with prepared(model.generator, x, model.mask, noise_std=model.noise, max_batch=2048) as p:
+            draws = draw(p, design.draws, seed + 1, range(start, start + len(x)))
+            true = model.evaluate(p.potential, z[:, None])
+            found.append((model.evaluate(p.potential, draws) < true).sum(1))
+    return torch.cat(found)
+
+
+def _histogram(column: Tensor, design: Design) -> Tensor:
+    """Ranks ``(S,)`` counted in the design's bins."""
+    return torch.bincount(column, minlength=design.draws + 1).reshape(design.bins, -1).sum(1)
+
+
+def p_chi_square(column: Tensor, design: Design) -> float:
+    """Pearson's test that ranks ``(S,)`` are uniform."""
+    expected = design.simulations / design.bins
+    value = ((_histogram(column, design).double() - expected) ** 2 / expected).sum()
+    degrees = torch.tensor(design.bins - 1, dtype=torch.float64)
+    return float(torch.special.gammaincc(degrees / 2.0, value / 2.0))
+
+
+def p_ecdf(column: Tensor, design: Design) -> float:
+    """Bound by Dvoretzky, Kiefer, Wolfowitz and Massart: it holds for any S, and ties only help."""
+    counts = torch.bincount(column, minlength=design.draws + 1).double()
+    uniform = torch.arange(1, design.draws + 2).double() / (design.draws + 1)
+    distance = float((counts.cumsum(0) / design.simulations - uniform).abs().max())
+    return min(1.0, 2.0 * math.exp(-2.0 * design.simulations * distance**2))
+
+
+# --- parts, against what is known of them ---------------------------------------------------------
+
+
+def z_scores(values: Tensor, expected: Tensor | float) -> Tensor:
+    """Of the means of independent rows ``(n, ...)``, in standard errors; shape ``(...)``."""
+    scores: Tensor = (values.mean(0) - expected) / (values.std(0) / len(values) ** 0.5)
+    return scores
+
+
+def exact_draws(
+    backend: str = "auto", chains: int = 60_000, step_size: float = 0.53, seed: int = 0
+) -> Tensor:
+    """One transition from exact posterior draws of ``x = z + noise``: three z-scores.
+
+    Of ``E[exp(-dH)] = 1`` (of a proposal that keeps volume), of the mean misfit after the move, and
+    of ``E[f(z) g(z') - f(z') g(z)] = 0`` (detailed balance), z' being where z goes. All directions
+    are alike, so that what a wrong step does to one is not undone by another.
+    """
+    x, noise, size = 1.0, 0.5, 6
+    variance = 1.0 / (1.0 + noise**-2)
+    mean = variance * x / noise**2
+    random = torch.Generator().manual_seed(seed)
+    z = torch.randn(1, chains, size, generator=random, dtype=torch.float64) * variance**0.5 + mean
+    potential = EnergyPotential(lambda rows: ((rows - x) ** 2).sum(-1) / (2.0 * noise**2))
+    state = hmc.init(potential, z, seed=seed, backend=backend)
+    moved, info = hmc.step(state, potential, step_size=step_size, leapfrog_steps=3, backend=backend)
+    before, after = state.energy[0], moved.energy[0]
+    expected = size * ((mean - x) ** 2 + variance) / (2.0 * noise**2)
+    both_ways = torch.exp(-before) * after - torch.exp(-after) * before
+    columns = (torch.exp(-info.energy_change[0]) - 1.0, after - expected, both_ways)
+    return z_scores(torch.stack(columns, -1), 0.0)
+
+
+def mean_misfit(model: Model, x: Tensor) -> Tensor:
+    """The posterior mean of the misfit energy, ``(S,)``, on a `linear_gaussian`."""
+    mean, covariance, _ = linear_posterior(model, x)
+    layer, seen = model.generator, model.mask.bool()
+    assert isinstance(layer, nn.Linear)
+    a, b = layer.weight.double()[seen], layer.bias.double()[seen]
+    residual = mean @ a.T + b - x.double()[:, seen]
+    spread = (a @ covariance @ a.T).trace()
+    return ((residual**2).sum(-1) + spread) / (2.0 * model.noise**2)
+
+
+def joint_distribution(
+    backend: str = "auto", rows: int = 4000, rounds: int = 30, seed: int = 0
+) -> Tensor:
+    """Geweke 2004: z-scores of the joint distribution of latents and data under transitions.
+
+    Each of ``rows`` independent pairs (z, x) starts exact, at an inverse temperature of its own,
+    then z moves by one HMC transition of random step size given x, and x is drawn anew given z. All
+    along, means are those of ``z ~ N(0, I)``, ``x ~ N(G(z), I sigma^2 / beta)``. They are averaged
+    over a row's rounds, so that rows stay independent and need no effective sample size.
+    """
+    random = torch.Generator().manual_seed(seed)
+    generator, d, seen, noise = _curved(random), 3, 4, 0.4
+    beta = 0.2 + 0.8 * torch.rand(rows, generator=random, dtype=torch.float64)
+    z = torch.randn(rows, 1, d, generator=random, dtype=torch.float64)
+    stream = hmc.noise_stream(seed, rows, z.device)
+    total = torch.zeros(rows, 2 * d + 3, dtype=torch.float64)
+    for _ in range(rounds):
+        fresh = torch.randn(rows, seen, generator=random, dtype=torch.float64)
+        x = generator(z[:, 0]) + noise * beta[:, None] ** -0.5 * fresh
+        potential = EnergyPotential(_misfit_of(generator, x, noise))
+        state = HMCState(z, *potential.energy_and_grad(z), stream)
+        step_size = 0.3 + 0.4 * torch.rand(rows, generator=random, dtype=torch.float64)
+        state, _ = hmc.step(
+            state, potential, step_size=step_size, leapfrog_steps=3, beta=beta, backend=backend
+        )
+        z, stream = state.latents, state.stream
+        # beta E is half a chi-square variable of `seen` degrees, whatever z is.
+        heat = (beta * state.energy[:, 0] - 0.5 * seen)[:, None]
+        here = z[:, 0]
+        total += torch.cat(
+            [here, here**2 - 1.0, here[:, :1] * here[:, 1:2], heat, heat**2 - 0.5 * seen], -1
+        )
+    return z_scores(total / rounds, 0.0)
+
+
+def _curved(random: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """A smooth map from 3 to 4 dimensions that bends where the prior is."""
+    inner, outer = (
+        torch.randn(*shape, generator=random, dtype=torch.float64) for shape in ((3, 6), (6, 4))
+    )
+    return lambda z: torch.tanh(z @ inner) @ outer / 2.0
+
+
+def _misfit_of(
+    generator: Callable[[Tensor], Tensor], x: Tensor, noise: float
+) -> Callable[[Tensor], Tensor]:
+    """``|G(z) - x|^2 / (2 sigma^2)`` of rows ``(n, d)``, one for each row of ``x``."""
+    return lambda z: ((generator(z) - x) ** 2).sum(-1) / (2.0 * noise**2)
+
+
+def evidence(
+    backend: str = "auto",
+    populations: int = 400,
+    annealing: Annealing | None = None,
+    particles: int = 16,
+    seed: int = 0,
+) -> Tensor:
+    """Frozen evidence over exact evidence, whose mean is 1 without bias: one z-score.
+
+    A pilot's choices are repeated under another seed. Each population has data of its own.
+    """
+    model, annealing = linear_gaussian(), annealing or Annealing()
+    _, x = model.simulate(populations, seed)
+    *_, exact = linear_posterior(model, x)
+    options: dict[str, Any] = {
+        "chains": particles,
+        "latent_size": 5,
+        "observations": populations,
+        "dtype": torch.float64,
+        "backend": backend,
+    }
+    with prepared(model.generator.double(), x.double(), model.mask, noise_std=model.noise) as p:
+        pilot = smc.run(p.potential, annealing, seed=seed + 1, **options)
+        again = smc.run(p.potential, annealing, repeats=pilot.choices, seed=seed + 2, **options)
+    return z_scores((log_mean_weight(again.state.log_weights) - exact).exp(), 1.0)

@@ -1,0 +1,895 @@
+"""``method="adaptive"`` through the front door: shapes, evidence, refusals, polish, checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cogen_fast import Result, cogenerate
+from cogen_fast.adaptive import Adaptive
+from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
+from cogen_fast.problem import prepared
+from cogen_fast.sampler import hmc, smc
+from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.tuning import LADDER
+
+both_backends = pytest.mark.parametrize("backend", ["reference", "native"])
+MASK = np.array([1, 1, 0, 1, 0])
+F64 = torch.float64
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Batches here are small: threads would spend their time waiting for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    random = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5))
+    for p in net.parameters():
+        p.data = torch.randn(p.shape, generator=random)
+    return net
+
+
+class Failing(nn.Module):
+    """The network, raising KeyboardInterrupt at call number ``at``."""
+
+    def __init__(self, at: int | None = None) -> None:
+        super().__init__()
+        self.net, self.at, self.calls = network(), at, 0
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        x: Tensor = self.net(z)
+        return x
+
+
+def x_obs(batch: int = 2) -> Tensor:
+    return torch.randn(batch, 5, generator=torch.Generator().manual_seed(1))
+
+
+def run(generator: Any = None, batch: int = 2, **changes: Any) -> Result:
+    arguments: dict[str, Any] = {"noise_std": 0.3, "seed": 4, "progress": False}
+    arguments |= {"x_obs": x_obs(batch), "mask": MASK} | changes
+    return cogenerate(network() if generator is None else generator, **arguments)
+
+
+def linear(dtype: torch.dtype = F64) -> nn.Linear:
+    """``x = A z + b``, five entries of three latents."""
+    net = nn.Linear(3, 5).to(dtype)
+    random = torch.Generator().manual_seed(2)
+    for p in net.parameters():
+        p.data = torch.randn(p.shape, generator=random, dtype=F64).to(dtype)
+    return net
+
+
+LINEAR_X, NOISE = torch.tensor([0.4, -1.0, math.nan, 0.9, math.nan], dtype=F64), 0.4
+
+
+def linear_run(**changes: Any) -> Result:
+    arguments: dict[str, Any] = {"noise_std": NOISE, "seed": 4, "progress": False}
+    arguments |= {"x_obs": LINEAR_X, "mask": MASK} | changes
+    return cogenerate(linear(), **arguments)
+
+
+def log_evidence_of_the_linear_model() -> float:
+    a, b = linear().weight.detach()[[0, 1, 3]], linear().bias.detach()[[0, 1, 3]]
+    marginal = a @ a.T + NOISE**2 * torch.eye(3, dtype=F64)
+    law = torch.distributions.MultivariateNormal(b, marginal)
+    return float(law.log_prob(LINEAR_X[[0, 1, 3]]))
+
+
+def assert_same(a: Result, b: Result, but: tuple[str, ...] = ()) -> None:
+    """Bit for bit, NaNs included."""
+    for field in fields(Result):
+        if field.name in but:
+            continue
+        first, second = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(first, Tensor):
+            assert first.dtype == second.dtype, field.name
+            np.testing.assert_array_equal(first.numpy(), second.numpy(), err_msg=field.name)
+        else:
+            assert first == second, field.name
+
+
+# --- shapes ---------------------------------------------------------------------------------------
+
+
+def expected_shapes(b: int, r: int, n: int, particles: int, t: int) -> dict[str, tuple[int, ...]]:
+    chains, rows = (b, r * n), b * r
+    return {
+        "images": (*chains, 5),
+        "completed": (*chains, 5),
+        "latents": (*chains, 4),
+        "energies": chains,
+        "log_weights": chains,
+        "log_normaliser": (b,),
+        "log_normaliser_error": (b,),
+        "log_evidence": (b,),
+        "roots": chains,
+        "surviving_roots": (rows,),
+        "betas": (t, rows),
+        "acceptance": (t, rows),
+        "step_size": (t, rows),
+        "energy_history": (t, rows),
+        "leapfrog_steps": (t,),
+        "hmc_steps": (t,),
+        "non_finite": chains,
+        "jumped": (rows,),
+        "x_obs": (b, 5),
+        "observed": (b, 5),
+        "trace": (t + 1, b, r * particles, 4),
+    }
+
+
+@pytest.mark.parametrize("evidence", ["consistent", "frozen"])
+@pytest.mark.parametrize("chains", [1, 5, 16, 19])
+@pytest.mark.parametrize(("batch", "populations"), [(1, 1), (2, 3)], ids=["1x1", "2x3"])
+def test_every_field_has_its_shape(
+    batch: int, populations: int, chains: int, evidence: Any
+) -> None:
+    result = run(
+        batch=batch, populations=populations, chains=chains, evidence=evidence, keep_trace=True
+    )
+    temperatures = len(result.betas)
+    shapes = expected_shapes(batch, populations, chains, max(chains, 16), temperatures)
+    found = {
+        f.name: tuple(getattr(result, f.name).shape)
+        for f in fields(Result)
+        if isinstance(getattr(result, f.name), Tensor)
+    }
+    assert found == shapes
+    assert result.complete
+    assert result.beta_reached == 1.0
+    assert result.settings["particles"] == max(chains, 16)
+    for name in ("energies", "log_weights", "log_normaliser", "betas", "acceptance", "step_size"):
+        assert getattr(result, name).dtype is F64
+    energy = ((result.images - result.x_obs[:, None]) ** 2 * torch.from_numpy(MASK)).sum(-1)
+    torch.testing.assert_close(
+        result.energies, energy.double() / (2 * 0.3**2), rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(result.images, network()(result.latents).detach())
+
+
+def test_without_a_method_the_run_is_adaptive() -> None:
+    assert_same(run(), run(method="adaptive"))
+    assert run().settings["method"] == "adaptive"
+    assert run().latents.shape == (2, 16, 4)
+
+
+def test_what_is_asked_for_is_used() -> None:
+    result = run(
+        kept=0.8, mass="diagonal", leapfrog_steps=5, hmc_steps=2, step_size=0.07, budget=400
+    )
+    assert set(result.leapfrog_steps.tolist()) == {5}
+    assert set(result.hmc_steps.tolist()) == {2}
+    assert result.gradients == 1 + 10 * len(result.betas)
+    chosen = {k: result.settings[k] for k in ("kept", "mass", "leapfrog_steps", "hmc_steps")}
+    assert chosen == {"kept": 0.8, "mass": "diagonal", "leapfrog_steps": 5, "hmc_steps": 2}
+    # The first move is made with the step given; after one update the second has changed.
+    first = run(kept=0.8, leapfrog_steps=5, hmc_steps=1, step_size=0.07, budget=400)
+    assert first.step_size[0].tolist() == pytest.approx([0.07, 0.07], rel=1e-12)
+    free = run()
+    assert set(free.leapfrog_steps.tolist()) <= set(LADDER)
+    assert len(run(kept=0.9).betas) > len(free.betas)
+
+
+@both_backends
+def test_betas_rise_to_one_and_stay(backend: str) -> None:
+    result = run(populations=2, backend=backend)
+    betas = result.betas
+    assert (betas[0] > 0.0).all()
+    assert (betas.diff(dim=0) >= 0.0).all()
+    assert (betas[-1] == 1.0).all()
+    moving = result.acceptance.isfinite()
+    assert ((betas == 1.0) & moving).sum(0).tolist() == [Annealing().final_rounds] * 4
+    assert (~moving).any()
+    assert torch.equal(moving, result.energy_history.isfinite())
+    assert (moving.double().diff(dim=0) <= 0.0).all()  # who is finished stays finished
+
+
+# --- populations and chains -----------------------------------------------------------------------
+
+
+def test_populations_are_runs_of_their_own() -> None:
+    # Noise is named by population: those of a run are those of two runs.
+    how: dict[str, Any] = {"leapfrog_steps": 4, "hmc_steps": 1, "kept": 0.6}
+    both = linear_run(populations=2, observation_ids=[3], **how)
+    for r in range(2):
+        alone = linear_run(observation_ids=[6 + r], **how)
+        mine = both.latents[0, 16 * r : 16 * (r + 1)]
+        torch.testing.assert_close(mine, alone.latents[0], rtol=1e-9, atol=1e-11)
+        rows = slice(16 * r, 16 * (r + 1))
+        assert torch.equal(both.roots[0, rows], alone.roots[0] + 16 * r)
+        assert both.surviving_roots[r] == alone.surviving_roots[0]
+    each = both.log_weights[0].reshape(2, 16).logsumexp(-1) - math.log(16)  # type: ignore[index]
+    mean = each.logsumexp(0) - math.log(2)
+    assert both.log_normaliser is not None
+    assert both.log_normaliser.item() == pytest.approx(mean.item(), rel=1e-12)
+
+
+def test_rows_of_a_batch_keep_their_populations_together() -> None:
+    result = run(batch=3, populations=2, chains=16, keep_trace=True)
+    assert result.trace is not None
+    # Prior draws of population r of observation i are those that are named 2 i + r in the noise.
+    for row in range(3):
+        for r in range(2):
+            alone = run(batch=1, chains=16, keep_trace=True, observation_ids=[2 * row + r])
+            assert alone.trace is not None
+            assert torch.equal(result.trace[0, row, 16 * r : 16 * (r + 1)], alone.trace[0, 0])
+    # A root is the index of a prior draw among all of its observation.
+    assert result.roots.min() >= 0
+    assert result.roots.max() < 32
+    assert (result.roots[:, :16] < 16).all()
+    assert (result.roots[:, 16:] >= 16).all()
+    survivors = [
+        len(set(result.roots[b, 16 * r : 16 * (r + 1)].tolist()))
+        for b in range(3)
+        for r in range(2)
+    ]
+    assert result.surviving_roots.tolist() == survivors
+
+
+def test_the_error_of_populations_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[smc.Run] = []
+    original = smc.run
+
+    def kept(*arguments: Any, **named: Any) -> smc.Run:
+        ends.append(original(*arguments, **named))
+        return ends[-1]
+
+    monkeypatch.setattr(smc, "run", kept)
+    result = linear_run(populations=3, chains=64, kept=0.8)
+    (end,) = ends
+    variance = end.state.variance.numpy()
+    assert np.isfinite(variance).all()
+    each = end.state.log_weights.logsumexp(-1).numpy() - math.log(64)
+    share = np.exp(each - each.max())
+    share = share / share.sum()
+    assert result.log_normaliser_error is not None
+    expected = math.sqrt(float((share**2 * variance).sum()))
+    assert result.log_normaliser_error.item() == pytest.approx(expected, rel=1e-10)
+    assert "log_normaliser_error" not in result.reasons
+
+
+def test_where_genealogies_tell_nothing_populations_do() -> None:
+    # 16 particles of a sharp posterior have fewer than four roots left.
+    how: dict[str, Any] = {"noise_std": 0.01, "chains": 16}
+    few = linear_run(populations=3, **how)
+    assert few.log_normaliser_error is not None
+    assert few.log_normaliser_error.isnan().all()
+    assert "populations" in few.reasons["log_normaliser_error"]
+    many = linear_run(populations=40, kept=0.8, **how)
+    assert many.log_weights is not None
+    assert many.log_normaliser_error is not None
+    each = (many.log_weights[0].reshape(40, 16).logsumexp(-1) - math.log(16)).numpy()
+    w = np.exp(each - each.max())
+    if not math.isnan(many.log_normaliser_error.item()):
+        between = w.std(ddof=1) / w.mean() / math.sqrt(40)
+        assert many.log_normaliser_error.item() == pytest.approx(between, rel=1e-9)
+    assert many.log_normaliser_error.isfinite().all()
+
+
+def index_of(latents: Tensor, among: Tensor) -> list[int]:
+    """Where each row of ``latents`` stands first in ``among``."""
+    equal = (latents[:, None] == among[None]).all(-1)
+    assert equal.any(-1).all()
+    return equal.double().argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("chains", [1, 3, 5, 15])
+def test_returned_chains_are_spread_over_the_particles(chains: int) -> None:
+    result = run(batch=1, populations=2, chains=chains, keep_trace=True)
+    assert result.trace is not None
+    for r in range(2):
+        particles = result.trace[-1, 0, 16 * r : 16 * (r + 1)]
+        assert len(particles.unique(dim=0)) == 16
+        mine = result.latents[0, chains * r : chains * (r + 1)]
+        where = index_of(mine, particles)
+        steps = np.diff(where)
+        assert (steps >= math.floor(16 / chains)).all()
+        assert (steps <= math.ceil(16 / chains)).all()
+        assert result.energies[0, chains * r : chains * (r + 1)].tolist() == pytest.approx(
+            (((network()(mine) - x_obs(1)) ** 2 * torch.from_numpy(MASK)).sum(-1) / 0.18).tolist(),
+            rel=1e-3,
+        )
+
+
+@pytest.mark.parametrize("chains", [1, 3, 7])
+def test_every_particle_has_the_same_chance_to_be_returned(chains: int) -> None:
+    # 4,000 draws of the uniform; a particle is taken with probability chains / 16, its count
+    # binomial with a deviation of sqrt(4000 p (1 - p)): five of them.
+    count, p = 4000, chains / 16
+    plan = Adaptive(
+        chains=chains, populations=count, annealing=Annealing(), budget=None, evidence="consistent",
+        step_size=None, seed=0, keep_trace=False, max_batch=None,
+    )  # fmt: skip
+    state = smc.init(lambda z: z.sum(-1), chains=16, latent_size=1, observations=count, seed=9)
+    chosen = plan._chosen(state, "native")
+    assert chosen.shape == (count, chains)
+    taken = torch.bincount(chosen.flatten(), minlength=16).double()
+    assert taken.sum() == count * chains
+    assert ((taken - count * p).abs() <= 5.0 * math.sqrt(count * p * (1.0 - p))).all()
+    points = uniforms(state.hmc.stream, Purpose.RESAMPLE, 1, F64)
+    by_hand = torch.floor((torch.arange(chains) + points) * (16 / chains))
+    assert torch.equal(chosen.double(), by_hand)
+
+
+def test_the_choice_of_chains_shares_no_draw_with_the_resampling() -> None:
+    # It is made of the stream as it stands after the last move, where nothing is resampled.
+    run_of = smc.run(lambda z: 4.0 * z.pow(2).sum(-1), chains=16, latent_size=2)
+    moves = sum(info.choice.hmc_steps for info in run_of.infos)
+    assert run_of.state.hmc.stream.transition.tolist() == [moves]
+    starts = np.cumsum([0, *(info.choice.hmc_steps for info in run_of.infos[:-1])])
+    assert moves not in starts
+    streams = [NoiseStream(0, torch.tensor([t]), torch.tensor([0])) for t in (*starts, moves)]
+    drawn = [uniforms(s, Purpose.RESAMPLE, 1, F64).item() for s in streams]
+    assert len(set(drawn)) == len(drawn)
+
+
+# --- estimates ------------------------------------------------------------------------------------
+
+
+@both_backends
+def test_evidence_of_a_linear_model(backend: str) -> None:
+    # 400 populations: the mean of their normalisers is unbiased with frozen choices; its standard
+    # error is theirs over 20.
+    frozen = linear_run(populations=400, chains=16, evidence="frozen", kept=0.7, backend=backend)
+    exact = log_evidence_of_the_linear_model()
+    assert frozen.log_evidence is not None
+    assert frozen.log_weights is not None
+    each = frozen.log_weights[0].reshape(400, 16).logsumexp(-1)
+    ratios = (each - each.max()).exp()
+    error = float(ratios.std() / ratios.mean() / 20.0)
+    assert error < 0.05
+    assert abs(frozen.log_evidence.item() - exact) <= 4.0 * error
+
+
+def test_frozen_evidence_is_another_run_and_tells_the_same() -> None:
+    how: dict[str, Any] = {"populations": 30, "chains": 64, "kept": 0.8}
+    consistent, frozen = (linear_run(evidence=e, **how) for e in ("consistent", "frozen"))
+    assert consistent.log_evidence is not None
+    assert frozen.log_evidence is not None
+    assert (consistent.latents != frozen.latents).any()
+    assert consistent.log_evidence.item() != frozen.log_evidence.item()
+    # Same choices throughout.
+    for name in ("betas", "leapfrog_steps", "hmc_steps"):
+        assert torch.equal(getattr(consistent, name), getattr(frozen, name))
+    assert frozen.gradients == 2 * consistent.gradients
+    assert "unbiased" in " ".join(frozen.notes)
+    assert "unbiased" not in " ".join(consistent.notes)
+    errors = []
+    for result in (consistent, frozen):
+        assert result.log_weights is not None
+        each = result.log_weights[0].reshape(30, 64).logsumexp(-1)
+        ratios = (each - each.max()).exp()
+        errors.append(float(ratios.std() / ratios.mean()) / math.sqrt(30))
+    gap = abs(consistent.log_evidence.item() - frozen.log_evidence.item())
+    assert gap <= 4.0 * math.hypot(*errors)
+
+
+def test_the_second_run_has_another_seed_and_repeats_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs: list[smc.Run] = []
+    original = smc.run
+
+    def kept(*arguments: Any, **named: Any) -> smc.Run:
+        runs.append(original(*arguments, **named))
+        return runs[-1]
+
+    monkeypatch.setattr(smc, "run", kept)
+    result = run(evidence="frozen", seed=2**64 - 3)  # the other seed wraps round
+    pilot, again = runs
+    assert pilot.repeats is None
+    assert again.repeats == pilot.choices
+    assert pilot.state.hmc.stream.seed == 2**64 - 3
+    assert 0 <= again.state.hmc.stream.seed < 2**64
+    assert again.state.hmc.stream.seed != pilot.state.hmc.stream.seed
+    assert torch.equal(again.state.hmc.stream.observation, pilot.state.hmc.stream.observation)
+    assert again.state.spent == 2 * pilot.state.spent
+    assert torch.equal(result.latents, again.state.hmc.latents)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"chains": 16},
+        {"chains": 40, "populations": 2},
+        {"chains": 5},
+        {"chains": 16, "evidence": "frozen"},
+        {"chains": 3, "budget": 60},
+        {"chains": 1, "budget": 16},
+    ],
+    ids=["16", "40x2", "5-of-16", "frozen", "lone", "one-lone"],
+)
+def test_gradients_are_counted_and_within_the_budget(how: dict[str, Any]) -> None:
+    for budget in [how["budget"]] if "budget" in how else [4, 37, 150, 321]:
+        rows = -4  # the checks of G take gradients at four latents
+
+        class Counted(Failing):
+            def forward(self, z: Tensor) -> Tensor:
+                nonlocal rows
+                rows += len(z) if z.requires_grad else 0
+                return super().forward(z)
+
+        result = run(Counted(), **how | {"budget": budget})
+        populations, particles = how.get("populations", 1), result.settings["particles"]
+        # Lone chains share the 16 starts of each observation.
+        shared = -(-16 // particles) * particles - 16 if particles < 16 else 0
+        assert rows == 2 * populations * particles * result.gradients - 2 * shared
+        chains = 2 * populations * how["chains"]
+        assert rows <= budget * chains
+        assert result.beta_reached == 1.0
+
+
+@pytest.mark.parametrize("chains", [1, 2, 5, 15])
+def test_the_smallest_budgets_of_lone_chains_are_kept(chains: int) -> None:
+    # They share up to 16 starts, and less where the budget is less.
+    for budget in (1, 2, 3, 4, 7, 15, 16, 17, 23):
+        starts: list[int] = []
+
+        class Counted(Failing):
+            def forward(self, z: Tensor) -> Tensor:
+                if z.requires_grad:
+                    starts.append(len(z))  # noqa: B023
+                return super().forward(z)
+
+        result = run(Counted(), batch=1, chains=chains, budget=budget)
+        first = min(16, budget * chains)
+        assert first in starts
+        assert sum(starts) - 4 <= budget * chains  # the checks of G take gradients at four latents
+        assert -(-first // chains) <= result.gradients <= budget
+        assert result.beta_reached == 1.0
+        assert result.latents.isfinite().all()
+
+
+def test_two_runs_need_a_budget_of_two() -> None:
+    result = run(batch=1, evidence="frozen", budget=2)
+    assert result.gradients == 2
+    with pytest.raises(ValueError, match=r"^budget: expected at least 2 .*got 1$"):
+        run(batch=1, evidence="frozen", budget=1)
+
+
+# --- chains that are no population ----------------------------------------------------------------
+
+
+def test_few_chains_and_a_small_budget_run_alone() -> None:
+    result = run(chains=3, budget=100, populations=2, keep_trace=True)
+    assert result.settings["particles"] == 3
+    assert result.latents.shape == (2, 6, 4)
+    assert result.trace is not None
+    assert result.trace.shape == (len(result.betas) + 1, 2, 6, 4)
+    for name in ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence"):
+        assert getattr(result, name) is None
+        assert "fewer than 16 chains" in result.reasons[name]
+    assert any("fewer than 16 chains" in note for note in result.notes)
+    assert result.effective_sample_size is None
+    with pytest.raises(ValueError, match=r"weighted: .*fewer than 16 chains"):
+        result.weights()
+    assert torch.equal(result.roots, torch.arange(6).expand(2, -1))
+    assert result.surviving_roots.tolist() == [3] * 4
+    assert result.gradients <= 100
+    assert result.beta_reached == 1.0
+    assert "no log weights" in repr(result)
+    assert result.mean().isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("chains", "budget", "alone"),
+    [
+        (15, 106, True), (15, 107, False), (1, 1599, True), (1, 1600, False), (16, 1, False),
+        (1, None, False), (40, 3, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_who_runs_alone(chains: int, budget: int | None, alone: bool) -> None:
+    # Sixteen particles need a hundred gradients each: 1,600 for all chains together.
+    plan = Adaptive(
+        chains=chains, populations=1, annealing=Annealing(), budget=budget, evidence="consistent",
+        step_size=None, seed=0, keep_trace=False, max_batch=None,
+    )  # fmt: skip
+    assert plan.alone is alone
+    assert plan.particles == (chains if alone else max(chains, 16))
+
+
+def test_fewer_chains_than_particles_are_noted() -> None:
+    assert any("16 particles were run for 3 chains" in note for note in run(chains=3).notes)
+    assert not any("particles were run" in note for note in run(chains=17).notes)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "steps-with-adaptive": ({"method": "adaptive", "ais_steps": 10}, "ais_steps: .*'paper'.*10"),
+    "steps-by-default": ({"ais_steps": 10}, "ais_steps: .*'paper'"),
+    "schedule": ({"schedule": "linear"}, "schedule: .*'paper'.*'linear'"),
+    "form": ({"form": "paper"}, "form: .*'paper'"),
+    "no-adaptation": ({"adaptation": None}, "adaptation: .*'paper'"),
+    "preset-with-adaptive": ({"method": "adaptive", "preset": "celeba-128"}, "preset: .*'paper'"),
+    **{
+        f"{name}-with-paper": (
+            {"method": "paper", name: value},
+            f"{name}: .*'adaptive'.*{value!r}",
+        )
+        for name, value in {
+            "budget": 100, "populations": 2, "evidence": "frozen", "kept": 0.5, "mass": "diagonal",
+        }.items()
+    },
+    "budget-with-preset": ({"preset": "celeba-128", "budget": 100}, "budget: .*'adaptive'"),
+    "frozen-lone-chains": (
+        {"evidence": "frozen", "chains": 3, "budget": 50},
+        "evidence: .*'frozen'.*fewer than 16",
+    ),
+    "evidence": ({"evidence": "exact"}, "evidence: .*'consistent', 'frozen'.*'exact'"),
+    **{f"kept-{v!r}": ({"kept": v}, f"kept: .*{v!r}") for v in (0.0, 1.0, -0.5, 2, "half", True)},
+    "kept-nan": ({"kept": math.nan}, "kept: .*nan"),
+    "mass": ({"mass": "full"}, "mass: .*'diagonal'.*'full'"),
+    **{f"polish-{v!r}": ({"polish": v}, f"polish: .*{v!r}") for v in (-1, True, 2.5, "10", None)},
+    "polish_method": ({"polish": 5, "polish_method": "sgd"}, "polish_method: .*'adam'.*'sgd'"),
+    "polish_method-alone": ({"polish_method": "sgd"}, "polish_method: .*'lbfgs'.*'sgd'"),
+    **{f"chains-{v!r}": ({"chains": v}, f"chains: .*{v!r}") for v in (0, -1, 2.0, True)},
+    **{f"populations-{v!r}": ({"populations": v}, f"populations: .*{v!r}") for v in (0, 1.5, True)},
+    **{f"budget-{v!r}": ({"budget": v}, f"budget: .*{v!r}") for v in (0, -1, 1e3, True)},
+    "seed": ({"seed": -1}, "seed: "),
+    "step_size": ({"step_size": 0.0}, "step_size: "),
+    "leapfrog_steps": ({"leapfrog_steps": 0}, "leapfrog_steps: "),
+    "hmc_steps": ({"hmc_steps": 1.5}, "hmc_steps: .*1.5"),
+    "ids": ({"observation_ids": [1, 1]}, "observation_ids: .*2 different"),
+    "ids-too-large": ({"observation_ids": [1, 2**32]}, "observation_ids: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_settings_name_the_argument(name: str) -> None:
+    changes, message = REFUSED[name]
+    generator = Failing()
+    with pytest.raises(ValueError, match=f"^{message}"):
+        run(generator, **changes)
+    assert generator.calls == 0 or name.startswith("ids")  # refused before G is asked
+
+
+def test_what_belongs_to_both_is_refused_by_neither() -> None:
+    assert run(form="posterior", budget=60).complete
+    assert run(method="paper", ais_steps=3, chains=2, hmc_steps=1, leapfrog_steps=2).complete
+
+
+# --- polish ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["adam", "lbfgs"])
+@pytest.mark.parametrize(
+    "how", [{}, {"chains": 3, "budget": 80}, {"method": "paper", "ais_steps": 5}]
+)
+def test_polish_lowers_every_energy_and_says_so(how: dict[str, Any], method: Any) -> None:
+    plain, polished = run(**how), run(polish=40, polish_method=method, **how)
+    assert (polished.energies <= plain.energies).all()
+    assert (polished.energies < plain.energies).double().mean() > 0.9
+    # Forty steps of 0.01 are 0.2 of way in each coordinate at most; L-BFGS goes farther.
+    assert polished.energies.mean() < (0.95 if method == "adam" else 0.7) * plain.energies.mean()
+    assert polished.gradients == plain.gradients + 40
+    for name in ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence"):
+        assert getattr(polished, name) is None
+        assert "best fits and no samples" in polished.reasons[name]
+    assert f"polished by 40 steps of {method}: best fits, no samples" in polished.notes
+    assert polished.settings["polish"] == 40
+    assert polished.settings["polish_method"] == method
+    torch.testing.assert_close(polished.images, network()(polished.latents).detach())
+    # All that was found on the way is as it was.
+    for name in ("betas", "acceptance", "energy_history", "roots", "surviving_roots", "jumped"):
+        np.testing.assert_array_equal(getattr(polished, name), getattr(plain, name))
+
+
+def test_polished_energies_are_not_taken_for_unsettled_ones() -> None:
+    assert not any("settled" in line for line in run().diagnose())
+    assert not any("settled" in line for line in run(polish=30).diagnose())
+
+
+def test_no_polish_is_no_polish() -> None:
+    result = run(polish=0, polish_method="lbfgs")
+    assert_same(result, run(), but=("settings",))
+    assert not any("polished" in note for note in result.notes)
+
+
+def test_an_interrupted_run_is_not_polished() -> None:
+    result = run(Failing(40), polish=20)
+    assert not result.complete
+    assert_same(result, run(Failing(40)), but=("settings",))
+
+
+@pytest.mark.parametrize("method", ["adam", "lbfgs"])
+def test_ctrl_c_while_polishing_returns_the_samples(method: Any, tmp_path: Path) -> None:
+    whole = Failing()
+    polished = run(whole, polish=20, polish_method=method)
+    note = "polishing was interrupted: these are the samples"
+    result = run(Failing(whole.calls - 6), polish=20, polish_method=method)
+    assert_same(result, run(), but=("settings", "notes"))
+    assert result.notes[-1] == note
+    assert note not in polished.notes
+    # With a checkpoint the run is saved before: polishing can start from it again.
+    path = tmp_path / "run.safetensors"
+    again = run(Failing(whole.calls - 5), polish=20, polish_method=method, checkpoint=path)
+    assert_same(again, result)
+    generator = Failing()
+    assert_same(run(generator, polish=20, polish_method=method, checkpoint=path), polished)
+    assert generator.calls == 5 + 20 + 1  # the checks of G, the steps, the outputs
+
+
+# --- seeds ----------------------------------------------------------------------------------------
+
+KINDS: dict[str, dict[str, Any]] = {
+    "population": {"chains": 16},
+    "some-of-a-population": {"chains": 3, "mass": "diagonal"},
+    "populations": {"chains": 16, "populations": 3},
+    "frozen": {"chains": 16, "populations": 2, "evidence": "frozen"},
+    "lone-chains": {"chains": 3, "budget": 90},
+    "budget": {"chains": 20, "budget": 60},
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@both_backends
+@kinds
+def test_same_seed_same_result(kind: str, backend: str) -> None:
+    how = KINDS[kind] | {"backend": backend, "keep_trace": True}
+    first = run(**how)
+    assert_same(first, run(**how))
+    other = run(**how | {"seed": 5})
+    assert (first.latents != other.latents).any(-1).all()
+    if "evidence" not in how:
+        assert first.trace is not None
+        assert other.trace is not None
+        assert (first.trace[0] != other.trace[0]).all()  # the draws from the prior already
+
+
+def test_backends_tell_the_same() -> None:
+    # Rounding differs, and trajectories with it after some temperatures: posterior means of 30
+    # populations within four standard errors of their difference, and equal prior draws.
+    results = [
+        linear_run(backend=b, populations=30, chains=64, keep_trace=True)
+        for b in ("reference", "native")
+    ]
+    first, second = results
+    assert first.trace is not None
+    assert second.trace is not None
+    torch.testing.assert_close(first.trace[0], second.trace[0], rtol=1e-12, atol=1e-13)
+    means = [r.latents.reshape(30, 64, 3).mean(1) for r in results]
+    error = ((means[0].var(0) + means[1].var(0)) / 30).sqrt()
+    assert ((means[0].mean(0) - means[1].mean(0)).abs() <= 4.0 * error).all()
+
+
+def test_kept_traces_and_progress_bars_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, shown = run(keep_trace=True), run(progress=True)
+    assert_same(plain, shown, but=("trace",))
+    assert shown.trace is None
+    text = capsys.readouterr().err
+    assert "gradient" in text
+
+
+def test_global_generators_are_neither_read_nor_written() -> None:
+    generator = network()
+    torch.manual_seed(1)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
+    first = run(generator, polish=3)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], states[1])  # type: ignore[index]
+    torch.manual_seed(2)
+    assert_same(first, run(generator, polish=3))
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, tuple[Result, int]]:
+    """Each kind of run, uninterrupted, and how often it asks the generator."""
+    found = {}
+    for kind, how in KINDS.items():
+        generator = Failing()
+        found[kind] = (run(generator, keep_trace=True, **how), generator.calls)
+    return found
+
+
+@kinds
+@pytest.mark.parametrize("part", [0.0, 0.2, 0.5, 0.55, 0.8, 1.0], ids=lambda p: f"{p:.0%}")
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    kind: str, part: float, whole: dict[str, tuple[Result, int]], tmp_path: Path
+) -> None:
+    # Of the calls, four find out about G (five with a checkpoint), one starts, the last gives the
+    # outputs.
+    expected, calls = whole[kind]
+    path = tmp_path / "run.safetensors"
+    at = round(7 + part * (calls - 7))
+    with pytest.raises(KeyboardInterrupt):
+        run(Failing(at), checkpoint=path, keep_trace=True, **KINDS[kind])
+    assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
+    generator = Failing()
+    resumed = run(generator, checkpoint=path, keep_trace=True, **KINDS[kind])
+    assert_same(resumed, expected)
+    # What was done is not done again: but for the temperature (and the start) it was in.
+    done = at - 7
+    redone = max(int((expected.hmc_steps * expected.leapfrog_steps).max()), 1)
+    assert generator.calls <= calls + 1 - done + redone + 5
+
+
+@pytest.mark.parametrize("kind", ["population", "frozen", "lone-chains"])
+def test_a_run_interrupted_many_times_goes_on_bit_for_bit(
+    kind: str, whole: dict[str, tuple[Result, int]], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.safetensors"
+    expected, _ = whole[kind]
+    longest = int((expected.hmc_steps * expected.leapfrog_steps).max())
+    result = None
+    for _ in range(60):  # a few temperatures at a time
+        try:
+            result = run(Failing(7 + 2 * longest), checkpoint=path, keep_trace=True, **KINDS[kind])
+        except KeyboardInterrupt:
+            continue
+        break
+    assert result is not None
+    assert_same(result, expected)
+
+
+@kinds
+def test_a_finished_run_is_read_back_without_moving(
+    kind: str, whole: dict[str, tuple[Result, int]], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.safetensors"
+    run(Failing(), checkpoint=path, keep_trace=True, **KINDS[kind])
+    generator = Failing()
+    again = run(generator, checkpoint=path, keep_trace=True, **KINDS[kind])
+    assert_same(again, whole[kind][0])
+    assert generator.calls == 6  # the checks of G, and the outputs
+
+
+def test_a_frozen_run_is_saved_in_both_of_its_parts(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    def repeats(at: int) -> bool:
+        path = tmp_path / f"{at}.safetensors"
+        with pytest.raises(KeyboardInterrupt):
+            run(Failing(at), checkpoint=path, evidence="frozen")
+        with safe_open(path, framework="pt") as file:
+            return any(name.startswith("run.repeats.") for name in file.keys())  # noqa: SIM118
+
+    generator = Failing()
+    run(generator, evidence="frozen")
+    assert not repeats(generator.calls // 3)
+    assert repeats(generator.calls - 20)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("interrupted") / "run.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        run(Failing(30), checkpoint=path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"seed": 5}, "seed: 4 there, 5 here"),
+        ({"chains": 17}, "chains: 16 there, 17 here"),
+        ({"chains": 3}, "chains: 16 there, 3 here"),
+        ({"populations": 2}, "populations: 1 there, 2 here"),
+        ({"budget": 500}, "budget: None there, 500 here"),
+        ({"evidence": "frozen"}, "evidence: consistent there, frozen here"),
+        ({"kept": 0.6}, "kept: 0.5 there, 0.6 here"),
+        ({"mass": "diagonal"}, "mass: None there, diagonal here"),
+        ({"leapfrog_steps": 4}, "leapfrog_steps: None there, 4 here"),
+        ({"hmc_steps": 1}, "hmc_steps: None there, 1 here"),
+        ({"step_size": 0.1}, "step_size: None there, 0.1 here"),
+        ({"keep_trace": True}, "keep_trace: False there, True here"),
+        ({"observation_ids": [5, 6]}, "observation_ids"),
+        ({"noise_std": 0.31}, "observation"),
+        ({"backend": "reference"}, "backend: native there, reference here"),
+        ({"method": "paper"}, "method: adaptive there, paper here"),
+    ],
+    ids=lambda v: ",".join(v) if isinstance(v, dict) else "",
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    interrupted: Path, changes: dict[str, Any], name: str
+) -> None:
+    before = interrupted.read_bytes()
+    with pytest.raises(ValueError, match=rf"checkpoint: .*another run \(.*{name}"):
+        run(Failing(), checkpoint=interrupted, **changes)
+    assert interrupted.read_bytes() == before
+
+
+def test_polish_may_be_decided_later(interrupted: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    path.write_bytes(interrupted.read_bytes())
+    assert_same(run(Failing(), checkpoint=path, polish=5), run(Failing(), polish=5))
+
+
+# --- interruption without a checkpoint ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["population", "some-of-a-population", "frozen", "lone-chains"])
+@pytest.mark.parametrize("part", [0.3, 0.9], ids=["early", "late"])
+def test_ctrl_c_without_a_checkpoint_returns_what_is_there(
+    kind: str, part: float, whole: dict[str, tuple[Result, int]]
+) -> None:
+    expected, calls = whole[kind]
+    result = run(Failing(round(part * calls)), keep_trace=True, **KINDS[kind])
+    assert not result.complete
+    done = len(result.betas)
+    assert 0 < done < len(expected.betas)
+    assert result.beta_reached == result.betas[-1].min().item()
+    assert result.trace is not None
+    for name in ("log_normaliser", "log_normaliser_error", "log_evidence"):
+        assert getattr(result, name) is None
+        reason = "fewer than 16" if kind == "lone-chains" else "interrupted"
+        assert reason in result.reasons[name]
+    assert "INTERRUPTED at beta" in repr(result)
+    torch.testing.assert_close(result.images, network()(result.latents).detach())
+    if kind == "frozen" and part < 0.5:
+        return  # of the pilot; the whole run tells of its repetition
+    for name in ("betas", "acceptance", "step_size", "energy_history", "leapfrog_steps"):
+        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name)[:done])
+    assert expected.trace is not None
+    assert torch.equal(result.trace, expected.trace[: done + 1])
+    assert result.gradients < expected.gradients
+
+
+def test_ctrl_c_in_the_first_temperature_returns_the_prior() -> None:
+    result = run(Failing(4 + 1 + 2), keep_trace=True)
+    assert not result.complete
+    assert result.beta_reached == 0.0
+    assert result.trace is not None
+    assert torch.equal(result.latents, result.trace[0])
+    assert result.betas.shape == (0, 2)
+    assert result.gradients == 1
+    assert repr(result)
+
+
+# --- results on disk ------------------------------------------------------------------------------
+
+
+@kinds
+def test_a_result_comes_back_from_disk(
+    kind: str, whole: dict[str, tuple[Result, int]], tmp_path: Path
+) -> None:
+    result, _ = whole[kind]
+    assert_same(Result.load(result.save(tmp_path / "result")), result)
+
+
+def test_polished_and_interrupted_results_come_back_too(tmp_path: Path) -> None:
+    for number, result in enumerate((run(polish=3), run(Failing(30)), run(Failing(7)))):
+        assert_same(Result.load(result.save(tmp_path / str(number))), result)
+
+
+# --- what the loop is given -----------------------------------------------------------------------
+
+
+def test_a_potential_is_asked_for_the_right_observation() -> None:
+    # Populations of an observation are neighbouring rows: each has the energies of its own data.
+    with prepared(network(), x_obs(3), MASK, noise_std=0.3) as problem:
+        plan = Adaptive(
+            chains=16, populations=2, annealing=Annealing(), budget=None, evidence="consistent",
+            step_size=None, seed=1, keep_trace=False, max_batch=None,
+        )  # fmt: skip
+        state = plan.begin(problem, None).state
+        latents = state.hmc.latents
+        assert latents.shape == (6, 16, 4)
+        x = network()(latents).detach()
+        target = x_obs(3).repeat_interleave(2, dim=0)[:, None]
+        energy = ((x - target) ** 2 * torch.from_numpy(MASK)).sum(-1).double() / (2 * 0.3**2)
+        torch.testing.assert_close(state.hmc.energy, energy, rtol=1e-4, atol=1e-4)
+        assert state.hmc.stream.observation.tolist() == list(range(6))
+        assert isinstance(state.hmc, hmc.HMCState)

@@ -1,0 +1,1276 @@
+"""The adaptive loop by itself, on known energies: weights, resampling, tuning, pace, estimates."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from cogen_fast.ops import dispatch
+from cogen_fast.ops.dispatch import Ops
+from cogen_fast.ops.philox import Purpose, uniforms
+from cogen_fast.ops.reference import Proposal
+from cogen_fast.ops.spec import TransitionSettings
+from cogen_fast.sampler import hmc, lone, pace, smc, tuning
+from cogen_fast.sampler.hmc import HMCInfo, HMCState
+from cogen_fast.sampler.pace import Annealing, Standing
+from cogen_fast.sampler.smc import Choice, Run, SMCState
+from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
+from cogen_fast.sampler.weights import (
+    effective_sample_size,
+    genealogical_variance,
+    log_mean_weight,
+    surviving_roots,
+)
+
+Array = npt.NDArray[np.float64]
+both_backends = pytest.mark.parametrize("backend", ["reference", "native"])
+F64 = torch.float64
+ROUNDING: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64 over a few hundred operations
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Batches here are small: threads would spend their time waiting for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _ops(backend: str = "native") -> Ops:
+    return dispatch.resolve(backend, torch.device("cpu"))
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+class LinearGaussian:
+    """``E(z) = |A z - y|^2 / (2 sigma^2)``, whose tempered posteriors are known Gaussians."""
+
+    def __init__(self, d: int = 3, measured: int = 2, sigma: float = 0.5) -> None:
+        self.a, self.y, self.sigma = normal(measured, d, seed=7), normal(measured, seed=8), sigma
+        self.calls = 0
+
+    def energy_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        residual = z.double() @ self.a.T - self.y
+        grad = residual @ self.a / self.sigma**2
+        return (residual**2).sum(-1) / (2.0 * self.sigma**2), grad.to(z.dtype)
+
+    def posterior(self) -> tuple[Tensor, Tensor]:
+        precision = self.a.T @ self.a / self.sigma**2 + torch.eye(self.a.shape[1], dtype=F64)
+        covariance = torch.linalg.inv(precision)
+        return covariance @ self.a.T @ self.y / self.sigma**2, covariance
+
+    def log_normaliser(self) -> float:
+        """``log E_prior[exp(-E)]``: y is N(0, A A' + sigma^2) without its noise's constant."""
+        ratio = torch.eye(len(self.y), dtype=F64) + self.a @ self.a.T / self.sigma**2
+        quadratic = self.y @ torch.linalg.solve(ratio, self.y) / self.sigma**2
+        return float(-0.5 * quadratic - 0.5 * torch.logdet(ratio))
+
+
+class Bowls:
+    """``E(z) = sum_i k_i (z_i - c)^2 / 2`` with ``k`` and ``c`` of each observation's own."""
+
+    def __init__(self, precisions: list[list[float]], centres: list[float]) -> None:
+        self.k = torch.tensor(precisions, dtype=F64)[:, None]
+        self.c = torch.tensor(centres, dtype=F64)[:, None, None]
+        self.calls = 0
+
+    def rows(self, chosen: list[int]) -> Bowls:
+        return Bowls(self.k[chosen, 0].tolist(), self.c[chosen, 0, 0].tolist())
+
+    def energy_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        away = z.double() - self.c
+        return 0.5 * (self.k * away * away).sum(-1), (self.k * away).to(z.dtype)
+
+
+def sample(target: Any, annealing: Annealing | None = None, **how: Any) -> Run:
+    usual: dict[str, Any] = {"chains": 16, "latent_size": 3, "dtype": F64, "seed": 3}
+    return smc.run(target, annealing, **usual | how)
+
+
+def recorded(target: Any, annealing: Annealing | None = None, **how: Any) -> list[SMCState]:
+    """The state at the start of a run and after each temperature."""
+    kinds = {
+        name: how[name] for name in ("observations", "observation_ids", "alone") if name in how
+    }
+    usual: dict[str, Any] = {"chains": 16, "latent_size": 3, "dtype": F64, "seed": 3}
+    usual = usual | {k: v for k, v in how.items() if k in usual} | kinds
+    states = [smc.init(target, **usual)]
+    smc.run(target, annealing, start=Run(states[0]), on_step=lambda run: states.append(run.state))
+    return states
+
+
+MIXED = Bowls([[4.0, 1.0, 0.0], [400.0, 90.0, 30.0], [1e4, 1e4, 1.0]], [1.0, -0.7, 0.3])
+"""Three observations, from mild to sharp."""
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+@both_backends
+@pytest.mark.parametrize("below", [1e-9, 0.5, 0.95], ids=["never", "usual", "often"])
+def test_weights_by_hand_from_the_recorded_latents(backend: str, below: float) -> None:
+    target, n = LinearGaussian(sigma=0.2), 64
+    annealing = Annealing(kept=0.6, resample_below=below)
+    how: dict[str, Any] = {"chains": n, "observations": 2, "backend": backend}
+    run = sample(target, annealing, keep_trace=True, **how)
+    assert run.trace is not None
+    assert len(run.trace) == len(run.infos) + 1
+    logs, beta = np.zeros((2, n)), np.zeros(2)
+    resampled, temperatures, drift = 0, 0, 0.0
+    roots, variance = torch.arange(n).repeat(2, 1), torch.zeros(2, dtype=F64)
+    for t, info in enumerate(run.infos):
+        before, after = (target.energy_and_grad(run.trace[t + i])[0].numpy() for i in (0, 1))
+        # Weights grow by the energies *before* the move.
+        step = info.choice.beta.numpy() - beta
+        logs, beta = logs - step[:, None] * before, info.choice.beta.numpy()
+        drift = max(drift, float(np.abs(step[:, None] * (after - before)).max()))
+        # The genealogy tells the error as long as the weights change, before they are made even.
+        told = genealogical_variance(torch.from_numpy(logs.copy()), roots)
+        variance = torch.where(torch.from_numpy(step > 0.0), told, variance)
+        roots = roots.gather(1, info.ancestors)
+        share = np.exp(logs - np.logaddexp.reduce(logs, -1, keepdims=True))
+        np.testing.assert_allclose(info.effective_sample_size, 1.0 / (share**2).sum(-1), rtol=1e-9)
+        for b in range(2):
+            uneven = 1.0 / (share[b] ** 2).sum() < below * n
+            arrives = beta[b] == 1.0 and step[b] > 0.0
+            assert bool(info.choice.resampled[b]) == (uneven or arrives)
+            temperatures += int(step[b] > 0.0)
+            if info.choice.resampled[b]:
+                logs[b] = np.logaddexp.reduce(logs[b]) - math.log(n)
+                resampled += 1
+            else:
+                assert info.ancestors[b].tolist() == list(range(n))
+        moves = info.choice.active.numpy()
+        np.testing.assert_allclose(info.energy.numpy()[moves], after.mean(-1)[moves], rtol=1e-9)
+        assert np.isnan(info.energy.numpy()[~moves]).all()
+    assert beta.tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(run.state.log_weights.numpy(), logs, rtol=1e-9)
+    torch.testing.assert_close(run.state.variance, variance, equal_nan=True, **ROUNDING)
+    assert variance.isfinite().any() or below > 0.9
+    assert drift > 1.0  # with the energies after the move the weights would have been others
+    # At the end all are even; before that the rule asks for none, some or many.
+    assert resampled == int(run.state.resamplings.sum())
+    usual = {1e-9: (2, 2), 0.5: (4, temperatures - 4), 0.95: (temperatures - 2, temperatures)}
+    assert usual[below][0] <= resampled <= usual[below][1]
+
+
+@both_backends
+def test_temperatures_keep_the_share_asked_for(backend: str) -> None:
+    # Conditional effective sample size of each step but the last, from the recorded latents.
+    target = LinearGaussian(sigma=0.1)
+    run = sample(target, Annealing(kept=0.7), chains=50, keep_trace=True, backend=backend)
+    assert run.trace is not None
+    logs, beta = np.zeros(50), 0.0
+    steps = 0
+    for t, info in enumerate(run.infos):
+        energy = target.energy_and_grad(run.trace[t])[0][0].numpy()
+        step = info.choice.beta.item() - beta
+        beta = info.choice.beta.item()
+        share = np.exp(logs - np.logaddexp.reduce(logs))
+        w = np.exp(-step * (energy - energy.min()))
+        kept = (share * w).sum() ** 2 / (share * w * w).sum()
+        logs = np.zeros(50) if info.choice.resampled.item() else logs - step * energy
+        if beta < 1.0:
+            assert kept == pytest.approx(0.7, abs=1e-9)
+            steps += 1
+        else:
+            assert kept >= 0.7 - 1e-9
+    assert steps >= 6
+
+
+@both_backends
+def test_rounding_does_not_decide_on_resampling(backend: str) -> None:
+    how: dict[str, Any] = {"chains": 16, "latent_size": 3, "dtype": F64, "backend": backend}
+    state = smc.init(LinearGaussian(sigma=0.2), observations=2000, **how)
+    resampled = smc.choose(state, Annealing(), _ops(backend)).resampled
+    assert not resampled.any() or bool(resampled.all())
+
+
+def systematic_by_hand(log_weights: Array, u: float) -> list[int]:
+    upto = np.cumsum(np.exp(log_weights - np.logaddexp.reduce(log_weights)))
+    count = len(upto)
+    return [int(np.searchsorted(upto, (n + u) / count, side="right")) for n in range(count)]
+
+
+@both_backends
+@pytest.mark.parametrize("scaled", [False, True], ids=["unit-mass", "diagonal-mass"])
+def test_a_temperature_is_the_written_one(backend: str, scaled: bool) -> None:
+    """Weigh, resample some, jitter the step, move twice: each by hand, noise included."""
+    how: dict[str, Any] = {"chains": 9, "latent_size": 3, "observations": 3, "dtype": F64}
+    state = smc.init(MIXED, seed=5, observation_ids=[4, 0, 7], backend=backend, **how)
+    choice = Choice(
+        active=torch.tensor([True, True, False]),
+        kept=torch.full((3,), 0.5, dtype=F64),
+        beta=torch.tensor([0.4, 0.03, 0.0], dtype=F64),
+        resampled=torch.tensor([False, True, False]),
+        step_size=torch.tensor([0.3, 0.2, 0.1], dtype=F64),
+        inverse_mass=normal(3, 3, seed=2).abs() + 0.5 if scaled else None,
+        leapfrog_steps=3,
+        hmc_steps=2,
+    )
+    after, info = smc.step(state, MIXED, Annealing(), choice=choice, backend=backend)
+    logs = -choice.beta[:, None] * state.hmc.energy
+    u = uniforms(state.hmc.stream, Purpose.RESAMPLE, 1, F64)
+    ancestors = torch.arange(9).repeat(3, 1)
+    ancestors[1] = torch.tensor(systematic_by_hand(logs[1].numpy(), u[1].item()))
+    assert 1 < len(ancestors[1].unique()) < 9
+    assert torch.equal(info.ancestors, ancestors)
+    rows = torch.arange(3)[:, None]
+    chains = HMCState(
+        state.hmc.latents[rows, ancestors],
+        state.hmc.energy[rows, ancestors],
+        state.hmc.grad[rows, ancestors],
+        state.hmc.stream,  # noise stays with the place, not with the state
+    )
+    acceptance = torch.zeros(3, dtype=F64)
+    for _ in range(2):
+        turn = 2.0 * uniforms(chains.stream, Purpose.JITTER, 1, F64)[:, 0] - 1.0
+        chains, moved = hmc.step(
+            chains,
+            MIXED,
+            beta=choice.beta,
+            step_size=choice.step_size * (1.0 + 0.25 * turn),
+            leapfrog_steps=3,
+            inverse_mass=choice.inverse_mass,
+            active=choice.active,
+            backend=backend,
+        )
+        acceptance += moved.acceptance_probability.mean(-1) / 2.0
+    torch.testing.assert_close(after.hmc.latents, chains.latents, **ROUNDING)
+    torch.testing.assert_close(after.hmc.energy, chains.energy, **ROUNDING)
+    torch.testing.assert_close(after.hmc.grad, chains.grad, **ROUNDING)
+    torch.testing.assert_close(info.acceptance[:2], acceptance[:2], **ROUNDING)
+    assert info.acceptance[2].isnan()
+    assert info.energy[2].isnan()
+    assert after.hmc.stream.transition.tolist() == [2, 2, 0]
+    assert torch.equal(after.hmc.stream.observation, torch.tensor([4, 0, 7]))
+    even = torch.logsumexp(logs[1], 0) - math.log(9)
+    torch.testing.assert_close(after.log_weights[0], logs[0], **ROUNDING)
+    torch.testing.assert_close(after.log_weights[1], even.expand(9), **ROUNDING)
+    assert torch.equal(after.log_weights[2], state.log_weights[2])
+    assert torch.equal(after.roots, ancestors)
+    assert after.resamplings.tolist() == [0, 1, 0]
+    assert after.spent == state.spent + 6
+    # Given choices tune nothing.
+    for name in ("log_length", "memory"):
+        assert torch.equal(getattr(after.tuning, name), getattr(state.tuning, name))
+
+
+def test_copies_of_one_particle_part_in_their_first_move() -> None:
+    state = smc.init(MIXED, chains=9, latent_size=3, observations=3, dtype=F64)
+    heir = state.hmc.energy.argmin(-1)
+    choice = smc.choose(state, Annealing(kept=0.5), _ops())
+    one = torch.full((3,), 1e3, dtype=F64)  # so large a step leaves one with all the weight
+    choice = dataclasses.replace(
+        choice, beta=one, resampled=torch.ones(3, dtype=torch.bool), step_size=0.01 / one.sqrt()
+    )
+    after, info = smc.step(state, MIXED, Annealing(), choice=choice)
+    assert torch.equal(info.ancestors, heir[:, None].expand(-1, 9))
+    assert info.acceptance.min() > 0.9
+    for b in range(3):
+        assert len(after.hmc.latents[b].unique(dim=0)) >= 7
+
+
+def test_roots_follow_ancestors() -> None:
+    target = LinearGaussian(sigma=0.05)
+    run = sample(target, chains=40, observations=2, keep_trace=True)
+    roots = torch.arange(40).expand(2, -1)
+    for info in run.infos:
+        roots = roots.gather(1, info.ancestors)
+    assert torch.equal(run.state.roots, roots)
+    counts = [len(set(row)) for row in roots.tolist()]
+    assert surviving_roots(run.state.roots).tolist() == counts
+    assert max(counts) < 30
+
+
+# --- who moves ------------------------------------------------------------------------------------
+
+
+def everything(state: SMCState, row: int) -> dict[str, Tensor]:
+    """All that a state says of one observation, by name."""
+    found = {f"hmc.{name}": getattr(state.hmc, name)[row] for name in ("latents", "energy", "grad")}
+    found["hmc.stream.transition"] = state.hmc.stream.transition[row]
+    for prefix, part in (("", state.tuning), ("spread.", state.spread)):
+        if part is not None:
+            for field in dataclasses.fields(part):
+                found[prefix + field.name] = getattr(part, field.name)[row]
+    for field in dataclasses.fields(SMCState):
+        value = getattr(state, field.name)
+        if isinstance(value, Tensor):
+            found[field.name] = value[row]
+    return found
+
+
+def changed_when_finished(states: list[SMCState]) -> tuple[set[str], int]:
+    """What changes of an observation once it is finished, and over how many temperatures."""
+    changed: set[str] = set()
+    watched = 0
+    for before, after in itertools.pairwise(states):
+        for row in before.finished.nonzero().flatten().tolist():
+            old, new = everything(before, row), everything(after, row)
+            changed |= {
+                name
+                for name in old
+                if not torch.equal(old[name].nan_to_num(), new[name].nan_to_num())
+            }
+            watched += 1
+    return changed, watched
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["population", "lone-chains"])
+def test_finished_observations_stand_still_to_the_last_bit(alone: bool) -> None:
+    states = recorded(MIXED, observations=3, alone=alone, chains=4 if alone else 16)
+    changed, watched = changed_when_finished(states)
+    assert watched >= 5
+    assert changed == set()
+    assert states[-1].finished.all()
+    transitions = states[-1].hmc.stream.transition
+    assert transitions[0] < transitions[2]
+
+
+@both_backends
+@pytest.mark.parametrize("mass", [None, "diagonal"])
+def test_an_observation_does_not_depend_on_its_batch_mates(backend: str, mass: str | None) -> None:
+    annealing = Annealing(kept=0.6, leapfrog_steps=4, hmc_steps=2, mass=mass)
+    common: dict[str, Any] = {"seed": 11, "backend": backend}
+    together = sample(MIXED, annealing, observations=3, observation_ids=[5, 0, 9], **common)
+    for row, identity in enumerate([5, 0, 9]):
+        alone = sample(MIXED.rows([row]), annealing, observation_ids=[identity], **common)
+        mine, theirs = everything(alone.state, 0), everything(together.state, row)
+        for name, value in mine.items():
+            torch.testing.assert_close(
+                value, theirs[name], rtol=1e-11, atol=1e-12, equal_nan=True, msg=name
+            )
+        length = len(alone.infos)
+        for info, theirs_info in zip(alone.infos, together.infos, strict=False):
+            torch.testing.assert_close(
+                info.choice.beta[0], theirs_info.choice.beta[row], rtol=1e-11, atol=0
+            )
+        assert all(not info.choice.active[row] for info in together.infos[length:])
+    assert len(together.infos) > 8
+    other = sample(MIXED.rows([0]), annealing, observation_ids=[6], **common)
+    assert (other.state.hmc.latents[0] - together.state.hmc.latents[0]).abs().max() > 0.01
+
+
+def test_backends_agree_over_a_few_temperatures() -> None:
+    # In float64; later rounding grows with the moves.
+    target = LinearGaussian(sigma=0.3)
+    states = []
+    for backend in ("reference", "native"):
+        how: dict[str, Any] = {"chains": 16, "latent_size": 3, "observations": 2, "dtype": F64}
+        state = smc.init(target, seed=8, backend=backend, **how)
+        for _ in range(3):
+            annealing = Annealing(kept=0.6, mass="diagonal")
+            state, _ = smc.step(state, target, annealing, backend=backend)
+        states.append(state)
+    for row in (0, 1):
+        first, second = (everything(state, row) for state in states)
+        for name, value in first.items():
+            torch.testing.assert_close(
+                value, second[name], rtol=1e-9, atol=1e-11, equal_nan=True, msg=name
+            )
+    assert (states[0].beta > 0.1).all()
+
+
+def test_a_step_leaves_the_given_state_as_it_is() -> None:
+    target = LinearGaussian()
+    state = smc.init(target, chains=16, latent_size=3, observations=2, dtype=F64)
+    before = [{k: v.clone() for k, v in everything(state, row).items()} for row in (0, 1)]
+    first, _ = smc.step(state, target, Annealing(mass="diagonal"))
+    again, _ = smc.step(state, target, Annealing(mass="diagonal"))
+    for row in (0, 1):
+        for name, value in everything(state, row).items():
+            assert torch.equal(value, before[row][name]), name
+    assert torch.equal(first.hmc.latents, again.hmc.latents)
+
+
+def test_steps_of_ones_own_are_a_run_and_a_run_goes_on_where_another_ended() -> None:
+    target, annealing = LinearGaussian(), Annealing(kept=0.6)
+    state = smc.init(target, chains=16, latent_size=3, dtype=F64, seed=3)
+    runs: list[Run] = []
+    whole = sample(target, annealing, on_step=runs.append)
+    for info in whole.infos:
+        state, mine = smc.step(state, target, annealing)
+        assert torch.equal(mine.choice.beta, info.choice.beta)
+    assert state.finished.all()
+    assert torch.equal(state.hmc.latents, whole.state.hmc.latents)
+    assert [len(run.infos) for run in runs] == list(range(1, len(whole.infos) + 1))
+    assert not runs[2].done
+    resumed = smc.run(target, annealing, start=runs[2])
+    assert resumed.done
+    assert torch.equal(resumed.state.hmc.latents, whole.state.hmc.latents)
+    assert torch.equal(resumed.state.log_weights, whole.state.log_weights)
+    assert len(resumed.infos) == len(whole.infos)
+
+
+def test_float32_latents_keep_float64_weights() -> None:
+    run = sample(LinearGaussian(), dtype=torch.float32, annealing=Annealing(mass="diagonal"))
+    assert run.state.hmc.latents.dtype is torch.float32
+    assert run.state.log_weights.dtype is F64
+    assert run.infos[0].choice.inverse_mass is not None
+    assert run.infos[0].choice.inverse_mass.dtype is torch.float32
+
+
+@pytest.mark.parametrize("annealing", [Annealing(), Annealing(hmc_steps=3, leapfrog_steps=5)])
+def test_every_gradient_is_counted(annealing: Annealing) -> None:
+    target = LinearGaussian(sigma=0.1)
+    calls: list[int] = []
+    run = sample(target, annealing, on_step=lambda _: calls.append(target.calls))
+    # One at the start, then M L with one L at each temperature.
+    each = [i.choice.leapfrog_steps * i.choice.hmc_steps for i in run.infos]
+    assert calls == (1 + np.cumsum(each)).tolist()
+    assert run.state.spent == target.calls
+    energy, _ = target.energy_and_grad(run.state.hmc.latents)
+    torch.testing.assert_close(run.state.hmc.energy, energy, **ROUNDING)
+
+
+def test_proposals_that_are_not_finite_are_counted_and_stay_out() -> None:
+    class Cliff(LinearGaussian):
+        def energy_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+            energy, grad = super().energy_and_grad(z)
+            beyond = z[..., 0] > 2.5
+            if self.calls == 1:
+                beyond &= False  # prior draws may start there
+            return torch.where(beyond, torch.nan, energy), grad
+
+    run = sample(Cliff(), chains=200, annealing=Annealing(hmc_steps=2))
+    assert int(run.state.non_finite.sum()) > 0
+    for name, value in everything(run.state, 0).items():
+        assert value.double().isfinite().all(), name
+
+
+# --- estimates over many populations --------------------------------------------------------------
+
+
+def test_the_same_choices_under_the_same_seed_are_the_same_run() -> None:
+    target, annealing = LinearGaussian(sigma=0.2), Annealing(hmc_steps=1, mass="diagonal")
+    pilot = sample(target, annealing, observations=3)
+    again = sample(target, annealing, observations=3, repeats=pilot.choices)
+    assert again.done
+    for row in range(3):
+        mine, theirs = everything(pilot.state, row), everything(again.state, row)
+        for name in ("hmc.latents", "hmc.energy", "log_weights", "roots", "variance", "beta"):
+            assert torch.equal(mine[name].nan_to_num(), theirs[name].nan_to_num()), name
+    assert again.state.spent == pilot.state.spent
+
+
+def test_repeats_are_made_of_the_same_choices() -> None:
+    # Where a temperature has several moves, a repetition makes all with the last one's step size,
+    # and a repetition of the repetition is the same to the last bit.
+    target = LinearGaussian(sigma=0.2)
+    pilot = sample(target, Annealing(hmc_steps=3), observations=3)
+    first = sample(target, Annealing(hmc_steps=3), observations=3, repeats=pilot.choices)
+    second = sample(target, Annealing(hmc_steps=3), observations=3, repeats=first.choices)
+    other = sample(target, Annealing(hmc_steps=3), observations=3, repeats=pilot.choices, seed=4)
+    assert torch.equal(first.state.hmc.latents, second.state.hmc.latents)
+    assert torch.equal(first.state.log_weights, second.state.log_weights)
+    assert (other.state.hmc.latents != first.state.hmc.latents).any(-1).all()
+    for each in (first, second, other):
+        for mine, theirs in zip(each.choices, pilot.choices, strict=True):
+            for name in ("active", "beta", "resampled", "kept"):
+                assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
+            torch.testing.assert_close(mine.step_size, theirs.step_size, rtol=1e-14, atol=0)
+            assert mine.hmc_steps == theirs.hmc_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Many:
+    """A pilot of B populations and its repetition under another seed."""
+
+    target: LinearGaussian
+    pilot: Run
+    again: Run
+
+    def ratios(self) -> Tensor:
+        """Estimated over exact normaliser, ``(B,)``, of the repetition."""
+        logs = log_mean_weight(self.again.state.log_weights) - self.target.log_normaliser()
+        return logs.exp()
+
+
+def many(populations: int, chains: int, annealing: Annealing, **model: Any) -> Many:
+    target = LinearGaussian(**model)
+    how: dict[str, Any] = {"chains": chains, "observations": populations}
+    how["latent_size"] = target.a.shape[1]
+    pilot = sample(target, annealing, seed=1, **how)
+    again = sample(target, annealing, seed=2, repeats=pilot.choices, **how)
+    return Many(target, pilot, again)
+
+
+@pytest.fixture(scope="module")
+def usual() -> Many:
+    """1,500 populations of 32 with every default."""
+    return many(1500, 32, Annealing())
+
+
+@pytest.fixture(scope="module")
+def fine() -> Many:
+    """500 populations of 64 in small steps, often resampled."""
+    return many(500, 64, Annealing(kept=0.9, resample_below=0.9))
+
+
+def assert_mean(values: Tensor, expected: float, errors: float = 4.0) -> None:
+    """Independent values: their mean within ``errors`` standard errors."""
+    error = values.std() / math.sqrt(len(values))
+    assert abs(values.mean().item() - expected) <= errors * error
+
+
+@pytest.mark.parametrize("setting", ["usual", "fine"])
+def test_a_repetition_estimates_the_normaliser_without_bias(
+    setting: str, request: pytest.FixtureRequest
+) -> None:
+    found: Many = request.getfixturevalue(setting)
+    ratios = found.ratios()
+    assert_mean(ratios, 1.0)
+    assert ratios.std() / math.sqrt(len(ratios)) < 0.02  # the bound says something
+    assert found.again.state.resamplings.double().mean() > 1.5
+
+
+@pytest.mark.parametrize("setting", ["usual", "fine"])
+def test_populations_weighted_by_their_normalisers_have_the_posterior_moments(
+    setting: str, request: pytest.FixtureRequest
+) -> None:
+    # Estimate of the normaliser times a population's mean of f is unbiased for the exact product
+    # (Del Moral 2004, theorem 7.4.2), however small the populations; the ratio's standard error is
+    # by the delta method, over populations.
+    found: Many = request.getfixturevalue(setting)
+    mean, covariance = found.target.posterior()
+    centred = found.again.state.hmc.latents - mean
+    pairs = (centred[..., :, None] * centred[..., None, :]).flatten(2)
+    values = torch.cat([centred, pairs], -1).mean(1)
+    expected = torch.cat([torch.zeros_like(mean), covariance.flatten()])
+    share = found.ratios() / found.ratios().sum()
+    average = (share[:, None] * values).sum(0)
+    errors = (share[:, None] ** 2 * (values - average) ** 2).sum(0).sqrt()
+    assert ((average - expected).abs() <= 4.0 * errors).all()
+    assert (errors[:3] < 0.1 * covariance.diagonal().sqrt()).all()
+
+
+@both_backends
+def test_large_populations_have_the_posterior_moments(backend: str) -> None:
+    # As they stand, of a run that tunes itself: 40 populations, whose means are independent. The
+    # bias of a population of N is of order 1 / N, well below these errors.
+    target = LinearGaussian(sigma=0.2)
+    run = sample(target, chains=1000, observations=40, backend=backend)
+    mean, covariance = target.posterior()
+    centred = run.state.hmc.latents - mean
+    pairs = (centred[..., :, None] * centred[..., None, :]).flatten(2)
+    values = torch.cat([centred, pairs], -1).mean(1)
+    expected = torch.cat([torch.zeros_like(mean), covariance.flatten()])
+    errors = values.std(0) / math.sqrt(40)
+    assert ((values.mean(0) - expected).abs() <= 5.0 * errors).all()
+    assert (errors[:3] < 0.05 * covariance.diagonal().sqrt()).all()
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.3, 0.1, 0.03, 0.01], ids=lambda s: f"noise-{s:g}")
+def test_any_noise_level_without_a_setting(sigma: float) -> None:
+    target = LinearGaussian(sigma=sigma)
+    run = sample(target, chains=400, observations=25, seed=6)
+    mean, covariance = target.posterior()
+    # In coordinates that make the posterior a standard normal: sharp and wide directions alike.
+    root = torch.linalg.cholesky(torch.linalg.inv(covariance))
+    z = (run.state.hmc.latents - mean) @ root
+    values = torch.cat([z, z**2], -1).mean(1)
+    expected = torch.tensor([0.0] * 3 + [1.0] * 3, dtype=F64)
+    errors = values.std(0) / math.sqrt(25)
+    assert ((values.mean(0) - expected).abs() <= 5.0 * errors).all()
+    assert not run.state.jumped.any()
+
+
+def test_without_relatives_the_variance_is_that_of_a_mean() -> None:
+    w = torch.tensor([[1.0, 2.0, 3.0, 3.0, 2.0], [1.0, 1.0, 1.0, 1.0, 1.0]], dtype=F64)
+    relative = w.var(-1) / 5.0 / w.mean(-1) ** 2
+    for level in (0.0, -900.0):
+        found = genealogical_variance(w.log() + level, torch.arange(5).repeat(2, 1))
+        torch.testing.assert_close(found, relative, rtol=1e-12, atol=1e-15)
+
+
+def test_even_weights_of_any_number_have_no_error() -> None:
+    for n in range(4, 300):
+        found = genealogical_variance(torch.zeros(1, n, dtype=F64), torch.arange(n)[None])
+        assert found.item() == pytest.approx(0.0, abs=1e-14), n
+
+
+def test_relatives_count_as_one() -> None:
+    # Six particles of five roots, whose shares are 2, 3, 3, 2, 2 and 0 of 12: the variance of the
+    # mean of these six.
+    logs = torch.tensor([[1.0, 1.0, 3.0, 3.0, 2.0, 2.0]], dtype=F64).log() - 50.0
+    shares = torch.tensor([2.0, 3.0, 3.0, 2.0, 2.0, 0.0], dtype=F64)
+    found = genealogical_variance(logs, torch.tensor([[5, 5, 0, 2, 3, 4]]))
+    assert found.item() == pytest.approx(float(shares.var() / 6.0 / shares.mean() ** 2), rel=1e-12)
+    apart = genealogical_variance(logs, torch.arange(6)[None])
+    assert 0.0 < apart.item() < found.item()
+
+
+@pytest.mark.parametrize(("families", "known"), [(1, False), (3, False), (4, True), (16, True)])
+def test_four_roots_are_the_fewest_that_tell(families: int, known: bool) -> None:
+    logs = normal(1, 16, seed=1) * 1e-3
+    if families == 4:
+        logs = torch.zeros(1, 16, dtype=F64)  # exactly a quarter each
+    found = genealogical_variance(logs, torch.arange(16)[None] % families)
+    assert bool(found.isfinite()) == known
+
+
+def test_the_genealogy_tells_the_error_where_nothing_was_resampled_on_the_way() -> None:
+    # Then the estimate of the variance is unbiased in this sense: E[Z^2 V] = Var(Z).
+    found = many(800, 64, Annealing(resample_below=1e-9))
+    assert (found.again.state.resamplings == 1).all()  # at the end, after the variance was taken
+    assert_variance_told(found.ratios(), found.again.state.variance, 0.0, 0.0)
+
+
+def assert_variance_told(ratios: Tensor, variance: Tensor, below: float, above: float) -> None:
+    """``E[Z^2 V]`` from ``(1 - below) Var(Z)`` to ``(1 + above) Var(Z)``, to 4 standard errors."""
+    assert variance.isfinite().all()
+    squares, told = (ratios - 1.0) ** 2, ratios**2 * variance
+    for room in (told - (1.0 - below) * squares, (1.0 + above) * squares - told):
+        assert room.mean() >= -4.0 * room.std() / math.sqrt(len(room))
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+def test_the_genealogy_never_promises_less_than_the_error(kept: float) -> None:
+    # Systematic resampling errs less than multinomial, so that the estimate may be too large.
+    found = many(500, 128, Annealing(kept=kept, resample_below=0.7))
+    assert found.again.state.resamplings.double().mean() > 2.0
+    assert_variance_told(found.ratios(), found.again.state.variance, 0.0, 1.5)
+
+
+# --- budgets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("annealing", "how"),
+    [
+        (Annealing(), {}),
+        (Annealing(mass="diagonal"), {"observations": 3}),
+        (Annealing(leapfrog_steps=1), {"observations": 3}),
+        (Annealing(leapfrog_steps=5, hmc_steps=2), {}),
+        (Annealing(leapfrog_steps=40), {}),
+        (Annealing(kept=0.9), {"chains": 3, "alone": True}),
+    ],
+    ids=["tuned", "three-observations", "one-step", "five-steps-twice", "forty-steps", "lone"],
+)
+def test_a_budget_is_kept_and_the_posterior_reached(
+    annealing: Annealing, how: dict[str, Any]
+) -> None:
+    least = 6 if "alone" in how else 1  # lone chains draw 16 starts between the three of them
+    every = annealing == Annealing() and not how
+    for budget in range(least, 301) if every else (*range(least, 25), *range(25, 301, 25), 97, 211):
+        target = MIXED.rows([0, 1, 2] if "observations" in how else [1])
+        run = sample(target, dataclasses.replace(annealing, budget=budget), **how)
+        starts = target.calls - run.state.spent
+        assert starts == (-5 if "alone" in how else 0)  # one call for six gradients a chain
+        assert run.state.spent <= budget
+        assert (run.state.beta == 1.0).all()
+        assert run.state.finished.all()
+        assert (run.state.rounds >= 1).all()
+        lengths = {info.choice.leapfrog_steps for info in run.infos if info.choice.hmc_steps}
+        if annealing.leapfrog_steps is None:
+            assert lengths <= {*LADDER, 1, 2, 3}  # less than the ladder with the last few only
+        else:
+            assert max(lengths, default=0) <= annealing.leapfrog_steps
+
+
+def test_what_is_affordable_fits_and_leaves_something_for_the_posterior() -> None:
+    travels = (0.0, 0.3, 2.0, 8.3, 40.0)
+    for fixed in (None, 1, 5, 24):
+        annealing = Annealing(leapfrog_steps=fixed)
+        for remaining in range(301):
+            for travel in travels:
+                for length in LADDER if fixed is None else (fixed,):
+                    for moves in (1, 3, 8):
+                        count, made, steps = pace._fit(remaining, travel, length, moves, annealing)
+                        assert 0 <= made <= moves
+                        assert 1 <= count <= length
+                        assert count * made <= remaining
+                        assert made > 0 or remaining < (fixed or 1)
+                        # A step that does not end the way leaves one more trajectory at least.
+                        if steps > 0.0 and travel > 0.0:
+                            assert remaining - count * made >= count
+
+
+def test_short_budgets_say_that_they_jumped() -> None:
+    for budget, jumped in ((1, True), (8, True), (400, False)):
+        run = sample(MIXED.rows([1]), Annealing(budget=budget))
+        assert run.state.jumped.tolist() == [jumped]
+    # Of three observations, the mild one arrives without.
+    run = sample(MIXED, Annealing(budget=32, leapfrog_steps=4), observations=3)
+    assert run.state.jumped.tolist() == [False, True, True]
+    assert not sample(MIXED, observations=3).state.jumped.any()
+
+
+def test_more_budget_means_smaller_steps_then_more_moves() -> None:
+    kept, moves = [], []
+    for budget in (10, 20, 40, 80, 160, 320, 640, 10**6):
+        annealing = Annealing(budget=budget, leapfrog_steps=4)
+        state = smc.init(MIXED.rows([2]), chains=16, latent_size=3, dtype=F64, seed=3)
+        forgetful = dataclasses.replace(state.tuning, memory=0.9 + 0.0 * state.beta)
+        state = dataclasses.replace(state, tuning=forgetful)
+        choice = smc.choose(state, annealing, _ops())
+        kept.append(choice.kept.item())
+        moves.append(choice.hmc_steps)
+    assert kept == sorted(kept)
+    assert moves == sorted(moves)
+    assert kept[0] == 0.0
+    assert kept[-1] == 0.5
+    assert moves[0] == 1
+    assert moves[-1] == 7
+    assert moves[kept.index(0.5) - 1] == 1  # steps first, then moves
+    how: dict[str, Any] = {"target": MIXED.rows([2])}
+    free, ample = sample(**how), sample(**how, annealing=Annealing(budget=10**6))
+    assert torch.equal(free.state.hmc.latents, ample.state.hmc.latents)
+
+
+STEP = math.sqrt(math.log(2.0))  # of the energies' deviation, that keeps half
+FITS: dict[str, tuple[int, float, int, int, int | None, tuple[int, int, float]]] = {
+    # remaining, travel, L, M, fixed L: 10 steps of the asked share and 5 rounds at the end.
+    "all-affordable": (8 * 15 * 3, 10 * STEP, 8, 3, None, (8, 3, 10.0)),
+    "not-all-moves": (8 * 15 * 3 - 1, 10 * STEP, 8, 3, None, (8, 2, 10.0)),
+    "one-move": (8 * 15, 10 * STEP, 8, 3, None, (8, 1, 10.0)),
+    "larger-steps": (8 * 15 - 1, 10 * STEP, 8, 3, None, (8, 1, 119 / 8 - 2)),
+    # exp(-log 2 (10 / s)^2) >= 0.3 to s = 7.588, so from 76.7 gradients on.
+    "largest-steps": (77, 10 * STEP, 8, 3, None, (8, 1, 77 / 8 - 2)),
+    "shorter": (76, 10 * STEP, 8, 3, None, (4, 1, 76 / 4 - 2)),
+    "shorter-if-it-may": (76, 10 * STEP, 8, 3, 8, (8, 1, 76 / 8 - 2)),
+    # 0.1 is kept to s = 5.487.
+    "too-large-steps": (30, 10 * STEP, 8, 3, None, (4, 1, 30 / 4 - 2)),
+    "anything-below": (27, 10 * STEP, 8, 3, None, (8, 1, 27 / 8 - 2)),
+    "a-single-step": (12, 10 * STEP, 8, 3, None, (4, 1, 1.0)),
+    "a-jump": (11, 10 * STEP, 8, 3, None, (8, 1, 0.0)),
+    "a-short-jump": (7, 10 * STEP, 8, 3, None, (4, 1, 0.0)),
+    "three-left": (3, 10 * STEP, 8, 3, None, (3, 1, 0.0)),
+    "one-left": (1, 10 * STEP, 8, 3, None, (1, 1, 0.0)),
+    "nothing-left": (0, 10 * STEP, 8, 3, None, (1, 0, 0.0)),
+    "at-the-end": (8 * 5 * 3, 0.0, 8, 3, None, (8, 3, 0.0)),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_what_fits_into_a_budget_by_hand(name: str) -> None:
+    remaining, travel, length, moves, fixed, expected = FITS[name]
+    annealing = Annealing(leapfrog_steps=fixed, final_rounds=5)
+    found = pace._fit(remaining, travel, length, moves, annealing)
+    assert found[:2] == expected[:2]
+    assert found[2] == pytest.approx(expected[2], rel=1e-12, abs=1e-12)
+
+
+def test_the_share_that_steps_keep_by_hand() -> None:
+    assert pace._kept(0.0, 3.0) == 1.0
+    assert pace._kept(0.0, 0.0) == 1.0
+    assert pace._kept(5.0, 0.0) == 0.0
+    assert pace._kept(10 * STEP, 10.0) == pytest.approx(0.5, rel=1e-12)
+
+
+def test_the_way_to_the_posterior_by_hand() -> None:
+    assert pace._travel(1.0, 3.0, 8) == 0.0
+    assert pace._travel(math.exp(-2.0), 3.0, 8) == pytest.approx(6.0)  # known: 3 steps an e-fold
+    floor = 0.6 * 2.0  # sqrt(8 / 2), nearly
+    assert pace._travel(math.exp(-2.0), 0.0, 8) == pytest.approx(2.0 * floor)
+    assert pace._travel(math.exp(-2.0), 0.1, 8) == pytest.approx(2.0 * floor)
+    assert pace._travel(0.0, 3.0, 8) == pytest.approx(30.0)  # ten e-folds before one is known
+
+
+def standing(**changes: Any) -> Standing:
+    tuned = Tuning(
+        torch.tensor([0.1, 0.05, 0.9], dtype=F64).log(),
+        torch.tensor([1.6, 0.2, 0.9], dtype=F64).log(),
+        torch.tensor([0.8, 0.6, 0.99], dtype=F64),
+    )
+    values: dict[str, Any] = {
+        "active": torch.tensor([True, True, False]),
+        "beta": torch.tensor([0.1, 0.5, 1.0], dtype=F64),
+        "sharpness": torch.zeros(3, dtype=F64),
+        "tuning": tuned,
+        "size": 8,
+        "spent": 10,
+    }
+    return Standing(**values | changes)
+
+
+def test_the_pace_is_chosen_by_those_that_move() -> None:
+    # Ratios 16 and 4 (1 for the one that stands still): 8; memories 0.8 and 0.6: two moves.
+    chosen = pace.choose(standing(), Annealing(kept=0.7))
+    assert (chosen.leapfrog_steps, chosen.hmc_steps) == (8, 2)
+    assert chosen.kept.tolist() == [0.7, 0.7, 0.7]
+    fixed = pace.choose(standing(), Annealing(leapfrog_steps=6, hmc_steps=5))
+    assert (fixed.leapfrog_steps, fixed.hmc_steps) == (6, 5)
+
+
+def test_steps_are_planned_for_the_one_farthest_off() -> None:
+    # Ways of 0.6 sqrt(8 / 2) times log 10 and log 2; the finished one is not on its way.
+    ways = [1.2 * math.log(10.0), 1.2 * math.log(2.0)]
+    annealing = Annealing(kept=0.9, budget=10 + 60)
+    chosen = pace.choose(standing(), annealing)
+    steps = 60 / 8 - 2.0
+    assert ways[0] / math.sqrt(-math.log(0.9)) > steps
+    assert chosen.leapfrog_steps == 8
+    expected = [min(0.9, math.exp(-((way / steps) ** 2))) for way in ways]
+    assert chosen.kept[:2].tolist() == pytest.approx(expected, rel=1e-12)
+    assert expected[0] < 0.9
+
+
+# --- chains that are no population ----------------------------------------------------------------
+
+
+@both_backends
+def test_lone_chains_follow_their_own_energies(backend: str) -> None:
+    target, annealing = LinearGaussian(sigma=0.2), Annealing(kept=0.8, hmc_steps=1)
+    how: dict[str, Any] = {"latent_size": 3, "observations": 2, "dtype": F64, "seed": 3}
+    run = smc.run(target, annealing, chains=3, alone=True, keep_trace=True, backend=backend, **how)
+    assert run.trace is not None
+    drawn = hmc.init(target, chains=16, backend=backend, **how)
+    assert torch.equal(run.trace[0], drawn.latents[:, :3])
+    mean = drawn.energy[:, :3].numpy()
+    variance = drawn.energy.numpy().var(-1, ddof=1, keepdims=True).repeat(3, -1)
+    c, beta = math.sqrt(-math.log(0.8)), np.zeros(2)
+    increments = 0
+    for t, info in enumerate(run.infos):
+        assert not info.choice.resampled.any()
+        assert torch.equal(info.ancestors, torch.arange(3).expand(2, -1))
+        beta = np.minimum(beta + c / np.sqrt(variance.mean(-1)), 1.0)
+        moving = info.choice.active.numpy()
+        np.testing.assert_allclose(info.choice.beta.numpy()[moving], beta[moving], rtol=1e-9)
+        increments += int((beta < 1.0).sum())
+        change = target.energy_and_grad(run.trace[t + 1])[0].numpy() - mean
+        mean = mean + 0.2 * change
+        variance = 0.8 * (variance + 0.2 * change**2)
+    assert increments > 20
+    assert torch.equal(run.state.roots, torch.arange(3).expand(2, -1))
+    assert (run.state.resamplings == 0).all()
+    moved = sum(info.choice.leapfrog_steps * info.choice.hmc_steps for info in run.infos)
+    assert run.state.spent == 6 + moved  # 16 starts, shared by 3 chains
+
+
+def test_lone_chains_reach_the_posterior() -> None:
+    # Two chains each for 400 independent runs with the default pace. Nothing makes such chains
+    # exact: they are held to a tenth of a posterior deviation and 15 % of a variance, beside 4
+    # standard errors of the runs' own spread.
+    target = LinearGaussian(sigma=0.2)
+    run = sample(target, chains=2, alone=True, observations=400, annealing=Annealing(kept=0.8))
+    mean, covariance = target.posterior()
+    root = torch.linalg.cholesky(torch.linalg.inv(covariance))
+    z = (run.state.hmc.latents - mean) @ root
+    for values, expected, slack in ((z, 0.0, 0.1), (z**2, 1.0, 0.15)):
+        each = values.mean(1)
+        errors = each.std(0) / math.sqrt(400)
+        assert ((each.mean(0) - expected).abs() <= slack + 4.0 * errors).all()
+        assert (errors < 0.1).all()
+
+
+@pytest.mark.parametrize(
+    ("chains", "starts", "drawn"), [(3, 16, 16), (3, 5, 5), (3, 2, 3), (1, 1, 1)]
+)
+def test_lone_chains_are_the_first_of_their_starts(chains: int, starts: int, drawn: int) -> None:
+    target = LinearGaussian()
+    how: dict[str, Any] = {"latent_size": 3, "observations": 2, "dtype": F64, "seed": 3}
+    state = smc.init(target, chains=chains, alone=True, starts=starts, **how)
+    all_drawn = hmc.init(target, chains=drawn, **how)
+    assert torch.equal(state.hmc.latents, all_drawn.latents[:, :chains])
+    assert torch.equal(state.hmc.energy, all_drawn.energy[:, :chains])
+    assert torch.equal(state.hmc.grad, all_drawn.grad[:, :chains])
+    assert state.spent == math.ceil(drawn / chains)
+    assert state.spread is not None
+    # One energy is taken for its own deviation.
+    spread = all_drawn.energy.var(-1, keepdim=True) if drawn > 1 else all_drawn.energy**2
+    torch.testing.assert_close(state.spread.variance, spread.expand(-1, chains), **ROUNDING)
+
+
+def test_the_spread_of_energies_by_hand() -> None:
+    drawn = torch.tensor([[1.0, 2.0, 6.0, 3.0]], dtype=F64)
+    spread = lone.init(drawn, 2)
+    assert spread.mean.tolist() == [[1.0, 2.0]]
+    assert spread.variance[0].tolist() == pytest.approx([14.0 / 3.0] * 2)
+    energy = torch.tensor([[2.0, 0.0]], dtype=F64)
+    after = lone.update(spread, energy, torch.tensor([True]))
+    still = lone.update(spread, energy, torch.tensor([False]))
+    assert torch.equal(still.mean, spread.mean)
+    assert torch.equal(still.variance, spread.variance)
+    assert after.mean[0].tolist() == pytest.approx([1.2, 1.6])
+    assert after.variance[0].tolist() == pytest.approx(
+        [0.8 * (14.0 / 3.0 + 0.2), 0.8 * (14.0 / 3.0 + 0.8)]
+    )
+    sd = math.sqrt(float(after.variance.mean()))
+    assert lone.deviation(after).item() == pytest.approx(sd)
+    kept, beta = torch.tensor([0.5], dtype=F64), torch.tensor([0.1], dtype=F64)
+    assert lone.next_beta(after, beta, kept).item() == pytest.approx(0.1 + STEP / sd)
+    assert lone.next_beta(after, 0.9 + beta, kept).item() == 1.0
+    assert lone.next_beta(after, beta, 0.0 * kept).item() == 1.0
+
+
+# --- mass -----------------------------------------------------------------------------------------
+
+
+def test_the_inverse_mass_by_hand() -> None:
+    run = sample(LinearGaussian(sigma=0.3), chains=20, annealing=Annealing(mass="diagonal"))
+    state = run.state
+    uneven = dataclasses.replace(state, log_weights=0.5 * normal(1, 20, seed=4))
+    w = np.exp(uneven.log_weights[0].numpy())
+    w = w / w.sum()
+    z = state.hmc.latents[0].numpy()
+    variance = (w[:, None] * (z - w @ z) ** 2).sum(0)
+    shrunk = (20 * variance + 8.0 * variance.mean()) / 28.0
+    expected = shrunk / np.exp(np.log(shrunk).mean())
+    np.testing.assert_allclose(smc._diagonal_mass(uneven)[0].numpy(), expected, rtol=1e-10)
+    # A population in one point has no variances.
+    point = dataclasses.replace(
+        state, hmc=dataclasses.replace(state.hmc, latents=torch.zeros_like(state.hmc.latents))
+    )
+    assert smc._diagonal_mass(point).tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_the_inverse_mass_has_a_geometric_mean_of_one_at_any_scale() -> None:
+    run = sample(MIXED, Annealing(mass="diagonal"), observations=3)
+    for info in run.infos:
+        assert info.choice.inverse_mass is not None
+        logs = info.choice.inverse_mass.log()
+        assert logs.mean(-1).abs().max() < 1e-12
+    assert logs[2].max() > 1.0  # the last observation is badly scaled
+    state = run.state
+    scaled = dataclasses.replace(
+        state, hmc=dataclasses.replace(state.hmc, latents=1e-3 * state.hmc.latents)
+    )
+    torch.testing.assert_close(smc._diagonal_mass(scaled), smc._diagonal_mass(state), **ROUNDING)
+
+
+def test_the_inverse_mass_helps_where_scales_differ() -> None:
+    # Posterior deviations 1, 0.1 and 0.01. Both runs tune the step and make 8 of them a move; jumps
+    # in the last round, in units of each deviation. Plain chains cross the widest direction in
+    # steps of the narrowest: 8 of 0.02 at most, a squared jump below 0.03.
+    target = Bowls([[0.0, 99.0, 9999.0]], [0.0])
+    deviations = torch.tensor([1.0, 0.1, 0.01], dtype=F64)
+    jumps = {}
+    for mass in (None, "diagonal"):
+        annealing = Annealing(mass=mass, leapfrog_steps=8, hmc_steps=1)
+        run = sample(target, annealing, chains=200, keep_trace=True)
+        assert run.trace is not None
+        jump = ((run.trace[-1] - run.trace[-2]) / deviations) ** 2
+        jumps[mass] = jump.mean((0, 1))
+    assert jumps[None][0] < 0.03
+    assert jumps["diagonal"][0] > 10.0 * jumps[None][0]
+    assert jumps["diagonal"].min() > 2.0 * jumps[None].min()
+
+
+# --- tuning ---------------------------------------------------------------------------------------
+
+
+def some_state(b: int, n: int, d: int) -> HMCState:
+    stream = hmc.noise_stream(0, b, torch.device("cpu"))
+    return HMCState(normal(b, n, d, seed=1), normal(b, n, seed=2), normal(b, n, d, seed=3), stream)
+
+
+def test_an_update_of_the_tuning_by_hand() -> None:
+    b, n, d = 3, 7, 2
+    state = some_state(b, n, d)
+    after = dataclasses.replace(state, energy=state.energy + 0.5 * normal(b, n, seed=4))
+    probability = normal(b, n, seed=5).abs().clamp(max=1.0)
+    probability[0, 2] = 0.0
+    position = state.latents + 0.5 * normal(b, n, d, seed=6)
+    position[0, 2] = torch.nan  # that proposal was not finite
+    momentum = normal(b, n, d, seed=7)
+    info = HMCInfo(
+        probability, probability > 0.5, probability, Proposal(position, momentum, probability)
+    )
+    mass = normal(b, d, seed=8).abs() + 0.5
+    step = torch.tensor([0.1, 0.2, 0.3], dtype=F64)
+    settings = TransitionSettings(
+        step, step, step, inverse_mass=mass, active=torch.tensor([True, True, False])
+    )
+    start = Tuning(step.log() + 0.01, torch.tensor([0.5, 0.9, 1.0], dtype=F64).log(), 0.3 * step)
+    rule = TuningRule()
+    tuned = tuning.update(start, state, after, info, settings, 6, rule)
+    for row in range(2):
+        p = probability[row].numpy()
+        log_step = start.log_step[row].item() + 0.5 * min(1.0, n / 16) * (p.mean() - 0.75)
+        assert tuned.log_step[row].item() == pytest.approx(log_step, rel=1e-12)
+        z, to = state.latents[row].numpy(), position[row].numpy()
+        to = np.where(p[:, None] > 0.0, to, z)
+        velocity = np.where(p[:, None] > 0.0, (momentum[row] * mass[row]).numpy(), 0.0)
+        centred, ends = z - z.mean(0), to - to.mean(0)
+        change = (ends**2).sum(-1) - (centred**2).sum(-1)
+        gain = (p * change * (ends * velocity).sum(-1)).sum() / (p * change**2).sum()
+        slope = min(max(4.0 * 6 * step[row].item() * gain - 1.0, -2.0), 2.0)
+        expected = start.log_length[row].item() + 0.05 * slope
+        assert tuned.log_length[row].item() == pytest.approx(expected, rel=1e-10)
+        correlation = np.corrcoef(state.energy[row], after.energy[row])[0, 1]
+        memory = 0.8 * start.memory[row].item() + 0.2 * correlation
+        assert tuned.memory[row].item() == pytest.approx(memory, rel=1e-10)
+    for name in ("log_step", "log_length", "memory"):
+        assert getattr(tuned, name)[2] == getattr(start, name)[2]
+
+
+def test_lengths_stay_within_what_the_ladder_can_do() -> None:
+    n = 4
+    state = some_state(1, n, 2)
+    full = torch.ones(1, n, dtype=F64)
+    info = HMCInfo(full, full > 0, full, Proposal(state.latents, state.latents, full))
+    step = torch.tensor([0.1], dtype=F64)
+    settings = TransitionSettings(step, step, step)
+    rule = TuningRule(step_gain=0.0)
+    for eps, length, expected in (
+        (0.1, 0.01, 0.1 * 0.7 * 4),
+        (0.01, 1.9, 0.01 * 1.4 * 32),
+        (0.2, 50.0, 2.0),  # a prior's scale is crossed by then
+        (0.1, 1.0, 1.0),
+    ):
+        start = Tuning(
+            torch.tensor([eps], dtype=F64).log(),
+            torch.tensor([length], dtype=F64).log(),
+            0.0 * step,
+        )
+        # Proposals that stay where they were have no slope, and forget nothing.
+        tuned = tuning.update(start, state, state, info, settings, 4, rule)
+        assert tuned.log_length.exp().item() == pytest.approx(expected, rel=1e-12)
+        assert tuned.memory.item() == pytest.approx(0.2)
+
+
+def nothing(z: Tensor) -> Tensor:
+    return 0.0 * z.sum(-1)
+
+
+def test_the_step_size_goes_to_the_target_from_both_sides() -> None:
+    # Exact draws of a standard normal in 20 dimensions for every move: acceptance is a function of
+    # the step size but for the noise of 3,000 chains.
+    rule, d, chains = TuningRule(), 20, 3000
+    ends, means = [], []
+    for start in (1e-2, 1.8):
+        tuned = tuning.init(1, d, start, torch.device("cpu"))
+        path = []
+        for k in range(60):
+            state = hmc.init(nothing, normal(1, chains, d, seed=k), seed=k)
+            settings = TransitionSettings(*(3 * [torch.ones(1, dtype=F64)]))
+            settings = dataclasses.replace(settings, step_size=tuned.log_step.exp())
+            after, info = hmc.transition(state, hmc.as_potential(nothing), settings, 4, _ops())
+            tuned = tuning.update(tuned, state, after, info, settings, 4, rule)
+            path.append((tuned.log_step.item(), info.acceptance_probability.mean().item()))
+        steps = [step for step, _ in path]
+        towards = np.diff([math.log(start), *steps[:5]])
+        assert (towards > 0).all() if start < 0.1 else (towards < 0).all()
+        ends.append(steps[-1])
+        means.append(np.mean([rate for _, rate in path[-20:]]))
+        # A mean acceptance has a deviation below 0.5 / sqrt(3000) = 0.009; over 20 moves the mean
+        # misses the target by the way of the log step over 20 gains, which is of that size too.
+        assert abs(means[-1] - 0.75) < 0.009
+    # Each end has the deviation gain 0.009 / sqrt(1 - (1 - gain slope)^2), which for slopes of
+    # acceptance by log step from 0.5 to 2 is below 0.007: five of the difference of two.
+    assert abs(ends[0] - ends[1]) < 5.0 * 0.007 * math.sqrt(2.0)
+
+
+def leapfrog_turn(length: float, steps: int) -> Array:
+    """The matrix of ``(z, v)`` to ``(z', v)``, v before its last half kick, at a scale of 1."""
+    eps = length / steps
+    zv = np.eye(2)
+    zv[1] -= 0.5 * eps * zv[0]
+    for k in range(steps):
+        zv[0] += eps * zv[1]
+        if k < steps - 1:
+            zv[1] -= eps * zv[0]
+    return zv
+
+
+def exact_slope(length: float, steps: int) -> float:
+    """Of the log ChEES criterion per length by log length, in one dimension.
+
+    With ``change = z'^2 - z^2``: ``4 length E[change z' v] / E[change^2] - 1``, by the moments of
+    jointly Gaussian numbers (Isserlis).
+    """
+    (a, b), (c, e) = leapfrog_turn(length, steps)
+    s, k = a * a + b * b, a * c + b * e
+    gain = 3.0 * s * k - (k + 2.0 * a * c)
+    criterion = 3.0 * s * s - 2.0 * (s + 2.0 * a * a) + 3.0
+    return float(4.0 * length * gain / criterion - 1.0)
+
+
+@pytest.mark.parametrize("length", [0.3, 0.8, 1.1656, 1.5])
+def test_the_slope_of_the_length_is_that_of_the_closed_form(length: float) -> None:
+    # One dimension, exact draws; steps fine enough that all are accepted. Delta method for the
+    # ratio of means. In the limit of fine steps it is 2 x cot x - 1, 0 where tan x = 2 x.
+    n, steps = 20_000, 64
+    state = hmc.init(nothing, normal(1, n, 1, seed=9), seed=9)
+    ones = torch.ones(1, dtype=F64)
+    settings = TransitionSettings(0.0 * ones, ones, length / steps * ones)
+    _, info = hmc.transition(state, hmc.as_potential(nothing), settings, steps, _ops())
+    found = tuning._length_slope(state, info, settings, steps).item()
+    z, end = state.latents[0, :, 0].numpy(), info.proposal.position[0, :, 0].numpy()
+    change, speed = end**2 - z**2, info.proposal.momentum[0, :, 0].numpy()
+    ratio = (change * end * speed).mean() / (change**2).mean()
+    spread = (change * end * speed - ratio * change**2).std() / math.sqrt(n)
+    error = 4.0 * length * spread / (change**2).mean()
+    assert abs(found - exact_slope(length, steps)) <= 4.0 * error
+    assert error < 0.05
+    limit = 2.0 * length / math.tan(length) - 1.0
+    # The velocity is half a step old: 2 x sin(h) more, for h = x / (2 L), and cos(h).
+    assert abs(exact_slope(length, steps) - limit) < 2.0 * length * (length / (2 * steps)) * 1.1
+
+
+@pytest.mark.parametrize("d", [1, 3])
+@pytest.mark.parametrize("start", [0.3, 1.9])
+def test_the_length_goes_to_the_best_jump_per_gradient(d: int, start: float) -> None:
+    # A scale of 1, exact draws for every move, 16 steps of length / 16. The slope falls by about
+    # 1.9 per unit of length at the optimum, so that averaged lengths have the deviation of averaged
+    # slopes over 1.9; the slope of 2,000 chains has one of 0.06 at most (delta method, above).
+    steps, chains = 16, 2000
+    rule = TuningRule(step_gain=0.0, length_gain=0.2)
+    ones = torch.ones(1, dtype=F64)
+    tuned = Tuning((0.07 * ones).log(), (start * ones).log(), 0.0 * ones)
+    path = []
+    for k in range(60):
+        state = hmc.init(nothing, normal(1, chains, d, seed=k), seed=k)
+        settings = TransitionSettings(0.0 * ones, ones, tuned.log_length.exp() / steps)
+        after, info = hmc.transition(state, hmc.as_potential(nothing), settings, steps, _ops())
+        tuned = tuning.update(tuned, state, after, info, settings, steps, rule)
+        path.append(tuned.log_length.exp().item())
+    found = float(np.mean(path[-40:]))
+    low, high = 0.5, 1.6
+    while high - low > 1e-9:
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if exact_slope(middle, steps) > 0.0 else (low, middle)
+    assert abs(found - low) < 4.0 * 0.06 / 1.9 / math.sqrt(40) + 0.01  # and of order 1 / chains
+    # The optimum of the exact flow; a velocity half a step old adds x^2 / L to a slope that falls
+    # by 1.9: less than 0.05.
+    assert math.tan(1.16556) == pytest.approx(2 * 1.16556, rel=1e-4)
+    assert 0.0 < low - 1.16556 < 0.05
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [
+        ([1.0], 4), ([5.6], 4), ([5.7], 8), ([11.3], 8), ([11.4], 16), ([22.7], 32), ([1e9], 32),
+        ([4.0, 16.0], 8), ([1.0, 1.0, 64.0], 4),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_lengths_of_the_ladder_by_hand(ratios: list[float], expected: int) -> None:
+    assert tuning.leapfrog_steps([math.log(r) for r in ratios]) == expected
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        ([0.0], 1), ([-0.9], 1), ([0.5], 1), ([0.51], 2), ([0.7], 2), ([0.71], 3), ([0.9], 7),
+        ([0.92], 8), ([0.999], 8), ([1.5], 8), ([0.1, 1.2, 0.5], 2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_moves_needed_by_hand(memory: list[float], expected: int) -> None:
+    # The least M with memory^M <= 0.5, at most 8, by the mean of the memories.
+    assert tuning.moves_needed(memory, TuningRule()) == expected
+
+
+def test_moves_of_other_rules_by_hand() -> None:
+    assert tuning.moves_needed([0.9], TuningRule(remembered=0.1, most_moves=50)) == 22
+    assert tuning.moves_needed([0.9], TuningRule(remembered=0.1, most_moves=5)) == 5
+
+
+def test_a_step_shrinks_with_the_scale_by_hand() -> None:
+    # Half a log of the beta ratio, by how far the step is below a standard normal's: 1 - step^2
+    # sqrt(d).
+    step = torch.tensor([0.01, 0.5, 0.9, 0.01], dtype=F64)
+    tuned = Tuning(step.log(), 0.0 * step, 0.0 * step)
+    beta = torch.tensor([0.1, 0.1, 0.1, 0.0], dtype=F64)
+    sharper = tuning.sharpen(tuned, beta, 4.0 * beta + 0.0, 4)
+    shares = [1.0 - 2.0 * 1e-4, 0.5, 0.0]
+    expected = [s * 0.5**share for s, share in zip(step.tolist(), shares, strict=False)]
+    assert sharper.log_step.exp()[:3].tolist() == pytest.approx(expected, rel=1e-12)
+    first = tuning.sharpen(tuned, beta, beta + 0.2, 4)  # nothing is known of the way from 0
+    assert first.log_step[3] == tuned.log_step[3]
+
+
+def test_tuned_runs_take_their_length_from_the_ladder() -> None:
+    run = sample(MIXED, observations=3)
+    lengths = [info.choice.leapfrog_steps for info in run.infos]
+    assert set(lengths) <= set(LADDER)
+    assert len(set(lengths)) > 1
+    moves = {info.choice.hmc_steps for info in run.infos}
+    assert moves <= set(range(1, 9))
+    assert len(moves) > 1
+
+
+def test_refused_moves_are_made_up_for() -> None:
+    # A first step far too long for the first temperatures: no move counts until it has shrunk.
+    target = LinearGaussian(sigma=0.01)
+    run = sample(target, step_size_start=3.0)
+    first = run.infos[0]
+    assert first.acceptance.item() < 0.3
+    assert 1 < first.choice.hmc_steps <= 8
+    fixed = sample(target, Annealing(hmc_steps=1), step_size_start=3.0)
+    assert {info.choice.hmc_steps for info in fixed.infos} == {1}
+    # The step size that a repetition takes is that of the last move.
+    assert first.choice.step_size.item() < 3.0
+    patient = sample(MIXED, Annealing(final_rounds=2), observations=3)
+    assert patient.state.rounds.tolist() == [2, 2, 2]
+    assert run.state.rounds.tolist() == [Annealing().final_rounds]
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("kept", v) for v in (0.0, 1.0, -0.1, 1.5, math.nan, "0.5", None, True)),
+        *(("resample_below", v) for v in (0.0, 1.0, -1, math.inf, "often", None, True)),
+        *(("leapfrog_steps", v) for v in (0, -1, 2.0, True, "4")),
+        *(("hmc_steps", v) for v in (0, -1, 2.0, True)),
+        *(("budget", v) for v in (0, -5, 1e3, True)),
+        *(("final_rounds", v) for v in (0, 1.5, None, True)),
+        *(("mass", v) for v in ("full", "unit", 1, False)),
+    ],
+    ids=lambda v: v if isinstance(v, str) and v in Annealing.__dataclass_fields__ else repr(v),
+)
+def test_annealing_names_the_argument_at_fault(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: expected .*got {value!r}"):
+        Annealing(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"latent_size": 0}, "latent_size: "),
+        ({"chains": 0}, "chains: "),
+        ({"observations": 0}, "observations: "),
+        ({"seed": -1}, "seed: "),
+        ({"backend": "fast"}, "backend: "),
+        *(({"step_size_start": v}, "step_size: ") for v in (0.0, -1.0, math.nan, math.inf)),
+    ],
+    ids=lambda v: "-".join(f"{k}={x}" for k, x in v.items()) if isinstance(v, dict) else "",
+)
+def test_init_names_the_argument_at_fault(how: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample(LinearGaussian(), **how)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["population", "lone-chains"])
+def test_energies_that_are_all_alike_say_nothing(alone: bool) -> None:
+    # One step to the posterior, which is the prior; its normaliser is exp(-3) exactly.
+    chains = 3 if alone else 16
+    run = sample(lambda z: 0.0 * z.sum(-1) + 3.0, chains=chains, alone=alone)
+    rounds = Annealing().final_rounds
+    assert [info.choice.beta.item() for info in run.infos] == [1.0] * rounds
+    assert torch.equal(run.state.log_weights, torch.full((1, chains), -3.0, dtype=F64))
+    assert len(run.state.roots.unique()) == chains
+    assert run.state.variance.item() == 0.0 or alone
+    assert run.infos[-1].acceptance.item() > 0.5
+
+
+def test_plain_functions_are_targets_too() -> None:
+    def energy(z: Tensor) -> Tensor:
+        return 8.0 * (z - 0.5).pow(2).sum(-1)
+
+    function: Callable[[Tensor], Tensor] = energy
+    run = smc.run(function, latent_size=2, dtype=F64, chains=500)
+    # Posterior precision 17, mean 8 / 17; five standard errors of 500 draws.
+    deviation = math.sqrt(1.0 / 17.0)
+    error = deviation / math.sqrt(float(effective_sample_size(run.state.log_weights)))
+    assert (run.state.hmc.latents.mean((0, 1)) - 8.0 / 17.0).abs().max() < 5.0 * error
