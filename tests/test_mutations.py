@@ -1,0 +1,194 @@
+"""Planted bugs: each must be found by a check that the unmodified code passes.
+
+Bounds are the checks' own: |z| below 4.5 for every score, which correct code breaks in fewer than
+one of 10,000 runs of a check (nine scores, 7e-6 each). Seeds are fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cogen_fast.experiments.calibration import evidence, exact_draws, joint_distribution
+from cogen_fast.ops import dispatch, reference
+from cogen_fast.ops.philox import Purpose
+from cogen_fast.sampler import hmc, smc
+from cogen_fast.sampler.pace import Annealing
+
+BOUND = 4.5
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Batches here are small: threads would spend their time waiting for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def ops() -> Any:
+    return dispatch.resolve("reference", torch.device("cpu"))
+
+
+def draws() -> Tensor:
+    return exact_draws("reference")
+
+
+def joint() -> Tensor:
+    return joint_distribution("reference")
+
+
+def weights() -> Tensor:
+    # One short move a temperature: particles stay near where the weights have put them.
+    annealing = Annealing(kept=0.7, hmc_steps=1, leapfrog_steps=4, final_rounds=1)
+    return evidence("reference", annealing=annealing, particles=32)
+
+
+CHECKS: dict[str, Callable[[], Tensor]] = {"draws": draws, "joint": joint, "weights": weights}
+
+
+def worst(check: str) -> float:
+    return float(CHECKS[check]().abs().max())
+
+
+@cache
+def worst_of_the_code_as_it_is(check: str) -> float:
+    return worst(check)
+
+
+# --- the plants -----------------------------------------------------------------------------------
+
+
+def with_kicks_of(function: Any, part_of: Callable[[float], float]) -> Callable[..., Any]:
+    """An op whose kicks last another part of a step."""
+    kick = reference._kick
+
+    def changed(momentum: Any, position: Any, grad: Any, settings: Any, part: float) -> Any:
+        return kick(momentum, position, grad, settings, part_of(part))
+
+    def op(*arguments: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reference, "_kick", changed)
+            return function(*arguments)
+
+    return op
+
+
+def wrong_first_kick(part: float) -> Plant:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        changed = with_kicks_of(ops().begin_trajectory, lambda _: part)
+        patch.setattr(ops(), "begin_trajectory", changed)
+
+    return plant
+
+
+def no_last_half_step(patch: pytest.MonkeyPatch) -> None:
+    changed = with_kicks_of(ops().accept_select, lambda _: 0.0)
+    patch.setattr(ops(), "accept_select", changed)
+
+
+def accept_by_potential_energies(patch: pytest.MonkeyPatch) -> None:
+    hamiltonian = reference._hamiltonian
+
+    def potential(energy: Any, position: Any, momentum: Any, settings: Any) -> Any:
+        return hamiltonian(energy, position, torch.zeros_like(momentum), settings)
+
+    patch.setattr(reference, "_hamiltonian", potential)
+
+
+def accept_all(patch: pytest.MonkeyPatch) -> None:
+    uniforms = reference.uniforms
+
+    def never_large(stream: Any, purpose: Purpose, *shape: Any) -> Any:
+        drawn = uniforms(stream, purpose, *shape)
+        return torch.zeros_like(drawn) if purpose == Purpose.ACCEPT else drawn
+
+    patch.setattr(reference, "uniforms", never_large)
+
+
+def momenta_of_one_sign(patch: pytest.MonkeyPatch) -> None:
+    normals = reference.normals
+
+    def positive(stream: Any, purpose: Purpose, *shape: Any) -> Any:
+        drawn = normals(stream, purpose, *shape)
+        return drawn.abs() if purpose == Purpose.MOMENTUM else drawn
+
+    patch.setattr(reference, "normals", positive)
+
+
+def steps_by_the_state(patch: pytest.MonkeyPatch) -> None:
+    """Longer steps farther out: the way back would take other steps."""
+    transition = hmc.transition
+
+    def jittered(state: Any, potential: Any, settings: Any, *rest: Any) -> Any:
+        far = (state.latents[:, 0].double() ** 2).sum(-1) > state.latents.shape[-1]
+        step_size = settings.step_size * torch.where(far, 1.5, 0.75)
+        return transition(state, potential, replace(settings, step_size=step_size), *rest)
+
+    patch.setattr(hmc, "transition", jittered)
+
+
+def weights_after_the_move(patch: pytest.MonkeyPatch) -> None:
+    weigh, move = smc._weigh, smc._move
+    came_from: list[Tensor] = []
+
+    def later(state: Any, beta: Any) -> Any:
+        came_from[:] = [state.beta]
+        even = torch.zeros_like(state.hmc.energy)
+        with_none = replace(state, hmc=replace(state.hmc, energy=even))
+        return replace(weigh(with_none, beta), hmc=state.hmc)
+
+    def moved(state: Any, *rest: Any) -> Any:
+        after, choice, acceptance = move(state, *rest)
+        increment = (choice.beta - came_from[0])[:, None] * after.hmc.energy
+        return replace(after, log_weights=after.log_weights - increment), choice, acceptance
+
+    patch.setattr(smc, "_weigh", later)
+    patch.setattr(smc, "_move", moved)
+
+
+def resampling_by_no_weights(patch: pytest.MonkeyPatch) -> None:
+    systematic = ops().systematic_ancestors
+
+    def even(log_weights: Tensor, uniform: Tensor, wanted: Any) -> Any:
+        return systematic(torch.zeros_like(log_weights), uniform, wanted)
+
+    patch.setattr(ops(), "systematic_ancestors", even)
+
+
+PLANTS: dict[str, tuple[Plant, str]] = {
+    "first-kick-0.55": (wrong_first_kick(0.55), "draws"),
+    "first-kick-whole": (wrong_first_kick(1.0), "joint"),
+    "first-kick-whole-draws": (wrong_first_kick(1.0), "draws"),
+    "no-last-half-step": (no_last_half_step, "draws"),
+    "accept-without-momentum": (accept_by_potential_energies, "draws"),
+    "accept-without-momentum-joint": (accept_by_potential_energies, "joint"),
+    "accept-all": (accept_all, "joint"),
+    "momenta-of-one-sign": (momenta_of_one_sign, "joint"),
+    "steps-by-the-state": (steps_by_the_state, "joint"),
+    "weights-after-the-move": (weights_after_the_move, "weights"),
+    "resampling-by-no-weights": (resampling_by_no_weights, "weights"),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_code_as_it_is_passes(check: str) -> None:
+    assert worst_of_the_code_as_it_is(check) < BOUND
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, check = PLANTS[name]
+    as_it_is = worst_of_the_code_as_it_is(check)  # before the plant
+    plant(monkeypatch)
+    found = worst(check)
+    print(f"{name}: {check} {found:.1f}, as it is {as_it_is:.1f}")
+    assert found > BOUND
