@@ -4,8 +4,10 @@
 
 2d: the authors' generator with its second output known; share of 2,000 chains within a mean
 squared error of 0.01 of the answer. faces: eight faces of the DCGAN's own, a 30 x 30 block hidden,
-16 chains each at noise_std 0.05 and 0.5; mean squared error of the hidden pixels per chain. Every
-method has the same number of gradient evaluations per chain. Adam starts every chain at a prior
+16 chains each at noise_std 0.05 and 0.5; mean squared error of the hidden pixels per chain. What is
+observed is exact, so that a best fit can be exact too; samples spread as the noise says. Every
+method has the same number of gradient evaluations per chain; "polished" is the adaptive method with
+three quarters of them, then Adam from its samples. Adam starts every chain at a prior
 draw, with the rate that did best on two other faces (on another observation for 2d). BlackJAX
 (extra ``peers``) is left out where it is not installed.
 
@@ -108,14 +110,15 @@ def _face(generator: nn.Module, number: int, noise_std: float, seed: int = 1) ->
     )
 
 
-def _adaptive(problem: Problem, budget: int, log: Log) -> Outcome:
+def _adaptive(problem: Problem, budget: int, log: Log, polish: int = 0) -> Outcome:
     start = time.monotonic()
     result = cogenerate(
         problem.generator,
         problem.x_obs,
         problem.mask,
         chains=problem.chains,
-        budget=budget,
+        budget=budget - polish,
+        polish=polish,
         progress=False,
         **problem.noise,
     )
@@ -126,6 +129,10 @@ def _adaptive(problem: Problem, budget: int, log: Log) -> Outcome:
         f"{int(result.surviving_roots[0])} roots"
     )
     return Outcome(problem.error(result.images[0]), result.gradients, seconds, remark)
+
+
+def _polished(problem: Problem, budget: int, log: Log) -> Outcome:
+    return _adaptive(problem, budget, log, polish=budget // 4)
 
 
 def _paper(problem: Problem, budget: int, log: Log) -> Outcome:
@@ -220,6 +227,7 @@ def _blackjax(problem: Problem, budget: int, log: Log) -> Outcome:
 
 METHODS: dict[str, Callable[[Problem, int, Log], Outcome]] = {
     "adaptive": _adaptive,
+    "polished": _polished,
     "paper": _paper,
     "adam": _adam,
     "blackjax": _blackjax,
@@ -289,7 +297,7 @@ def table(log: Log) -> str:
             f"{statistics.fmean(r['good'] for r in found):>8.4f}{every:>6}/{len(found):<2}"
             f"{statistics.median(r['median'] for r in found):>10.5f}"
             f"{max(r['worst'] for r in found):>9.4f}"
-            f"{statistics.fmean(r['seconds'] for r in found):>8.1f}"
+            f"{statistics.median(r['seconds'] for r in found):>8.1f}"
         )
     return "\n".join(rows)
 

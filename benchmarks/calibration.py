@@ -4,7 +4,9 @@ Each piece is a method on a problem; `cogen_fast.experiments.calibration` says w
 finished piece is a line of ``benchmarks/results/calibration.jsonl``: start it again and it goes on.
 Ends with a table and ``calibration.json``; exits with 1 where ranks are not uniform. What is
 simulated and the bound are fixed here: one false alarm in 1,000 correct runs of all pieces, by
-Bonferroni's inequality over pieces, statistics and both tests.
+Bonferroni's inequality over pieces, statistics and both tests. Lone chains are shown beside them
+and not judged: a chain without weights or company ends in the mode it fell into, so it cannot be
+calibrated, and `Result.diagnose` says so.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _RESULTS = Path(__file__).parent / "results"
 _FALSE_ALARM = 1e-3
 _SEED = 20
 _DRAWS = 7
-_SIMULATIONS = {"linear": 1000, "gan-2d": 1000, "conv-8": 400}
+_SIMULATIONS = {"linear": 4000, "gan-2d": 4000, "conv-8": 1000}
 _QUICK_SIMULATIONS = {"linear": 400, "gan-2d": 400, "conv-8": 80}
 METHODS: dict[str, Draw] = {
     "adaptive-16": AdaptiveDraw(),
@@ -44,11 +46,12 @@ METHODS: dict[str, Draw] = {
     "adaptive-64": AdaptiveDraw(chains=64),
     "kept 0.9": AdaptiveDraw(annealing=Annealing(kept=0.9)),
     "frozen": AdaptiveDraw(evidence="frozen"),
-    # Fewer than 16 chains and a budget too small for 16 particles: lone chains.
-    "4 alone": AdaptiveDraw(chains=4, budget=399),
-    "1 alone": AdaptiveDraw(chains=1, budget=1599),
+    # Fewer than 16 chains and a budget just too small for 16 particles: lone chains.
+    "4 alone": AdaptiveDraw(chains=4, budget=199),
+    "1 alone": AdaptiveDraw(chains=1, budget=799),
     "paper": PaperDraw(),
 }
+_ALONE = ("4 alone", "1 alone")
 _PIECES = [
     (problem, method)
     for problem in MODELS
@@ -127,13 +130,14 @@ def main() -> int:
     options = parser.parse_args()
     name = "calibration-quick" if options.quick else "calibration"
     lines = _run(_pieces(options.quick), Log(options.out / f"{name}.jsonl"), options.jobs)
-    tests = 2 * sum(len(line["statistics"]) for line in lines)
+    judged = [line for line in lines if line["method"] not in _ALONE]
+    tests = 2 * sum(len(line["statistics"]) for line in judged)
     bound = _FALSE_ALARM / tests
-    broken = [line for line in lines if _worst(line)[0] < bound]
+    broken = [line for line in judged if _worst(line)[0] < bound]
     print(f"\n{'problem':<8}{'method':<25}{'S':>6}{'K':>4}{'least p':>10}  of")
     print("\n".join(_row(line) for line in lines))
-    print(f"\n{tests} tests, bound {bound:.2g}: {len(broken)} pieces broken")
-    record = {"bound": bound, "broken": len(broken), "lines": lines}
+    print(f"\n{tests} tests, bound {bound:.2g} (lone chains aside): {len(broken)} pieces broken")
+    record = {"bound": bound, "broken": len(broken), "not judged": _ALONE, "lines": lines}
     (options.out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     return 1 if broken else 0
 

@@ -22,7 +22,7 @@ from cogen_fast.sampler.weights import genealogical_variance, log_mean_weight, s
 
 Evidence = Literal["consistent", "frozen"]
 EVIDENCE: tuple[str, ...] = get_args(Evidence)
-_LEAST_BUDGET = 100  # gradients of a particle below which a population gets nowhere
+_LEAST_BUDGET = 50  # gradients of a particle: with fewer, as many lone chains do better
 _OTHER_SEED = 0x9E3779B97F4A7C15
 _ALONE_REASON = (
     f"fewer than {POPULATION} chains, and the budget forbids {POPULATION} particles: lone chains "

@@ -21,11 +21,12 @@ class Evidence:
     """What is looked at; shapes as in `cogen_fast.Result`.
 
     ``effective_sample_size`` ``(B,)`` is None without weights and for one resampled population,
-    ``surviving_roots`` None where nothing is resampled.
+    ``surviving_roots`` None where nothing is resampled; ``alone``: lone chains, no population.
     """
 
     complete: bool
     adaptive: bool
+    alone: bool
     polished: bool
     effective_sample_size: Tensor | None
     surviving_roots: Tensor | None
@@ -43,6 +44,7 @@ def diagnose(evidence: Evidence) -> list[str]:
     """One sentence per thing that is wrong: what, where, and what to change; empty if nothing."""
     checks: tuple[Callable[[Evidence], str | None], ...] = (
         _interrupted,
+        _lone,
         _jumped,
         _acceptance,
         _settled,
@@ -65,6 +67,15 @@ def _interrupted(run: Evidence) -> str | None:
     if run.complete:
         return None
     return "interrupted: these are not yet samples of the posterior; run again with checkpoint="
+
+
+def _lone(run: Evidence) -> str | None:
+    if not run.alone:
+        return None
+    return (
+        "lone chains: each ends in the mode it first fell into, so modes have wrong shares and "
+        "there is no evidence; give chains=16 or a larger budget"
+    )
 
 
 def _jumped(run: Evidence) -> str | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from cogen_fast import plots
 from cogen_fast.diagnostics import Evidence, diagnose
 from cogen_fast.files import write_atomically
+from cogen_fast.sampler.smc import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, normalised_weights
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
@@ -240,18 +241,19 @@ class Result:
     def diagnose(self) -> list[str]:
         """What is wrong with the run and what to change, a sentence each; empty if nothing is.
 
-        Looks at interruption, budget, acceptance, energies at the end, weights, ancestors and
-        proposals that were not finite.
+        Looks at interruption, lone chains, budget, acceptance, energies at the end, weights,
+        ancestors and proposals that were not finite.
         """
         adaptive = self.settings["method"] == "adaptive"
         resampled = adaptive and self.log_weights is not None
-        alone = resampled and self.settings["populations"] == 1
+        single = resampled and self.settings["populations"] == 1
         return diagnose(
             Evidence(
                 complete=self.complete,
                 adaptive=adaptive,
+                alone=adaptive and self.settings["particles"] < POPULATION,
                 polished=self.settings["polish"] > 0,
-                effective_sample_size=None if alone else self.effective_sample_size,
+                effective_sample_size=None if single else self.effective_sample_size,
                 surviving_roots=self.surviving_roots if resampled else None,
                 particles=self.settings.get("particles", self.energies.shape[1]),
                 acceptance=self.acceptance,

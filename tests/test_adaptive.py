@@ -492,13 +492,13 @@ def test_few_chains_and_a_small_budget_run_alone() -> None:
 @pytest.mark.parametrize(
     ("chains", "budget", "alone"),
     [
-        (15, 106, True), (15, 107, False), (1, 1599, True), (1, 1600, False), (16, 1, False),
+        (15, 53, True), (15, 54, False), (1, 799, True), (1, 800, False), (16, 1, False),
         (1, None, False), (40, 3, False),
     ],
     ids=str,
 )  # fmt: skip
 def test_who_runs_alone(chains: int, budget: int | None, alone: bool) -> None:
-    # Sixteen particles need a hundred gradients each: 1,600 for all chains together.
+    # Sixteen particles need fifty gradients each: 800 for all chains together.
     plan = Adaptive(
         chains=chains, populations=1, annealing=Annealing(), budget=budget, evidence="consistent",
         step_size=None, seed=0, keep_trace=False, max_batch=None,

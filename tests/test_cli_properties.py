@@ -33,7 +33,7 @@ from cogen_fast.cli import main
 from cogen_fast.generators import MLPGenerator, ProgressiveGenerator
 
 EFFORT = int(os.environ.get("COGEN_FAST_PROPERTY_EFFORT", "1"))
-SECONDS = 60  # for one command, of a few dozen milliseconds: beyond it, it hangs
+SECONDS = 30  # for one command, of a few dozen milliseconds: beyond it, it hangs
 SIDE = 8
 DONE, MISTAKE = 0, 2
 USER_CODE = """

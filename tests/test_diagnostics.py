@@ -47,6 +47,7 @@ def healthy() -> Evidence:
     return Evidence(
         complete=True,
         adaptive=True,
+        alone=False,
         polished=False,
         effective_sample_size=None,
         surviving_roots=torch.tensor([8, 9]),
@@ -75,8 +76,16 @@ def test_a_real_run_with_defaults_is_healthy() -> None:
     assert run(chains=64).diagnose() == []
 
 
+def test_lone_chains_are_told_of_a_real_run() -> None:
+    assert any(line.startswith("lone chains: ") for line in run(chains=3, budget=100).diagnose())
+
+
 SICK: dict[str, tuple[dict[str, Any], str]] = {
     "interrupted": ({"complete": False}, "interrupted: .*checkpoint="),
+    "alone": (
+        {"alone": True, "surviving_roots": None},
+        "lone chains: .*modes have wrong shares.*chains=16 or a larger budget",
+    ),
     "budget": (
         {"jumped": torch.tensor([False, True])},
         r"budget ended the run early \(observation 1\).*larger budget",
