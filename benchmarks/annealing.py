@@ -42,7 +42,7 @@ _FACES, _FACE_CHAINS, _TWO_D_CHAINS = 8, 16, 2000
 _NOISES = (0.05, 0.5)
 _BUDGETS = {"2d": (50, 100, 200, 500), "faces": (2000, 1000, 500)}
 _GOOD = {"2d": 0.01, "faces": 0.002}
-_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+_RATES = {"2d": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "faces": (0.003, 0.01, 0.03, 0.1, 0.3)}
 _TUNING = {"2d": 200, "faces": 1000}
 _PAPER_LEAPFROG = 10
 _BLACKJAX_SHORT = {"2d": 400, "faces": 1500}  # below it larger steps of the temperature are better
@@ -184,7 +184,7 @@ def _tuned_rate(group: str, generator: nn.Module, log: Log) -> float:
         angle = torch.tensor(2.0 * torch.pi / 5.0)
         problems = [_two_d(float(angle.sin()), torch.stack([angle.cos(), angle.sin()]))]
     errors = {}
-    for rate in _RATES:
+    for rate in _RATES[group]:
         key = {"piece": "tuning", "group": group, "rate": rate, "budget": budget}
         if not any(log.find(**key)):
             found = [problem.error(_descend(problem, budget, rate)) for problem in problems]

@@ -17,7 +17,7 @@ from cogen_fast.paper import INTERRUPTED
 from cogen_fast.problem import Problem
 from cogen_fast.sampler import hmc, smc
 from cogen_fast.sampler.pace import Annealing
-from cogen_fast.sampler.smc import POPULATION
+from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import genealogical_variance, log_mean_weight, surviving_roots
 
 Evidence = Literal["consistent", "frozen"]

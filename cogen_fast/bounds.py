@@ -18,7 +18,7 @@ from cogen_fast.ops import reference
 from cogen_fast.problem import Problem, prepared
 from cogen_fast.sampler import hmc, reverse, smc
 from cogen_fast.sampler.pace import Annealing
-from cogen_fast.sampler.smc import POPULATION
+from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import log_mean_weight
 
 _SIMULATION, _BACKWARDS = 0xD1B54A32D192ED03, 0x8CB92BA72F3D8DD7

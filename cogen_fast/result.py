@@ -20,7 +20,7 @@ from torch import Tensor
 from cogen_fast import plots
 from cogen_fast.diagnostics import Evidence, diagnose
 from cogen_fast.files import write_atomically
-from cogen_fast.sampler.smc import POPULATION
+from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, normalised_weights
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"

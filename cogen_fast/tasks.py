@@ -33,7 +33,7 @@ from cogen_fast.result import Result
 from cogen_fast.sampler import ais
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.schedule import as_schedule
-from cogen_fast.sampler.smc import POPULATION
+from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.warn import warn_user
 
 METHODS = ("adaptive", "paper")

@@ -22,7 +22,7 @@ from cogen_fast import presets
 from cogen_fast.cli import main
 from cogen_fast.cli_images import read_picture
 from cogen_fast.generators import MLPGenerator, ProgressiveGenerator
-from cogen_fast.sampler import smc
+from cogen_fast.sampler import tuning
 from cogen_fast.sampler.pace import Annealing
 
 SIDE = 16
@@ -702,7 +702,7 @@ def test_help_states_the_defaults_in_force(capsys: pytest.CaptureFixture[str]) -
     flat = " ".join(capsys.readouterr().out.split())
     published = presets.DEFAULTS
     for text, default in (
-        ("images to draw", smc.POPULATION),
+        ("images to draw", tuning.POPULATION),
         ("keeps; nearer to 1: smaller steps", Annealing.kept),
         ("prior to the posterior", published.ais_steps),
         ("there are no weights", published.form),

@@ -429,6 +429,8 @@ def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Te
     measured = channels * -(-height // factor) * -(-width // factor)
     observations = spec.target.shape[0]
     rows = x.shape[0]
+    if rows > 0 and observations == 0:
+        raise ValueError(f"spec.target: expected a row for {rows} outputs, got none")
     x = _check("x", x, (rows, *spec.output_shape), dtype)
     target = _check("spec.target", spec.target, (observations, measured), dtype)
     weight = _check_rows("spec.weight", spec.weight, observations, (1, measured), dtype)

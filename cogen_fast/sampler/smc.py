@@ -26,15 +26,13 @@ from cogen_fast.sampler import hmc, lone, pace, tuning
 from cogen_fast.sampler.hmc import Energy, HMCState
 from cogen_fast.sampler.lone import Spread
 from cogen_fast.sampler.pace import LEAST_KEPT, Annealing, Standing
-from cogen_fast.sampler.tuning import Tuning, TuningRule
+from cogen_fast.sampler.tuning import POPULATION, Tuning, TuningRule
 from cogen_fast.sampler.weights import (
     effective_sample_size,
     genealogical_variance,
     log_mean_weight,
 )
 
-POPULATION = 16
-"""Fewer particles than this are no population."""
 _SHARPNESS_GAIN = 0.3
 _MASS_SHRINKAGE = 8.0
 _TIE = 1e-6  # from even weights a step keeps exactly what was asked: no matter for rounding

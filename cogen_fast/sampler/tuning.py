@@ -16,12 +16,13 @@ from torch import Tensor
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.sampler.hmc import HMCInfo, HMCState
 
+POPULATION = 16
+"""Fewer particles than this are no population."""
 LADDER = (4, 8, 16, 32)
 """Leapfrog steps that a tuned trajectory may have: few, so that a GPU can replay each."""
 _LOG_LONGEST = math.log(2.0)  # a prior scale of 1 is crossed by pi / 2
 _START_LENGTH = 1.2  # maximises the jump per gradient at a scale of 1: tan x = 2 x
 _STEEPEST = 2.0
-_POPULATION = 16
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class TuningRule:
     """Constants of the tuning.
 
     After each move the log step size changes by ``step_gain (acceptance - target)`` (by less where
-    there are fewer than 16 chains to average over) and the log
-    trajectory length by ``length_gain`` times the gradient of the log of the ChEES criterion per
-    leapfrog step. A step size is multiplied by a random factor from ``1 - jitter`` to
-    ``1 + jitter`` in each move. A temperature has moves until energies keep at most ``remembered``
-    of their correlation with those at its start, at most ``most_moves``.
+    there are fewer than 16 chains to average over) and the log trajectory length by ``length_gain``
+    times the gradient of the log of the ChEES criterion per leapfrog step. A step size is
+    multiplied by a random factor from ``1 - jitter`` to ``1 + jitter`` in each move. A temperature
+    has moves until energies keep at most ``remembered`` of their correlation with those at its
+    start, at most ``most_moves``.
     """
 
     target: float = 0.75
@@ -88,7 +89,7 @@ def update(
     """The tuning after one move made with ``settings``; only active observations learn."""
     acceptance = info.acceptance_probability.mean(-1)
     # What few chains learn of themselves would steer them: the less of it, the fewer they are.
-    gain = rule.step_gain * min(1.0, before.energy.shape[-1] / _POPULATION)
+    gain = rule.step_gain * min(1.0, before.energy.shape[-1] / POPULATION)
     log_step = tuning.log_step + gain * (acceptance - rule.target)
     slope = _length_slope(before, info, settings, leapfrog_steps)
     log_length = tuning.log_length + rule.length_gain * slope

@@ -1,0 +1,140 @@
+"""Any noise level without tuning: ``python benchmarks/noise_levels.py``.
+
+`cogenerate` with ``noise_std`` and nothing else, no budget: from 1 to 0.01 on a linear model whose
+posterior is known (one call per data set) and on a DCGAN's face with a 30 x 30 block hidden; then
+the same face with its right half hidden, four populations, whose agreement ArviZ measures (extra
+``arviz``). Energies of a posterior that is nearly Gaussian average d / 2 = 50 where noise is small.
+
+Every finished piece is a line of ``benchmarks/results/noise_levels.jsonl``: start it again and it
+goes on. Ends with the table; half a face is drawn in ``noise_levels_half.png``.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from dcgan import load_faces
+from log import Log
+from torch import Tensor
+
+from cogen_fast import cogenerate
+from cogen_fast.experiments.calibration import linear_gaussian, mean_misfit
+from cogen_fast.result import Result
+
+_RESULTS = Path(__file__).parent / "results"
+_NOISES = (1.0, 0.3, 0.1, 0.03, 0.01)
+_DATA_SETS = 100
+_HALF_NOISE, _POPULATIONS = 0.1, 4
+
+
+def _facts(result: Result) -> dict[str, object]:
+    return {
+        "gradients": result.gradients,
+        "temperatures": len(result.betas),
+        "acceptance": round(float(result.acceptance.nanmean()), 3),
+        "acceptance_end": round(float(result.acceptance[-1].nanmean()), 3),
+        "energy": round(float(result.energies.mean()), 3),
+        "roots": result.surviving_roots.tolist(),
+        "diagnosis": result.diagnose(),
+    }
+
+
+def _linear(noise: float) -> dict[str, object]:
+    """Means over data sets; the energies' z-score is against their exact means."""
+    model = linear_gaussian()
+    model = type(model)(**(vars(model) | {"noise": noise}))
+    _, x = model.simulate(_DATA_SETS, seed=5)
+    runs = [
+        cogenerate(
+            model.generator, each, model.mask, noise_std=noise, latent_size=5, progress=False
+        )
+        for each in x
+    ]
+    excess = torch.cat([run.energies.mean(-1) for run in runs]) - mean_misfit(model, x)
+    facts = [_facts(run) for run in runs]
+    mean = {
+        name: round(float(np.mean([f[name] for f in facts])), 3)
+        for name in ("gradients", "temperatures", "acceptance", "acceptance_end", "energy")
+    }
+    z = float(excess.mean() / (excess.std() / len(excess) ** 0.5))
+    ill = sum(bool(f["diagnosis"]) for f in facts)
+    return mean | {"z": round(z, 2), "diagnosis": [f"{ill} of {len(facts)} ill"] if ill else []}
+
+
+def _face(noise: float) -> dict[str, object]:
+    generator, truth = _truth()
+    mask = torch.ones(64, 64)
+    mask[17:47, 17:47] = 0
+    result = cogenerate(generator, truth, mask, noise_std=noise, progress=False)
+    errors = ((result.images[0] - truth) ** 2)[..., mask == 0].mean((-1, -2))
+    spread = {"error_median": float(errors.median()), "error_worst": float(errors.max())}
+    return _facts(result) | spread
+
+
+def _half(noise: float) -> dict[str, object]:
+    generator, truth = _truth()
+    mask = torch.ones(64, 64)
+    mask[:, 32:] = 0
+    result = cogenerate(
+        generator, truth, mask, noise_std=noise, populations=_POPULATIONS, progress=False
+    )
+    result.grid(_RESULTS / "noise_levels_half.png")
+    found = result.convergence()
+    hidden = result.images[0][..., mask == 0].reshape(_POPULATIONS, -1, 3 * 64 * 32)
+    within = float(hidden.var(1).mean())
+    return _facts(result) | {
+        "rhat_energy": round(float(found["rhat_energy"][0]), 3),
+        "rhat_latent_median": round(float(np.median(found["rhat_latent"])), 3),
+        "hidden_sd_within": round(within**0.5, 4),
+        "hidden_sd_all": round(float(hidden.flatten(0, 1).var(0).mean()) ** 0.5, 4),
+    }
+
+
+def _truth() -> tuple[torch.nn.Module, Tensor]:
+    """A face of the generator's own."""
+    generator = load_faces().eval()
+    z = torch.randn(1, 100, 1, 1, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return generator, generator(z)[0]
+
+
+PROBLEMS = {"linear": (_linear, _NOISES), "face": (_face, _NOISES), "half": (_half, (_HALF_NOISE,))}
+
+
+def table(log: Log) -> str:
+    """One row per piece."""
+    rows = [f"{'problem':<8}{'noise':>6}{'temperatures':>14}{'gradients':>11}{'accept':>8}"]
+    rows[0] += f"{'at the end':>11}{'energy':>9}{'s':>8}  more"
+    shown = ("z", "error_median", "error_worst", "rhat_energy", "rhat_latent_median")
+    for line in log.lines:
+        more = [f"{name} {line[name]:.3g}" for name in shown if name in line]
+        more += [f"{name} {line[name]}" for name in line if name.startswith("hidden")]
+        rows.append(
+            f"{line['problem']:<8}{line['noise']:>6}{line['temperatures']:>14.0f}"
+            f"{line['gradients']:>11.0f}{line['acceptance']:>8.2f}{line['acceptance_end']:>11.2f}"
+            f"{line['energy']:>9.2f}{line['seconds']:>8.1f}  {', '.join(more)}"
+        )
+        rows += [f"    {sentence}" for sentence in line["diagnosis"]]
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Run what is not in the log, then print the table."""
+    log = Log(_RESULTS / "noise_levels.jsonl")
+    for name, (work, noises) in PROBLEMS.items():
+        torch.set_num_threads(1 if name == "linear" else 2)
+        for noise in noises:
+            if not any(log.find(problem=name, noise=noise)):
+                start = time.monotonic()
+                found = work(noise)
+                seconds = round(time.monotonic() - start, 1)
+                log.add(problem=name, noise=noise, seconds=seconds, **found)
+                print(f"{name} {noise}: {found}", flush=True)
+    print(table(log))
+
+
+if __name__ == "__main__":
+    main()
