@@ -23,14 +23,17 @@ from cogen_fast.sampler.weights import genealogical_variance, log_mean_weight, s
 Evidence = Literal["consistent", "frozen"]
 EVIDENCE: tuple[str, ...] = get_args(Evidence)
 _LEAST_BUDGET = 50  # gradients of a particle: with fewer, as many lone chains do better
+_MOST_IDS = 2**32  # of rows that the noise can name
 _OTHER_SEED = 0x9E3779B97F4A7C15
+_STARTS = 8  # of a lone chain's budget, one part goes to the energies it starts from
 _ALONE_REASON = (
-    f"fewer than {POPULATION} chains, and the budget forbids {POPULATION} particles: lone chains "
-    "whose temperatures follow their own energies have no weights to trust"
+    f"fewer than {POPULATION} chains, and a budget below {_LEAST_BUDGET} gradients for each of "
+    f"{POPULATION} particles (budget * chains < {_LEAST_BUDGET * POPULATION}): lone chains whose "
+    "temperatures follow their own energies have no weights to trust"
 )
 _ERROR_REASON = (
-    "too few prior draws have descendants to estimate an error (NaN there); give populations=8 or "
-    "more"
+    "too few prior draws have descendants to estimate an error (NaN there); give more populations, "
+    "or more chains"
 )
 
 
@@ -55,21 +58,30 @@ class Adaptive:
     def __post_init__(self) -> None:
         for name in ("chains", "populations"):
             object.__setattr__(self, name, check_count(name, getattr(self, name)))
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         check_choice("evidence", self.evidence, EVIDENCE)
         if self.budget is not None:
             object.__setattr__(self, "budget", check_count("budget", self.budget))
             if self.evidence == "frozen" and self.budget < 2:
                 raise ValueError("budget: expected at least 2 for two runs, got 1")
         if self.evidence == "frozen" and self.alone:
-            raise ValueError(f"evidence: cannot be 'frozen' here: {_ALONE_REASON}")
+            least = -(-self._runs * _LEAST_BUDGET * POPULATION // self.chains)
+            raise ValueError(
+                f"evidence: 'frozen' needs a budget of at least {least} with {self.chains} chains, "
+                f"got {self.budget}; or {POPULATION} chains"
+            )
 
     @property
     def alone(self) -> bool:
         """Whether the chains are no population."""
         if self.chains >= POPULATION or self.budget is None:
             return False
-        return self.budget * self.chains < _LEAST_BUDGET * POPULATION
+        return self.budget * self.chains < self._runs * _LEAST_BUDGET * POPULATION
+
+    @property
+    def _runs(self) -> int:
+        """How many share the budget."""
+        return 2 if self.evidence == "frozen" else 1
 
     @property
     def particles(self) -> int:
@@ -80,8 +92,7 @@ class Adaptive:
         """The annealing of one run, whose budget is counted per particle."""
         if self.budget is None:
             return self.annealing
-        runs = 2 if self.evidence == "frozen" else 1
-        each = self.budget * self.chains // (self.particles * runs)
+        each = self.budget * self.chains // (self.particles * self._runs)
         return replace(self.annealing, budget=max(each, 1))
 
     def settings(self) -> dict[str, Any]:
@@ -109,16 +120,28 @@ class Adaptive:
         """What else a checkpoint must agree with."""
         return {"keep_trace": str(self.keep_trace)}
 
+    @property
+    def _starts(self) -> int:
+        """Prior draws that tell lone chains their first step."""
+        if self.budget is None:
+            return POPULATION
+        return min(POPULATION, max(self.budget * self.chains // _STARTS, self.chains))
+
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> smc.Run:
         """Prior draws; an observation's populations are neighbouring rows with own noise."""
         count = problem.observation.count
         given = hmc.noise_stream(self.seed, count, torch.device("cpu"), observation_ids)
         ids = given.observation.tolist()
+        if max(ids) >= _MOST_IDS // self.populations:
+            raise ValueError(
+                f"observation_ids: expected numbers below 2^32 / {self.populations} populations, "
+                f"got {max(ids)}"
+            )
         state = smc.init(
             problem.potential,
             chains=self.particles,
             alone=self.alone,
-            starts=min(POPULATION, (self.budget or POPULATION) * self.chains),
+            starts=self._starts,
             step_size_start=self.step_size,
             observations=count * self.populations,
             observation_ids=[
@@ -203,6 +226,8 @@ class Adaptive:
             trace=None if run.trace is None else self._merged_trace(run.trace),
             jumped=state.jumped,
             beta_reached=float(state.beta.min()),
+            energy_std=_rows([i.energy_std for i in infos], state.beta),
+            rounds=state.rounds,
             gradients=state.spent,
             reasons=reasons,
             notes=self._notes(state, complete),
@@ -219,7 +244,7 @@ class Adaptive:
         if self.chains == self.particles:
             return index.expand(count, -1)
         ops = dispatch.resolve(backend, device)
-        uniform = ops.observation_uniforms(state.hmc.stream, Purpose.RESAMPLE)
+        uniform = ops.observation_uniforms(state.hmc.stream, Purpose.SELECT)
         points = (index + uniform[:, None]) * (self.particles / self.chains)
         return points.floor().long().clamp(max=self.particles - 1)
 
@@ -257,11 +282,18 @@ class Adaptive:
     def _notes(self, state: smc.SMCState, complete: bool) -> list[str]:
         notes = []
         if self.alone:
-            notes.append(_ALONE_REASON)
-        elif self.chains < self.particles:
-            notes.append(f"{self.particles} particles were run for {self.chains} chains")
-        if self.evidence == "frozen" and complete:
-            notes.append("evidence from a run that repeats a pilot's choices: unbiased")
+            return [_ALONE_REASON]
+        if self.chains < self.particles:
+            each = " of each population" if self.populations > 1 else ""
+            chains = "1 chain" if self.chains == 1 else f"{self.chains} chains"
+            notes.append(f"{self.particles} particles were run for {chains}{each}")
+        if complete:
+            frozen = self.evidence == "frozen"
+            notes.append(
+                "evidence is unbiased: from a second run that repeats the choices of a first"
+                if frozen
+                else "evidence is consistent, not unbiased (evidence='frozen' is)"
+            )
         return notes
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cogen_fast import optimise
-from cogen_fast.arguments import check_count
+from cogen_fast.arguments import check_count, check_number, check_seed
 from cogen_fast.density import Potential
 from cogen_fast.ops import dispatch
 from cogen_fast.problem import Problem, prepared
@@ -52,7 +52,7 @@ def gradient_descent(
     lowest energy (the paper's multi-start has 5,000) and takes ``steps`` steps. Other arguments as
     for `cogenerate`. Raises ValueError or TypeError naming the argument.
     """
-    _check_rate(learning_rate)
+    learning_rate = check_number("learning_rate", learning_rate, above=0.0)
 
     def descend(potential: Potential, first: Tensor) -> tuple[Tensor, Tensor]:
         return optimise.gradient_descent(potential, first, steps, learning_rate)
@@ -77,18 +77,13 @@ def adam(
 
     The best point that a run visits is kept. Costs ``steps`` gradients a run.
     """
-    _check_rate(learning_rate)
+    learning_rate = check_number("learning_rate", learning_rate, above=0.0)
 
     def descend(potential: Potential, first: Tensor) -> tuple[Tensor, Tensor]:
         return optimise.adam(potential, first, steps, learning_rate)
 
     check_count("steps", steps)
     return _descent(G, x_obs, mask, descend, steps, starts, runs, seed, options)
-
-
-def _check_rate(learning_rate: float) -> None:
-    if not isinstance(learning_rate, int | float) or not 0.0 < learning_rate < float("inf"):
-        raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate!r}")
 
 
 def _descent(
@@ -104,6 +99,7 @@ def _descent(
 ) -> Descent:
     check_count("starts", starts)
     check_count("runs", runs)
+    seed = check_seed(seed)
     with prepared(G, x_obs, mask, **options) as problem:
         latents, energy = descend(problem.potential, _best_starts(problem, starts, runs, seed))
         images = problem.potential.outputs(latents)

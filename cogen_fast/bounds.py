@@ -13,9 +13,9 @@ from torch import Tensor
 from cogen_fast.adapter import GeneratorAdapter, frozen
 from cogen_fast.adaptive import Adaptive
 from cogen_fast.arguments import check_count
-from cogen_fast.observation import MeasurementOperator, as_operator
-from cogen_fast.ops import reference
-from cogen_fast.problem import Problem, prepared
+from cogen_fast.observation import MeasurementOperator, as_operator, positive
+from cogen_fast.ops import dispatch, reference
+from cogen_fast.problem import Problem, full_precision, prepared
 from cogen_fast.sampler import hmc, reverse, smc
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.tuning import POPULATION
@@ -24,7 +24,7 @@ from cogen_fast.sampler.weights import log_mean_weight
 _SIMULATION, _BACKWARDS = 0xD1B54A32D192ED03, 0x8CB92BA72F3D8DD7
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvidenceBounds:
     """Log evidence of S simulated data sets, from below and from above, all on the CPU.
 
@@ -41,8 +41,20 @@ class EvidenceBounds:
 
     @property
     def gap(self) -> Tensor:
-        """``upper - lower``, ``(S,)``: on average what both estimates miss together."""
+        """``upper - lower``, ``(S,)``: on average what both estimates miss together.
+
+        A single one is noise, and may be negative; their mean is what to look at.
+        """
         return self.upper - self.lower
+
+    def __repr__(self) -> str:
+        count = len(self.gap)
+        error = float(self.gap.std()) / math.sqrt(count) if count > 1 else math.nan
+        return (
+            f"EvidenceBounds: {count} data sets, log evidence {float(self.lower.mean()):.4g} to "
+            f"{float(self.upper.mean()):.4g} on average, gap {float(self.gap.mean()):.3g} "
+            f"(standard error {error:.2g})"
+        )
 
 
 def bound_evidence(
@@ -68,6 +80,8 @@ def bound_evidence(
     ``simulations`` is S. Raises ValueError or TypeError naming the argument.
     """
     check_count("simulations", simulations)
+    if max_batch is not None:
+        check_count("max_batch", max_batch)
     operator = as_operator(mask)
     method = Adaptive(
         chains=check_count("chains", chains),
@@ -80,7 +94,11 @@ def bound_evidence(
         keep_trace=False,
         max_batch=max_batch,
     )
-    latents, x_obs = _simulate(G, operator, noise_std, simulations, seed, latent_shape, device)
+    seed = method.seed
+    with full_precision(), frozen(G):
+        adapter = GeneratorAdapter(G, latent_shape, device, max_batch)
+        dispatch.resolve(backend, adapter.device)
+        latents, x_obs = _simulate(adapter, operator, noise_std, simulations, seed)
     with prepared(
         G,
         x_obs,
@@ -103,27 +121,22 @@ def bound_evidence(
 
 
 def _simulate(
-    G: Callable[[Tensor], Tensor],
+    adapter: GeneratorAdapter,
     operator: MeasurementOperator,
     noise_std: Any,
     simulations: int,
     seed: int,
-    latent_shape: Any,
-    device: torch.device | str | None,
 ) -> tuple[Tensor, Tensor]:
     """Latents ``(S, d)`` from the prior, and their noisy measurements ``(S, ...)``."""
+    shape = operator.measure(adapter.probe_output).shape[1:]
+    sigma = positive("noise_std", noise_std, simulations, tuple(shape), adapter.device)
     own_seed = (seed + _SIMULATION) % 2**64
-    with frozen(G), torch.no_grad():
-        adapter = GeneratorAdapter(G, latent_shape, device)
-        stream = hmc.noise_stream(own_seed, 1, adapter.device)
-        latents = reference.initial_latents(
-            stream, simulations, adapter.latent_size, adapter.dtype
-        )[0]
-        exact = torch.cat([operator.measure(adapter(row)) for row in torch.split(latents, 1)])
+    stream = hmc.noise_stream(own_seed, 1, adapter.device)
+    latents = reference.initial_latents(stream, simulations, adapter.latent_size, adapter.dtype)[0]
+    exact = torch.cat([operator.measure(adapter(row)) for row in torch.split(latents, 1)])
     random = torch.Generator().manual_seed(own_seed % 2**63)
-    noise = torch.randn(exact.shape, generator=random, dtype=torch.float64)
-    deviation = torch.as_tensor(noise_std, dtype=torch.float64).cpu()
-    return latents, exact + (deviation * noise).to(exact)
+    noise = torch.randn(exact.flatten(1).shape, generator=random, dtype=torch.float64)
+    return latents, exact + (sigma * noise.to(sigma)).reshape(exact.shape).to(exact)
 
 
 def _from_above(

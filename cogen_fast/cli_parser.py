@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import cogen_fast
 from cogen_fast.adaptive import EVIDENCE
 from cogen_fast.density import FORMS
+from cogen_fast.sampler.pace import MASSES
 from cogen_fast.sampler.schedule import NAMED
 from cogen_fast.tasks import METHODS, POLISH_METHODS
 
@@ -208,7 +209,7 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=int,
         metavar="G",
-        help="most gradient evaluations per image drawn (as many as it takes)",
+        help="most gradient evaluations per image drawn, polishing included (as many as it takes)",
     )
     add(
         "--populations",
@@ -219,8 +220,8 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
     add(
         "--evidence",
         choices=EVIDENCE,
-        help="frozen: a second run with all choices of the first, for an unbiased estimate "
-        "(consistent)",
+        help="frozen: a second run with all choices of the first, for an unbiased estimate of the "
+        "evidence (consistent)",
     )
     add(
         "--kept",
@@ -229,13 +230,13 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         help="share of the effective sample size that a step of the temperature keeps; nearer to "
         "1: smaller steps (0.5)",
     )
-    add("--mass", choices=("diagonal",), help="mass of the moves (the identity)")
+    add("--mass", choices=MASSES, help="mass of the moves, learnt or not (low-rank)")
     add(
         "--polish",
         type=int,
         default=0,
         metavar="K",
-        help="steps of optimisation after sampling: best fits in place of samples (0)",
+        help="gradients of optimisation after sampling: best fits in place of samples (0)",
     )
     add(
         "--polish-method",

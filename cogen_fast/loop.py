@@ -46,10 +46,12 @@ class Outcome:
     acceptance: Tensor
     step_size: Tensor
     energy_history: Tensor
+    energy_std: Tensor
     leapfrog_steps: Tensor
     hmc_steps: Tensor
     trace: Tensor | None
     jumped: Tensor
+    rounds: Tensor
     beta_reached: float
     gradients: int
     reasons: dict[str, str] = field(default_factory=dict)

@@ -285,7 +285,7 @@ def _check_finite(x: Tensor, mask: Tensor | None) -> None:
         )
 
 
-def _positive(
+def positive(
     name: str, value: Any, batch: int, shape: tuple[int, ...], device: torch.device
 ) -> Tensor:
     """A positive, finite noise level or weight as float64 ``(1 or B, 1 or M)``."""
@@ -325,10 +325,10 @@ def _noise_weights(
     if weight is not None:
         if noise_std is not None:
             raise ValueError("weight: expected either noise_std or weight, got both")
-        given = _positive("weight", weight, batch, shape, device)
+        given = positive("weight", weight, batch, shape, device)
         return given, None, f"weight {_summary(given)}"
     chosen = _default_noise(values, mask, shape) if noise_std is None else noise_std
-    sigma = _positive("noise_std", chosen, batch, shape, device)
+    sigma = positive("noise_std", chosen, batch, shape, device)
     by_default = " (default for images in [-1, 1])" if noise_std is None else ""
     return 0.5 / sigma**2, sigma, f"noise_std {_summary(sigma)}{by_default}"
 
@@ -404,7 +404,7 @@ def _user_weight(
         raise TypeError(f"misfit: expected a callable, got {type(misfit).__name__}")
     if noise_std is not None:
         raise ValueError("noise_std: expected none beside a misfit of your own, use weight")
-    scale = _positive("weight", 1.0 if weight is None else weight, 1, (), values.device)
+    scale = positive("weight", 1.0 if weight is None else weight, 1, (), values.device)
     return scale, None, f"user misfit, weight {scale.item():g}"
 
 

@@ -21,7 +21,7 @@ _FORM_REASON = (
     "integral and the weights mean nothing; use form='posterior'"
 )
 _ERROR_REASON = "too few chains carry the weights to estimate an error (NaN there)"
-INTERRUPTED = "the run was interrupted before its last inverse temperature"
+INTERRUPTED = "the run was interrupted before its last moves"
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,8 @@ class Paper:
             hmc_steps=self.moves.hmc_steps * each,
             trace=history.trace,
             jumped=torch.zeros(count, dtype=torch.bool),
+            rounds=(torch.from_numpy(self.betas[: run.done]) >= 1.0).sum().repeat(count),
+            energy_std=history.energy_std,
             beta_reached=float(state.beta.min()),
             gradients=1 + run.done * self.moves.hmc_steps * self.moves.leapfrog_steps,
             reasons=reasons,

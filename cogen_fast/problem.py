@@ -67,7 +67,7 @@ def prepared(
     operator = as_operator(mask)
     if max_batch is not None:
         check_count("max_batch", max_batch)
-    with _full_precision(), frozen(generator):
+    with full_precision(), frozen(generator):
         adapter = GeneratorAdapter(generator, latent_shape, device, max_batch)
         ops = dispatch.resolve(backend, adapter.device)
         observation = observe(
@@ -83,7 +83,8 @@ def prepared(
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
+    """Float32 is float32 (no TF32), and gradients are off."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -24,8 +25,9 @@ from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, normalised_weights
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
-_FORMAT = "cogen-fast result 2"
+_FORMAT = "cogen-fast result 3"
 _TILES = 8
+_LEAST_DRAWS = 4  # of a population, split in halves
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 _OPTIONAL = {
     "completed",
@@ -59,17 +61,21 @@ class Result:
         surviving_roots: how many prior draws have descendants in a population, ``(B R,)`` int64.
         betas: inverse temperatures, ``(T, B)`` float64; with R populations ``(T, B R)``, those of
             an observation side by side, here and below.
-        acceptance, step_size, energy_history: per temperature, ``(T, B)`` float64; NaN where not
-            reached or finished before.
-        leapfrog_steps, hmc_steps: L and M per temperature, ``(T,)`` int64.
+        acceptance, step_size, energy_history, energy_std: per temperature, ``(T, B)`` float64, the
+            last two the mean and standard deviation of the energies of all particles that ran; NaN
+            where not reached or finished before.
+        leapfrog_steps, hmc_steps: L and M per temperature, ``(T,)`` int64; with the adaptive method
+            the largest M of any observation.
         jumped: whether a short budget forced too large steps, ``(B R,)`` bool.
+        rounds: temperatures spent at beta = 1, ``(B R,)`` int64.
         gradients: gradient evaluations of each particle that ran.
         non_finite: proposals of each chain that were not finite, ``(B, N)`` int64.
         x_obs: the measurements ``(B, ...)``, 0 where hidden; ``observed``: bool, None for all.
-        complete: False where the run was interrupted; ``beta_reached`` is then below the last.
+        complete: False where the run was interrupted, at ``beta_reached``.
         settings: every setting of the run, as plain values.
         notes: what was decided on the user's behalf, in words.
-        trace: latents from the prior on, ``(T + 1, B, N, d)``, where asked for.
+        trace: latents of every particle that ran from the prior on, ``(T + 1, B, R N, d)``, where
+            asked for.
     """
 
     images: Tensor
@@ -86,10 +92,12 @@ class Result:
     acceptance: Tensor
     step_size: Tensor
     energy_history: Tensor
+    energy_std: Tensor
     leapfrog_steps: Tensor
     hmc_steps: Tensor
     non_finite: Tensor
     jumped: Tensor
+    rounds: Tensor
     x_obs: Tensor
     observed: Tensor | None
     trace: Tensor | None
@@ -180,7 +188,7 @@ class Result:
             "observations": self.energies.shape[0],
             "chains": self.energies.shape[1],
             "best": self.best.tolist(),
-            "energies": self.energies.tolist(),
+            "energies": [_listed(row) for row in self.energies],
             "effective_sample_size": _listed(self.effective_sample_size),
             "surviving_roots": self.surviving_roots.tolist(),
             "log_normaliser": _listed(self.log_normaliser),
@@ -209,7 +217,7 @@ class Result:
             self.grid(folder / _GRID)
         else:
             (folder / _GRID).unlink(missing_ok=True)
-        text = json.dumps(self.summary(), indent=2)
+        text = json.dumps(self.summary(), indent=2, allow_nan=False)
         write_atomically(folder / _SUMMARY, lambda file: _write_text(file, text))
         return folder
 
@@ -225,6 +233,8 @@ class Result:
             with np.load(folder / _ARRAYS, allow_pickle=False) as file:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files}
             summary = json.loads((folder / _SUMMARY).read_text())
+            if summary["format"] != _FORMAT:
+                raise ValueError(f"expected {_FORMAT!r}, got {summary['format']!r}")
             plain = {key: summary[key] for key in _PLAIN}
             absent = dict.fromkeys(_OPTIONAL - set(arrays))
             return cls(**arrays, **absent, **plain)  # type: ignore[arg-type]
@@ -242,34 +252,62 @@ class Result:
         """What is wrong with the run and what to change, a sentence each; empty if nothing is.
 
         Looks at interruption, lone chains, budget, acceptance, energies at the end, weights,
-        ancestors and proposals that were not finite.
+        ancestors, populations, how near x_obs is, and proposals that were not finite.
         """
+        return diagnose(self._evidence())
+
+    def _evidence(self) -> Evidence:
         adaptive = self.settings["method"] == "adaptive"
         resampled = adaptive and self.log_weights is not None
         single = resampled and self.settings["populations"] == 1
-        return diagnose(
-            Evidence(
-                complete=self.complete,
-                adaptive=adaptive,
-                alone=adaptive and self.settings["particles"] < POPULATION,
-                polished=self.settings["polish"] > 0,
-                effective_sample_size=None if single else self.effective_sample_size,
-                surviving_roots=self.surviving_roots if resampled else None,
-                particles=self.settings.get("particles", self.energies.shape[1]),
-                acceptance=self.acceptance,
-                betas=self.betas,
-                energies=self.energies,
-                energy_history=self.energy_history,
-                non_finite=self.non_finite,
-                moves=int(self.hmc_steps.sum()),
-                jumped=self.jumped,
-            )
+        return Evidence(
+            complete=self.complete,
+            adaptive=adaptive,
+            alone=adaptive and self.settings["particles"] < POPULATION,
+            budgeted=self.settings.get("budget") is not None,
+            polished=self.settings["polish"] > 0,
+            populations=self.settings.get("populations", 1),
+            latents=self.latents,
+            residual=self._residual(),
+            effective_sample_size=None if single else self.effective_sample_size,
+            surviving_roots=self.surviving_roots if resampled else None,
+            particles=self.settings.get("particles", self.energies.shape[1]),
+            acceptance=self.acceptance,
+            betas=self.betas,
+            energies=self.energies,
+            energy_std=self.energy_std,
+            energy_history=self.energy_history,
+            non_finite=self.non_finite,
+            moves=int(self.hmc_steps.sum()),
+            jumped=self.jumped,
+            rounds_missing=self._rounds_missing(),
         )
+
+    @property
+    def _unit(self) -> str:
+        """What the gradients were counted of."""
+        particles = self.settings.get("particles", 0)
+        return "particle" if particles > self.settings["chains"] else "chain"
+
+    def _residual(self) -> Tensor | None:
+        """The best sample's root mean square misfit in noise standard deviations, ``(B,)``."""
+        if not self.settings["noise"].startswith("noise_std"):
+            return None
+        entries = torch.ones_like(self.x_obs) if self.observed is None else self.observed
+        seen = entries.double().flatten(1).sum(-1).clamp(min=1.0)
+        residual: Tensor = (2.0 * self.energies.min(-1).values / seen).sqrt()
+        return residual
+
+    def _rounds_missing(self) -> Tensor:
+        """Rounds at the posterior that the budget cut off, ``(B R,)``."""
+        missing: Tensor = self.settings.get("final_rounds", 0) - self.rounds
+        return missing.clamp(min=0)
 
     def to_arviz(self, *, outputs: bool = False) -> Any:
         """The samples as ArviZ's data tree (extra ``arviz``): chain = population, draw = sample.
 
-        Group ``posterior`` has ``latent`` ``(R, N, B, d)`` and, where asked for, ``output``;
+        Group ``posterior`` has ``latent`` ``(R, N, B, d)``, its dimensions named chain, draw,
+        observation and dimension, and, where asked for, ``output``;
         ``sample_stats`` has ``energy``, and ``log_weight`` where there is one. The paper's chains
         are one population. Within a population, relatives stand side by side, so that ESS by
         autocorrelation sees them. ImportError names the extra.
@@ -284,16 +322,27 @@ class Result:
             group: {name: _by_population(t, populations) for name, t in values.items()}
             for group, values in groups.items()
         }
-        return _arviz("arviz_base").from_dict(plain)
+        dims = {"latent": ["observation", "dimension"]}
+        dims |= {name: ["observation"] for name in groups["sample_stats"]}
+        return _arviz("arviz_base").from_dict(plain, dims=dims)
 
     def convergence(self) -> dict[str, npt.NDArray[np.float64]]:
         """Rank-normalised R-hat and bulk ESS over populations (Vehtari et al. 2021).
 
         Keys ``rhat_latent``, ``ess_latent`` ``(B, d)``, ``rhat_energy``, ``ess_energy`` ``(B,)``;
-        computed by ArviZ (extra ``arviz``). ValueError where there is one population only.
+        computed by ArviZ (extra ``arviz``). Few draws tell little. ValueError where there is one
+        population only, where one has fewer than 4 chains, and where they are polished.
         """
-        if self.settings.get("populations", 1) < 2:
+        populations = self.settings.get("populations", 1)
+        draws = self.energies.shape[1] // populations
+        if populations < 2:
             raise ValueError("convergence: expected populations=2 or more in the run, got 1")
+        if draws < _LEAST_DRAWS:
+            raise ValueError(
+                f"convergence: expected {_LEAST_DRAWS} chains or more in a population, got {draws}"
+            )
+        if self.settings["polish"] > 0:
+            raise ValueError("convergence: expected samples, got best fits (polish)")
         stats, tree = _arviz("arviz_stats"), self.to_arviz()
         found = {}
         for name, group in (("latent", "posterior"), ("energy", "sample_stats")):
@@ -313,8 +362,8 @@ class Result:
         reached = self.acceptance[self.acceptance.isfinite().any(-1)]
         if len(reached):
             facts["run"] = (
-                f"{len(reached)} temperatures, {self.gradients:,} gradients per chain, acceptance "
-                f"{reached.nanmean():.2f} ({_last(reached)} at the end)"
+                f"{len(reached)} temperatures, {self.gradients:,} gradients per "
+                f"{self._unit}, acceptance {reached.nanmean():.2f} ({_last(reached)} at the end)"
             )
         if self.settings.get("method") == "adaptive":
             facts["surviving roots"] = (
@@ -360,8 +409,11 @@ def _shown(values: Tensor) -> str:
     return ", ".join(numbers) + (", ..." if len(values) > 4 else "")
 
 
-def _listed(value: Tensor | None) -> list[float] | None:
-    return None if value is None else value.tolist()
+def _listed(value: Tensor | None) -> list[float | None] | None:
+    """Plain numbers, None for NaN and infinities, which JSON does not know."""
+    if value is None:
+        return None
+    return [v if math.isfinite(v) else None for v in value.tolist()]
 
 
 def _npz_writer(arrays: dict[str, npt.NDArray[Any]]) -> Callable[[Path], None]:

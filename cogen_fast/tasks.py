@@ -54,7 +54,7 @@ def cogenerate(
     populations: int | None = None,
     evidence: Evidence | None = None,
     kept: float | None = None,
-    mass: Literal["diagonal"] | None = None,
+    mass: Literal["low-rank", "diagonal", "identity"] | None = None,
     ais_steps: int | None = None,
     hmc_steps: int | None = None,
     leapfrog_steps: int | None = None,
@@ -97,27 +97,31 @@ def cogenerate(
             wins.
         chains: samples N per observation and population (adaptive 16, paper 4). The adaptive method
             runs at least 16 particles and returns this many of them.
-        budget: adaptive; most gradient evaluations per returned chain (as many as it takes). With
-            fewer than 16 chains and a budget too small for 16 particles, chains run alone: no
-            resampling, no weights.
+        budget: adaptive; most gradient evaluations per returned chain, polishing included. Without
+            one a run takes as many as it needs, without end where ``G`` cannot come near ``x_obs``.
+            Observations of a call share it as a clock. With fewer than 16 chains and ``budget *
+            chains`` below 800, chains run alone: no resampling, no weights, and modes in wrong
+            shares.
         populations: adaptive; independent populations per observation, for R-hat and errors (1).
         evidence: adaptive; "consistent", or "frozen": a second run repeats every choice of the
-            first under other noise, which makes the estimate unbiased.
+            first under other noise, which makes the estimate unbiased. What is returned, samples
+            too, is then the second run's.
         kept: adaptive; share of the conditional effective sample size that a step of the inverse
             temperature keeps (0.5). Nearer to 1: more temperatures.
-        mass: adaptive; "diagonal" takes the population's variances as inverse mass (None: unity).
+        mass: adaptive; of the moves: "low-rank" (default) slows the stiffest directions that the
+            population's gradients show, "diagonal" takes its variances as inverse mass, "identity".
         ais_steps: paper; number T of inverse temperatures (500; a given array has its own number).
         hmc_steps: transitions M per temperature (adaptive: tuned; paper 1).
-        leapfrog_steps: leapfrog steps L per transition (adaptive: tuned; paper 20). Tuned numbers
-            are common to all observations of a call.
+        leapfrog_steps: leapfrog steps L per transition (adaptive: tuned, and then common to all
+            observations of a call; paper 20).
         step_size: leapfrog step at the start (adaptive: by the size of the latent; paper 0.01).
         adaptation: paper; "published", an `AdaptationRule`, or None to keep the step size.
         schedule: paper; "sigmoid" (default), "sigmoid-raw", "linear", "geometric", an array of
             inverse temperatures ``beta_1 .. beta_T``, or a schedule object.
         form: "posterior" (default), ``beta E + |z|^2 / 2``; or, with the paper's method, "paper",
             ``beta E + (1 - beta) |z|^2 / 2``, without weights and evidence.
-        polish: steps of optimisation of the misfit from every sample in the end, for the best fit
-            in place of samples (0). Without weights and evidence.
+        polish: gradients of an optimisation of the misfit from every sample in the end, for the
+            best fit in place of samples (0). Without weights and evidence.
         polish_method: "adam" or "lbfgs".
         noise_std: noise standard deviation in units of ``x_obs``, a number or broadcastable to the
             measurements. 0.1 for images in [-1, 1]; must be given (or ``weight``) otherwise.
@@ -153,7 +157,7 @@ def cogenerate(
         "ais_steps": ais_steps,
         "schedule": schedule,
         "form": None if form == "posterior" else form,
-        "adaptation": None if isinstance(rule, str) else (rule,),
+        "adaptation": None if isinstance(rule, str) else rule or "None",
     }
     only_adaptive = {
         "budget": budget,
@@ -176,13 +180,17 @@ def cogenerate(
     check_flag("progress", progress)
     polish = check_whole("polish", polish, 0)
     check_choice("polish_method", polish_method, POLISH_METHODS)
+    if polish and evidence == "frozen":
+        raise ValueError(
+            f"polish: leaves no evidence, expected 0 with evidence='frozen', got {polish}"
+        )
     path = None if checkpoint is None else _checkpoint_path(checkpoint)
     interval = _checkpoint_interval(checkpoint_seconds)
     plan: Method
     if _chosen_method(method, preset, only_paper, only_adaptive) == "paper":
         plan = _paper(base, preset, rule, ais_steps, schedule, form, common, running)
     else:
-        plan = _adaptive(common | only_adaptive, running)
+        plan = _adaptive(common | only_adaptive | {"budget": _unpolished(budget, polish)}, running)
     with prepared(
         G,
         x_obs,
@@ -198,7 +206,13 @@ def cogenerate(
         run, complete = Loop(plan, problem, path, interval).anneal(observation_ids, progress)
         outcome = plan.outcome(problem, run, complete)
         if polish and complete:
-            outcome = _polished(outcome, problem, polish, polish_method)
+            try:
+                outcome = _polished(outcome, problem, polish, polish_method)
+            except KeyboardInterrupt:
+                if path is not None:
+                    raise  # the checkpoint holds the samples
+                outcome.notes.append("polishing was interrupted: these are the samples")
+                polish = 0
         settings = plan.settings() | {"polish": polish, "polish_method": polish_method}
         return _assemble(settings, outcome, complete, problem)
 
@@ -234,9 +248,18 @@ def super_resolve(
     (the authors' program). ``options`` are those of `cogenerate`.
     """
     operators = {"average": AveragePool, "stride": Stride}
-    if downsample not in operators:
-        raise ValueError(f"downsample: expected one of {list(operators)}, got {downsample!r}")
-    return cogenerate(G, low_res, operators[downsample](factor), **options)
+    chosen = check_choice("downsample", downsample, tuple(operators))
+    return cogenerate(G, low_res, operators[chosen](factor), **options)
+
+
+def _unpolished(budget: Any, polish: int) -> int | None:
+    """The budget of the annealing, ``polish`` taken off."""
+    if budget is None:
+        return None
+    left = check_count("budget", budget) - polish
+    if left < 1:
+        raise ValueError(f"polish: expected less than budget={shown(budget)}, got {polish}")
+    return left
 
 
 def _chosen_method(
@@ -254,7 +277,7 @@ def _chosen_method(
         if value is not None:
             other = "paper" if chosen == "adaptive" else "adaptive"
             raise ValueError(
-                f"{name}: belongs to method={other!r}, expected none with {chosen!r}, got "
+                f"{name}: only method={other!r} takes it, expected none with {chosen!r}, got "
                 f"{shown(value)}"
             )
     return chosen
@@ -270,7 +293,7 @@ def _adaptive(given: Mapping[str, Any], running: Mapping[str, Any]) -> Adaptive:
             kept=Annealing.kept if given["kept"] is None else given["kept"],
             leapfrog_steps=given["leapfrog_steps"],
             hmc_steps=given["hmc_steps"],
-            mass=given["mass"],
+            mass=Annealing.mass if given["mass"] is None else given["mass"],
         ),
         budget=given["budget"],
         evidence="consistent" if given["evidence"] is None else given["evidence"],
@@ -363,11 +386,7 @@ def _checkpoint_interval(seconds: Any) -> float:
 
 def _polished(outcome: Outcome, problem: Problem, steps: int, method: str) -> Outcome:
     """The best fits that optimisation finds from the samples; no samples themselves."""
-    try:
-        latents, energies = POLISHERS[method](problem.potential, outcome.latents, steps)
-    except KeyboardInterrupt:
-        note = "polishing was interrupted: these are the samples"
-        return replace(outcome, notes=[*outcome.notes, note])
+    latents, energies = POLISHERS[method](problem.potential, outcome.latents, steps)
     names = ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence")
     return replace(
         outcome,

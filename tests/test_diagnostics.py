@@ -48,17 +48,23 @@ def healthy() -> Evidence:
         complete=True,
         adaptive=True,
         alone=False,
+        budgeted=True,
         polished=False,
+        populations=1,
+        latents=torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0)),
+        residual=torch.tensor([1.0, 0.5]),
         effective_sample_size=None,
         surviving_roots=torch.tensor([8, 9]),
         particles=16,
         acceptance=torch.full((10, 2), 0.75),
         betas=column[:, None].repeat(1, 2),
         energies=torch.linspace(0.0, 2.0, 16).repeat(2, 1),
+        energy_std=torch.full((10, 2), 0.6),
         energy_history=energy[:, None].repeat(1, 2),
         non_finite=torch.zeros(2, 16, dtype=torch.int64),
         moves=20,
         jumped=torch.zeros(2, dtype=torch.bool),
+        rounds_missing=torch.zeros(2, dtype=torch.int64),
     )
 
 
@@ -66,6 +72,22 @@ def changed(values: Tensor, row: Any, column: int, value: float) -> Tensor:
     values = values.clone()
     values[row, column] = value
     return values
+
+
+def of_two_populations() -> dict[str, Any]:
+    """What has a column for each population; those of observation 1 lie apart in one coordinate."""
+    latents = healthy().latents.clone()
+    latents[1, 8:, 2] += 5.0
+    doubled = {
+        name: getattr(healthy(), name).repeat_interleave(2, -1)
+        for name in ("betas", "acceptance", "energy_history", "energy_std", "jumped")
+    }
+    return doubled | {
+        "latents": latents,
+        "surviving_roots": torch.full((4,), 8),
+        "rounds_missing": torch.zeros(4, dtype=torch.int64),
+        "particles": 8,
+    }
 
 
 def test_nothing_is_wrong_with_a_healthy_run() -> None:
@@ -90,6 +112,22 @@ SICK: dict[str, tuple[dict[str, Any], str]] = {
         {"jumped": torch.tensor([False, True])},
         r"budget ended the run early \(observation 1\).*larger budget",
     ),
+    "no-moves": (
+        {"moves": 0, "rounds_missing": torch.tensor([7, 7])},
+        "no moves: .*prior's draws.*larger budget",
+    ),
+    "rounds": (
+        {"rounds_missing": torch.tensor([0, 3])},
+        r"budget ended the run early \(observation 1\): 3 rounds .*larger budget",
+    ),
+    "far": (
+        {"residual": torch.tensor([1.0, 7.25])},
+        r"far from x_obs \(observation 1\): .* 7.25 noise_std .*scale of x_obs",
+    ),
+    "populations": (
+        {"populations": 2, **of_two_populations()},
+        r"populations disagree: R-hat \d.* \(observation 1\).*weighted=True",
+    ),
     "acceptance": (
         {"acceptance": changed(healthy().acceptance, slice(7, 10), 0, 0.1)},
         r"acceptance too low: 0.10 at the end \(observation 0\)",
@@ -103,7 +141,7 @@ SICK: dict[str, tuple[dict[str, Any], str]] = {
         r"acceptance too low: 0.00 .*observation 1.*ais_steps.*method='adaptive'",
     ),
     "energies": (
-        {"energy_history": changed(healthy().energy_history, slice(6, 8), 1, 1.6)},
+        {"energy_history": changed(healthy().energy_history, slice(6, 8), 1, 2.0)},
         r"energies not settled.*observation 1",
     ),
     "weights": (
@@ -130,9 +168,34 @@ def test_each_illness_is_told_alone(change: dict[str, Any], words: str) -> None:
     assert re.search(words, found[0])
 
 
+def test_populations_are_named() -> None:
+    sick = {"jumped": torch.tensor([False, False, True, False]), "populations": 2}
+    found = diagnose(replace(healthy(), **(of_two_populations() | sick)))
+    assert "(observation 1 population 0)" in found[0]
+    one = diagnose(
+        replace(run(populations=4, budget=12)._evidence(), jumped=torch.tensor([True] * 8))
+    )
+    assert "observation 1 population 3" not in one[0]  # four are named, the rest are dots
+    assert "observation 0 population 3, ...)" in one[0]
+
+
+@pytest.mark.parametrize("chains", [1, 4, 16])
+def test_exact_runs_are_seldom_called_unsettled(chains: int) -> None:
+    # One observation, many times: each has noise of its own. Of 200 right runs at most 2 % may be
+    # called wrong, and 1 % of 200 is exceeded by 4 more with a chance of 0.05.
+    x = torch.tensor([1.5, 0.0]).expand(200, 2)
+    result = cogenerate(
+        lambda z: 1.0 * z, x, MASK, latent_shape=2, noise_std=0.1, chains=chains, progress=False
+    )
+    unsettled = [line for line in result.diagnose() if "settled" in line]
+    assert sum(line.count("observation") for line in unsettled) <= 4
+    assert not any(", ...)" in line for line in unsettled)
+
+
 def test_an_energy_that_falls_by_chance_is_no_illness() -> None:
-    # sd / sqrt(16) is 0.15 here, that of the difference of means of two as much; three are allowed.
-    history = changed(healthy().energy_history, slice(6, 8), 1, 1.0 + 0.4)
+    # sd / sqrt(16) is 0.15 here, that of the difference of means of two as much; six are allowed,
+    # for rounds and relatives are not independent.
+    history = changed(healthy().energy_history, slice(6, 8), 1, 1.0 + 0.8)
     assert diagnose(replace(healthy(), energy_history=history)) == []
 
 
@@ -145,6 +208,10 @@ def test_one_observation_is_not_numbered() -> None:
         energies=healthy().energies[:1],
         jumped=torch.zeros(1, dtype=torch.bool),
         surviving_roots=torch.tensor([8]),
+        latents=healthy().latents[:1],
+        residual=None,
+        energy_std=torch.full((10, 1), 0.6),
+        rounds_missing=torch.zeros(1, dtype=torch.int64),
     )
     assert "observation" not in diagnose(sick)[0]
 
@@ -191,6 +258,20 @@ def test_populations_that_differ_have_a_large_rhat() -> None:
     latents = result.latents.clone()
     latents[:, 20:] += 10.0
     assert (replace(result, latents=latents).convergence()["rhat_latent"] > 1.5).all()
+
+
+@needs_arviz
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"chains": 3, "populations": 4}, "expected 4 chains or more in a population, got 3"),
+        ({"chains": 16, "populations": 2, "polish": 3}, r"expected samples, got best fits"),
+    ],
+    ids=["few-draws", "polished"],
+)
+def test_convergence_needs_draws(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"^convergence: {words}"):
+        run(**options).convergence()
 
 
 @needs_arviz
@@ -266,6 +347,16 @@ def test_bounds_enclose_the_exact_evidence_of_a_generator() -> None:
     assert found.latents.shape == found.x_obs.shape == (40, 2)
 
 
+def test_bounds_take_seeds_of_numpy_and_read_well() -> None:
+    how: dict[str, Any] = {"noise_std": np.array([0.05, 0.05]), "simulations": 3}
+    G = pretrained("five-gaussians")
+    mine, theirs = (bound_evidence(G, MASK, seed=seed, **how) for seed in (3, np.int64(3)))
+    assert torch.equal(mine.gap, theirs.gap)
+    assert repr(mine).startswith("EvidenceBounds: 3 data sets, log evidence ")
+    assert "standard error" in repr(mine)
+    assert len(repr(mine)) < 160
+
+
 @pytest.mark.parametrize(
     ("change", "argument"),
     [
@@ -273,7 +364,13 @@ def test_bounds_enclose_the_exact_evidence_of_a_generator() -> None:
         ({"chains": 2.5}, "chains"),
         ({"kept": 1.0}, "kept"),
         ({"noise_std": -1.0}, "noise_std"),
+        ({"noise_std": None}, "noise_std"),
+        ({"noise_std": "wide"}, "noise_std"),
+        ({"noise_std": math.nan}, "noise_std"),
+        ({"noise_std": [0.1, 0.1, 0.1]}, "noise_std"),
         ({"seed": -1}, "seed"),
+        ({"max_batch": "a"}, "max_batch"),
+        ({"backend": "fast"}, "backend"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

@@ -615,7 +615,8 @@ def runs_alone(options: dict[str, Any]) -> bool:
     chains, budget = options.get("chains", POPULATION), options.get("budget")
     if options.get("method") == "paper" or budget is None or chains >= POPULATION:
         return False
-    return bool(budget * chains < 50 * POPULATION)
+    runs = 2 if options.get("evidence") == "frozen" else 1
+    return bool((budget - options.get("polish", 0)) * chains < runs * 50 * POPULATION)
 
 
 def assert_same(result: Result, other: Result) -> None:
@@ -665,12 +666,23 @@ def assert_gradients_are_told(case: Case, result: Result, rows: int) -> None:
     first = particles
     if runs_alone(options):
         # The first temperature of lone chains needs the spread of this many prior draws.
-        first = max(chains, POPULATION)
+        first = min(POPULATION, max(chains, options["budget"] * chains // 8))
     later = (result.gradients - -(-first // particles)) * particles
     assert rows_of_one == first + later
     if "budget" in options:
         starts = 2 if options.get("evidence") == "frozen" else 1
         assert rows_of_one <= max(options["budget"] * chains, starts * first)
+
+
+def wrong_together(options: dict[str, Any]) -> set[str]:
+    """Arguments that are valid alone, but not beside the others."""
+    frozen, polish = options.get("evidence") == "frozen", options.get("polish", 0)
+    wrong = {"polish"} if polish > 0 and frozen else set()
+    if "budget" in options:
+        wrong |= {"polish"} if 0 < options["budget"] <= polish else set()
+        wrong |= {"budget"} if frozen and options["budget"] < 2 else set()
+        wrong |= {"evidence"} if frozen and runs_alone(options) else set()
+    return wrong
 
 
 def names_in(message: str) -> set[str]:
@@ -682,13 +694,10 @@ def names_in(message: str) -> set[str]:
 def test_valid_problems_are_answered_rightly_in_every_form(case: Case) -> None:
     with limited(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if case.options.get("evidence") == "frozen":
-            wrong = {"budget"} if case.options["budget"] < 2 else set()
-            wrong |= {"evidence"} if runs_alone(case.options) else set()
-            if wrong:
-                with pytest.raises(ValueError, match=f"^({'|'.join(wrong)}): "):
-                    case.call(case.G, **case.arguments)
-                return
+        if wrong := wrong_together(case.options):
+            with pytest.raises(ValueError, match=f"^({'|'.join(wrong)}): "):
+                case.call(case.G, **case.arguments)
+            return
         with nothing_changes(case.G, case.arguments), counted_gradients(case.G) as rows:
             result = case.call(case.G, **case.arguments)
     assert_gradients_are_told(case, result, rows[0])

@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     ACCEPT = 2
     RESAMPLE = 3
     JITTER = 4
+    SELECT = 5
 
 
 @dataclass(frozen=True)

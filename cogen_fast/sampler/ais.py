@@ -133,7 +133,9 @@ def step(
 
 @dataclass
 class History:
-    """Per temperature, float64 ``(T, B)``: mean acceptance, step size used, mean misfit energy.
+    """Per temperature, float64 ``(T, B)``: mean acceptance, step size used, misfit energies.
+
+    Of the energies their mean and their standard deviation over the chains.
 
     Rows from the first unfinished temperature on are NaN. ``trace`` ``(T + 1, B, N, d)`` on the CPU
     holds the latents from the prior draws on, None unless asked for.
@@ -142,6 +144,7 @@ class History:
     acceptance: Tensor
     step_size: Tensor
     energy: Tensor
+    energy_std: Tensor
     trace: Tensor | None = None
 
     @classmethod
@@ -153,13 +156,14 @@ class History:
             latents = state.hmc.latents
             trace = torch.full((steps + 1, *latents.shape), torch.nan, dtype=latents.dtype)
             trace[0] = latents.cpu()
-        return cls(row.clone(), row.clone(), row.clone(), trace)
+        return cls(row.clone(), row.clone(), row.clone(), row.clone(), trace)
 
     def record(self, t: int, state: AISState, info: AISInfo) -> None:
         """Write down temperature ``t`` (from 0); writing it twice is harmless."""
         self.acceptance[t] = info.acceptance
         self.step_size[t] = info.step_size
         self.energy[t] = state.hmc.energy.mean(-1)
+        self.energy_std[t] = state.hmc.energy.std(-1, correction=0)
         if self.trace is not None:
             self.trace[t + 1] = state.hmc.latents.cpu()
 

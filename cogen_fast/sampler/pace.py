@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cogen_fast.arguments import check_choice, check_count, check_number
+from cogen_fast.arguments import check_choice, check_count, check_number, shown
 from cogen_fast.sampler import tuning
 from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
 
 _LEAST_FINAL_ROUNDS = 2
-LEAST_KEPT = 0.1
-"""Where a step keeps less, one particle in ten carries it and the weights say little."""
+_LEAST_KEPT = 0.1  # where a step keeps less, one particle in ten carries it
 _MODERATE_KEPT = 0.3  # longer trajectories are worth steps as large as this
 _UNKNOWN_TRAVEL = 10.0  # e-folds of beta assumed before the first is known
-MASSES = ("diagonal",)
+MASSES = ("low-rank", "diagonal", "identity")
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,9 @@ class Annealing:
 
     ``kept`` is the share of the conditional effective sample size that a step of the inverse
     temperature keeps; particles are resampled where their effective number falls below
-    ``resample_below`` of N. ``leapfrog_steps`` and ``hmc_steps`` fix L and M (None: tuned, and
-    common to all observations of a call). ``mass`` "diagonal" follows the population's variances.
+    ``resample_below`` of N. ``leapfrog_steps`` and ``hmc_steps`` fix L and M (None: tuned; L is
+    common to all observations of a call). ``mass`` "low-rank" follows the
+    stiffest directions of the population's gradients (`stiffness`), "diagonal" its variances.
     ``budget`` bounds the gradient evaluations of a particle; where it is short there are fewer
     moves, then larger steps, then shorter trajectories. There are ``final_rounds`` of moves at the
     posterior itself, where a small population's bias is forgotten: a number that looks at no
@@ -39,7 +39,7 @@ class Annealing:
     resample_below: float = 0.5
     leapfrog_steps: int | None = None
     hmc_steps: int | None = None
-    mass: str | None = None
+    mass: str = "low-rank"
     budget: int | None = None
     final_rounds: int = 8
     rule: TuningRule = field(default_factory=TuningRule)
@@ -51,23 +51,30 @@ class Annealing:
         for name in ("leapfrog_steps", "hmc_steps", "budget"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_count(name, getattr(self, name)))
-        check_count("final_rounds", self.final_rounds)
-        if self.mass is not None:
-            check_choice("mass", self.mass, MASSES)
+        object.__setattr__(self, "final_rounds", check_count("final_rounds", self.final_rounds))
+        if not isinstance(self.rule, TuningRule):
+            raise TypeError(f"rule: expected a TuningRule, got {shown(self.rule)}")
+        check_choice("mass", self.mass, MASSES)
+
+
+def least_kept(annealing: Annealing) -> float:
+    """Steps that keep less are forced by the budget: their weights say little."""
+    return min(_LEAST_KEPT, annealing.kept)
 
 
 @dataclass(frozen=True)
 class Standing:
     """What the pace is chosen by: where B observations stand.
 
-    ``active``, ``beta`` and ``sharpness`` (steps that keep ``exp(-1)`` per e-fold of beta, 0 where
-    unknown) are ``(B,)``; ``size`` is the latents' d, ``spent`` the gradient evaluations of a
-    particle so far.
+    ``(B,)`` each: ``active``, ``beta``, ``sharpness`` (steps that keep ``exp(-1)`` per e-fold of
+    beta, 0 where unknown) and ``rounds`` made at beta = 1. ``size`` is the latents' d, ``spent``
+    the gradient evaluations of a particle so far.
     """
 
     active: Tensor
     beta: Tensor
     sharpness: Tensor
+    rounds: Tensor
     tuning: Tuning
     size: int
     spent: int
@@ -75,49 +82,86 @@ class Standing:
 
 @dataclass(frozen=True)
 class Pace:
-    """``kept`` ``(B,)`` float64 (0 goes to the end at once), L and M (0: none is affordable)."""
+    """``kept`` ``(B,)`` float64 (0 goes to the end at once) and M, ``moves`` ``(B,)`` int64.
+
+    ``hmc_steps`` is the largest M (0: none is affordable), L common to all.
+    """
 
     kept: Tensor
+    moves: Tensor
     leapfrog_steps: int
     hmc_steps: int
 
 
+@dataclass(frozen=True)
+class _Row:
+    """One observation's share of `Standing`, on the host."""
+
+    active: bool
+    log_ratio: float  # of trajectory length to step size
+    memory: float
+    beta: float
+    sharpness: float
+    rounds: float
+
+
 def choose(standing: Standing, annealing: Annealing) -> Pace:
     """The pace of the next temperature. Reads from the device once."""
+    rows = _read(standing)
+    moving = [row for row in rows if row.active]
+    if not moving:
+        raise ValueError("state: expected an observation that is not finished, all are")
+    length = annealing.leapfrog_steps or tuning.leapfrog_steps([row.log_ratio for row in moving])
+    count = annealing.hmc_steps
+    moves = [count or tuning.moves_needed(row.memory, annealing.rule) for row in rows]
+    kept = [annealing.kept] * len(rows)
+    if annealing.budget is not None:
+        # Whoever moves costs a gradient of all: a budget is a clock that a call shares.
+        mean = sum(row.memory for row in moving) / len(moving)
+        plan = _Plan(
+            annealing.budget - standing.spent,
+            max(_travel(row, standing.size) for row in moving),
+            annealing.final_rounds - min(row.rounds for row in moving),
+        )
+        length, common, steps = _fit(
+            plan, length, count or tuning.moves_needed(mean, annealing.rule), annealing
+        )
+        moves = [common] * len(rows)
+        kept = [min(annealing.kept, _kept(_travel(row, standing.size), steps)) for row in rows]
+    moves = [each if row.active else 0 for each, row in zip(moves, rows, strict=True)]
+    device = standing.beta.device
+    return Pace(
+        torch.tensor(kept, dtype=torch.float64).to(device),
+        torch.tensor(moves).to(device),
+        length,
+        max(moves),
+    )
+
+
+def _read(standing: Standing) -> list[_Row]:
     tuned = standing.tuning
-    columns = torch.stack(
-        [
-            standing.active.double(),
-            tuned.log_length - tuned.log_step,
-            tuned.memory,
-            standing.beta,
-            standing.sharpness,
-        ],
-        dim=-1,
-    ).tolist()
-    rows = [row for row in columns if row[0] > 0.0]
-    length = annealing.leapfrog_steps or tuning.leapfrog_steps([row[1] for row in rows])
-    moves = annealing.hmc_steps or tuning.moves_needed([row[2] for row in rows], annealing.rule)
-    if annealing.budget is None:
-        return Pace(torch.full_like(standing.beta, annealing.kept), length, moves)
-    travels = [_travel(row[3], row[4], standing.size) for row in columns]
-    farthest = max(t for t, row in zip(travels, columns, strict=True) if row[0] > 0.0)
-    remaining = annealing.budget - standing.spent
-    length, moves, steps = _fit(remaining, farthest, length, moves, annealing)
-    kept = [min(annealing.kept, _kept(travel, steps)) for travel in travels]
-    return Pace(torch.tensor(kept, dtype=torch.float64).to(standing.beta.device), length, moves)
+    columns = (
+        standing.active,
+        tuned.log_length - tuned.log_step,
+        tuned.memory,
+        standing.beta,
+        standing.sharpness,
+        standing.rounds,
+    )
+    stacked = torch.stack([column.double() for column in columns], dim=-1)
+    return [_Row(bool(active), *numbers) for active, *numbers in stacked.tolist()]
 
 
-def _travel(beta: float, sharpness: float, size: int) -> float:
+def _travel(row: _Row, size: int) -> float:
     """How far an observation still is from beta = 1, in steps that keep ``exp(-1)``.
 
     A step keeps about ``exp(-(step sd(E))^2)``, and ``beta sd(E)`` of a Gaussian posterior in d
     dimensions, the steps per e-fold, goes to ``sqrt(d / 2)`` from below.
     """
-    if beta >= 1.0:
+    if row.beta >= 1.0:
         return 0.0
-    e_folds = -math.log(beta) if beta > 0.0 else _UNKNOWN_TRAVEL
-    return max(sharpness, 0.6 * math.sqrt(size / 2.0)) * e_folds
+    e_folds = -math.log(row.beta) if row.beta > 0.0 else _UNKNOWN_TRAVEL
+    return max(row.sharpness, 0.6 * math.sqrt(size / 2.0)) * e_folds
 
 
 def _kept(travel: float, steps: float) -> float:
@@ -127,18 +171,27 @@ def _kept(travel: float, steps: float) -> float:
     return math.exp(-((travel / steps) ** 2)) if steps > 0.0 else 0.0
 
 
-def _fit(
-    remaining: int, travel: float, length: int, moves: int, annealing: Annealing
-) -> tuple[int, int, float]:
-    """L, M and the number of steps of the temperature that fit into ``remaining`` gradients.
+@dataclass(frozen=True)
+class _Plan:
+    """What must fit into the ``remaining`` gradients of a budget."""
+
+    remaining: int
+    travel: float
+    rounds: float  # at the posterior, still to come
+
+
+def _fit(plan: _Plan, length: int, moves: int, annealing: Annealing) -> tuple[int, int, float]:
+    """L, M and the number of steps of the temperature that fit.
 
     Fewer moves first, then larger steps, then shorter trajectories, then steps larger still.
     """
+    remaining, travel = plan.remaining, plan.travel
     wanted = travel / math.sqrt(-math.log(annealing.kept))
-    affordable = int(remaining / ((wanted + annealing.final_rounds) * length))
+    rounds = max(plan.rounds, 1.0)
+    affordable = int(remaining / ((wanted + rounds) * length))
     if affordable >= 1:
         return length, min(moves, affordable), wanted
-    for least in (_MODERATE_KEPT, LEAST_KEPT, 0.0):
+    for least in (_MODERATE_KEPT, _LEAST_KEPT, 0.0):
         for shorter in _shorter(length, annealing):
             steps = remaining / shorter - _LEAST_FINAL_ROUNDS
             if steps >= 1.0 and _kept(travel, steps) >= least:

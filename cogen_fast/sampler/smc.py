@@ -9,6 +9,7 @@ is done. ``init``, ``step(state) -> (state, info)`` and ``run`` are public, for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,28 +17,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogen_fast.arguments import check_number
+from cogen_fast.arguments import check_count, check_number
 from cogen_fast.density import Potential
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.spec import TransitionSettings
-from cogen_fast.sampler import hmc, lone, pace, tuning
+from cogen_fast.sampler import hmc, lone, pace, stiffness, tuning
 from cogen_fast.sampler.hmc import Energy, HMCState
 from cogen_fast.sampler.lone import Spread
-from cogen_fast.sampler.pace import LEAST_KEPT, Annealing, Standing
+from cogen_fast.sampler.pace import Annealing, Standing, least_kept
 from cogen_fast.sampler.tuning import POPULATION, Tuning, TuningRule
 from cogen_fast.sampler.weights import (
     effective_sample_size,
     genealogical_variance,
     log_mean_weight,
+    surviving_roots,
 )
 
 _SHARPNESS_GAIN = 0.3
 _MASS_SHRINKAGE = 8.0
 _TIE = 1e-6  # from even weights a step keeps exactly what was asked: no matter for rounding
-_HALF = 0.5  # a move counts in full from half the target acceptance on
-_ENOUGH = 0.75
+_BLIND = math.e  # beta grows by no more where energies that are all alike cannot tell
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ class SMCState:
     beta = 1; ``finished`` ``(B,)`` marks what stands still. ``sharpness`` ``(B,)`` is a running
     mean of the steps, each keeping ``exp(-1)``, that an e-fold of beta takes; ``jumped`` ``(B,)``
     marks what a short budget drove to the end too fast; ``non_finite`` ``(B, N)`` counts proposals
-    that were not finite; ``spent`` the gradient evaluations of a particle. ``spread`` is there for
-    chains too few to be a population.
+    that were not finite; ``spent`` the gradient evaluations of a particle. ``curvature``
+    ``(B, d, d)`` is what `stiffness` knows; ``spread`` is there for chains too few to be a
+    population.
     """
 
     hmc: HMCState
@@ -69,6 +71,7 @@ class SMCState:
     jumped: Tensor
     non_finite: Tensor
     spent: int
+    curvature: Tensor
     spread: Spread | None = None
 
 
@@ -80,7 +83,8 @@ class Choice:
     where ``resampled``, with ``step_size`` (before its jitter): of the first move when it is made,
     of the last once it is done, which is what another run should repeat. ``kept`` is
     the share of the conditional effective sample size that was asked for.
-    ``inverse_mass`` is ``(B, d)`` or None; L and M are common to all.
+    ``inverse_mass`` is ``(B, d)`` or None. L is common to all; ``moves`` ``(B,)`` int64 is each
+    one's M, and ``hmc_steps`` the largest of them.
     """
 
     active: Tensor
@@ -89,6 +93,8 @@ class Choice:
     resampled: Tensor
     step_size: Tensor
     inverse_mass: Tensor | None
+    stiff: Tensor | None
+    moves: Tensor
     leapfrog_steps: int
     hmc_steps: int
 
@@ -98,14 +104,16 @@ class SMCInfo:
     """How one temperature went.
 
     ``effective_sample_size`` ``(B,)`` is that of the weights before resampling, ``acceptance``
-    ``(B,)`` the mean over the moves, ``energy`` ``(B,)`` the mean misfit energy after them; NaN
-    where not active. ``ancestors`` ``(B, N)`` int64 is the particle each took the place of.
+    ``(B,)`` the mean over the moves, ``energy`` and ``energy_std`` ``(B,)`` the misfit energies'
+    mean and standard deviation after them; NaN where not active. ``ancestors`` ``(B, N)`` int64 is
+    the particle each took the place of.
     """
 
     choice: Choice
     effective_sample_size: Tensor
     acceptance: Tensor
     energy: Tensor
+    energy_std: Tensor
     ancestors: Tensor
 
 
@@ -120,11 +128,16 @@ def init(
 ) -> SMCState:
     """Prior draws at beta_0 = 0; ``how`` goes to `hmc.init`. Costs one gradient.
 
-    ``alone``: the ``chains`` are no population. They are not resampled, and the inverse temperature
-    grows by what their own energies' recent spread allows; ``starts`` prior draws give the first.
+    ``latents`` ``(B, N, d)`` in their place (N = ``chains``) must be prior draws too. ``alone``:
+    the ``chains`` are no population. They are not resampled, and the inverse temperature grows by
+    what their own energies' recent spread allows; ``starts`` prior draws give the first.
     """
     if step_size_start is not None:
         check_number("step_size", step_size_start, above=0.0)
+    check_count("chains", chains)
+    given = how.get("latents")
+    if given is not None and (given.ndim != 3 or given.shape[1] != chains):
+        raise ValueError(f"latents: expected shape (B, {chains}, d), got {tuple(given.shape)}")
     drawn = max(chains, starts) if alone else chains
     state = hmc.init(target, chains=drawn, **how)
     spread = lone.init(state.energy, chains) if alone else None
@@ -153,6 +166,7 @@ def init(
         jumped=nothing.clone(),
         non_finite=torch.zeros_like(state.energy, dtype=torch.int64),
         spent=-(-drawn // chains),
+        curvature=stiffness.init(state.latents),
         spread=spread,
     )
 
@@ -183,21 +197,26 @@ def step(
     info = SMCInfo(
         choice,
         effective_sample_size(weighed.log_weights),
-        torch.where(choice.active & (choice.hmc_steps > 0), acceptance, torch.nan),
+        torch.where(choice.active & (choice.moves > 0), acceptance, torch.nan),
         torch.where(choice.active, moved.hmc.energy.mean(-1), torch.nan),
+        torch.where(choice.active, moved.hmc.energy.std(-1, correction=0), torch.nan),
         ancestors,
     )
     closed = _close(moved, choice, annealing)
-    return replace(closed, sharpness=_sharpness(state, choice)), info
+    return replace(closed, sharpness=_sharpness(state, choice, annealing)), info
 
 
 def choose(state: SMCState, annealing: Annealing, ops: Ops) -> Choice:
-    """What the population itself asks for."""
+    """What the population itself asks for; ValueError where every observation is finished."""
     active, beta, size = ~state.finished, state.beta, state.hmc.latents.shape[-1]
-    standing = Standing(active, beta, state.sharpness, state.tuning, size, state.spent)
+    standing = Standing(
+        active, beta, state.sharpness, state.rounds, state.tuning, size, state.spent
+    )
     chosen = pace.choose(standing, annealing)
     if state.spread is None:
         new_beta = ops.next_beta(state.hmc.energy, state.log_weights, beta, chosen.kept, active)
+        blind = _collapsed(state) & (chosen.kept > 0.0)
+        new_beta = torch.where(blind, torch.minimum(new_beta, _BLIND * beta), new_beta)
     else:
         new_beta = torch.where(active, lone.next_beta(state.spread, beta, chosen.kept), beta)
     weighed = _weigh(state, new_beta)
@@ -205,16 +224,26 @@ def choose(state: SMCState, annealing: Annealing, ops: Ops) -> Choice:
     # At the end weights are made even, so that particles are draws as they stand.
     arrived = (new_beta >= 1.0) & (beta < 1.0)
     uneven = arrived | (share < annealing.resample_below + _TIE)
+    stiff, inverse_mass = _mass(state, weighed, annealing, new_beta)
     return Choice(
         active,
         chosen.kept,
         new_beta,
         active & uneven & (state.spread is None),
         tuning.sharpen(state.tuning, beta, new_beta, size).log_step.exp(),
-        None if annealing.mass is None else _diagonal_mass(weighed),
+        inverse_mass,
+        stiff,
+        chosen.moves,
         chosen.leapfrog_steps,
         chosen.hmc_steps,
     )
+
+
+def _collapsed(state: SMCState) -> Tensor:
+    """Whether all particles are copies of one another, ``(B,)``: their weights tell nothing."""
+    energy = state.hmc.energy
+    alike = (energy == energy[:, :1]).all(-1)
+    return alike & (surviving_roots(state.roots) < energy.shape[-1])
 
 
 def _weigh(state: SMCState, beta: Tensor) -> SMCState:
@@ -248,13 +277,27 @@ def _resample(state: SMCState, wanted: Tensor, ops: Ops) -> tuple[SMCState, Tens
     return resampled, ancestors
 
 
+def _mass(
+    state: SMCState, weighed: SMCState, annealing: Annealing, beta: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Stiff directions and inverse mass, as ``annealing.mass`` says."""
+    if annealing.mass == "diagonal":
+        return None, _diagonal_mass(weighed)
+    directions = stiffness.count(state.hmc.latents.shape[-1])
+    if annealing.mass == "low-rank" and directions > 0 and state.spread is None:
+        stiff, inverse_mass = stiffness.directions(state.curvature, beta)
+        return stiff, inverse_mass.to(state.hmc.latents.dtype)
+    return None, None
+
+
 def _diagonal_mass(state: SMCState) -> Tensor:
     """Inverse mass ``(B, d)``: the population's variances, drawn towards their mean.
 
     Scaled to a geometric mean of 1, so that a step size keeps its meaning when the mass changes.
     """
     z = state.hmc.latents
-    weights = torch.softmax(state.log_weights, -1)[..., None].to(z.dtype)
+    trusted = state.log_weights if state.spread is None else torch.zeros_like(state.log_weights)
+    weights = torch.softmax(trusted, -1)[..., None].to(z.dtype)
     variance = (weights * (z - (weights * z).sum(1, keepdim=True)) ** 2).sum(1)
     particles = z.shape[1]
     mean = variance.mean(-1, keepdim=True)
@@ -271,33 +314,15 @@ def _move(
     adapts: bool,
     ops: Ops,
 ) -> tuple[SMCState, Choice, Tensor]:
-    """M transitions at the chosen temperature, what they were, and their mean acceptance ``(B,)``.
-
-    Where it adapts, a move counts by its acceptance: there are more than M where some were refused.
-    """
-    rule = annealing.rule
-    total, counted = torch.zeros_like(choice.beta), torch.zeros_like(choice.beta)
-    made, step_size = 0, choice.step_size
-    while made < choice.hmc_steps or (
-        adapts and _wants_more(state, choice, counted, made, annealing)
-    ):
-        step_size = state.tuning.log_step.exp()
-        state, acceptance = _one_move(state, potential, choice, annealing, adapts, ops)
-        total, made = total + acceptance, made + 1
-        counted = counted + (acceptance / (_HALF * rule.target)).clamp(max=1.0)
-    done = replace(choice, step_size=step_size, hmc_steps=made)
-    return state, done, total / max(made, 1)
-
-
-def _wants_more(
-    state: SMCState, choice: Choice, counted: Tensor, made: int, annealing: Annealing
-) -> bool:
-    """Whether an observation's moves do not yet count for as many as there should be."""
-    affordable = annealing.budget is None or state.spent + choice.leapfrog_steps <= annealing.budget
-    fixed = annealing.hmc_steps is not None
-    if fixed or not affordable or not 0 < made < annealing.rule.most_moves:
-        return False
-    return bool((choice.active & (counted < choice.hmc_steps * _ENOUGH)).any())
+    """Each observation's M transitions, what they were, and their mean acceptance ``(B,)``."""
+    turn = stiffness.basis(choice.stiff)
+    total, step_size = torch.zeros_like(choice.beta), choice.step_size
+    for made in range(choice.hmc_steps):
+        now = replace(choice, active=choice.active & (made < choice.moves))
+        step_size = torch.where(now.active, state.tuning.log_step.exp(), step_size)
+        state, acceptance = _one_move(state, potential, now, turn, annealing, adapts, ops)
+        total = total + torch.where(now.active, acceptance, 0.0)
+    return state, replace(choice, step_size=step_size), total / choice.moves.clamp(min=1)
 
 
 def jittered(
@@ -314,16 +339,21 @@ def _one_move(
     state: SMCState,
     potential: Potential,
     choice: Choice,
+    turn: Tensor | None,
     annealing: Annealing,
     adapts: bool,
     ops: Ops,
 ) -> tuple[SMCState, Tensor]:
     """One transition with a jittered step size, and its mean acceptance ``(B,)``."""
-    before, tuned, spread, rule = state.hmc, state.tuning, state.spread, annealing.rule
-    settings = jittered(choice, tuned.log_step.exp(), rule, before.stream, ops)
-    chains, info = hmc.transition(before, potential, settings, choice.leapfrog_steps, ops)
+    tuned, curvature, spread, rule = state.tuning, state.curvature, state.spread, annealing.rule
+    settings = jittered(choice, tuned.log_step.exp(), rule, state.hmc.stream, ops)
+    length = choice.leapfrog_steps
+    made = stiffness.transition(state.hmc, potential, settings, length, turn, ops)
+    chains, info = made.after, made.info
     if adapts:
-        tuned = tuning.update(tuned, before, chains, info, settings, choice.leapfrog_steps, rule)
+        tuned = tuning.update(tuned, made.start, made.end, info, settings, length, rule)
+        if turn is not None:
+            curvature = stiffness.update(curvature, chains.grad, choice.beta, choice.active)
     if spread is not None:
         spread = lone.update(spread, chains.energy, choice.active)
     moved = replace(
@@ -331,18 +361,20 @@ def _one_move(
         hmc=chains,
         tuning=tuned,
         spread=spread,
+        curvature=curvature,
         non_finite=state.non_finite + info.non_finite,
         spent=state.spent + choice.leapfrog_steps,
     )
     return moved, info.acceptance_probability.mean(-1)
 
 
-def _sharpness(state: SMCState, choice: Choice) -> Tensor:
+def _sharpness(state: SMCState, choice: Choice, annealing: Annealing) -> Tensor:
     """The running mean after a step from ``state``; what came too fast teaches nothing."""
     e_folds = torch.log(choice.beta / state.beta)
     seen = torch.sqrt(-torch.log(choice.kept)) / e_folds
     known = torch.where(state.sharpness > 0.0, state.sharpness, seen)
-    learns = choice.active & (state.beta > 0.0) & (e_folds > 0.0) & (choice.kept >= LEAST_KEPT)
+    slow = choice.kept >= least_kept(annealing)
+    learns = choice.active & (state.beta > 0.0) & (e_folds > 0.0) & slow
     return torch.where(learns, known.lerp(seen, _SHARPNESS_GAIN), state.sharpness)
 
 
@@ -351,9 +383,9 @@ def _close(after: SMCState, choice: Choice, annealing: Annealing) -> SMCState:
     active = choice.active
     rounds = after.rounds + (active & (choice.beta >= 1.0))
     spent = annealing.budget is not None and after.spent >= annealing.budget
-    over = spent or choice.hmc_steps == 0
+    over = (choice.moves == 0) | spent
     ended = (rounds >= annealing.final_rounds) | ((rounds >= 1) & over)
-    jumped = active & (choice.kept < LEAST_KEPT) & (rounds <= 1)
+    jumped = active & (choice.kept < least_kept(annealing)) & (rounds <= 1)
     return replace(
         after,
         rounds=rounds,
@@ -408,6 +440,8 @@ def run(
     """
     annealing = annealing or Annealing()
     potential = hmc.as_potential(target)
+    if start is not None and (repeats is not None or keep_trace or how):
+        raise ValueError("start: takes these from the run it continues: repeats, keep_trace, how")
     if start is None:
         state = init(potential, backend=backend, **how)
         first = (state.hmc.latents.cpu(),) if keep_trace else None

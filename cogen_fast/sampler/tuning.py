@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cogen_fast.arguments import check_count, check_number
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.sampler.hmc import HMCInfo, HMCState
 
@@ -41,9 +42,17 @@ class TuningRule:
     step_gain: float = 0.5
     length_gain: float = 0.05
     memory_gain: float = 0.2
-    jitter: float = 0.25
+    jitter: float = 0.1
     remembered: float = 0.5
     most_moves: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("target", "remembered", "memory_gain"):
+            check_number(name, getattr(self, name), above=0.0, below=1.0)
+        for name, below in (("step_gain", math.inf), ("length_gain", math.inf), ("jitter", 1.0)):
+            if getattr(self, name) != 0.0:  # 0 is none
+                check_number(name, getattr(self, name), above=0.0, below=below)
+        check_count("most_moves", self.most_moves)
 
 
 @dataclass(frozen=True)
@@ -150,12 +159,9 @@ def leapfrog_steps(log_ratios: Sequence[float]) -> int:
     return min(LADDER, key=lambda count: abs(math.log(count) - wanted))
 
 
-def moves_needed(memory: Sequence[float], rule: TuningRule) -> int:
-    """Moves after which energies have forgotten enough of their start.
-
-    One number for a whole call, by the mean of the observations' memories.
-    """
-    kept = min(max(sum(memory) / len(memory), 0.0), 0.999)
+def moves_needed(memory: float, rule: TuningRule) -> int:
+    """Moves after which energies have forgotten enough of their start."""
+    kept = min(max(memory, 0.0), 0.999)
     if kept <= rule.remembered:
         return 1
     return min(rule.most_moves, math.ceil(math.log(rule.remembered) / math.log(kept)))

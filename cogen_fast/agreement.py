@@ -1,0 +1,46 @@
+"""Whether independent populations agree, told from plain tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MOST_DRAWS = 64  # of a population: enough for a verdict, and quick
+_SHUFFLES = 999
+
+
+def disagreement(latents: Tensor, populations: int) -> tuple[Tensor, Tensor]:
+    """Largest R-hat of a coordinate over R populations (Gelman and Rubin 1992), and its p-value.
+
+    ``latents`` ``(B, R N, d)``, those of a population side by side; both ``(B,)``. The p-value is
+    that of the largest R-hat among populations whose draws are shuffled, which a few draws never
+    make small. 1 and 1 for one population, or for one draw of each.
+    """
+    ones = torch.ones(len(latents))
+    if populations < 2 or latents.shape[1] < 2 * populations:
+        return ones, ones.clone()
+    random = torch.Generator().manual_seed(0)
+    found = [_of_one(each, populations, random) for each in latents.double()]
+    largest, p = torch.tensor(found).T
+    return largest, p
+
+
+def _of_one(latents: Tensor, populations: int, random: torch.Generator) -> tuple[float, float]:
+    draws = latents.reshape(populations, -1, latents.shape[-1])
+    draws = draws[:, :: -(-draws.shape[1] // _MOST_DRAWS)]
+    seen = _largest(draws)
+    pooled = draws.flatten(0, 1)
+    shuffled = 0
+    for _ in range(_SHUFFLES):
+        order = torch.randperm(len(pooled), generator=random)
+        shuffled += _largest(pooled[order].reshape(draws.shape)) >= seen
+    return seen, (1 + shuffled) / (1 + _SHUFFLES)
+
+
+def _largest(draws: Tensor) -> float:
+    """The largest R-hat of ``(R, N, d)`` over coordinates."""
+    count = draws.shape[1]
+    within = draws.var(1).mean(0)
+    between = draws.mean(1).var(0)
+    ratio = between / within.clamp(min=1e-300)
+    return float((ratio + (count - 1) / count).max().sqrt())
