@@ -15,6 +15,7 @@ from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
 
 _LEAST_FINAL_ROUNDS = 2
 _LEAST_KEPT = 0.1  # where a step keeps less, one particle in ten carries it
+_ROUNDING = 1e-9
 _MODERATE_KEPT = 0.3  # longer trajectories are worth steps as large as this
 _UNKNOWN_TRAVEL = 10.0  # e-folds of beta assumed before the first is known
 MASSES = ("low-rank", "diagonal", "identity")
@@ -59,7 +60,7 @@ class Annealing:
 
 def least_kept(annealing: Annealing) -> float:
     """Steps that keep less are forced by the budget: their weights say little."""
-    return min(_LEAST_KEPT, annealing.kept)
+    return min(_LEAST_KEPT, annealing.kept * (1.0 - _ROUNDING))
 
 
 @dataclass(frozen=True)

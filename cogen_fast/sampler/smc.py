@@ -82,7 +82,8 @@ class Choice:
     ``(B,)`` each: ``active`` observations move, to inverse temperature ``beta``, after resampling
     where ``resampled``, with ``step_size`` (before its jitter): of the first move when it is made,
     of the last once it is done, which is what another run should repeat. ``kept`` is
-    the share of the conditional effective sample size that was asked for.
+    the share of the conditional effective sample size that was asked for, NaN where all particles
+    were copies of one another.
     ``inverse_mass`` is ``(B, d)`` or None. L is common to all; ``moves`` ``(B,)`` int64 is each
     one's M, and ``hmc_steps`` the largest of them.
     """
@@ -138,7 +139,7 @@ def init(
     given = how.get("latents")
     if given is not None and (given.ndim != 3 or given.shape[1] != chains):
         raise ValueError(f"latents: expected shape (B, {chains}, d), got {tuple(given.shape)}")
-    drawn = max(chains, starts) if alone else chains
+    drawn = max(chains, starts) if alone and given is None else chains
     state = hmc.init(target, chains=drawn, **how)
     spread = lone.init(state.energy, chains) if alone else None
     state = HMCState(
@@ -213,10 +214,12 @@ def choose(state: SMCState, annealing: Annealing, ops: Ops) -> Choice:
         active, beta, state.sharpness, state.rounds, state.tuning, size, state.spent
     )
     chosen = pace.choose(standing, annealing)
+    kept = chosen.kept
     if state.spread is None:
         new_beta = ops.next_beta(state.hmc.energy, state.log_weights, beta, chosen.kept, active)
         blind = _collapsed(state) & (chosen.kept > 0.0)
         new_beta = torch.where(blind, torch.minimum(new_beta, _BLIND * beta), new_beta)
+        kept = torch.where(blind, torch.nan, kept)
     else:
         new_beta = torch.where(active, lone.next_beta(state.spread, beta, chosen.kept), beta)
     weighed = _weigh(state, new_beta)
@@ -227,7 +230,7 @@ def choose(state: SMCState, annealing: Annealing, ops: Ops) -> Choice:
     stiff, inverse_mass = _mass(state, weighed, annealing, new_beta)
     return Choice(
         active,
-        chosen.kept,
+        kept,
         new_beta,
         active & uneven & (state.spread is None),
         tuning.sharpen(state.tuning, beta, new_beta, size).log_step.exp(),

@@ -20,6 +20,7 @@ from cogen_fast.sampler import hmc
 from cogen_fast.sampler.hmc import HMCInfo, HMCState
 
 _GAIN = 0.1  # of the running mean, per move
+_RANK = 1e-9  # of the largest eigenvalue: below it there is no direction
 MOST = 32
 """Directions at most."""
 
@@ -50,19 +51,32 @@ def count(size: int) -> int:
 def directions(curvature: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """The stiffest directions ``(B, d, k)`` at ``beta``, and the inverse mass ``(B, d)`` there.
 
-    k is `count` of d; the others keep an inverse mass of 1.
+    k is `count` of d, the stiffest first; the others keep an inverse mass of 1. Columns beyond the
+    rank of ``curvature`` are fixed ones, of inverse mass 1 too.
     """
-    size = curvature.shape[-1]
-    first = size - count(size)
-    values, vectors = torch.linalg.eigh(curvature)
+    size, most = curvature.shape[-1], count(curvature.shape[-1])
+    ascending, vectors = torch.linalg.eigh(curvature)
+    values, stiff = ascending.flip(-1), vectors.flip(-1)[..., :most]
     hessian = beta[:, None] * values.clamp(min=0.0) + 1.0
     inverse_mass = torch.ones_like(values)
-    inverse_mass[:, : size - first] = hessian[:, first - 1, None] / hessian[:, first:]
-    return vectors[..., first:], inverse_mass
+    inverse_mass[:, :most] = hessian[:, most, None] / hessian[:, :most]
+    # Where gradients span fewer directions, rounding would choose the others.
+    known = values[:, :most] > _RANK * values[:, :1]
+    stiff = torch.where(known[:, None], stiff, _filler(size, most).to(stiff.device))
+    return stiff, inverse_mass
+
+
+def _filler(size: int, most: int) -> Tensor:
+    """Fixed columns ``(d, k)`` in general position."""
+    random = torch.Generator().manual_seed(0)
+    return torch.randn(size, most, generator=random, dtype=torch.float64)
 
 
 def basis(stiff: Tensor | None) -> Tensor | None:
-    """An orthogonal ``(B, d, d)`` whose first columns are ``stiff``, but for their signs."""
+    """An orthogonal ``(B, d, d)`` whose first columns span ``stiff``, one after the other.
+
+    It is the same for either sign of a column, which is an eigenvector's freedom.
+    """
     if stiff is None:
         return None
     turn: Tensor = torch.linalg.qr(stiff, mode="complete").Q
