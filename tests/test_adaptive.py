@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import Failing, assert_same, both_backends, network
 from torch import Tensor, nn
 
 from cogen_fast import Result, cogenerate
@@ -22,41 +22,10 @@ from cogen_fast.sampler import hmc, smc
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.tuning import LADDER
 
-both_backends = pytest.mark.parametrize("backend", ["reference", "native"])
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MASK = np.array([1, 1, 0, 1, 0])
 F64 = torch.float64
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Batches here are small: threads would spend their time waiting for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def network(seed: int = 0) -> nn.Sequential:
-    random = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5))
-    for p in net.parameters():
-        p.data = torch.randn(p.shape, generator=random)
-    return net
-
-
-class Failing(nn.Module):
-    """The network, raising KeyboardInterrupt at call number ``at``."""
-
-    def __init__(self, at: int | None = None) -> None:
-        super().__init__()
-        self.net, self.at, self.calls = network(), at, 0
-
-    def forward(self, z: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls == self.at:
-            raise KeyboardInterrupt
-        x: Tensor = self.net(z)
-        return x
 
 
 def x_obs(batch: int = 2) -> Tensor:
@@ -92,19 +61,6 @@ def log_evidence_of_the_linear_model() -> float:
     marginal = a @ a.T + NOISE**2 * torch.eye(3, dtype=F64)
     law = torch.distributions.MultivariateNormal(b, marginal)
     return float(law.log_prob(LINEAR_X[[0, 1, 3]]))
-
-
-def assert_same(a: Result, b: Result, but: tuple[str, ...] = ()) -> None:
-    """Bit for bit, NaNs included."""
-    for field in fields(Result):
-        if field.name in but:
-            continue
-        first, second = getattr(a, field.name), getattr(b, field.name)
-        if isinstance(first, Tensor):
-            assert first.dtype == second.dtype, field.name
-            np.testing.assert_array_equal(first.numpy(), second.numpy(), err_msg=field.name)
-        else:
-            assert first == second, field.name
 
 
 # --- shapes ---------------------------------------------------------------------------------------
@@ -596,6 +552,7 @@ def test_polish_lowers_every_energy_and_says_so(how: dict[str, Any], method: Any
     assert f"polished by 40 steps of {method}: best fits, no samples" in polished.notes
     assert polished.settings["polish"] == 40
     assert polished.settings["polish_method"] == method
+    assert polished.settings["budget"] == (how | more).get("budget")
     torch.testing.assert_close(polished.images, network()(polished.latents).detach())
     # All that was found on the way is as it was.
     for name in ("betas", "acceptance", "energy_history", "roots", "surviving_roots", "jumped"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from runs import both_backends
 from torch import Tensor, nn
 
 from cogen_fast import PRESETS, AdaptationRule, AveragePool, Operator, Result, Stride, cogenerate
@@ -20,18 +21,10 @@ from cogen_fast.sampler import ais
 from cogen_fast.sampler.schedule import Sigmoid
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
 
-both_backends = pytest.mark.parametrize("backend", ["reference", "native"])
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUIET: dict[str, Any] = {"method": "paper", "progress": False}
 D, CHAINS = 3, 1000
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Batches here are small: threads would spend their time waiting for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def normal(*shape: int, seed: int) -> Tensor:

@@ -6,13 +6,13 @@ Seeds are fixed. Each bound states its share of false alarms among seeds, for co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from runs import both_backends
 from torch import Tensor
 
 from cogen_fast import cogenerate
@@ -38,20 +38,12 @@ from cogen_fast.experiments.calibration import (
 )
 from cogen_fast.sampler.pace import Annealing
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Array = npt.NDArray[np.float64]
-both_backends = pytest.mark.parametrize("backend", ["reference", "native"])
 FALSE_ALARM = 1e-3
 SIMULATIONS = {"linear": 300, "gan-2d": 200, "conv-8": 48}
 DRAWS = 7
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Batches here are small: threads would spend their time waiting for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- simulation-based calibration -----------------------------------------------------------------

@@ -11,29 +11,27 @@ import io
 import itertools
 import os
 import random
-import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import HealthCheck, event, example, given, settings
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 from PIL import Image
+from searches import limited, search
 
 import cogen_fast
 from cogen_fast.cli import main
 from cogen_fast.generators import MLPGenerator, ProgressiveGenerator
 
-EFFORT = int(os.environ.get("COGEN_FAST_PROPERTY_EFFORT", "1"))
-SECONDS = 30  # for one command, of a few dozen milliseconds: beyond it, it hangs
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 8
 DONE, MISTAKE = 0, 2
 USER_CODE = """
@@ -64,43 +62,10 @@ def noisy(z):
 """
 
 
-def search(examples: int) -> settings:
-    """How a search goes: the same examples every time, or many and new ones on demand."""
-    return settings(
-        max_examples=examples * EFFORT,
-        deadline=None,
-        derandomize=EFFORT == 1,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-
-
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def own_random_state() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         yield
-    torch.set_num_threads(before)
-
-
-@contextmanager
-def limited() -> Iterator[None]:
-    """A command that never ends becomes a failure (where the system has an alarm clock)."""
-    if not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise AssertionError(f"still running after {SECONDS} seconds")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import Failing, assert_same, both_backends, network
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cogen_fast import Operator, Result, cogenerate
 
-both_backends = pytest.mark.parametrize("backend", ["reference", "native"])
 MASK = np.array([1, 1, 0, 1, 0])
 SETTINGS: dict[str, Any] = {
     "method": "paper",
@@ -37,29 +36,6 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def network(seed: int = 0) -> nn.Sequential:
-    random = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5))
-    for p in net.parameters():
-        p.data = torch.randn(p.shape, generator=random)
-    return net
-
-
-class Failing(nn.Module):
-    """The network, raising ``error`` at call number ``at``."""
-
-    def __init__(self, at: int | None = None, error: type[BaseException] = KeyboardInterrupt):
-        super().__init__()
-        self.net, self.at, self.error, self.calls = network(), at, error, 0
-
-    def forward(self, z: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls == self.at:
-            raise self.error
-        x: Tensor = self.net(z)
-        return x
-
-
 def x_obs(seed: int = 1, batch: int = 2) -> Tensor:
     return torch.randn(batch, 5, generator=torch.Generator().manual_seed(seed))
 
@@ -67,17 +43,6 @@ def x_obs(seed: int = 1, batch: int = 2) -> Tensor:
 def run(generator: Any = None, **changes: Any) -> Result:
     arguments = {"x_obs": x_obs(), "mask": MASK} | SETTINGS | changes
     return cogenerate(network() if generator is None else generator, **arguments)
-
-
-def assert_same(a: Result, b: Result) -> None:
-    """Bit for bit, NaNs included."""
-    for field in fields(Result):
-        first, second = getattr(a, field.name), getattr(b, field.name)
-        if isinstance(first, Tensor):
-            assert first.dtype == second.dtype, field.name
-            np.testing.assert_array_equal(first.numpy(), second.numpy(), err_msg=field.name)
-        else:
-            assert first == second, field.name
 
 
 # --- seeds --------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,19 +18,13 @@ from cogen_fast.generators.pretrained import pretrained
 from cogen_fast.sampler import reverse, smc
 from cogen_fast.sampler.pace import Annealing
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 X_OBS = np.array([[0.309, np.nan], [0.9, np.nan]], dtype=np.float32)
 MASK = np.array([1, 0])
 needs_arviz = pytest.mark.skipif(
     importlib.util.find_spec("arviz_stats") is None, reason="the extra arviz is not installed"
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(**options: Any) -> Result:

@@ -992,6 +992,14 @@ def test_no_result_is_no_file(tmp_path: Path) -> None:
         Result.load(tmp_path)
 
 
+def test_a_path_is_text_or_a_path(picture: Result) -> None:
+    for use in (picture.save, Result.load):
+        with pytest.raises(TypeError, match="directory: expected a path, got 3"):
+            use(3)
+    with pytest.raises(TypeError, match="path: expected a path, got 3"):
+        picture.grid(3)
+
+
 def test_a_result_reads_well(picture: Result) -> None:
     text = repr(picture)
     assert text.startswith("Result: 2 observations x 3 chains, complete")

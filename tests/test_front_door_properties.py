@@ -15,10 +15,8 @@ import copy
 import inspect
 import json
 import math
-import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import warnings
@@ -26,21 +24,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from runs import assert_same
+from searches import EFFORT, limited, search
 from torch import Tensor, nn
 
 from cogen_fast import AveragePool, Mask, Result, Stride, cogenerate, inpaint, super_resolve
 
-EFFORT = int(os.environ.get("COGEN_FAST_PROPERTY_EFFORT", "1"))
-SECONDS = 30  # for one call, of a few dozen milliseconds: beyond it, it hangs
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 POPULATION = 16  # particles of a population, as `cogenerate` documents
 EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.float16: 2.0**-10}
 EPS[torch.bfloat16] = 2.0**-7
@@ -51,44 +50,6 @@ KEYWORDS = [p.name for p in inspect.signature(cogenerate).parameters.values()]
 START = "energy"
 
 Array = npt.NDArray[Any]
-
-
-def search(examples: int) -> settings:
-    """How a search goes: the same examples every time, or many and new ones on demand."""
-    return settings(
-        max_examples=examples * EFFORT,
-        deadline=None,
-        derandomize=EFFORT == 1,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@contextmanager
-def limited() -> Iterator[None]:
-    """A call that never ends becomes a failure (where the system has an alarm clock)."""
-    if not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise AssertionError(f"still running after {SECONDS} seconds")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # --- generators ---------------------------------------------------------------------------------
@@ -619,16 +580,6 @@ def runs_alone(options: dict[str, Any]) -> bool:
     return bool((budget - options.get("polish", 0)) * chains < runs * 50 * POPULATION)
 
 
-def assert_same(result: Result, other: Result) -> None:
-    """Bit for bit."""
-    for name, value in vars(result).items():
-        found = getattr(other, name)
-        if isinstance(value, Tensor):
-            np.testing.assert_array_equal(found.numpy(), value.numpy(), err_msg=name)
-        elif name not in ("settings", "notes"):
-            assert found == value, name
-
-
 def expected_warnings(case: Case) -> set[str]:
     expected = {"mask"} if "nothing observed" in case.notes else set()
     if case.options.get("form") == "paper":
@@ -707,7 +658,7 @@ def test_valid_problems_are_answered_rightly_in_every_form(case: Case) -> None:
     # Forms, and what stands in hidden places, are no part of the input.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert_same(result, cogenerate(case.G, **case.plain))
+        assert_same(result, cogenerate(case.G, **case.plain), but=("settings", "notes"))
 
 
 @search(40)

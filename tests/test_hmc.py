@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,21 +20,14 @@ from cogen_fast.ops.reference import Proposal
 from cogen_fast.ops.spec import AdaptationRule, TransitionSettings
 from cogen_fast.sampler import ais, hmc
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Array = npt.NDArray[np.float64]
 Grad = Callable[[Tensor], Tensor]
 CPU = torch.device("cpu")
 BACKENDS = ["reference", "native"]
 both_backends = pytest.mark.parametrize("backend", BACKENDS)
 ROUNDING = {"rtol": 1e-9, "atol": 1e-11}  # float64 over a few dozen operations
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Batches here are small: threads would spend their time waiting for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def bowl(z: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ one of 10,000 runs of a check (nine scores, 7e-6 each). Seeds are fixed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -21,17 +21,10 @@ from cogen_fast.ops.philox import Purpose
 from cogen_fast.sampler import hmc, smc
 from cogen_fast.sampler.pace import Annealing
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BOUND = 4.5
 Plant = Callable[[pytest.MonkeyPatch], None]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Batches here are small: threads would spend their time waiting for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def ops() -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,8 +21,9 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
+from searches import EFFORT, search
 from torch import Tensor
 
 from cogen_fast.ops import native, reference
@@ -31,7 +31,8 @@ from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
 from cogen_fast.ops.reference import Proposal
 from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
 
-EFFORT = int(os.environ.get("COGEN_FAST_PROPERTY_EFFORT", "1"))
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 F64 = torch.float64
 # Error of a normal draw against the exact one, where it is at most 1; relative above.
 NORMAL_ERROR = {torch.float32: 2e-6, F64: 1e-13}
@@ -39,25 +40,6 @@ NORMAL_ERROR = {torch.float32: 2e-6, F64: 1e-13}
 ROUNDING = {torch.float32: 16 * 2.0**-24, F64: 16 * 2.0**-53}
 SUM = 1e-13  # of the float64 sums, whose order is free
 Arguments = dict[str, Any]
-
-
-def search(examples: int) -> settings:
-    """How a search goes: the same examples every time, or many and new ones on demand."""
-    return settings(
-        max_examples=examples * EFFORT,
-        deadline=None,
-        derandomize=EFFORT == 1,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from cogen_fast.optimise import POLISHERS, adam, gradient_descent, lbfgs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Optimiser = Callable[[Any, Tensor, int], tuple[Tensor, Tensor]]
 Array = npt.NDArray[np.float64]
@@ -27,15 +29,6 @@ polishers = pytest.mark.parametrize("optimiser", [adam, lbfgs], ids=["adam", "lb
 all_three = pytest.mark.parametrize(
     "optimiser", [descend, adam, lbfgs], ids=["descent", "adam", "lbfgs"]
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Batches here are small: threads would spend their time waiting for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def normal(*shape: int, seed: int) -> Tensor:

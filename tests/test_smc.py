@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from runs import both_backends
 from torch import Tensor
 
 from cogen_fast.ops import dispatch
@@ -31,20 +32,12 @@ from cogen_fast.sampler.weights import (
     surviving_roots,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Array = npt.NDArray[np.float64]
-both_backends = pytest.mark.parametrize("backend", ["reference", "native"])
 all_masses = pytest.mark.parametrize("mass", MASSES)
 F64 = torch.float64
 ROUNDING: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64 over a few hundred operations
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Batches here are small: threads would spend their time waiting for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _ops(backend: str = "native") -> Ops:

@@ -1,0 +1,50 @@
+"""A small generator that can be made to fail, and the comparison of two results."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cogen_fast import Result
+
+both_backends = pytest.mark.parametrize("backend", ["reference", "native"])
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    random = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5))
+    for p in net.parameters():
+        p.data = torch.randn(p.shape, generator=random)
+    return net
+
+
+class Failing(nn.Module):
+    """The network, raising ``error`` at call number ``at``."""
+
+    def __init__(self, at: int | None = None, error: type[BaseException] = KeyboardInterrupt):
+        super().__init__()
+        self.net, self.at, self.error, self.calls = network(), at, error, 0
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.at:
+            raise self.error
+        x: Tensor = self.net(z)
+        return x
+
+
+def assert_same(a: Result, b: Result, but: tuple[str, ...] = ()) -> None:
+    """Bit for bit, NaNs included."""
+    for field in fields(Result):
+        if field.name in but:
+            continue
+        first, second = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(first, Tensor):
+            assert first.dtype == second.dtype, field.name
+            np.testing.assert_array_equal(first.numpy(), second.numpy(), err_msg=field.name)
+        else:
+            assert first == second, field.name
