@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cogen_fast.arguments import shown
+from cogen_fast.arguments import check_count, shown
 from cogen_fast.memory import is_out_of_memory
 from cogen_fast.ops import reference
 from cogen_fast.ops.dispatch import DEVICES
@@ -64,9 +64,9 @@ class GeneratorAdapter:
     """``G`` on rows: ``(n, latent_size)`` to ``(n, *output_shape)``, checked once at the start.
 
     ``latent_shape`` (a number or a tuple) is found out where it is not given; the checks call ``G``
-    with at most ``max_rows`` latents. Latents are float64 for a float64 generator and float32
+    with at most ``max_batch`` latents. Latents are float64 for a float64 generator and float32
     otherwise; outputs of half-precision generators become float32. Use it inside `frozen`. Raises
-    TypeError or ValueError naming ``G``, ``latent_shape`` or ``device``.
+    TypeError or ValueError naming ``G``, ``latent_shape``, ``device`` or ``max_batch``.
     """
 
     def __init__(
@@ -74,12 +74,14 @@ class GeneratorAdapter:
         generator: Callable[[Tensor], Tensor],
         latent_shape: Any = None,
         device: torch.device | str | None = None,
-        max_rows: int | None = None,
+        max_batch: int | None = None,
     ) -> None:
+        if max_batch is not None:
+            check_count("max_batch", max_batch)
         if not callable(generator):
             raise TypeError(f"G: expected a callable or module, got {type(generator).__name__}")
         self.generator = generator
-        self._rows = _PROBE_ROWS if max_rows is None else min(_PROBE_ROWS, max_rows)
+        self._rows = _PROBE_ROWS if max_batch is None else min(_PROBE_ROWS, max_batch)
         self.device = _find_device(generator, device)
         self.input_dtype = _parameter_dtype(generator)
         double = self.input_dtype == torch.float64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 _MOST = 2**31 - 1
@@ -37,6 +38,13 @@ def check_count(name: str, value: Any) -> int:
     return check_whole(name, value, 1)
 
 
+def check_path(name: str, value: Any) -> Path:
+    """A path, from text or a path."""
+    if not isinstance(value, str | Path):
+        raise TypeError(f"{name}: expected a path, got {shown(value)}")
+    return Path(value)
+
+
 def check_seed(seed: Any) -> int:
     """The seed, if it is a whole number of 64 bits."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**64:
@@ -44,18 +52,22 @@ def check_seed(seed: Any) -> int:
     return int(seed)
 
 
-def check_number(name: str, value: Any, above: float, below: float = math.inf) -> float:
-    """A finite number above ``above`` and below ``below``, both excluded."""
-    wanted = f"a finite number above {above:g}"
+def check_number(
+    name: str, value: Any, above: float, below: float = math.inf, zero: bool = False
+) -> float:
+    """A finite number above ``above`` and below ``below``, both excluded; or 0, with ``zero``."""
+    wanted = "0 or " if zero else ""
     if below < math.inf:
-        wanted = f"a number between {above:g} and {below:g}"
+        wanted += f"a number between {above:g} and {below:g}"
+    else:
+        wanted += f"a finite number above {above:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name}: expected {wanted}, got {shown(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not above < number < below:
+    if not (above < number < below or (zero and number == 0.0)):
         raise ValueError(f"{name}: expected {wanted}, got {shown(value)}")
     return number
 

@@ -80,8 +80,6 @@ def bound_evidence(
     ``simulations`` is S. Raises ValueError or TypeError naming the argument.
     """
     check_count("simulations", simulations)
-    if max_batch is not None:
-        check_count("max_batch", max_batch)
     operator = as_operator(mask)
     method = Adaptive(
         chains=check_count("chains", chains),

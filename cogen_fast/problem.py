@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from cogen_fast.adapter import GeneratorAdapter, frozen
-from cogen_fast.arguments import check_count
 from cogen_fast.density import GeneratorPotential
 from cogen_fast.observation import Observation, UserMisfit, as_operator, observe
 from cogen_fast.ops import dispatch
@@ -65,8 +64,6 @@ def prepared(
     on CUDA. Raises TypeError or ValueError naming the argument at fault.
     """
     operator = as_operator(mask)
-    if max_batch is not None:
-        check_count("max_batch", max_batch)
     with full_precision(), frozen(generator):
         adapter = GeneratorAdapter(generator, latent_shape, device, max_batch)
         ops = dispatch.resolve(backend, adapter.device)

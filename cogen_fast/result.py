@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogen_fast import plots
+from cogen_fast.arguments import check_path
 from cogen_fast.diagnostics import Evidence, diagnose
 from cogen_fast.files import write_atomically
 from cogen_fast.sampler.tuning import POPULATION
@@ -151,9 +152,10 @@ class Result:
         Chains come in order of energy. Written to ``path`` as PNG where given. ValueError for
         outputs that are no images of 1 or 3 channels.
         """
+        target = None if path is None else check_path("path", path)
         image = plots.draw_grid([self._tiles(b, tiles) for b in range(len(self.images))])
-        if path is not None:
-            write_atomically(Path(path), lambda file: image.save(file, format="PNG"))
+        if target is not None:
+            write_atomically(target, lambda file: image.save(file, format="PNG"))
         return image
 
     def _tiles(self, b: int, most: int) -> list[plots.Tile]:
@@ -207,7 +209,7 @@ class Result:
         Each file is written beside its place and renamed. FileExistsError where a result is there
         already, unless ``overwrite``.
         """
-        folder = Path(directory)
+        folder = check_path("directory", directory)
         folder.mkdir(parents=True, exist_ok=True)
         if not overwrite and (folder / _SUMMARY).exists():
             raise FileExistsError(f"directory: {folder} holds a result already (overwrite=True?)")
@@ -228,7 +230,7 @@ class Result:
     @classmethod
     def load(cls, directory: str | Path) -> Result:
         """What `save` wrote; FileNotFoundError or ValueError where it is not there or damaged."""
-        folder = Path(directory)
+        folder = check_path("directory", directory)
         try:
             with np.load(folder / _ARRAYS, allow_pickle=False) as file:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files}

@@ -17,6 +17,7 @@ from cogen_fast.arguments import (
     check_count,
     check_flag,
     check_number,
+    check_path,
     check_seed,
     check_whole,
     shown,
@@ -185,7 +186,7 @@ def cogenerate(
             f"polish: leaves no evidence, expected 0 with evidence='frozen', got {polish}"
         )
     path = None if checkpoint is None else _checkpoint_path(checkpoint)
-    interval = _checkpoint_interval(checkpoint_seconds)
+    interval = check_number("checkpoint_seconds", checkpoint_seconds, above=0.0, zero=True)
     plan: Method
     if _chosen_method(method, preset, only_paper, only_adaptive) == "paper":
         plan = _paper(base, preset, rule, ais_steps, schedule, form, common, running)
@@ -214,6 +215,8 @@ def cogenerate(
                 outcome.notes.append("polishing was interrupted: these are the samples")
                 polish = 0
         settings = plan.settings() | {"polish": polish, "polish_method": polish_method}
+        if settings.get("budget") is not None:
+            settings["budget"] = budget  # as it was asked for, polishing included
         return _assemble(settings, outcome, complete, problem)
 
 
@@ -364,9 +367,7 @@ def _checked_adaptation(adaptation: Any) -> AdaptationRule | str | None:
 
 
 def _checkpoint_path(checkpoint: Any) -> Path:
-    if not isinstance(checkpoint, str | Path):
-        raise TypeError(f"checkpoint: expected a path, got {shown(checkpoint)}")
-    path = Path(checkpoint)
+    path = check_path("checkpoint", checkpoint)
     try:
         os.stat(path)  # a name that the system cannot have
     except FileNotFoundError:
@@ -376,12 +377,6 @@ def _checkpoint_path(checkpoint: Any) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"checkpoint: expected a file in an existing folder, got {path}")
     return path
-
-
-def _checkpoint_interval(seconds: Any) -> float:
-    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds == 0:
-        return 0.0
-    return check_number("checkpoint_seconds", seconds, above=0.0)
 
 
 def _polished(outcome: Outcome, problem: Problem, steps: int, method: str) -> Outcome:

@@ -50,8 +50,7 @@ class TuningRule:
         for name in ("target", "remembered", "memory_gain"):
             check_number(name, getattr(self, name), above=0.0, below=1.0)
         for name, below in (("step_gain", math.inf), ("length_gain", math.inf), ("jitter", 1.0)):
-            if getattr(self, name) != 0.0:  # 0 is none
-                check_number(name, getattr(self, name), above=0.0, below=below)
+            check_number(name, getattr(self, name), above=0.0, below=below, zero=True)
         check_count("most_moves", self.most_moves)
 
 
