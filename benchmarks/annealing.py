@@ -12,7 +12,8 @@ draw, with the rate that did best on two other faces (on another observation for
 (extra ``peers``) is left out where it is not installed.
 
 Every finished piece is a line of ``benchmarks/results/annealing.jsonl``: start it again and it goes
-on. Ends with the table of all that is there.
+on. Ends with the table of all that is there. Seconds are those of the line's ``threads``; to use
+two cores well, start the command twice, each pinned to one (``taskset``), with different methods.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from dcgan import data_folder, load_faces
+from dcgan import block_mask, data_folder, load_faces, own_faces
 from log import Log
 from torch import Tensor, nn
 
@@ -93,11 +94,8 @@ def _two_d(known: float = 0.0, answer: Tensor = _ANSWER) -> Problem:
 
 def _face(generator: nn.Module, number: int, noise_std: float, seed: int = 1) -> Problem:
     """Face ``number`` of those drawn with ``seed``."""
-    z = torch.randn(_FACES, 100, 1, 1, generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        truth: Tensor = generator(z)[number]
-    mask = torch.ones(64, 64)
-    mask[17:47, 17:47] = 0
+    truth = own_faces(generator, _FACES, seed)[number]
+    mask = block_mask()
     return Problem(
         "faces",
         f"face {number}",
@@ -117,7 +115,7 @@ def _adaptive(problem: Problem, budget: int, log: Log, polish: int = 0) -> Outco
         problem.x_obs,
         problem.mask,
         chains=problem.chains,
-        budget=budget - polish,
+        budget=budget,
         polish=polish,
         progress=False,
         **problem.noise,
@@ -238,7 +236,7 @@ def _problems(groups: Iterable[str]) -> Iterable[Problem]:
     if "2d" in groups:
         yield _two_d()
     if "faces" in groups:
-        generator = load_faces().eval()
+        generator = load_faces()
         for noise_std in _NOISES:
             for number in range(_FACES):
                 yield _face(generator, number, noise_std)
@@ -251,6 +249,10 @@ def _key(problem: Problem, method: str, budget: int) -> dict[str, object]:
 def _run(problem: Problem, method: str, budget: int, log: Log) -> None:
     key = {"piece": "result", **_key(problem, method, budget), **problem.noise}
     if any(log.find(**key)):
+        return
+    done = next(log.find(piece="result", **_key(problem, method, budget)), None)
+    if method == "adam" and done:  # the same run, for Adam does not look at the noise
+        log.add(**done | problem.noise)
         return
     if problem.group == "2d":
         torch.set_num_threads(1)  # layers of 20 units: a second thread only waits
@@ -265,6 +267,7 @@ def _run(problem: Problem, method: str, budget: int, log: Log) -> None:
         good=good,
         median=float(errors.median()),
         worst=float(errors.max()),
+        threads=torch.get_num_threads(),
         remark=outcome.remark,
         errors=kept,
     )

@@ -40,10 +40,25 @@ def data_folder() -> Path:
     return Path(os.environ.get("COGEN_FAST_TEST_DATA", beside))
 
 
+def own_faces(generator: nn.Module, count: int, seed: int) -> Tensor:
+    """The first ``count`` faces drawn with ``seed``, ``(count, 3, 64, 64)``."""
+    z = torch.randn(count, 100, 1, 1, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        faces: Tensor = generator(z)
+    return faces
+
+
+def block_mask() -> Tensor:
+    """A face's mask ``(64, 64)``, 1 = observed, with a block of 30 x 30 hidden."""
+    mask = torch.ones(64, 64)
+    mask[17:47, 17:47] = 0
+    return mask
+
+
 def load_faces(folder: Path | None = None) -> DCGAN:
-    """The generator with its published weights; FileNotFoundError where they are absent."""
+    """The generator with its published weights, evaluating; FileNotFoundError without them."""
     path = (folder or data_folder()) / "dcgan_faces_64px.pth"
     weights = torch.load(path, map_location="cpu", weights_only=True)["netG_state_dict"]
     generator = DCGAN()
     generator.load_state_dict(weights)
-    return generator
+    return generator.eval()

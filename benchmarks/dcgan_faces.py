@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from dcgan import load_faces
+from dcgan import block_mask, load_faces, own_faces
 from log import Log
 from torch import Tensor
 
@@ -53,21 +53,12 @@ class Task:
 
 
 def _tasks() -> list[Task]:
-    observed = torch.ones(64, 64)
-    observed[17:47, 17:47] = 0
+    observed = block_mask()
     pool = torch.nn.AvgPool2d(4)
     return [
         Task("block-30", Mask(observed), lambda x: x, observed == 0),
         Task("super-resolve-4", AveragePool(4), pool, torch.ones(64, 64, dtype=torch.bool)),
     ]
-
-
-def _faces(generator: torch.nn.Module, count: int, seed: int) -> Tensor:
-    """Ground truths ``(count, 3, 64, 64)``."""
-    z = torch.randn(count, 100, 1, 1, generator=torch.Generator().manual_seed(seed))
-    generator.eval()
-    with torch.no_grad():
-        return generator(z)
 
 
 def _solve(
@@ -130,7 +121,7 @@ def _key(piece: str, task: Task, method: str, setting: float, gradients: int) ->
 
 def _tuned(method: str, generator: torch.nn.Module, task: Task, log: Log) -> float:
     """The setting of lowest hidden error on faces of another seed."""
-    truth = _faces(generator, _TUNING_FACES, seed=2)
+    truth = own_faces(generator, _TUNING_FACES, seed=2)
     gradients = _TUNING_GRADIENTS[method]
     errors = {}
     for setting in _GRID[method]:
@@ -210,7 +201,7 @@ def main() -> None:
     parser.add_argument("--gradients", type=int, default=3000, help="z-gradients per chain")
     options = parser.parse_args()
     generator = load_faces()
-    truth = _faces(generator, options.faces, seed=1)
+    truth = own_faces(generator, options.faces, seed=1)
     log = Log(_RESULTS / "dcgan_faces.jsonl")
     for task in _tasks():
         _run(generator, task, truth, options.gradients, log)

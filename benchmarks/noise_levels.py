@@ -12,11 +12,12 @@ goes on. Ends with the table; half a face is drawn in ``noise_levels_half.png``.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from dcgan import load_faces
+from dcgan import block_mask, load_faces, own_faces
 from log import Log
 from torch import Tensor
 
@@ -44,8 +45,7 @@ def _facts(result: Result) -> dict[str, object]:
 
 def _linear(noise: float) -> dict[str, object]:
     """Means over data sets; the energies' z-score is against their exact means."""
-    model = linear_gaussian()
-    model = type(model)(**(vars(model) | {"noise": noise}))
+    model = replace(linear_gaussian(), noise=noise)
     _, x = model.simulate(_DATA_SETS, seed=5)
     runs = [
         cogenerate(
@@ -66,8 +66,7 @@ def _linear(noise: float) -> dict[str, object]:
 
 def _face(noise: float) -> dict[str, object]:
     generator, truth = _truth()
-    mask = torch.ones(64, 64)
-    mask[17:47, 17:47] = 0
+    mask = block_mask()
     result = cogenerate(generator, truth, mask, noise_std=noise, progress=False)
     errors = ((result.images[0] - truth) ** 2)[..., mask == 0].mean((-1, -2))
     spread = {"error_median": float(errors.median()), "error_worst": float(errors.max())}
@@ -95,10 +94,8 @@ def _half(noise: float) -> dict[str, object]:
 
 def _truth() -> tuple[torch.nn.Module, Tensor]:
     """A face of the generator's own."""
-    generator = load_faces().eval()
-    z = torch.randn(1, 100, 1, 1, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return generator, generator(z)[0]
+    generator = load_faces()
+    return generator, own_faces(generator, 1, seed=1)[0]
 
 
 PROBLEMS = {"linear": (_linear, _NOISES), "face": (_face, _NOISES), "half": (_half, (_HALF_NOISE,))}

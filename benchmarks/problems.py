@@ -49,7 +49,7 @@ def _mlp(chains: int) -> tuple[torch.nn.Module, object, object, int]:
 
 
 def _dcgan(chains: int) -> tuple[torch.nn.Module, object, object, int]:
-    generator = load_faces().eval()
+    generator = load_faces()
     z = torch.randn(1, 100, 1, 1, generator=torch.Generator().manual_seed(1))
     mask = torch.ones(64, 64)
     mask[17:47, 17:47] = 0

@@ -61,7 +61,7 @@ def _mlp() -> _Pair:
 
 
 def _dcgan() -> _Pair:
-    module = load_faces(_file("dcgan_faces_64px.pth").parent).eval()
+    module = load_faces(_file("dcgan_faces_64px.pth").parent)
     mask = np.ones((64, 64))
     mask[17:47, 17:47] = 0
     return _Pair(module, lambda z: z[:, :, None, None], jax_generators.dcgan, 100, mask)
