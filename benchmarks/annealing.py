@@ -1,6 +1,6 @@
 """Quality against gradient evaluations: the adaptive method, the published one, Adam, BlackJAX.
 
-    python benchmarks/annealing.py [--problems 2d faces] [--methods ...] [--budgets ...]
+    python benchmarks/annealing.py [--problems 2d faces] [--methods ...] [--budgets ...] [...]
 
 2d: the authors' generator with its second output known; share of 2,000 chains within a mean
 squared error of 0.01 of the answer. faces: eight faces of the DCGAN's own, a 30 x 30 block hidden,
@@ -232,12 +232,12 @@ METHODS: dict[str, Callable[[Problem, int, Log], Outcome]] = {
 }
 
 
-def _problems(groups: Iterable[str]) -> Iterable[Problem]:
+def _problems(groups: Iterable[str], noises: Iterable[float]) -> Iterable[Problem]:
     if "2d" in groups:
         yield _two_d()
     if "faces" in groups:
         generator = load_faces()
-        for noise_std in _NOISES:
+        for noise_std in noises:
             for number in range(_FACES):
                 yield _face(generator, number, noise_std)
 
@@ -312,6 +312,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
     parser.add_argument("--budgets", nargs="+", type=int, help="gradients a chain (several)")
     parser.add_argument("--faces", type=int, default=_FACES, help="how many of the faces (8)")
+    parser.add_argument("--noises", nargs="+", type=float, default=list(_NOISES), help="of faces")
     options = parser.parse_args()
     methods = [
         m for m in options.methods if m != "blackjax" or importlib.util.find_spec("blackjax")
@@ -320,7 +321,7 @@ def main() -> None:
         print("blackjax is not installed (extra peers): left out")
     log = Log(_RESULTS / "annealing.jsonl")
     kept = {f"face {number}" for number in range(options.faces)} | {"2d"}
-    problems = [p for p in _problems(options.problems) if p.name in kept]
+    problems = [p for p in _problems(options.problems, options.noises) if p.name in kept]
     for group in options.problems:
         for budget in options.budgets or _BUDGETS[group]:
             for problem in problems:
