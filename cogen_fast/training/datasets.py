@@ -1,0 +1,564 @@
+"""Training images: any of the usual sources, decoded once into a memory-mapped file.
+
+Source (folder of image files, IDX file, `.npz`) -> each image upright, 8 bits, grey or colour ->
+cropped or padded to a square of R x R -> one `.npy` in a cache, which later calls only open.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import math
+import os
+import struct
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from cogen_fast.arguments import (
+    check_choice,
+    check_flag,
+    check_number,
+    check_path,
+    check_whole,
+    shown,
+)
+from cogen_fast.files import write_atomically
+from cogen_fast.generators.progressive import RESOLUTIONS
+from cogen_fast.warn import warn_user
+
+Pixels = npt.NDArray[np.uint8]
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
+# To be raised with every change of the pixels that a source gives, or of the file's layout.
+_FORMAT = 1
+_MODES = {1: "L", 3: "RGB"}
+_GREY = ("1", "L", "LA", "La", "I", "F")
+_WORKERS = min(16, os.cpu_count() or 1)
+_NAMED = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """N square images.
+
+    Attributes:
+        pixels: uint8 (M, C, R, R), as a rule memory-mapped; C is 1 or 3, R a power of two in
+            4 ... 1024.
+        rows: int64 (N,), which of the pixels are these images, in order; None: all, N = M.
+
+    Raises:
+        ValueError: `pixels` has another type or shape.
+    """
+
+    pixels: Pixels = field(repr=False)
+    rows: npt.NDArray[np.int64] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        shape = self.pixels.shape
+        square = len(shape) == 4 and shape[2] == shape[3] in RESOLUTIONS
+        if self.pixels.dtype != np.uint8 or not square or shape[1] not in _MODES:
+            raise ValueError(
+                "pixels: expected uint8 (N, C, R, R), C 1 or 3, R a power of two in "
+                f"{RESOLUTIONS[0]} ... {RESOLUTIONS[-1]}, got {self.pixels.dtype} {shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.pixels if self.rows is None else self.rows)
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (red, green, blue)."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def resolution(self) -> int:
+        """Side R of the stored images."""
+        return int(self.pixels.shape[2])
+
+    def batch(
+        self,
+        indices: Tensor | npt.NDArray[Any] | Sequence[int],
+        resolution: int | None = None,
+        flip: Tensor | None = None,
+    ) -> Tensor:
+        """Images `indices`, float32 (n, C, r, r) on the CPU, in [-1, 1]: 0 is -1, 255 is 1.
+
+        Args:
+            indices: whole numbers (n,), each in 0 ... N - 1.
+            resolution: r, a power of two in 4 ... R; each pixel is the mean of the block of
+                R / r x R / r that it covers. None: R.
+            flip: bool (n,), True where the image is mirrored left to right; None: nowhere.
+
+        Raises:
+            ValueError: an argument has another type, shape or range.
+        """
+        rows = self._checked_rows(indices)
+        side = self.resolution if resolution is None else _checked_side(resolution, self.resolution)
+        # Sums of up to 256 x 256 bytes are whole numbers below 2^24: the means are exact.
+        levels = torch.from_numpy(self.pixels[rows]).float()
+        levels = F.avg_pool2d(levels, self.resolution // side)
+        if flip is not None:
+            mirrored = _checked_flip(flip, len(rows)).cpu()[:, None, None, None]
+            levels = torch.where(mirrored, levels.flip(-1), levels)
+        return levels / 127.5 - 1.0
+
+    def split(self, held_out: int) -> tuple[Images, Images]:
+        """The images to train on and the `held_out` others, in a fixed pseudo-random order.
+
+        It depends on N and `held_out` only; a smaller set of held-out images is part of a larger.
+        Nothing is copied.
+
+        Raises:
+            ValueError: `held_out` is no whole number in 0 ... N - 1.
+        """
+        count = check_whole("held_out", held_out, 0, len(self) - 1)
+        # NumPy promises that the stream of this older class, unlike default_rng's, never changes.
+        order = np.random.RandomState(0).permutation(len(self)).astype(np.int64)
+        rows = order if self.rows is None else self.rows[order]
+        kept = len(self) - count
+        return Images(self.pixels, rows[:kept]), Images(self.pixels, rows[kept:])
+
+    def _checked_rows(self, indices: object) -> npt.NDArray[np.int64]:
+        array = np.asarray(indices.cpu() if isinstance(indices, Tensor) else indices)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ValueError(
+                f"indices: expected whole numbers (n,), got {array.dtype} {array.shape}"
+            )
+        if len(array) and not 0 <= array.min() <= array.max() < len(self):
+            raise ValueError(
+                f"indices: expected numbers in 0 ... {len(self) - 1}, "
+                f"got {array.min()} ... {array.max()}"
+            )
+        rows = array.astype(np.int64)
+        return rows if self.rows is None else self.rows[rows]
+
+
+def open_images(
+    source: str | Path,
+    resolution: int,
+    *,
+    fit: str = "crop",
+    channels: int | None = None,
+    bad_share: float = 0.01,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> Images:
+    """Training images of `source`, decoded at the first call and only opened at later ones.
+
+    Args:
+        source: one of
+            a folder, searched with its subfolders for image files (by the endings that Pillow
+            reads; hidden files, hidden folders and linked folders are left out), which come in
+            the order of their names;
+            an IDX file (the format of MNIST) of unsigned bytes, (N, H, W) or (N, H, W, C),
+            gzip-compressed or not;
+            an `.npz` with an array of uint8, (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3;
+            of several arrays the one that is named "images". Files that are no folder are told by
+            their content and held in memory while they are converted.
+        resolution: R, a power of two in 4 ... 1024.
+        fit: "crop" takes the square at the centre and scales it to R x R (Lanczos); "pad" scales
+            down what is larger than R x R and puts black borders round what is smaller.
+        channels: 1 or 3, to which all images are converted; None: as they are.
+        bad_share: the share of a folder's image files, in [0, 1), up to which corrupt ones are left
+            out with a warning that names them.
+        cache: folder of the decoded images; None: `cogen-fast/datasets` in `$XDG_CACHE_HOME` or
+            `~/.cache`. A change of the source or of an argument gives a new file there.
+        progress: whether to show progress bars.
+
+    Transparent parts are laid over black, 16-bit greys become 8-bit, EXIF's orientation is obeyed.
+    A file counts as corrupt where Pillow cannot decode it, where it has more pixels than
+    `PIL.Image.MAX_IMAGE_PIXELS`, and where its values have no known range (floats, 32-bit
+    integers). Several processes may open the same source at once.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above; nothing has been read then.
+        FileNotFoundError: there is no `source`.
+        ValueError: `source` holds no images, something else, grey and colour with
+            `channels=None`, or too many corrupt files.
+        OSError: a file cannot be read, or the cache cannot be written.
+    """
+    request = _Request(
+        source=check_path("source", source),
+        resolution=_checked_side(resolution, RESOLUTIONS[-1]),
+        fit=check_choice("fit", fit, tuple(_FITS)),
+        channels=None if channels is None else _checked_channels(channels),
+        bad_share=check_number("bad_share", bad_share, 0.0, 1.0, zero=True),
+        progress=check_flag("progress", progress),
+    )
+    folder = _checked_cache(cache)
+    names = _listed(request.source)
+    key = request.key(names)
+    path = folder / f"{request.resolution}px-{key[:32]}.npy"
+    if not _is_cached(path, key):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, partial(_write_cache, request, names, key))
+    images, skipped = _read_cache(path, key)
+    if skipped:
+        warn_user(
+            f"{len(skipped)} of {len(names)} image files in {request.source} are corrupt and left "
+            f"out: {_first(skipped)}"
+        )
+    return images
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be made of which source: `open_images`' arguments."""
+
+    source: Path
+    resolution: int
+    fit: str
+    channels: int | None
+    bad_share: float
+    progress: bool
+
+    def key(self, names: Sequence[str]) -> str:
+        """Digest of all that decides the pixels; `names` are the source's files."""
+        stats = ((self.source / name).stat() for name in names)
+        files = [
+            (name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(names, stats, strict=True)
+        ]
+        options = [self.resolution, self.fit, self.channels, self.bad_share]
+        facts = json.dumps([_FORMAT, str(self.source.resolve()), files, *options])
+        return hashlib.sha256(facts.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Images one by one: `load` an item to a picture of mode L or RGB, None where it is corrupt."""
+
+    items: Sequence[Any] | npt.NDArray[Any]
+    load: Callable[[Any], Image.Image | None]
+    channels: int
+
+
+def _checked_side(value: object, most: int) -> int:
+    side = check_whole("resolution", value, RESOLUTIONS[0])
+    if side not in RESOLUTIONS or side > most:
+        raise ValueError(
+            f"resolution: expected a power of two in {RESOLUTIONS[0]} ... {most}, "
+            f"got {shown(value)}"
+        )
+    return side
+
+
+def _checked_channels(value: object) -> int:
+    count = check_whole("channels", value, 1, 3)
+    if count not in _MODES:
+        raise ValueError(f"channels: expected None, 1 or 3, got {shown(value)}")
+    return count
+
+
+def _checked_flip(flip: object, count: int) -> Tensor:
+    if not isinstance(flip, Tensor):
+        raise ValueError(f"flip: expected a bool tensor ({count},), got {shown(flip)}")
+    if flip.dtype != torch.bool or flip.shape != (count,):
+        raise ValueError(
+            f"flip: expected a bool tensor ({count},), got {flip.dtype} {tuple(flip.shape)}"
+        )
+    return flip
+
+
+def _checked_cache(cache: object) -> Path:
+    if cache is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(home) / "cogen-fast" / "datasets"
+    folder = check_path("cache", cache)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"cache: expected a folder, got the file {folder}")
+    return folder
+
+
+def _first(names: Sequence[str]) -> str:
+    more = "" if len(names) <= _NAMED else f" and {len(names) - _NAMED} more"
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _listed(source: Path) -> list[str]:
+    """The files that `source` consists of, relative to it: "" for a file."""
+    if not source.exists():
+        raise FileNotFoundError(f"source: expected a folder or a file, found none at {source}")
+    if not source.is_dir():
+        return [""]
+    names = sorted(_image_files(source))
+    if not names:
+        raise ValueError(f"source: expected image files in the folder {source}, found none")
+    return names
+
+
+def _image_files(folder: Path) -> Iterator[str]:
+    endings = {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    for parent, folders, files in os.walk(folder, onerror=_fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in endings:
+                yield (Path(parent) / name).relative_to(folder).as_posix()
+
+
+def _fail(error: OSError) -> None:
+    raise error
+
+
+def _is_cached(path: Path, key: str) -> bool:
+    try:
+        _read_cache(path, key)
+    except Exception:  # a damaged file raises almost anything
+        return False
+    return True
+
+
+def _read_cache(path: Path, key: str) -> tuple[Images, list[str]]:
+    """The images and the names of the files left out, if `path` is a whole file with this `key`."""
+    pixels = np.lib.format.open_memmap(path, mode="r")
+    with path.open("rb") as file:
+        file.seek(pixels.offset + pixels.nbytes)
+        trailer = json.loads(file.read())
+    if trailer["key"] != key:
+        raise ValueError(f"{path} is a cache of something else")
+    return Images(pixels), list(trailer["skipped"])
+
+
+def _write_cache(request: _Request, names: Sequence[str], key: str, path: Path) -> None:
+    """Decode to `path`: a `.npy`, followed by JSON that names the source and what is left out."""
+    source = _opened(request, names)
+    channels = request.channels or source.channels
+    shape = (channels, request.resolution, request.resolution)
+    prepare = partial(_prepared, source.load, _MODES[channels], request)
+    skipped: list[str] = []
+    # Written in a row, not through a memory map, in which a full disk would kill the process.
+    with path.open("wb") as file, ThreadPoolExecutor(_WORKERS) as pool:
+        _write_header(file, (len(source.items), *shape))
+        decoded = _in_order(pool, prepare, source.items)
+        bar = tqdm(decoded, "decoding", len(source.items), disable=not request.progress)
+        for number, pixels in enumerate(bar):
+            if pixels is None:
+                skipped.append(names[number])
+            else:
+                file.write(pixels)
+        _check_share(request, names, skipped)
+        file.write(json.dumps({"key": key, "skipped": skipped}).encode())
+        file.seek(0)
+        _write_header(file, (len(source.items) - len(skipped), *shape))
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """NumPy's header; as it is padded, its length is the same for all numbers of images."""
+    facts = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, facts)
+
+
+def _check_share(request: _Request, names: Sequence[str], skipped: Sequence[str]) -> None:
+    if len(skipped) / len(names) > request.bad_share:
+        raise ValueError(
+            f"source: expected at most a share of {request.bad_share:g} of corrupt image files in "
+            f"{request.source}, got {len(skipped)} of {len(names)}: {_first(skipped)}"
+        )
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, make: Callable[[_Item], _Made], items: Iterable[_Item]
+) -> Iterator[_Made]:
+    """`make` of each item, in order; no more than a few results wait in memory."""
+    waiting: deque[Future[_Made]] = deque()
+    for item in items:
+        waiting.append(pool.submit(make, item))
+        if len(waiting) == 4 * _WORKERS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _prepared(
+    load: Callable[[Any], Image.Image | None], mode: str, request: _Request, item: Any
+) -> bytes | None:
+    """One image as bytes (C, R, R), None where it is corrupt."""
+    image = load(item)
+    if image is None:
+        return None
+    fitted = np.asarray(_FITS[request.fit](image.convert(mode), request.resolution))
+    return np.atleast_3d(fitted).transpose(2, 0, 1).tobytes()
+
+
+def _cropped(image: Image.Image, side: int) -> Image.Image:
+    """The square at the centre, scaled to `side` x `side`."""
+    edge = min(image.size)
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    square = image.crop((left, top, left + edge, top + edge))
+    return square.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def _padded(image: Image.Image, side: int) -> Image.Image:
+    """The image, scaled down where it does not fit, at the centre of black `side` x `side`."""
+    longest = max(image.size)
+    if longest > side:
+        width, height = (max(1, round(edge * side / longest)) for edge in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    square = Image.new(image.mode, (side, side))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+_FITS = {"crop": _cropped, "pad": _padded}
+
+
+def _opened(request: _Request, names: Sequence[str]) -> _Source:
+    folder = request.source
+    if folder.is_dir():
+        channels = request.channels or _common_channels(request, names)
+        return _Source(names, lambda name: _decoded((folder / name).read_bytes()), channels)
+    array = _channels_last(_read_array(request.source), request.source)
+    return _Source(array, Image.fromarray, 3 if array.ndim == 4 else 1)
+
+
+def _common_channels(request: _Request, names: Sequence[str]) -> int:
+    """1 where all files are grey, 3 where all are colour, as far as their headers can be read."""
+    example: dict[int, str] = {}
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        found = _in_order(pool, _header_channels, (request.source / name for name in names))
+        bar = tqdm(found, "reading headers", len(names), disable=not request.progress)
+        for name, channels in zip(names, bar, strict=True):
+            if channels is not None:
+                example.setdefault(channels, name)
+            if len(example) == 2:
+                raise ValueError(
+                    f"source: expected only grey or only colour images in {request.source}, got "
+                    f"{example[1]} (grey) and {example[3]} (colour); channels=1 or channels=3 "
+                    "converts"
+                )
+    return next(iter(example), 1)
+
+
+def _header_channels(path: Path) -> int | None:
+    with path.open("rb") as file:
+        try:
+            mode = _header(file).mode
+        except Exception:  # decoders raise almost anything on a damaged file
+            return None
+    return 1 if mode in _GREY or mode.startswith("I;16") else 3
+
+
+def _header(file: BinaryIO | BytesIO) -> Image.Image:
+    """The image, not decoded yet. Where it is too large, Pillow may only warn: we raise."""
+    image = Image.open(file)
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and image.width * image.height > most:
+        raise Image.DecompressionBombError(f"{image.size}")
+    return image
+
+
+def _decoded(content: bytes) -> Image.Image | None:
+    """An image file upright, of mode L or RGB; None where it is corrupt."""
+    try:
+        image = _header(BytesIO(content))
+        kind = image.format
+        return _eight_bit(ImageOps.exif_transpose(image), kind)
+    except Exception:  # decoders raise almost anything on a damaged file
+        return None
+
+
+def _eight_bit(image: Image.Image, kind: str | None) -> Image.Image:
+    # Mode I may hold any 32-bit integers, but is 16-bit grey in these formats.
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
+        levels = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"values of unknown range, mode {image.mode}")
+    mode = "L" if image.mode in _GREY else "RGB"
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    return image.convert(mode)
+
+
+def _channels_last(array: npt.NDArray[Any], path: Path) -> Pixels:
+    """Images (N, H, W) or (N, H, W, 3) of an array in any of the layouts that are taken."""
+    if array.dtype != np.uint8:
+        raise ValueError(f"source: expected an array of uint8 in {path}, got {array.dtype}")
+    if array.ndim == 4 and array.shape[3] in _MODES:
+        images = array
+    elif array.ndim == 4 and array.shape[1] in _MODES:
+        images = array.transpose(0, 2, 3, 1)
+    elif array.ndim == 3:
+        images = array[..., None]
+    else:
+        raise ValueError(
+            "source: expected an array (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3, in "
+            f"{path}, got {array.shape}"
+        )
+    if not images.size:
+        raise ValueError(f"source: expected images in {path}, got an array {array.shape}")
+    return images[..., 0] if images.shape[3] == 1 else images
+
+
+def _read_array(path: Path) -> npt.NDArray[Any]:
+    """What an `.npz` or IDX file holds, whatever its name."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start == b"PK":
+        return _read_npz(path)
+    unpack = gzip.open if start == b"\x1f\x8b" else open
+    try:
+        with unpack(path, "rb") as file:
+            content = file.read(4)
+            if len(content) == 4 and content[:2] == b"\0\0":
+                content += file.read()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"source: expected a whole gzip file, got {path}: {error}") from error
+    return _parsed_idx(content, path)
+
+
+def _parsed_idx(content: bytes, path: Path) -> Pixels:
+    """IDX: two zero bytes, type, number of dimensions, sizes as big-endian 32 bits, values."""
+    if len(content) < 4 or content[:2] != b"\0\0":
+        raise ValueError(f"source: expected a folder, an IDX file or an .npz, got the file {path}")
+    kind, dimensions = content[2], content[3]
+    if dimensions == 1:
+        raise ValueError(
+            f"source: expected an IDX file of images, got {path}, which has one dimension and so "
+            "holds labels; the images are in a file of their own"
+        )
+    if kind != 0x08 or dimensions not in (3, 4):
+        raise ValueError(
+            "source: expected an IDX file of unsigned bytes (type 0x08) of 3 or 4 dimensions, "
+            f"got type {kind:#04x} of {dimensions} dimensions in {path}"
+        )
+    start = 4 + 4 * dimensions
+    shape = struct.unpack(f">{dimensions}I", content[4:start].ljust(4 * dimensions, b"\0"))
+    expected = start + math.prod(shape)
+    if len(content) != expected:
+        raise ValueError(
+            f"source: expected an IDX file of {expected} bytes, as its header says, "
+            f"got {len(content)} bytes (damaged or truncated) in {path}"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _read_npz(path: Path) -> npt.NDArray[Any]:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            names = list(content.files)
+            chosen = names[0] if len(names) == 1 else "images"
+            array = np.asarray(content[chosen]) if chosen in names else None
+    except Exception as error:  # a damaged archive raises almost anything
+        raise ValueError(f"source: cannot read the arrays of {path}: {error}") from error
+    if array is None:
+        raise ValueError(
+            f'source: expected one array, or one named "images", in {path}, got {sorted(names)}'
+        )
+    return array
