@@ -1,4 +1,4 @@
-"""The command line: `cogen-fast inpaint`, `super-resolve`, `convert`, `info` and `demo`."""
+"""The command line: `cogen-fast COMMAND`, a function per command."""
 
 from __future__ import annotations
 
@@ -226,10 +226,21 @@ def _demo(arguments: argparse.Namespace) -> int:
     return _OK
 
 
+def _training(arguments: argparse.Namespace) -> int:
+    from cogen_fast import cli_training  # brings in more than the other commands need
+
+    quiet = arguments.quiet or not sys.stderr.isatty()
+    done: bool = cli_training.COMMANDS[arguments.command](arguments, not quiet)
+    return _OK if done else _INTERRUPTED
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inpaint": _inpaint,
     "super-resolve": _super_resolve,
     "convert": _convert,
+    "train": _training,
+    "sample": _training,
+    "swd": _training,
     "info": _info,
     "demo": _demo,
 }

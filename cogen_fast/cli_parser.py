@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import cogen_fast
 from cogen_fast.adaptive import EVIDENCE
+from cogen_fast.cli_help import Formatter, Parser, command
+from cogen_fast.cli_training_parser import add_sample, add_swd, add_train
 from cogen_fast.density import FORMS
 from cogen_fast.sampler.pace import MASSES
 from cogen_fast.sampler.schedule import NAMED
@@ -57,27 +59,13 @@ exit status: 0 done; 2 something is wrong with what was given; 130 Ctrl-C
 """
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves room for the longest options, so that most fit on the line of their help."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports mistakes like everything else here: as an exception that becomes one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser; mistakes raise ValueError. The command's name is in ``command``."""
-    parser = _Parser(
+    parser = Parser(
         prog="cogen-fast",
         description="Fill in what is missing from an image with a trained GAN as the prior.",
         epilog="cogen-fast COMMAND --help tells the options of a command.",
-        formatter_class=_Formatter,
+        formatter_class=Formatter,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -89,24 +77,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_inpaint(commands)
     _add_super_resolve(commands)
     _add_convert(commands)
-    _command(commands, "info", "tell the version, the backends and the presets")
+    add_train(commands)
+    add_sample(commands)
+    add_swd(commands)
+    command(commands, "info", "tell the version, the backends and the presets")
     _add_demo(commands)
     return parser
 
 
-def _command(commands: Any, name: str, summary: str, **texts: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        formatter_class=_Formatter,
-        allow_abbrev=False,
-        **{"description": f"{summary[0].upper()}{summary[1:]}.", **texts},
-    )
-    return parser
-
-
 def _add_inpaint(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "inpaint",
         "fill in the hidden part of an image",
@@ -140,7 +120,7 @@ def _add_inpaint(commands: Any) -> None:
 
 
 def _add_super_resolve(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "super-resolve",
         "enlarge a small image",
@@ -334,7 +314,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_convert(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "convert",
         "turn a public checkpoint into a safetensors file of cogen_fast",
@@ -356,7 +336,7 @@ def _add_convert(commands: Any) -> None:
 
 
 def _add_demo(commands: Any) -> None:
-    parser = _command(commands, "demo", "run a small example of all this")
+    parser = command(commands, "demo", "run a small example of all this")
     parser.add_argument(
         "--out",
         type=Path,

@@ -72,3 +72,17 @@ def draw_grid(rows: Sequence[Sequence[Tile]]) -> Image.Image:
             draw.text((left, top), tile.label, fill="black", font=font)
             canvas.paste(images[r][c], (left, top + _LABEL_HEIGHT))
     return canvas
+
+
+def sheet(images: npt.NDArray[Any], columns: int = 8) -> Image.Image:
+    """Images ``(N, C, H, W)`` in [-1, 1], C = 1 or 3, in rows of ``columns``, without labels."""
+    pixels = [to_pixels(image) for image in images]
+    height, width = pixels[0].shape[:2]
+    size = max(height, width) * max(1, -(-_SMALLEST_TILE // (2 * max(height, width))))
+    tiles = [_enlarge(tile, size) for tile in pixels]
+    across, down = tiles[0].width + 1, tiles[0].height + 1
+    rows = -(-len(tiles) // columns)
+    canvas = Image.new("RGB", (columns * across - 1, rows * down - 1), "white")
+    for place, tile in enumerate(tiles):
+        canvas.paste(tile, (place % columns * across, place // columns * down))
+    return canvas

@@ -1,0 +1,195 @@
+"""`cogen-fast train`, `sample` and `swd`: from arguments to files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from cogen_fast import plots
+from cogen_fast.arguments import check_count, check_seed
+from cogen_fast.cli_images import write_png
+from cogen_fast.files import write_atomically
+from cogen_fast.generators import load_generator
+from cogen_fast.generators.progressive import ProgressiveGenerator
+from cogen_fast.training.config import TrainingConfig
+from cogen_fast.training.datasets import Images, open_images
+from cogen_fast.training.run import SNAPSHOTS, Outcome, sample_images, train
+from cogen_fast.training.swd import swd
+
+_BATCH = 256
+_CONFIG = (
+    "resolution",
+    "latent_size",
+    "fmap_base",
+    "fmap_max",
+    "feature_maps",
+    "discriminator_maps",
+    "phase_images",
+    "total_images",
+    "batch",
+    "learning_rate",
+    "loss",
+    "r1_gamma",
+    "average",
+    "flips",
+    "precision",
+    "seed",
+)
+
+
+def _train(arguments: argparse.Namespace, progress: bool) -> bool:
+    given = {name: getattr(arguments, name) for name in _CONFIG}
+    TrainingConfig(**given, channels=arguments.channels or 3)  # mistakes, before data are decoded
+    images = _images(arguments, arguments.resolution, progress)
+    kept, _ = images.split(arguments.held_out)
+    outcome: Outcome = train(
+        kept,
+        TrainingConfig(**given, channels=images.channels),
+        arguments.out,
+        snapshots=arguments.snapshots,
+        device=arguments.device,
+        checkpoint_seconds=arguments.checkpoint_seconds,
+        progress=progress,
+    )
+    if not arguments.quiet:
+        state = "done" if outcome.complete else "stopped; the same command again goes on"
+        print(f"{outcome.shown} images shown, {state}")
+        for path in outcome.snapshots[-1:]:
+            print(f"wrote {path}")
+    return outcome.complete
+
+
+def _sample(arguments: argparse.Namespace, progress: bool) -> bool:
+    check_count("count", arguments.count)
+    check_count("columns", arguments.columns)
+    check_seed(arguments.seed)
+    names = _sample_names(arguments)
+    taken = [path for path in (arguments.out, *names) if path.exists()]
+    if taken and not arguments.overwrite:
+        raise FileExistsError(f"out: {taken[0]} exists already; give --overwrite")
+    if not arguments.out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"out: expected a file in an existing folder, got {arguments.out}")
+    images = sample_images(_image_generator(arguments.generator), arguments.count, arguments.seed)
+    sheet = plots.sheet(images.numpy(), arguments.columns)
+    write_atomically(arguments.out, lambda file: sheet.save(file, format="PNG"))
+    if arguments.each is not None:
+        arguments.each.mkdir(parents=True, exist_ok=True)
+    for name, image in zip(names, images, strict=False):
+        write_png(name, image.numpy())
+    if not arguments.quiet:
+        print(f"wrote {arguments.out}")
+    return True
+
+
+def _sample_names(arguments: argparse.Namespace) -> list[Path]:
+    if arguments.each is None:
+        return []
+    digits = max(3, len(str(arguments.count - 1)))
+    return [arguments.each / f"sample_{i:0{digits}}.png" for i in range(arguments.count)]
+
+
+def _swd(arguments: argparse.Namespace, progress: bool) -> bool:
+    check_count("count", arguments.count)
+    check_seed(arguments.seed)
+    paths = [path for what in arguments.what for path in _generators(what)]
+    side = max(_image_generator(path).resolution for path in paths)
+    real = _images(arguments, side, progress)
+    if arguments.held_out is not None:
+        check_count("held_out", arguments.held_out)
+        _, real = real.split(arguments.held_out)
+    count = min(arguments.count, len(real) // 2)
+    if count < 1:
+        raise ValueError(f"data: expected at least two images, got {len(real)}")
+    compared, others = real.split(count)
+    rows = []
+    for path in tqdm(paths, unit="generator", disable=not progress):
+        fake = _generated(path, count, arguments.seed, real)
+        found = swd(_batches(compared, count), torch.split(fake, _BATCH), seed=arguments.seed)
+        rows.append({"generator": str(path), "images": count, **_named(found)})
+    same = swd(_batches(compared, count), _batches(others, count), seed=arguments.seed)
+    rows.append({"generator": "real images", "images": count, **_named(same)})
+    if arguments.out is not None:
+        text = json.dumps(rows, indent=2) + "\n"
+        write_atomically(arguments.out, lambda file: file.write_text(text))
+    if not arguments.quiet:
+        print(_table(rows))
+    return True
+
+
+def _generated(path: Path, count: int, seed: int, real: Images) -> Tensor:
+    """Samples at the resolution of the real images and, like them, of 8 bits."""
+    generator = _image_generator(path)
+    if generator.channels != real.channels:
+        raise ValueError(
+            f"what: expected generators of {real.channels} channels, as the data have, got {path} "
+            f"of {generator.channels}"
+        )
+    fake = sample_images(generator, count, seed).clamp(-1.0, 1.0)
+    fake = F.interpolate(fake, scale_factor=real.resolution // generator.resolution)
+    return torch.round((fake + 1.0) * 127.5) / 127.5 - 1.0
+
+
+def _batches(images: Images, count: int) -> Iterator[Tensor]:
+    for some in torch.split(torch.arange(count), _BATCH):
+        yield images.batch(some)
+
+
+def _named(distances: dict[int, float]) -> dict[str, float]:
+    values = {f"{side} px": round(distance, 3) for side, distance in distances.items()}
+    return values | {"mean": round(sum(distances.values()) / len(distances), 3)}
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row if name != "generator"))
+    width = max(len(row["generator"]) for row in rows)
+    lines = [f"{'sliced Wasserstein x 1000':<{width}}" + "".join(f"{c:>9}" for c in columns)]
+    for row in rows:
+        cells = "".join(f"{row.get(column, ''):>9}" for column in columns)
+        lines.append(f"{row['generator']:<{width}}{cells}")
+    return "\n".join(lines)
+
+
+def _generators(what: Path) -> Iterable[Path]:
+    """A generator's file itself; the averaged snapshots of a training's folder."""
+    if what.is_file():
+        return [what]
+    found = sorted((what / SNAPSHOTS).glob("*-average.safetensors"))
+    if not found:
+        raise FileNotFoundError(
+            f"what: expected a generator's file or the folder of a training, got {what}"
+        )
+    return found
+
+
+def _image_generator(path: str | Path) -> ProgressiveGenerator:
+    generator = load_generator(path)
+    if not isinstance(generator, ProgressiveGenerator):
+        raise ValueError(f"generator: expected one of images, got {path}")
+    return generator.float()
+
+
+def _images(arguments: argparse.Namespace, resolution: int, progress: bool) -> Images:
+    return open_images(
+        arguments.data,
+        resolution,
+        fit=arguments.fit,
+        channels=arguments.channels,
+        cache=arguments.cache,
+        progress=progress,
+    )
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, bool], bool]] = {
+    "train": _train,
+    "sample": _sample,
+    "swd": _swd,
+}
+"""Each takes the arguments and whether to show progress; True where it came to its end."""

@@ -1,0 +1,292 @@
+"""The two players of a progressive training, and one step of it (Karras et al. 2018).
+
+Every draw (weights, latents, order of the images, flips) is a function of the seed and of how far
+the training has come, so a killed run that goes on from its checkpoint makes the same steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogen_fast.generators.progressive import RESOLUTIONS, ProgressiveGenerator, upsample
+from cogen_fast.training.config import Phase, TrainingConfig
+from cogen_fast.training.datasets import Images
+from cogen_fast.training.discriminator import ProgressiveDiscriminator
+from cogen_fast.training.losses import R1_EVERY, DiscriminatorLoss, GeneratorLoss
+from cogen_fast.training.team import Team
+
+_Module = TypeVar("_Module", bound=nn.Module)
+_BETAS = (0.0, 0.99)
+_WEIGHTS, _ORDER, _STEP = range(3)  # purposes of draws
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step sees of ``n`` images: ``real`` (n, C, R, R), two sets of latents (n, d), and
+    where between real and generated images a penalty looks, ``mix`` (n, 1, 1, 1).
+    """
+
+    real: Tensor
+    latents: tuple[Tensor, Tensor]
+    mix: Tensor
+
+
+class Trainer:
+    """Generator, discriminator and the generator's moving average, growing.
+
+    ``step()`` shows ``config.batch`` images; ``shown`` and ``steps`` count what has been done.
+    ``state()`` is all that `restore` needs, tensors and plain values.
+    """
+
+    def __init__(self, config: TrainingConfig, images: Images, team: Team) -> None:
+        _check_images(config, images, team)
+        self.config, self.images, self.team = config, images, team
+        self.shown = self.steps = 0
+        self.phase = config.phases[0]
+        self._build()
+        self._prepare()
+
+    def step(self) -> dict[str, Tensor]:
+        """One update of each player; losses and how far the scores are apart, as scalars."""
+        if (phase := self.config.phase(self.shown)) != self.phase:
+            self._enter(phase)
+        self._fade(self.phase.alpha(self.shown))
+        batch = self._batch()
+        with self._autocast():
+            with torch.no_grad():
+                fake = self.generator(batch.latents[0])
+            loss, apart = self._critic_loss(batch.real, fake, batch.mix, self._penalises())
+        _update(self._critic_adam, loss)
+        with without_gradients(self.discriminator):
+            with self._autocast():
+                generator_loss = self._generator_loss(batch.latents[1])
+            _update(self._generator_adam, generator_loss)
+        self._follow()
+        self.shown += self.config.batch_at(self.phase.resolution)
+        self.steps += 1
+        return {
+            "loss_discriminator": loss.detach(),
+            "loss_generator": generator_loss.detach(),
+            "scores_apart": apart,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Where the training stands."""
+        return {
+            "shown": self.shown,
+            "steps": self.steps,
+            "phase": self.config.phases.index(self.phase),
+            **{name: part.state_dict() for name, part in self._parts().items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state()``. KeyError or RuntimeError where it is not of this training."""
+        self.shown, self.steps = state["shown"], state["steps"]
+        self.phase = self.config.phases[state["phase"]]
+        self._build()
+        self._prepare()
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self._fade(self.phase.alpha(self.shown))
+
+    def snapshot(self, *, average: bool) -> ProgressiveGenerator:
+        """A copy of the generator as it is now, or of its average, on the CPU, in eval mode.
+
+        Once a resolution has faded in, the copy has no colour layer of the previous one.
+        """
+        source = self.averaged if average else self.generator
+        config = source.config | {"fades": source.alpha < 1.0}
+        found = ProgressiveGenerator(**config)
+        names = found.state_dict().keys()
+        found.load_state_dict({n: t for n, t in source.state_dict().items() if n in names})
+        return found.eval().requires_grad_(False)
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "averaged": self.averaged,
+            "generator_adam": self._generator_adam,
+            "discriminator_adam": self._critic_adam,
+        }
+
+    def _build(self) -> None:
+        """Networks of this phase's resolution with fresh weights."""
+        resolution, config = self.phase.resolution, self.config
+        fades = resolution > RESOLUTIONS[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_mixed(config.seed, _WEIGHTS, resolution))
+            generator = ProgressiveGenerator(
+                resolution,
+                channels=config.channels,
+                latent_size=config.latent_size,
+                feature_maps=config.maps("feature_maps", resolution),
+                fades=fades,
+            )
+            discriminator = ProgressiveDiscriminator(
+                resolution, config.channels, config.maps("discriminator_maps", resolution), fades
+            )
+        self.generator, self.discriminator = self._placed(generator), self._placed(discriminator)
+        self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
+
+    def _placed(self, module: _Module) -> _Module:
+        """On this process's device, in the layout its convolutions are fastest in."""
+        module.to(self.team.device)
+        if self.team.device.type == "cuda":
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return module
+
+    def _enter(self, phase: Phase) -> None:
+        grows = phase.resolution != self.phase.resolution
+        before = (self.generator, self.discriminator, self.averaged)
+        self.phase = phase
+        if grows:
+            self._build()
+            _inherit(self.generator, before[0], "to_rgb")
+            _inherit(self.discriminator, before[1], "from_rgb")
+            self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
+            _inherit(self.averaged, before[2], "to_rgb")
+        self._prepare(keep_moments=not grows)
+
+    def _prepare(self, keep_moments: bool = False) -> None:
+        """Optimisers and losses. Adam starts anew with each resolution, as published."""
+        for colours in (self.generator.to_rgb_previous, self.discriminator.from_rgb_previous):
+            if colours is not None:
+                colours.requires_grad_(self.phase.fades)
+        loss, gamma = self.config.loss, self.config.r1_gamma * R1_EVERY
+        self._critic_loss = self.team.share(DiscriminatorLoss(self.discriminator, loss, gamma))
+        self._generator_loss = self.team.share(
+            GeneratorLoss(self.generator, self.discriminator, loss)
+        )
+        if not keep_moments:
+            self._generator_adam = self._adam(self.generator, 1.0)
+            # A lazy penalty is one step more in each R1_EVERY (Karras et al. 2020, appendix B).
+            lazy = R1_EVERY / (R1_EVERY + 1) if loss == "r1" else 1.0
+            self._critic_adam = self._adam(self.discriminator, lazy)
+
+    def _adam(self, module: nn.Module, share: float) -> torch.optim.Adam:
+        return torch.optim.Adam(
+            module.parameters(),
+            lr=self.config.learning_rate * share,
+            betas=(_BETAS[0], _BETAS[1] ** share),
+        )
+
+    def _fade(self, alpha: float) -> None:
+        if self.generator.fades:
+            self.generator.alpha = self.averaged.alpha = self.discriminator.alpha = alpha
+
+    def _penalises(self) -> bool:
+        return self.config.loss == "wgan-gp" or self.steps % R1_EVERY == 0
+
+    def _autocast(self) -> torch.autocast:
+        half = self.config.precision == "bfloat16"
+        return torch.autocast(self.team.device.type, torch.bfloat16, enabled=half)
+
+    def _batch(self) -> Batch:
+        """This process's part of the step's batch."""
+        count = self.config.batch_at(self.phase.resolution)
+        random = torch.Generator().manual_seed(_mixed(self.config.seed, _STEP, self.steps))
+        size = self.config.latent_size
+        latents = [torch.randn(count, size, generator=random) for _ in range(2)]
+        mix = torch.rand(count, 1, 1, 1, generator=random)
+        flip = torch.rand(count, generator=random) < 0.5
+        mine = slice(self.team.rank, None, self.team.size)
+        device = self.team.device
+        real = self.images.batch(
+            self._order(count)[mine],
+            self.phase.resolution,
+            flip[mine] if self.config.flips else None,
+        ).to(device)
+        alpha = self.discriminator.alpha
+        if alpha < 1.0:  # what the discriminator sees of generated images
+            real = torch.lerp(upsample(F.avg_pool2d(real, 2)), real, alpha)
+        first, second = (z[mine].to(device) for z in latents)
+        return Batch(real, (first, second), mix[mine].to(device))
+
+    def _order(self, count: int) -> Tensor:
+        """Numbers of the next ``count`` images: every image once per epoch, shuffled anew."""
+        places = torch.arange(self.shown, self.shown + count)
+        size = len(self.images)
+        chosen = [
+            _permutation(_mixed(self.config.seed, _ORDER, epoch), size)[
+                places[places // size == epoch] % size
+            ]
+            for epoch in range(self.shown // size, (self.shown + count - 1) // size + 1)
+        ]
+        return torch.cat(chosen)
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """The average moves towards the generator."""
+        pairs = zip(self.averaged.parameters(), self.generator.parameters(), strict=True)
+        for mean, now in pairs:
+            mean.lerp_(now, 1.0 - self.config.average)
+
+
+@contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """No gradients for the module's weights meanwhile; through it they still flow."""
+    learning = [p for p in module.parameters() if p.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _check_images(config: TrainingConfig, images: Images, team: Team) -> None:
+    if images.channels != config.channels:
+        raise ValueError(
+            f"channels: expected {images.channels} as the images have, got {config.channels}"
+        )
+    if images.resolution < config.resolution:
+        raise ValueError(
+            f"resolution: expected at most {images.resolution} as the images have, got "
+            f"{config.resolution}"
+        )
+    for phase in config.phases:
+        if (count := config.batch_at(phase.resolution)) % team.size:
+            raise ValueError(
+                f"batch: expected multiples of the {team.size} processes, got {count} at "
+                f"resolution {phase.resolution}"
+            )
+
+
+def _update(adam: torch.optim.Adam, loss: Tensor) -> None:
+    adam.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    adam.step()
+
+
+def _inherit(new: nn.Module, old: nn.Module, colours: str) -> None:
+    """Weights of the lower resolutions; the colour layer becomes the previous one."""
+    previous = f"{colours}_previous."
+    kept = {
+        name.replace(f"{colours}.", previous): tensor
+        for name, tensor in old.state_dict().items()
+        if not name.startswith(previous)
+    }
+    unknown = new.load_state_dict(kept, strict=False).unexpected_keys
+    assert not unknown, unknown
+
+
+def _mixed(*words: int) -> int:
+    """A 64-bit seed of its own for each tuple of numbers."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, size: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))

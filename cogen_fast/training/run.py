@@ -1,0 +1,302 @@
+"""A training from start to end: log, snapshots, checkpoint; what is killed goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cogen_fast import plots
+from cogen_fast.arguments import check_count, check_flag, check_number, check_path, shown
+from cogen_fast.files import write_atomically
+from cogen_fast.generators import save_generator
+from cogen_fast.generators.progressive import ProgressiveGenerator
+from cogen_fast.training.config import TrainingConfig
+from cogen_fast.training.datasets import Images
+from cogen_fast.training.progressive import Trainer
+from cogen_fast.training.team import Team, assembled
+
+CHECKPOINT, CONFIG, LOG, SNAPSHOTS = "checkpoint.pt", "config.json", "log.jsonl", "snapshots"
+_FORMAT = "cogen_fast training 1"
+_CHECKPOINT_SECONDS = 600.0
+_TICK = 50  # steps between lines of the log
+_PATIENCE = 16  # steps until a team of processes hears that one of them was asked to stop
+_GRID = 64
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended: images shown in all, whether it is ``complete``, its snapshots."""
+
+    shown: int
+    complete: bool
+    snapshots: tuple[Path, ...]
+
+
+def train(
+    images: Images,
+    config: TrainingConfig,
+    out: str | Path,
+    *,
+    snapshots: Sequence[int] = (),
+    device: str | torch.device | None = None,
+    checkpoint_seconds: float = _CHECKPOINT_SECONDS,
+    progress: bool = True,
+) -> Outcome:
+    """Train a progressive GAN and write everything into the folder ``out``.
+
+    ``out`` holds ``config.json``; ``log.jsonl``, a line per 50 steps (losses, images/s);
+    ``checkpoint.pt``, replaced every ``checkpoint_seconds``; and ``snapshots``: the raw and the
+    averaged generator, which `load_generator` reads, and a PNG of 64 samples, once ``snapshots``
+    images have been shown and at the end. Called again with the same ``config``, it goes on from
+    the checkpoint. Ctrl-C and SIGTERM write one and end with ``complete`` False.
+
+    Started by ``torchrun``, its processes share each batch (DistributedDataParallel); the first
+    one writes the files. On a CPU, the same run is the same bit for bit.
+
+    Raises:
+        ValueError: an argument is out of range; ``out`` holds another training; a loss is no
+            longer finite (the last checkpoint stays).
+    """
+    folder = check_path("out", out)
+    check_number("checkpoint_seconds", checkpoint_seconds, above=0.0, zero=True)
+    check_flag("progress", progress)
+    wanted = _checked_snapshots(snapshots, config)
+    with assembled(device) as team:
+        trainer = Trainer(config, images, team)
+        files = _Files(folder, config, team)
+        meter = _Meter(trainer)
+        files.open(trainer, meter)
+        team.wait()
+        bar = tqdm(
+            total=config.total_images,
+            initial=trainer.shown,
+            unit="image",
+            unit_scale=True,
+            disable=not (progress and team.leads),
+        )
+        with bar, _asked_to_stop() as stop:
+            complete = _loop(trainer, meter, files, wanted, stop, checkpoint_seconds, bar)
+        return Outcome(trainer.shown, complete, files.snapshots())
+
+
+def _loop(
+    trainer: Trainer,
+    meter: _Meter,
+    files: _Files,
+    wanted: Sequence[int],
+    stop: threading.Event,
+    checkpoint_seconds: float,
+    bar: tqdm[Any],
+) -> bool:
+    total, saved = trainer.config.total_images, time.monotonic()
+    while trainer.shown < total:
+        before = trainer.shown
+        meter.add(trainer.step())
+        bar.update(trainer.shown - before)
+        if trainer.steps % _TICK == 0:
+            line = meter.line()
+            files.log(line)
+            bar.set_postfix(_facts(line))
+        if any(before < count <= trainer.shown for count in wanted) or trainer.shown >= total:
+            files.snapshot(trainer)
+        if time.monotonic() - saved > checkpoint_seconds:
+            files.save(trainer, meter)
+            saved = time.monotonic()
+        if _heard(trainer, stop):
+            break
+    files.save(trainer, meter)
+    return trainer.shown >= total
+
+
+def _heard(trainer: Trainer, stop: threading.Event) -> bool:
+    """Whether any process was asked to stop; a team asks only now and then, for it takes time."""
+    if trainer.team.size > 1 and trainer.steps % _PATIENCE:
+        return False
+    return trainer.team.any(stop.is_set())
+
+
+class _Meter:
+    """Means of the losses since the last line. A checkpoint holds it, so that lines stay."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._restart()
+
+    def _restart(self) -> None:
+        self._since, self._shown = time.monotonic(), self._trainer.shown
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, found: dict[str, Tensor]) -> None:
+        """What one step gave."""
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in found.items()}
+        self.count += 1
+
+    def line(self) -> dict[str, Any]:
+        """A line of the log; ValueError where a loss is not finite."""
+        trainer = self._trainer
+        means = {name: total.item() / self.count for name, total in self.sums.items()}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"learning_rate: training has diverged, {name} is {value} after "
+                    f"{trainer.shown} images; expected a lower rate than "
+                    f"{trainer.config.learning_rate:g}"
+                )
+        speed = (trainer.shown - self._shown) / (time.monotonic() - self._since)
+        self._restart()
+        return {
+            "images": trainer.shown,
+            "steps": trainer.steps,
+            "resolution": trainer.phase.resolution,
+            "alpha": round(trainer.discriminator.alpha, 4),
+            **{name: round(value, 6) for name, value in means.items()},
+            "images_per_second": round(speed, 1),
+        }
+
+
+def _facts(line: dict[str, Any]) -> dict[str, str]:
+    return {
+        "px": str(line["resolution"]),
+        "D": f"{line['loss_discriminator']:.3f}",
+        "G": f"{line['loss_generator']:.3f}",
+    }
+
+
+class _Files:
+    """What a training writes; only the team's first process writes."""
+
+    def __init__(self, folder: Path, config: TrainingConfig, team: Team) -> None:
+        self.folder, self.config, self.team = folder, config, team
+
+    def open(self, trainer: Trainer, meter: _Meter) -> None:
+        """A new folder, or the training that it holds, into ``trainer`` and ``meter``."""
+        if (path := self.folder / CHECKPOINT).exists():
+            state = _read(path, self.config)
+            trainer.restore(state)
+            meter.sums, meter.count = state["sums"], state["count"]
+        if not self.team.leads:
+            return
+        (self.folder / SNAPSHOTS).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.config.as_dict(), indent=2) + "\n"
+        write_atomically(self.folder / CONFIG, lambda file: file.write_text(text))
+        self._cut_log(trainer.shown)
+
+    def save(self, trainer: Trainer, meter: _Meter) -> None:
+        """The checkpoint, in the place of the last one."""
+        if self.team.leads:
+            content = {
+                "format": _FORMAT,
+                "config": _identity(self.config),
+                "sums": meter.sums,
+                "count": meter.count,
+                **trainer.state(),
+            }
+            write_atomically(self.folder / CHECKPOINT, lambda file: torch.save(content, file))
+
+    def log(self, line: dict[str, Any]) -> None:
+        """One line more."""
+        if self.team.leads:
+            with (self.folder / LOG).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def snapshot(self, trainer: Trainer) -> None:
+        """Both generators as they are now, and a picture of the averaged one's samples."""
+        if not self.team.leads:
+            return
+        stem = self.folder / SNAPSHOTS / f"{trainer.shown:09d}"
+        averaged = trainer.snapshot(average=True)
+        save_generator(trainer.snapshot(average=False), f"{stem}-raw.safetensors")
+        save_generator(averaged, f"{stem}-average.safetensors")
+        sheet = plots.sheet(sample_images(averaged, _GRID, self.config.seed).numpy())
+        write_atomically(Path(f"{stem}.png"), lambda file: sheet.save(file, format="PNG"))
+
+    def snapshots(self) -> tuple[Path, ...]:
+        """The averaged generators there are."""
+        return tuple(sorted((self.folder / SNAPSHOTS).glob("*-average.safetensors")))
+
+    def _cut_log(self, shown: int) -> None:
+        """Without lines of steps that will be made again, and a line that was cut off."""
+        path = self.folder / LOG
+        lines = path.read_text().splitlines() if path.exists() else []
+        whole = [line for line in lines if line.endswith("}")]
+        kept = [line for line in whole if json.loads(line)["images"] <= shown]
+        text = "".join(f"{line}\n" for line in kept)
+        write_atomically(path, lambda file: file.write_text(text))
+
+
+@torch.no_grad()
+def sample_images(generator: ProgressiveGenerator, count: int, seed: int) -> Tensor:
+    """``count`` samples ``(count, C, R, R)`` of prior latents drawn with ``seed``."""
+    latents = torch.randn(
+        count, generator.latent_size, generator=torch.Generator().manual_seed(seed)
+    )
+    some = next(generator.parameters())
+    return torch.cat([generator(z.to(some)).float().cpu() for z in torch.split(latents, _GRID)])
+
+
+def _read(path: Path, config: TrainingConfig) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        known = content["format"] == _FORMAT
+    except Exception as error:  # torch has many for a damaged file
+        raise ValueError(f"out: {path} is damaged: {error}") from error
+    if not known:
+        raise ValueError(f"out: expected {_FORMAT!r} in {path}, got {content['format']!r}")
+    was, now = json.loads(content["config"]), json.loads(_identity(config))
+    if other := [name for name in now if was.get(name) != now[name]]:
+        changes = ", ".join(f"{n}={was.get(n)!r} (now {now[n]!r})" for n in other)
+        raise ValueError(f"out: {path} is of another training: {changes}")
+    state: dict[str, Any] = content
+    return state
+
+
+def _identity(config: TrainingConfig) -> str:
+    return json.dumps(config.as_dict(), sort_keys=True)
+
+
+def _checked_snapshots(snapshots: Sequence[int], config: TrainingConfig) -> list[int]:
+    if isinstance(snapshots, str) or not isinstance(snapshots, Sequence):
+        raise ValueError(f"snapshots: expected counts of images, got {shown(snapshots)}")
+    counts = [check_count("snapshots", count) for count in snapshots]
+    if late := [count for count in counts if count > config.total_images]:
+        raise ValueError(
+            f"snapshots: expected counts up to total_images={config.total_images}, got {late}"
+        )
+    return counts
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C or SIGTERM; the second one has its usual effect."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in signals:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            signal.signal(number, before[number])

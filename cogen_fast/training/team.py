@@ -1,0 +1,76 @@
+"""The processes that train together: one, or as many as ``torchrun`` started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cogen_fast.adapter import checked_device
+
+
+@dataclass(frozen=True)
+class Team:
+    """Process ``rank`` of ``size``, working on ``device``."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def share(self, module: nn.Module) -> nn.Module:
+        """The module, its gradients averaged over the team."""
+        if self.size == 1:
+            return module
+        places = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=places)
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set in any process; all of them must ask."""
+        if self.size == 1:
+            return flag
+        told = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        return bool(told.item())
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def assembled(device: str | torch.device | None = None) -> Iterator[Team]:
+    """This process's place in the team that the environment tells of (``torchrun`` sets it).
+
+    ``device`` is "cpu" or "cuda"; None: a GPU per process where there is one. Processes talk
+    through NCCL on GPUs and gloo on CPUs.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    place = _device(device)
+    if size == 1:
+        yield Team(0, 1, place)
+        return
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield Team(rank, size, place)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(wanted: str | torch.device | None) -> torch.device:
+    found = checked_device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if found.type == "cuda" and found.index is None:
+        found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(found)
+    return found

@@ -1,0 +1,348 @@
+"""A training from start to end: files, killing, resuming, several processes, the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from discs import discs
+from PIL import Image
+from safetensors.torch import load_file
+
+from cogen_fast import load_generator
+from cogen_fast.cli import main
+from cogen_fast.training.config import TrainingConfig
+from cogen_fast.training.run import sample_images, train
+from cogen_fast.training.swd import swd
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL: dict[str, Any] = {
+    "resolution": 8,
+    "channels": 1,
+    "latent_size": 6,
+    "feature_maps": (8, 6),
+    "phase_images": 160,
+    "total_images": 960,
+    "batch": 8,
+    "loss": "r1",
+}
+OPTIONS = (
+    *("--resolution=8", "--latent-size=6", "--feature-maps=8,6", "--phase-images=160"),
+    *("--batch=8", "--loss=r1", "--total-images=960", "--quiet"),
+)
+LAST = "snapshots/000000960"
+
+
+def config(**other: Any) -> TrainingConfig:
+    return TrainingConfig(**(SMALL | other))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "discs.npz"
+    np.savez(path, discs(side=8).pixels)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A training that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(command(data, folder)) == 0
+    return folder
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    cache = str(data.parent / "cache")
+    start = ["train", "--data", str(data), "--cache", cache, "--out", str(out), "--device", "cpu"]
+    return [*start, *OPTIONS, *more]
+
+
+def started(launcher: list[str], arguments: list[str]) -> subprocess.Popen[str]:
+    # What the checkout holds beside the package must not shadow the installed one.
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "cogen_fast", *arguments],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    """The log without what a clock measured."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line.pop("images_per_second") > 0.0
+    return lines
+
+
+def assert_same_training(folder: Path, other: Path) -> None:
+    for kind in ("raw", "average"):
+        a, b = (load_file(f / f"{LAST}-{kind}.safetensors") for f in (folder, other))
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert log(folder) == log(other)
+
+
+def test_what_a_training_writes(whole: Path) -> None:
+    assert sorted(p.name for p in whole.iterdir()) == [
+        "checkpoint.pt",
+        "config.json",
+        "log.jsonl",
+        "snapshots",
+    ]
+    lines = log(whole)
+    assert [line["images"] for line in lines] == [400, 800]
+    assert lines[0] | {"resolution": 8, "alpha": 1.0, "steps": 50} == lines[0]
+    settings = json.loads((whole / "config.json").read_text())
+    assert settings["resolution"] == 8 and settings["batch"] == {"4": 8, "8": 8}
+    average, raw = (
+        load_generator(whole / f"{LAST}-{kind}.safetensors") for kind in ("average", "raw")
+    )
+    assert average.output_shape == raw.output_shape == (1, 8, 8)
+    assert not torch.equal(average.to_rgb.weight, raw.to_rgb.weight)
+    with Image.open(whole / f"{LAST}.png") as sheet:
+        assert sheet.size == (8 * 57 - 1, 8 * 57 - 1)
+        assert len(sheet.getcolors(100_000) or []) > 20
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError(f"no {path}")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_training_goes_on_where_it_was(
+    how: signal.Signals, whole: Path, data: Path, tmp_path: Path
+) -> None:
+    arguments = command(data, tmp_path, "--checkpoint-seconds", "0")
+    process = started([], arguments)
+    wait_for(tmp_path / "checkpoint.pt", process)
+    process.send_signal(how)
+    output = process.communicate(timeout=60)
+    assert not (tmp_path / f"{LAST}.png").exists(), "it was over before it was killed"
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130), output
+    shown = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["shown"]
+    assert 0 < shown < 960
+    assert main(arguments) == 0
+    assert_same_training(tmp_path, whole)
+    assert not list(tmp_path.glob(".*")), "temporary files are left"
+
+
+def test_a_finished_training_is_not_done_again(whole: Path, data: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (whole / "snapshots").iterdir()}
+    assert main(command(data, whole)) == 0
+    assert {p: p.stat().st_mtime_ns for p in (whole / "snapshots").iterdir()} == before
+
+
+def test_two_processes_make_the_steps_of_one(data: Path, tmp_path: Path) -> None:
+    """But for rounding, at which Adam's first steps may turn the sign of a weight that hardly
+    matters.
+
+    Every second image goes to each process, which is how one process groups eight for the
+    minibatch deviation, so the gradients are the same.
+    """
+    short = ["--phase-images", "8", "--total-images", "40"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = started(launcher, command(data, tmp_path / "two", *short))
+    output = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert main(command(data, tmp_path / "one", *short)) == 0
+    two, one = (
+        load_file(tmp_path / name / "snapshots/000000040-raw.safetensors")
+        for name in ("two", "one")
+    )
+    apart = torch.cat([(two[name] - one[name]).abs().flatten() for name in one])
+    assert float((apart < 1e-5).float().mean()) > 0.98  # a step moves a weight by 1e-3
+    assert apart.max() > 0.0
+
+
+def test_snapshots_come_at_the_counts_asked_for(tmp_path: Path) -> None:
+    outcome = train(discs(side=8), config(), tmp_path, snapshots=(100, 320, 960), progress=False)
+    names = [path.name for path in outcome.snapshots]
+    counts = ["000000104", "000000320", "000000960"]
+    assert names == [f"{count}-average.safetensors" for count in counts]
+    assert outcome.complete and outcome.shown == 960
+    # At 104 images the network has 4 px; it is a generator all the same.
+    assert load_generator(outcome.snapshots[0]).output_shape == (1, 4, 4)
+
+
+def test_another_training_is_not_gone_on_with(whole: Path) -> None:
+    before = (whole / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match=r"^out: .*another training: seed=0 \(now 3\)"):
+        train(discs(side=8), config(seed=3), whole, progress=False)
+    assert (whole / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"half"])
+def test_a_damaged_checkpoint_is_refused(content: bytes, whole: Path, tmp_path: Path) -> None:
+    good = (whole / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(
+        good[: len(good) // 2] if content == b"half" else content
+    )
+    with pytest.raises(ValueError, match=r"^out: .*checkpoint.pt is damaged"):
+        train(discs(side=8), config(), tmp_path, progress=False)
+
+
+def test_divergence_is_told_and_leaves_the_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^learning_rate: training has diverged, loss_"):
+        train(
+            discs(side=8),
+            config(learning_rate=1e30),
+            tmp_path,
+            checkpoint_seconds=0,
+            progress=False,
+        )
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"out": 3}, TypeError, "out: expected a path, got 3"),
+        ({"snapshots": (0,)}, ValueError, "snapshots: .* got 0"),
+        ({"snapshots": "100"}, ValueError, "snapshots: expected counts of images"),
+        ({"snapshots": (961,)}, ValueError, r"snapshots: .* total_images=960, got \[961\]"),
+        ({"checkpoint_seconds": -1}, ValueError, "checkpoint_seconds: .* got -1"),
+        ({"device": "tpu"}, ValueError, "device: .*tpu"),
+        ({"device": "meta"}, ValueError, "device: expected cpu or cuda, got meta"),
+        ({"progress": 1}, TypeError, "progress: .* got 1"),
+    ],
+)
+def test_a_wrong_argument_is_named(
+    given: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        train(discs(side=8), config(), **({"out": tmp_path / "new"} | given))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["wgan-gp", "r1"])
+def test_training_brings_images_nearer_to_the_real_ones(loss: str, tmp_path: Path) -> None:
+    """To less than half of where it started; chance alone moves it by a few per cent."""
+    images = discs(512, side=8)
+    settings = config(loss=loss, phase_images=4000, total_images=20_000, learning_rate=2e-3)
+    outcome = train(images, settings, tmp_path, snapshots=(12_016,), progress=False)
+    real = [images.batch(torch.arange(512))]
+    distances = [
+        swd(real, [sample_images(load_generator(path), 512, 1).clamp(-1, 1)])[8]
+        for path in outcome.snapshots
+    ]
+    untrained = train(images, config(total_images=480 + 8), tmp_path / "0", progress=False)
+    start = swd(real, [sample_images(load_generator(untrained.snapshots[-1]), 512, 1).clamp(-1, 1)])
+    assert distances[-1] < 0.5 * start[8]
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def test_sample_draws_a_sheet_and_single_images(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = str(whole / f"{LAST}-average.safetensors")
+    out, each = tmp_path / "sheet.png", tmp_path / "each"
+    arguments = ["sample", generator, "--out", str(out), "--each", str(each)]
+    assert main([*arguments, "--count", "5", "--columns", "3", "--seed", "4"]) == 0
+    assert f"wrote {out}" in capsys.readouterr().out
+    with Image.open(out) as sheet:
+        assert sheet.size == (3 * 57 - 1, 2 * 57 - 1)
+    assert sorted(p.name for p in each.iterdir()) == [f"sample_00{i}.png" for i in range(5)]
+    images = sample_images(load_generator(generator), 5, 4)
+    pixels = ((images[2, 0].clamp(-1, 1) + 1) * 127.5).numpy()
+    with Image.open(each / "sample_002.png") as image:
+        np.testing.assert_allclose(np.asarray(image), pixels, atol=0.51)
+    assert main(arguments) == 2
+    assert "exists already; give --overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite", "--quiet"]) == 0
+
+
+def test_swd_has_a_row_per_snapshot_and_one_of_real_images(
+    whole: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "swd.json"
+    arguments = ["swd", str(whole), "--data", str(data), "--cache", str(tmp_path / "cache")]
+    assert main([*arguments, "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())
+    assert [Path(row["generator"]).name for row in rows] == [
+        "000000960-average.safetensors",
+        "real images",
+    ]
+    assert all(row["images"] == 48 and row["mean"] == row["8 px"] > 0.0 for row in rows)
+    assert rows[0]["mean"] > 2.0 * rows[1]["mean"]  # it was hardly trained
+    text = capsys.readouterr().out
+    assert "real images" in text and f"{rows[0]['mean']}" in text
+
+
+def test_held_out_images_are_not_learnt_from(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cogen_fast import cli_training
+
+    seen: dict[str, Any] = {}
+
+    def spied(images: Any, *rest: Any, **options: Any) -> Any:
+        seen["images"] = images
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cli_training, "train", spied)
+    assert main(command(data, tmp_path, "--held-out", "30")) == 2
+    learnt = seen["images"].batch(torch.arange(len(seen["images"])))
+    assert len(learnt) == 66
+    everything = discs(side=8)
+    _, held_out = everything.split(30)
+    others = held_out.batch(torch.arange(30))
+    distance = (learnt[:, None] - others[None]).abs().amax((2, 3, 4))
+    assert distance.min() > 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resolution", "7"], "resolution: expected a power of two"),
+        (["--feature-maps", "8,x"], "--feature-maps: expected whole numbers with commas"),
+        (["--feature-maps", "8"], "feature_maps: expected 2 numbers"),
+        (["--batch", "4:8:2"], "--batch: expected N or R:N,R:N"),
+        (["--loss", "hinge"], "--loss: invalid choice"),
+        (["--total-images", "3"], "total_images: expected more than"),
+        (["--held-out", "96"], "held_out: "),
+        (["--snapshots", "2000"], "snapshots: "),
+        (["--channels", "2"], "--channels: invalid choice"),
+        (["--device", "tpu"], "device: "),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str],
+    message: str,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(command(data, tmp_path / "run", *arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"cogen-fast: error: {message}") and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_generators_that_make_no_images_are_refused(
+    data: Path, tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = str(data_dir / "five_gaussians_generator_15000.npz")
+    assert main(["sample", dense, "--out", str(tmp_path / "a.png")]) == 2
+    assert "generator: expected one of images" in capsys.readouterr().err
+    assert main(["swd", str(tmp_path), "--data", str(data)]) == 2
+    assert "what: expected a generator's file or the folder" in capsys.readouterr().err
