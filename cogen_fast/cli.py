@@ -203,6 +203,10 @@ def _convert(arguments: argparse.Namespace) -> int:
             f"source: expected a checkpoint, found no file at {arguments.source}"
         )
     generator = cogen_fast.load_generator(arguments.source, average=not arguments.raw)
+    if arguments.half:
+        generator = generator.half()
+        if not all(tensor.isfinite().all() for tensor in generator.state_dict().values()):
+            raise ValueError("half: expected weights below 65,504, got larger ones")
     cogen_fast.save_generator(generator, target)
     shape = " x ".join(map(str, generator.output_shape))
     print(f"wrote {target}: {type(generator).__name__}, {generator.latent_size} to {shape}")

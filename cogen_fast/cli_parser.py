@@ -332,6 +332,9 @@ def _add_convert(commands: Any) -> None:
         action="store_true",
         help="the weights as trained last, not their moving average, where SOURCE has both",
     )
+    parser.add_argument(
+        "--half", action="store_true", help="weights of half precision: half the size, for sharing"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
 
 

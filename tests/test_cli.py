@@ -639,6 +639,26 @@ def test_convert(data_dir: Path, tmp_path: Path, raw: bool, image: str) -> None:
     assert np.abs(x.numpy() - vectors[image]).max() < 1e-4
 
 
+def test_convert_to_half_precision(checkpoint: str, tmp_path: Path) -> None:
+    full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
+    assert main(["convert", checkpoint, str(full)]) == 0
+    assert main(["convert", checkpoint, str(half), "--half"]) == 0
+    was, now = (cogen_fast.load_generator(path).state_dict() for path in (full, half))
+    assert all(torch.equal(now[name], was[name].half()) for name in was)
+
+
+def test_convert_refuses_weights_too_large_for_half(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = cogen_fast.load_generator(checkpoint)
+    generator.to_rgb.bias[0] = 1e5
+    cogen_fast.save_generator(generator, tmp_path / "large.safetensors")
+    arguments = ["convert", str(tmp_path / "large.safetensors"), str(tmp_path / "h.safetensors")]
+    assert main([*arguments, "--half"]) == 2
+    assert "half: expected weights below 65,504" in error_of(capsys)
+    assert not (tmp_path / "h.safetensors").exists()
+
+
 def test_convert_replaces_only_when_told(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
