@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, from one command:
 #
-#     COGEN_FAST_TEST_DATA=DIR benchmarks/gpu_check.sh [--stage build-test] [--out DIR]
+#     COGEN_FAST_TEST_DATA=DIR benchmarks/gpu_check.sh [--stage build-test|training] [--out DIR]
 #
 # Builds with CUDA, offline, against the Python that is active; runs the test suite (data missing is
 # a failure); writes gpu_check.json (device, versions, commit, figures) to --out, by default
@@ -27,7 +27,14 @@ build_test() {
     python3 benchmarks/gpu_facts.py "$out/gpu_check.json" --tests "$out/gpu_tests.xml"
 }
 
+training() {
+    python3 benchmarks/training_speed.py --resolution 128 --channels 3 --latent-size 512 --batch 16 \
+        --precisions float32 bfloat16 --device cuda > "$out/gpu_training.jsonl"
+    python3 benchmarks/gpu_facts.py "$out/gpu_check.json" --figures "$out/gpu_training.jsonl"
+}
+
 case $stage in
     build-test) build_test ;;
-    *) echo "gpu_check: unknown stage $stage (build-test)" >&2; exit 2 ;;
+    training) training ;;
+    *) echo "gpu_check: unknown stage $stage (build-test, training)" >&2; exit 2 ;;
 esac

@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--tests", type=Path, help="JUnit XML of the test run")
+    parser.add_argument("--figures", type=Path, help="JSON lines of a benchmark, kept by its name")
     options = parser.parse_args()
     record = json.loads(options.file.read_text()) if options.file.exists() else {}
     record |= _facts()
@@ -53,6 +54,9 @@ def main() -> None:
         raise SystemExit(f"expected a CUDA device, a CUDA torch and a CUDA build, got {record}")
     if options.tests:
         record["tests"] = _counts(options.tests)
+    if options.figures:
+        lines = options.figures.read_text().splitlines()
+        record |= {options.figures.stem: [json.loads(line) for line in lines]}
     options.file.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
 

@@ -24,7 +24,7 @@ example: colour pictures of 64 x 64, on one GPU and on four
 what is written to DIR:
   snapshots/N-average.safetensors, N-raw.safetensors, N.png
                     the generator's moving average after N images, the generator
-                    itself, and 64 samples of the average
+                    itself, and samples of the average
   log.jsonl         losses and images/s, a line per 50 steps
   checkpoint.pt     where the training stands; config.json its settings
 

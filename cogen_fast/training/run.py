@@ -33,7 +33,8 @@ _FORMAT = "cogen_fast training 1"
 _CHECKPOINT_SECONDS = 600.0
 _TICK = 50  # steps between lines of the log
 _PATIENCE = 16  # steps until a team of processes hears that one of them was asked to stop
-_GRID = 64
+_COLUMNS, _SHEET_WIDTH = (2, 8), 2048
+_PIXELS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def train(
 
     ``out`` holds ``config.json``; ``log.jsonl``, a line per 50 steps (losses, images/s);
     ``checkpoint.pt``, replaced every ``checkpoint_seconds``; and ``snapshots``: the raw and the
-    averaged generator, which `load_generator` reads, and a PNG of 64 samples, once ``snapshots``
+    averaged generator, which `load_generator` reads, and a PNG of samples, once ``snapshots``
     images have been shown and at the end. Called again with the same ``config``, it goes on from
     the checkpoint. Ctrl-C and SIGTERM write one and end with ``complete`` False.
 
@@ -218,10 +219,11 @@ class _Files:
         if not self.team.leads:
             return
         stem = self.folder / SNAPSHOTS / f"{trainer.shown:09d}"
-        averaged = trainer.snapshot(average=True)
-        save_generator(trainer.snapshot(average=False), f"{stem}-raw.safetensors")
-        save_generator(averaged, f"{stem}-average.safetensors")
-        sheet = plots.sheet(sample_images(averaged, _GRID, self.config.seed).numpy())
+        for name, average in (("raw", False), ("average", True)):
+            save_generator(trainer.snapshot(average=average), f"{stem}-{name}.safetensors")
+        columns = max(_COLUMNS[0], min(_COLUMNS[1], _SHEET_WIDTH // trainer.phase.resolution))
+        samples = sample_images(trainer.averaged, columns**2, self.config.seed)
+        sheet = plots.sheet(samples.numpy(), columns)
         write_atomically(Path(f"{stem}.png"), lambda file: sheet.save(file, format="PNG"))
 
     def snapshots(self) -> tuple[Path, ...]:
@@ -245,7 +247,8 @@ def sample_images(generator: ProgressiveGenerator, count: int, seed: int) -> Ten
         count, generator.latent_size, generator=torch.Generator().manual_seed(seed)
     )
     some = next(generator.parameters())
-    return torch.cat([generator(z.to(some)).float().cpu() for z in torch.split(latents, _GRID)])
+    at_once = max(1, _PIXELS_AT_ONCE // generator.resolution**2)
+    return torch.cat([generator(z.to(some)).float().cpu() for z in torch.split(latents, at_once)])
 
 
 def _read(path: Path, config: TrainingConfig) -> dict[str, Any]:
