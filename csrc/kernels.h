@@ -109,10 +109,80 @@ struct MisfitOps {
   void (*misfit)(const Misfit<T>&, int threads);
 };
 
+
+// A generator of dense layers.
+
+constexpr int kMostLayers = 8, kMostWidth = 256;
+// Widths are padded with zeros to whole vectors.
+constexpr int kPadding = 8;
+
+enum class Activation : int { identity, relu, leaky_relu, tanh, sigmoid, softplus, elu };
+
+// Layer k maps width[k] to width[k + 1]. `weight` is (in, padded out), `back` its transpose
+// (out, padded in): either way neighbouring outputs of a product have neighbouring weights. `bias`
+// is (padded out).
+template <class T>
+struct Mlp {
+  int layers;
+  int width[kMostLayers + 1];
+  Activation activation[kMostLayers];
+  T slope;  // of the leaky ReLU
+  const T* weight[kMostLayers];
+  const T* bias[kMostLayers];
+  const T* back[kMostLayers];
+};
+
+// What is observed of B outputs of M values. Strides of rows are 0 where one serves all.
+template <class T>
+struct MlpObserved {
+  const T* target;  // (B, M)
+  const uint8_t* mask;  // (1 or B, M) or null
+  int64_t mask_stride;
+  const T* weight;  // (1 or B, 1 or M)
+  int64_t weight_stride;
+  bool weight_elementwise;
+};
+
+struct StepRule {
+  double target, decay, increase, decrease, minimum, maximum;
+};
+
+// A stretch of the published run: `steps` temperatures from `beta` on. State arrays are read and
+// written; histories are (steps, B).
+template <class T>
+struct MlpRun {
+  Shape shape;
+  Mlp<T> net;
+  MlpObserved<T> observed;
+  Noise noise;  // where it stands before the first transition
+  T* latents;           // (B, N, d)
+  double* energy;       // (B, N)
+  T* grad;              // (B, N, d)
+  double* log_weights;  // (B, N) or null
+  double* step_size;    // (B,)
+  double* running;      // (B,)
+  int64_t* non_finite;  // (B, N)
+  double beta;
+  const double* betas;  // (steps,)
+  int64_t steps, hmc_steps, leapfrog_steps;
+  bool paper_form;
+  const StepRule* rule;  // null: the step stays
+  double *acceptance, *step_used, *energy_mean, *energy_std;
+  T* trace;  // (steps, B, N, d) or null
+};
+
+template <class T>
+struct MlpOps {
+  int64_t (*arena_bytes)(const MlpRun<T>&, int threads);
+  // `arena` holds as many bytes, aligned to 64.
+  void (*anneal)(const MlpRun<T>&, void* arena, int threads);
+};
+
 template <class T>
 struct CpuOps {
   const HmcOps<T>* hmc;
   const MisfitOps<T>* misfit;
+  const MlpOps<T>* mlp;
 };
 
 // Between moves, float64 only; `active` and `wanted` may be null for all.
@@ -134,6 +204,8 @@ void systematic(int64_t observations, int64_t chains, const double* log_weights,
   extern const HmcOps<double> hmc_double;      \
   extern const MisfitOps<float> misfit_float;  \
   extern const MisfitOps<double> misfit_double; \
+  extern const MlpOps<float> mlp_float;        \
+  extern const MlpOps<double> mlp_double;      \
   }
 
 COGEN_DECLARE_ISA(plain)

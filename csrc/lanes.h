@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "philox.h"
+#include "step_math.h"
 
 namespace cogen {
 namespace COGEN_ISA {

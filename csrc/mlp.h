@@ -3,60 +3,55 @@
 #pragma once
 
 #include "elementary.h"
+#include "kernels.h"
 #include "lanes.h"
 
 namespace cogen {
 namespace COGEN_ISA {
 
-constexpr int kMostLayers = 8, kMostWidth = 256;
-
-enum class Activation : int { identity, relu, leaky_relu, tanh, sigmoid, softplus, elu };
-
-// Layer k maps width[k] to width[k + 1]. `weight` is (in, out), `back` its transpose (out, in):
-// either way neighbouring outputs of a product have neighbouring weights.
-template <class T>
-struct Mlp {
-  int layers;
-  int width[kMostLayers + 1];
-  Activation activation[kMostLayers];
-  T slope;  // of the leaky ReLU
-  const T* weight[kMostLayers];
-  const T* bias[kMostLayers];
-  const T* back[kMostLayers];
-};
+COGEN_HD int padded(int width) { return (width + kPadding - 1) / kPadding * kPadding; }
 
 // What is observed of one output, and how much it counts: energy sum_m weight_m r_m^2.
 template <class T>
 struct Observed {
-  const T* target;        // (M,)
-  const uint8_t* mask;    // (M,) or null for all
-  const T* weight;        // (M,), or (1,) where not elementwise
+  const T* target;      // (M,)
+  const uint8_t* mask;  // (M,) or null for all
+  const T* weight;      // (M,), or (1,) where not elementwise
   bool weight_elementwise;
 };
 
+template <class T>
+COGEN_HD Observed<T> observed_of(const MlpObserved<T>& all, int64_t observation, int measured) {
+  return {all.target + observation * measured,
+          all.mask ? all.mask + observation * all.mask_stride : nullptr,
+          all.weight + observation * all.weight_stride, all.weight_elementwise};
+}
+
 // kRows outputs of a product at a time, all inputs: sums stay in registers.
 template <int kRows, class T>
-COGEN_HD void product_rows(const T* weight, const T* bias, int in, int out, const Lanes<T>* x,
+COGEN_HD void product_rows(const T* weight, const T* bias, int in, int stride, const Lanes<T>* x,
                            Lanes<T>* y) {
   Lanes<T> sum[kRows];
   for (int r = 0; r < kRows; ++r) sum[r] = Lanes<T>::of(bias ? bias[r] : T(0));
-  for (int i = 0; i < in; ++i) {
+  for (int i = 0; i < in; ++i, weight += stride) {
     const Lanes<T> input = x[i];
-    const T* row = weight + static_cast<int64_t>(i) * out;
-    for (int r = 0; r < kRows; ++r) sum[r] = sum[r] + input * row[r];
+    for (int r = 0; r < kRows; ++r) sum[r] = sum[r] + input * weight[r];
   }
   for (int r = 0; r < kRows; ++r) y[r] = sum[r];
 }
 
-// y = x W + b, W (in, out).
+// y = x W + b, W (in, padded out).
 template <class T>
 inline void product(const T* weight, const T* bias, int in, int out, const Lanes<T>* x,
                     Lanes<T>* y) {
+  const int stride = padded(out);
   int o = 0;
   for (; o + 4 <= out; o += 4) {
-    product_rows<4>(weight + o, bias ? bias + o : nullptr, in, out, x, y + o);
+    product_rows<4>(weight + o, bias ? bias + o : nullptr, in, stride, x, y + o);
   }
-  for (; o < out; ++o) product_rows<1>(weight + o, bias ? bias + o : nullptr, in, out, x, y + o);
+  for (; o < out; ++o) {
+    product_rows<1>(weight + o, bias ? bias + o : nullptr, in, stride, x, y + o);
+  }
 }
 
 template <class T>
