@@ -1,9 +1,9 @@
 // A whole annealed run for a generator of dense layers: Algorithm 1 as published. One text for CPU
 // and CUDA; cogen_fast/sampler and cogen_fast/ops/reference.py are the definition.
 //
-// Chains of an observation come in tiles of as many as there are lanes. What a tile needs between
-// transitions lies together: latents (d), gradient (d), energies. Lanes beyond the last chain hold
-// a chain that nobody asked for and that counts nowhere.
+// Chains of an observation come in tiles: as many chains side by side as there are lanes, or a
+// single one, whose units are side by side. What a tile needs between transitions lies together.
+// Lanes beyond the last chain hold a chain that nobody asked for and that counts nowhere.
 #pragma once
 
 #include "mlp.h"
@@ -21,78 +21,29 @@ struct Stream {
   uint32_t transition, observation;
 };
 
-// The step size of a tile's chains: one for all, or one for each lane.
+// What one transition is made with. The step size is one for all chains of a tile, or each has its
+// own.
 template <class T>
-struct CommonStep {
-  double size;
-
-  COGEN_HD KickSpans<T> spans(const Potential& at, double part) const {
-    return kick_spans<T>(at.beta, at.prior_weight, part * size);
-  }
-  COGEN_HD T drift() const { return static_cast<T>(size); }
-};
-
-template <class T>
-struct OwnStep {
-  double size[Lanes<T>::kCount];
-
-  COGEN_HD KickSpans<Lanes<T>> spans(const Potential& at, double part) const {
-    KickSpans<Lanes<T>> all;
-    for (int l = 0; l < Lanes<T>::kCount; ++l) {
-      const KickSpans<T> one = kick_spans<T>(at.beta, at.prior_weight, part * size[l]);
-      all.misfit.set(l, one.misfit);
-      all.prior.set(l, one.prior);
-    }
-    return all;
-  }
-  COGEN_HD Lanes<T> drift() const {
-    Lanes<T> all;
-    for (int l = 0; l < Lanes<T>::kCount; ++l) all.set(l, static_cast<T>(size[l]));
-    return all;
-  }
-};
-
-// What one transition is made with; Step is one of the two above.
-template <class T, class Step>
 struct Move {
   Potential potential;
-  Step step;
+  const double* step_size;
+  bool own_steps;
   const T* inverse_mass;  // (d) or null
   int leapfrog_steps;
 };
 
+// A tile's state; entry i of lane l of latents and grad is at i * lanes + l.
 template <class T>
 struct Tile {
-  Lanes<T>* latents;  // (d)
-  Lanes<T>* grad;     // (d)
-  double* energy;     // (lanes)
+  T* latents;
+  T* grad;
+  double* energy;  // (lanes)
   uint32_t first_chain;
 };
 
-// What happened in a transition to each lane.
 template <class T>
-struct Outcome {
-  double probability[Lanes<T>::kCount];
-  double change[Lanes<T>::kCount];
-};
-
-// A thread's own memory: a proposal, and what evaluating the generator takes.
-template <class T>
-struct Room {
-  Lanes<T>* position;  // (d)
-  Lanes<T>* momentum;  // (d)
-  Lanes<T>* grad;      // (d)
-  Lanes<T>* work;      // workspace(net)
-};
-
-template <class T>
-inline int64_t room_size(const Mlp<T>& net) {
-  return 3 * static_cast<int64_t>(net.width[0]) + workspace(net);
-}
-
-template <class T>
-inline Room<T> room_in(Lanes<T>* memory, int size) {
-  return {memory, memory + size, memory + 2 * size, memory + 3 * size};
+COGEN_HD double mass_at(const T* inverse_mass, int i) {
+  return inverse_mass ? static_cast<double>(inverse_mass[i]) : 1.0;
 }
 
 // Standard normals for four neighbouring dimensions of a tile's chains.
@@ -123,7 +74,7 @@ inline void draw_normals(const Stream& stream, uint32_t purpose, int size, uint3
   T four[4][Lanes<T>::kCount];
   for (int at = 0; at < size; at += 4) {
     normals_of(stream, purpose, static_cast<uint32_t>(at / 4), first_chain, four);
-    for (int j = 0; j < 4 && at + j < size; ++j) memcpy(&out[at + j], four[j], sizeof(Lanes<T>));
+    for (int j = 0; j < 4 && at + j < size; ++j) out[at + j] = Lanes<T>::load(four[j]);
   }
 }
 
@@ -138,19 +89,13 @@ inline void draw_uniforms(const Stream& stream, uint32_t purpose, uint32_t first
   }
 }
 
-template <class T, class S>
-COGEN_HD Lanes<T> kicked(const Lanes<T>& momentum, const Lanes<T>& position, const Lanes<T>& grad,
-                         const KickSpans<S>& spans) {
-  return momentum - grad * spans.misfit - position * spans.prior;
-}
-
 // Sums of squares over the dimensions, in double: |z|^2 and v' M^-1 v.
 template <class T>
 inline void add_squares(const Lanes<T>& z, const Lanes<T>& v, double inverse_mass,
                         double (&prior)[Lanes<T>::kCount], double (&kinetic)[Lanes<T>::kCount]) {
   T position[Lanes<T>::kCount], momentum[Lanes<T>::kCount];
-  memcpy(position, &z, sizeof position);
-  memcpy(momentum, &v, sizeof momentum);
+  z.store(position);
+  v.store(momentum);
   COGEN_SIMD
   for (int l = 0; l < Lanes<T>::kCount; ++l) {
     const double q = position[l], p = momentum[l];
@@ -159,73 +104,196 @@ inline void add_squares(const Lanes<T>& z, const Lanes<T>& v, double inverse_mas
   }
 }
 
+// What a kick and a drift multiply by: numbers, or one per lane.
 template <class T>
-COGEN_HD double mass_at(const T* inverse_mass, int i) {
-  return inverse_mass ? static_cast<double>(inverse_mass[i]) : 1.0;
-}
+struct CommonStep {
+  KickSpans<T> half, full;
+  T drift;
 
-// One transition of a tile: momentum refresh, L leapfrog steps, Metropolis test, selection.
-template <class T, class Step>
-inline void transition(const Mlp<T>& net, const Observed<T>& observed, const Stream& stream,
-                       const Move<T, Step>& move, const Tile<T>& tile, const Room<T>& room,
-                       Outcome<T>& out) {
-  constexpr int lanes = Lanes<T>::kCount;
-  const int size = net.width[0];
-  Lanes<T>* const q = room.position;
-  Lanes<T>* const v = room.momentum;
-  const auto step = move.step.drift();
-  const auto drift = [&](int i) {
-    return move.inverse_mass ? v[i] * move.inverse_mass[i] * step : v[i] * step;
-  };
-  draw_normals(stream, kMomentumPurpose, size, tile.first_chain, v);
-  if (move.inverse_mass) {
-    for (int i = 0; i < size; ++i) v[i] = v[i] * (T(1) / square_root(move.inverse_mass[i]));
-  }
+  CommonStep(const Potential& at, const double* size)
+      : half(kick_spans<T>(at.beta, at.prior_weight, 0.5 * *size)),
+        full(kick_spans<T>(at.beta, at.prior_weight, *size)),
+        drift(static_cast<T>(*size)) {}
+};
 
-  const auto half = move.step.spans(move.potential, 0.5);
-  const auto full = move.step.spans(move.potential, 1.0);
-  double prior[lanes] = {}, kinetic[lanes] = {}, start[lanes], energy[lanes];
-  for (int i = 0; i < size; ++i) {
-    add_squares(tile.latents[i], v[i], mass_at(move.inverse_mass, i), prior, kinetic);
-    v[i] = kicked(v[i], tile.latents[i], tile.grad[i], half);
-    q[i] = tile.latents[i] + drift(i);
-  }
-  for (int l = 0; l < lanes; ++l) {
-    start[l] = hamiltonian_of(tile.energy[l], prior[l], kinetic[l], move.potential);
-    prior[l] = kinetic[l] = 0.0;
-  }
+template <class T>
+struct OwnSteps {
+  KickSpans<Lanes<T>> half, full;
+  Lanes<T> drift;
 
-  energy_and_grad(net, observed, q, energy, room.grad, room.work);
-  for (int made = 1; made < move.leapfrog_steps; ++made) {
-    for (int i = 0; i < size; ++i) {
-      v[i] = kicked(v[i], q[i], room.grad[i], full);
-      q[i] = q[i] + drift(i);
+  OwnSteps(const Potential& at, const double* size) {
+    T parts[5][Lanes<T>::kCount];
+    for (int l = 0; l < Lanes<T>::kCount; ++l) {
+      const CommonStep<T> one(at, size + l);
+      parts[0][l] = one.half.misfit;
+      parts[1][l] = one.half.prior;
+      parts[2][l] = one.full.misfit;
+      parts[3][l] = one.full.prior;
+      parts[4][l] = one.drift;
     }
-    energy_and_grad(net, observed, q, energy, room.grad, room.work);
+    half = {Lanes<T>::load(parts[0]), Lanes<T>::load(parts[1])};
+    full = {Lanes<T>::load(parts[2]), Lanes<T>::load(parts[3])};
+    drift = Lanes<T>::load(parts[4]);
+  }
+};
+
+template <class T, class S>
+COGEN_HD Lanes<T> kicked(const Lanes<T>& momentum, const Lanes<T>& position, const Lanes<T>& grad,
+                         const KickSpans<S>& spans) {
+  return momentum - grad * spans.misfit - position * spans.prior;
+}
+
+// Many chains: one per lane.
+template <class T>
+struct ChainsInLanes {
+  static constexpr int kLanes = Lanes<T>::kCount;
+
+  // What happened in a transition.
+  struct Outcome {
+    double probability[kLanes], change[kLanes];
+  };
+
+  // Numbers of type T that a thread needs for itself.
+  static int64_t room(const Mlp<T>& net) {
+    return kLanes * (3 * static_cast<int64_t>(net.width[0]) + workspace(net));
+  }
+  static int64_t entries(int size) { return static_cast<int64_t>(size) * kLanes; }
+
+  static void transition(const Mlp<T>& net, const Observed<T>& observed, const Stream& stream,
+                         const Move<T>& move, const Tile<T>& tile, T* room, Outcome& out) {
+    if (move.own_steps) {
+      const OwnSteps<T> step(move.potential, move.step_size);
+      moved(net, observed, stream, move, step, tile, room, out);
+    } else {
+      const CommonStep<T> step(move.potential, move.step_size);
+      moved(net, observed, stream, move, step, tile, room, out);
+    }
   }
 
-  for (int i = 0; i < size; ++i) {
-    add_squares(q[i], kicked(v[i], q[i], room.grad[i], half),
-                mass_at(move.inverse_mass, i), prior, kinetic);
+ private:
+  // Momentum refresh, L leapfrog steps, Metropolis test, selection.
+  template <class Step>
+  static void moved(const Mlp<T>& net, const Observed<T>& observed, const Stream& stream,
+                    const Move<T>& move, const Step& step, const Tile<T>& tile, T* room,
+                    Outcome& out) {
+    const int size = net.width[0];
+    Lanes<T>* const z = reinterpret_cast<Lanes<T>*>(tile.latents);
+    Lanes<T>* const grad = reinterpret_cast<Lanes<T>*>(tile.grad);
+    Lanes<T>* const q = reinterpret_cast<Lanes<T>*>(room);
+    Lanes<T>* const v = q + size;
+    Lanes<T>* const force = v + size;
+    Lanes<T>* const work = force + size;
+    const T* mass = move.inverse_mass;
+    const auto drifted = [&](int i, const Lanes<T>& position) {
+      return position + (mass ? v[i] * mass[i] : v[i]) * step.drift;
+    };
+
+    draw_normals(stream, kMomentumPurpose, size, tile.first_chain, v);
+    double prior[kLanes] = {}, kinetic[kLanes] = {}, start[kLanes], energy[kLanes];
+    for (int i = 0; i < size; ++i) {
+      if (mass) v[i] = v[i] * (T(1) / square_root(mass[i]));
+      add_squares(z[i], v[i], mass_at(mass, i), prior, kinetic);
+      v[i] = kicked(v[i], z[i], grad[i], step.half);
+      q[i] = drifted(i, z[i]);
+    }
+    for (int l = 0; l < kLanes; ++l) {
+      start[l] = hamiltonian_of(tile.energy[l], prior[l], kinetic[l], move.potential);
+      prior[l] = kinetic[l] = 0.0;
+    }
+    energy_and_grad(net, observed, q, energy, force, work);
+    for (int made = 1; made < move.leapfrog_steps; ++made) {
+      for (int i = 0; i < size; ++i) {
+        v[i] = kicked(v[i], q[i], force[i], step.full);
+        q[i] = drifted(i, q[i]);
+      }
+      energy_and_grad(net, observed, q, energy, force, work);
+    }
+    for (int i = 0; i < size; ++i) {
+      add_squares(q[i], kicked(v[i], q[i], force[i], step.half), mass_at(mass, i), prior, kinetic);
+    }
+
+    double uniform[kLanes];
+    draw_uniforms<T>(stream, kAcceptPurpose, tile.first_chain, uniform);
+    T keep[kLanes];
+    for (int l = 0; l < kLanes; ++l) {
+      const double end = hamiltonian_of(energy[l], prior[l], kinetic[l], move.potential);
+      const Verdict verdict = metropolis(start[l], end, uniform[l]);
+      out.probability[l] = verdict.probability;
+      out.change[l] = verdict.change;
+      keep[l] = verdict.accepted ? T(1) : T(0);
+      if (verdict.accepted) tile.energy[l] = energy[l];
+    }
+    const Lanes<T> accepted = Lanes<T>::load(keep);
+    for (int i = 0; i < size; ++i) {
+      z[i] = where_positive(accepted, q[i], z[i]);
+      grad[i] = where_positive(accepted, force[i], grad[i]);
+    }
   }
-  double uniform[lanes];
-  draw_uniforms<T>(stream, kAcceptPurpose, tile.first_chain, uniform);
-  T keep[lanes];
-  for (int l = 0; l < lanes; ++l) {
-    const double end = hamiltonian_of(energy[l], prior[l], kinetic[l], move.potential);
-    const Verdict verdict = metropolis(start[l], end, uniform[l]);
-    out.probability[l] = verdict.probability;
-    out.change[l] = verdict.change;
-    keep[l] = verdict.accepted ? T(1) : T(0);
-    if (verdict.accepted) tile.energy[l] = energy[l];
+};
+
+// Few chains: one at a time, the units of its layers side by side.
+template <class T>
+struct UnitsInLanes {
+  static constexpr int kLanes = 1;
+
+  struct Outcome {
+    double probability[1], change[1];
+  };
+
+  static int64_t room(const Mlp<T>& net) {
+    return 3 * static_cast<int64_t>(padded(net.width[0])) + workspace_of_one(net);
   }
-  Lanes<T> accepted;
-  memcpy(&accepted, keep, sizeof accepted);
-  for (int i = 0; i < size; ++i) {
-    tile.latents[i] = where_positive(accepted, q[i], tile.latents[i]);
-    tile.grad[i] = where_positive(accepted, room.grad[i], tile.grad[i]);
+  static int64_t entries(int size) { return padded(size); }
+
+  static void transition(const Mlp<T>& net, const Observed<T>& observed, const Stream& stream,
+                         const Move<T>& move, const Tile<T>& tile, T* room, Outcome& out) {
+    const int size = net.width[0];
+    T* const q = room;
+    T* const v = q + padded(size);
+    T* const force = v + padded(size);
+    T* const work = force + padded(size);
+    const T* mass = move.inverse_mass;
+    const Potential& at = move.potential;
+    const T step = static_cast<T>(*move.step_size);
+    const KickSpans<T> half = kick_spans<T>(at.beta, at.prior_weight, 0.5 * *move.step_size);
+    const KickSpans<T> full = kick_spans<T>(at.beta, at.prior_weight, *move.step_size);
+
+    normals_of_one(stream, size, tile.first_chain, v);
+    if (mass) apply_mass(v, mass, size);
+    const double start = hamiltonian(tile.latents, v, mass, size, tile.energy[0], at);
+    kick_and_drift(tile.latents, q, v, tile.grad, mass, size, half, step);
+    double energy = energy_and_grad(net, observed, q, force, work);
+    for (int made = 1; made < move.leapfrog_steps; ++made) {
+      kick_and_drift(q, q, v, force, mass, size, full, step);
+      energy = energy_and_grad(net, observed, q, force, work);
+    }
+    const double end = final_hamiltonian(q, v, force, mass, size, energy, at, half);
+    const Words words = philox(stream.seed, kAcceptPurpose << kPurposeBits, stream.transition,
+                               tile.first_chain, stream.observation);
+    const Verdict verdict = metropolis(start, end, to_uniform<double>(words.w[0]));
+    out.probability[0] = verdict.probability;
+    out.change[0] = verdict.change;
+    if (!verdict.accepted) return;
+    tile.energy[0] = energy;
+    for (int i = 0; i < size; ++i) {
+      tile.latents[i] = q[i];
+      tile.grad[i] = force[i];
+    }
   }
-}
+
+ private:
+  static void normals_of_one(const Stream& stream, int size, uint32_t chain, T* out) {
+    for (int at = 0; at < size; at += 4) {
+      const Words words =
+          philox(stream.seed, (kMomentumPurpose << kPurposeBits) | static_cast<uint32_t>(at / 4),
+                 stream.transition, chain, stream.observation);
+      T four[4];
+      normal_pair(words.w[0], words.w[1], &four[0], &four[1]);
+      normal_pair(words.w[2], words.w[3], &four[2], &four[3]);
+      for (int j = 0; j < 4 && at + j < size; ++j) out[at + j] = four[j];
+    }
+  }
+};
 
 }  // namespace COGEN_ISA
 }  // namespace cogen

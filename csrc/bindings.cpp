@@ -2,6 +2,7 @@
 // side (cogen_fast/ops/native.py) has checked shapes, dtypes and devices with readable errors.
 // Here only what would read or write out of bounds is checked again.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <atomic>
@@ -34,12 +35,12 @@ struct Isa {
 };
 
 const Isa kPlain{"plain",
-                 {&plain::hmc_float, &plain::misfit_float},
-                 {&plain::hmc_double, &plain::misfit_double}};
+                 {&plain::hmc_float, &plain::misfit_float, &plain::mlp_float},
+                 {&plain::hmc_double, &plain::misfit_double, &plain::mlp_double}};
 #if defined(COGEN_WITH_AVX2)
 const Isa kAvx2{"avx2",
-                {&avx2::hmc_float, &avx2::misfit_float},
-                {&avx2::hmc_double, &avx2::misfit_double}};
+                {&avx2::hmc_float, &avx2::misfit_float, &avx2::mlp_float},
+                {&avx2::hmc_double, &avx2::misfit_double, &avx2::mlp_double}};
 #endif
 
 std::vector<const Isa*> built_isas() {
@@ -370,6 +371,126 @@ void misfit(const std::string& kind, std::int64_t rows, std::int64_t channels,
   ops<T>().misfit->misfit(m, threads);
 }
 
+// A run of a generator of dense layers. Its many arguments come as a dictionary of numbers,
+// addresses and lists of them.
+
+class Fields {
+ public:
+  explicit Fields(const py::dict& values) : values_(values) {}
+
+  template <class V>
+  V get(const char* name) const {
+    require(values_.contains(name), name);
+    return py::cast<V>(values_[name]);
+  }
+  template <class T>
+  T* address(const char* name) const {
+    const Address found = get<Address>(name);
+    require_address(found, name);
+    return at<T>(found);
+  }
+  template <class T>
+  T* optional(const char* name) const {
+    return at<T>(get<Address>(name));
+  }
+
+ private:
+  const py::dict& values_;
+};
+
+template <class T>
+Mlp<T> mlp_of(const Fields& fields) {
+  const auto widths = fields.get<std::vector<int>>("widths");
+  const auto activations = fields.get<std::vector<int>>("activations");
+  const int layers = static_cast<int>(widths.size()) - 1;
+  require(layers >= 1 && layers <= kMostLayers, "widths: expected 2 to 9 of them");
+  require(activations.size() == widths.size() - 1, "activations: expected one per layer");
+  Mlp<T> net{};
+  net.layers = layers;
+  net.slope = static_cast<T>(fields.get<double>("slope"));
+  const auto weights = fields.get<std::vector<Address>>("weights");
+  const auto biases = fields.get<std::vector<Address>>("biases");
+  const auto backs = fields.get<std::vector<Address>>("backs");
+  const std::size_t count = activations.size();
+  require(weights.size() == count && biases.size() == count && backs.size() == count,
+          "weights: expected one per layer");
+  for (int k = 0; k <= layers; ++k) {
+    require(widths[k] >= 1 && widths[k] <= kMostWidth, "widths: expected 1 to 256");
+    net.width[k] = widths[k];
+    if (k == layers) break;
+    require(activations[k] >= 0 && activations[k] <= static_cast<int>(Activation::elu),
+            "activations: unknown");
+    net.activation[k] = static_cast<Activation>(activations[k]);
+    for (const Address each : {weights[k], biases[k], backs[k]}) require_address(each, "weights");
+    net.weight[k] = at<const T>(weights[k]);
+    net.bias[k] = at<const T>(biases[k]);
+    net.back[k] = at<const T>(backs[k]);
+  }
+  return net;
+}
+
+template <class T>
+MlpRun<T> mlp_run_of(const Fields& f, const StepRule* rule) {
+  MlpRun<T> run{};
+  run.net = mlp_of<T>(f);
+  run.shape = {f.get<std::int64_t>("observations"), f.get<std::int64_t>("chains"),
+               run.net.width[0]};
+  require_shape(run.shape);
+  run.observed = {f.address<const T>("target"),
+                  f.optional<const std::uint8_t>("mask"),
+                  f.get<std::int64_t>("mask_stride"),
+                  f.address<const T>("weight"),
+                  f.get<std::int64_t>("weight_stride"),
+                  f.get<bool>("weight_elementwise")};
+  run.noise = noise_of(f.get<std::uint64_t>("seed"), f.get<Address>("transition"),
+                       f.get<Address>("observation"), run.shape.observations);
+  run.latents = f.address<T>("latents");
+  run.energy = f.address<double>("energy");
+  run.grad = f.address<T>("grad");
+  run.log_weights = f.optional<double>("log_weights");
+  run.step_size = f.address<double>("step_size");
+  run.running = f.address<double>("running");
+  run.non_finite = f.address<std::int64_t>("non_finite");
+  run.beta = f.get<double>("beta");
+  run.betas = f.address<const double>("betas");
+  run.steps = f.get<std::int64_t>("steps");
+  run.hmc_steps = f.get<std::int64_t>("hmc_steps");
+  run.leapfrog_steps = f.get<std::int64_t>("leapfrog_steps");
+  run.paper_form = f.get<bool>("paper_form");
+  run.rule = rule;
+  run.acceptance = f.address<double>("acceptance");
+  run.step_used = f.address<double>("step_used");
+  run.energy_mean = f.address<double>("energy_mean");
+  run.energy_std = f.address<double>("energy_std");
+  run.trace = f.optional<T>("trace");
+  require(run.steps >= 0 && run.hmc_steps >= 1 && run.leapfrog_steps >= 1,
+          "steps: expected positive counts");
+  for (std::int64_t b = 0; b < run.shape.observations; ++b) {
+    require(run.noise.transition[b] + run.steps * run.hmc_steps <= kLargestWord,
+            "transition: expected values in [0, 2^32)");
+  }
+  return run;
+}
+
+template <class T>
+void anneal_mlp(const py::dict& arguments, int threads) {
+  const Fields fields(arguments);
+  StepRule rule{};
+  const auto given = fields.get<std::vector<double>>("rule");
+  if (!given.empty()) {
+    require(given.size() == 6, "rule: expected six numbers or none");
+    rule = {given[0], given[1], given[2], given[3], given[4], given[5]};
+  }
+  const MlpRun<T> run = mlp_run_of<T>(fields, given.empty() ? nullptr : &rule);
+  if (is_empty(run.shape)) return;
+  const MlpOps<T>& mlp = *ops<T>().mlp;
+  const py::gil_scoped_release released;
+  constexpr std::size_t kAlignment = 64;
+  std::vector<char> memory(static_cast<std::size_t>(mlp.arena_bytes(run, threads)) + kAlignment);
+  const auto start = reinterpret_cast<Address>(memory.data());
+  mlp.anneal(run, at<char>((start + kAlignment - 1) / kAlignment * kAlignment), threads);
+}
+
 // Raw noise, for the tests of each instruction set and of the device.
 
 NoiseKind noise_kind_of(const std::string& name) {
@@ -432,6 +553,7 @@ void bind_ops(py::module_& module, const std::string& suffix) {
   module.def(("continue_trajectory" + suffix).c_str(), &continue_trajectory<T>, ReleaseGil());
   module.def(("accept_select" + suffix).c_str(), &accept_select<T>, ReleaseGil());
   module.def(("misfit" + suffix).c_str(), &misfit<T>, ReleaseGil());
+  module.def(("anneal_mlp" + suffix).c_str(), &anneal_mlp<T>);  // releases the GIL itself
 }
 
 }  // namespace

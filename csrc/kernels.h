@@ -175,7 +175,7 @@ template <class T>
 struct MlpOps {
   int64_t (*arena_bytes)(const MlpRun<T>&, int threads);
   // `arena` holds as many bytes, aligned to 64.
-  void (*anneal)(const MlpRun<T>&, void* arena, int threads);
+  void (*anneal)(const MlpRun<T>&, char* arena, int threads);
 };
 
 template <class T>

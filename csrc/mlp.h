@@ -4,7 +4,7 @@
 
 #include "elementary.h"
 #include "kernels.h"
-#include "lanes.h"
+#include "packs.h"
 
 namespace cogen {
 namespace COGEN_ISA {
@@ -66,10 +66,10 @@ COGEN_HD T tanh_of(T x) {
   return e / (e + T(2));
 }
 
-// In place, `count` units.
-template <class T>
-inline void activate(Activation kind, T slope, int count, Lanes<T>* x) {
-  const Lanes<T> zero = Lanes<T>::of(T(0));
+// In place, `count` packs.
+template <class T, int n>
+inline void activate(Activation kind, T slope, int count, Pack<T, n>* x) {
+  const Pack<T, n> zero = Pack<T, n>::of(T(0));
   switch (kind) {
     case Activation::identity:
       return;
@@ -100,9 +100,10 @@ inline void activate(Activation kind, T slope, int count, Lanes<T>* x) {
 
 // The gradient by a layer's sums from that by its outputs `y`, in place: each of these functions
 // has a slope that its value tells.
-template <class T>
-inline void deactivate(Activation kind, T slope, int count, const Lanes<T>* y, Lanes<T>* grad) {
-  const Lanes<T> zero = Lanes<T>::of(T(0)), one = Lanes<T>::of(T(1));
+template <class T, int n>
+inline void deactivate(Activation kind, T slope, int count, const Pack<T, n>* y,
+                       Pack<T, n>* grad) {
+  const Pack<T, n> zero = Pack<T, n>::of(T(0)), one = Pack<T, n>::of(T(1));
   switch (kind) {
     case Activation::identity:
       return;
@@ -145,7 +146,7 @@ inline void misfit_in_place(const Observed<T>& observed, int count, Lanes<T>* x,
     const T weight = observed.weight[observed.weight_elementwise ? m : 0];
     const Lanes<T> residual = x[m] - Lanes<T>::of(observed.target[m]);
     T values[lanes];
-    memcpy(values, &residual, sizeof values);
+    residual.store(values);
     COGEN_SIMD
     for (int l = 0; l < lanes; ++l) {
       const double r = values[l];
@@ -155,18 +156,22 @@ inline void misfit_in_place(const Observed<T>& observed, int count, Lanes<T>* x,
   }
 }
 
+template <class T>
+inline int widest(const Mlp<T>& net) {
+  int most = 0;
+  for (int k = 0; k <= net.layers; ++k) most = net.width[k] > most ? net.width[k] : most;
+  return most;
+}
+
 // Room for one evaluation: the outputs of every layer, and two gradients.
 template <class T>
 inline int64_t workspace(const Mlp<T>& net) {
-  int64_t sum = 0, widest = 0;
-  for (int k = 0; k <= net.layers; ++k) {
-    sum += net.width[k];
-    widest = net.width[k] > widest ? net.width[k] : widest;
-  }
-  return sum + 2 * widest;
+  int64_t sum = 2 * widest(net);
+  for (int k = 0; k <= net.layers; ++k) sum += net.width[k];
+  return sum;
 }
 
-// Misfit energies (lanes) and their gradient by z, both (width[0]) lanes.
+// Misfit energies of the lanes, and their gradient by z, (width[0]) as z is.
 template <class T>
 inline void energy_and_grad(const Mlp<T>& net, const Observed<T>& observed, const Lanes<T>* z,
                             double* energy, Lanes<T>* grad, Lanes<T>* room) {
@@ -181,10 +186,8 @@ inline void energy_and_grad(const Mlp<T>& net, const Observed<T>& observed, cons
     free += out;
   }
   const int last = net.width[net.layers];
-  int64_t widest = 0;
-  for (int k = 0; k <= net.layers; ++k) widest = net.width[k] > widest ? net.width[k] : widest;
   Lanes<T>* here = free;
-  Lanes<T>* other = free + widest;
+  Lanes<T>* other = free + widest(net);
   for (int m = 0; m < last; ++m) here[m] = outputs[net.layers][m];
   misfit_in_place(observed, last, here, energy);
   for (int k = net.layers - 1; k >= 0; --k) {
@@ -195,6 +198,113 @@ inline void energy_and_grad(const Mlp<T>& net, const Observed<T>& observed, cons
     other = here;
     here = below;
   }
+}
+
+// One chain: its units side by side.
+
+// kPacks packs of outputs of a product, all inputs, in kParts sums that wait for one another less.
+template <int kPacks, int kParts, class T>
+COGEN_HD void product_packs(const T* weight, const T* bias, int in, int stride, const T* x,
+                            Units<T>* y) {
+  Units<T> sum[kParts][kPacks];
+  for (int p = 0; p < kPacks; ++p) {
+    sum[0][p] = bias ? Units<T>::load(bias + p * kUnits) : Units<T>::of(T(0));
+    for (int s = 1; s < kParts; ++s) sum[s][p] = Units<T>::of(T(0));
+  }
+  int i = 0;
+  for (; i + kParts <= in; i += kParts, weight += kParts * stride) {
+    for (int s = 0; s < kParts; ++s) {
+      for (int p = 0; p < kPacks; ++p) {
+        sum[s][p] = sum[s][p] + Units<T>::load(weight + s * stride + p * kUnits) * x[i + s];
+      }
+    }
+  }
+  for (; i < in; ++i, weight += stride) {
+    for (int p = 0; p < kPacks; ++p) {
+      sum[0][p] = sum[0][p] + Units<T>::load(weight + p * kUnits) * x[i];
+    }
+  }
+  for (int p = 0; p < kPacks; ++p) {
+    Units<T> total = sum[0][p];
+    for (int s = 1; s < kParts; ++s) total = total + sum[s][p];
+    y[p] = total;
+  }
+}
+
+template <class T>
+inline void product(const T* weight, const T* bias, int in, int out, const T* x, Units<T>* y) {
+  const int stride = padded(out);
+  int packs = stride / kUnits;
+  for (; packs >= 4; packs -= 3, weight += 3 * kUnits, y += 3) {
+    product_packs<3, 3>(weight, bias, in, stride, x, y);
+    if (bias) bias += 3 * kUnits;
+  }
+  switch (packs) {
+    case 3:
+      return product_packs<3, 3>(weight, bias, in, stride, x, y);
+    case 2:
+      return product_packs<2, 4>(weight, bias, in, stride, x, y);
+    case 1:
+      return product_packs<1, 4>(weight, bias, in, stride, x, y);
+  }
+}
+
+// Weighted squared error of one output, which becomes its gradient.
+template <class T>
+inline double misfit_in_place(const Observed<T>& observed, int count, T* x) {
+  double energy = 0.0;
+  for (int m = 0; m < count; ++m) {
+    if (observed.mask && !observed.mask[m]) {
+      x[m] = T(0);
+      continue;
+    }
+    const T weight = observed.weight[observed.weight_elementwise ? m : 0];
+    const T residual = x[m] - observed.target[m];
+    const double r = residual;
+    energy += static_cast<double>(weight) * r * r;
+    x[m] = residual * (T(2) * weight);
+  }
+  return energy;
+}
+
+template <class T>
+inline int64_t workspace_of_one(const Mlp<T>& net) {
+  int64_t sum = 2 * padded(widest(net));
+  for (int k = 0; k <= net.layers; ++k) sum += padded(net.width[k]);
+  return sum;
+}
+
+// The same for one chain: its energy, and the gradient by z, which has room for a padded width.
+template <class T>
+inline double energy_and_grad(const Mlp<T>& net, const Observed<T>& observed, const T* z, T* grad,
+                              T* room) {
+  const T* outputs[kMostLayers + 1];
+  outputs[0] = z;
+  T* free = room;
+  for (int k = 0; k < net.layers; ++k) {
+    const int in = net.width[k], out = net.width[k + 1];
+    Units<T>* y = reinterpret_cast<Units<T>*>(free);
+    product(net.weight[k], net.bias[k], in, out, outputs[k], y);
+    activate(net.activation[k], net.slope, padded(out) / kUnits, y);
+    outputs[k + 1] = free;
+    free += padded(out);
+  }
+  const int last = net.width[net.layers];
+  T* here = free;
+  T* other = free + padded(widest(net));
+  for (int m = 0; m < padded(last); ++m) here[m] = outputs[net.layers][m];
+  const double energy = misfit_in_place(observed, last, here);
+  for (int k = net.layers - 1; k >= 0; --k) {
+    const int in = net.width[k], out = net.width[k + 1];
+    deactivate(net.activation[k], net.slope, padded(out) / kUnits,
+               reinterpret_cast<const Units<T>*>(outputs[k + 1]),
+               reinterpret_cast<Units<T>*>(here));
+    T* below = k == 0 ? grad : other;
+    product<T>(net.back[k], nullptr, out, in, here, reinterpret_cast<Units<T>*>(below));
+    other = here;
+    here = below;
+  }
+  return energy;
 }
 
 }  // namespace COGEN_ISA
