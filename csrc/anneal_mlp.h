@@ -32,11 +32,12 @@ struct Move {
   int leapfrog_steps;
 };
 
-// A tile's state; entry i of lane l of latents and grad is at i * lanes + l.
+// A tile's state, and where its proposal goes: the end of a trajectory, its momentum without the
+// last half kick. Entry i of lane l is at i * lanes + l.
 template <class T>
 struct Tile {
-  T* latents;
-  T* grad;
+  T *latents, *grad;
+  T *position, *momentum;
   double* energy;  // (lanes)
   uint32_t first_chain;
 };
@@ -151,11 +152,12 @@ struct ChainsInLanes {
   // What happened in a transition.
   struct Outcome {
     double probability[kLanes], change[kLanes];
+    bool accepted[kLanes];
   };
 
   // Numbers of type T that a thread needs for itself.
   static int64_t room(const Mlp<T>& net) {
-    return kLanes * (3 * static_cast<int64_t>(net.width[0]) + workspace(net));
+    return kLanes * (net.width[0] + workspace(net));
   }
   static int64_t entries(int size) { return static_cast<int64_t>(size) * kLanes; }
 
@@ -179,9 +181,9 @@ struct ChainsInLanes {
     const int size = net.width[0];
     Lanes<T>* const z = reinterpret_cast<Lanes<T>*>(tile.latents);
     Lanes<T>* const grad = reinterpret_cast<Lanes<T>*>(tile.grad);
-    Lanes<T>* const q = reinterpret_cast<Lanes<T>*>(room);
-    Lanes<T>* const v = q + size;
-    Lanes<T>* const force = v + size;
+    Lanes<T>* const q = reinterpret_cast<Lanes<T>*>(tile.position);
+    Lanes<T>* const v = reinterpret_cast<Lanes<T>*>(tile.momentum);
+    Lanes<T>* const force = reinterpret_cast<Lanes<T>*>(room);
     Lanes<T>* const work = force + size;
     const T* mass = move.inverse_mass;
     const auto drifted = [&](int i, const Lanes<T>& position) {
@@ -220,6 +222,7 @@ struct ChainsInLanes {
       const Verdict verdict = metropolis(start[l], end, uniform[l]);
       out.probability[l] = verdict.probability;
       out.change[l] = verdict.change;
+      out.accepted[l] = verdict.accepted;
       keep[l] = verdict.accepted ? T(1) : T(0);
       if (verdict.accepted) tile.energy[l] = energy[l];
     }
@@ -238,19 +241,20 @@ struct UnitsInLanes {
 
   struct Outcome {
     double probability[1], change[1];
+    bool accepted[1];
   };
 
   static int64_t room(const Mlp<T>& net) {
-    return 3 * static_cast<int64_t>(padded(net.width[0])) + workspace_of_one(net);
+    return padded(net.width[0]) + workspace_of_one(net);
   }
   static int64_t entries(int size) { return padded(size); }
 
   static void transition(const Mlp<T>& net, const Observed<T>& observed, const Stream& stream,
                          const Move<T>& move, const Tile<T>& tile, T* room, Outcome& out) {
     const int size = net.width[0];
-    T* const q = room;
-    T* const v = q + padded(size);
-    T* const force = v + padded(size);
+    T* const q = tile.position;
+    T* const v = tile.momentum;
+    T* const force = room;
     T* const work = force + padded(size);
     const T* mass = move.inverse_mass;
     const Potential& at = move.potential;
@@ -273,6 +277,7 @@ struct UnitsInLanes {
     const Verdict verdict = metropolis(start, end, to_uniform<double>(words.w[0]));
     out.probability[0] = verdict.probability;
     out.change[0] = verdict.change;
+    out.accepted[0] = verdict.accepted;
     if (!verdict.accepted) return;
     tile.energy[0] = energy;
     for (int i = 0; i < size; ++i) {

@@ -1,46 +1,11 @@
 // The published run for a generator of dense layers on CPU: threads over tiles of chains, which
 // meet where an observation's chains share a step size. Compiled once per instruction set; uses no
 // inline function of the standard library.
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
-#include "anneal_mlp.h"
-#include "kernels.h"
+#include "tiles.h"
 
 namespace cogen {
 namespace COGEN_ISA {
 namespace {
-
-inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Fewer chains than these go one at a time: a tile takes as long for one chain as for all its lanes.
-template <class T>
-constexpr int64_t kFewChains = Lanes<T>::kCount / 3;
-
-// How chains are cut into tiles of a layout, and where what belongs to a tile lies in the arena.
-template <class T, class Layout>
-struct Tiling {
-  static constexpr int kLanes = Layout::kLanes;
-  int64_t observations, chains, size, per_observation, tiles;
-
-  explicit Tiling(const Shape& shape)
-      : observations(shape.observations),
-        chains(shape.chains),
-        size(shape.size),
-        per_observation((chains + kLanes - 1) / kLanes),
-        tiles(observations * per_observation) {}
-
-  int64_t observation(int64_t tile) const { return tile / per_observation; }
-  int64_t first_chain(int64_t tile) const { return tile % per_observation * kLanes; }
-  int lanes(int64_t tile) const {
-    return static_cast<int>(at_most(kLanes, chains - first_chain(tile)));
-  }
-  // In the (B, N) arrays.
-  int64_t row(int64_t tile) const { return observation(tile) * chains + first_chain(tile); }
-};
-
-inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Where everything lies in the memory of a run, in bytes from its start.
 template <class T, class Layout>
@@ -54,7 +19,7 @@ struct Arena {
       : entries(Layout::entries(net.width[0])),
         lanes(aligned(tiling.tiles * Layout::kLanes * sizeof(double))),
         state(aligned(2 * entries * sizeof(T))),
-        room(aligned(Layout::room(net) * sizeof(T))),
+        room(aligned((2 * entries + Layout::room(net)) * sizeof(T))),
         states(3 * lanes),
         rooms(states + tiling.tiles * state),
         memory(start) {}
@@ -65,10 +30,12 @@ struct Arena {
   // Probabilities of the last transition.
   double* probability() const { return reinterpret_cast<double*>(memory + 2 * lanes); }
   T* room_of(int thread) const { return reinterpret_cast<T*>(memory + rooms + thread * room); }
-  Tile<T> tile(const Tiling<T, Layout>& tiling, int64_t index) const {
+  // `room` is the thread's, whose start holds the proposal.
+  Tile<T> tile(const Tiling<T, Layout>& tiling, int64_t index, T* room) const {
     T* latents = reinterpret_cast<T*>(memory + states + index * state);
-    return {latents, latents + entries, energy() + index * Layout::kLanes,
-            static_cast<uint32_t>(tiling.first_chain(index))};
+    return {latents,        latents + entries,
+            room,           room + entries,
+            energy() + index * Layout::kLanes, static_cast<uint32_t>(tiling.first_chain(index))};
   }
 };
 
@@ -77,19 +44,18 @@ template <class T, class Layout>
 class Worker {
  public:
   Worker(const MlpRun<T>& run, const Tiling<T, Layout>& tiling, const Arena<T, Layout>& arena,
-         int id, int threads)
+         const Member& member)
       : run_(run),
         tiling_(tiling),
         arena_(arena),
-        id_(id),
-        threads_(threads),
-        first_(tiling.tiles * id / threads),
-        last_(tiling.tiles * (id + 1) / threads),
-        room_(arena.room_of(id)) {}
+        member_(member),
+        first_(member.first(tiling.tiles)),
+        last_(member.last(tiling.tiles)),
+        room_(arena.room_of(member.id)) {}
 
   void all() {
     for (int64_t index = first_; index < last_; ++index) load(index);
-    wait();
+    member_.wait();
     double before = run_.beta;
     for (int64_t t = 0; t < run_.steps; ++t) {
       weigh(run_.betas[t] - before);
@@ -104,7 +70,7 @@ class Worker {
   static constexpr int kLanes = Layout::kLanes;
 
   void load(int64_t index) const {
-    const Tile<T> tile = arena_.tile(tiling_, index);
+    const Tile<T> tile = arena_.tile(tiling_, index, room_);
     for (int l = 0; l < kLanes; ++l) {
       // A lane that nobody asked for does as the first one of its tile.
       const int64_t from = tiling_.row(index) + (l < tiling_.lanes(index) ? l : 0);
@@ -118,7 +84,7 @@ class Worker {
   }
 
   void store(int64_t index) const {
-    const Tile<T> tile = arena_.tile(tiling_, index);
+    const Tile<T> tile = arena_.tile(tiling_, index, room_);
     store_entries(index, tile.latents, run_.latents);
     store_entries(index, tile.grad, run_.grad);
     for (int l = 0; l < tiling_.lanes(index); ++l) {
@@ -132,14 +98,6 @@ class Worker {
     for (int l = 0; l < tiling_.lanes(index); ++l) {
       T* row = out + (tiling_.row(index) + l) * tiling_.size;
       for (int64_t i = 0; i < tiling_.size; ++i) row[i] = entries[i * kLanes + l];
-    }
-  }
-
-  void wait() const {
-    if (threads_ > 1) {
-#if defined(_OPENMP)
-#pragma omp barrier
-#endif
     }
   }
 
@@ -163,20 +121,20 @@ class Worker {
                           static_cast<uint32_t>(run_.noise.observation[b])};
       const int measured = run_.net.width[run_.net.layers];
       Layout::transition(run_.net, observed_of(run_.observed, b, measured), stream, move,
-                         arena_.tile(tiling_, index), room_, outcome);
+                         arena_.tile(tiling_, index, room_), room_ + 2 * arena_.entries, outcome);
       for (int l = 0; l < tiling_.lanes(index); ++l) {
         arena_.probability()[index * kLanes + l] = outcome.probability[l];
         // A rejection for not being finite; HUGE_VAL stands for it.
         if (outcome.change[l] == HUGE_VAL) ++run_.non_finite[tiling_.row(index) + l];
       }
     }
-    wait();
-    for (int64_t b = id_; b < tiling_.observations; b += threads_) adapted(t, m, b);
-    wait();
+    member_.wait();
+    for (int64_t b = member_.id; b < tiling_.observations; b += member_.threads) adapted(t, m, b);
+    member_.wait();
   }
 
   void adapted(int64_t t, int64_t m, int64_t b) const {
-    const double mean = mean_of(b, arena_.probability());
+    const double mean = mean_of(arena_.probability() + first_of(b), tiling_.chains);
     const int64_t place = t * tiling_.observations + b;
     run_.step_used[place] = run_.step_size[b];
     run_.acceptance[place] =
@@ -189,39 +147,28 @@ class Worker {
 
   // The energies of a temperature, and the latents.
   void describe(int64_t t) const {
-    for (int64_t b = id_; b < tiling_.observations; b += threads_) {
-      const double mean = mean_of(b, arena_.energy());
+    for (int64_t b = member_.id; b < tiling_.observations; b += member_.threads) {
+      const double* energy = arena_.energy() + first_of(b);
+      const double mean = mean_of(energy, tiling_.chains);
       run_.energy_mean[t * tiling_.observations + b] = mean;
-      run_.energy_std[t * tiling_.observations + b] = deviation_of(b, arena_.energy(), mean);
+      run_.energy_std[t * tiling_.observations + b] = deviation_of(energy, tiling_.chains, mean);
     }
     if (run_.trace) {
       T* out = run_.trace + t * tiling_.observations * tiling_.chains * tiling_.size;
       for (int64_t index = first_; index < last_; ++index) {
-        store_entries(index, arena_.tile(tiling_, index).latents, out);
+        store_entries(index, arena_.tile(tiling_, index, room_).latents, out);
       }
     }
-    wait();  // before anybody changes an energy
+    member_.wait();  // before anybody changes an energy
   }
 
-  // Mean over an observation's chains of a value per lane, always in the same order.
-  double mean_of(int64_t b, const double* values) const {
-    const double* first = values + b * tiling_.per_observation * kLanes;
-    double sum = 0.0;
-    for (int64_t n = 0; n < tiling_.chains; ++n) sum += first[n];
-    return sum / static_cast<double>(tiling_.chains);
-  }
-
-  double deviation_of(int64_t b, const double* values, double mean) const {
-    const double* first = values + b * tiling_.per_observation * kLanes;
-    double sum = 0.0;
-    for (int64_t n = 0; n < tiling_.chains; ++n) sum += (first[n] - mean) * (first[n] - mean);
-    return square_root(sum / static_cast<double>(tiling_.chains));
-  }
+  // The first chain of an observation among the values per lane, which lie one after the other.
+  int64_t first_of(int64_t b) const { return b * tiling_.per_observation * kLanes; }
 
   const MlpRun<T>& run_;
   const Tiling<T, Layout>& tiling_;
   const Arena<T, Layout>& arena_;
-  const int id_, threads_;
+  const Member member_;
   const int64_t first_, last_;
   T* const room_;
 };
@@ -241,13 +188,9 @@ template <class T, class Layout>
 void anneal_in(const MlpRun<T>& run, char* memory, int threads) {
   const Tiling<T, Layout> tiling(run.shape);
   const Arena<T, Layout> arena(memory, tiling, run.net);
-#if defined(_OPENMP)
-#pragma omp parallel num_threads(threads)
-  Worker<T, Layout>(run, tiling, arena, omp_get_thread_num(), omp_get_num_threads()).all();
-#else
-  (void)threads;
-  Worker<T, Layout>(run, tiling, arena, 0, 1).all();
-#endif
+  together(threads, [&](const Member& member) {
+    Worker<T, Layout>(run, tiling, arena, member).all();
+  });
 }
 
 template <class T>
@@ -261,8 +204,8 @@ void anneal(const MlpRun<T>& run, char* memory, int threads) {
 
 }  // namespace
 
-extern const MlpOps<float> mlp_float{arena_bytes<float>, anneal<float>};
-extern const MlpOps<double> mlp_double{arena_bytes<double>, anneal<double>};
+extern const PublishedOps<float> published_float{arena_bytes<float>, anneal<float>};
+extern const PublishedOps<double> published_double{arena_bytes<double>, anneal<double>};
 
 }  // namespace COGEN_ISA
 }  // namespace cogen

@@ -35,12 +35,12 @@ struct Isa {
 };
 
 const Isa kPlain{"plain",
-                 {&plain::hmc_float, &plain::misfit_float, &plain::mlp_float},
-                 {&plain::hmc_double, &plain::misfit_double, &plain::mlp_double}};
+                 {&plain::hmc_float, &plain::misfit_float, &plain::published_float, &plain::adaptive_float},
+                 {&plain::hmc_double, &plain::misfit_double, &plain::published_double, &plain::adaptive_double}};
 #if defined(COGEN_WITH_AVX2)
 const Isa kAvx2{"avx2",
-                {&avx2::hmc_float, &avx2::misfit_float, &avx2::mlp_float},
-                {&avx2::hmc_double, &avx2::misfit_double, &avx2::mlp_double}};
+                {&avx2::hmc_float, &avx2::misfit_float, &avx2::published_float, &avx2::adaptive_float},
+                {&avx2::hmc_double, &avx2::misfit_double, &avx2::published_double, &avx2::adaptive_double}};
 #endif
 
 std::vector<const Isa*> built_isas() {
@@ -430,18 +430,34 @@ Mlp<T> mlp_of(const Fields& fields) {
 }
 
 template <class T>
+MlpObserved<T> observed_of(const Fields& f) {
+  return {f.address<const T>("target"),          f.optional<const std::uint8_t>("mask"),
+          f.get<std::int64_t>("mask_stride"),    f.address<const T>("weight"),
+          f.get<std::int64_t>("weight_stride"),  f.get<bool>("weight_elementwise")};
+}
+
+// Memory whose start is aligned to 64 bytes.
+class Memory {
+ public:
+  explicit Memory(std::int64_t bytes) : bytes_(static_cast<std::size_t>(bytes) + kAlignment) {}
+  char* start() {
+    const auto first = reinterpret_cast<Address>(bytes_.data());
+    return at<char>((first + kAlignment - 1) / kAlignment * kAlignment);
+  }
+
+ private:
+  static constexpr std::size_t kAlignment = 64;
+  std::vector<char> bytes_;
+};
+
+template <class T>
 MlpRun<T> mlp_run_of(const Fields& f, const StepRule* rule) {
   MlpRun<T> run{};
   run.net = mlp_of<T>(f);
   run.shape = {f.get<std::int64_t>("observations"), f.get<std::int64_t>("chains"),
                run.net.width[0]};
   require_shape(run.shape);
-  run.observed = {f.address<const T>("target"),
-                  f.optional<const std::uint8_t>("mask"),
-                  f.get<std::int64_t>("mask_stride"),
-                  f.address<const T>("weight"),
-                  f.get<std::int64_t>("weight_stride"),
-                  f.get<bool>("weight_elementwise")};
+  run.observed = observed_of<T>(f);
   run.noise = noise_of(f.get<std::uint64_t>("seed"), f.get<Address>("transition"),
                        f.get<Address>("observation"), run.shape.observations);
   run.latents = f.address<T>("latents");
@@ -483,12 +499,88 @@ void anneal_mlp(const py::dict& arguments, int threads) {
   }
   const MlpRun<T> run = mlp_run_of<T>(fields, given.empty() ? nullptr : &rule);
   if (is_empty(run.shape)) return;
-  const MlpOps<T>& mlp = *ops<T>().mlp;
+  const PublishedOps<T>& published = *ops<T>().published;
   const py::gil_scoped_release released;
-  constexpr std::size_t kAlignment = 64;
-  std::vector<char> memory(static_cast<std::size_t>(mlp.arena_bytes(run, threads)) + kAlignment);
-  const auto start = reinterpret_cast<Address>(memory.data());
-  mlp.anneal(run, at<char>((start + kAlignment - 1) / kAlignment * kAlignment), threads);
+  Memory memory(published.arena_bytes(run, threads));
+  published.anneal(run, memory.start(), threads);
+}
+
+template <class T>
+AdaptiveRun<T> adaptive_run_of(const Fields& f) {
+  AdaptiveRun<T> run{};
+  run.net = mlp_of<T>(f);
+  run.shape = {f.get<std::int64_t>("observations"), f.get<std::int64_t>("chains"),
+               run.net.width[0]};
+  require_shape(run.shape);
+  run.observed = observed_of<T>(f);
+  run.each = f.get<std::int64_t>("each");
+  require(run.each >= 1, "each: expected at least 1");
+  run.seed = f.get<std::uint64_t>("seed");
+  run.observation = f.address<const std::int64_t>("observation");
+  run.latents = f.address<T>("latents");
+  run.energy = f.address<double>("energy");
+  run.grad = f.address<T>("grad");
+  run.log_weights = f.address<double>("log_weights");
+  run.roots = f.address<std::int64_t>("roots");
+  run.non_finite = f.address<std::int64_t>("non_finite");
+  run.curvature = f.address<double>("curvature");
+  run.filler = f.optional<const double>("filler");
+  run.at = {run.shape.observations,
+            f.address<double>("beta"),
+            f.address<double>("log_step"),
+            f.address<double>("log_length"),
+            f.address<double>("memory"),
+            f.address<double>("sharpness"),
+            f.address<double>("variance"),
+            f.address<std::int64_t>("resamplings"),
+            f.address<std::int64_t>("rounds"),
+            f.address<std::int64_t>("transition"),
+            f.address<bool>("finished"),
+            f.address<bool>("jumped")};
+  run.plan = {f.get<double>("kept"),
+              f.get<double>("resample_below"),
+              f.get<std::int64_t>("plan_leapfrog_steps"),
+              f.get<std::int64_t>("plan_hmc_steps"),
+              f.get<std::int64_t>("budget"),
+              f.get<std::int64_t>("final_rounds"),
+              static_cast<MassKind>(f.get<int>("mass")),
+              {f.get<double>("target_acceptance"), f.get<double>("step_gain"),
+               f.get<double>("length_gain"), f.get<double>("memory_gain"), f.get<double>("jitter"),
+               f.get<double>("remembered"), f.get<std::int64_t>("most_moves")}};
+  run.repeats = f.get<bool>("repeats");
+  run.spent = f.get<std::int64_t>("spent");
+  run.steps = f.get<std::int64_t>("steps");
+  run.out = {f.address<bool>("out_active"),
+             f.address<bool>("out_resampled"),
+             f.address<double>("out_kept"),
+             f.address<double>("out_beta"),
+             f.address<double>("out_step_size"),
+             f.address<T>("out_inverse_mass"),
+             f.optional<double>("out_stiff"),
+             f.address<std::int64_t>("out_moves"),
+             f.address<std::int64_t>("out_leapfrog_steps"),
+             f.address<std::int64_t>("out_hmc_steps"),
+             f.address<double>("out_effective_size"),
+             f.address<double>("out_acceptance"),
+             f.address<double>("out_energy_mean"),
+             f.address<double>("out_energy_std"),
+             f.address<std::int64_t>("out_ancestors")};
+  run.trace = f.optional<T>("trace");
+  return run;
+}
+
+template <class T>
+py::tuple adapt_mlp(const py::dict& arguments, int threads) {
+  const AdaptiveRun<T> run = adaptive_run_of<T>(Fields(arguments));
+  if (is_empty(run.shape)) return py::make_tuple(0, run.spent);
+  const AdaptiveOps<T>& adaptive = *ops<T>().adaptive;
+  Progress progress{};
+  {
+    const py::gil_scoped_release released;
+    Memory memory(adaptive.arena_bytes(run, threads));
+    progress = adaptive.anneal(run, memory.start(), threads);
+  }
+  return py::make_tuple(progress.steps, progress.spent);
 }
 
 // Raw noise, for the tests of each instruction set and of the device.
@@ -553,7 +645,9 @@ void bind_ops(py::module_& module, const std::string& suffix) {
   module.def(("continue_trajectory" + suffix).c_str(), &continue_trajectory<T>, ReleaseGil());
   module.def(("accept_select" + suffix).c_str(), &accept_select<T>, ReleaseGil());
   module.def(("misfit" + suffix).c_str(), &misfit<T>, ReleaseGil());
-  module.def(("anneal_mlp" + suffix).c_str(), &anneal_mlp<T>);  // releases the GIL itself
+  // These release the GIL themselves.
+  module.def(("anneal_mlp" + suffix).c_str(), &anneal_mlp<T>);
+  module.def(("adapt_mlp" + suffix).c_str(), &adapt_mlp<T>);
 }
 
 }  // namespace
