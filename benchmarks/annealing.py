@@ -266,6 +266,7 @@ def _run(problem: Problem, method: str, budget: int, log: Log) -> None:
         seconds=round(outcome.seconds, 2),
         good=good,
         median=float(errors.median()),
+        mean=float(errors.mean()),
         worst=float(errors.max()),
         threads=torch.get_num_threads(),
         remark=outcome.remark,
@@ -283,7 +284,7 @@ def table(log: Log) -> str:
     }
     rows = [
         f"{'problem':<8}{'noise':>6}  {'method':<10}{'budget':>7}{'spent':>7}{'pieces':>7}"
-        f"{'good':>8}{'all good':>9}{'median':>10}{'worst':>9}{'s':>8}"
+        f"{'good':>8}{'all good':>9}{'median':>10}{'mean':>9}{'worst':>9}{'s':>8}"
     ]
     for group, noise, index, budget in sorted(keys):
         method = list(METHODS)[index]
@@ -299,6 +300,7 @@ def table(log: Log) -> str:
             f"{statistics.fmean(r['gradients'] for r in found):>7.0f}{len(found):>7}"
             f"{statistics.fmean(r['good'] for r in found):>8.4f}{every:>6}/{len(found):<2}"
             f"{statistics.median(r['median'] for r in found):>10.5f}"
+            f"{statistics.fmean(r['mean'] for r in found):>9.4f}"
             f"{max(r['worst'] for r in found):>9.4f}"
             f"{statistics.median(r['seconds'] for r in found):>8.1f}"
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cogen_fast import plots
+from cogen_fast.adapter import checked_device
 from cogen_fast.arguments import check_count, check_seed
 from cogen_fast.cli_images import write_png
 from cogen_fast.files import write_atomically
@@ -21,7 +22,7 @@ from cogen_fast.generators import load_generator
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.datasets import Images, open_images
-from cogen_fast.training.run import SNAPSHOTS, Outcome, sample_images, train
+from cogen_fast.training.run import SNAPSHOTS, Outcome, sample_batches, sample_images, train
 from cogen_fast.training.swd import swd
 
 _BATCH = 256
@@ -46,20 +47,24 @@ _CONFIG = (
 
 
 def _train(arguments: argparse.Namespace, progress: bool) -> bool:
-    given = {name: getattr(arguments, name) for name in _CONFIG}
-    TrainingConfig(**given, channels=arguments.channels or 3)  # mistakes, before data are decoded
-    images = _images(arguments, arguments.resolution, progress)
-    kept, _ = images.split(arguments.held_out)
+    config = TrainingConfig(
+        **{name: getattr(arguments, name) for name in _CONFIG}, channels=arguments.channels
+    )
+
+    def images() -> Images:
+        kept, _ = _images(arguments, config.resolution, progress).split(arguments.held_out)
+        return kept
+
     outcome: Outcome = train(
-        kept,
-        TrainingConfig(**given, channels=images.channels),
+        images,
+        config,
         arguments.out,
         snapshots=arguments.snapshots,
         device=arguments.device,
         checkpoint_seconds=arguments.checkpoint_seconds,
         progress=progress,
     )
-    if not arguments.quiet:
+    if outcome.leads and not arguments.quiet:
         state = "done" if outcome.complete else "stopped; the same command again goes on"
         print(f"{outcome.shown} images shown, {state}")
         for path in outcome.snapshots[-1:]:
@@ -77,7 +82,8 @@ def _sample(arguments: argparse.Namespace, progress: bool) -> bool:
         raise FileExistsError(f"out: {taken[0]} exists already; give --overwrite")
     if not arguments.out.absolute().parent.is_dir():
         raise FileNotFoundError(f"out: expected a file in an existing folder, got {arguments.out}")
-    images = sample_images(_image_generator(arguments.generator), arguments.count, arguments.seed)
+    generator = _image_generator(arguments.generator, arguments.device)
+    images = sample_images(generator, arguments.count, arguments.seed)
     sheet = plots.sheet(images.numpy(), arguments.columns)
     write_atomically(arguments.out, lambda file: sheet.save(file, format="PNG"))
     if arguments.each is not None:
@@ -100,7 +106,7 @@ def _swd(arguments: argparse.Namespace, progress: bool) -> bool:
     check_count("count", arguments.count)
     check_seed(arguments.seed)
     paths = [path for what in arguments.what for path in _generators(what)]
-    side = max(_image_generator(path).resolution for path in paths)
+    side = max(_image_generator(path, "cpu").resolution for path in paths)
     real = _images(arguments, side, progress)
     if arguments.held_out is not None:
         check_count("held_out", arguments.held_out)
@@ -111,8 +117,10 @@ def _swd(arguments: argparse.Namespace, progress: bool) -> bool:
     compared, others = real.split(count)
     rows = []
     for path in tqdm(paths, unit="generator", disable=not progress):
-        fake = _generated(path, count, arguments.seed, real)
-        found = swd(_batches(compared, count), torch.split(fake, _BATCH), seed=arguments.seed)
+        generator = _image_generator(path, arguments.device)
+        _check_channels(generator, path, real)
+        fake = _generated(generator, count, arguments.seed, real.resolution)
+        found = swd(_batches(compared, count), fake, seed=arguments.seed)
         rows.append({"generator": str(path), "images": count, **_named(found)})
     same = swd(_batches(compared, count), _batches(others, count), seed=arguments.seed)
     rows.append({"generator": "real images", "images": count, **_named(same)})
@@ -124,17 +132,21 @@ def _swd(arguments: argparse.Namespace, progress: bool) -> bool:
     return True
 
 
-def _generated(path: Path, count: int, seed: int, real: Images) -> Tensor:
-    """Samples at the resolution of the real images and, like them, of 8 bits."""
-    generator = _image_generator(path)
+def _check_channels(generator: ProgressiveGenerator, path: Path, real: Images) -> None:
     if generator.channels != real.channels:
         raise ValueError(
             f"what: expected generators of {real.channels} channels, as the data have, got {path} "
             f"of {generator.channels}"
         )
-    fake = sample_images(generator, count, seed).clamp(-1.0, 1.0)
-    fake = F.interpolate(fake, scale_factor=real.resolution // generator.resolution)
-    return torch.round((fake + 1.0) * 127.5) / 127.5 - 1.0
+
+
+def _generated(
+    generator: ProgressiveGenerator, count: int, seed: int, resolution: int
+) -> Iterator[Tensor]:
+    """Samples at ``resolution``, of 8 bits as the real images are."""
+    for batch in sample_batches(generator, count, seed):
+        fake = F.interpolate(batch.clamp(-1.0, 1.0), scale_factor=resolution // batch.shape[-1])
+        yield torch.round((fake + 1.0) * 127.5) / 127.5 - 1.0
 
 
 def _batches(images: Images, count: int) -> Iterator[Tensor]:
@@ -169,11 +181,12 @@ def _generators(what: Path) -> Iterable[Path]:
     return found
 
 
-def _image_generator(path: str | Path) -> ProgressiveGenerator:
+def _image_generator(path: str | Path, device: str | None) -> ProgressiveGenerator:
+    place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     generator = load_generator(path)
     if not isinstance(generator, ProgressiveGenerator):
         raise ValueError(f"generator: expected one of images, got {path}")
-    return generator.float()
+    return generator.float().to(place)
 
 
 def _images(arguments: argparse.Namespace, resolution: int, progress: bool) -> Images:

@@ -83,7 +83,7 @@ def add_train(commands: Any) -> None:
         metavar="S",
         help="time between checkpoints (600)",
     )
-    running("--device", metavar="D", help="cpu or cuda (the GPU, if there is one)")
+    _add_device(running)
     _add_quiet(running)
 
 
@@ -196,6 +196,7 @@ def add_sample(commands: Any) -> None:
     add("--columns", type=int, default=8, metavar="N", help="images in a row (8)")
     add("--each", type=Path, metavar="DIR", help="also write every image there, as sample_000.png")
     add("--seed", type=int, default=0, metavar="S", help="seed (0)")
+    _add_device(add)
     add("--overwrite", action="store_true", help="replace what is there")
     _add_quiet(add)
 
@@ -232,6 +233,7 @@ def add_swd(commands: Any) -> None:
     )
     add("--seed", type=int, default=0, metavar="S", help="of latents and patches (0)")
     add("--out", type=Path, metavar="FILE.json", help="write the numbers there too")
+    _add_device(add)
     _add_quiet(add)
 
 
@@ -256,6 +258,10 @@ def _add_data(add: Any, what: str) -> None:
         help="make all images grey (1) or coloured (3) (as they are)",
     )
     add("--cache", type=Path, metavar="DIR", help="folder for decoded images (the user's cache)")
+
+
+def _add_device(add: Any) -> None:
+    add("--device", metavar="D", help="cpu or cuda (the GPU, if there is one)")
 
 
 def _add_quiet(add: Any) -> None:

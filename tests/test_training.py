@@ -219,12 +219,18 @@ def test_defaults_are_the_published_ones() -> None:
 
 
 def test_a_batch_holds_from_its_resolution_up() -> None:
-    found = config(batch={4: 32, 16: 8})
-    assert [found.batch_at(side) for side in (4, 8, 16)] == [32, 32, 8]
+    found = config(batch={4: 16, 16: 8})
+    assert [found.batch_at(side) for side in (4, 8, 16)] == [16, 16, 8]
 
 
 def test_settings_survive_json() -> None:
-    found = config(batch={4: 32, 16: 8}, discriminator_maps=[9, 8, 7])
+    found = config(
+        batch={4: np.int64(16), 16: 8},
+        discriminator_maps=[9, 8, 7],
+        total_images=np.int64(96),
+        learning_rate=np.float32(0.001),
+        seed=np.uint64(3),
+    )
     text = json.dumps(found.as_dict())
     again = json.loads(text)
     again["batch"] = {int(side): count for side, count in again["batch"].items()}
@@ -246,6 +252,7 @@ def test_settings_survive_json() -> None:
         ({"feature_maps": None, "fmap_base": 4}, "fmap_base: expected at least 8"),
         ({"phase_images": 1.5}, "phase_images: .* got 1.5"),
         ({"total_images": 64}, "total_images: expected more than 64"),
+        ({"batch": 17}, "batch: expected at most phase_images=16, got 17 at resolution 4"),
         ({"batch": 0}, "batch: .* got 0"),
         ({"batch": {8: 4}}, "batch: expected a number for resolution 4 too"),
         ({"batch": {}}, "batch: expected a number for resolution 4 too"),
@@ -375,18 +382,6 @@ def seen_by_the_critic(found: Trainer, steps: int) -> list[Tensor]:
     return seen
 
 
-def test_real_images_fade_as_generated_ones_do() -> None:
-    found = run(trainer(), 3)
-    assert found.phase.fades and found.phase.resolution == 8
-    real = seen_by_the_critic(found, 1)[0]  # alpha was 1 / 2
-    sharp = discs().batch(torch.arange(96), 8)
-    soft = upsample(F.avg_pool2d(sharp, 2))
-    mixed = 0.5 * sharp + 0.5 * soft
-    distance = (real[:, None] - mixed[None]).abs().amax((2, 3, 4)).amin(1)
-    assert distance.max() < 1e-5
-    assert (real[:, None] - sharp[None]).abs().amax((2, 3, 4)).amin(1).max() > 0.05
-
-
 def test_flips_mirror_about_half_of_the_images() -> None:
     unflipped, flipped = (
         seen_by_the_critic(trainer(flips=flips, batch=96, phase_images=960, total_images=9600), 1)
@@ -441,9 +436,94 @@ def test_half_precision_gives_nearly_the_same_losses() -> None:
         assert half[name] != value
 
 
+def test_real_images_fade_with_the_weight_of_the_new_resolution() -> None:
+    found = run(trainer(phase_images=32, total_images=192), 5)
+    real = seen_by_the_critic(found, 1)[0]  # alpha was 1 / 4
+    sharp = discs().batch(torch.arange(96), 8)
+    mixed = 0.25 * sharp + 0.75 * upsample(F.avg_pool2d(sharp, 2))
+    assert (real[:, None] - mixed[None]).abs().amax((2, 3, 4)).amin(1).max() < 1e-5
+
+
+def test_the_critics_step_keeps_no_graph_of_the_generator() -> None:
+    found, kept = trainer(loss="r1"), []
+    found.discriminator.register_forward_pre_hook(lambda _, x: kept.append(x[0].requires_grad))
+    found.step()
+    assert kept == [True, False, True]  # real ones, penalised; generated; the generator's turn
+
+
+@pytest.mark.parametrize(("loss", "share"), [("wgan-gp", 1.0), ("r1", 16 / 17)])
+def test_the_lazy_penalty_is_made_up_for(loss: str, share: float) -> None:
+    state = trainer(loss=loss, r1_gamma=3.0, learning_rate=0.01).state()
+    for player, part in (("generator", 1.0), ("discriminator", share)):
+        (group,) = state[f"{player}_adam"]["param_groups"]
+        assert group["lr"] == pytest.approx(0.01 * part, rel=1e-9)
+        assert group["betas"] == pytest.approx((0.0, 0.99**part), rel=1e-9)
+    if loss == "r1":
+        assert trainer(loss=loss, r1_gamma=3.0)._critic_loss.r1_gamma == 48.0
+
+
+def test_both_players_and_the_average_grow_from_themselves() -> None:
+    found = run(trainer(average=0.9, learning_rate=1e-2), 2)
+    mean = found.averaged.base.dense.weight.clone()
+    critic = found.discriminator.head.dense.weight.detach().clone()
+    found.step()
+    assert found.phase.resolution == 8
+    expected = 0.9 * mean + 0.1 * found.generator.base.dense.weight
+    torch.testing.assert_close(found.averaged.base.dense.weight, expected, rtol=1e-5, atol=1e-6)
+    moved = (found.discriminator.head.dense.weight - critic).abs().max()
+    assert moved < 0.02  # one step of Adam(0, 0.99) moves a weight by 0.01
+
+
+def drawn(found: Trainer) -> dict[str, Any]:
+    batch = found._batch()
+    return {
+        "weights": weights(found.generator).detach(),
+        "critic": weights(found.discriminator).detach(),
+        "order": found._order(8),
+        "first": batch.latents[0],
+        "second": batch.latents[1],
+        "mix": batch.mix,
+    }
+
+
+def test_every_draw_is_of_the_seed_and_its_purpose() -> None:
+    one, other = drawn(trainer()), drawn(trainer(seed=1))
+    for name, value in one.items():
+        assert not torch.equal(value, other[name]), name
+    assert not torch.equal(one["first"], one["second"])
+    found = trainer()
+    found.steps += 1
+    later = drawn(found)
+    for name in ("first", "second", "mix"):
+        assert not torch.equal(one[name], later[name]), name
+
+
+def test_processes_take_strided_parts_of_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Team, "share", lambda self, module: module)
+    device = torch.device("cpu")
+    settings = config(flips=True)
+    whole = Trainer(settings, discs(), ALONE)._batch()
+    for rank in range(2):
+        part = Trainer(settings, discs(), Team(rank, 2, device))._batch()
+        assert torch.equal(part.real, whole.real[rank::2])
+        assert torch.equal(part.mix, whole.mix[rank::2])
+        for mine, all_of_them in zip(part.latents, whole.latents, strict=True):
+            assert torch.equal(mine, all_of_them[rank::2])
+
+
+@pytest.mark.parametrize("loss", ["wgan-gp", "r1"])
+def test_bfloat16_is_what_both_networks_compute_in(loss: str) -> None:
+    found, types = trainer(loss=loss, precision="bfloat16"), set()
+    for net in (found.generator.base.conv, found.discriminator.head.conv):
+        net.register_forward_hook(lambda _, x, y: types.add(y.dtype))
+    found.step()
+    assert types == {torch.bfloat16}
+
+
 @pytest.mark.parametrize(
     ("images", "team", "message"),
     [
+        (discs(0), ALONE, "images: expected at least one, got none"),
         (discs(channels=3), ALONE, "channels: expected 3 as the images have, got 1"),
         (discs(side=8), ALONE, "resolution: expected at most 8 as the images have, got 16"),
         (discs(), Team(0, 3, torch.device("cpu")), "batch: expected multiples of the 3 processes"),

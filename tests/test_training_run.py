@@ -18,11 +18,13 @@ from discs import discs
 from PIL import Image
 from safetensors.torch import load_file
 
-from cogen_fast import load_generator
+from cogen_fast import load_generator, plots
 from cogen_fast.cli import main
 from cogen_fast.training.config import TrainingConfig
-from cogen_fast.training.run import sample_images, train
+from cogen_fast.training.progressive import Trainer
+from cogen_fast.training.run import _asked_to_stop, _Files, _Meter, sample_images, train
 from cogen_fast.training.swd import swd
+from cogen_fast.training.team import Team
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL: dict[str, Any] = {
@@ -198,16 +200,46 @@ def test_a_damaged_checkpoint_is_refused(content: bytes, whole: Path, tmp_path: 
         train(discs(side=8), config(), tmp_path, progress=False)
 
 
-def test_divergence_is_told_and_leaves_the_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^learning_rate: training has diverged, loss_"):
-        train(
-            discs(side=8),
-            config(learning_rate=1e30),
-            tmp_path,
-            checkpoint_seconds=0,
-            progress=False,
-        )
-    assert (tmp_path / "checkpoint.pt").exists()
+@pytest.mark.parametrize("seconds", [0, 600])
+def test_divergence_is_told_and_spoils_nothing(seconds: float, tmp_path: Path) -> None:
+    """Also between two lines of the log, and at the end."""
+    settings = config(learning_rate=1e5, phase_images=80, total_images=320)
+    with pytest.raises(ValueError, match=r"^learning_rate: training has diverged, "):
+        train(discs(side=8), settings, tmp_path, checkpoint_seconds=seconds, progress=False)
+    assert not list((tmp_path / "snapshots").iterdir())
+    if seconds == 0:
+        state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        assert state["shown"] > 0
+        assert all(bool(weight.isfinite().all()) for weight in state["generator"].values())
+
+
+def test_training_on_other_images_is_not_gone_on_with(tmp_path: Path) -> None:
+    settings = config(total_images=488)
+    train(discs(side=8), settings, tmp_path, progress=False)
+    for other in (discs(side=8, seed=7), discs(side=8).split(10)[0]):
+        with pytest.raises(ValueError, match=r"^out: .*another training: images='96, checksum "):
+            train(other, settings, tmp_path, progress=False)
+
+
+def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / "snapshots").mkdir()
+    left = (tmp_path / ".checkpoint.pt.abc.pt", tmp_path / "snapshots/.000000960-raw.x.safetensors")
+    for path in left:
+        path.write_text("half")
+    train(discs(side=8), config(total_images=488), tmp_path, progress=False)
+    assert not any(path.exists() for path in left)
+
+
+def test_the_speed_after_a_resume_is_that_of_its_steps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    killed_after(90, monkeypatch, tmp_path, checkpoint_seconds=0)
+    clock = iter(range(10_000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    train(discs(side=8), config(), tmp_path, progress=False, checkpoint_seconds=1e9)
+    line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    # Ten steps of eight images; the clock ticks once a step and a few times beside.
+    assert 4.0 < line["images_per_second"] <= 8.0
 
 
 @pytest.mark.parametrize(
@@ -229,6 +261,106 @@ def test_a_wrong_argument_is_named(
     with pytest.raises(error, match=f"^{message}"):
         train(discs(side=8), config(), **({"out": tmp_path / "new"} | given))
     assert not (tmp_path / "new").exists()
+
+
+def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch, folder: Path, **other: Any) -> None:
+    """A training that dies in the middle of a step, without a word."""
+    original = Trainer.step
+
+    def dying(self: Trainer) -> dict[str, torch.Tensor]:
+        if self.steps == steps:
+            raise MemoryError
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", dying)
+        with pytest.raises(MemoryError):
+            train(discs(side=8), config(), folder, progress=False, **other)
+
+
+@pytest.mark.parametrize(("steps", "seconds"), [(60, 600), (50, 0)])
+def test_a_line_of_each_step_is_in_the_log_once(
+    steps: int, seconds: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A line ahead of the checkpoint is cut, one of the checkpoint's own step stays."""
+    killed_after(steps, monkeypatch, tmp_path, checkpoint_seconds=seconds)
+    assert (tmp_path / "checkpoint.pt").exists() == (seconds == 0)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"images": 4')
+    train(discs(side=8), config(), tmp_path, progress=False)
+    assert [line["images"] for line in log(tmp_path)] == [400, 800]
+
+
+def test_a_line_holds_the_means_of_its_steps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    original, given = Trainer.step, []
+
+    def spied(self: Trainer) -> dict[str, torch.Tensor]:
+        given.append(original(self))
+        return given[-1]
+
+    monkeypatch.setattr(Trainer, "step", spied)
+    train(discs(side=8), config(total_images=808), tmp_path, progress=False)
+    for number, line in enumerate(log(tmp_path)):
+        for name in given[0]:
+            mean = np.mean([float(s[name]) for s in given[50 * number : 50 * number + 50]])
+            assert line[name] == pytest.approx(mean, abs=1e-4), name
+
+
+def test_the_second_signal_has_its_usual_effect() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with _asked_to_stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+    with _asked_to_stop():
+        pass
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize(("here", "there"), [(True, False), (False, True)])
+def test_a_team_hears_of_one_stop(here: bool, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    def reduced(told: torch.Tensor, op: Any) -> None:
+        both = [float(told), float(there)]
+        told.fill_(max(both) if op == dist.ReduceOp.MAX else min(both))
+
+    monkeypatch.setattr(dist, "all_reduce", reduced)
+    assert Team(0, 2, torch.device("cpu")).any(here)
+    assert not Team(0, 2, torch.device("cpu")).any(False) or there
+
+
+def test_snapshots_are_what_they_are_called(whole: Path) -> None:
+    state = torch.load(whole / "checkpoint.pt", weights_only=True)
+    for kind, part in (("raw", "generator"), ("average", "averaged")):
+        saved = load_file(whole / f"{LAST}-{kind}.safetensors")
+        assert all(torch.equal(saved[name], state[part][name]) for name in saved)
+    images = sample_images(load_generator(whole / f"{LAST}-average.safetensors"), 64, 0)
+    with Image.open(whole / f"{LAST}.png") as sheet:
+        expected = np.asarray(plots.sheet(images.numpy(), 8)).astype(int)
+        assert np.abs(np.asarray(sheet).astype(int) - expected).max() <= 1
+
+
+def test_the_last_batch_may_go_beyond_the_end(tmp_path: Path) -> None:
+    outcome = train(discs(side=8), config(total_images=485), tmp_path, progress=False)
+    assert outcome.complete and outcome.shown == 488
+    assert [path.name for path in outcome.snapshots] == ["000000488-average.safetensors"]
+
+
+def test_only_the_first_process_writes(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    trainer = Trainer(config(), discs(side=8), Team(0, 1, cpu))
+    trainer.team = Team(1, 2, cpu)
+    files, meter = _Files(tmp_path, trainer), _Meter(trainer)
+    files.open(meter)
+    files.log({})
+    files.snapshot()
+    files.save(meter)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -296,7 +428,7 @@ def test_held_out_images_are_not_learnt_from(
     seen: dict[str, Any] = {}
 
     def spied(images: Any, *rest: Any, **options: Any) -> Any:
-        seen["images"] = images
+        seen["images"] = images()
         raise ValueError("enough")
 
     monkeypatch.setattr(cli_training, "train", spied)
@@ -346,3 +478,73 @@ def test_generators_that_make_no_images_are_refused(
     assert "generator: expected one of images" in capsys.readouterr().err
     assert main(["swd", str(tmp_path), "--data", str(data)]) == 2
     assert "what: expected a generator's file or the folder" in capsys.readouterr().err
+
+
+def test_every_option_of_train_arrives(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cogen_fast import cli_training
+
+    seen: dict[str, Any] = {}
+    original = cli_training.open_images
+
+    def opened(*rest: Any, **options: Any) -> Any:
+        seen.update(options)
+        return original(*rest, **options)
+
+    def spied(images: Any, settings: Any, out: Path, **options: Any) -> Any:
+        seen.update(options, images=images(), config=settings)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cli_training, "open_images", opened)
+    monkeypatch.setattr(cli_training, "train", spied)
+    options = "--snapshots=100,320 --checkpoint-seconds=7 --flips --average=0.9 --r1-gamma=3"
+    options += " --discriminator-maps=5,4 --batch=4:8,8:4 --learning-rate=0.01 --seed=5"
+    options += " --precision=bfloat16 --fit=pad --channels=3"
+    assert main(command(data, tmp_path, *options.split())) == 2
+    assert seen["config"] == config(
+        channels=3,
+        flips=True,
+        average=0.9,
+        r1_gamma=3.0,
+        discriminator_maps=(5, 4),
+        batch={4: 8, 8: 4},
+        learning_rate=0.01,
+        seed=5,
+        precision="bfloat16",
+    )
+    assert (seen["snapshots"], seen["checkpoint_seconds"]) == ((100, 320), 7.0)
+    assert (seen["device"], seen["fit"], seen["images"].channels) == ("cpu", "pad", 3)
+    monkeypatch.undo()
+    monkeypatch.setattr(cli_training, "train", spied)
+    assert main(command(data, tmp_path)) == 2
+    assert seen["config"] == config(channels=None)  # what is not given is the library's default
+
+
+def distinct(images: torch.Tensor) -> set[bytes]:
+    return {image.numpy().tobytes() for image in images}
+
+
+def test_swd_with_held_out_compares_with_those(
+    whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cogen_fast import cli_training
+
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def spied(real: Any, fake: Any, seed: int) -> dict[int, float]:
+        pairs.append((torch.cat(list(real)), torch.cat(list(fake))))
+        return {8: 1.0}
+
+    monkeypatch.setattr(cli_training, "swd", spied)
+    base = ["swd", str(whole), "--data", str(data), "--cache", str(tmp_path), "--quiet"]
+    for seed in ("0", "1"):
+        assert main([*base, "--held-out", "30", "--seed", seed]) == 0
+    _, held_out = discs(side=8).split(30)
+    (real, fake), (again, others) = pairs[:2]
+    allowed = distinct(held_out.batch(torch.arange(30)))
+    assert distinct(real) <= allowed and distinct(others) <= allowed
+    assert len(real) == 15 and torch.equal(real, again) and not torch.equal(real, others)
+    levels = (fake + 1.0) * 127.5
+    assert (levels - levels.round()).abs().max() < 1e-3  # of 8 bits, as the real ones
+    assert not torch.equal(fake, pairs[2][1])

@@ -45,7 +45,7 @@ class TrainingConfig:
 
     Args:
         resolution: final side of the images, a power of two in 4 ... 1024.
-        channels: colours of the images, 1 or 3.
+        channels: colours of the images, 1 or 3; None: as the images have.
         latent_size: length of z.
         fmap_base, fmap_max: feature maps are `min(fmap_base / 2^s, fmap_max)`, s = 1 at 4 px.
         feature_maps: the generator's, one number per resolution from 4 px up, in place of the
@@ -69,7 +69,7 @@ class TrainingConfig:
     """
 
     resolution: int
-    channels: int = 3
+    channels: int | None = None
     latent_size: int = 512
     fmap_base: int = 8192
     fmap_max: int = 512
@@ -87,22 +87,23 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_count("resolution", self.resolution)
+        self._settle("resolution", check_count("resolution", self.resolution))
         if self.resolution not in RESOLUTIONS:
             raise ValueError(
                 f"resolution: expected a power of two in 4 ... 1024, got {shown(self.resolution)}"
             )
-        if check_count("channels", self.channels) not in (1, 3):
+        if self.channels is not None and check_count("channels", self.channels) not in (1, 3):
             raise ValueError(f"channels: expected 1 or 3, got {shown(self.channels)}")
+        # NumPy's numbers become Python's, which JSON can hold.
         for name in ("latent_size", "fmap_base", "fmap_max", "phase_images", "total_images"):
-            check_count(name, getattr(self, name))
+            self._settle(name, check_count(name, getattr(self, name)))
         for name in ("learning_rate", "r1_gamma"):
-            check_number(name, getattr(self, name), above=0.0)
-        check_number("average", self.average, above=0.0, below=1.0)
+            self._settle(name, check_number(name, getattr(self, name), above=0.0))
+        self._settle("average", check_number("average", self.average, above=0.0, below=1.0))
         check_choice("loss", self.loss, LOSSES)
         check_choice("precision", self.precision, PRECISIONS)
         check_flag("flips", self.flips)
-        check_seed(self.seed)
+        self._settle("seed", check_seed(self.seed))
         self._settle("feature_maps", self._maps("feature_maps", None))
         self._settle("discriminator_maps", self._maps("discriminator_maps", self.feature_maps))
         self._settle("batch", self._batches())
@@ -146,7 +147,12 @@ class TrainingConfig:
         for side in RESOLUTIONS[: RESOLUTIONS.index(self.resolution) + 1]:
             if lowest == 0 or side < lowest:
                 raise ValueError(f"batch: expected a number for resolution {side} too")
-            batches[side] = given[max(s for s in given if s <= side)]
+            batches[side] = int(given[max(s for s in given if s <= side)])
+            if batches[side] > self.phase_images:
+                raise ValueError(
+                    f"batch: expected at most phase_images={self.phase_images}, got "
+                    f"{batches[side]} at resolution {side}"
+                )
         return batches
 
     def batch_at(self, resolution: int) -> int:

@@ -99,7 +99,7 @@ class ProgressiveDiscriminator(nn.Module):
         x = F.leaky_relu(self.from_rgb(images), _SLOPE)
         for place, block in enumerate(reversed(self.blocks)):
             x = block(x)
-            if place == 0 and self.from_rgb_previous is not None:
+            if place == 0 and self.from_rgb_previous is not None and self.alpha < 1.0:
                 before = F.leaky_relu(self.from_rgb_previous(F.avg_pool2d(images, 2)), _SLOPE)
                 x = self.alpha * x + (1.0 - self.alpha) * before
         scores: Tensor = self.head(x)

@@ -64,7 +64,7 @@ class Trainer:
         batch = self._batch()
         with self._autocast():
             with torch.no_grad():
-                fake = self.generator(batch.latents[0])
+                fake = self.generator(batch.latents[0]).to(batch.real.dtype)
             loss, apart = self._critic_loss(batch.real, fake, batch.mix, self._penalises())
         _update(self._critic_adam, loss)
         with without_gradients(self.discriminator):
@@ -99,6 +99,15 @@ class Trainer:
             part.load_state_dict(state[name])
         self._fade(self.phase.alpha(self.shown))
 
+    def check_sound(self) -> None:
+        """ValueError where a weight is no longer finite."""
+        weights = (*self.generator.parameters(), *self.discriminator.parameters())
+        if not all(bool(weight.isfinite().all()) for weight in weights):
+            raise ValueError(
+                f"learning_rate: training has diverged, weights are not finite after {self.shown} "
+                f"images; expected a lower rate than {self.config.learning_rate:g}"
+            )
+
     def snapshot(self, *, average: bool) -> ProgressiveGenerator:
         """A copy of the generator as it is now, or of its average, on the CPU, in eval mode.
 
@@ -124,7 +133,8 @@ class Trainer:
         """Networks of this phase's resolution with fresh weights."""
         resolution, config = self.phase.resolution, self.config
         fades = resolution > RESOLUTIONS[0]
-        with torch.random.fork_rng(devices=[]):
+        assert config.channels is not None  # `_check_images` has compared it
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(_mixed(config.seed, _WEIGHTS, resolution))
             generator = ProgressiveGenerator(
                 resolution,
@@ -247,6 +257,8 @@ def without_gradients(module: nn.Module) -> Iterator[None]:
 
 
 def _check_images(config: TrainingConfig, images: Images, team: Team) -> None:
+    if not len(images):
+        raise ValueError("images: expected at least one, got none")
     if images.channels != config.channels:
         raise ValueError(
             f"channels: expected {images.channels} as the images have, got {config.channels}"

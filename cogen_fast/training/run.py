@@ -7,9 +7,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,32 +23,38 @@ from cogen_fast import plots
 from cogen_fast.arguments import check_count, check_flag, check_number, check_path, shown
 from cogen_fast.files import write_atomically
 from cogen_fast.generators import save_generator
-from cogen_fast.generators.progressive import ProgressiveGenerator
+from cogen_fast.generators.progressive import RESOLUTIONS, ProgressiveGenerator
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.datasets import Images
 from cogen_fast.training.progressive import Trainer
-from cogen_fast.training.team import Team, assembled
+from cogen_fast.training.team import assembled
 
 CHECKPOINT, CONFIG, LOG, SNAPSHOTS = "checkpoint.pt", "config.json", "log.jsonl", "snapshots"
 _FORMAT = "cogen_fast training 1"
 _CHECKPOINT_SECONDS = 600.0
 _TICK = 50  # steps between lines of the log
-_PATIENCE = 16  # steps until a team of processes hears that one of them was asked to stop
+# Steps until a team of processes hears that one of them was asked to stop: asking makes GPUs wait.
+_PATIENCE = {"cpu": 1, "cuda": 16}
 _COLUMNS, _SHEET_WIDTH = (2, 8), 2048
 _PIXELS_AT_ONCE = 2**22
+_LOOKED_AT = 64  # images that tell one data set from another
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: images shown in all, whether it is ``complete``, its snapshots."""
+    """How a training ended: images shown in all, whether it is ``complete``, its snapshots.
+
+    ``leads``: whether this is the process that writes the files.
+    """
 
     shown: int
     complete: bool
     snapshots: tuple[Path, ...]
+    leads: bool
 
 
 def train(
-    images: Images,
+    images: Images | Callable[[], Images],
     config: TrainingConfig,
     out: str | Path,
     *,
@@ -56,8 +63,9 @@ def train(
     checkpoint_seconds: float = _CHECKPOINT_SECONDS,
     progress: bool = True,
 ) -> Outcome:
-    """Train a progressive GAN and write everything into the folder ``out``.
+    """Train a progressive GAN on ``images`` and write everything into the folder ``out``.
 
+    ``images`` may be a function that opens them: the leading process calls it before the others.
     ``out`` holds ``config.json``; ``log.jsonl``, a line per 50 steps (losses, images/s);
     ``checkpoint.pt``, replaced every ``checkpoint_seconds``; and ``snapshots``: the raw and the
     averaged generator, which `load_generator` reads, and a PNG of samples, once ``snapshots``
@@ -68,18 +76,23 @@ def train(
     one writes the files. On a CPU, the same run is the same bit for bit.
 
     Raises:
-        ValueError: an argument is out of range; ``out`` holds another training; a loss is no
-            longer finite (the last checkpoint stays).
+        ValueError: an argument is out of range; ``out`` holds another training, or one on other
+            images; losses or weights are no longer finite (the last checkpoint stays).
     """
     folder = check_path("out", out)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out: expected a folder, got the file {folder}")
     check_number("checkpoint_seconds", checkpoint_seconds, above=0.0, zero=True)
     check_flag("progress", progress)
     wanted = _checked_snapshots(snapshots, config)
     with assembled(device) as team:
-        trainer = Trainer(config, images, team)
-        files = _Files(folder, config, team)
+        found = team.one_first(images) if callable(images) else images
+        if config.channels is None:
+            config = replace(config, channels=found.channels)
+        trainer = Trainer(config, found, team)
+        files = _Files(folder, trainer)
         meter = _Meter(trainer)
-        files.open(trainer, meter)
+        files.open(meter)
         team.wait()
         bar = tqdm(
             total=config.total_images,
@@ -90,7 +103,8 @@ def train(
         )
         with bar, _asked_to_stop() as stop:
             complete = _loop(trainer, meter, files, wanted, stop, checkpoint_seconds, bar)
-        return Outcome(trainer.shown, complete, files.snapshots())
+        team.wait()
+        return Outcome(trainer.shown, complete, files.snapshots(), team.leads)
 
 
 def _loop(
@@ -112,21 +126,22 @@ def _loop(
             files.log(line)
             bar.set_postfix(_facts(line))
         if any(before < count <= trainer.shown for count in wanted) or trainer.shown >= total:
-            files.snapshot(trainer)
+            files.snapshot()
         if time.monotonic() - saved > checkpoint_seconds:
-            files.save(trainer, meter)
+            files.save(meter)
             saved = time.monotonic()
         if _heard(trainer, stop):
             break
-    files.save(trainer, meter)
+    files.save(meter)
     return trainer.shown >= total
 
 
 def _heard(trainer: Trainer, stop: threading.Event) -> bool:
     """Whether any process was asked to stop; a team asks only now and then, for it takes time."""
-    if trainer.team.size > 1 and trainer.steps % _PATIENCE:
+    team = trainer.team
+    if team.size > 1 and trainer.steps % _PATIENCE[team.device.type]:
         return False
-    return trainer.team.any(stop.is_set())
+    return team.any(stop.is_set())
 
 
 class _Meter:
@@ -134,12 +149,12 @@ class _Meter:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._restart()
+        self.restore({}, 0)
 
-    def _restart(self) -> None:
+    def restore(self, sums: dict[str, Tensor], count: int) -> None:
+        """Go on with the sums of ``count`` steps; the clock starts now."""
         self._since, self._shown = time.monotonic(), self._trainer.shown
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self.sums, self.count = sums, count
 
     def add(self, found: dict[str, Tensor]) -> None:
         """What one step gave."""
@@ -158,7 +173,7 @@ class _Meter:
                     f"{trainer.config.learning_rate:g}"
                 )
         speed = (trainer.shown - self._shown) / (time.monotonic() - self._since)
-        self._restart()
+        self.restore({}, 0)
         return {
             "images": trainer.shown,
             "steps": trainer.steps,
@@ -180,49 +195,56 @@ def _facts(line: dict[str, Any]) -> dict[str, str]:
 class _Files:
     """What a training writes; only the team's first process writes."""
 
-    def __init__(self, folder: Path, config: TrainingConfig, team: Team) -> None:
-        self.folder, self.config, self.team = folder, config, team
+    def __init__(self, folder: Path, trainer: Trainer) -> None:
+        self.folder, self.trainer = folder, trainer
+        self.leads = trainer.team.leads
 
-    def open(self, trainer: Trainer, meter: _Meter) -> None:
-        """A new folder, or the training that it holds, into ``trainer`` and ``meter``."""
+    def open(self, meter: _Meter) -> None:
+        """A new folder, or the training that it holds, into the trainer and ``meter``."""
         if (path := self.folder / CHECKPOINT).exists():
-            state = _read(path, self.config)
-            trainer.restore(state)
-            meter.sums, meter.count = state["sums"], state["count"]
-        if not self.team.leads:
+            state = _read(path, _identity(self.trainer))
+            self.trainer.restore(state)
+            meter.restore(state["sums"], state["count"])
+        if not self.leads:
             return
         (self.folder / SNAPSHOTS).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.config.as_dict(), indent=2) + "\n"
+        for left in (*self.folder.glob(f".{CHECKPOINT}.*"), *(self.folder / SNAPSHOTS).glob(".0*")):
+            left.unlink()  # half-written when the training was killed
+        text = json.dumps(self.trainer.config.as_dict(), indent=2) + "\n"
         write_atomically(self.folder / CONFIG, lambda file: file.write_text(text))
-        self._cut_log(trainer.shown)
+        self._cut_log()
 
-    def save(self, trainer: Trainer, meter: _Meter) -> None:
+    def save(self, meter: _Meter) -> None:
         """The checkpoint, in the place of the last one."""
-        if self.team.leads:
-            content = {
-                "format": _FORMAT,
-                "config": _identity(self.config),
-                "sums": meter.sums,
-                "count": meter.count,
-                **trainer.state(),
-            }
-            write_atomically(self.folder / CHECKPOINT, lambda file: torch.save(content, file))
+        if not self.leads:
+            return
+        self.trainer.check_sound()
+        content = {
+            "format": _FORMAT,
+            "identity": json.dumps(_identity(self.trainer)),
+            "sums": meter.sums,
+            "count": meter.count,
+            **self.trainer.state(),
+        }
+        write_atomically(self.folder / CHECKPOINT, lambda file: torch.save(content, file))
 
     def log(self, line: dict[str, Any]) -> None:
         """One line more."""
-        if self.team.leads:
+        if self.leads:
             with (self.folder / LOG).open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def snapshot(self, trainer: Trainer) -> None:
+    def snapshot(self) -> None:
         """Both generators as they are now, and a picture of the averaged one's samples."""
-        if not self.team.leads:
+        if not self.leads:
             return
+        trainer = self.trainer
+        trainer.check_sound()
         stem = self.folder / SNAPSHOTS / f"{trainer.shown:09d}"
         for name, average in (("raw", False), ("average", True)):
             save_generator(trainer.snapshot(average=average), f"{stem}-{name}.safetensors")
         columns = max(_COLUMNS[0], min(_COLUMNS[1], _SHEET_WIDTH // trainer.phase.resolution))
-        samples = sample_images(trainer.averaged, columns**2, self.config.seed)
+        samples = sample_images(trainer.averaged, columns**2, trainer.config.seed)
         sheet = plots.sheet(samples.numpy(), columns)
         write_atomically(Path(f"{stem}.png"), lambda file: sheet.save(file, format="PNG"))
 
@@ -230,28 +252,33 @@ class _Files:
         """The averaged generators there are."""
         return tuple(sorted((self.folder / SNAPSHOTS).glob("*-average.safetensors")))
 
-    def _cut_log(self, shown: int) -> None:
+    def _cut_log(self) -> None:
         """Without lines of steps that will be made again, and a line that was cut off."""
         path = self.folder / LOG
         lines = path.read_text().splitlines() if path.exists() else []
         whole = [line for line in lines if line.endswith("}")]
-        kept = [line for line in whole if json.loads(line)["images"] <= shown]
+        kept = [line for line in whole if json.loads(line)["images"] <= self.trainer.shown]
         text = "".join(f"{line}\n" for line in kept)
         write_atomically(path, lambda file: file.write_text(text))
 
 
-@torch.no_grad()
 def sample_images(generator: ProgressiveGenerator, count: int, seed: int) -> Tensor:
-    """``count`` samples ``(count, C, R, R)`` of prior latents drawn with ``seed``."""
-    latents = torch.randn(
-        count, generator.latent_size, generator=torch.Generator().manual_seed(seed)
-    )
+    """``count`` samples ``(count, C, R, R)`` float32 of prior latents drawn with ``seed``."""
+    return torch.cat(list(sample_batches(generator, count, seed)))
+
+
+@torch.no_grad()
+def sample_batches(generator: ProgressiveGenerator, count: int, seed: int) -> Iterator[Tensor]:
+    """The same in batches, on the CPU, for counts that memory does not hold."""
+    random = torch.Generator().manual_seed(seed)
+    latents = torch.randn(count, generator.latent_size, generator=random)
     some = next(generator.parameters())
     at_once = max(1, _PIXELS_AT_ONCE // generator.resolution**2)
-    return torch.cat([generator(z.to(some)).float().cpu() for z in torch.split(latents, at_once)])
+    for z in torch.split(latents, at_once):
+        yield generator(z.to(some)).float().cpu()
 
 
-def _read(path: Path, config: TrainingConfig) -> dict[str, Any]:
+def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         known = content["format"] == _FORMAT
@@ -259,16 +286,21 @@ def _read(path: Path, config: TrainingConfig) -> dict[str, Any]:
         raise ValueError(f"out: {path} is damaged: {error}") from error
     if not known:
         raise ValueError(f"out: expected {_FORMAT!r} in {path}, got {content['format']!r}")
-    was, now = json.loads(content["config"]), json.loads(_identity(config))
-    if other := [name for name in now if was.get(name) != now[name]]:
-        changes = ", ".join(f"{n}={was.get(n)!r} (now {now[n]!r})" for n in other)
+    was = json.loads(content["identity"])
+    if other := [name for name in identity if was.get(name) != identity[name]]:
+        changes = ", ".join(f"{n}={was.get(n)!r} (now {identity[n]!r})" for n in other)
         raise ValueError(f"out: {path} is of another training: {changes}")
     state: dict[str, Any] = content
     return state
 
 
-def _identity(config: TrainingConfig) -> str:
-    return json.dumps(config.as_dict(), sort_keys=True)
+def _identity(trainer: Trainer) -> dict[str, Any]:
+    """What a checkpoint must agree with: the settings, and a look at the images."""
+    count = len(trainer.images)
+    some = torch.arange(0, count, max(1, count // _LOOKED_AT))
+    seen = zlib.crc32(trainer.images.batch(some, RESOLUTIONS[0]).numpy().tobytes())
+    settings: dict[str, Any] = json.loads(json.dumps(trainer.config.as_dict()))
+    return settings | {"images": f"{count}, checksum {seen:08x}"}
 
 
 def _checked_snapshots(snapshots: Sequence[int], config: TrainingConfig) -> list[int]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cogen_fast.adapter import checked_device
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,15 @@ class Team:
         """Until all have come here."""
         if self.size > 1:
             dist.barrier()
+
+    def one_first(self, work: Callable[[], _Made]) -> _Made:
+        """``work()`` in every process, the leading one before the others."""
+        if not self.leads:
+            self.wait()
+        made = work()
+        if self.leads:
+            self.wait()
+        return made
 
 
 @contextmanager
