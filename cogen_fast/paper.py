@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cogen_fast.loop import Outcome, Position
 from cogen_fast.problem import Problem
-from cogen_fast.sampler import ais
+from cogen_fast.sampler import ais, dense
 from cogen_fast.sampler.schedule import Betas
 from cogen_fast.sampler.weights import genealogical_variance, log_mean_weight, surviving_roots
 
@@ -80,6 +80,8 @@ class Paper:
 
     def go(self, problem: Problem, run: ais.Run, on_step: Callable[[ais.Run], None]) -> ais.Run:
         """Algorithm 1's loop to its end."""
+        if problem.dense is not None:
+            return dense.ais_run(problem.dense, self.betas, self.moves, run, on_step)
         return ais.run(
             problem.potential,
             self.betas,

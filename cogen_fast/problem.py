@@ -12,18 +12,24 @@ from torch import Tensor
 
 from cogen_fast.adapter import GeneratorAdapter, frozen
 from cogen_fast.density import GeneratorPotential
-from cogen_fast.observation import Observation, UserMisfit, as_operator, observe
+from cogen_fast.observation import Mask, Observation, UserMisfit, as_operator, observe
 from cogen_fast.ops import dispatch
+from cogen_fast.ops.dense import DenseLayers, dense_layers, forward, unfit
+from cogen_fast.sampler.dense import DenseProblem
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What every method needs; valid inside `prepared` only, while G's weights are frozen."""
+    """What every method needs; valid inside `prepared` only, while G's weights are frozen.
+
+    ``dense`` is there where whole runs are made in C++ (backend "fused").
+    """
 
     adapter: GeneratorAdapter
     observation: Observation
     potential: GeneratorPotential
     backend: str
+    dense: DenseProblem | None = None
 
     def how(self) -> dict[str, Any]:
         """What `hmc.init` needs to know of the generator."""
@@ -76,7 +82,44 @@ def prepared(
             misfit=misfit,
         )
         potential = GeneratorPotential(adapter, observation, ops, max_batch)
-        yield Problem(adapter, observation, potential, ops.name)
+        dense = _dense_problem(backend, ops.name, adapter, observation)
+        name = ops.name if dense is None else "fused"
+        yield Problem(adapter, observation, potential, name, dense)
+
+
+def _dense_problem(
+    backend: str, ops: str, adapter: GeneratorAdapter, observation: Observation
+) -> DenseProblem | None:
+    """For runs in C++, where they were asked for or are the best there is."""
+    if backend not in ("auto", "fused") or ops != "native":
+        return None
+    layers = dense_layers(adapter.generator)
+    obstacle = _obstacle(layers, adapter, observation)
+    if layers is not None and obstacle is None:
+        return DenseProblem.of(layers, observation.spec)
+    if backend == "fused":
+        raise ValueError(f"backend: fused serves generators of dense layers only, got {obstacle}")
+    return None
+
+
+def _obstacle(
+    layers: DenseLayers | None, adapter: GeneratorAdapter, observation: Observation
+) -> str | None:
+    """What keeps a run from being made in C++."""
+    if layers is None:
+        return "a generator that is not known to be nothing but dense layers"
+    if (reason := unfit(layers)) is not None:
+        return reason
+    if not isinstance(observation.operator, Mask) or observation.user_misfit is not None:
+        return "another operator than a mask, or another misfit than the squared error"
+    if len(adapter.output_shape) != 1 or len(adapter.latent_shape) != 1:
+        return "latents or outputs that are no vectors"
+    found = forward(layers, adapter.probe_latents.to(adapter.input_dtype)).to(adapter.dtype)
+    if found.shape != adapter.probe_output.shape or not torch.allclose(
+        found, adapter.probe_output, rtol=1e-3, atol=1e-5
+    ):
+        return "dense_layers() that give other outputs than the generator"
+    return None
 
 
 @contextmanager

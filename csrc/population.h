@@ -192,10 +192,14 @@ inline double sharpened(double log_step, double beta, double new_beta, int64_t s
 // Correlation over particles; 1 where either does not vary.
 inline double correlation(const double* a, const double* b, int64_t count) {
   double mean_a = 0.0, mean_b = 0.0, aa = 0.0, bb = 0.0, ab = 0.0;
+  bool a_varies = false, b_varies = false;
   for (int64_t n = 0; n < count; ++n) {
+    a_varies |= a[n] != a[0];
+    b_varies |= b[n] != b[0];
     mean_a += a[n];
     mean_b += b[n];
   }
+  if (!(a_varies && b_varies)) return 1.0;
   mean_a /= static_cast<double>(count);
   mean_b /= static_cast<double>(count);
   for (int64_t n = 0; n < count; ++n) {
@@ -204,8 +208,7 @@ inline double correlation(const double* a, const double* b, int64_t count) {
     bb += y * y;
     ab += x * y;
   }
-  const double scale = square_root(aa * bb);
-  return scale > 0.0 ? ab / greater(scale, kTiny) : 1.0;
+  return ab / greater(square_root(aa * bb), kTiny);
 }
 
 struct Tuned {

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogen_fast.generators.checks import positive_int
+from cogen_fast.ops.dense import DenseLayers
 
 NEGATIVE_SLOPE = 0.2
 
@@ -80,6 +81,16 @@ class MLPGenerator(nn.Module):
     def config(self) -> dict[str, Any]:
         """JSON-ready arguments: `MLPGenerator(**config)` is an equal module but for the weights."""
         return {"sizes": list(self.sizes), "activation": self.activation, "final": self.final}
+
+    def dense_layers(self) -> DenseLayers:
+        """The layers as plain data, for runs in C++."""
+        layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        return DenseLayers(
+            tuple(layer.weight for layer in layers),
+            tuple(layer.bias for layer in layers),
+            (*(len(layers) - 1) * [self.activation], self.final),
+            NEGATIVE_SLOPE,
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         """Outputs (N, sizes[-1]) of z (N, sizes[0]); ValueError where z has another shape."""

@@ -18,7 +18,7 @@ from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.reference import Proposal, Selected
 from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
 
-BACKENDS = ("auto", "reference", "native", "triton")
+BACKENDS = ("auto", "reference", "native", "fused", "triton")
 DEVICES = ("cpu", "cuda")
 
 
@@ -113,6 +113,8 @@ _NATIVE: Ops = _ModuleOps("native", native)
 def resolve(backend: str, device: torch.device) -> Ops:
     """The ops of ``backend`` for tensors on ``device``.
 
+    "fused" has those of "native": it is about whole runs, which `cogen_fast.problem` decides.
+
     Raises:
         ValueError: the backend or the device is unknown, or the one cannot serve the other.
         ImportError: "native" was asked for and its extension cannot be loaded, with the cause.
@@ -134,12 +136,12 @@ def _resolve(backend: str, device: str) -> Ops:
             "backend: triton kernels are not part of this version; "
             f"available for {device}: {', '.join(_available(device))}"
         )
-    if backend == "native" and device != "cpu":
+    if backend in ("native", "fused") and device != "cpu":
         raise ValueError(
-            f"backend: native serves cpu tensors, got device {device}; "
+            f"backend: {backend} serves cpu tensors, got device {device}; "
             f"available for {device}: {', '.join(_available(device))}"
         )
-    if backend == "native":
+    if backend in ("native", "fused"):
         native.extension()
         return _NATIVE
     if backend == "auto" and device == "cpu" and _extension_failure() is None:

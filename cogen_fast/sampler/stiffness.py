@@ -62,14 +62,14 @@ def directions(curvature: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     inverse_mass[:, :most] = hessian[:, most, None] / hessian[:, :most]
     # Where gradients span fewer directions, rounding would choose the others.
     known = values[:, :most] > _RANK * values[:, :1]
-    stiff = torch.where(known[:, None], stiff, _filler(size, most).to(stiff.device))
+    stiff = torch.where(known[:, None], stiff, filler(size).to(stiff.device))
     return stiff, inverse_mass
 
 
-def _filler(size: int, most: int) -> Tensor:
-    """Fixed columns ``(d, k)`` in general position."""
+def filler(size: int) -> Tensor:
+    """Fixed columns ``(d, k)`` float64 in general position."""
     random = torch.Generator().manual_seed(0)
-    return torch.randn(size, most, generator=random, dtype=torch.float64)
+    return torch.randn(size, count(size), generator=random, dtype=torch.float64)
 
 
 def basis(stiff: Tensor | None) -> Tensor | None:

@@ -144,9 +144,11 @@ def _length_slope(
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
     """Correlation over particles, ``(B,)``; 1 where either does not vary."""
+    # Told by the values: their distances from a rounded mean need not be 0.
+    alike = (a == a[:, :1]).all(-1) | (b == b[:, :1]).all(-1)
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     scale = ((a * a).sum(-1) * (b * b).sum(-1)).sqrt()
-    return torch.where(scale > 0.0, (a * b).sum(-1) / scale.clamp(min=1e-300), 1.0)
+    return torch.where(alike, 1.0, (a * b).sum(-1) / scale.clamp(min=1e-300))
 
 
 def leapfrog_steps(log_ratios: Sequence[float]) -> int:

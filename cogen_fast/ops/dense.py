@@ -1,0 +1,235 @@
+"""Whole runs of generators of dense layers in C++: which generators, and the calls.
+
+`dense_layers` says whether a module is one. `anneal` makes a stretch of the published run
+(`cogen_fast.sampler.ais` defines it), `adapt` one of the adaptive run (`cogen_fast.sampler.smc`),
+both on dictionaries of tensors that they read and write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogen_fast.ops import native
+from cogen_fast.ops.spec import MisfitSpec
+
+MOST_LAYERS, MOST_WIDTH, MOST_LATENTS = 8, 256, 128
+ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "softplus", "elu")
+_PADDING = 8
+_DEFAULT_SLOPE = 0.01
+
+
+@dataclass(frozen=True)
+class DenseLayers:
+    """``y = f(W x + b)``, layer after layer.
+
+    ``weights`` ``(out, in)`` and ``biases`` ``(out,)`` of each layer share a float dtype;
+    ``activations`` has the name of each layer's f; ``slope`` is that of every leaky ReLU.
+    """
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    activations: tuple[str, ...]
+    slope: float = _DEFAULT_SLOPE
+
+    @property
+    def widths(self) -> list[int]:
+        """From the latent to the output."""
+        return [self.weights[0].shape[1], *(weight.shape[0] for weight in self.weights)]
+
+
+def dense_layers(generator: object) -> DenseLayers | None:
+    """What a generator computes, if it is nothing but dense layers; None for any other.
+
+    Known are modules with a method ``dense_layers()`` and `torch.nn.Sequential` of `Linear` and
+    activations (those of `ACTIVATIONS`, with torch's constants), without hooks.
+    """
+    if not isinstance(generator, nn.Module) or any(_hooked(m) for m in generator.modules()):
+        return None
+    offered = getattr(generator, "dense_layers", None)
+    if callable(offered):
+        found: DenseLayers | None = offered()
+        return found
+    return _of_sequence(generator) if type(generator) is nn.Sequential else None
+
+
+def forward(layers: DenseLayers, latents: Tensor) -> Tensor:
+    """Outputs ``(n, out)`` of latents ``(n, in)``: what the layers mean, in torch."""
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "identity": lambda x: x,
+        "relu": torch.relu,
+        "leaky_relu": lambda x: F.leaky_relu(x, layers.slope),
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+        "softplus": F.softplus,
+        "elu": F.elu,
+    }
+    x = latents
+    for weight, bias, name in zip(layers.weights, layers.biases, layers.activations, strict=True):
+        x = functions[name](F.linear(x, weight, bias))
+    return x
+
+
+def unfit(layers: DenseLayers) -> str | None:
+    """Why the layers are too large for a run in C++; None where they are not."""
+    widths = layers.widths
+    if len(widths) - 1 > MOST_LAYERS:
+        return f"{len(widths) - 1} layers, more than {MOST_LAYERS}"
+    if max(widths) > MOST_WIDTH:
+        return f"layers {max(widths)} wide, more than {MOST_WIDTH}"
+    if widths[0] > MOST_LATENTS:
+        return f"{widths[0]} latent dimensions, more than {MOST_LATENTS}"
+    dtypes = {tensor.dtype for tensor in (*layers.weights, *layers.biases)}
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
+        return f"weights of {', '.join(sorted(map(str, dtypes)))}, not float32 or float64"
+    if not all(tensor.is_cpu for tensor in (*layers.weights, *layers.biases)):
+        return "weights that are not on the CPU"
+    return None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Layers as the extension reads them: rows padded with zeros, each matrix both ways round."""
+
+    arguments: Mapping[str, Any]
+    keep: tuple[Tensor, ...]  # what the addresses in `arguments` point to
+
+
+def pack(layers: DenseLayers) -> Packed:
+    """A copy of the weights, for calls."""
+    columns: dict[str, list[Tensor]] = {"weights": [], "biases": [], "backs": []}
+    for weight, bias in zip(layers.weights, layers.biases, strict=True):
+        columns["weights"].append(_padded(weight.detach().T))
+        columns["biases"].append(_padded(bias.detach()[None]))
+        columns["backs"].append(_padded(weight.detach()))
+    addresses = {name: [t.data_ptr() for t in tensors] for name, tensors in columns.items()}
+    return Packed(
+        {
+            "widths": layers.widths,
+            "activations": [ACTIVATIONS.index(name) for name in layers.activations],
+            "slope": layers.slope,
+            **addresses,
+        },
+        tuple(tensor for tensors in columns.values() for tensor in tensors),
+    )
+
+
+def observed(spec: MisfitSpec) -> dict[str, Any]:
+    """The arguments of what is observed."""
+    mask = 0 if spec.mask is None else spec.mask.data_ptr()
+    return {
+        "target": spec.target.data_ptr(),
+        "mask": mask,
+        "mask_stride": _row_stride(spec.mask),
+        "weight": spec.weight.data_ptr(),
+        "weight_stride": _row_stride(spec.weight),
+        "weight_elementwise": spec.weight.shape[1] > 1,
+    }
+
+
+def anneal(
+    packed: Packed, spec: MisfitSpec, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+) -> None:
+    """A stretch of the published run; ``csrc/kernels.h`` (MlpRun) says what the arguments are."""
+    name = f"anneal_mlp_{_suffix(tensors)}"
+    getattr(native.extension(), name)(
+        _arguments(packed, spec, tensors) | dict(numbers), torch.get_num_threads()
+    )
+
+
+def adapt(
+    packed: Packed, spec: MisfitSpec, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+) -> tuple[int, int]:
+    """A stretch of the adaptive run (AdaptiveRun): temperatures made, gradients spent in all."""
+    name = f"adapt_mlp_{_suffix(tensors)}"
+    steps, spent = getattr(native.extension(), name)(
+        _arguments(packed, spec, tensors) | dict(numbers), torch.get_num_threads()
+    )
+    return int(steps), int(spent)
+
+
+def _arguments(packed: Packed, spec: MisfitSpec, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    for name, tensor in tensors.items():
+        if not (tensor.is_cpu and tensor.is_contiguous()):
+            raise ValueError(
+                f"{name}: expected a contiguous tensor on the CPU, got {tensor.device}"
+            )
+    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    return dict(packed.arguments) | observed(spec) | addresses
+
+
+def _suffix(tensors: Mapping[str, Tensor]) -> str:
+    return "f64" if tensors["latents"].dtype == torch.float64 else "f32"
+
+
+def _row_stride(rows: Tensor | None) -> int:
+    return 0 if rows is None or rows.shape[0] == 1 else rows.shape[1]
+
+
+def _padded(rows: Tensor) -> Tensor:
+    width = -(-rows.shape[1] // _PADDING) * _PADDING
+    out = rows.new_zeros(rows.shape[0], width)
+    out[:, : rows.shape[1]] = rows
+    return out
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether calling the module does more than its ``forward``."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        getattr(module, "parametrizations", ()),
+    )
+    return any(len(each) > 0 for each in hooks)
+
+
+def _of_sequence(modules: Sequence[nn.Module] | nn.Sequential) -> DenseLayers | None:
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    activations: list[str] = []
+    slopes = set()
+    for module in modules:
+        if type(module) is nn.Linear:
+            bias = module.bias
+            weights.append(module.weight)
+            biases.append(module.weight.new_zeros(module.out_features) if bias is None else bias)
+            activations.append("identity")
+            continue
+        name = _activation(module)
+        if name is None or not activations:
+            return None
+        if name != "identity":
+            if activations[-1] != "identity":
+                return None
+            activations[-1] = name
+        if isinstance(module, nn.LeakyReLU):
+            slopes.add(float(module.negative_slope))
+    if not weights or len(slopes) > 1:
+        return None
+    slope = slopes.pop() if slopes else _DEFAULT_SLOPE
+    # The gradient is told by an output's sign, which a negative slope would not keep.
+    return (
+        DenseLayers(tuple(weights), tuple(biases), tuple(activations), slope) if slope > 0 else None
+    )
+
+
+def _activation(module: nn.Module) -> str | None:
+    """The name of an activation with torch's constants; None for anything else."""
+    kind = type(module)
+    if kind is nn.Softplus:
+        return "softplus" if module.beta == 1 and module.threshold == 20 else None
+    if kind is nn.ELU:
+        return "elu" if module.alpha == 1.0 else None
+    names: dict[type[nn.Module], str] = {
+        nn.Identity: "identity",
+        nn.ReLU: "relu",
+        nn.LeakyReLU: "leaky_relu",
+        nn.Tanh: "tanh",
+        nn.Sigmoid: "sigmoid",
+    }
+    return names.get(kind)

@@ -1,0 +1,453 @@
+"""Whole runs in C++ for generators of dense layers, held to the general path state by state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cogen_fast import cogenerate
+from cogen_fast.generators import MLPGenerator
+from cogen_fast.ops import native
+from cogen_fast.ops.dense import ACTIVATIONS, DenseLayers, dense_layers, forward, unfit
+from cogen_fast.problem import Problem, prepared
+from cogen_fast.sampler import ais, dense, smc, stiffness
+from cogen_fast.sampler.pace import Annealing
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ISAS = native.extension().build_info()["isa_usable"]
+
+
+def network(sizes: tuple[int, ...], activation: str = "tanh", final: str | None = None) -> Any:
+    random = torch.Generator().manual_seed(sum(sizes))
+    net = MLPGenerator(sizes, activation, final).double()
+    for p in net.parameters():
+        p.data = torch.randn(p.shape, generator=random, dtype=torch.float64) / p.shape[-1] ** 0.5
+    return net
+
+
+@contextmanager
+def problem(
+    net: Any, observations: int = 1, hidden: tuple[int, ...] = (0,), **noise: Any
+) -> Iterator[Problem]:
+    random = np.random.default_rng(0)
+    outputs = net.sizes[-1]
+    mask = np.ones(outputs)
+    if outputs > 1:
+        mask[list(hidden)] = 0
+    x = random.normal(size=(observations, outputs)) * 0.5
+    with prepared(net, x, mask, **(noise or {"noise_std": 0.2})) as found:
+        assert found.dense is not None
+        yield found
+
+
+def assert_close(found: Any, expected: Any, tolerance: float = 1e-9, name: str = "") -> None:
+    """Dataclasses of tensors, to a relative error; integers and flags exactly."""
+    if is_dataclass(expected):
+        for field in fields(expected):
+            first, second = getattr(found, field.name), getattr(expected, field.name)
+            if field.name == "stiff" and second is not None:  # an eigenvector has either sign
+                first, second = first.abs(), second.abs()
+            assert_close(first, second, tolerance, f"{name}.{field.name}")
+    elif isinstance(expected, Tensor):
+        assert found.dtype == expected.dtype and found.shape == expected.shape, name
+        if expected.is_floating_point():
+            scale = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max()) if len(expected) else 0.0
+            torch.testing.assert_close(
+                found,
+                expected,
+                rtol=0,
+                atol=tolerance * (1.0 + scale),
+                equal_nan=True,
+                msg=lambda text: f"{name}: {text}",
+            )
+        else:
+            assert torch.equal(found, expected), name
+    elif isinstance(expected, tuple):
+        assert len(found) == len(expected), name
+        for place, (first, second) in enumerate(zip(found, expected, strict=True)):
+            assert_close(first, second, tolerance, f"{name}[{place}]")
+    else:
+        assert found == expected, name
+
+
+# --- the published run ----------------------------------------------------------------------------
+
+SHAPES = [(2, 20, 20, 2), (1, 3), (5, 7, 1), (3, 33, 4, 9, 2), (12, 17, 8, 24, 1, 3), (7, 64, 65)]
+BETAS = np.array([0.003, 0.01, 0.1, 0.1, 0.5])
+
+
+def published(
+    found: Problem, moves: ais.Moves, chains: int, keep_trace: bool = False
+) -> tuple[ais.Run, ais.Run]:
+    """The same run by the extension and by the general path."""
+    count = found.observation.count
+
+    def start() -> ais.Run:
+        state = ais.init(
+            found.potential,
+            moves,
+            step_size_start=0.1,
+            chains=chains,
+            observations=count,
+            observation_ids=[3 * b + 1 for b in range(count)],
+            seed=9,
+            **found.how(),
+        )
+        return ais.Run(state, ais.History.empty(len(BETAS), state, keep_trace), 0)
+
+    assert found.dense is not None
+    ours = dense.ais_run(found.dense, BETAS, moves, start())
+    theirs = ais.run(found.potential, BETAS, len(BETAS), moves, start=start())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("chains", [1, 2, 5, 8, 19])
+@pytest.mark.parametrize("sizes", SHAPES, ids=lambda sizes: "-".join(map(str, sizes)))
+def test_the_published_run_is_that_of_the_loop(
+    sizes: tuple[int, ...], chains: int, isa: str
+) -> None:
+    native.extension().set_isa(isa)
+    try:
+        with problem(network(sizes), observations=2) as found:
+            ours, theirs = published(found, ais.Moves(hmc_steps=2, leapfrog_steps=3), chains, True)
+    finally:
+        native.extension().set_isa(ISAS[-1])
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("chains", [1, 9])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation(activation: str, chains: int) -> None:
+    with problem(network((3, 11, 6, 4), activation, activation)) as found:
+        ours, theirs = published(found, ais.Moves(leapfrog_steps=4), chains)
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("chains", [1, 9])
+@pytest.mark.parametrize(
+    "moves",
+    [
+        ais.Moves(leapfrog_steps=1, form="paper"),
+        ais.Moves(leapfrog_steps=2, adaptation=None),
+        ais.Moves(hmc_steps=3, leapfrog_steps=2),
+    ],
+    ids=["paper-form", "fixed-step", "three-moves"],
+)
+def test_every_kind_of_move(moves: ais.Moves, chains: int) -> None:
+    with problem(network((4, 9, 3))) as found:
+        assert_close(*published(found, moves, chains))
+
+
+@pytest.mark.parametrize("chains", [1, 9])
+def test_weights_of_entries_and_nothing_hidden(chains: int) -> None:
+    net, x = network((3, 8, 5)), np.linspace(-1, 1, 5)
+    for mask, noise in (
+        (np.ones(5), {"weight": np.arange(5) + 0.5}),
+        (np.eye(5)[1], {"weight": 2.0}),
+    ):
+        with prepared(net, x, mask, **noise) as found:
+            assert_close(*published(found, ais.Moves(leapfrog_steps=2), chains))
+
+
+@pytest.mark.parametrize("chains", [1, 9])
+def test_proposals_that_are_not_finite_are_counted(chains: int) -> None:
+    """A step size at which trajectories overflow: identity layers amplify without bound."""
+    net = network((3, 8, 8, 2), "identity")
+    moves = ais.Moves(leapfrog_steps=100, adaptation=None)
+    with problem(net, noise_std=1e-3) as found:
+        state = ais.init(found.potential, moves, step_size_start=1e3, chains=chains, **found.how())
+        starts = [ais.Run(state, ais.History.empty(len(BETAS), state, False), 0) for _ in range(2)]
+        assert found.dense is not None
+        ours = dense.ais_run(found.dense, BETAS, moves, starts[0])
+        theirs = ais.run(found.potential, BETAS, len(BETAS), moves, start=starts[1])
+    assert int(theirs.state.non_finite.sum()) > 0
+    assert torch.equal(ours.state.non_finite, theirs.state.non_finite)
+    assert torch.equal(ours.state.hmc.latents, theirs.state.hmc.latents)
+
+
+# --- the adaptive run -----------------------------------------------------------------------------
+
+
+def adaptive(
+    found: Problem, plan: Annealing, chains: int, populations: int = 1, **how: Any
+) -> tuple[smc.Run, smc.Run]:
+    def start() -> smc.Run:
+        state = smc.init(
+            found.potential,
+            chains=chains,
+            observations=found.observation.count * populations,
+            seed=4,
+            **found.how(),
+        )
+        return smc.Run(state, trace=(state.hmc.latents,), **how)
+
+    assert found.dense is not None
+    ours = dense.smc_run(found.dense, plan, start())
+    return ours, smc.run(found.potential, plan, start=start())
+
+
+PLANS = {
+    "default": Annealing(),
+    "diagonal": Annealing(mass="diagonal"),
+    "identity": Annealing(mass="identity"),
+    "small-steps": Annealing(kept=0.9, resample_below=0.3),
+    "fixed-moves": Annealing(leapfrog_steps=5, hmc_steps=2, final_rounds=3),
+    **{f"budget-{n}": Annealing(budget=n) for n in (1, 3, 7, 20, 60, 200)},
+    "budget-fixed-length": Annealing(budget=50, leapfrog_steps=7),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("sizes", [(2, 20, 20, 2), (7, 12, 5)], ids=["2-d", "7-d"])
+def test_the_adaptive_run_is_that_of_the_loop(sizes: tuple[int, ...], plan: Annealing) -> None:
+    """Two observations of two populations; 7 latents have stiff directions, 2 have none."""
+    with problem(network(sizes), observations=2) as found:
+        ours, theirs = adaptive(found, plan, 19, populations=2)
+    # Rounding grows along a run; choices and ancestors must be the same all the same.
+    assert_close(ours, theirs, 1e-5)
+    assert_close(ours.infos[0], theirs.infos[0], 1e-10)
+    assert ours.done and theirs.done
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("size", [3, 10, 31])
+def test_stiff_directions(size: int, isa: str) -> None:
+    native.extension().set_isa(isa)
+    try:
+        with problem(network((size, 16, 40)), noise_std=0.05) as found:
+            ours, theirs = adaptive(found, Annealing(budget=150), 33)
+    finally:
+        native.extension().set_isa(ISAS[-1])
+    few = 6
+    assert_close(ours.infos[:few], theirs.infos[:few], 1e-7)
+    assert ours.infos[few].choice.stiff is not None
+    assert stiffness.count(size) == ours.infos[few].choice.stiff.shape[-1]
+
+
+def test_choices_are_repeated() -> None:
+    with problem(network((7, 12, 5)), observations=2) as found:
+        pilot, _ = adaptive(found, Annealing(), 16)
+        ours, theirs = adaptive(found, Annealing(), 16, repeats=pilot.choices)
+    assert_close(ours, theirs, 1e-6)
+    assert len(ours.infos) == len(pilot.infos)
+
+
+def test_collapsed_populations_take_small_steps() -> None:
+    """Particles that are copies of one another cannot tell how far to go."""
+    with problem(network((2, 6, 3)), noise_std=1e-3) as found:
+        ours, theirs = adaptive(found, Annealing(budget=20), 16)
+    assert any(bool(info.choice.kept.isnan().any()) for info in theirs.infos)
+    assert_close(ours.infos, theirs.infos, 1e-5)
+
+
+@pytest.mark.parametrize("method", ["paper", "adaptive"])
+def test_either_path_goes_on_where_the_other_stopped(method: str) -> None:
+    with problem(network((2, 20, 20, 2))) as found:
+        assert found.dense is not None
+        if method == "adaptive":
+            ours, theirs = adaptive(found, Annealing(), 16)
+            half = smc.Run(ours.state, trace=None)
+            state = smc.init(found.potential, chains=16, seed=4, **found.how())
+            half = smc.Run(state)
+            for _ in range(4):
+                after, info = smc.step(half.state, found.potential, Annealing())
+                half = replace(half, state=after, infos=(*half.infos, info))
+            mixed = dense.smc_run(found.dense, Annealing(), half)
+            assert_close(mixed.state, theirs.state, 1e-5)
+            assert_close(mixed.infos, theirs.infos, 1e-5)
+        else:
+            moves = ais.Moves(leapfrog_steps=3)
+            ours, theirs = published(found, moves, 9)
+            state = ais.init(
+                found.potential,
+                moves,
+                step_size_start=0.1,
+                chains=9,
+                observation_ids=[1],
+                seed=9,
+                **found.how(),
+            )
+            first = dense.ais_run(
+                found.dense, BETAS[:2], moves, ais.Run(state, ais.History.empty(2, state, False), 0)
+            )
+            history = ais.History.empty(len(BETAS), state, False)
+            half = ais.Run(first.state, history, 2)
+            mixed = ais.run(found.potential, BETAS, len(BETAS), moves, start=half)
+            assert_close(mixed.state, theirs.state)
+
+
+# --- through the front door -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"populations": 3, "chains": 20},
+        {"evidence": "frozen"},
+        {"budget": 100, "polish": 5},
+        {"chains": 3},
+        {"method": "paper", "ais_steps": 6, "keep_trace": True},
+        {"method": "paper", "ais_steps": 6, "form": "paper"},
+    ],
+)
+def test_results_are_those_of_the_general_path(how: dict[str, Any]) -> None:
+    net, x = network((2, 12, 3)), np.array([0.3, np.nan, -0.2])
+    options: dict[str, Any] = {"noise_std": 0.3, "progress": False, "seed": 2, **how}
+    ours, theirs = (
+        cogenerate(net, x, np.array([1, 0, 1]), backend=backend, **options)
+        for backend in ("auto", "native")
+    )
+    assert ours.settings["backend"] == "fused" and theirs.settings["backend"] == "native"
+    for field in fields(ours):
+        if field.name not in ("settings", "notes"):
+            first, second = getattr(ours, field.name), getattr(theirs, field.name)
+            assert_close(first, second, 1e-5, field.name)
+
+
+@pytest.mark.parametrize("chains", [1, 40])
+@pytest.mark.parametrize("method", ["paper", "adaptive"])
+def test_threads_change_nothing(method: str, chains: int) -> None:
+    """Not one bit of any number, in single precision."""
+    net = MLPGenerator((2, 20, 20, 2))
+    net.load_state_dict(network((2, 20, 20, 2)).state_dict())
+    x = torch.tensor([[0.1, 0.0], [0.2, 0.0], [0.3, 0.0]])
+    moves, plan, runs = ais.Moves(leapfrog_steps=5), Annealing(), []
+    with prepared(net, x, np.array([1, 0]), noise_std=0.2) as found:
+        assert found.dense is not None
+        how: dict[str, Any] = {"chains": chains, "observations": 3, **found.how()}
+        first = ais.init(found.potential, moves, **how)
+        start = smc.init(found.potential, **how)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            try:
+                if method == "paper":
+                    history = ais.History.empty(len(BETAS), first, True)
+                    begun = ais.Run(first, history, 0)
+                    runs.append(dense.ais_run(found.dense, BETAS, moves, begun))
+                else:
+                    runs.append(dense.smc_run(found.dense, plan, smc.Run(start)))
+            finally:
+                torch.set_num_threads(1)
+    for other in runs[1:]:
+        assert_close(other, runs[0], 0.0)
+
+
+def test_a_batch_of_observations_is_its_observations() -> None:
+    net = network((2, 20, 20, 2)).float()
+    x = np.array([[0.1, np.nan], [-0.6, np.nan]], dtype=np.float32)
+    options: dict[str, Any] = {
+        "noise_std": 0.2,
+        "progress": False,
+        "method": "paper",
+        "ais_steps": 9,
+    }
+    both = cogenerate(net, x, np.array([1, 0]), **options)
+    for b in range(2):
+        one = cogenerate(net, x[b], np.array([1, 0]), observation_ids=[b], **options)
+        assert torch.equal(one.latents[0], both.latents[b])
+
+
+# --- which generators -----------------------------------------------------------------------------
+
+
+def test_sequences_of_dense_layers_are_known() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(3, 5),
+        nn.LeakyReLU(0.3),
+        nn.Linear(5, 4, bias=False),
+        nn.Identity(),
+        nn.ELU(),
+        nn.Linear(4, 2),
+    )
+    found = dense_layers(net)
+    assert found is not None and found.widths == [3, 5, 4, 2]
+    assert found.activations == ("leaky_relu", "elu", "identity") and found.slope == 0.3
+    z = torch.randn(6, 3)
+    torch.testing.assert_close(forward(found, z), net(z))
+
+
+def hooked() -> nn.Module:
+    net = nn.Sequential(nn.Linear(2, 2))
+    net[0].register_forward_hook(lambda m, x, y: 2 * y)
+    return net
+
+
+class Doubled(nn.Sequential):
+    def forward(self, z: Tensor) -> Tensor:
+        return 2 * super().forward(z)
+
+
+OTHERS = {
+    "function": lambda z: z,
+    "dropout": nn.Sequential(nn.Linear(2, 2), nn.Dropout()),
+    "two-activations": nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Tanh()),
+    "activation-first": nn.Sequential(nn.Tanh(), nn.Linear(2, 2)),
+    "two-slopes": nn.Sequential(
+        nn.Linear(2, 2), nn.LeakyReLU(0.1), nn.Linear(2, 2), nn.LeakyReLU(0.2)
+    ),
+    "negative-slope": nn.Sequential(nn.Linear(2, 2), nn.LeakyReLU(-0.1)),
+    "softplus": nn.Sequential(nn.Linear(2, 2), nn.Softplus(beta=2)),
+    "elu": nn.Sequential(nn.Linear(2, 2), nn.ELU(alpha=0.5)),
+    "convolution": nn.Sequential(nn.Conv2d(1, 1, 1)),
+    "subclass": Doubled(nn.Linear(2, 2)),
+    "hooked": hooked(),
+    "weight-norm": nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))),
+    "empty": nn.Sequential(),
+}
+
+
+@pytest.mark.parametrize("generator", OTHERS.values(), ids=OTHERS)
+def test_anything_else_is_not(generator: Any) -> None:
+    assert dense_layers(generator) is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ((2, *[3] * 9), "9 layers, more than 8"),
+        ((2, 257, 2), "layers 257 wide, more than 256"),
+        ((129, 4), "129 latent dimensions, more than 128"),
+        ((128, 256, 256), None),
+    ],
+)
+def test_large_networks_take_the_general_path(sizes: tuple[int, ...], reason: str | None) -> None:
+    assert unfit(MLPGenerator(sizes).dense_layers()) == reason
+    assert unfit(MLPGenerator(sizes).half().dense_layers()) is not None
+
+
+class Lying(nn.Module):
+    """Says that it is what it is not."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + 1.0
+
+    def dense_layers(self) -> DenseLayers:
+        return DenseLayers((torch.eye(2),), (torch.zeros(2),), ("identity",))
+
+
+@pytest.mark.parametrize(
+    ("generator", "how", "reason"),
+    [
+        (lambda z: 2 * z, {"latent_shape": 2}, "not known to be nothing but dense layers"),
+        (Lying(), {"latent_shape": 2}, "other outputs than the generator"),
+        (network((2, 300, 2)), {}, "layers 300 wide"),
+        (network((2, 3, 2)), {"misfit": lambda y, x: (y - x).abs().sum(-1)}, "another misfit"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_refused(generator: Any, how: Any, reason: str) -> None:
+    noise = {} if "misfit" in how else {"noise_std": 0.5}
+    options: dict[str, Any] = {"progress": False, "budget": 100, **noise, **how}
+    with pytest.raises(ValueError, match=f"^backend: fused serves .*{reason}"):
+        cogenerate(generator, np.zeros(2), np.array([1, 0]), backend="fused", **options)
+    result = cogenerate(generator, np.zeros(2), np.array([1, 0]), **options)
+    assert result.settings["backend"] == "native"
