@@ -251,6 +251,22 @@ struct UnitsInLanes {
 
   static void transition(const Mlp<T>& net, const Observed<T>& observed, const Stream& stream,
                          const Move<T>& move, const Tile<T>& tile, T* room, Outcome& out) {
+    switch (known_hidden(net)) {
+      case 16:
+        return moved<16>(net, observed, stream, move, tile, room, out);
+      case 20:
+        return moved<20>(net, observed, stream, move, tile, room, out);
+      case 32:
+        return moved<32>(net, observed, stream, move, tile, room, out);
+      default:
+        return moved<0>(net, observed, stream, move, tile, room, out);
+    }
+  }
+
+ private:
+  template <int kHidden>
+  static void moved(const Mlp<T>& net, const Observed<T>& observed, const Stream& stream,
+                    const Move<T>& move, const Tile<T>& tile, T* room, Outcome& out) {
     const int size = net.width[0];
     T* const q = tile.position;
     T* const v = tile.momentum;
@@ -266,10 +282,10 @@ struct UnitsInLanes {
     if (mass) apply_mass(v, mass, size);
     const double start = hamiltonian(tile.latents, v, mass, size, tile.energy[0], at);
     kick_and_drift(tile.latents, q, v, tile.grad, mass, size, half, step);
-    double energy = energy_and_grad(net, observed, q, force, work);
+    double energy = energy_and_grad<kHidden>(net, observed, q, force, work);
     for (int made = 1; made < move.leapfrog_steps; ++made) {
       kick_and_drift(q, q, v, force, mass, size, full, step);
-      energy = energy_and_grad(net, observed, q, force, work);
+      energy = energy_and_grad<kHidden>(net, observed, q, force, work);
     }
     const double end = final_hamiltonian(q, v, force, mass, size, energy, at, half);
     const Words words = philox(stream.seed, kAcceptPurpose << kPurposeBits, stream.transition,
@@ -286,7 +302,6 @@ struct UnitsInLanes {
     }
   }
 
- private:
   static void normals_of_one(const Stream& stream, int size, uint32_t chain, T* out) {
     for (int at = 0; at < size; at += 4) {
       const Words words =

@@ -68,7 +68,7 @@ COGEN_HD T tanh_of(T x) {
 
 // In place, `count` packs.
 template <class T, int n>
-inline void activate(Activation kind, T slope, int count, Pack<T, n>* x) {
+COGEN_HD void activate(Activation kind, T slope, int count, Pack<T, n>* x) {
   const Pack<T, n> zero = Pack<T, n>::of(T(0));
   switch (kind) {
     case Activation::identity:
@@ -101,7 +101,7 @@ inline void activate(Activation kind, T slope, int count, Pack<T, n>* x) {
 // The gradient by a layer's sums from that by its outputs `y`, in place: each of these functions
 // has a slope that its value tells.
 template <class T, int n>
-inline void deactivate(Activation kind, T slope, int count, const Pack<T, n>* y,
+COGEN_HD void deactivate(Activation kind, T slope, int count, const Pack<T, n>* y,
                        Pack<T, n>* grad) {
   const Pack<T, n> zero = Pack<T, n>::of(T(0)), one = Pack<T, n>::of(T(1));
   switch (kind) {
@@ -203,7 +203,8 @@ inline void energy_and_grad(const Mlp<T>& net, const Observed<T>& observed, cons
 // One chain: its units side by side.
 
 // kPacks packs of outputs of a product, all inputs, in kParts sums that wait for one another less.
-template <int kPacks, int kParts, class T>
+// kIn is the number of inputs where the compiler knows it, else 0.
+template <int kPacks, int kParts, int kIn, class T>
 COGEN_HD void product_packs(const T* weight, const T* bias, int in, int stride, const T* x,
                             Units<T>* y) {
   Units<T> sum[kParts][kPacks];
@@ -211,17 +212,27 @@ COGEN_HD void product_packs(const T* weight, const T* bias, int in, int stride, 
     sum[0][p] = bias ? Units<T>::load(bias + p * kUnits) : Units<T>::of(T(0));
     for (int s = 1; s < kParts; ++s) sum[s][p] = Units<T>::of(T(0));
   }
-  int i = 0;
-  for (; i + kParts <= in; i += kParts, weight += kParts * stride) {
-    for (int s = 0; s < kParts; ++s) {
+  if (kIn > 0) {
+    COGEN_UNROLL
+    for (int i = 0; i < kIn; ++i) {
       for (int p = 0; p < kPacks; ++p) {
-        sum[s][p] = sum[s][p] + Units<T>::load(weight + s * stride + p * kUnits) * x[i + s];
+        Units<T>& part = sum[i % kParts][p];
+        part = part + Units<T>::load(weight + i * stride + p * kUnits) * x[i];
       }
     }
-  }
-  for (; i < in; ++i, weight += stride) {
-    for (int p = 0; p < kPacks; ++p) {
-      sum[0][p] = sum[0][p] + Units<T>::load(weight + p * kUnits) * x[i];
+  } else {
+    int i = 0;
+    for (; i + kParts <= in; i += kParts, weight += kParts * stride) {
+      for (int s = 0; s < kParts; ++s) {
+        for (int p = 0; p < kPacks; ++p) {
+          sum[s][p] = sum[s][p] + Units<T>::load(weight + s * stride + p * kUnits) * x[i + s];
+        }
+      }
+    }
+    for (; i < in; ++i, weight += stride) {
+      for (int p = 0; p < kPacks; ++p) {
+        sum[0][p] = sum[0][p] + Units<T>::load(weight + p * kUnits) * x[i];
+      }
     }
   }
   for (int p = 0; p < kPacks; ++p) {
@@ -231,22 +242,34 @@ COGEN_HD void product_packs(const T* weight, const T* bias, int in, int stride, 
   }
 }
 
-template <class T>
-inline void product(const T* weight, const T* bias, int in, int out, const T* x, Units<T>* y) {
+template <int kIn = 0, class T>
+COGEN_HD void product(const T* weight, const T* bias, int in, int out, const T* x, Units<T>* y) {
   const int stride = padded(out);
   int packs = stride / kUnits;
   for (; packs >= 4; packs -= 3, weight += 3 * kUnits, y += 3) {
-    product_packs<3, 3>(weight, bias, in, stride, x, y);
+    product_packs<3, 3, kIn>(weight, bias, in, stride, x, y);
     if (bias) bias += 3 * kUnits;
   }
   switch (packs) {
     case 3:
-      return product_packs<3, 3>(weight, bias, in, stride, x, y);
+      return product_packs<3, 3, kIn>(weight, bias, in, stride, x, y);
     case 2:
-      return product_packs<2, 4>(weight, bias, in, stride, x, y);
+      return product_packs<2, 4, kIn>(weight, bias, in, stride, x, y);
     case 1:
-      return product_packs<1, 4>(weight, bias, in, stride, x, y);
+      return product_packs<1, 4, kIn>(weight, bias, in, stride, x, y);
   }
+}
+
+// The width of all layers between latent and output where it is the same and one that the compiler
+// knows too, else 0.
+template <class T>
+inline int known_hidden(const Mlp<T>& net) {
+  if (net.layers < 2) return 0;
+  for (int k = 2; k < net.layers; ++k) {
+    if (net.width[k] != net.width[1]) return 0;
+  }
+  const int hidden = net.width[1];
+  return hidden == 16 || hidden == 20 || hidden == 32 ? hidden : 0;
 }
 
 // Weighted squared error of one output, which becomes its gradient.
@@ -274,33 +297,58 @@ inline int64_t workspace_of_one(const Mlp<T>& net) {
   return sum;
 }
 
+// One layer up: y = f(x W + b). kIn and kOut are widths that the compiler knows, or 0.
+template <int kIn, int kOut, class T>
+COGEN_HD void layer_up(const Mlp<T>& net, int k, const T* x, T* y) {
+  const int in = kIn ? kIn : net.width[k], out = kOut ? kOut : net.width[k + 1];
+  Units<T>* units = reinterpret_cast<Units<T>*>(y);
+  product<kIn>(net.weight[k], net.bias[k], in, out, x, units);
+  activate(net.activation[k], net.slope, padded(out) / kUnits, units);
+}
+
+// One layer down: from the gradient by its outputs `y`, destroyed, to that by its inputs.
+template <int kIn, int kOut, class T>
+COGEN_HD void layer_down(const Mlp<T>& net, int k, const T* y, T* grad, T* below) {
+  const int in = kIn ? kIn : net.width[k], out = kOut ? kOut : net.width[k + 1];
+  const T* none = nullptr;
+  deactivate(net.activation[k], net.slope, padded(out) / kUnits,
+             reinterpret_cast<const Units<T>*>(y), reinterpret_cast<Units<T>*>(grad));
+  product<kOut>(net.back[k], none, out, in, grad, reinterpret_cast<Units<T>*>(below));
+}
+
 // The same for one chain: its energy, and the gradient by z, which has room for a padded width.
-template <class T>
+// kHidden is the width of all layers between latent and output, or 0.
+template <int kHidden, class T>
 inline double energy_and_grad(const Mlp<T>& net, const Observed<T>& observed, const T* z, T* grad,
                               T* room) {
+  const int last = net.layers - 1, measured = net.width[net.layers];
   const T* outputs[kMostLayers + 1];
   outputs[0] = z;
   T* free = room;
-  for (int k = 0; k < net.layers; ++k) {
-    const int in = net.width[k], out = net.width[k + 1];
-    Units<T>* y = reinterpret_cast<Units<T>*>(free);
-    product(net.weight[k], net.bias[k], in, out, outputs[k], y);
-    activate(net.activation[k], net.slope, padded(out) / kUnits, y);
+  for (int k = 0; k <= last; ++k) {
     outputs[k + 1] = free;
-    free += padded(out);
+    if (k == last) {
+      layer_up<kHidden, 0>(net, k, outputs[k], free);
+    } else if (k == 0) {
+      layer_up<0, kHidden>(net, k, outputs[k], free);
+    } else {
+      layer_up<kHidden, kHidden>(net, k, outputs[k], free);
+    }
+    free += padded(net.width[k + 1]);
   }
-  const int last = net.width[net.layers];
   T* here = free;
   T* other = free + padded(widest(net));
-  for (int m = 0; m < padded(last); ++m) here[m] = outputs[net.layers][m];
-  const double energy = misfit_in_place(observed, last, here);
-  for (int k = net.layers - 1; k >= 0; --k) {
-    const int in = net.width[k], out = net.width[k + 1];
-    deactivate(net.activation[k], net.slope, padded(out) / kUnits,
-               reinterpret_cast<const Units<T>*>(outputs[k + 1]),
-               reinterpret_cast<Units<T>*>(here));
+  for (int m = 0; m < padded(measured); ++m) here[m] = outputs[net.layers][m];
+  const double energy = misfit_in_place(observed, measured, here);
+  for (int k = last; k >= 0; --k) {
     T* below = k == 0 ? grad : other;
-    product<T>(net.back[k], nullptr, out, in, here, reinterpret_cast<Units<T>*>(below));
+    if (k == last) {
+      layer_down<kHidden, 0>(net, k, outputs[k + 1], here, below);
+    } else if (k == 0) {
+      layer_down<0, kHidden>(net, k, outputs[k + 1], here, below);
+    } else {
+      layer_down<kHidden, kHidden>(net, k, outputs[k + 1], here, below);
+    }
     other = here;
     here = below;
   }

@@ -10,6 +10,14 @@
 namespace cogen {
 namespace COGEN_ISA {
 
+#if defined(__clang__)
+#define COGEN_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define COGEN_UNROLL _Pragma("GCC unroll 64")
+#else
+#define COGEN_UNROLL
+#endif
+
 constexpr int kVectorBytes = 32;
 
 // kVectors vectors of 32 bytes (a power of two), which the compiler keeps in registers: halves, not

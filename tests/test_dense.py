@@ -79,7 +79,7 @@ def assert_close(found: Any, expected: Any, tolerance: float = 1e-9, name: str =
 
 # --- the published run ----------------------------------------------------------------------------
 
-SHAPES = [(2, 20, 20, 2), (1, 3), (5, 7, 1), (3, 33, 4, 9, 2), (12, 17, 8, 24, 1, 3), (7, 64, 65)]
+SHAPES = [(2, 20, 20, 2), (3, 16, 5), (2, 32, 32, 32, 2), (1, 3), (5, 7, 1), (3, 33, 4, 9, 2), (12, 17, 8, 24, 1, 3), (7, 64, 65)]
 BETAS = np.array([0.003, 0.01, 0.1, 0.1, 0.5])
 
 
@@ -299,6 +299,7 @@ def test_either_path_goes_on_where_the_other_stopped(method: str) -> None:
         {"method": "paper", "ais_steps": 6, "form": "paper"},
     ],
 )
+@pytest.mark.filterwarnings("ignore:form")
 def test_results_are_those_of_the_general_path(how: dict[str, Any]) -> None:
     net, x = network((2, 12, 3)), np.array([0.3, np.nan, -0.2])
     options: dict[str, Any] = {"noise_std": 0.3, "progress": False, "seed": 2, **how}
