@@ -79,7 +79,16 @@ def assert_close(found: Any, expected: Any, tolerance: float = 1e-9, name: str =
 
 # --- the published run ----------------------------------------------------------------------------
 
-SHAPES = [(2, 20, 20, 2), (3, 16, 5), (2, 32, 32, 32, 2), (1, 3), (5, 7, 1), (3, 33, 4, 9, 2), (12, 17, 8, 24, 1, 3), (7, 64, 65)]
+SHAPES = [
+    (2, 20, 20, 2),
+    (3, 16, 5),
+    (2, 32, 32, 32, 2),
+    (1, 3),
+    (5, 7, 1),
+    (3, 33, 4, 9, 2),
+    (12, 17, 8, 24, 1, 3),
+    (7, 64, 65),
+]
 BETAS = np.array([0.003, 0.01, 0.1, 0.1, 0.5])
 
 
@@ -375,6 +384,13 @@ def test_sequences_of_dense_layers_are_known() -> None:
     assert found.activations == ("leaky_relu", "elu", "identity") and found.slope == 0.3
     z = torch.randn(6, 3)
     torch.testing.assert_close(forward(found, z), net(z))
+
+
+def test_a_single_layer_is_known() -> None:
+    layer, z = nn.Linear(3, 2), torch.randn(4, 3)
+    found = dense_layers(layer)
+    assert found is not None and found.widths == [3, 2]
+    torch.testing.assert_close(forward(found, z), layer(z))
 
 
 def hooked() -> nn.Module:

@@ -7,7 +7,7 @@ both on dictionaries of tensors that they read and write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,8 @@ class DenseLayers:
 def dense_layers(generator: object) -> DenseLayers | None:
     """What a generator computes, if it is nothing but dense layers; None for any other.
 
-    Known are modules with a method ``dense_layers()`` and `torch.nn.Sequential` of `Linear` and
-    activations (those of `ACTIVATIONS`, with torch's constants), without hooks.
+    Known are modules with a method ``dense_layers()``, `torch.nn.Linear`, and `torch.nn.Sequential`
+    of it and activations (those of `ACTIVATIONS`, with torch's constants), without hooks.
     """
     if not isinstance(generator, nn.Module) or any(_hooked(m) for m in generator.modules()):
         return None
@@ -55,6 +55,8 @@ def dense_layers(generator: object) -> DenseLayers | None:
     if callable(offered):
         found: DenseLayers | None = offered()
         return found
+    if type(generator) is nn.Linear:
+        return _of_sequence([generator])
     return _of_sequence(generator) if type(generator) is nn.Sequential else None
 
 
@@ -188,7 +190,7 @@ def _hooked(module: nn.Module) -> bool:
     return any(len(each) > 0 for each in hooks)
 
 
-def _of_sequence(modules: Sequence[nn.Module] | nn.Sequential) -> DenseLayers | None:
+def _of_sequence(modules: Iterable[nn.Module]) -> DenseLayers | None:
     weights: list[Tensor] = []
     biases: list[Tensor] = []
     activations: list[str] = []
