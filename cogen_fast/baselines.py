@@ -1,16 +1,18 @@
-"""What the paper compares with: gradient descent from one and from many starts; and Adam."""
+"""What the paper compares with: gradient descent from one and from many starts, and sampling-
+importance-resampling; and Adam.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cogen_fast import optimise
-from cogen_fast.arguments import check_count, check_number, check_seed
+from cogen_fast.arguments import check_count, check_flag, check_number, check_seed
 from cogen_fast.density import Potential
 from cogen_fast.ops import dispatch
 from cogen_fast.problem import Problem, prepared
@@ -21,17 +23,19 @@ FORWARD_COST, GRADIENT_COST = 1, 2
 
 
 @dataclass(frozen=True)
-class Descent:
-    """Where optimisation ended: N runs for each of B observations, on the CPU.
+class Ends:
+    """Where N runs for each of B observations ended, on the CPU.
 
     ``images`` ``(B, N, ...)``, ``latents`` ``(B, N, d)``, ``energies`` ``(B, N)`` float64; ``cost``
-    of one run in forwards (a z-gradient counts as 2).
+    of one run in forwards (a z-gradient counts as 2); ``trace`` ``(steps + 1, B, N, d)``, the
+    latents from the start on, where asked for.
     """
 
     images: Tensor
     latents: Tensor
     energies: Tensor
     cost: int
+    trace: Tensor | None = None
 
 
 def gradient_descent(
@@ -44,8 +48,9 @@ def gradient_descent(
     starts: int = 1,
     runs: int = 1,
     seed: int = 0,
+    keep_trace: bool = False,
     **options: Any,
-) -> Descent:
+) -> Ends:
     """Gradient descent on ``E(z)`` from one random latent, or from the best of ``starts``.
 
     Each of ``runs`` independent runs draws ``starts`` latents from the prior, keeps the one of
@@ -53,12 +58,61 @@ def gradient_descent(
     for `cogenerate`. Raises ValueError or TypeError naming the argument.
     """
     learning_rate = check_number("learning_rate", learning_rate, above=0.0)
+    (ends,) = try_learning_rates(
+        G,
+        x_obs,
+        mask,
+        learning_rates=[learning_rate],
+        steps=steps,
+        starts=starts,
+        runs=runs,
+        seed=seed,
+        keep_trace=keep_trace,
+        **options,
+    )
+    return ends
+
+
+def try_learning_rates(
+    G: Callable[[Tensor], Tensor],
+    x_obs: Any,
+    mask: Any,
+    *,
+    learning_rates: Sequence[float],
+    steps: int,
+    starts: int = 1,
+    runs: int = 1,
+    seed: int = 0,
+    keep_trace: bool = False,
+    **options: Any,
+) -> list[Ends]:
+    """`gradient_descent` at each learning rate, from the same starts and in one batch."""
+    rates = [check_number("learning_rates", rate, above=0.0) for rate in learning_rates]
+    check_count("steps", steps)
+    check_flag("keep_trace", keep_trace)
+    visited: list[Tensor] = []
 
     def descend(potential: Potential, first: Tensor) -> tuple[Tensor, Tensor]:
-        return optimise.gradient_descent(potential, first, steps, learning_rate)
+        each = torch.tensor(rates).repeat_interleave(runs)[:, None].to(first)
+        first = first.repeat(1, len(rates), 1)
+        visited.append(first)
+        visit = visited.append if keep_trace else None
+        return optimise.gradient_descent(potential, first, steps, each, visit)
 
-    check_count("steps", steps)
-    return _descent(G, x_obs, mask, descend, steps + 1, starts, runs, seed, options)
+    ends = _descent(G, x_obs, mask, descend, steps + 1, starts, runs, seed, options)
+    if keep_trace:
+        ends = replace(ends, trace=torch.stack(visited).cpu())
+    return [_of_rate(ends, slice(i * runs, (i + 1) * runs)) for i in range(len(rates))]
+
+
+def _of_rate(ends: Ends, runs: slice) -> Ends:
+    return replace(
+        ends,
+        images=ends.images[:, runs],
+        latents=ends.latents[:, runs],
+        energies=ends.energies[:, runs],
+        trace=None if ends.trace is None else ends.trace[:, :, runs],
+    )
 
 
 def adam(
@@ -72,7 +126,7 @@ def adam(
     runs: int = 1,
     seed: int = 0,
     **options: Any,
-) -> Descent:
+) -> Ends:
     """`gradient_descent` with Adam in its place, its rate falling to 0 along a cosine.
 
     The best point that a run visits is kept. Costs ``steps`` gradients a run.
@@ -86,6 +140,36 @@ def adam(
     return _descent(G, x_obs, mask, descend, steps, starts, runs, seed, options)
 
 
+def importance_resampling(
+    G: Callable[[Tensor], Tensor],
+    x_obs: Any,
+    mask: Any,
+    *,
+    draws: int,
+    runs: int = 1,
+    seed: int = 0,
+    **options: Any,
+) -> Ends:
+    """Sampling-importance-resampling: of ``draws`` prior latents, one by its weight ``exp(-E)``.
+
+    Each of ``runs`` independent runs has draws of its own. Costs ``draws`` forwards a run. Other
+    arguments as for `cogenerate`. Raises ValueError or TypeError naming the argument.
+    """
+    check_count("draws", draws)
+    check_count("runs", runs)
+    seed = check_seed(seed)
+    with prepared(G, x_obs, mask, **options) as problem:
+        drawn, energy = _scored(problem, draws, runs, seed)
+        weights = torch.softmax(-energy, -1).cpu().flatten(0, 1)
+        random = torch.Generator().manual_seed(seed)
+        chosen = torch.multinomial(weights, 1, generator=random).reshape(energy.shape[:2])
+        chosen = chosen.to(energy.device)
+        latents = _pick(drawn, chosen)
+        images = problem.potential.outputs(latents)
+    kept = energy.gather(-1, chosen[..., None]).squeeze(-1)
+    return Ends(images.cpu(), latents.cpu(), kept.cpu(), FORWARD_COST * draws)
+
+
 def _descent(
     G: Callable[[Tensor], Tensor],
     x_obs: Any,
@@ -96,7 +180,7 @@ def _descent(
     runs: int,
     seed: int,
     options: Mapping[str, Any],
-) -> Descent:
+) -> Ends:
     check_count("starts", starts)
     check_count("runs", runs)
     seed = check_seed(seed)
@@ -105,21 +189,38 @@ def _descent(
         images = problem.potential.outputs(latents)
     scoring = FORWARD_COST * starts if starts > 1 else 0
     cost = scoring + GRADIENT_COST * gradients
-    return Descent(images.cpu(), latents.cpu(), energy.cpu(), cost)
+    return Ends(images.cpu(), latents.cpu(), energy.cpu(), cost)
 
 
 def _best_starts(problem: Problem, starts: int, runs: int, seed: int) -> Tensor:
     """The best of ``starts`` prior draws for each run, ``(B, runs, d)``."""
-    adapter, count = problem.adapter, problem.observation.count
-    ops = dispatch.resolve(problem.backend, adapter.device)
-    stream = hmc.noise_stream(seed, count, adapter.device)
-    drawn = ops.initial_latents(stream, runs * starts, adapter.latent_size, adapter.dtype)
     if starts == 1:
-        return drawn
-    energy = _scores(problem, drawn).reshape(count, runs, starts)
-    energy = torch.where(energy.isfinite(), energy, torch.inf)  # argmin would choose a NaN
-    chosen = energy.argmin(-1)[..., None, None].expand(-1, -1, 1, adapter.latent_size)
-    return drawn.reshape(count, runs, starts, -1).gather(2, chosen).squeeze(2)
+        return _drawn(problem, runs, seed)
+    drawn, energy = _scored(problem, starts, runs, seed)
+    return _pick(drawn, energy.argmin(-1))
+
+
+def _drawn(problem: Problem, count: int, seed: int) -> Tensor:
+    """Prior draws ``(B, count, d)``."""
+    adapter, observations = problem.adapter, problem.observation.count
+    ops = dispatch.resolve(problem.backend, adapter.device)
+    stream = hmc.noise_stream(seed, observations, adapter.device)
+    return ops.initial_latents(stream, count, adapter.latent_size, adapter.dtype)
+
+
+def _scored(problem: Problem, draws: int, runs: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Prior draws ``(B, runs, draws, d)``, and their energies, huge where they are not finite."""
+    drawn = _drawn(problem, runs * draws, seed)
+    energy = _scores(problem, drawn)
+    energy = torch.where(energy.isfinite(), energy, torch.finfo(energy.dtype).max)
+    shape = (problem.observation.count, runs, draws)
+    return drawn.reshape(*shape, -1), energy.reshape(shape)
+
+
+def _pick(drawn: Tensor, chosen: Tensor) -> Tensor:
+    """Of ``(B, runs, draws, d)`` the draws number ``chosen`` ``(B, runs)``: ``(B, runs, d)``."""
+    index = chosen[..., None, None].expand(-1, -1, 1, drawn.shape[-1])
+    return drawn.gather(2, index).squeeze(2)
 
 
 def _scores(problem: Problem, drawn: Tensor) -> Tensor:

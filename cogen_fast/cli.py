@@ -139,12 +139,20 @@ def _probing(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"latent_shape": arguments.latent_shape, "device": arguments.device}
 
 
-def _check_out(folder: Path, overwrite: bool) -> None:
-    """Before hours of sampling: whether the result can be written in the end."""
-    if not overwrite and (folder / "result.json").exists():
+def _check_out(
+    folder: Path,
+    overwrite: bool,
+    marks: Sequence[str] = ("result.json",),
+    names: Sequence[str] = _FILES,
+) -> None:
+    """Before hours of sampling: whether the result can be written in the end.
+
+    Any of ``marks`` says that there is one already; files will have ``names``, or be chains.
+    """
+    if not overwrite and any((folder / mark).exists() for mark in marks):
         raise FileExistsError(f"out: {folder} holds a result already; give --overwrite")
     for entry in folder.iterdir() if folder.is_dir() else ():
-        if entry.is_dir() and (entry.name in _FILES or _CHAIN.fullmatch(entry.name)):
+        if entry.is_dir() and (entry.name in names or _CHAIN.fullmatch(entry.name)):
             raise IsADirectoryError(f"out: expected no folder in the place of the file {entry}")
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not nearest.is_dir():
@@ -230,6 +238,22 @@ def _demo(arguments: argparse.Namespace) -> int:
     return _OK
 
 
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from cogen_fast.experiments import synthetic  # brings in more than the other commands need
+
+    _check_out(arguments.out, arguments.overwrite, synthetic.FILES, synthetic.FILES)
+    print(
+        synthetic.reproduce(
+            arguments.out,
+            arguments.variance,
+            arguments.seed,
+            arguments.generator,
+            progress=sys.stderr.isatty(),
+        )
+    )
+    return _OK
+
+
 def _training(arguments: argparse.Namespace) -> int:
     from cogen_fast import cli_training  # brings in more than the other commands need
 
@@ -247,4 +271,5 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "swd": _training,
     "info": _info,
     "demo": _demo,
+    "reproduce": _reproduce,
 }

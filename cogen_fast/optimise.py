@@ -18,19 +18,26 @@ _SHRINK, _ARMIJO = 0.5, 1e-4
 
 
 def gradient_descent(
-    potential: Potential, latents: Tensor, steps: int, learning_rate: float
+    potential: Potential,
+    latents: Tensor,
+    steps: int,
+    learning_rate: float | Tensor,
+    visit: Callable[[Tensor], object] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Plain gradient descent ``z <- z - learning_rate grad E(z)`` from every start.
 
-    ``latents`` ``(B, N, d)``; returns the last latents and their energies ``(B, N)``. A chain whose
-    next gradient is not finite stays where it is. Costs ``steps + 1`` gradients, the last one for
-    the energy alone.
+    ``latents`` ``(B, N, d)``; ``learning_rate`` a number, or one per chain ``(N, 1)``. Returns the
+    last latents and their energies ``(B, N)``; ``visit`` sees the latents after every step. A chain
+    whose next gradient is not finite stays where it is. Costs ``steps + 1`` gradients, the last one
+    for the energy alone.
     """
     position = latents.clone()
     for _ in range(steps):
         _, grad = potential.energy_and_grad(position)
         sound = grad.isfinite().all(-1, keepdim=True)
         position = torch.where(sound, position - learning_rate * grad, position)
+        if visit is not None:
+            visit(position)
     energy, _ = potential.energy_and_grad(position)
     return position, energy
 

@@ -20,9 +20,9 @@ struct Arena {
   char* memory;
   // Starts.
   int64_t energy, before, backup, log_weights, scratch;        // doubles, one per lane
-  int64_t states, row;                                         // eight arrays of a tile's entries
+  int64_t states, row;                                         // arrays of a tile's entries
   int64_t moved;                                               // bytes, one per lane
-  int64_t basis, eigen, nets, step, moves, kept, acceptance;   // per observation
+  int64_t basis, eigen, nets, kept, acceptance;                // per observation
   int64_t rooms, room;
   int64_t end;
 
@@ -48,8 +48,6 @@ struct Arena {
     basis = take(each * size * size * 8);
     eigen = take(each * (2 * size * size + size * (directions + 1)) * 8);
     nets = take(each * aligned(first_layer * sizeof(T)));
-    step = take(each * 8);
-    moves = take(each * 8);
     kept = take(each * 8);
     acceptance = take(each * 8);
     room = aligned(Layout::room(run.net) * sizeof(T));
@@ -273,6 +271,10 @@ class Worker {
   }
 
   bool turned() const { return run_.plan.mass == MassKind::low_rank && arena_.directions > 0; }
+  // Whether an observation's moves teach its curvature, which is in the turned coordinates then.
+  bool sees_curvature(int64_t at) const {
+    return turned() && !run_.repeats && out_.active[at] && out_.moves[at] > 0;
+  }
   double* basis(int64_t b) const {
     return arena_.doubles(arena_.basis) + b * tiling_.size * tiling_.size;
   }
@@ -284,7 +286,7 @@ class Worker {
     const int64_t d = tiling_.size, k = arena_.directions;
     double* room = arena_.doubles(arena_.eigen) + b * (2 * d * d + d * (k + 1));
     basis_of(out_.stiff + at * d * k, d, k, room + 2 * d * d, basis(b));
-    rotate(run_.curvature + b * d * d, basis(b), room, false);
+    if (sees_curvature(at)) rotate(run_.curvature + b * d * d, basis(b), room, false);
     const int64_t out = run_.net.width[1], row = padded(static_cast<int>(out));
     const int64_t column = padded(static_cast<int>(d));
     T* weight = first_layer(b);
@@ -426,7 +428,7 @@ class Worker {
     const Standing& s = run_.at;
     const bool active = out_.active[at];
     const double beta = arena_.doubles(arena_.kept)[b];  // where it came from
-    if (turned()) {
+    if (sees_curvature(at)) {
       double* room = arena_.doubles(arena_.eigen) + b * (2 * d * d + d * (arena_.directions + 1));
       rotate(run_.curvature + b * d * d, basis(b), room, true);
     }
@@ -485,8 +487,7 @@ class Worker {
       net.weight[0] = first_layer(b);
       net.back[0] = net.weight[0] + tiling_.size * padded(net.width[1]);
     }
-    const double step = jittered(b);
-    const Move<T> move{{out_.beta[at], 1.0}, &step, false, mass_of(at),
+    const Move<T> move{{out_.beta[at], 1.0}, jittered(b), mass_of(at),
                        static_cast<int>(pace_.leapfrog_steps)};
     const Stream stream{run_.seed, static_cast<uint32_t>(run_.at.transition[b]),
                         static_cast<uint32_t>(run_.observation[b])};
@@ -525,7 +526,7 @@ class Worker {
       s.log_step[b] = now.log_step;
       s.log_length[b] = now.log_length;
       s.memory[b] = now.memory;
-      if (turned()) see_curvature(at, b);
+      if (sees_curvature(at)) see_curvature(at, b);
     }
     arena_.doubles(arena_.acceptance)[b] += acceptance;
     ++s.transition[b];

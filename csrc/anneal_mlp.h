@@ -21,13 +21,11 @@ struct Stream {
   uint32_t transition, observation;
 };
 
-// What one transition is made with. The step size is one for all chains of a tile, or each has its
-// own.
+// What one transition is made with.
 template <class T>
 struct Move {
   Potential potential;
-  const double* step_size;
-  bool own_steps;
+  double step_size;
   const T* inverse_mass;  // (d) or null
   int leapfrog_steps;
 };
@@ -105,42 +103,9 @@ inline void add_squares(const Lanes<T>& z, const Lanes<T>& v, double inverse_mas
   }
 }
 
-// What a kick and a drift multiply by: numbers, or one per lane.
 template <class T>
-struct CommonStep {
-  KickSpans<T> half, full;
-  T drift;
-
-  CommonStep(const Potential& at, const double* size)
-      : half(kick_spans<T>(at.beta, at.prior_weight, 0.5 * *size)),
-        full(kick_spans<T>(at.beta, at.prior_weight, *size)),
-        drift(static_cast<T>(*size)) {}
-};
-
-template <class T>
-struct OwnSteps {
-  KickSpans<Lanes<T>> half, full;
-  Lanes<T> drift;
-
-  OwnSteps(const Potential& at, const double* size) {
-    T parts[5][Lanes<T>::kCount];
-    for (int l = 0; l < Lanes<T>::kCount; ++l) {
-      const CommonStep<T> one(at, size + l);
-      parts[0][l] = one.half.misfit;
-      parts[1][l] = one.half.prior;
-      parts[2][l] = one.full.misfit;
-      parts[3][l] = one.full.prior;
-      parts[4][l] = one.drift;
-    }
-    half = {Lanes<T>::load(parts[0]), Lanes<T>::load(parts[1])};
-    full = {Lanes<T>::load(parts[2]), Lanes<T>::load(parts[3])};
-    drift = Lanes<T>::load(parts[4]);
-  }
-};
-
-template <class T, class S>
 COGEN_HD Lanes<T> kicked(const Lanes<T>& momentum, const Lanes<T>& position, const Lanes<T>& grad,
-                         const KickSpans<S>& spans) {
+                         const KickSpans<T>& spans) {
   return momentum - grad * spans.misfit - position * spans.prior;
 }
 
@@ -161,23 +126,9 @@ struct ChainsInLanes {
   }
   static int64_t entries(int size) { return static_cast<int64_t>(size) * kLanes; }
 
+  // Momentum refresh, L leapfrog steps, Metropolis test, selection.
   static void transition(const Mlp<T>& net, const Observed<T>& observed, const Stream& stream,
                          const Move<T>& move, const Tile<T>& tile, T* room, Outcome& out) {
-    if (move.own_steps) {
-      const OwnSteps<T> step(move.potential, move.step_size);
-      moved(net, observed, stream, move, step, tile, room, out);
-    } else {
-      const CommonStep<T> step(move.potential, move.step_size);
-      moved(net, observed, stream, move, step, tile, room, out);
-    }
-  }
-
- private:
-  // Momentum refresh, L leapfrog steps, Metropolis test, selection.
-  template <class Step>
-  static void moved(const Mlp<T>& net, const Observed<T>& observed, const Stream& stream,
-                    const Move<T>& move, const Step& step, const Tile<T>& tile, T* room,
-                    Outcome& out) {
     const int size = net.width[0];
     Lanes<T>* const z = reinterpret_cast<Lanes<T>*>(tile.latents);
     Lanes<T>* const grad = reinterpret_cast<Lanes<T>*>(tile.grad);
@@ -186,8 +137,12 @@ struct ChainsInLanes {
     Lanes<T>* const force = reinterpret_cast<Lanes<T>*>(room);
     Lanes<T>* const work = force + size;
     const T* mass = move.inverse_mass;
+    const Potential& at = move.potential;
+    const T step = static_cast<T>(move.step_size);
+    const KickSpans<T> half = kick_spans<T>(at.beta, at.prior_weight, 0.5 * move.step_size);
+    const KickSpans<T> full = kick_spans<T>(at.beta, at.prior_weight, move.step_size);
     const auto drifted = [&](int i, const Lanes<T>& position) {
-      return position + (mass ? v[i] * mass[i] : v[i]) * step.drift;
+      return position + (mass ? v[i] * mass[i] : v[i]) * step;
     };
 
     draw_normals(stream, kMomentumPurpose, size, tile.first_chain, v);
@@ -195,30 +150,30 @@ struct ChainsInLanes {
     for (int i = 0; i < size; ++i) {
       if (mass) v[i] = v[i] * (T(1) / square_root(mass[i]));
       add_squares(z[i], v[i], mass_at(mass, i), prior, kinetic);
-      v[i] = kicked(v[i], z[i], grad[i], step.half);
+      v[i] = kicked(v[i], z[i], grad[i], half);
       q[i] = drifted(i, z[i]);
     }
     for (int l = 0; l < kLanes; ++l) {
-      start[l] = hamiltonian_of(tile.energy[l], prior[l], kinetic[l], move.potential);
+      start[l] = hamiltonian_of(tile.energy[l], prior[l], kinetic[l], at);
       prior[l] = kinetic[l] = 0.0;
     }
     energy_and_grad(net, observed, q, energy, force, work);
     for (int made = 1; made < move.leapfrog_steps; ++made) {
       for (int i = 0; i < size; ++i) {
-        v[i] = kicked(v[i], q[i], force[i], step.full);
+        v[i] = kicked(v[i], q[i], force[i], full);
         q[i] = drifted(i, q[i]);
       }
       energy_and_grad(net, observed, q, energy, force, work);
     }
     for (int i = 0; i < size; ++i) {
-      add_squares(q[i], kicked(v[i], q[i], force[i], step.half), mass_at(mass, i), prior, kinetic);
+      add_squares(q[i], kicked(v[i], q[i], force[i], half), mass_at(mass, i), prior, kinetic);
     }
 
     double uniform[kLanes];
     draw_uniforms<T>(stream, kAcceptPurpose, tile.first_chain, uniform);
     T keep[kLanes];
     for (int l = 0; l < kLanes; ++l) {
-      const double end = hamiltonian_of(energy[l], prior[l], kinetic[l], move.potential);
+      const double end = hamiltonian_of(energy[l], prior[l], kinetic[l], at);
       const Verdict verdict = metropolis(start[l], end, uniform[l]);
       out.probability[l] = verdict.probability;
       out.change[l] = verdict.change;
@@ -274,9 +229,9 @@ struct UnitsInLanes {
     T* const work = force + padded(size);
     const T* mass = move.inverse_mass;
     const Potential& at = move.potential;
-    const T step = static_cast<T>(*move.step_size);
-    const KickSpans<T> half = kick_spans<T>(at.beta, at.prior_weight, 0.5 * *move.step_size);
-    const KickSpans<T> full = kick_spans<T>(at.beta, at.prior_weight, *move.step_size);
+    const T step = static_cast<T>(move.step_size);
+    const KickSpans<T> half = kick_spans<T>(at.beta, at.prior_weight, 0.5 * move.step_size);
+    const KickSpans<T> full = kick_spans<T>(at.beta, at.prior_weight, move.step_size);
 
     normals_of_one(stream, size, tile.first_chain, v);
     if (mass) apply_mass(v, mass, size);

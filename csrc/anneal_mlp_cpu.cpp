@@ -114,7 +114,7 @@ class Worker {
     typename Layout::Outcome outcome;
     for (int64_t index = first_; index < last_; ++index) {
       const int64_t b = tiling_.observation(index);
-      const Move<T> move{potential, run_.step_size + b, false, nullptr,
+      const Move<T> move{potential, run_.step_size[b], nullptr,
                          static_cast<int>(run_.leapfrog_steps)};
       const Stream stream{run_.noise.seed,
                           static_cast<uint32_t>(run_.noise.transition[b] + t * run_.hmc_steps + m),

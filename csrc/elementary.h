@@ -25,7 +25,9 @@ COGEN_HD ExpParts exp_parts(float x) {
   p = p * r + 1.0f / 6.0f;
   p = p * r + 0.5f;
   p = p * r * r + r;
-  return {float_of((static_cast<int32_t>(n) + 127) << 23), p};
+  // The last bits of `shifted` are those of n. NaN, which has no whole number, goes on in p.
+  const uint32_t exponent = static_cast<uint32_t>(bits_of(shifted)) + 127u;
+  return {float_of(static_cast<int32_t>(exponent << 23)), p};
 }
 
 COGEN_HD float exp_of(float x) {

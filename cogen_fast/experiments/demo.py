@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cogen_fast.experiments.pyplot import pyplot
 from cogen_fast.files import write_atomically
 from cogen_fast.generators.pretrained import pretrained
 from cogen_fast.tasks import cogenerate
@@ -33,7 +34,7 @@ def run(out: Path, seed: int = 0, progress: bool = True) -> str:
 
     Needs matplotlib (extra ``plots``); ImportError says so.
     """
-    plt = _pyplot()
+    plt = pyplot("demo")
     generator = pretrained("five-gaussians")
     with one_thread():
         result = cogenerate(
@@ -77,17 +78,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("demo: needs matplotlib; pip install 'cogen-fast[plots]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
 def _exact(generator: torch.nn.Module) -> tuple[Array, float]:

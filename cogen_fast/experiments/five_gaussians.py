@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cogen_fast.baselines import GRADIENT_COST, gradient_descent
+from cogen_fast.baselines import GRADIENT_COST, Ends, gradient_descent, try_learning_rates
 from cogen_fast.result import Result
 from cogen_fast.tasks import cogenerate
 
 ANSWER = (1.0, 0.0)
-_KNOWN = np.array([np.nan, 0.0], dtype=np.float32)
-_MASK = np.array([0, 1])
+KNOWN = np.array([np.nan, 0.0], dtype=np.float32)
+MASK = np.array([0, 1])
+LIMITS = (0.01, 0.05)
 # For tuning only: another observation, the second coordinate of the means at 72 and 144 degrees
 # between them, so that no learning rate is chosen on the problem that is reported.
 _TUNING = np.array([np.nan, 0.7], dtype=np.float32)
-_LEARNING_RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+LEARNING_RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+_TUNING_STEPS = 1000
 _GD_STEPS = 5000
-_MULTI_STARTS = 5000
+MULTI_STARTS = 5000
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Line:
     within_0_01_weighted: float | None
     cost_per_chain: int
     settings: str
+    within_0_05_weighted: float | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
@@ -51,7 +55,7 @@ def compare(
 ) -> Iterator[Line]:
     """AIS-HMC as published (preset ``five-gaussians``), GD single and GD best of 5,000."""
     yield annealed(generator, seeds, progress)
-    for name, starts in (("GD single", 1), ("GD best of 5,000", _MULTI_STARTS)):
+    for name, starts in (("GD single", 1), ("GD best of 5,000", MULTI_STARTS)):
         yield descended(generator, seeds, name, starts)
 
 
@@ -59,66 +63,102 @@ def annealed(
     generator: Callable[[Tensor], Tensor], seeds: Sequence[int], progress: bool = True
 ) -> Line:
     """The published run once per seed, 100 chains each."""
-    runs: list[Result] = [
-        cogenerate(generator, _KNOWN, _MASK, preset="five-gaussians", seed=seed, progress=progress)
-        for seed in seeds
-    ]
-    errors = torch.cat([squared_error(r.images[0]) for r in runs])
-    weighted = [float(r.weights()[0] @ (squared_error(r.images[0]) < 0.01).double()) for r in runs]
-    settings = runs[0].settings
-    gradients = settings["ais_steps"] * settings["hmc_steps"] * settings["leapfrog_steps"] + 1
-    return _line(
-        "AIS-HMC (published)",
-        errors,
-        GRADIENT_COST * gradients,
-        f"T {settings['ais_steps']}, L {settings['leapfrog_steps']}, {settings['schedule']}",
-        float(np.mean(weighted)),
-    )
+    runs = [anneal(generator, seed, preset="five-gaussians", progress=progress) for seed in seeds]
+    return annealed_line("AIS-HMC (published)", runs)
 
 
 def descended(
     generator: Callable[[Tensor], Tensor], seeds: Sequence[int], name: str, starts: int
 ) -> Line:
     """Gradient descent for 5,000 steps, 100 runs per seed, learning rate tuned elsewhere."""
-    rate, log = _tuned_rate(generator, starts)
-    errors, cost = [], 0
-    for seed in seeds:
-        descent = gradient_descent(
-            generator,
-            _KNOWN,
-            _MASK,
-            weight=1.0,
-            steps=_GD_STEPS,
-            learning_rate=rate,
-            starts=starts,
-            runs=100,
-            seed=seed,
-        )
-        errors.append(squared_error(descent.images[0]))
-        cost = descent.cost
-    return _line(name, torch.cat(errors), cost, f"learning rate {rate:g} of {log}", None)
+    rate, log = tuned_rate(generator, starts)
+    ends = [descend(generator, rate, starts, seed) for seed in seeds]
+    return baseline_line(name, ends, f"learning rate {rate:g} of {log}")
 
 
-def _line(method: str, errors: Tensor, cost: int, settings: str, weighted: float | None) -> Line:
-    share = {limit: float((errors < limit).double().mean()) for limit in (0.01, 0.05)}
-    return Line(method, len(errors), share[0.01], share[0.05], weighted, cost, settings)
+def anneal(generator: Callable[[Tensor], Tensor], seed: int, **options: Any) -> Result:
+    """`cogenerate` on the study's observation."""
+    return cogenerate(generator, KNOWN, MASK, seed=seed, **options)
 
 
-def _tuned_rate(generator: Callable[[Tensor], Tensor], starts: int) -> tuple[float, str]:
+def annealed_line(method: str, runs: Sequence[Result]) -> Line:
+    """The line of runs with the published method; shares by weight where they have weights."""
+    settings = runs[0].settings
+    weighted = None
+    if all(run.log_weights is not None for run in runs):
+        weighted = [
+            float(np.mean([float(run.weights()[0] @ _near(run, limit)) for run in runs]))
+            for limit in LIMITS
+        ]
+    return line(
+        method,
+        torch.cat([squared_error(run.images[0]) for run in runs]),
+        GRADIENT_COST * runs[0].gradients,
+        f"T {settings['ais_steps']}, L {settings['leapfrog_steps']}, {settings['schedule']}",
+        weighted,
+    )
+
+
+def _near(run: Result, limit: float) -> Tensor:
+    """1 for chains within ``limit`` of the answer, else 0: ``(N,)`` float64."""
+    return (squared_error(run.images[0]) < limit).double()
+
+
+def descend(
+    generator: Callable[[Tensor], Tensor],
+    rate: float,
+    starts: int,
+    seed: int,
+    *,
+    runs: int = 100,
+    steps: int = _GD_STEPS,
+    keep_trace: bool = False,
+) -> Ends:
+    """Gradient descent on the study's observation."""
+    return gradient_descent(
+        generator,
+        KNOWN,
+        MASK,
+        weight=1.0,
+        steps=steps,
+        learning_rate=rate,
+        starts=starts,
+        runs=runs,
+        seed=seed,
+        keep_trace=keep_trace,
+    )
+
+
+def baseline_line(method: str, ends: Sequence[Ends], settings: str) -> Line:
+    """The line of a baseline's runs."""
+    errors = torch.cat([squared_error(end.images[0]) for end in ends])
+    return line(method, errors, ends[0].cost, settings, None)
+
+
+def line(
+    method: str, errors: Tensor, cost: int, settings: str, weighted: Sequence[float] | None
+) -> Line:
+    """The line of chains with these errors ``(n,)``; ``weighted`` has a share per limit."""
+    within = [float((errors < limit).double().mean()) for limit in LIMITS]
+    first, second = (None, None) if weighted is None else weighted
+    return Line(method, len(errors), within[0], within[1], first, cost, settings, second)
+
+
+def tuned_rate(
+    generator: Callable[[Tensor], Tensor], starts: int, steps: int = _TUNING_STEPS
+) -> tuple[float, str]:
     """The rate of lowest mean final energy on the tuning observation, and the whole grid."""
-    energies = {}
-    for rate in _LEARNING_RATES:
-        descent = gradient_descent(
-            generator,
-            _TUNING,
-            _MASK,
-            weight=1.0,
-            steps=1000,
-            learning_rate=rate,
-            starts=starts,
-            runs=100,
-            seed=1_000_003,
-        )
-        energies[rate] = float(descent.energies.mean())
-    best = min(energies, key=energies.__getitem__)
-    return best, ", ".join(f"{r:g}: {e:.3g}" for r, e in energies.items())
+    ends = try_learning_rates(
+        generator,
+        _TUNING,
+        MASK,
+        weight=1.0,
+        learning_rates=LEARNING_RATES,
+        steps=steps,
+        starts=starts,
+        runs=100,
+        seed=1_000_003,
+    )
+    energies = [float(end.energies.nan_to_num(torch.inf).mean()) for end in ends]
+    log = ", ".join(f"{r:g}: {e:.3g}" for r, e in zip(LEARNING_RATES, energies, strict=True))
+    return LEARNING_RATES[int(np.argmin(energies))], log

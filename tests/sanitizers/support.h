@@ -180,6 +180,7 @@ Outputs across_threads(const std::string& name, const std::vector<int>& thread_c
 void check_hmc();
 void check_misfit();
 void check_anneal();
+void check_dense();
 
 // Planted faults.
 

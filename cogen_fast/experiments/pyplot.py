@@ -1,0 +1,17 @@
+"""Matplotlib, for the experiments that draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def pyplot(what: str) -> Any:
+    """``matplotlib.pyplot``, drawing to files; ImportError names ``what`` needs it."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(f"{what}: needs matplotlib; pip install 'cogen-fast[plots]'") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
