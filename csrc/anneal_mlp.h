@@ -47,8 +47,8 @@ COGEN_HD double mass_at(const T* inverse_mass, int i) {
 
 // Standard normals for four neighbouring dimensions of a tile's chains.
 template <class T>
-inline void normals_of(const Stream& stream, uint32_t purpose, uint32_t block, uint32_t first_chain,
-                       T (&out)[4][Lanes<T>::kCount]) {
+COGEN_HD_LARGE void normals_of(const Stream& stream, uint32_t purpose, uint32_t block,
+                               uint32_t first_chain, T (&out)[4][Lanes<T>::kCount]) {
   constexpr int lanes = Lanes<T>::kCount;
   uint32_t words[4][lanes];
   COGEN_SIMD
@@ -68,8 +68,8 @@ inline void normals_of(const Stream& stream, uint32_t purpose, uint32_t block, u
 }
 
 template <class T>
-inline void draw_normals(const Stream& stream, uint32_t purpose, int size, uint32_t first_chain,
-                         Lanes<T>* out) {
+COGEN_HD_LARGE void draw_normals(const Stream& stream, uint32_t purpose, int size,
+                                 uint32_t first_chain, Lanes<T>* out) {
   T four[4][Lanes<T>::kCount];
   for (int at = 0; at < size; at += 4) {
     normals_of(stream, purpose, static_cast<uint32_t>(at / 4), first_chain, four);
@@ -78,8 +78,8 @@ inline void draw_normals(const Stream& stream, uint32_t purpose, int size, uint3
 }
 
 template <class T>
-inline void draw_uniforms(const Stream& stream, uint32_t purpose, uint32_t first_chain,
-                          double (&out)[Lanes<T>::kCount]) {
+COGEN_HD_LARGE void draw_uniforms(const Stream& stream, uint32_t purpose, uint32_t first_chain,
+                                  double (&out)[Lanes<T>::kCount]) {
   COGEN_SIMD
   for (int l = 0; l < Lanes<T>::kCount; ++l) {
     const Words w = philox(stream.seed, purpose << kPurposeBits, stream.transition,
@@ -90,8 +90,9 @@ inline void draw_uniforms(const Stream& stream, uint32_t purpose, uint32_t first
 
 // Sums of squares over the dimensions, in double: |z|^2 and v' M^-1 v.
 template <class T>
-inline void add_squares(const Lanes<T>& z, const Lanes<T>& v, double inverse_mass,
-                        double (&prior)[Lanes<T>::kCount], double (&kinetic)[Lanes<T>::kCount]) {
+COGEN_HD_LARGE void add_squares(const Lanes<T>& z, const Lanes<T>& v, double inverse_mass,
+                                double (&prior)[Lanes<T>::kCount],
+                                double (&kinetic)[Lanes<T>::kCount]) {
   T position[Lanes<T>::kCount], momentum[Lanes<T>::kCount];
   z.store(position);
   v.store(momentum);
@@ -121,15 +122,18 @@ struct ChainsInLanes {
   };
 
   // Numbers of type T that a thread needs for itself.
-  static int64_t room(const Mlp<T>& net) {
+  static COGEN_HD_LARGE int64_t room(const Mlp<T>& net) {
     return kLanes * (net.width[0] + workspace(net));
   }
-  static int64_t entries(int size) { return static_cast<int64_t>(size) * kLanes; }
+  static COGEN_HD_LARGE int64_t entries(int size) { return static_cast<int64_t>(size) * kLanes; }
 
-  // Momentum refresh, L leapfrog steps, Metropolis test, selection.
-  static void transition(const Mlp<T>& net, const Observed<T>& observed, const Stream& stream,
-                         const Move<T>& move, const Tile<T>& tile, T* room, Outcome& out) {
-    const int size = net.width[0];
+  // Momentum refresh, L leapfrog steps, Metropolis test, selection. Net is Mlp<T>, or one whose
+  // widths the compiler knows.
+  template <class Net>
+  static COGEN_HD_LARGE void transition(const Net& net, const Observed<T>& observed,
+                                        const Stream& stream, const Move<T>& move,
+                                        const Tile<T>& tile, T* room, Outcome& out) {
+    const int size = latent_size(net);
     Lanes<T>* const z = reinterpret_cast<Lanes<T>*>(tile.latents);
     Lanes<T>* const grad = reinterpret_cast<Lanes<T>*>(tile.grad);
     Lanes<T>* const q = reinterpret_cast<Lanes<T>*>(tile.position);

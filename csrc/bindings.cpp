@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "anneal_mlp_cuda.h"
 #include "kernels.h"
 #include "noise_cuda.h"
 
@@ -450,8 +451,9 @@ class Memory {
   std::vector<char> bytes_;
 };
 
+// What a device's memory holds cannot be checked here.
 template <class T>
-MlpRun<T> mlp_run_of(const Fields& f, const StepRule* rule) {
+MlpRun<T> mlp_run_of(const Fields& f, const StepRule* rule, bool on_device) {
   MlpRun<T> run{};
   run.net = mlp_of<T>(f);
   run.shape = {f.get<std::int64_t>("observations"), f.get<std::int64_t>("chains"),
@@ -459,7 +461,7 @@ MlpRun<T> mlp_run_of(const Fields& f, const StepRule* rule) {
   require_shape(run.shape);
   run.observed = observed_of<T>(f);
   run.noise = noise_of(f.get<std::uint64_t>("seed"), f.get<Address>("transition"),
-                       f.get<Address>("observation"), run.shape.observations);
+                       f.get<Address>("observation"), on_device ? 0 : run.shape.observations);
   run.latents = f.address<T>("latents");
   run.energy = f.address<double>("energy");
   run.grad = f.address<T>("grad");
@@ -481,28 +483,57 @@ MlpRun<T> mlp_run_of(const Fields& f, const StepRule* rule) {
   run.trace = f.optional<T>("trace");
   require(run.steps >= 0 && run.hmc_steps >= 1 && run.leapfrog_steps >= 1,
           "steps: expected positive counts");
-  for (std::int64_t b = 0; b < run.shape.observations; ++b) {
+  for (std::int64_t b = 0; !on_device && b < run.shape.observations; ++b) {
     require(run.noise.transition[b] + run.steps * run.hmc_steps <= kLargestWord,
             "transition: expected values in [0, 2^32)");
   }
   return run;
 }
 
+// A rule, or an empty list for none.
+struct OptionalRule {
+  StepRule rule{};
+  bool given;
+
+  explicit OptionalRule(const Fields& fields) {
+    const auto numbers = fields.get<std::vector<double>>("rule");
+    given = !numbers.empty();
+    if (!given) return;
+    require(numbers.size() == 6, "rule: expected six numbers or none");
+    rule = {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]};
+  }
+  const StepRule* get() const { return given ? &rule : nullptr; }
+};
+
 template <class T>
 void anneal_mlp(const py::dict& arguments, int threads) {
   const Fields fields(arguments);
-  StepRule rule{};
-  const auto given = fields.get<std::vector<double>>("rule");
-  if (!given.empty()) {
-    require(given.size() == 6, "rule: expected six numbers or none");
-    rule = {given[0], given[1], given[2], given[3], given[4], given[5]};
-  }
-  const MlpRun<T> run = mlp_run_of<T>(fields, given.empty() ? nullptr : &rule);
+  const OptionalRule rule(fields);
+  const MlpRun<T> run = mlp_run_of<T>(fields, rule.get(), false);
   if (is_empty(run.shape)) return;
   const PublishedOps<T>& published = *ops<T>().published;
   const py::gil_scoped_release released;
   Memory memory(published.arena_bytes(run, threads));
   published.anneal(run, memory.start(), threads);
+}
+
+template <class T>
+void anneal_mlp_on_device(const py::dict& arguments, Address stream) {
+#if defined(COGEN_WITH_CUDA)
+  const Fields fields(arguments);
+  const OptionalRule rule(fields);
+  const MlpRun<T> run = mlp_run_of<T>(fields, rule.get(), true);
+  if (is_empty(run.shape) || run.steps == 0) return;
+  std::string error;
+  {
+    const py::gil_scoped_release released;
+    error = anneal_mlp_cuda(run, at<void>(stream));
+  }
+  if (!error.empty()) throw std::runtime_error("anneal_mlp_cuda: " + error);
+#else
+  (void)arguments, (void)stream;
+  throw std::runtime_error("anneal_mlp_cuda: this extension was built without CUDA");
+#endif
 }
 
 template <class T>
@@ -647,6 +678,7 @@ void bind_ops(py::module_& module, const std::string& suffix) {
   module.def(("misfit" + suffix).c_str(), &misfit<T>, ReleaseGil());
   // These release the GIL themselves.
   module.def(("anneal_mlp" + suffix).c_str(), &anneal_mlp<T>);
+  module.def(("anneal_mlp_cuda" + suffix).c_str(), &anneal_mlp_on_device<T>);
   module.def(("adapt_mlp" + suffix).c_str(), &adapt_mlp<T>);
 }
 

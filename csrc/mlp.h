@@ -9,7 +9,7 @@
 namespace cogen {
 namespace COGEN_ISA {
 
-COGEN_HD int padded(int width) { return (width + kPadding - 1) / kPadding * kPadding; }
+COGEN_HD constexpr int padded(int width) { return (width + kPadding - 1) / kPadding * kPadding; }
 
 // What is observed of one output, and how much it counts: energy sum_m weight_m r_m^2.
 template <class T>
@@ -42,8 +42,8 @@ COGEN_HD void product_rows(const T* weight, const T* bias, int in, int stride, c
 
 // y = x W + b, W (in, padded out).
 template <class T>
-inline void product(const T* weight, const T* bias, int in, int out, const Lanes<T>* x,
-                    Lanes<T>* y) {
+COGEN_HD_LARGE void product(const T* weight, const T* bias, int in, int out, const Lanes<T>* x,
+                            Lanes<T>* y) {
   const int stride = padded(out);
   int o = 0;
   for (; o + 4 <= out; o += 4) {
@@ -74,23 +74,29 @@ COGEN_HD void activate(Activation kind, T slope, int count, Pack<T, n>* x) {
     case Activation::identity:
       return;
     case Activation::relu:
+      COGEN_DEVICE_UNROLL
       for (int i = 0; i < count; ++i) x[i] = where_positive(x[i], x[i], zero);
       return;
     case Activation::leaky_relu:
+      COGEN_DEVICE_UNROLL
       for (int i = 0; i < count; ++i) x[i] = where_positive(x[i], x[i], x[i] * slope);
       return;
     case Activation::tanh:
+      COGEN_DEVICE_UNROLL
       for (int i = 0; i < count; ++i) x[i] = each(x[i], [](T v) { return tanh_of(v); });
       return;
     case Activation::sigmoid:
+      COGEN_DEVICE_UNROLL
       for (int i = 0; i < count; ++i) {
         x[i] = each(x[i], [](T v) { return T(1) / (T(1) + exp_of(-v)); });
       }
       return;
     case Activation::softplus:
+      COGEN_DEVICE_UNROLL
       for (int i = 0; i < count; ++i) x[i] = each(x[i], [](T v) { return softplus(v); });
       return;
     case Activation::elu:
+      COGEN_DEVICE_UNROLL
       for (int i = 0; i < count; ++i) {
         x[i] = where_positive(x[i], x[i], each(x[i], [](T v) { return expm1_of(v); }));
       }
@@ -108,23 +114,29 @@ COGEN_HD void deactivate(Activation kind, T slope, int count, const Pack<T, n>* 
     case Activation::identity:
       return;
     case Activation::relu:
+      COGEN_DEVICE_UNROLL
       for (int i = 0; i < count; ++i) grad[i] = where_positive(y[i], grad[i], zero);
       return;
     case Activation::leaky_relu:
+      COGEN_DEVICE_UNROLL
       for (int i = 0; i < count; ++i) grad[i] = where_positive(y[i], grad[i], grad[i] * slope);
       return;
     case Activation::tanh:
+      COGEN_DEVICE_UNROLL
       for (int i = 0; i < count; ++i) grad[i] = grad[i] * (one - y[i] * y[i]);
       return;
     case Activation::sigmoid:
+      COGEN_DEVICE_UNROLL
       for (int i = 0; i < count; ++i) grad[i] = grad[i] * (y[i] * (one - y[i]));
       return;
     case Activation::softplus:
+      COGEN_DEVICE_UNROLL
       for (int i = 0; i < count; ++i) {
         grad[i] = grad[i] * each(y[i], [](T v) { return -expm1_of(-v); });
       }
       return;
     case Activation::elu:
+      COGEN_DEVICE_UNROLL
       for (int i = 0; i < count; ++i) {
         grad[i] = where_positive(y[i], grad[i], grad[i] * (y[i] + one));
       }
@@ -135,7 +147,8 @@ COGEN_HD void deactivate(Activation kind, T slope, int count, const Pack<T, n>* 
 // Weighted squared error of outputs `x`, which it turns into its gradient; energies of the lanes
 // are summed in double.
 template <class T>
-inline void misfit_in_place(const Observed<T>& observed, int count, Lanes<T>* x, double* energy) {
+COGEN_HD_LARGE void misfit_in_place(const Observed<T>& observed, int count, Lanes<T>* x,
+                                    double* energy) {
   constexpr int lanes = Lanes<T>::kCount;
   for (int l = 0; l < lanes; ++l) energy[l] = 0.0;
   for (int m = 0; m < count; ++m) {
@@ -157,15 +170,25 @@ inline void misfit_in_place(const Observed<T>& observed, int count, Lanes<T>* x,
 }
 
 template <class T>
-inline int widest(const Mlp<T>& net) {
+COGEN_HD_LARGE int widest(const Mlp<T>& net) {
   int most = 0;
   for (int k = 0; k <= net.layers; ++k) most = net.width[k] > most ? net.width[k] : most;
   return most;
 }
 
+template <class T>
+COGEN_HD int latent_size(const Mlp<T>& net) {
+  return net.width[0];
+}
+
+template <class T>
+COGEN_HD int measured_size(const Mlp<T>& net) {
+  return net.width[net.layers];
+}
+
 // Room for one evaluation: the outputs of every layer, and two gradients.
 template <class T>
-inline int64_t workspace(const Mlp<T>& net) {
+COGEN_HD_LARGE int64_t workspace(const Mlp<T>& net) {
   int64_t sum = 2 * widest(net);
   for (int k = 0; k <= net.layers; ++k) sum += net.width[k];
   return sum;
@@ -173,8 +196,9 @@ inline int64_t workspace(const Mlp<T>& net) {
 
 // Misfit energies of the lanes, and their gradient by z, (width[0]) as z is.
 template <class T>
-inline void energy_and_grad(const Mlp<T>& net, const Observed<T>& observed, const Lanes<T>* z,
-                            double* energy, Lanes<T>* grad, Lanes<T>* room) {
+COGEN_HD_LARGE void energy_and_grad(const Mlp<T>& net, const Observed<T>& observed,
+                                    const Lanes<T>* z, double* energy, Lanes<T>* grad,
+                                    Lanes<T>* room) {
   const Lanes<T>* outputs[kMostLayers + 1];
   outputs[0] = z;
   Lanes<T>* free = room;

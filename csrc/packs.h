@@ -10,12 +10,24 @@
 namespace cogen {
 namespace COGEN_ISA {
 
-#if defined(__clang__)
+#if defined(__CUDA_ARCH__) || (defined(__clang__) && !defined(__CUDACC__))
 #define COGEN_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)  // for the host's part of a file, whose compilers agree on no word
+#define COGEN_UNROLL
 #elif defined(__GNUC__)
 #define COGEN_UNROLL _Pragma("GCC unroll 64")
 #else
 #define COGEN_UNROLL
+#endif
+
+// On a device a loop must be unrolled for its array to stay in registers; and what is read before
+// each turn of a loop is not read once and kept, where that is more than there are registers.
+#if defined(__CUDA_ARCH__)
+#define COGEN_DEVICE_UNROLL COGEN_UNROLL
+#define COGEN_READ_AGAIN() asm volatile("" ::: "memory")
+#else
+#define COGEN_DEVICE_UNROLL
+#define COGEN_READ_AGAIN()
 #endif
 
 constexpr int kVectorBytes = 32;
@@ -38,7 +50,40 @@ struct Pack {
   }
 };
 
-#if defined(__GNUC__)
+// A single number.
+template <class T>
+struct Pack<T, 0> {
+  static constexpr int kCount = 1;
+  T all;
+
+  static COGEN_HD Pack of(T value) { return {value}; }
+  static COGEN_HD Pack load(const T* from) { return {*from}; }
+  COGEN_HD void store(T* to) const { *to = all; }
+};
+
+template <class T>
+COGEN_HD Pack<T, 0> operator+(const Pack<T, 0>& a, const Pack<T, 0>& b) {
+  return {a.all + b.all};
+}
+template <class T>
+COGEN_HD Pack<T, 0> operator-(const Pack<T, 0>& a, const Pack<T, 0>& b) {
+  return {a.all - b.all};
+}
+template <class T>
+COGEN_HD Pack<T, 0> operator*(const Pack<T, 0>& a, const Pack<T, 0>& b) {
+  return {a.all * b.all};
+}
+template <class T>
+COGEN_HD Pack<T, 0> operator*(const Pack<T, 0>& a, T b) {
+  return {a.all * b};
+}
+template <class T>
+COGEN_HD Pack<T, 0> where_positive(const Pack<T, 0>& sign, const Pack<T, 0>& a,
+                                   const Pack<T, 0>& b) {
+  return {sign.all > T(0) ? a.all : b.all};
+}
+
+#if defined(__GNUC__) && !defined(__CUDACC__)
 
 template <class T>
 struct Pack<T, 1> {
@@ -166,9 +211,14 @@ COGEN_HD Pack<T, n> each(const Pack<T, n>& x, const Function& function) {
 }
 
 // Chains side by side: enough independent sums to keep two multiply-add units busy, few enough for
-// sixteen registers.
+// sixteen registers. On a device threads are side by side, and each has one chain; a file that is
+// the device's part asks for that, whatever compiles it.
 template <class T>
+#if defined(COGEN_CHAIN_PER_THREAD)
+using Lanes = Pack<T, 0>;
+#else
 using Lanes = Pack<T, 2>;
+#endif
 
 // Units of a layer side by side, eight of them.
 constexpr int kUnits = 8;

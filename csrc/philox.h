@@ -14,13 +14,22 @@
 #error "COGEN_ISA must name the namespace of this translation unit"
 #endif
 
+// COGEN_HD is for small functions, COGEN_HD_LARGE for those that a CPU's compiler may rather call.
+// On a device both are inlined, for an array that a call is given cannot stay in registers; what is
+// called from many places and is given none is COGEN_HD_CALLED.
 #if defined(__CUDACC__)
 #define COGEN_HD __host__ __device__ __forceinline__
+#define COGEN_HD_LARGE COGEN_HD
+#define COGEN_HD_CALLED inline __host__ __device__ __noinline__
 #elif defined(__GNUC__)
 // Small loops over these must be inlined to be vectorised, whatever the inliner's budget says.
 #define COGEN_HD inline __attribute__((always_inline))
+#define COGEN_HD_LARGE inline
+#define COGEN_HD_CALLED inline
 #else
 #define COGEN_HD inline
+#define COGEN_HD_LARGE inline
+#define COGEN_HD_CALLED inline
 #endif
 
 namespace cogen {

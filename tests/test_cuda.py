@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from cogen_fast import cogenerate
+from cogen_fast.ops import native
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,3 +46,86 @@ def test_a_short_run_equals_the_one_on_the_cpu(settings: dict[str, Any]) -> None
     assert torch.allclose(runs[0].betas, runs[1].betas, rtol=1e-9, atol=0)
     if runs[0].log_weights is not None:
         assert torch.allclose(runs[0].log_weights, runs[1].log_weights, rtol=0, atol=1e-8)
+
+
+needs_fused = pytest.mark.skipif(
+    torch.cuda.is_available() and not native.extension().build_info()["with_cuda"],
+    reason="needs an extension built with CUDA",
+)
+
+
+def _network(sizes: tuple[int, ...], activation: type[nn.Module]) -> nn.Module:
+    layers: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(sum(sizes))
+        for size, out in pairwise(sizes):
+            layers += [nn.Linear(size, out), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+@needs_fused
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "float"])
+@pytest.mark.parametrize("chains", [1, 3, 100, 700, 20_000])
+@pytest.mark.parametrize(
+    ("sizes", "activation"),
+    [
+        ((2, 20, 20, 2), nn.ReLU),
+        ((2, 16, 16, 2), nn.Tanh),
+        ((2, 32, 32, 2), nn.LeakyReLU),
+        ((5, 33, 7, 3), nn.ELU),
+        ((40, 256, 256, 100), nn.Softplus),
+    ],
+    ids=["2-20-20-2", "2-16-16-2", "2-32-32-2", "odd", "wide"],
+)
+def test_a_run_in_one_launch_equals_the_one_on_the_cpu(
+    sizes: tuple[int, ...], activation: type[nn.Module], chains: int, dtype: torch.dtype
+) -> None:
+    """Chains by warps and by threads, an observation in a block and over many."""
+    if sizes[-1] == 100 and chains > 100:
+        chains = 200
+    net = _network(sizes, activation).to(dtype)
+    x_obs = torch.linspace(-0.5, 0.5, 2 * sizes[-1], dtype=dtype).reshape(2, sizes[-1])
+    mask = torch.ones(sizes[-1])
+    mask[0] = 0
+    options: dict[str, Any] = {
+        "method": "paper",
+        "ais_steps": 4,
+        "hmc_steps": 2,
+        "leapfrog_steps": 3,
+        "noise_std": 0.3,
+        "seed": 2,
+        "progress": False,
+        "keep_trace": True,
+        "backend": "fused",
+    }
+    runs = [
+        cogenerate(net.to(device), x_obs, mask, chains=chains, **options)
+        for device in ("cpu", "cuda")
+    ]
+    if dtype == torch.float32:  # a chain whose verdict rounding decides goes elsewhere
+        same = torch.isclose(runs[0].latents, runs[1].latents, rtol=0, atol=1e-3)
+        assert same.float().mean() > 0.99
+        return
+    for name in ("latents", "log_weights", "acceptance", "step_size", "energy_history", "trace"):
+        first, second = getattr(runs[0], name), getattr(runs[1], name)
+        assert torch.allclose(first, second, rtol=1e-8, atol=1e-8), name
+
+
+@needs_fused
+def test_runs_in_one_launch_are_the_same_to_the_bit() -> None:
+    net = _network((2, 20, 20, 2), nn.ReLU).cuda()
+    x_obs, mask = torch.zeros(3, 2), torch.tensor([1, 0])
+    options: dict[str, Any] = {"method": "paper", "ais_steps": 50, "noise_std": 0.2, "seed": 1}
+    runs = [cogenerate(net, x_obs, mask, chains=1000, progress=False, **options) for _ in range(2)]
+    assert torch.equal(runs[0].latents, runs[1].latents)
+    assert runs[0].settings["backend"] == "fused"
+
+
+@needs_fused
+def test_the_adaptive_method_is_not_fused_on_a_device() -> None:
+    net = _network((2, 8, 2), nn.Tanh).cuda()
+    options: dict[str, Any] = {"noise_std": 0.3, "progress": False, "budget": 30}
+    with pytest.raises(ValueError, match="adaptive method on a CUDA device"):
+        cogenerate(net, torch.zeros(2), torch.ones(2), backend="fused", **options)
+    result = cogenerate(net, torch.zeros(2), torch.ones(2), **options)
+    assert result.settings["backend"] == "reference"

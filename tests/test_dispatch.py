@@ -49,7 +49,8 @@ def test_resolve(backend: str, device: torch.device, name: str, module: object) 
 
 def test_unknown_backend() -> None:
     with pytest.raises(
-        ValueError, match=r"^backend: expected one of auto, reference, native, triton, got numpy$"
+        ValueError,
+        match=r"^backend: expected one of auto, reference, native, fused, triton, got numpy$",
     ):
         dispatch.resolve("numpy", CPU)
 
@@ -73,6 +74,14 @@ def test_native_refuses_cuda() -> None:
         dispatch.resolve("native", CUDA)
 
 
+def test_fused_serves_cuda_only_where_it_was_built() -> None:
+    if dispatch.fuses(CUDA):
+        assert dispatch.resolve("fused", CUDA).name == "reference"
+        return
+    with pytest.raises(ValueError, match=r"^backend: fused cannot serve cuda.*without CUDA"):
+        dispatch.resolve("fused", CUDA)
+
+
 def test_report() -> None:
     report = dispatch.backends()
     assert report.extension_failure is None
@@ -80,6 +89,7 @@ def test_report() -> None:
     assert report.threads == torch.get_num_threads()
     assert report.auto == {"cpu": "native", "cuda": "reference"}
     assert (report.cuda_device is not None) == torch.cuda.is_available()
+    assert "cpu" in report.fused and ("cuda" in report.fused) == report.built_with_cuda
     text = str(report)
     assert report.isa is not None
     assert report.compiler is not None

@@ -22,6 +22,7 @@ MOST_LAYERS, MOST_WIDTH, MOST_LATENTS = 8, 256, 128
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "softplus", "elu")
 _PADDING = 8
 _DEFAULT_SLOPE = 0.01
+_LARGEST_WORD = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,20 @@ def unfit(layers: DenseLayers) -> str | None:
     dtypes = {tensor.dtype for tensor in (*layers.weights, *layers.biases)}
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
         return f"weights of {', '.join(sorted(map(str, dtypes)))}, not float32 or float64"
-    if not all(tensor.is_cpu for tensor in (*layers.weights, *layers.biases)):
-        return "weights that are not on the CPU"
+    devices = {tensor.device for tensor in (*layers.weights, *layers.biases)}
+    if len(devices) > 1:
+        return f"weights on {', '.join(sorted(map(str, devices)))}"
+    return unserved(devices.pop())
+
+
+def unserved(device: torch.device) -> str | None:
+    """Why no run in C++ is made on a device; None where published runs are."""
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"weights on {device}, neither on the CPU nor on a CUDA device"
+    if not native.extension().build_info()["with_cuda"]:
+        return "weights on a CUDA device, for which this extension was not built"
     return None
 
 
@@ -137,11 +150,21 @@ def observed(spec: MisfitSpec) -> dict[str, Any]:
 def anneal(
     packed: Packed, spec: MisfitSpec, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> None:
-    """A stretch of the published run; ``csrc/kernels.h`` (MlpRun) says what the arguments are."""
-    name = f"anneal_mlp_{_suffix(tensors)}"
-    getattr(native.extension(), name)(
-        _arguments(packed, spec, tensors) | dict(numbers), torch.get_num_threads()
-    )
+    """A stretch of the published run; ``csrc/kernels.h`` (MlpRun) says what the arguments are.
+
+    On a CUDA device it is made on the current stream, and waited for.
+    """
+    device = tensors["latents"].device
+    arguments = _arguments(packed, spec, tensors, device) | dict(numbers)
+    suffix = _suffix(tensors)
+    if device.type == "cpu":
+        getattr(native.extension(), f"anneal_mlp_{suffix}")(arguments, torch.get_num_threads())
+        return
+    _check_words(tensors, numbers["steps"] * numbers["hmc_steps"])
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
+        getattr(native.extension(), f"anneal_mlp_cuda_{suffix}")(arguments, stream.cuda_stream)
+        stream.synchronize()
 
 
 def adapt(
@@ -150,19 +173,36 @@ def adapt(
     """A stretch of the adaptive run (AdaptiveRun): temperatures made, gradients spent in all."""
     name = f"adapt_mlp_{_suffix(tensors)}"
     steps, spent = getattr(native.extension(), name)(
-        _arguments(packed, spec, tensors) | dict(numbers), torch.get_num_threads()
+        _arguments(packed, spec, tensors, torch.device("cpu")) | dict(numbers),
+        torch.get_num_threads(),
     )
     return int(steps), int(spent)
 
 
-def _arguments(packed: Packed, spec: MisfitSpec, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    for name, tensor in tensors.items():
-        if not (tensor.is_cpu and tensor.is_contiguous()):
+def _arguments(
+    packed: Packed, spec: MisfitSpec, tensors: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Any]:
+    for name, tensor in (
+        *tensors.items(),
+        *(("weights", layer) for layer in packed.keep),
+        ("spec.target", spec.target),
+        ("spec.weight", spec.weight),
+        *(() if spec.mask is None else (("spec.mask", spec.mask),)),
+    ):
+        if tensor.device != device or not tensor.is_contiguous():
             raise ValueError(
-                f"{name}: expected a contiguous tensor on the CPU, got {tensor.device}"
+                f"{name}: expected a contiguous tensor on {device}, got {tensor.device}"
             )
     addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     return dict(packed.arguments) | observed(spec) | addresses
+
+
+def _check_words(tensors: Mapping[str, Tensor], made: int) -> None:
+    """What the extension checks of the noise's place where it can read it."""
+    for name, most in (("transition", _LARGEST_WORD - made), ("observation", _LARGEST_WORD)):
+        low, high = (int(limit) for limit in tensors[name].aminmax())
+        if low < 0 or high > most:
+            raise ValueError(f"{name}: expected values in [0, 2^32), got {low} to {high}")
 
 
 def _suffix(tensors: Mapping[str, Tensor]) -> str:

@@ -113,7 +113,7 @@ _NATIVE: Ops = _ModuleOps("native", native)
 def resolve(backend: str, device: torch.device) -> Ops:
     """The ops of ``backend`` for tensors on ``device``.
 
-    "fused" has those of "native": it is about whole runs, which `cogen_fast.problem` decides.
+    "fused" has those of "auto": it is about whole runs, which `cogen_fast.problem` decides.
 
     Raises:
         ValueError: the backend or the device is unknown, or the one cannot serve the other.
@@ -136,7 +136,14 @@ def _resolve(backend: str, device: str) -> Ops:
             "backend: triton kernels are not part of this version; "
             f"available for {device}: {', '.join(_available(device))}"
         )
-    if backend in ("native", "fused") and device != "cpu":
+    if backend == "fused" and device == "cuda":
+        if _cuda_failure() is None:
+            return _REFERENCE
+        raise ValueError(
+            f"backend: fused cannot serve cuda tensors here: {_cuda_failure()}; "
+            f"available for {device}: {', '.join(_available(device))}"
+        )
+    if backend == "native" and device != "cpu":
         raise ValueError(
             f"backend: {backend} serves cpu tensors, got device {device}; "
             f"available for {device}: {', '.join(_available(device))}"
@@ -158,6 +165,20 @@ def _extension_failure() -> str | None:
     return None
 
 
+def _cuda_failure() -> str | None:
+    """Why the extension makes no runs on a CUDA device; None where it does."""
+    if (failure := _extension_failure()) is not None:
+        return failure
+    with_cuda = native.extension().build_info()["with_cuda"]
+    return None if with_cuda else "the extension was built without CUDA"
+
+
+def fuses(device: torch.device) -> bool:
+    """Whether the extension makes whole runs on a device, of generators that it knows."""
+    failures = {"cpu": _extension_failure, "cuda": _cuda_failure}
+    return device.type in failures and failures[device.type]() is None
+
+
 def _available(device: str) -> list[str]:
     names = ["auto", "reference"]
     if device == "cpu" and _extension_failure() is None:
@@ -173,6 +194,8 @@ class BackendReport:
     (the instruction set in use), ``isa_built``, ``openmp``, ``built_with_cuda`` and ``cuda_archs``
     say anything. ``cuda_device`` is the name of torch's current CUDA device, None without one.
     ``auto`` maps a device to a backend, ``rejected`` a device to the others with the reason.
+    ``fused`` names the devices on which whole runs of generators of dense layers are made in one
+    call: on a CUDA device those of the paper's method.
     """
 
     extension_failure: str | None
@@ -188,6 +211,7 @@ class BackendReport:
     cuda_device: str | None
     auto: dict[str, str] = field(default_factory=dict)
     rejected: dict[str, dict[str, str]] = field(default_factory=dict)
+    fused: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"torch       {self.torch_version}, {self.threads} threads"]
@@ -198,6 +222,7 @@ class BackendReport:
             lines += [
                 f"            not {name}: {why}" for name, why in self.rejected[device].items()
             ]
+        lines.append(f"fused       {', '.join(self.fused) or 'nowhere'}")
         return "\n".join(lines)
 
     def _extension(self) -> str:
@@ -238,6 +263,7 @@ def backends() -> BackendReport:
             "cpu": _rejected_on_cpu(failure),
             "cuda": {"native": "serves cpu tensors", "triton": "not part of this version"},
         },
+        fused=tuple(device for device in DEVICES if fuses(torch.device(device))),
     )
 
 

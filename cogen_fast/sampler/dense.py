@@ -101,7 +101,7 @@ def _ais_stretch(
 ) -> ais.Run:
     state, history, done = run.state, run.history, run.done
     rows = slice(done, done + count)
-    chosen = torch.from_numpy(betas[rows].copy())
+    chosen = torch.from_numpy(betas[rows].copy()).to(state.beta.device)
     tensors = _chains(state.hmc) | {
         "step_size": state.adaptation.step_size.clone(),
         "running": state.adaptation.running_acceptance.clone(),
@@ -113,7 +113,10 @@ def _ais_stretch(
         "energy_std": history.energy_std[rows].contiguous(),
     }
     optional = {"log_weights": None if state.log_weights is None else state.log_weights.clone()}
-    optional["trace"] = None if history.trace is None else history.trace[1:][rows].contiguous()
+    if history.trace is None:
+        optional["trace"] = None
+    else:  # on the CPU; the device has its own while it is written
+        optional["trace"] = history.trace[1:][rows].to(state.beta.device).contiguous()
     rule = moves.adaptation
     dense.anneal(
         problem.packed,

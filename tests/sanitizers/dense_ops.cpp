@@ -1,103 +1,18 @@
 // The published run for generators of dense layers. It is made in one call, with several numbers of
 // threads, and again with one transition a call, which is compared with plain loops in double. Both
 // ways must end with the same bits.
-#include "dense.h"
+#include "published.h"
 
 namespace cogen {
 namespace driver {
 namespace {
-
-struct PublishedCase {
-  DenseCase dense;
-  std::vector<double> betas;  // the first is where the run stands
-  int64_t hmc_steps, leapfrog_steps;
-  bool weights, rule, paper, trace, overflow;
-
-  int64_t steps() const { return static_cast<int64_t>(betas.size()) - 1; }
-};
-
-std::string describe(const PublishedCase& c) {
-  std::string text = describe(c.dense) + " T=" + std::to_string(c.steps()) +
-                     " M=" + std::to_string(c.hmc_steps) + " L=" + std::to_string(c.leapfrog_steps);
-  if (c.weights) text += " weights";
-  if (c.rule) text += " rule";
-  if (c.paper) text += " paper";
-  if (c.trace) text += " trace";
-  if (c.overflow) text += " overflow";
-  return text;
-}
-
-template <class T>
-struct PublishedState {
-  Chains<T> chains;
-  Array<double> step_size, running;
-  Array<int64_t> transition, observation;
-
-  explicit PublishedState(const DenseCase& c)
-      : chains(c),
-        step_size(c.rows(), c.ragged),
-        running(c.rows(), c.ragged),
-        transition(c.rows(), c.ragged),
-        observation(c.rows(), c.ragged) {}
-
-  template <class A, class B, class F>
-  static void with_each(A& a, B& b, const F& f) {
-    f("latents", a.chains.latents, b.chains.latents);
-    f("grad", a.chains.grad, b.chains.grad);
-    f("energy", a.chains.energy, b.chains.energy);
-    f("log_weights", a.chains.log_weights, b.chains.log_weights);
-    f("non_finite", a.chains.non_finite, b.chains.non_finite);
-    f("step_size", a.step_size, b.step_size);
-    f("running", a.running, b.running);
-    f("transition", a.transition, b.transition);
-    f("observation", a.observation, b.observation);
-  }
-};
-
-template <class T>
-struct PublishedHistory {
-  Array<double> acceptance, step_used, energy_mean, energy_std;
-  Array<T> trace;
-
-  PublishedHistory(const DenseCase& c, int64_t steps)
-      : acceptance(steps * c.rows(), c.ragged),
-        step_used(steps * c.rows(), c.ragged),
-        energy_mean(steps * c.rows(), c.ragged),
-        energy_std(steps * c.rows(), c.ragged),
-        trace(steps * c.rows() * c.chains * c.size(), c.ragged) {}
-
-  template <class A, class B, class F>
-  static void with_each(A& a, B& b, const F& f) {
-    f("acceptance", a.acceptance, b.acceptance);
-    f("step_used", a.step_used, b.step_used);
-    f("energy_mean", a.energy_mean, b.energy_mean);
-    f("energy_std", a.energy_std, b.energy_std);
-    f("trace", a.trace, b.trace);
-  }
-};
-
-constexpr StepRule kRule{0.65, 0.8, 1.1, 0.8, 0.02, 0.3};
 
 template <class T>
 class Published {
  public:
   Published(const PublishedOps<T>& ops, const PublishedCase& c)
       : ops_(ops), c_(c), problem_(c.dense), start_(c.dense) {
-    Random random(c.dense.seed + 1);
-    start_.chains.start(problem_, random);
-    fill_uniform(start_.step_size, random, 0.03, 0.25);
-    fill_uniform(start_.running, random, 0.4, 0.9);
-    if (c.overflow) {
-      const double huge = sizeof(T) == sizeof(double) ? 1e200 : 1e30;
-      fill_uniform(start_.step_size, random, huge, 2.0 * huge);
-    }
-    const int64_t counters[] = {0, 7, kWordLimit - c.steps() * c.hmc_steps};
-    for (int64_t b = 0; b < c.dense.rows(); ++b) {
-      start_.transition[b] = counters[(b + c.dense.chains) % 3];
-      start_.observation[b] = b == 1 ? kWordLimit : 5 * b;
-    }
-    // A Hamiltonian that is infinite at the start: another way not to be finite.
-    if (c.dense.extreme) start_.chains.energy[c.dense.chains - 1] = kInfinity;
+    start(c, problem_, start_);
   }
 
   Outputs whole(int threads) const {
@@ -105,7 +20,9 @@ class Published {
     PublishedHistory<T> history(c_.dense, c_.steps());
     copy(state, start_);
     const Array<double> betas = betas_of(1, c_.steps());
-    call(ops_, run_of(state, history, c_.betas[0], betas, c_.hmc_steps, c_.weights), threads);
+    call(ops_,
+         run_of(c_, problem_, state, history, c_.betas[0], betas, c_.hmc_steps, c_.weights),
+         threads);
     advance(state, c_.steps() * c_.hmc_steps);
     return all_of(state, history);
   }
@@ -129,33 +46,6 @@ class Published {
     return betas;
   }
 
-  MlpRun<T> run_of(PublishedState<T>& s, PublishedHistory<T>& h, double beta,
-                   const Array<double>& betas, int64_t hmc_steps, bool weights) const {
-    return {c_.dense.shape(),
-            problem_.mlp(),
-            problem_.observed(),
-            {c_.dense.seed, s.transition.data(), s.observation.data()},
-            s.chains.latents.data(),
-            s.chains.energy.data(),
-            s.chains.grad.data(),
-            weights ? s.chains.log_weights.data() : nullptr,
-            s.step_size.data(),
-            s.running.data(),
-            s.chains.non_finite.data(),
-            beta,
-            betas.data(),
-            betas.size(),
-            hmc_steps,
-            c_.leapfrog_steps,
-            c_.paper,
-            c_.rule ? &kRule : nullptr,
-            h.acceptance.data(),
-            h.step_used.data(),
-            h.energy_mean.data(),
-            h.energy_std.data(),
-            c_.trace ? h.trace.data() : nullptr};
-  }
-
   static void advance(PublishedState<T>& state, int64_t made) {
     for (int64_t b = 0; b < state.transition.size(); ++b) state.transition[b] += made;
   }
@@ -175,7 +65,7 @@ class Published {
     const double from = m == 0 ? c_.betas[static_cast<size_t>(t)] : beta;
     // 0 times an infinite energy would be NaN: only the first transition of a temperature weighs.
     const bool weighs = c_.weights && m == 0;
-    call(ops_, run_of(state, now, from, betas_of(t + 1, 1), 1, weighs), 1);
+    call(ops_, run_of(c_, problem_, state, now, from, betas_of(t + 1, 1), 1, weighs), 1);
     const double increment = beta - from;
     check(before, state, now, beta, weighs ? &increment : nullptr);
     for (int64_t b = 0; b < c_.dense.rows(); ++b) {
@@ -266,31 +156,6 @@ void run_published(const PublishedCase& c) {
     expect_close(run.in_parts(), whole, 0.0);
   }
 }
-
-class PublishedDealer {
- public:
-  PublishedCase deal() {
-    Random& random = dealer_.random();
-    PublishedCase c{};
-    c.dense = dealer_.deal();
-    c.betas = betas_.deal(random);
-    c.hmc_steps = moves_.deal(random);
-    c.leapfrog_steps = lengths_.deal(random);
-    c.weights = weights_.deal(random) != 0;
-    c.rule = rule_.deal(random) != 0;
-    c.paper = paper_.deal(random) != 0;
-    c.trace = trace_.deal(random) != 0;
-    c.dense.extreme = extreme_.deal(random) != 0;
-    return c;
-  }
-
- private:
-  Dealer dealer_{1, {1, 2, 3, 4, 5, 6, 7, 8}, {1}};
-  Deck<std::vector<double>> betas_{{{0.0, 0.1}, {0.2, 0.4, 0.4}, {0.01, 0.3, 0.9, 1.0}}};
-  Deck<int64_t> moves_{{1, 2}}, lengths_{{1, 2, 3}};
-  Deck<int> weights_{{0, 1}}, rule_{{0, 1, 1}}, paper_{{0, 0, 1}}, trace_{{0, 1}};
-  Deck<int> extreme_{{0, 0, 0, 0, 0, 1}};
-};
 
 void run_both_types(const PublishedCase& c) {
   run_published<float>(c);

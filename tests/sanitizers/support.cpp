@@ -29,47 +29,6 @@ double Random::value(bool extreme) {
   return uniform(-2.0, 2.0);
 }
 
-// Instruction sets.
-
-namespace {
-
-static_assert(sizeof(CpuOps<float>) == 4 * sizeof(void*),
-              "CpuOps has changed: each table needs a file of checks");
-
-CpuOps<float> plain_ops(float) {
-  return {&plain::hmc_float, &plain::misfit_float, &plain::published_float, &plain::adaptive_float};
-}
-CpuOps<double> plain_ops(double) {
-  return {&plain::hmc_double, &plain::misfit_double, &plain::published_double,
-          &plain::adaptive_double};
-}
-#if defined(COGEN_WITH_AVX2)
-CpuOps<float> avx2_ops(float) {
-  return {&avx2::hmc_float, &avx2::misfit_float, &avx2::published_float, &avx2::adaptive_float};
-}
-CpuOps<double> avx2_ops(double) {
-  return {&avx2::hmc_double, &avx2::misfit_double, &avx2::published_double,
-          &avx2::adaptive_double};
-}
-#endif
-
-}  // namespace
-
-template <class T>
-std::vector<Isa<T>> usable_isas() {
-  std::vector<Isa<T>> isas{{"plain", plain_ops(T())}};
-#if defined(COGEN_WITH_AVX2)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    isas.push_back({"avx2", avx2_ops(T())});
-  }
-#endif
-  return isas;
-}
-
-template std::vector<Isa<float>> usable_isas();
-template std::vector<Isa<double>> usable_isas();
-
 // Failures.
 
 namespace {

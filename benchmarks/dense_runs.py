@@ -1,0 +1,190 @@
+"""Gradient evaluations per second of whole annealed runs on the 2-D GAN: ours and its rivals.
+
+    python benchmarks/dense_runs.py [--chains 1 100 1000 10000] [--rounds 7]
+
+The published run with 20 leapfrog steps a transition: ours as `cogenerate` picks it (all of it in
+C++) and by the general path, eager torch, torch with a trajectory compiled, JAX with the whole run
+in one jit; and BlackJAX's HMC, which anneals nothing. Methods take turns, a quarter of a second
+each, so that a slow moment of the machine falls on all of them; medians over rounds. The last line
+is the roofline: what a large matrix product reaches on the same cores in the same rounds. JAX and
+BlackJAX (extra ``peers``) are left out where they are not installed. Writes
+``benchmarks/results/dense_runs.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from peers import torch_hmc
+from torch import Tensor
+
+from cogen_fast import cogenerate
+from cogen_fast.generators.pretrained import pretrained
+
+_OUT = Path(__file__).parent / "results" / "dense_runs.json"
+_LEAPFROG_STEPS, _STEP_SIZE, _WEIGHT = 20, 0.01, 100.0
+_KNOWN, _MASK = np.array([np.nan, 0.0], dtype=np.float32), np.array([0, 1])
+_SECONDS = 0.25
+_SGEMM = 1024
+_GENERATOR = pretrained("five-gaussians")
+
+Run = Callable[[int], object]
+"""So many transitions of all chains."""
+
+
+def _betas(count: int) -> np.ndarray:
+    return np.linspace(0.0, 1.0, count + 1, dtype=np.float32)[1:]
+
+
+def _ours(backend: str) -> Callable[[int], Run]:
+    def make(chains: int) -> Run:
+        def run(transitions: int) -> object:
+            return cogenerate(
+                _GENERATOR,
+                _KNOWN,
+                _MASK,
+                method="paper",
+                weight=_WEIGHT,
+                chains=chains,
+                ais_steps=transitions,
+                leapfrog_steps=_LEAPFROG_STEPS,
+                step_size=_STEP_SIZE,
+                backend=backend,
+                progress=False,
+            )
+
+        return run
+
+    return make
+
+
+def _torch(compiled: bool) -> Callable[[int], Run]:
+    def energy(z: Tensor) -> Tensor:
+        return _WEIGHT * (_GENERATOR(z)[:, 1] - 0.0) ** 2
+
+    def make(chains: int) -> Run:
+        run = torch_hmc.annealed(energy, chains, 2, _LEAPFROG_STEPS, _STEP_SIZE, compiled)
+        return lambda transitions: run(torch.from_numpy(_betas(transitions)))
+
+    return make
+
+
+def _jax(name: str) -> Callable[[int], Run]:
+    import jax
+    from peers import annealed_hmc, jax_generators
+
+    twin = jax_generators.mlp(_GENERATOR.state_dict())
+
+    def energy(z: jax.Array) -> jax.Array:
+        return _WEIGHT * (twin(z)[:, 1] - 0.0) ** 2
+
+    def make(chains: int) -> Run:
+        if name == "jax":
+            run = annealed_hmc.annealed(energy, chains, 2, _LEAPFROG_STEPS, _STEP_SIZE)
+            return lambda count: jax.block_until_ready(
+                run(jax.random.key(0, impl="rbg"), _betas(count))
+            )
+        hmc = annealed_hmc.blackjax_hmc(energy, chains, 2, _LEAPFROG_STEPS, _STEP_SIZE)
+        key = jax.random.key(0)
+        return lambda count: jax.block_until_ready(hmc(key, jax.random.split(key, count)))
+
+    return make
+
+
+def _methods() -> dict[str, Callable[[int], Run]]:
+    methods = {
+        "fused": _ours("auto"),
+        "general": _ours("native"),
+        "eager torch": _torch(compiled=False),
+        "torch.compile": _torch(compiled=True),
+    }
+    if importlib.util.find_spec("jax") and importlib.util.find_spec("blackjax"):
+        methods |= {"jax": _jax("jax"), "blackjax": _jax("blackjax")}
+    return methods
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _long_enough(run: Run) -> int:
+    """Transitions that take about `_SECONDS` beyond a call of one; for them all is compiled."""
+    count, call = 1, _warm_seconds(run, 1)
+    taken = 0.0
+    while taken < 0.5 * _SECONDS:
+        count = max(2 * count, min(16 * count, int(count * _SECONDS / max(taken, 1e-6))))
+        taken = _warm_seconds(run, count) - call
+    return count
+
+
+def _warm_seconds(run: Run, count: int) -> float:
+    run(count)
+    return _seconds(lambda: run(count))
+
+
+def _sgemm() -> float:
+    """GFLOP/s of a product of two large square matrices."""
+    a = torch.randn(_SGEMM, _SGEMM)
+    times = [_seconds(lambda: a @ a) for _ in range(5)]
+    return 2 * _SGEMM**3 / statistics.median(times) / 1e9
+
+
+def _rates(chains: int, rounds: int) -> dict[str, float]:
+    """Gradient evaluations per second of all chains together, and the matrix product's GFLOP/s."""
+    runs = {name: make(chains) for name, make in _methods().items()}
+    counts = {name: _long_enough(run) for name, run in runs.items()}
+    found: dict[str, list[float]] = {name: [] for name in [*runs, "sgemm"]}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            gradients = counts[name] * _LEAPFROG_STEPS * chains
+            found[name].append(gradients / _seconds(lambda r=run, n=counts[name]: r(n)))
+        found["sgemm"].append(_sgemm())
+    return {name: statistics.median(rates) for name, rates in found.items()}
+
+
+def _flops_per_gradient() -> int:
+    """Of the products alone, there and back: two for each weight, twice."""
+    return 4 * sum(p.numel() for p in _GENERATOR.parameters() if p.ndim == 2)
+
+
+def _print(table: dict[int, dict[str, float]]) -> None:
+    names = [name for name in next(iter(table.values())) if name != "sgemm"]
+    print(f"{'M gradients/s':<16}" + "".join(f"{n:>10} chains" for n in table))
+    for name in names:
+        print(f"{name:<16}" + "".join(f"{rates[name] / 1e6:>17.4g}" for rates in table.values()))
+    for rival in names[1:]:
+        ratios = (rates["fused"] / rates[rival] for rates in table.values())
+        print(f"{'/ ' + rival:<16}" + "".join(f"{r:>16.1f}x" for r in ratios))
+    flops = _flops_per_gradient()
+    for label, value in (
+        ("fused, GFLOP/s", lambda rates: rates["fused"] * flops / 1e9),
+        ("sgemm, GFLOP/s", lambda rates: rates["sgemm"]),
+        ("share of sgemm", lambda rates: rates["fused"] * flops / 1e9 / rates["sgemm"]),
+    ):
+        print(f"{label:<16}" + "".join(f"{value(rates):>17.3g}" for rates in table.values()))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--chains", nargs="+", type=int, default=[1, 100, 1000, 10_000])
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args(arguments)
+    table = {chains: _rates(chains, options.rounds) for chains in options.chains}
+    _print(table)
+    record = {"threads": torch.get_num_threads(), "flops_per_gradient": _flops_per_gradient()}
+    _OUT.write_text(json.dumps(record | {"rates": table}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+#include "anneal_mlp_cuda.h"
+
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+
+#define COGEN_ISA device_code
+#define COGEN_CHAIN_PER_THREAD
+#include "anneal_mlp_device.h"
+
+namespace cogen {
+namespace {
+
+using namespace device_code;
+
+// Blocks are no larger, and so many of them are to fit on a multiprocessor: that says how many
+// registers a thread may have.
+template <class Chain>
+constexpr int kMostThreads =
+    Chain::kThreads == 1 ? kMostThreadsInBlock : kMostWarpsInBlock * Chain::kThreads;
+template <class Chain>
+constexpr int kLeastBlocks = Chain::kThreads == 1 ? 3 : 1;
+
+struct CudaMachine {
+  int thread, threads;
+  int64_t block, blocks;
+  char* shared;
+
+  __device__ void warp_meets() const { __syncwarp(); }
+  __device__ void block_meets() const { __syncthreads(); }
+  __device__ void grid_meets() const { cooperative_groups::this_grid().sync(); }
+  __device__ double warp_sum(double value) const {
+    for (int apart = kWarp / 2; apart > 0; apart /= 2) {
+      value += __shfl_xor_sync(0xffffffffu, value, apart);
+    }
+    return value;
+  }
+};
+
+template <class T, class Chain>
+__global__ void __launch_bounds__(kMostThreads<Chain>, kLeastBlocks<Chain>)
+    anneal(const __grid_constant__ DeviceRun<T> device) {
+  extern __shared__ __align__(16) char shared[];
+  const CudaMachine machine{static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x), blockIdx.x,
+                            gridDim.x, shared};
+  DeviceThread<T, Chain, CudaMachine>(device, machine).all();
+}
+
+// The first error, in words.
+class Report {
+ public:
+  bool fine(cudaError_t error, const char* what) {
+    if (error == cudaSuccess) return true;
+    if (text_.empty()) text_ = std::string(what) + ": " + cudaGetErrorString(error);
+    cudaGetLastError();  // so that later calls do not report it again
+    return false;
+  }
+  const std::string& text() const { return text_; }
+
+ private:
+  std::string text_;
+};
+
+struct Device {
+  int multiprocessors, shared_bytes, cooperative;
+};
+
+bool ask(Device& device, Report& report) {
+  int id = 0;
+  if (!report.fine(cudaGetDevice(&id), "the current device")) return false;
+  const auto attribute = [&](int* value, cudaDeviceAttr which) {
+    return report.fine(cudaDeviceGetAttribute(value, which, id), "a device's attribute");
+  };
+  return attribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount) &&
+         attribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin) &&
+         attribute(&device.cooperative, cudaDevAttrCooperativeLaunch);
+}
+
+// As many blocks as reside on the device at once, or fewer that have the same number of tiles each.
+int64_t blocks_for(int64_t tiles, int64_t resident) {
+  const int64_t rounds = (tiles + resident - 1) / resident;
+  return (tiles + rounds - 1) / rounds;
+}
+
+template <class T, class Chain>
+void launch(DeviceRun<T> run, const Device& device, cudaStream_t stream, Report& report) {
+  const auto kernel = anneal<T, Chain>;
+  const int64_t bytes = shared_bytes<T, Chain>(run);
+  const int threads = static_cast<int>(run.tile_chains) * Chain::kThreads;
+  int each = 0;
+  if (!report.fine(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(bytes)),
+                   "shared memory") ||
+      !report.fine(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads,
+                                                                 static_cast<size_t>(bytes)),
+                   "occupancy")) {
+    return;
+  }
+  if (each == 0) {
+    report.fine(cudaErrorLaunchOutOfResources, "a block");
+    return;
+  }
+  if (run.blocks_meet() && !device.cooperative) {
+    report.fine(cudaErrorNotSupported, "blocks that meet");
+    return;
+  }
+  const int64_t resident = static_cast<int64_t>(each) * device.multiprocessors;
+  const dim3 grid(static_cast<unsigned>(blocks_for(run.tiles(), resident)));
+  void* arguments[] = {&run};
+  const void* const function = reinterpret_cast<const void*>(kernel);
+  report.fine(run.blocks_meet()
+                  ? cudaLaunchCooperativeKernel(function, grid, threads, arguments, bytes, stream)
+                  : cudaLaunchKernel(function, grid, threads, arguments, bytes, stream),
+              "launch");
+}
+
+template <int kHidden, Activation kKind>
+bool launched_known(const DeviceRun<float>& run, const Device& device, cudaStream_t stream,
+                    Report& report) {
+  typedef KnownMlp<float, 2, kHidden, 2, 2, kKind> Net;
+  if (!Net::fits(run.run.net)) return false;
+  launch<float, ChainOfThread<float, Net>>(run, device, stream, report);
+  return true;
+}
+
+template <Activation kKind>
+bool launched_known(const DeviceRun<float>& run, const Device& device, cudaStream_t stream,
+                    Report& report) {
+  return launched_known<16, kKind>(run, device, stream, report) ||
+         launched_known<20, kKind>(run, device, stream, report) ||
+         launched_known<32, kKind>(run, device, stream, report);
+}
+
+// Nets of two latents, two hidden layers of a common width and two outputs, in float: those of
+// two-dimensional studies, which are many chains of very little work each.
+bool launched_known(const DeviceRun<float>& run, const Device& device, cudaStream_t stream,
+                    Report& report) {
+  return launched_known<Activation::relu>(run, device, stream, report) ||
+         launched_known<Activation::leaky_relu>(run, device, stream, report) ||
+         launched_known<Activation::tanh>(run, device, stream, report);
+}
+bool launched_known(const DeviceRun<double>&, const Device&, cudaStream_t, Report&) {
+  return false;
+}
+
+template <class T>
+void launch_threads(const DeviceRun<T>& run, const Device& device, cudaStream_t stream,
+                    Report& report) {
+  if (launched_known(run, device, stream, report)) return;
+  launch<T, ChainOfThread<T, Mlp<T>>>(run, device, stream, report);
+}
+
+template <class T, int kHidden>
+bool launched_warps(const DeviceRun<T>& run, const Device& device, cudaStream_t stream,
+                    Report& report) {
+  typedef ChainOfWarp<T, kHidden, true> Chain;
+  if (kHidden != known_hidden(run.run.net) && kHidden != 0) return false;
+  if (shared_bytes<T, Chain>(run) > device.shared_bytes) return false;
+  launch<T, Chain>(run, device, stream, report);
+  return true;
+}
+
+template <class T>
+void launch_warps(const DeviceRun<T>& run, const Device& device, cudaStream_t stream,
+                  Report& report) {
+  if (launched_warps<T, 16>(run, device, stream, report) ||
+      launched_warps<T, 20>(run, device, stream, report) ||
+      launched_warps<T, 32>(run, device, stream, report) ||
+      launched_warps<T, 0>(run, device, stream, report)) {
+    return;
+  }
+  launch<T, ChainOfWarp<T, 0, false>>(run, device, stream, report);
+}
+
+template <class T>
+void enqueue(DeviceRun<T>& run, const Device& device, cudaStream_t stream, Report& report) {
+  const Mlp<T>& net = run.run.net;
+  const bool fits = room_of_thread(net) <= kThreadRoom &&
+                    shared_bytes<T, ChainOfThread<T, Mlp<T>>>(run) <= device.shared_bytes;
+  const Layout layout = choose_layout(run.run.shape, device.multiprocessors, fits);
+  run.tile_chains = layout.tile_chains;
+  if (layout.by == ChainBy::warp) {
+    // Where the rooms of all its warps are too much for a block, it has fewer.
+    while (run.tile_chains > 1 &&
+           shared_bytes<T, ChainOfWarp<T, 0, false>>(run) > device.shared_bytes) {
+      run.tile_chains = (run.tile_chains + 1) / 2;
+    }
+  }
+  const int64_t bytes_of_tiles = 2 * run.tiles() * static_cast<int64_t>(sizeof(TileSums));
+  const int64_t bytes_of_steps =
+      2 * run.run.shape.observations * static_cast<int64_t>(sizeof(StepState));
+  void* memory = nullptr;
+  if (!report.fine(cudaMallocAsync(&memory, bytes_of_tiles + bytes_of_steps, stream), "memory")) {
+    return;
+  }
+  run.sums = static_cast<TileSums*>(memory);
+  run.steps = reinterpret_cast<StepState*>(static_cast<char*>(memory) + bytes_of_tiles);
+  if (layout.by == ChainBy::thread) {
+    launch_threads(run, device, stream, report);
+  } else {
+    launch_warps(run, device, stream, report);
+  }
+  report.fine(cudaFreeAsync(memory, stream), "memory");
+}
+
+template <class T>
+std::string anneal_on_device(const MlpRun<T>& given, void* stream) {
+  DeviceRun<T> run = device_run_of(given);
+  Report report;
+  Device device{};
+  if (ask(device, report)) enqueue(run, device, static_cast<cudaStream_t>(stream), report);
+  return report.text();
+}
+
+}  // namespace
+
+std::string anneal_mlp_cuda(const MlpRun<float>& run, void* stream) {
+  return anneal_on_device(run, stream);
+}
+std::string anneal_mlp_cuda(const MlpRun<double>& run, void* stream) {
+  return anneal_on_device(run, stream);
+}
+
+}  // namespace cogen

@@ -1,0 +1,15 @@
+// The published run for a generator of dense layers in one launch on a CUDA device.
+#pragma once
+
+#include <string>
+
+#include "kernels.h"
+
+namespace cogen {
+
+// Enqueues the run on the stream of the current device. All arrays are the device's; `rule` is the
+// host's. Empty, or what went wrong.
+std::string anneal_mlp_cuda(const MlpRun<float>& run, void* stream);
+std::string anneal_mlp_cuda(const MlpRun<double>& run, void* stream);
+
+}  // namespace cogen
