@@ -63,11 +63,8 @@ def prepared(
     device: torch.device | str | None = None,
     backend: str = "auto",
     max_batch: int | None = None,
-    method: str | None = None,
 ) -> Iterator[Problem]:
     """Check generator and data and bind them; G is as it was when the context ends.
-
-    ``method`` ("paper", "adaptive") is what the problem is for, where it is for a run.
 
     Inside, gradients are off but where a potential turns them on, and float32 is float32 (no TF32)
     on CUDA. Raises TypeError or ValueError naming the argument at fault.
@@ -85,21 +82,19 @@ def prepared(
             misfit=misfit,
         )
         potential = GeneratorPotential(adapter, observation, ops, max_batch)
-        dense = _dense_problem(backend, method, adapter, observation)
+        dense = _dense_problem(backend, adapter, observation)
         name = ops.name if dense is None else "fused"
         yield Problem(adapter, observation, potential, name, dense)
 
 
 def _dense_problem(
-    backend: str, method: str | None, adapter: GeneratorAdapter, observation: Observation
+    backend: str, adapter: GeneratorAdapter, observation: Observation
 ) -> DenseProblem | None:
     """For runs in C++, where they were asked for or are the best there is."""
     if backend not in ("auto", "fused") or not dispatch.fuses(adapter.device):
         return None
     layers = dense_layers(adapter.generator)
     obstacle = _obstacle(layers, adapter, observation)
-    if obstacle is None and adapter.device.type == "cuda" and method == "adaptive":
-        obstacle = "the adaptive method on a CUDA device, which runs there step by step"
     if layers is not None and obstacle is None:
         return DenseProblem.of(layers, observation.spec)
     if backend == "fused":

@@ -188,8 +188,7 @@ def cogenerate(
     path = None if checkpoint is None else _checkpoint_path(checkpoint)
     interval = check_number("checkpoint_seconds", checkpoint_seconds, above=0.0, zero=True)
     plan: Method
-    chosen = _chosen_method(method, preset, only_paper, only_adaptive)
-    if chosen == "paper":
+    if _chosen_method(method, preset, only_paper, only_adaptive) == "paper":
         plan = _paper(base, preset, rule, ais_steps, schedule, form, common, running)
     else:
         plan = _adaptive(common | only_adaptive | {"budget": _unpolished(budget, polish)}, running)
@@ -204,7 +203,6 @@ def cogenerate(
         device=device,
         backend=backend,
         max_batch=running["max_batch"],
-        method=chosen,
     ) as problem:
         run, complete = Loop(plan, problem, path, interval).anneal(observation_ids, progress)
         outcome = plan.outcome(problem, run, complete)

@@ -134,7 +134,7 @@ class Worker {
   }
 
   void adapted(int64_t t, int64_t m, int64_t b) const {
-    const double mean = mean_of(arena_.probability() + first_of(b), tiling_.chains);
+    const double mean = mean_of(Alone{}, arena_.probability() + first_of(b), tiling_.chains);
     const int64_t place = t * tiling_.observations + b;
     run_.step_used[place] = run_.step_size[b];
     run_.acceptance[place] =
@@ -149,9 +149,10 @@ class Worker {
   void describe(int64_t t) const {
     for (int64_t b = member_.id; b < tiling_.observations; b += member_.threads) {
       const double* energy = arena_.energy() + first_of(b);
-      const double mean = mean_of(energy, tiling_.chains);
+      const double mean = mean_of(Alone{}, energy, tiling_.chains);
+      const double deviation = deviation_of(Alone{}, energy, tiling_.chains, mean);
       run_.energy_mean[t * tiling_.observations + b] = mean;
-      run_.energy_std[t * tiling_.observations + b] = deviation_of(energy, tiling_.chains, mean);
+      run_.energy_std[t * tiling_.observations + b] = deviation;
     }
     if (run_.trace) {
       T* out = run_.trace + t * tiling_.observations * tiling_.chains * tiling_.size;

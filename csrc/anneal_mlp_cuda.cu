@@ -1,11 +1,9 @@
 #include "anneal_mlp_cuda.h"
 
-#include <cooperative_groups.h>
-#include <cuda_runtime.h>
-
 #define COGEN_ISA device_code
 #define COGEN_CHAIN_PER_THREAD
 #include "anneal_mlp_device.h"
+#include "launch_cuda.h"
 
 namespace cogen {
 namespace {
@@ -20,59 +18,12 @@ constexpr int kMostThreads =
 template <class Chain>
 constexpr int kLeastBlocks = Chain::kThreads == 1 ? 3 : 1;
 
-struct CudaMachine {
-  int thread, threads;
-  int64_t block, blocks;
-  char* shared;
-
-  __device__ void warp_meets() const { __syncwarp(); }
-  __device__ void block_meets() const { __syncthreads(); }
-  __device__ void grid_meets() const { cooperative_groups::this_grid().sync(); }
-  __device__ double warp_sum(double value) const {
-    for (int apart = kWarp / 2; apart > 0; apart /= 2) {
-      value += __shfl_xor_sync(0xffffffffu, value, apart);
-    }
-    return value;
-  }
-};
-
 template <class T, class Chain>
 __global__ void __launch_bounds__(kMostThreads<Chain>, kLeastBlocks<Chain>)
     anneal(const __grid_constant__ DeviceRun<T> device) {
   extern __shared__ __align__(16) char shared[];
-  const CudaMachine machine{static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x), blockIdx.x,
-                            gridDim.x, shared};
+  const CudaMachine machine = this_machine(shared);
   DeviceThread<T, Chain, CudaMachine>(device, machine).all();
-}
-
-// The first error, in words.
-class Report {
- public:
-  bool fine(cudaError_t error, const char* what) {
-    if (error == cudaSuccess) return true;
-    if (text_.empty()) text_ = std::string(what) + ": " + cudaGetErrorString(error);
-    cudaGetLastError();  // so that later calls do not report it again
-    return false;
-  }
-  const std::string& text() const { return text_; }
-
- private:
-  std::string text_;
-};
-
-struct Device {
-  int multiprocessors, shared_bytes, cooperative;
-};
-
-bool ask(Device& device, Report& report) {
-  int id = 0;
-  if (!report.fine(cudaGetDevice(&id), "the current device")) return false;
-  const auto attribute = [&](int* value, cudaDeviceAttr which) {
-    return report.fine(cudaDeviceGetAttribute(value, which, id), "a device's attribute");
-  };
-  return attribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount) &&
-         attribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin) &&
-         attribute(&device.cooperative, cudaDevAttrCooperativeLaunch);
 }
 
 // As many blocks as reside on the device at once, or fewer that have the same number of tiles each.
@@ -86,31 +37,11 @@ void launch(DeviceRun<T> run, const Device& device, cudaStream_t stream, Report&
   const auto kernel = anneal<T, Chain>;
   const int64_t bytes = shared_bytes<T, Chain>(run);
   const int threads = static_cast<int>(run.tile_chains) * Chain::kThreads;
-  int each = 0;
-  if (!report.fine(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(bytes)),
-                   "shared memory") ||
-      !report.fine(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads,
-                                                                 static_cast<size_t>(bytes)),
-                   "occupancy")) {
-    return;
-  }
-  if (each == 0) {
-    report.fine(cudaErrorLaunchOutOfResources, "a block");
-    return;
-  }
-  if (run.blocks_meet() && !device.cooperative) {
-    report.fine(cudaErrorNotSupported, "blocks that meet");
-    return;
-  }
-  const int64_t resident = static_cast<int64_t>(each) * device.multiprocessors;
-  const dim3 grid(static_cast<unsigned>(blocks_for(run.tiles(), resident)));
-  void* arguments[] = {&run};
-  const void* const function = reinterpret_cast<const void*>(kernel);
-  report.fine(run.blocks_meet()
-                  ? cudaLaunchCooperativeKernel(function, grid, threads, arguments, bytes, stream)
-                  : cudaLaunchKernel(function, grid, threads, arguments, bytes, stream),
-              "launch");
+  const int64_t resident =
+      resident_blocks(kernel, threads, bytes, run.blocks_meet(), device, report);
+  if (resident == 0) return;
+  start(kernel, run, blocks_for(run.tiles(), resident), threads, bytes, run.blocks_meet(), stream,
+        report);
 }
 
 template <int kHidden, Activation kKind>

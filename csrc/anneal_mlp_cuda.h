@@ -1,4 +1,4 @@
-// The published run for a generator of dense layers in one launch on a CUDA device.
+// Runs for a generator of dense layers in one launch each on a CUDA device.
 #pragma once
 
 #include <string>
@@ -11,5 +11,9 @@ namespace cogen {
 // host's. Empty, or what went wrong.
 std::string anneal_mlp_cuda(const MlpRun<float>& run, void* stream);
 std::string anneal_mlp_cuda(const MlpRun<double>& run, void* stream);
+
+// The same of the adaptive run, and waits for it: `progress` is the host's.
+std::string adapt_mlp_cuda(const AdaptiveRun<float>& run, Progress* progress, void* stream);
+std::string adapt_mlp_cuda(const AdaptiveRun<double>& run, Progress* progress, void* stream);
 
 }  // namespace cogen

@@ -12,7 +12,7 @@
 // A Machine says where a thread is (`thread` of `threads` in its block, `block` of `blocks`) and
 // what `shared` memory its block has; `warp_meets`, `block_meets` and `grid_meets` wait for the
 // others and let their writes be seen; `warp_sum` gives every lane the sum over its warp, in a
-// fixed order.
+// fixed order, `warp_greatest` the greatest that is a number.
 #pragma once
 
 #include "anneal_mlp.h"
@@ -52,6 +52,14 @@ struct DeviceRun {
   COGEN_HD bool blocks_meet() const { return tiles_each() > 1; }
 };
 
+template <class T>
+inline void place_layers(const Mlp<T>& net, int* first) {
+  first[0] = 0;
+  for (int k = 0; k < net.layers; ++k) {
+    first[k + 1] = first[k] + layer_numbers(net.width[k], net.width[k + 1]);
+  }
+}
+
 // Without a layout, and without memory for what tiles leave.
 template <class T>
 inline DeviceRun<T> device_run_of(const MlpRun<T>& run) {
@@ -60,10 +68,7 @@ inline DeviceRun<T> device_run_of(const MlpRun<T>& run) {
   device.run.rule = nullptr;
   device.adapts = run.rule != nullptr;
   if (run.rule) device.rule = *run.rule;
-  const Mlp<T>& net = run.net;
-  for (int k = 0; k < net.layers; ++k) {
-    device.first[k + 1] = device.first[k] + layer_numbers(net.width[k], net.width[k + 1]);
-  }
+  place_layers(run.net, device.first);
   return device;
 }
 
@@ -85,11 +90,11 @@ COGEN_HD void copy_numbers(const Machine& machine, const T* from, int count, T* 
 
 // All layers, one after the other, to where they are read from.
 template <class T, class Machine>
-COGEN_HD_LARGE void copy_layers(const Machine& machine, const DeviceRun<T>& device, T* numbers) {
-  const Mlp<T>& net = device.run.net;
+COGEN_HD_LARGE void copy_layers(const Machine& machine, const Mlp<T>& net, const int* first,
+                                T* numbers) {
   for (int k = 0; k < net.layers; ++k) {
     const int in = net.width[k], out = net.width[k + 1];
-    T* const to = numbers + device.first[k];
+    T* const to = numbers + first[k];
     copy_numbers(machine, net.weight[k], in * padded(out), to);
     copy_numbers(machine, net.bias[k], padded(out), to + in * padded(out));
     copy_numbers(machine, net.back[k], out * padded(in), to + (in + 1) * padded(out));
@@ -119,7 +124,8 @@ COGEN_HD_LARGE ChainOutcome transition_in_thread(const Net& net, const Observed<
   typename ChainsInLanes<T>::Outcome outcome;
   ChainsInLanes<T>::transition(net, observed, stream, move, chain, room + 2 * latent_size(net),
                                outcome);
-  return {outcome.probability[0], outcome.change[0]};
+  hand_over(chain, state, 0, 1, latent_size(net));
+  return {outcome.probability[0], outcome.change[0], outcome.accepted[0]};
 }
 
 // A thread, a net of the kind Net: one of any widths, or one whose widths the compiler knows.
@@ -134,11 +140,12 @@ struct ChainOfThread<T, Mlp<T>> {
   static COGEN_HD int64_t shared_room(const Mlp<T>&) { return 0; }
 
   template <class Machine>
-  static COGEN_HD ChainOutcome transition(const Machine& machine, const DeviceRun<T>& device,
-                                          const Observed<T>& observed, const Stream& stream,
-                                          const Move<T>& move, const Tile<T>& state) {
-    Mlp<T> net = device.run.net;
-    const LayersTogether<T> layers{device.run.net, shared_numbers<T>(machine.shared), device.first};
+  static COGEN_HD ChainOutcome transition(const Machine& machine, const Mlp<T>& given,
+                                          const int* first, const Observed<T>& observed,
+                                          const Stream& stream, const Move<T>& move,
+                                          const Tile<T>& state) {
+    Mlp<T> net = given;
+    const LayersTogether<T> layers{given, shared_numbers<T>(machine.shared), first};
     for (int k = 0; k < net.layers; ++k) {
       const Layer<T> layer = layers(k);
       net.weight[k] = layer.weight;
@@ -157,13 +164,14 @@ struct ChainOfThread<T, KnownMlp<T, kLatent, kHidden, kDepth, kOut, kKind>> {
   static COGEN_HD int64_t shared_room(const Mlp<T>&) { return 0; }
 
   template <class Machine>
-  static COGEN_HD ChainOutcome transition(const Machine& machine, const DeviceRun<T>& device,
-                                          const Observed<T>& observed, const Stream& stream,
-                                          const Move<T>& move, const Tile<T>& state) {
+  static COGEN_HD ChainOutcome transition(const Machine& machine, const Mlp<T>& given,
+                                          const int* /* first */, const Observed<T>& observed,
+                                          const Stream& stream, const Move<T>& move,
+                                          const Tile<T>& state) {
     KnownMlp<T, kLatent, kHidden, kDepth, kOut, kKind> net;
     net.numbers = shared_numbers<T>(machine.shared);
-    net.slope = device.run.net.slope;
-    net.last = device.run.net.activation[kDepth];
+    net.slope = given.slope;
+    net.last = given.activation[kDepth];
     return transition_in_thread<T, 3 * kLatent>(net, observed, stream, move, state);
   }
 };
@@ -180,46 +188,68 @@ struct ChainOfWarp {
   }
 
   template <class Machine>
-  static COGEN_HD ChainOutcome transition(const Machine& machine, const DeviceRun<T>& device,
-                                          const Observed<T>& observed, const Stream& stream,
-                                          const Move<T>& move, const Tile<T>& state) {
-    const Mlp<T>& net = device.run.net;
+  static COGEN_HD ChainOutcome transition(const Machine& machine, const Mlp<T>& net,
+                                          const int* first, const Observed<T>& observed,
+                                          const Stream& stream, const Move<T>& move,
+                                          const Tile<T>& state) {
     T* const numbers = shared_numbers<T>(machine.shared);
-    T* const room = numbers + (kInShared ? device.first[net.layers] : 0) +
+    T* const room = numbers + (kInShared ? first[net.layers] : 0) +
                     machine.thread / kWarp * shared_room(net);
     Tile<T> chain = state;
     chain.position = room;
     chain.momentum = room + padded(net.width[0]);
     T* const rest = room + 2 * padded(net.width[0]);
+    ChainOutcome outcome;
     if (kInShared) {
-      const LayersTogether<T> layers{net, numbers, device.first};
-      return transition_in_warp<kHidden>(machine, net, layers, observed, stream, move, chain, rest);
+      const LayersTogether<T> layers{net, numbers, first};
+      outcome =
+          transition_in_warp<kHidden>(machine, net, layers, observed, stream, move, chain, rest);
+    } else {
+      outcome = transition_in_warp<kHidden>(machine, net, LayersApart<T>{net}, observed, stream,
+                                            move, chain, rest);
     }
-    return transition_in_warp<kHidden>(machine, net, LayersApart<T>{net}, observed, stream, move,
-                                       chain, rest);
+    hand_over(chain, state, machine.thread % kWarp, kWarp, net.width[0]);
+    return outcome;
   }
 };
 
+// Of a block that makes so many chains at once.
+template <class Chain, class T>
+COGEN_HD int64_t shared_bytes_for(const Mlp<T>& net, const int* first, int64_t chains) {
+  const int64_t layers = Chain::kKeepsLayers ? first[net.layers] : 0;
+  return bytes_of_sums() +
+         (layers + chains * Chain::shared_room(net)) * static_cast<int64_t>(sizeof(T));
+}
+
 template <class T, class Chain>
 COGEN_HD int64_t shared_bytes(const DeviceRun<T>& device) {
-  const Mlp<T>& net = device.run.net;
-  const int64_t layers = Chain::kKeepsLayers ? device.first[net.layers] : 0;
-  return bytes_of_sums() +
-         (layers + device.tile_chains * Chain::shared_room(net)) * static_cast<int64_t>(sizeof(T));
+  return shared_bytes_for<Chain>(device.run.net, device.first, device.tile_chains);
+}
+
+// The values of all warps of a block, one after the other, folded into one.
+template <class Machine, class Fold>
+COGEN_HD double block_folded(const Machine& machine, double of_warp, const Fold& fold) {
+  if (machine.threads == kWarp) return of_warp;
+  double* const values = reinterpret_cast<double*>(machine.shared);
+  machine.block_meets();  // nobody reads the last ones any more
+  if (machine.thread % kWarp == 0) values[machine.thread / kWarp] = of_warp;
+  machine.block_meets();
+  double all = values[0];
+  for (int w = 1; w < machine.threads / kWarp; ++w) all = fold(all, values[w]);
+  return all;
 }
 
 // The same in all threads of a block, always in the same order.
 template <class Machine>
 COGEN_HD_CALLED double block_sum(const Machine machine, double value) {
-  const double sum = machine.warp_sum(value);
-  if (machine.threads == kWarp) return sum;
-  double* const sums = reinterpret_cast<double*>(machine.shared);
-  machine.block_meets();  // nobody reads the last ones any more
-  if (machine.thread % kWarp == 0) sums[machine.thread / kWarp] = sum;
-  machine.block_meets();
-  double total = sums[0];
-  for (int w = 1; w < machine.threads / kWarp; ++w) total += sums[w];
-  return total;
+  return block_folded(machine, machine.warp_sum(value),
+                      [](double a, double b) { return a + b; });
+}
+
+template <class Machine>
+COGEN_HD_CALLED double block_greatest(const Machine machine, double value) {
+  return block_folded(machine, machine.warp_greatest(value),
+                      [](double a, double b) { return fmax(a, b); });
 }
 
 // --- the run ------------------------------------------------------------------------------------
@@ -232,7 +262,7 @@ class DeviceThread {
 
   COGEN_HD_LARGE void all() const {
     if (Chain::kKeepsLayers) {
-      copy_layers(machine_, device_, shared_numbers<T>(machine_.shared));
+      copy_layers(machine_, run_.net, device_.first, shared_numbers<T>(machine_.shared));
     }
     const int64_t tiles = device_.tiles();
     const bool together = device_.blocks_meet();
@@ -301,7 +331,7 @@ class DeviceThread {
     const int64_t row = b * run_.shape.chains + chain;
     const Tile<T> state{run_.latents + row * run_.shape.size, run_.grad + row * run_.shape.size,
                         nullptr, nullptr, run_.energy + row, static_cast<uint32_t>(chain)};
-    return Chain::transition(machine_, device_,
+    return Chain::transition(machine_, run_.net, device_.first,
                              observed_of(run_.observed, b, measured_size(run_.net)), stream, move,
                              state);
   }

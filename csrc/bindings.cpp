@@ -614,6 +614,25 @@ py::tuple adapt_mlp(const py::dict& arguments, int threads) {
   return py::make_tuple(progress.steps, progress.spent);
 }
 
+template <class T>
+py::tuple adapt_mlp_on_device(const py::dict& arguments, Address stream) {
+#if defined(COGEN_WITH_CUDA)
+  const AdaptiveRun<T> run = adaptive_run_of<T>(Fields(arguments));
+  Progress progress{0, run.spent};
+  if (is_empty(run.shape)) return py::make_tuple(progress.steps, progress.spent);
+  std::string error;
+  {
+    const py::gil_scoped_release released;
+    error = adapt_mlp_cuda(run, &progress, at<void>(stream));
+  }
+  if (!error.empty()) throw std::runtime_error("adapt_mlp_cuda: " + error);
+  return py::make_tuple(progress.steps, progress.spent);
+#else
+  (void)arguments, (void)stream;
+  throw std::runtime_error("adapt_mlp_cuda: this extension was built without CUDA");
+#endif
+}
+
 // Raw noise, for the tests of each instruction set and of the device.
 
 NoiseKind noise_kind_of(const std::string& name) {
@@ -680,6 +699,7 @@ void bind_ops(py::module_& module, const std::string& suffix) {
   module.def(("anneal_mlp" + suffix).c_str(), &anneal_mlp<T>);
   module.def(("anneal_mlp_cuda" + suffix).c_str(), &anneal_mlp_on_device<T>);
   module.def(("adapt_mlp" + suffix).c_str(), &adapt_mlp<T>);
+  module.def(("adapt_mlp_cuda" + suffix).c_str(), &adapt_mlp_on_device<T>);
 }
 
 }  // namespace

@@ -165,7 +165,19 @@ COGEN_HD void draw_in_warp(const Stream& stream, int lane, int size, uint32_t ch
 
 struct ChainOutcome {
   double probability, change;
+  bool accepted;
 };
+
+// A proposal, made where `made` says, to where it is `asked` for. A thread copies what it wrote
+// itself: every so many-th entry.
+template <class T>
+COGEN_HD void hand_over(const Tile<T>& made, const Tile<T>& asked, int first, int apart, int size) {
+  if (!asked.position) return;
+  for (int i = first; i < size; i += apart) {
+    asked.position[i] = made.position[i];
+    asked.momentum[i] = made.momentum[i];
+  }
+}
 
 // Numbers of type T that a warp needs for itself.
 template <class T>
@@ -184,20 +196,23 @@ COGEN_HD_LARGE ChainOutcome transition_in_warp(const Machine& machine, const Mlp
   T* const v = chain.momentum;
   T* const force = room;
   T* const work = force + padded(size);
+  const T* const mass = move.inverse_mass;
   const Potential& at = move.potential;
   const T step = static_cast<T>(move.step_size);
   const KickSpans<T> half = kick_spans<T>(at.beta, at.prior_weight, 0.5 * move.step_size);
   const KickSpans<T> full = kick_spans<T>(at.beta, at.prior_weight, move.step_size);
 
+  const auto drifted = [&](int i, T z) { return z + step * (mass ? v[i] * mass[i] : v[i]); };
+
   draw_in_warp(stream, lane, size, chain.first_chain, v);
   machine.warp_meets();
   double prior = 0.0, kinetic = 0.0;
   for (int i = lane; i < size; i += kWarp) {
-    const T z = chain.latents[i], drawn = v[i];
+    const T z = chain.latents[i], drawn = mass ? v[i] * (T(1) / square_root(mass[i])) : v[i];
     prior += static_cast<double>(z) * z;
-    kinetic += static_cast<double>(drawn) * drawn;
+    kinetic += static_cast<double>(drawn) * drawn * mass_at(mass, i);
     v[i] = kick(drawn, z, chain.grad[i], half);
-    q[i] = z + step * v[i];
+    q[i] = drifted(i, z);
   }
   const double start =
       hamiltonian_of(chain.energy[0], machine.warp_sum(prior), machine.warp_sum(kinetic), at);
@@ -205,7 +220,7 @@ COGEN_HD_LARGE ChainOutcome transition_in_warp(const Machine& machine, const Mlp
   for (int made = 0; made < move.leapfrog_steps; ++made) {
     for (int i = lane; i < size && made > 0; i += kWarp) {
       v[i] = kick(v[i], q[i], force[i], full);
-      q[i] = q[i] + step * v[i];
+      q[i] = drifted(i, q[i]);
     }
     machine.warp_meets();
     part = energy_and_grad_in_warp<kHidden>(machine, net, layers, observed, q, force, work);
@@ -214,7 +229,7 @@ COGEN_HD_LARGE ChainOutcome transition_in_warp(const Machine& machine, const Mlp
   for (int i = lane; i < size; i += kWarp) {
     const double position = q[i], momentum = kick(v[i], q[i], force[i], half);
     prior += position * position;
-    kinetic += momentum * momentum;
+    kinetic += momentum * momentum * mass_at(mass, i);
   }
   const double energy = machine.warp_sum(part);
   const double end = hamiltonian_of(energy, machine.warp_sum(prior), machine.warp_sum(kinetic), at);
@@ -228,7 +243,7 @@ COGEN_HD_LARGE ChainOutcome transition_in_warp(const Machine& machine, const Mlp
       chain.grad[i] = force[i];
     }
   }
-  return {verdict.probability, verdict.change};
+  return {verdict.probability, verdict.change, verdict.accepted};
 }
 
 }  // namespace COGEN_ISA

@@ -6,6 +6,7 @@
 #endif
 
 #include "anneal_mlp.h"
+#include "crew.h"
 #include "kernels.h"
 
 namespace cogen {
@@ -69,19 +70,6 @@ inline void together(int threads, const Body& body) {
 #endif
   (void)threads;
   body(Member{0, 1});
-}
-
-// Mean of values that lie one after the other, always in the same order.
-inline double mean_of(const double* values, int64_t count) {
-  double sum = 0.0;
-  for (int64_t n = 0; n < count; ++n) sum += values[n];
-  return sum / static_cast<double>(count);
-}
-
-inline double deviation_of(const double* values, int64_t count, double mean) {
-  double sum = 0.0;
-  for (int64_t n = 0; n < count; ++n) sum += (values[n] - mean) * (values[n] - mean);
-  return square_root(sum / static_cast<double>(count));
 }
 
 }  // namespace COGEN_ISA

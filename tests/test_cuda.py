@@ -121,11 +121,48 @@ def test_runs_in_one_launch_are_the_same_to_the_bit() -> None:
     assert runs[0].settings["backend"] == "fused"
 
 
+ADAPTIVE: dict[str, dict[str, Any]] = {
+    "plain": {"mass": "identity"},
+    "diagonal": {"mass": "diagonal", "hmc_steps": 1},
+    "low rank": {"mass": "low-rank"},
+    "budget": {"mass": "low-rank", "budget": 60},
+}
+
+
 @needs_fused
-def test_the_adaptive_method_is_not_fused_on_a_device() -> None:
-    net = _network((2, 8, 2), nn.Tanh).cuda()
-    options: dict[str, Any] = {"noise_std": 0.3, "progress": False, "budget": 30}
-    with pytest.raises(ValueError, match="adaptive method on a CUDA device"):
-        cogenerate(net, torch.zeros(2), torch.ones(2), backend="fused", **options)
-    result = cogenerate(net, torch.zeros(2), torch.ones(2), **options)
-    assert result.settings["backend"] == "reference"
+@pytest.mark.parametrize("sizes", [(2, 20, 20, 2), (7, 33, 5), (40, 256, 256, 100)], ids=str)
+@pytest.mark.parametrize("chains", [16, 100, 700])
+@pytest.mark.parametrize("settings", ADAPTIVE.values(), ids=ADAPTIVE)
+def test_an_adaptive_run_in_one_launch_begins_as_the_one_on_the_cpu(
+    settings: dict[str, Any], chains: int, sizes: tuple[int, ...]
+) -> None:
+    """Later temperatures amplify the rounding in which devices differ."""
+    net = _network(sizes, nn.Tanh).double()
+    x_obs = torch.linspace(-0.5, 0.5, 3 * sizes[-1], dtype=torch.float64).reshape(3, sizes[-1])
+    options: dict[str, Any] = {
+        "noise_std": 0.3,
+        "seed": 2,
+        "progress": False,
+        "keep_trace": True,
+        "chains": chains,
+        "backend": "fused",
+    }
+    if sizes[-1] == 100:  # so that it takes seconds on the CPU
+        options["budget"] = 100
+    runs = [
+        cogenerate(net.to(device), x_obs, torch.ones(sizes[-1]), **(options | settings))
+        for device in ("cpu", "cuda")
+    ]
+    for name in ("betas", "step_size", "acceptance", "trace"):
+        first, second = (getattr(run, name)[:3] for run in runs)
+        assert torch.allclose(first, second, rtol=1e-7, atol=1e-7, equal_nan=True), name
+
+
+@needs_fused
+def test_adaptive_runs_in_one_launch_are_the_same_to_the_bit() -> None:
+    net = _network((7, 20, 20, 3), nn.ReLU).cuda()
+    x_obs = torch.linspace(-1, 1, 600).reshape(200, 3)  # more rows than multiprocessors
+    options: dict[str, Any] = {"noise_std": 0.2, "seed": 1, "chains": 100, "progress": False}
+    runs = [cogenerate(net, x_obs, torch.ones(3), **options) for _ in range(2)]
+    assert torch.equal(runs[0].latents, runs[1].latents)
+    assert runs[0].settings["backend"] == "fused"

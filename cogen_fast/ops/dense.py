@@ -97,7 +97,7 @@ def unfit(layers: DenseLayers) -> str | None:
 
 
 def unserved(device: torch.device) -> str | None:
-    """Why no run in C++ is made on a device; None where published runs are."""
+    """Why no run in C++ is made on a device; None where it is."""
     if device.type == "cpu":
         return None
     if device.type != "cuda":
@@ -170,12 +170,20 @@ def anneal(
 def adapt(
     packed: Packed, spec: MisfitSpec, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> tuple[int, int]:
-    """A stretch of the adaptive run (AdaptiveRun): temperatures made, gradients spent in all."""
-    name = f"adapt_mlp_{_suffix(tensors)}"
-    steps, spent = getattr(native.extension(), name)(
-        _arguments(packed, spec, tensors, torch.device("cpu")) | dict(numbers),
-        torch.get_num_threads(),
-    )
+    """A stretch of the adaptive run (AdaptiveRun): temperatures made, gradients spent in all.
+
+    On a CUDA device it is made on the current stream, and waited for.
+    """
+    device = tensors["latents"].device
+    arguments = _arguments(packed, spec, tensors, device) | dict(numbers)
+    extension, suffix = native.extension(), _suffix(tensors)
+    if device.type == "cpu":
+        run = getattr(extension, f"adapt_mlp_{suffix}")
+        steps, spent = run(arguments, torch.get_num_threads())
+    else:
+        with torch.cuda.device(device):
+            run = getattr(extension, f"adapt_mlp_cuda_{suffix}")
+            steps, spent = run(arguments, torch.cuda.current_stream().cuda_stream)
     return int(steps), int(spent)
 
 

@@ -205,7 +205,7 @@ def _smc_stretch(problem: DenseProblem, annealing: Annealing, run: smc.Run, coun
     trace = None
     if run.trace is not None:
         trace = state.hmc.latents.new_empty(count, *state.hmc.latents.shape)
-    filler = stiffness.filler(size)
+    filler = stiffness.filler(size).to(state.beta.device)
     steps, spent = dense.adapt(
         problem.packed,
         problem.spec,
@@ -221,6 +221,7 @@ def _smc_stretch(problem: DenseProblem, annealing: Annealing, run: smc.Run, coun
             "trace": 0 if trace is None else trace.data_ptr(),
         },
     )
+    out |= {name: out[name].cpu() for name in ("leapfrog_steps", "hmc_steps")}
     infos = tuple(_info(out, t, annealing) for t in range(steps))
     written: dict[str, Any] = {name: tensors[name] for name in _WRITTEN}
     after = replace(
@@ -230,7 +231,9 @@ def _smc_stretch(problem: DenseProblem, annealing: Annealing, run: smc.Run, coun
         spent=spent,
         **written,
     )
-    seen = None if run.trace is None or trace is None else (*run.trace, *trace[:steps].unbind())
+    seen = run.trace
+    if seen is not None and trace is not None:  # the run's is on the CPU
+        seen = (*seen, *trace[:steps].cpu().unbind())
     return replace(run, state=after, infos=(*run.infos, *infos), trace=seen)
 
 
@@ -277,19 +280,19 @@ def _plan(annealing: Annealing) -> dict[str, float | int]:
 def _room(state: SMCState, count: int) -> dict[str, Tensor]:
     """What a call writes of each temperature."""
     rows, chains, size = state.hmc.latents.shape
-    per_row = (count, rows)
-    double = torch.float64
+    per_row, device = (count, rows), state.beta.device
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
     numbers = ("kept", "beta", "step_size", "effective_size", "acceptance")
-    room = {name: torch.zeros(per_row, dtype=double) for name in numbers}
-    room |= {name: torch.zeros(per_row, dtype=double) for name in ("energy_mean", "energy_std")}
-    room |= {name: torch.zeros(per_row, dtype=torch.bool) for name in ("active", "resampled")}
-    room |= {
-        name: torch.zeros(count, dtype=torch.int64) for name in ("leapfrog_steps", "hmc_steps")
-    }
-    room["moves"] = torch.zeros(per_row, dtype=torch.int64)
-    room["inverse_mass"] = torch.ones(*per_row, size, dtype=state.hmc.latents.dtype)
-    room["stiff"] = torch.zeros(*per_row, size, max(stiffness.count(size), 1), dtype=double)
-    room["ancestors"] = torch.zeros(*per_row, chains, dtype=torch.int64)
+    room = {name: zeros(*per_row) for name in (*numbers, "energy_mean", "energy_std")}
+    room |= {name: zeros(*per_row, dtype=torch.bool) for name in ("active", "resampled")}
+    room |= {name: zeros(count, dtype=torch.int64) for name in ("leapfrog_steps", "hmc_steps")}
+    room["moves"] = zeros(*per_row, dtype=torch.int64)
+    room["inverse_mass"] = state.hmc.latents.new_ones(*per_row, size)
+    room["stiff"] = zeros(*per_row, size, max(stiffness.count(size), 1))
+    room["ancestors"] = zeros(*per_row, chains, dtype=torch.int64)
     return room
 
 

@@ -1,0 +1,11 @@
+// The checks of this program, one file each.
+#pragma once
+
+namespace cogen {
+namespace driver {
+
+void check_emulated_published();
+void check_emulated_adaptive();
+
+}  // namespace driver
+}  // namespace cogen

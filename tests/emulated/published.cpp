@@ -1,0 +1,152 @@
+// Runs the published run of a CUDA device (csrc/anneal_mlp_device.h) on an emulated one, and
+// compares it with the same run on the CPU: chains by threads and by warps, an observation in a
+// block and over several, threads in several orders.
+#define COGEN_CHAIN_PER_THREAD
+#include "anneal_mlp_device.h"
+#include "checks.h"
+#include "machine.h"
+#include "published.h"
+
+namespace cogen {
+namespace driver {
+namespace {
+
+// Relative to 1 and the largest value: a run's sums have another order.
+template <class T>
+constexpr double kDifference = sizeof(T) == sizeof(double) ? 1e-10 : 5e-3;
+
+template <class T>
+class Compared {
+ public:
+  explicit Compared(const PublishedCase& c)
+      : c_(c), problem_(c.dense), start_(c.dense), betas_(c.steps(), c.dense.ragged) {
+    start(c, problem_, start_);
+    std::copy_n(c.betas.begin() + 1, c.steps(), betas_.data());
+    expected_ = made([&](const MlpRun<T>& run) { call(ops(), run, 1); });
+  }
+
+  const Mlp<T> net() const { return problem_.mlp(); }
+
+  // By threads or warps that make tiles of so many chains.
+  template <class Chain>
+  void on_device(const char* name, int64_t tile_chains) const {
+    int number = 0;
+    for (const Order order : {Order::forward, Order::backward, Order::random}) {
+      const int blocks = 1 + (static_cast<int>(c_.dense.chains) + number++) % 3;
+      begin_case(std::string(name) + " " + type_name<T>() + " tile=" +
+                 std::to_string(tile_chains) + " blocks=" + std::to_string(blocks) +
+                 " order=" + std::to_string(static_cast<int>(order)) + " " + describe(c_));
+      const Outputs found =
+          made([&](const MlpRun<T>& run) { launch<Chain>(run, tile_chains, blocks, order); });
+      expect_close(found, expected_, kDifference<T>);
+    }
+  }
+
+ private:
+  static const PublishedOps<T>& ops() {
+    if constexpr (sizeof(T) == sizeof(double)) {
+      return plain::published_double;
+    } else {
+      return plain::published_float;
+    }
+  }
+
+  template <class Make>
+  Outputs made(const Make& make) const {
+    PublishedState<T> state(c_.dense);
+    PublishedHistory<T> history(c_.dense, c_.steps());
+    copy(state, start_);
+    make(run_of(c_, problem_, state, history, c_.betas[0], betas_, c_.hmc_steps, c_.weights));
+    Outputs all = outputs_of(state);
+    for (Output& each : outputs_of(history)) all.push_back(std::move(each));
+    return all;
+  }
+
+  template <class Chain>
+  void launch(const MlpRun<T>& run, int64_t tile_chains, int blocks, Order order) const {
+    DeviceRun<T> device = device_run_of(run);
+    device.tile_chains = tile_chains;
+    Array<double> left(2 * device.tiles() * 3, false), steps(2 * run.shape.observations * 2, false);
+    static_assert(sizeof(TileSums) == 3 * sizeof(double));
+    static_assert(sizeof(StepState) == 2 * sizeof(double));
+    device.sums = reinterpret_cast<TileSums*>(left.data());
+    device.steps = reinterpret_cast<StepState*>(steps.data());
+    Grid grid(blocks, static_cast<int>(tile_chains) * Chain::kThreads,
+              shared_bytes<T, Chain>(device), order);
+    const bool ended = grid.run([&](const EmulatedMachine& machine) {
+      DeviceThread<T, Chain, EmulatedMachine>(device, machine).all();
+    });
+    expect(ended, "threads wait for one another");
+  }
+
+  const PublishedCase& c_;
+  Problem<T> problem_;
+  PublishedState<T> start_;
+  Array<double> betas_;
+  Outputs expected_;
+};
+
+template <class T>
+void compare(const PublishedCase& c) {
+  const Compared<T> compared(c);
+  const int64_t chains = c.dense.chains;
+  if (room_of_thread(compared.net()) <= kThreadRoom) {
+    compared.template on_device<ChainOfThread<T, Mlp<T>>>("threads", kWarp);
+    compared.template on_device<ChainOfThread<T, Mlp<T>>>("threads", 2 * kWarp);
+  }
+  const int64_t tile = chains > 5 ? 1 + chains % 3 : chains;
+  compared.template on_device<ChainOfWarp<T, 0, true>>("warps", tile);
+  compared.template on_device<ChainOfWarp<T, 0, false>>("warps, layers apart", 2);
+}
+
+void compare_both_types(const PublishedCase& c) {
+  compare<double>(c);
+  compare<float>(c);
+}
+
+// Widths that the compiler knows.
+template <class T, int kHidden, int kDepth, Activation kKind>
+void compare_known(PublishedCase c) {
+  c.dense.widths.assign(kDepth + 2, kHidden);
+  c.dense.widths.front() = c.dense.widths.back() = 2;
+  c.dense.activations.assign(kDepth, kKind);
+  c.dense.activations.push_back(kDepth == 2 ? Activation::identity : Activation::tanh);
+  typedef KnownMlp<T, 2, kHidden, kDepth, 2, kKind> Net;
+  const Compared<T> compared(c);
+  expect(Net::fits(compared.net()), "a net that fits");
+  compared.template on_device<ChainOfThread<T, Net>>("known, threads", kWarp);
+  compared.template on_device<ChainOfWarp<T, kHidden, true>>("known, warps", 2);
+}
+
+void check_layouts() {
+  begin_case("layouts");
+  const auto is = [](const Shape& shape, bool fits, ChainBy by, int64_t tile_chains) {
+    const Layout layout = choose_layout(shape, 132, fits);
+    expect(layout.by == by && layout.tile_chains == tile_chains, "another layout");
+  };
+  is({1, 1, 2}, true, ChainBy::warp, 1);
+  is({1, 3, 2}, true, ChainBy::warp, 3);
+  is({1, 100, 2}, true, ChainBy::warp, 1);
+  is({1, 1000, 2}, true, ChainBy::warp, 8);
+  is({1, 2000, 2}, true, ChainBy::thread, 32);
+  is({1, 100000, 2}, true, ChainBy::thread, 128);
+  is({1, 100000, 2}, false, ChainBy::warp, 16);
+  is({500, 16, 2}, true, ChainBy::thread, 32);
+  is({500, 10, 2}, false, ChainBy::warp, 10);
+}
+
+}  // namespace
+
+void check_emulated_published() {
+  check_layouts();
+  PublishedDealer dealer;
+  for (int k = 0; k < 24; ++k) compare_both_types(dealer.deal());
+  compare_known<float, 20, 2, Activation::relu>(dealer.deal());
+  compare_known<double, 20, 2, Activation::relu>(dealer.deal());
+  compare_known<double, 20, 2, Activation::tanh>(dealer.deal());
+  compare_known<double, 16, 3, Activation::leaky_relu>(dealer.deal());
+  compare_known<double, 32, 1, Activation::softplus>(dealer.deal());
+}
+
+}  // namespace driver
+}  // namespace cogen
