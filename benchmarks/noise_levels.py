@@ -121,8 +121,9 @@ def table(log: Log) -> str:
 def main() -> None:
     """Run what is not in the log, then print the table."""
     log = Log(_RESULTS / "noise_levels.jsonl")
+    threads = torch.get_num_threads()
     for name, (work, noises) in PROBLEMS.items():
-        torch.set_num_threads(1 if name == "linear" else 2)
+        torch.set_num_threads(1 if name == "linear" else threads)
         for noise in noises:
             if not any(log.find(problem=name, noise=noise)):
                 start = time.monotonic()
