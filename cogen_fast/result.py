@@ -253,7 +253,11 @@ class Result:
         """What `save` wrote; FileNotFoundError or ValueError where it is not there or damaged."""
         folder = check_path("directory", directory)
         try:
-            with np.load(folder / _ARRAYS, allow_pickle=False) as file:
+            # Opened here: NumPy leaves its own file open where the archive is damaged.
+            with (
+                (folder / _ARRAYS).open("rb") as opened,
+                np.load(opened, allow_pickle=False) as file,
+            ):
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files}
             summary = json.loads((folder / _SUMMARY).read_text())
             if summary["format"] != _FORMAT:

@@ -61,7 +61,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     """Arrays of an .npz archive; raises ValueError where it is damaged or holds Python objects."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: NumPy leaves its own file open where the archive is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception as error:
         raise _damaged("an npz archive of plain arrays", error) from error

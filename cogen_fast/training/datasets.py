@@ -551,7 +551,8 @@ def _parsed_idx(content: bytes, path: Path) -> Pixels:
 
 def _read_npz(path: Path) -> npt.NDArray[Any]:
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # Opened here: NumPy leaves its own file open where the archive is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             names = list(content.files)
             chosen = names[0] if len(names) == 1 else "images"
             array = np.asarray(content[chosen]) if chosen in names else None
