@@ -19,6 +19,7 @@ import cogen_fast
 from cogen_fast.cli_generator import find_generator, probe
 from cogen_fast.cli_images import box_mask, numbered_names, read_picture, write_png
 from cogen_fast.cli_parser import build_parser
+from cogen_fast.experiments import demo
 from cogen_fast.observation import AveragePool, Stride
 from cogen_fast.presets import PRESETS
 from cogen_fast.result import Result
@@ -223,9 +224,7 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from cogen_fast.experiments import demo  # brings in more than the other commands need
-
-    print(demo.run(arguments.out, arguments.seed, sys.stderr.isatty()))
+    print(demo.run(arguments.out, arguments.garment, arguments.seed, sys.stderr.isatty()))
     return _OK
 
 
