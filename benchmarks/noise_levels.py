@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ _DATA_SETS = 100
 _HALF_NOISE, _POPULATIONS = 0.1, 4
 
 
-def _facts(result: Result) -> dict[str, object]:
+def _facts(result: Result) -> dict[str, Any]:
     return {
         "gradients": result.gradients,
         "temperatures": len(result.betas),
@@ -59,7 +60,7 @@ def _linear(noise: float) -> dict[str, object]:
         for name in ("gradients", "temperatures", "acceptance", "acceptance_end", "energy")
     }
     z = float(excess.mean() / (excess.std() / len(excess) ** 0.5))
-    kinds = Counter(sentence.split(":")[0] for run in runs for sentence in run.diagnose())
+    kinds = Counter(sentence.split(":")[0] for f in facts for sentence in f["diagnosis"])
     diagnosis = [f"{kind}: {count} of {len(runs)} data sets" for kind, count in kinds.items()]
     return mean | {"z": round(z, 2), "diagnosis": diagnosis}
 
