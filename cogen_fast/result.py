@@ -21,7 +21,7 @@ from torch import Tensor
 from cogen_fast import plots
 from cogen_fast.arguments import check_path
 from cogen_fast.diagnostics import Evidence, diagnose
-from cogen_fast.files import write_atomically
+from cogen_fast.files import opened_npz, write_atomically
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, normalised_weights
 
@@ -253,11 +253,7 @@ class Result:
         """What `save` wrote; FileNotFoundError or ValueError where it is not there or damaged."""
         folder = check_path("directory", directory)
         try:
-            # Opened here: NumPy leaves its own file open where the archive is damaged.
-            with (
-                (folder / _ARRAYS).open("rb") as opened,
-                np.load(opened, allow_pickle=False) as file,
-            ):
+            with opened_npz(folder / _ARRAYS) as file:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files}
             summary = json.loads((folder / _SUMMARY).read_text())
             if summary["format"] != _FORMAT:

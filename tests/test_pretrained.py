@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from discs import discs
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -119,8 +120,6 @@ def test_held_out_images_are_those_of_the_test_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_rows_of_images(tmp_path: Path, channels: int) -> None:
-    from discs import discs
-
     images = discs(5, 8, channels)
     save_row(images, [3, 1], tmp_path / "row.png")
     with Image.open(tmp_path / "row.png") as row:
