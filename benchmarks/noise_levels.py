@@ -12,8 +12,10 @@ goes on. Ends with the table; half a face is drawn in ``noise_levels_half.png``.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +33,7 @@ _DATA_SETS = 100
 _HALF_NOISE, _POPULATIONS = 0.1, 4
 
 
-def _facts(result: Result) -> dict[str, object]:
+def _facts(result: Result) -> dict[str, Any]:
     return {
         "gradients": result.gradients,
         "temperatures": len(result.betas),
@@ -44,14 +46,12 @@ def _facts(result: Result) -> dict[str, object]:
 
 
 def _linear(noise: float) -> dict[str, object]:
-    """Means over data sets; the energies' z-score is against their exact means."""
+    """Means over data sets, each with noise of its own; energies are held to their exact means."""
     model = replace(linear_gaussian(), noise=noise)
     _, x = model.simulate(_DATA_SETS, seed=5)
     runs = [
-        cogenerate(
-            model.generator, each, model.mask, noise_std=noise, latent_size=5, progress=False
-        )
-        for each in x
+        cogenerate(model.generator, each, model.mask, noise_std=noise, seed=seed, progress=False)
+        for seed, each in enumerate(x)
     ]
     excess = torch.cat([run.energies.mean(-1) for run in runs]) - mean_misfit(model, x)
     facts = [_facts(run) for run in runs]
@@ -60,8 +60,9 @@ def _linear(noise: float) -> dict[str, object]:
         for name in ("gradients", "temperatures", "acceptance", "acceptance_end", "energy")
     }
     z = float(excess.mean() / (excess.std() / len(excess) ** 0.5))
-    ill = sum(bool(f["diagnosis"]) for f in facts)
-    return mean | {"z": round(z, 2), "diagnosis": [f"{ill} of {len(facts)} ill"] if ill else []}
+    kinds = Counter(sentence.split(":")[0] for f in facts for sentence in f["diagnosis"])
+    diagnosis = [f"{kind}: {count} of {len(runs)} data sets" for kind, count in kinds.items()]
+    return mean | {"z": round(z, 2), "diagnosis": diagnosis}
 
 
 def _face(noise: float) -> dict[str, object]:
@@ -106,7 +107,8 @@ def table(log: Log) -> str:
     rows = [f"{'problem':<8}{'noise':>6}{'temperatures':>14}{'gradients':>11}{'accept':>8}"]
     rows[0] += f"{'at the end':>11}{'energy':>9}{'s':>8}  more"
     shown = ("z", "error_median", "error_worst", "rhat_energy", "rhat_latent_median")
-    for line in log.lines:
+    pieces = [(name, noise) for name, (_, noises) in PROBLEMS.items() for noise in noises]
+    for line in sorted(log.lines, key=lambda line: pieces.index((line["problem"], line["noise"]))):
         more = [f"{name} {line[name]:.3g}" for name in shown if name in line]
         more += [f"{name} {line[name]}" for name in line if name.startswith("hidden")]
         rows.append(
@@ -121,8 +123,9 @@ def table(log: Log) -> str:
 def main() -> None:
     """Run what is not in the log, then print the table."""
     log = Log(_RESULTS / "noise_levels.jsonl")
+    threads = torch.get_num_threads()
     for name, (work, noises) in PROBLEMS.items():
-        torch.set_num_threads(1 if name == "linear" else 2)
+        torch.set_num_threads(1 if name == "linear" else threads)
         for noise in noises:
             if not any(log.find(problem=name, noise=noise)):
                 start = time.monotonic()

@@ -7,7 +7,12 @@ is made of are public: `sampler` for loops of your own, `generators` for network
 
 from cogen_fast import generators, sampler
 from cogen_fast.bounds import EvidenceBounds, bound_evidence
-from cogen_fast.generators import load_generator, save_generator
+from cogen_fast.generators import (
+    held_out_images,
+    load_generator,
+    pretrained,
+    save_generator,
+)
 from cogen_fast.observation import AveragePool, Mask, MeasurementOperator, Operator, Stride
 from cogen_fast.ops.dispatch import backends
 from cogen_fast.ops.spec import AdaptationRule
@@ -32,8 +37,10 @@ __all__ = [
     "bound_evidence",
     "cogenerate",
     "generators",
+    "held_out_images",
     "inpaint",
     "load_generator",
+    "pretrained",
     "sampler",
     "save_generator",
     "super_resolve",

@@ -17,8 +17,9 @@ from torch import Tensor
 
 import cogen_fast
 from cogen_fast.cli_generator import find_generator, probe
-from cogen_fast.cli_images import box_mask, read_picture, write_png
+from cogen_fast.cli_images import box_mask, numbered_names, read_picture, write_png
 from cogen_fast.cli_parser import build_parser
+from cogen_fast.experiments import demo
 from cogen_fast.observation import AveragePool, Stride
 from cogen_fast.presets import PRESETS
 from cogen_fast.result import Result
@@ -188,8 +189,7 @@ def _save(result: Result, arguments: argparse.Namespace) -> None:
         if _CHAIN.fullmatch(stale.name):
             stale.unlink()
     images = (result.images if result.completed is None else result.completed)[0]
-    digits = max(3, len(str(len(images) - 1)))
-    names = [f"chain_{i:0{digits}}.png" for i in range(len(images))]
+    names = numbered_names("chain", len(images))
     for name, image in zip(names, images, strict=True):
         write_png(folder / name, image.numpy())
     if not arguments.quiet:
@@ -232,9 +232,7 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from cogen_fast.experiments import demo  # brings in more than the other commands need
-
-    print(demo.run(arguments.out, arguments.seed, sys.stderr.isatty()))
+    print(demo.run(arguments.out, arguments.garment, arguments.seed, sys.stderr.isatty()))
     return _OK
 
 

@@ -152,6 +152,12 @@ def box_mask(box: Sequence[int], size: tuple[int, int]) -> Tensor:
     return mask
 
 
+def numbered_names(stem: str, count: int) -> list[str]:
+    """``stem_000.png`` and so on, as many, of equal length."""
+    digits = max(3, len(str(count - 1)))
+    return [f"{stem}_{i:0{digits}}.png" for i in range(count)]
+
+
 def write_png(path: Path, image: npt.NDArray[Any]) -> None:
     """An image ``(C, H, W)`` in [-1, 1] as an 8-bit PNG, grey for C = 1."""
     pixels = to_pixels(image)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +17,26 @@ from tqdm import tqdm
 from cogen_fast import plots
 from cogen_fast.adapter import checked_device
 from cogen_fast.arguments import check_count, check_seed
-from cogen_fast.cli_images import write_png
+from cogen_fast.cli_images import numbered_names, write_png
 from cogen_fast.files import write_atomically
 from cogen_fast.generators import load_generator
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.datasets import Images, open_images
-from cogen_fast.training.run import SNAPSHOTS, Outcome, sample_batches, sample_images, train
+from cogen_fast.training.run import (
+    Outcome,
+    averaged_snapshots,
+    sample_batches,
+    sample_images,
+    train,
+)
 from cogen_fast.training.swd import swd
 
 _BATCH = 256
-_CONFIG = (
-    "resolution",
-    "latent_size",
-    "fmap_base",
-    "fmap_max",
-    "feature_maps",
-    "discriminator_maps",
-    "phase_images",
-    "total_images",
-    "batch",
-    "learning_rate",
-    "loss",
-    "r1_gamma",
-    "average",
-    "flips",
-    "precision",
-    "seed",
-)
 
 
 def _train(arguments: argparse.Namespace, progress: bool) -> bool:
-    config = TrainingConfig(
-        **{name: getattr(arguments, name) for name in _CONFIG}, channels=arguments.channels
-    )
+    config = TrainingConfig(**{f.name: getattr(arguments, f.name) for f in fields(TrainingConfig)})
 
     def images() -> Images:
         kept, _ = _images(arguments, config.resolution, progress).split(arguments.held_out)
@@ -98,8 +85,7 @@ def _sample(arguments: argparse.Namespace, progress: bool) -> bool:
 def _sample_names(arguments: argparse.Namespace) -> list[Path]:
     if arguments.each is None:
         return []
-    digits = max(3, len(str(arguments.count - 1)))
-    return [arguments.each / f"sample_{i:0{digits}}.png" for i in range(arguments.count)]
+    return [arguments.each / name for name in numbered_names("sample", arguments.count)]
 
 
 def _swd(arguments: argparse.Namespace, progress: bool) -> bool:
@@ -173,7 +159,7 @@ def _generators(what: Path) -> Iterable[Path]:
     """A generator's file itself; the averaged snapshots of a training's folder."""
     if what.is_file():
         return [what]
-    found = sorted((what / SNAPSHOTS).glob("*-average.safetensors"))
+    found = averaged_snapshots(what)
     if not found:
         raise FileNotFoundError(
             f"what: expected a generator's file or the folder of a training, got {what}"

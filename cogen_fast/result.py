@@ -21,7 +21,7 @@ from torch import Tensor
 from cogen_fast import plots
 from cogen_fast.arguments import check_path
 from cogen_fast.diagnostics import Evidence, diagnose
-from cogen_fast.files import write_atomically
+from cogen_fast.files import opened_npz, write_atomically
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, normalised_weights
 
@@ -146,17 +146,38 @@ class Result:
         shape = (batch, chains) + (1,) * (self.images.ndim - 2)
         return shares.to(self.images.dtype).reshape(shape)
 
-    def grid(self, path: str | Path | None = None, *, tiles: int = _TILES) -> Image.Image:
+    def grid(
+        self,
+        path: str | Path | None = None,
+        *,
+        tiles: int = _TILES,
+        truth: Tensor | None = None,
+    ) -> Image.Image:
         """A picture: per observation what was observed, up to ``tiles`` chains, mean and spread.
 
-        Chains come in order of energy. Written to ``path`` as PNG where given. ValueError for
-        outputs that are no images of 1 or 3 channels.
+        Chains come in order of energy. ``truth`` ``(B, C, H, W)``, or without B for one, comes
+        first where it is known. Written to ``path`` as PNG where given. ValueError for outputs that
+        are no images of 1 or 3 channels, and for a ``truth`` of another shape.
         """
         target = None if path is None else check_path("path", path)
-        image = plots.draw_grid([self._tiles(b, tiles) for b in range(len(self.images))])
+        rows = [self._tiles(b, tiles) for b in range(len(self.images))]
+        if truth is not None:
+            known = self._checked_truth(truth)
+            first = [plots.Tile("truth", plots.to_pixels(each)) for each in known]
+            rows = [[tile, *row] for tile, row in zip(first, rows, strict=True)]
+        image = plots.draw_grid(rows)
         if target is not None:
             write_atomically(target, lambda file: image.save(file, format="PNG"))
         return image
+
+    def _checked_truth(self, truth: Tensor) -> npt.NDArray[Any]:
+        shape = (len(self.images), *self.images.shape[2:])
+        given = torch.as_tensor(truth).detach().cpu()
+        if given.shape == shape[1:] and shape[0] == 1:
+            given = given[None]
+        if given.shape != shape:
+            raise ValueError(f"truth: expected shape {shape}, got {tuple(given.shape)}")
+        return given.float().numpy()
 
     def _tiles(self, b: int, most: int) -> list[plots.Tile]:
         shown = self.images if self.completed is None else self.completed
@@ -232,7 +253,7 @@ class Result:
         """What `save` wrote; FileNotFoundError or ValueError where it is not there or damaged."""
         folder = check_path("directory", directory)
         try:
-            with np.load(folder / _ARRAYS, allow_pickle=False) as file:
+            with opened_npz(folder / _ARRAYS) as file:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files}
             summary = json.loads((folder / _SUMMARY).read_text())
             if summary["format"] != _FORMAT:

@@ -215,8 +215,8 @@ def cogenerate(
                 outcome.notes.append("polishing was interrupted: these are the samples")
                 polish = 0
         settings = plan.settings() | {"polish": polish, "polish_method": polish_method}
-        if settings.get("budget") is not None:
-            settings["budget"] = budget  # as it was asked for, polishing included
+        if budget is not None:
+            settings["budget"] = int(budget)  # as it was asked for, polishing included
         return _assemble(settings, outcome, complete, problem)
 
 

@@ -711,8 +711,8 @@ def test_demo_gets_its_arguments(
     from cogen_fast.experiments import demo
 
     monkeypatch.setattr(demo, "run", lambda *arguments: json.dumps([str(a) for a in arguments]))
-    assert main(["demo", "--out", str(tmp_path), "--seed", "3"]) == 0
-    assert json.loads(capsys.readouterr().out) == [str(tmp_path), "3", "False"]
+    assert main(["demo", "--out", str(tmp_path), "--garment", "bag", "--seed", "3"]) == 0
+    assert json.loads(capsys.readouterr().out) == [str(tmp_path), "bag", "3", "False"]
 
 
 def test_help_states_the_defaults_in_force(capsys: pytest.CaptureFixture[str]) -> None:

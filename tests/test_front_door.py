@@ -1062,6 +1062,20 @@ def test_vectors_have_no_grid() -> None:
         vector_run().grid()
 
 
+def test_the_truth_comes_first_in_the_picture(picture: Result) -> None:
+    count, _, *shape = picture.images.shape
+    truth = torch.full((count, *shape), 0.5)
+    plain, known = (np.asarray(picture.grid(truth=t)) for t in (None, truth))
+    cell = known.shape[1] - plain.shape[1]
+    assert (known[22 : 22 + 50, 4 : 4 + 50] == 191).all()  # (0.5 + 1) x 127.5
+    np.testing.assert_array_equal(known[:, cell + 4 :], plain[:, 4:])
+    with pytest.raises(ValueError, match=r"^truth: expected shape \(2, 3, 4, 4\), got \(2, 2\)"):
+        picture.grid(truth=torch.zeros(2, 2))
+    alone = inpaint(convolutional(), image(1), torch.eye(4), **FAST)
+    with_batch, without = (np.asarray(alone.grid(truth=t)) for t in (truth[:1], truth[0]))
+    np.testing.assert_array_equal(with_batch, without)
+
+
 # --- gradient descent ---------------------------------------------------------------------------
 
 

@@ -1,11 +1,15 @@
-"""Generators that come with the package."""
+"""Generators that come with the package, and images to try them on."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from torch import nn
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
 
 from cogen_fast.generators.checkpoints import load_generator
 
@@ -14,26 +18,70 @@ VARIANCES = (0.002, 0.02)
 STAGES = (500, 1_500, 2_500, 15_000)
 """Iterations of training after which the 2-D study keeps a generator."""
 
-# name: file in `weights`, all made by python -m cogen_fast.training.five_gaussians FOLDER
+# name: file in `weights`, made by the command in its comment or in the model card beside it
 PRETRAINED: dict[str, str] = {
+    # python -m cogen_fast.training.five_gaussians FOLDER
     "five-gaussians": "five_gaussians_0.002_15000.safetensors",
     **{
         f"five-gaussians-{variance}-{stage}": f"five_gaussians_{variance}_{stage}.safetensors"
         for variance in VARIANCES
         for stage in STAGES
     },
+    "fashion-32": "fashion_32.safetensors",
+}
+# name: file in `weights`, a row of images made by the command in the model card, and what they show
+HELD_OUT: dict[str, tuple[str, tuple[str, ...]]] = {
+    "fashion-32": (
+        "fashion_32_held_out.png",
+        (
+            "t-shirt",
+            "trouser",
+            "pullover",
+            "dress",
+            "coat",
+            "sandal",
+            "shirt",
+            "sneaker",
+            "bag",
+            "boot",
+        ),
+    ),
 }
 
 
 def pretrained(name: str) -> nn.Module:
-    """A shipped generator in eval mode.
+    """A shipped generator in eval mode, float32, its weights without gradients.
 
-    "five-gaussians": 2-D latents to points of the 2-D study, 15,000 iterations of
-    `cogen_fast.training.five_gaussians` on data of variance 0.002. "five-gaussians-V-N": after N of
-    `STAGES` on data of variance V of `VARIANCES`, such as "five-gaussians-0.02-500". ValueError for
-    unknown names.
+    "fashion-32": latents (n, 64) to grey garments (n, 1, 32, 32) in [-1, 1], a progressive GAN
+    trained by this package on Fashion-MNIST; its model card is `weights/fashion_32.md`.
+    "five-gaussians": latents (n, 2) to points (n, 2) of the 2-D study, 15,000 iterations of
+    `cogen_fast.training.five_gaussians` on data of variance 0.002.
+    "five-gaussians-V-N": after N of `STAGES` on data of variance V of `VARIANCES`, such as
+    "five-gaussians-0.02-500".
+
+    Raises ValueError for unknown names.
     """
     if name not in PRETRAINED:
         raise ValueError(f"name: expected one of {sorted(PRETRAINED)}, got {name!r}")
-    with as_file(files("cogen_fast.generators") / "weights" / PRETRAINED[name]) as path:
-        return load_generator(Path(path))
+    with _shipped(PRETRAINED[name]) as path:
+        return load_generator(path).float()
+
+
+def held_out_images(name: str) -> dict[str, Tensor]:
+    """Real images that the shipped generator ``name`` was not trained on, by what they show.
+
+    Each is float32 (1, R, R) in [-1, 1], of the generator's size. Raises ValueError for other
+    names than "fashion-32".
+    """
+    if name not in HELD_OUT:
+        raise ValueError(f"name: expected one of {sorted(HELD_OUT)}, got {name!r}")
+    file, names = HELD_OUT[name]
+    with _shipped(file) as path, Image.open(path) as row:
+        pixels = torch.from_numpy(np.array(row, dtype=np.float32))
+    side = len(pixels)
+    images = pixels.reshape(side, len(names), 1, side).permute(1, 2, 0, 3)
+    return dict(zip(names, images / 127.5 - 1.0, strict=True))
+
+
+def _shipped(file: str) -> AbstractContextManager[Path]:
+    return as_file(files("cogen_fast.generators") / "weights" / file)

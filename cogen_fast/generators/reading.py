@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
+
+from cogen_fast.files import opened_npz
 
 FileKind = Literal["safetensors", "npz", "torch"]
 
@@ -61,7 +62,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     """Arrays of an .npz archive; raises ValueError where it is damaged or holds Python objects."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with opened_npz(path) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception as error:
         raise _damaged("an npz archive of plain arrays", error) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from cogen_fast.arguments import (
@@ -161,7 +162,7 @@ class TrainingConfig:
         count: int = self.batch[resolution]
         return count
 
-    @property
+    @cached_property  # asked for at every step
     def phases(self) -> list[Phase]:
         """The phases in order: 4 px; then each further resolution, first fading in."""
         phases, start = [], 0

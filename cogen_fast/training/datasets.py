@@ -38,7 +38,7 @@ from cogen_fast.arguments import (
     check_whole,
     shown,
 )
-from cogen_fast.files import write_atomically
+from cogen_fast.files import opened_npz, write_atomically
 from cogen_fast.generators.progressive import RESOLUTIONS
 from cogen_fast.warn import warn_user
 
@@ -551,7 +551,7 @@ def _parsed_idx(content: bytes, path: Path) -> Pixels:
 
 def _read_npz(path: Path) -> npt.NDArray[Any]:
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with opened_npz(path) as content:
             names = list(content.files)
             chosen = names[0] if len(names) == 1 else "images"
             array = np.asarray(content[chosen]) if chosen in names else None

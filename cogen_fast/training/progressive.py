@@ -103,10 +103,14 @@ class Trainer:
         """ValueError where a weight is no longer finite."""
         weights = (*self.generator.parameters(), *self.discriminator.parameters())
         if not all(bool(weight.isfinite().all()) for weight in weights):
-            raise ValueError(
-                f"learning_rate: training has diverged, weights are not finite after {self.shown} "
-                f"images; expected a lower rate than {self.config.learning_rate:g}"
-            )
+            raise self.diverged("weights are not finite")
+
+    def diverged(self, sign: str) -> ValueError:
+        """The error that tells so, by what it shows in."""
+        return ValueError(
+            f"learning_rate: training has diverged, {sign} after {self.shown} images; expected a "
+            f"lower rate than {self.config.learning_rate:g}"
+        )
 
     def snapshot(self, *, average: bool) -> ProgressiveGenerator:
         """A copy of the generator as it is now, or of its average, on the CPU, in eval mode.

@@ -104,7 +104,7 @@ def train(
         with bar, _asked_to_stop() as stop:
             complete = _loop(trainer, meter, files, wanted, stop, checkpoint_seconds, bar)
         team.wait()
-        return Outcome(trainer.shown, complete, files.snapshots(), team.leads)
+        return Outcome(trainer.shown, complete, averaged_snapshots(folder), team.leads)
 
 
 def _loop(
@@ -167,11 +167,7 @@ class _Meter:
         means = {name: total.item() / self.count for name, total in self.sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
-                raise ValueError(
-                    f"learning_rate: training has diverged, {name} is {value} after "
-                    f"{trainer.shown} images; expected a lower rate than "
-                    f"{trainer.config.learning_rate:g}"
-                )
+                raise trainer.diverged(f"{name} is {value}")
         speed = (trainer.shown - self._shown) / (time.monotonic() - self._since)
         self.restore({}, 0)
         return {
@@ -198,11 +194,12 @@ class _Files:
     def __init__(self, folder: Path, trainer: Trainer) -> None:
         self.folder, self.trainer = folder, trainer
         self.leads = trainer.team.leads
+        self._identity = _identity(trainer)
 
     def open(self, meter: _Meter) -> None:
         """A new folder, or the training that it holds, into the trainer and ``meter``."""
         if (path := self.folder / CHECKPOINT).exists():
-            state = _read(path, _identity(self.trainer))
+            state = _read(path, self._identity)
             self.trainer.restore(state)
             meter.restore(state["sums"], state["count"])
         if not self.leads:
@@ -221,7 +218,7 @@ class _Files:
         self.trainer.check_sound()
         content = {
             "format": _FORMAT,
-            "identity": json.dumps(_identity(self.trainer)),
+            "identity": json.dumps(self._identity),
             "sums": meter.sums,
             "count": meter.count,
             **self.trainer.state(),
@@ -248,10 +245,6 @@ class _Files:
         sheet = plots.sheet(samples.numpy(), columns)
         write_atomically(Path(f"{stem}.png"), lambda file: sheet.save(file, format="PNG"))
 
-    def snapshots(self) -> tuple[Path, ...]:
-        """The averaged generators there are."""
-        return tuple(sorted((self.folder / SNAPSHOTS).glob("*-average.safetensors")))
-
     def _cut_log(self) -> None:
         """Without lines of steps that will be made again, and a line that was cut off."""
         path = self.folder / LOG
@@ -260,6 +253,11 @@ class _Files:
         kept = [line for line in whole if json.loads(line)["images"] <= self.trainer.shown]
         text = "".join(f"{line}\n" for line in kept)
         write_atomically(path, lambda file: file.write_text(text))
+
+
+def averaged_snapshots(folder: Path) -> tuple[Path, ...]:
+    """The averaged generators that a training has left in ``folder``, in the order of images."""
+    return tuple(sorted((folder / SNAPSHOTS).glob("*-average.safetensors")))
 
 
 def sample_images(generator: ProgressiveGenerator, count: int, seed: int) -> Tensor:
