@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -415,48 +416,64 @@ def _check_rows(
     return _check(name, value, (rows, width), dtype)
 
 
+class Observed(NamedTuple):
+    """What is observed, checked, as the extension takes it."""
+
+    target: Tensor
+    mask: Tensor | None
+    weight: Tensor
+
+    @classmethod
+    def of(cls, spec: MisfitSpec, rows: int, dtype: torch.dtype) -> Observed:
+        """That of ``rows`` outputs; TypeError or ValueError naming the part of ``spec``."""
+        if _require_tensor("spec.target", spec.target).ndim == 0:
+            raise ValueError("spec.target: expected shape (n, ...), got ()")
+        channels, height, width, factor = _planes(spec)
+        measured = channels * -(-height // factor) * -(-width // factor)
+        observations = spec.target.shape[0]
+        if rows > 0 and observations == 0:
+            raise ValueError(f"spec.target: expected a row for {rows} outputs, got none")
+        target = _check("spec.target", spec.target, (observations, measured), dtype)
+        weight = _check_rows("spec.weight", spec.weight, observations, (1, measured), dtype)
+        mask = spec.mask
+        if mask is not None:
+            mask = _check_rows("spec.mask", mask, observations, (measured,), torch.uint8)
+        return cls(target, mask, weight)
+
+    def arguments(self) -> tuple[int, int, int, int, int, bool]:
+        """Addresses and row strides (0 where one row serves all) of target, mask and weight."""
+        mask, (weight_rows, weight_width) = self.mask, self.weight.shape
+        return (
+            self.target.data_ptr(),
+            _address(mask),
+            mask.shape[1] if mask is not None and mask.shape[0] > 1 else 0,
+            self.weight.data_ptr(),
+            weight_width if weight_rows > 1 else 0,
+            weight_width > 1,
+        )
+
+
 def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted squared error of outputs and its gradient; see `reference.misfit`.
 
     ``observation`` must hold values in [0, B); they are not counted from the end.
     """
-    for name, value in (("x", x), ("spec.target", spec.target)):
-        if _require_tensor(name, value).ndim == 0:
-            raise ValueError(f"{name}: expected shape (n, ...), got ()")
-    dtype = x.dtype
+    if _require_tensor("x", x).ndim == 0:
+        raise ValueError("x: expected shape (n, ...), got ()")
+    dtype, rows = x.dtype, x.shape[0]
     op = _suffixed("x", "misfit", dtype)
-    channels, height, width, factor = _planes(spec)
-    measured = channels * -(-height // factor) * -(-width // factor)
-    observations = spec.target.shape[0]
-    rows = x.shape[0]
-    if rows > 0 and observations == 0:
-        raise ValueError(f"spec.target: expected a row for {rows} outputs, got none")
+    observed = Observed.of(spec, rows, dtype)
     x = _check("x", x, (rows, *spec.output_shape), dtype)
-    target = _check("spec.target", spec.target, (observations, measured), dtype)
-    weight = _check_rows("spec.weight", spec.weight, observations, (1, measured), dtype)
-    mask = spec.mask
-    if mask is not None:
-        mask = _check_rows("spec.mask", mask, observations, (measured,), torch.uint8)
     observation = _check("observation", observation, (rows,), torch.int64)
     energy, grad = torch.empty(rows, dtype=torch.float64), torch.empty_like(x)
-    weight_rows, weight_width = weight.shape
     getattr(extension(), op)(
         spec.kind,
         rows,
-        channels,
-        height,
-        width,
-        factor,
-        observations,
-        measured,
+        *_planes(spec),
+        *observed.target.shape,
         x.data_ptr(),
         observation.data_ptr(),
-        target.data_ptr(),
-        _address(mask),
-        measured if mask is not None and mask.shape[0] > 1 else 0,
-        weight.data_ptr(),
-        weight_width if weight_rows > 1 else 0,
-        weight_width > 1,
+        *observed.arguments(),
         energy.data_ptr(),
         grad.data_ptr(),
         torch.get_num_threads(),
