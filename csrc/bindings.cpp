@@ -36,12 +36,16 @@ struct Isa {
 };
 
 const Isa kPlain{"plain",
-                 {&plain::hmc_float, &plain::misfit_float, &plain::published_float, &plain::adaptive_float},
-                 {&plain::hmc_double, &plain::misfit_double, &plain::published_double, &plain::adaptive_double}};
+                 {&plain::hmc_float, &plain::misfit_float, &plain::published_float, &plain::adaptive_float,
+                  &plain::progressive_float},
+                 {&plain::hmc_double, &plain::misfit_double, &plain::published_double, &plain::adaptive_double,
+                  &plain::progressive_double}};
 #if defined(COGEN_WITH_AVX2)
 const Isa kAvx2{"avx2",
-                {&avx2::hmc_float, &avx2::misfit_float, &avx2::published_float, &avx2::adaptive_float},
-                {&avx2::hmc_double, &avx2::misfit_double, &avx2::published_double, &avx2::adaptive_double}};
+                {&avx2::hmc_float, &avx2::misfit_float, &avx2::published_float, &avx2::adaptive_float,
+                 &avx2::progressive_float},
+                {&avx2::hmc_double, &avx2::misfit_double, &avx2::published_double, &avx2::adaptive_double,
+                 &avx2::progressive_double}};
 #endif
 
 std::vector<const Isa*> built_isas() {
@@ -633,6 +637,180 @@ py::tuple adapt_mlp_on_device(const py::dict& arguments, Address stream) {
 #endif
 }
 
+// A progressive GAN.
+
+Cells cells_of(std::int64_t count, std::int64_t height, std::int64_t width) {
+  require(count >= 0, "images: expected at least 0");
+  require(height > 0 && width > 0, "images: expected sides of at least 1");
+  return {count, height, width};
+}
+
+template <class T>
+PixelNorm<T> pixel_norm_of(std::int64_t channels, Address bias, double slope, Address out,
+                           Address scale) {
+  require(channels > 0, "channels: expected at least 1");
+  require_address(bias, "bias");
+  require_address(out, "out");
+  return {channels, at<const T>(bias), static_cast<T>(slope), at<T>(out), at<T>(scale)};
+}
+
+template <class T>
+PixelNormGrad<T> pixel_norm_grad_of(std::int64_t channels, double slope, Address out,
+                                    Address scale, Address extra, Address grad) {
+  require(channels > 0, "channels: expected at least 1");
+  require_address(out, "out");
+  require_address(grad, "grad");
+  return {channels,           static_cast<T>(slope), at<const T>(out),
+          at<const T>(scale), at<const T>(extra),    at<T>(grad)};
+}
+
+template <class T>
+Kernel3x3<T> kernel_of(Address packed, std::int64_t in, std::int64_t out) {
+  require_address(packed, "kernel");
+  require(in > 0 && out > 0, "kernel: expected channels");
+  return {at<const T>(packed), in, out};
+}
+
+template <class T>
+void norm(std::int64_t pixels, std::int64_t channels, Address x, Address bias, double slope,
+          Address out, Address scale, int threads) {
+  require(pixels >= 0, "pixels: expected at least 0");
+  if (pixels == 0) return;
+  require_address(x, "x");
+  ops<T>().progressive->norm(pixels, at<const T>(x),
+                             pixel_norm_of<T>(channels, bias, slope, out, scale), threads);
+}
+
+template <class T>
+void norm_grad(std::int64_t pixels, std::int64_t channels, Address x, double slope, Address out,
+               Address scale, Address grad, int threads) {
+  require(pixels >= 0, "pixels: expected at least 0");
+  if (pixels == 0) return;
+  require_address(x, "x");
+  ops<T>().progressive->norm_grad(
+      pixels, at<T>(x), pixel_norm_grad_of<T>(channels, slope, out, scale, 0, grad), threads);
+}
+
+template <class T>
+std::int64_t convolve_arena(std::int64_t count, std::int64_t height, std::int64_t width,
+                            std::int64_t in, std::int64_t out) {
+  require(in > 0 && out > 0, "channels: expected at least 1");
+  return ops<T>().progressive->convolve_arena(cells_of(count, height, width), in, out);
+}
+
+template <class T>
+void convolve(std::int64_t count, std::int64_t height, std::int64_t width, Address images,
+              Address kernel, std::int64_t in, std::int64_t out_channels, Address bias,
+              double slope, Address out, Address scale, Address arena, int threads) {
+  const Cells cells = cells_of(count, height, width);
+  if (count == 0) return;
+  require_address(images, "images");
+  require_address(arena, "arena");
+  const std::vector<T> zeros(static_cast<std::size_t>(in));
+  ops<T>().progressive->convolve(cells, at<const T>(images),
+                                 kernel_of<T>(kernel, in, out_channels),
+                                 pixel_norm_of<T>(out_channels, bias, slope, out, scale),
+                                 zeros.data(), at<T>(arena), threads);
+}
+
+template <class T>
+void convolve_grad(std::int64_t count, std::int64_t height, std::int64_t width, Address images,
+                   Address kernel, std::int64_t in, std::int64_t out_channels, double slope,
+                   Address out, Address scale, Address grad, Address arena, int threads) {
+  const Cells cells = cells_of(count, height, width);
+  if (count == 0) return;
+  require_address(images, "images");
+  require_address(arena, "arena");
+  const std::vector<T> zeros(static_cast<std::size_t>(in));
+  ops<T>().progressive->convolve_grad(
+      cells, at<const T>(images), kernel_of<T>(kernel, in, out_channels),
+      pixel_norm_grad_of<T>(out_channels, slope, out, scale, 0, grad), zeros.data(), at<T>(arena),
+      threads);
+}
+
+template <class T>
+std::int64_t upsample_arena(std::int64_t count, std::int64_t height, std::int64_t width,
+                            std::int64_t in, std::int64_t out) {
+  require(in > 0 && out > 0, "channels: expected at least 1");
+  return ops<T>().progressive->upsample_arena(cells_of(count, height, width), in, out);
+}
+
+template <class T>
+void upsample(std::int64_t count, std::int64_t height, std::int64_t width, Address images,
+              Address kernel, std::int64_t in, std::int64_t out_channels, Address bias,
+              double slope, Address out, Address scale, Address arena, int threads) {
+  const Cells cells = cells_of(count, height, width);
+  if (count == 0) return;
+  require_address(images, "images");
+  require_address(arena, "arena");
+  const std::vector<T> zeros(static_cast<std::size_t>(in));
+  ops<T>().progressive->upsample(cells, at<const T>(images),
+                                 kernel_of<T>(kernel, in, out_channels),
+                                 pixel_norm_of<T>(out_channels, bias, slope, out, scale),
+                                 zeros.data(), at<T>(arena), threads);
+}
+
+template <class T>
+void upsample_grad(std::int64_t count, std::int64_t height, std::int64_t width, Address images,
+                   Address kernel, std::int64_t in, std::int64_t out_channels, double slope,
+                   Address out, Address scale, Address extra, Address grad, Address arena,
+                   int threads) {
+  const Cells cells = cells_of(count, height, width);
+  if (count == 0) return;
+  require_address(images, "images");
+  require_address(arena, "arena");
+  const std::vector<T> zeros(static_cast<std::size_t>(in));
+  ops<T>().progressive->upsample_grad(
+      cells, at<const T>(images), kernel_of<T>(kernel, in, out_channels),
+      pixel_norm_grad_of<T>(out_channels, slope, out, scale, extra, grad), zeros.data(),
+      at<T>(arena), threads);
+}
+
+template <class T>
+void colour_misfit(const std::string& kind, std::int64_t rows, std::int64_t colours,
+                   std::int64_t height, std::int64_t width, std::int64_t factor,
+                   std::int64_t observations, std::int64_t measured, Address observation,
+                   Address target, Address mask, std::int64_t mask_stride, Address weight,
+                   std::int64_t weight_stride, bool weight_elementwise, std::int64_t channels,
+                   Address colour_weight, Address colour_bias, bool bounded, double slope,
+                   Address out, Address scale, Address grad, Address energy, int threads) {
+  if (rows == 0) return;
+  for (const Address each : {observation, target, weight, colour_weight, colour_bias, energy}) {
+    require_address(each, "colour_misfit");
+  }
+  require(threads > 0, "threads: expected at least 1");
+  Misfit<T> m{kind_of(kind),
+              rows,
+              colours,
+              height,
+              width,
+              factor,
+              measured,
+              nullptr,
+              at<const std::int64_t>(observation),
+              at<const T>(target),
+              at<const std::uint8_t>(mask),
+              mask_stride,
+              at<const T>(weight),
+              weight_stride,
+              weight_elementwise,
+              at<double>(energy),
+              nullptr,
+              nullptr,
+              1};
+  require_misfit(m, observations);
+  const PixelNormGrad<T> to = pixel_norm_grad_of<T>(channels, slope, out, scale, 0, grad);
+  const ProgressiveOps<T>& progressive = *ops<T>().progressive;
+  m.segments = progressive.colour_bands(m);
+  std::vector<double> partials(m.segments > 1 ? rows * m.segments : 0);
+  m.partials = partials.data();
+  std::vector<T> arena(
+      static_cast<std::size_t>(progressive.colour_arena(m, channels, threads)));
+  progressive.colour_misfit(
+      m, {at<const T>(colour_weight), at<const T>(colour_bias), bounded}, to, arena.data(),
+      threads);
+}
+
 // Raw noise, for the tests of each instruction set and of the device.
 
 NoiseKind noise_kind_of(const std::string& name) {
@@ -695,6 +873,15 @@ void bind_ops(py::module_& module, const std::string& suffix) {
   module.def(("continue_trajectory" + suffix).c_str(), &continue_trajectory<T>, ReleaseGil());
   module.def(("accept_select" + suffix).c_str(), &accept_select<T>, ReleaseGil());
   module.def(("misfit" + suffix).c_str(), &misfit<T>, ReleaseGil());
+  module.def(("norm" + suffix).c_str(), &norm<T>, ReleaseGil());
+  module.def(("norm_grad" + suffix).c_str(), &norm_grad<T>, ReleaseGil());
+  module.def(("convolve_arena" + suffix).c_str(), &convolve_arena<T>, ReleaseGil());
+  module.def(("convolve" + suffix).c_str(), &convolve<T>, ReleaseGil());
+  module.def(("convolve_grad" + suffix).c_str(), &convolve_grad<T>, ReleaseGil());
+  module.def(("upsample_arena" + suffix).c_str(), &upsample_arena<T>, ReleaseGil());
+  module.def(("upsample" + suffix).c_str(), &upsample<T>, ReleaseGil());
+  module.def(("upsample_grad" + suffix).c_str(), &upsample_grad<T>, ReleaseGil());
+  module.def(("colour_misfit" + suffix).c_str(), &colour_misfit<T>, ReleaseGil());
   // These release the GIL themselves.
   module.def(("anneal_mlp" + suffix).c_str(), &anneal_mlp<T>);
   module.def(("anneal_mlp_cuda" + suffix).c_str(), &anneal_mlp_on_device<T>);

@@ -109,6 +109,78 @@ struct MisfitOps {
   void (*misfit)(const Misfit<T>&, int threads);
 };
 
+// A progressive GAN. Images are channels last: (images, height, width, channels).
+
+constexpr double kNormEpsilon = 1e-8;  // Karras et al. 2018, section 4.2
+
+// Bias, leaky ReLU and, where `scale` is not null, pixel norm.
+template <class T>
+struct PixelNorm {
+  int64_t channels;
+  const T* bias;  // (channels,)
+  T slope;
+  T* out;    // (pixels, channels)
+  T* scale;  // (pixels,) what the norm multiplied by, or null
+};
+
+// Its gradient, from what it wrote.
+template <class T>
+struct PixelNormGrad {
+  int64_t channels;
+  T slope;
+  const T* out;
+  const T* scale;
+  const T* extra;  // (pixels, channels) to add to the gradient by `out`, or null
+  T* grad;         // (pixels, channels), may be the memory of `out`
+};
+
+// `count` images of height x width cells: 2x2 pixels each, or one before upsampling.
+struct Cells {
+  int64_t count, height, width;
+};
+
+// A 3x3 convolution's weights as matrices that images in another form are multiplied by, packed
+// (products.h): 16 of (in, out), or 9 (see winograd.h and upsampled.h).
+template <class T>
+struct Kernel3x3 {
+  const T* packed;
+  int64_t in, out;
+};
+
+// 1x1 convolution to colours, and tanh or not.
+template <class T>
+struct Colours {
+  const T* weight;  // (colours, channels)
+  const T* bias;    // (colours,)
+  bool bounded;
+};
+
+// Convolutions go from images (cells in 2x2 pixels) of `in` channels to the activation of `out`, or
+// from the gradient by their output to that by the output of the convolution before, and then their
+// kernel is that of the way back. `zeros` holds as many zeros as there are channels; `arena` has as
+// many numbers as `convolve_arena` (and so on) says.
+template <class T>
+struct ProgressiveOps {
+  void (*norm)(int64_t pixels, const T* x, const PixelNorm<T>&, int threads);
+  void (*norm_grad)(int64_t pixels, T* x, const PixelNormGrad<T>&, int threads);
+  int64_t (*convolve_arena)(const Cells&, int64_t in, int64_t out);
+  void (*convolve)(const Cells&, const T* images, const Kernel3x3<T>&, const PixelNorm<T>&,
+                   const T* zeros, T* arena, int threads);
+  void (*convolve_grad)(const Cells&, const T* grad, const Kernel3x3<T>&, const PixelNormGrad<T>&,
+                        const T* zeros, T* arena, int threads);
+  // Images of cells of one pixel to images of cells of 2x2, and back.
+  int64_t (*upsample_arena)(const Cells&, int64_t in, int64_t out);
+  void (*upsample)(const Cells&, const T* images, const Kernel3x3<T>&, const PixelNorm<T>&,
+                   const T* zeros, T* arena, int threads);
+  void (*upsample_grad)(const Cells&, const T* grad, const Kernel3x3<T>&, const PixelNormGrad<T>&,
+                        const T* zeros, T* arena, int threads);
+  // The misfit's `outputs` and `grad` are not used.
+  int64_t (*colour_arena)(const Misfit<T>&, int64_t channels, int threads);
+  int64_t (*colour_bands)(const Misfit<T>&);
+  void (*colour_misfit)(const Misfit<T>&, const Colours<T>&, const PixelNormGrad<T>&, T* arena,
+                        int threads);
+};
+
 
 // A generator of dense layers.
 
@@ -257,6 +329,7 @@ struct CpuOps {
   const MisfitOps<T>* misfit;
   const PublishedOps<T>* published;
   const AdaptiveOps<T>* adaptive;
+  const ProgressiveOps<T>* progressive;
 };
 
 // Between moves, float64 only; `active` and `wanted` may be null for all.
@@ -282,6 +355,8 @@ void systematic(int64_t observations, int64_t chains, const double* log_weights,
   extern const PublishedOps<double> published_double; \
   extern const AdaptiveOps<float> adaptive_float;     \
   extern const AdaptiveOps<double> adaptive_double;   \
+  extern const ProgressiveOps<float> progressive_float;   \
+  extern const ProgressiveOps<double> progressive_double; \
   }
 
 COGEN_DECLARE_ISA(plain)

@@ -4,6 +4,10 @@
 
 #include <stdint.h>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 namespace cogen {
 namespace COGEN_ISA {
 
@@ -34,6 +38,15 @@ inline void for_each_unit(int64_t units, int threads, const Body& body) {
 #if defined(_OPENMP)
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t unit = 0; unit < units; ++unit) body(unit);
+#endif
+}
+
+// Which of the threads of `for_each_unit` runs a body.
+inline int thread_number() {
+#if defined(_OPENMP)
+  return omp_get_thread_num();
+#else
+  return 0;
 #endif
 }
 

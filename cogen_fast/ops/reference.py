@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import leaky_relu
 
 from cogen_fast.ops.philox import NoiseStream, Purpose, normals, uniforms
 from cogen_fast.ops.spec import (
@@ -21,6 +22,8 @@ from cogen_fast.ops.spec import (
     MisfitSpec,
     TransitionSettings,
 )
+
+PIXEL_NORM_EPSILON = 1e-8
 
 
 class Proposal(NamedTuple):
@@ -257,3 +260,48 @@ def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Te
     r = residual.double()
     energy = (weight.double() * r * r).sum(-1)
     return energy, _measure_transpose(2.0 * weight * residual, spec)
+
+
+def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> tuple[Tensor, Tensor | None]:
+    """Leaky ReLU of ``x + bias``, then pixel norm (Karras et al. 2018, section 4.2) or not.
+
+    ``x`` is ``(..., C)`` and ``bias`` ``(C,)``. Returns the output and, with ``normalise``, what
+    the norm multiplied it by, ``(...)``: ``1 / sqrt(mean_c(y^2) + 1e-8)``.
+    """
+    y = leaky_relu(x + bias, slope)
+    if not normalise:
+        return y, None
+    scale = torch.rsqrt(y.square().mean(-1) + PIXEL_NORM_EPSILON)
+    return y * scale[..., None], scale
+
+
+def norm_grad(grad: Tensor, out: Tensor, scale: Tensor | None, slope: float) -> Tensor:
+    """The gradient by what `norm` read, from that by its output and from what it returned."""
+    if scale is not None:
+        grad = scale[..., None] * (grad - out * (grad * out).mean(-1, keepdim=True))
+    return torch.where(out > 0, grad, slope * grad)
+
+
+def colour_misfit(
+    out: Tensor,
+    scale: Tensor | None,
+    slope: float,
+    weight: Tensor,
+    bias: Tensor,
+    bounded: bool,
+    spec: MisfitSpec,
+    observation: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Misfit of the colours ``out @ weight.T + bias``, through tanh where ``bounded``.
+
+    ``out`` ``(n, H, W, C)`` and ``scale`` are those of `norm`; ``weight`` is ``(colours, C)``,
+    ``bias`` ``(colours,)``. Energies ``(n,)`` float64, and their gradient by what `norm` read.
+    """
+    image = out @ weight.T + bias
+    if bounded:
+        image = torch.tanh(image)
+    energy, by_image = misfit(image.permute(0, 3, 1, 2), spec, observation)
+    grad = by_image.permute(0, 2, 3, 1)
+    if bounded:
+        grad = grad * (1.0 - image.square())
+    return energy, norm_grad(grad @ weight, out, scale, slope)

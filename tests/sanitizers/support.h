@@ -181,6 +181,7 @@ void check_hmc();
 void check_misfit();
 void check_anneal();
 void check_dense();
+void check_progressive();
 
 // Planted faults.
 

@@ -1,0 +1,70 @@
+"""The last step of a generator of images in one pass on the CPU: colours, misfit, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cogen_fast.ops.native import Observed, _check, _suffixed, extension
+from cogen_fast.ops.normed import Normed
+from cogen_fast.ops.spec import MisfitSpec
+
+
+@dataclass(frozen=True)
+class Colours:
+    """A 1x1 convolution to colours: ``weight`` ``(colours, C)``, ``bias`` ``(colours,)``.
+
+    ``bounded`` says whether tanh follows.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    bounded: bool
+
+
+def colour_misfit(
+    normed: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Misfit of the colours of ``normed`` ``(n, H, W, C)``; see `reference.colour_misfit`.
+
+    Energies ``(n,)`` float64, and the gradient by what ``normed`` was made of, which takes the
+    memory of ``normed.out``. ``observation`` ``(n,)`` int64 says which row of ``spec`` each image
+    belongs to. No image is written. Raises TypeError or ValueError naming the argument.
+    """
+    rows, height, width, channels = normed.out.shape
+    dtype = normed.out.dtype
+    op = _suffixed("normed.out", "colour_misfit", dtype)
+    count = len(colours.bias)
+    if tuple(spec.output_shape) != (count, height, width):
+        raise ValueError(
+            f"spec.output_shape: expected {(count, height, width)}, got {spec.output_shape}"
+        )
+    observed = Observed.of(spec, rows, dtype)
+    observation = _check("observation", observation, (rows,), torch.int64)
+    weight = _check("colours.weight", colours.weight, (count, channels), dtype)
+    bias = _check("colours.bias", colours.bias, (count,), dtype)
+    energy = torch.empty(rows, dtype=torch.float64)
+    getattr(extension(), op)(
+        spec.kind,
+        rows,
+        count,
+        height,
+        width,
+        1 if spec.kind == "mask" else spec.factor,
+        *observed.target.shape,
+        observation.data_ptr(),
+        *observed.arguments(),
+        channels,
+        weight.data_ptr(),
+        bias.data_ptr(),
+        colours.bounded,
+        normed.slope,
+        normed.out.data_ptr(),
+        normed.scale_address,
+        normed.out.data_ptr(),
+        energy.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return energy, normed.out

@@ -1,0 +1,87 @@
+"""Bias, leaky ReLU and pixel norm in one pass on the CPU, and their gradient in another.
+
+Images are channels last. Of each activation only the normalised output and one number per pixel
+are kept: the output has the sign that the leaky ReLU's gradient asks for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cogen_fast.ops.native import _check, _require_tensor, _suffixed, extension
+
+
+@dataclass(frozen=True)
+class Normed:
+    """An activation: ``out`` ``(..., C)``; ``scale`` ``(...)`` is what the norm multiplied by.
+
+    ``scale`` is None where there is no norm.
+    """
+
+    out: Tensor
+    scale: Tensor | None
+    slope: float
+
+    @classmethod
+    def empty(
+        cls, shape: tuple[int, ...], dtype: torch.dtype, slope: float, normalise: bool = True
+    ) -> Normed:
+        """One to be written."""
+        scale = torch.empty(shape[:-1], dtype=dtype) if normalise else None
+        return cls(torch.empty(shape, dtype=dtype), scale, slope)
+
+    @property
+    def scale_address(self) -> int:
+        """For calls of the extension, 0 for none."""
+        return 0 if self.scale is None else self.scale.data_ptr()
+
+    def target(self, spent: bool) -> Tensor:
+        """Where the gradient goes: into ``out`` itself, where that is ``spent``."""
+        return self.out if spent else torch.empty_like(self.out)
+
+
+def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> Normed:
+    """Leaky ReLU of ``x + bias``, normalised over the last dimension; see `reference.norm`."""
+    dtype = _require_tensor("x", x).dtype
+    op = _suffixed("x", "norm", dtype)
+    channels = x.shape[-1]
+    x = _check("x", x, tuple(x.shape), dtype)
+    bias = _check("bias", bias, (channels,), dtype)
+    found = Normed.empty(tuple(x.shape), dtype, slope, normalise)
+    getattr(extension(), op)(
+        x.numel() // channels,
+        channels,
+        x.data_ptr(),
+        bias.data_ptr(),
+        slope,
+        found.out.data_ptr(),
+        found.scale_address,
+        torch.get_num_threads(),
+    )
+    return found
+
+
+def norm_grad(grad: Tensor, normed: Normed, spent: bool = False) -> Tensor:
+    """Gradient by what `norm` read, given that by its output; see `reference.norm_grad`.
+
+    With ``spent`` it takes the memory of ``normed.out``.
+    """
+    dtype = normed.out.dtype
+    op = _suffixed("normed.out", "norm_grad", dtype)
+    grad = _check("grad", grad, tuple(normed.out.shape), dtype)
+    channels = grad.shape[-1]
+    target = normed.target(spent)
+    getattr(extension(), op)(
+        grad.numel() // channels,
+        channels,
+        grad.data_ptr(),
+        normed.slope,
+        normed.out.data_ptr(),
+        normed.scale_address,
+        target.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return target
