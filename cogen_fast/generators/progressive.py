@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogen_fast.generators.checks import boolean, fraction, positive_int
+from cogen_fast.generators.fast_progressive import FastProgressive, Network
+from cogen_fast.ops.reference import PIXEL_NORM_EPSILON
 
-PIXEL_NORM_EPSILON = 1e-8
 RESOLUTIONS = tuple(4 << stage for stage in range(9))
 FINAL_ACTIVATIONS = (None, "tanh")
 
@@ -276,6 +277,31 @@ class ProgressiveGenerator(nn.Module):
             image = self.alpha * image + (1.0 - self.alpha) * faded
         return torch.tanh(image) if self.final == "tanh" else image
 
+    def fast_path(self) -> FastProgressive:
+        """The same function with the gradient by z alone, of the weights and alpha as they are now.
+
+        Raises TypeError for weights of other types than float32 and float64, ValueError where they
+        are not on the CPU, ImportError where it is called without the package's extension.
+        """
+        faded = self.to_rgb_previous if self.alpha < 1.0 else None
+        convolutions = [self.base.conv]
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            convolutions += [block.conv0, block.conv1]
+        return FastProgressive(
+            Network(
+                dense=_layer(self.base.dense),
+                convolutions=[_layer(convolution) for convolution in convolutions],
+                colours=_layer(self.to_rgb),
+                faded=None if faded is None else _layer(faded),
+                alpha=self.alpha,
+                normalise_latent=self.normalise_latent,
+                normalise_dense=self.normalise_dense,
+                slope=self.negative_slope,
+                bounded=self.final == "tanh",
+            )
+        )
+
     def multiply_adds(self) -> int:
         """Multiply-adds of one forward for one latent, counting dense and convolution layers."""
         total = self.base.multiply_adds() + self.to_rgb.multiply_adds(self.resolution)
@@ -293,6 +319,10 @@ class ProgressiveGenerator(nn.Module):
                 f"got {tuple(z.shape)}"
             )
         return z.flatten(1)
+
+
+def _layer(module: EqualisedLinear | EqualisedConv2d) -> tuple[Tensor, Tensor]:
+    return module.scaled_weight().detach(), module.bias.detach().clone()
 
 
 def _checked_resolution(resolution: object) -> int:

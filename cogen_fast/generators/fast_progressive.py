@@ -1,0 +1,193 @@
+"""The progressive GAN once more, for its images and their gradient by the latent, on the CPU.
+
+The same function as `ProgressiveGenerator`, without autograd and weight gradients. He constants are
+folded into the weights; each upsampling and the convolution behind it are one operation
+(`cogen_fast.ops.upsampled`), the other convolutions are Winograd's (`cogen_fast.ops.winograd`);
+bias, leaky ReLU and pixel norm are one pass either way (`cogen_fast.ops.normed`). Of every
+activation only the normalised output and one number per pixel are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cogen_fast.ops import native
+from cogen_fast.ops.colours import Colours, colour_misfit
+from cogen_fast.ops.normed import Normed, norm, norm_grad
+from cogen_fast.ops.packed import Workspace
+from cogen_fast.ops.spec import MisfitSpec
+from cogen_fast.ops.upsampled import UpsampledConvolution
+from cogen_fast.ops.winograd import Convolution
+
+Layer = tuple[Tensor, Tensor]
+"""A weight, He constant included, and a bias."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a progressive GAN consists of, as plain data; dtype float32 or float64, on the CPU.
+
+    ``dense`` has a weight ``(16 C, d)``, row ``c * 16 + y * 4 + x`` being pixel (c, y, x);
+    ``convolutions`` ``(out, in, 3, 3)`` are the one at 4 px and two for each further resolution;
+    ``colours`` and, while fading, ``faded`` (of the resolution before) are ``(colours, C, 1, 1)``.
+    The rest is as in `ProgressiveGenerator`.
+    """
+
+    dense: Layer
+    convolutions: Sequence[Layer]
+    colours: Layer
+    faded: Layer | None
+    alpha: float
+    normalise_latent: bool
+    normalise_dense: bool
+    slope: float
+    bounded: bool
+
+
+class FastProgressive:
+    """A progressive GAN for sampling: z ``(n, d)`` to images ``(n, colours, R, R)``.
+
+    What is called is differentiable once, by z alone. Weights are those of the moment when it was
+    made. Not for use by several threads at once. Raises TypeError for weights of other types than
+    float32 and float64, ValueError for weights that are not on the CPU.
+    """
+
+    def __init__(self, network: Network) -> None:
+        weight, bias = network.dense
+        if weight.device.type != "cpu":
+            raise ValueError(f"network: expected weights on the CPU, got them on {weight.device}")
+        if weight.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"network: expected float32 or float64 weights, got {weight.dtype}")
+        self.network = network
+        maps = len(bias) // 16
+        self._maps = maps
+        # Channels last: rows by pixel, then channel.
+        self._dense = weight.view(maps, 16, -1).transpose(0, 1).flatten(0, 1).contiguous()
+        self._dense_bias = bias.view(maps, 16).T.flatten().contiguous()
+        slope = network.slope
+        first, *rest = network.convolutions
+        self._base = Convolution(*first, slope)
+        self._blocks = [
+            (UpsampledConvolution(*rest[i], slope), Convolution(*rest[i + 1], slope))
+            for i in range(0, len(rest), 2)
+        ]
+        self._colours = _colours(network.colours, network.bounded)
+        self._faded = None if network.faded is None else _colours(network.faded, False)
+        self._work = Workspace(weight.dtype)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Images ``(n, colours, R, R)`` of z ``(n, d)``; TypeError or ValueError naming z."""
+        if torch.is_grad_enabled() and z.requires_grad:
+            image: Tensor = _Image.apply(z, self)  # type: ignore[no-untyped-call]
+            return image
+        return self._image(self._forward(z))
+
+    def energy_and_grad(
+        self, z: Tensor, spec: MisfitSpec, observation: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Misfits ``(n,)`` float64 and their gradients ``(n, d)`` of z ``(n, d)``.
+
+        ``observation`` ``(n,)`` int64 is the row of ``spec`` that each z belongs to. Where nothing
+        fades no image is written. Raises TypeError or ValueError naming the argument.
+        """
+        trace = self._forward(z.detach())
+        if self._faded is None:
+            energy, grad = colour_misfit(trace[-1], self._colours, spec, observation)
+            return energy, self._back(grad, trace, spent=True)
+        energy, by_image = native.misfit(self._image(trace).contiguous(), spec, observation)
+        return energy, self._vjp(by_image, trace, spent=True)
+
+    def _forward(self, z: Tensor) -> list[Normed]:
+        """The activations of every layer, the latent first; images are ``(n, S, S, C)``."""
+        z = native._check("z", z, (len(z), self._dense.shape[1]), self._dense.dtype)
+        x = norm(z, z.new_zeros(z.shape[1]), 1.0, True) if self.network.normalise_latent else None
+        latent = Normed(z, None, 1.0) if x is None else x
+        dense = torch.addmm(self._dense_bias, latent.out, self._dense.T).view(-1, 4, 4, self._maps)
+        zero = dense.new_zeros(self._maps)
+        trace = [latent, norm(dense, zero, self.network.slope, self.network.normalise_dense)]
+        for layer in (self._base, *(each for block in self._blocks for each in block)):
+            trace.append(layer.forward(trace[-1].out, self._work))
+        return trace
+
+    def _image(self, trace: Sequence[Normed]) -> Tensor:
+        image = _paint(trace[-1].out, self._colours)
+        if self._faded is not None:
+            alpha = self.network.alpha
+            before = _paint(trace[-3].out, self._faded)
+            image = alpha * image + (1.0 - alpha) * _doubled(before)
+        return (torch.tanh(image) if self.network.bounded else image).permute(0, 3, 1, 2)
+
+    def _vjp(self, grad: Tensor, trace: list[Normed], spent: bool) -> Tensor:
+        """The gradient by z, given that by the image ``(n, colours, R, R)``."""
+        grad = grad.permute(0, 2, 3, 1)
+        if self.network.bounded:
+            grad = grad * (1.0 - self._image(trace).permute(0, 2, 3, 1) ** 2)
+        extra = None
+        if self._faded is not None:
+            extra = (1.0 - self.network.alpha) * _halved(grad) @ self._faded.weight
+            grad = self.network.alpha * grad
+        return self._back(
+            norm_grad(grad @ self._colours.weight, trace[-1], spent), trace, spent, extra
+        )
+
+    def _back(
+        self, grad: Tensor, trace: list[Normed], spent: bool, extra: Tensor | None = None
+    ) -> Tensor:
+        """The gradient by z, given that by the last convolution's output ``(n, R, R, C)``.
+
+        ``extra`` is added to the gradient by the activation of the resolution before.
+        """
+        before = iter(trace[-2::-1])
+        for up, plain in reversed(self._blocks):
+            grad = plain.backward(grad, next(before), self._work, spent)
+            grad = up.backward(grad, next(before), self._work, spent, extra)
+            extra = None
+        grad = self._base.backward(grad, next(before), self._work, spent)
+        grad = grad.flatten(1) @ self._dense
+        latent = next(before)
+        return grad if latent.scale is None else norm_grad(grad, latent)
+
+
+class _Image(torch.autograd.Function):
+    """The images as a function that autograd knows."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, fast: FastProgressive) -> Tensor:
+        trace = fast._forward(z)
+        ctx.fast, ctx.slopes = fast, [each.slope for each in trace]
+        ctx.save_for_backward(*(t for each in trace for t in (each.out, each.scale)))
+        return fast._image(trace)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        saved = ctx.saved_tensors
+        trace = [Normed(*each) for each in zip(saved[::2], saved[1::2], ctx.slopes, strict=True)]
+        return ctx.fast._vjp(grad, trace, spent=False), None
+
+
+def _colours(layer: Layer, bounded: bool) -> Colours:
+    weight, bias = layer
+    return Colours(weight.flatten(1).contiguous(), bias.contiguous(), bounded)
+
+
+def _paint(x: Tensor, colours: Colours) -> Tensor:
+    """``(n, S, S, C)`` to ``(n, S, S, colours)``, before any tanh."""
+    return x @ colours.weight.T + colours.bias
+
+
+def _doubled(x: Tensor) -> Tensor:
+    """Nearest upsampling by 2 of ``(n, S, S, C)``."""
+    return x.repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+
+def _halved(x: Tensor) -> Tensor:
+    """The adjoint of `_doubled`: sums of 2 x 2 pixels."""
+    n, height, width, channels = x.shape
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).sum((2, 4))
