@@ -181,6 +181,10 @@ class GeneratorAdapter:
                 f"statistics?){_suspects(self.generator)}; the sampler needs a function"
             )
 
+    def agrees(self, outputs: Tensor) -> bool:
+        """Whether outputs of `probe_latents` are the generator's, but for rounding."""
+        return _close(outputs, self.probe_output, _TOLERANCES[self.input_dtype][1])
+
     def fingerprint(self) -> str:
         """SHA-256 of the generator's kind and weights, hexadecimal."""
         digest = hashlib.sha256(f"{_name(self.generator)} {self.latent_shape}".encode())

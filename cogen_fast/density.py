@@ -15,10 +15,12 @@ from torch import Tensor
 from cogen_fast.memory import is_out_of_memory
 from cogen_fast.observation import Observation
 from cogen_fast.ops.dispatch import Ops
+from cogen_fast.ops.spec import MisfitSpec
 
 Form = Literal["posterior", "paper"]
 FORMS: tuple[str, ...] = get_args(Form)
 _T = TypeVar("_T")
+_Fused = Callable[[Tensor, MisfitSpec, Tensor], tuple[Tensor, Tensor]]
 
 
 def prior_weight(form: Form, beta: Tensor) -> Tensor:
@@ -35,7 +37,12 @@ class Potential(Protocol):
 
 
 class LatentMap(Protocol):
-    """A generator on rows of latents: ``(n, d)`` to outputs ``(n, ...)``."""
+    """A generator on rows of latents: ``(n, d)`` to outputs ``(n, ...)``.
+
+    One that fuses its last layer with the misfit has ``energy_and_grad(latents, spec, index)`` too:
+    energies ``(n,)`` float64 and gradients ``(n, d)``, where row k belongs to row ``index[k]`` of
+    the `MisfitSpec`.
+    """
 
     def __call__(self, latents: Tensor, /) -> Tensor: ...
 
@@ -95,6 +102,10 @@ class GeneratorPotential:
         self.halvings = 0
         self._index: Tensor | None = None
 
+    def of(self, generator: LatentMap) -> GeneratorPotential:
+        """The same of another generator."""
+        return GeneratorPotential(generator, self.observation, self.ops, self.max_batch)
+
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Energies ``(B, N)`` float64 and gradients ``(B, N, d)`` of latents ``(B, N, d)``."""
         pieces = self._in_chunks(latents, self._rows_energy_and_grad)
@@ -149,6 +160,9 @@ class GeneratorPotential:
             torch.cuda.empty_cache()
 
     def _rows_energy_and_grad(self, rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        fused: _Fused | None = getattr(self.generator, "energy_and_grad", None)
+        if fused is not None and self._squares_outputs:
+            return fused(rows, self.observation.spec, index)
         with torch.enable_grad():
             z = rows.detach().requires_grad_()
             y = self.observation.operator.apply(self.generator(z))
@@ -163,6 +177,11 @@ class GeneratorPotential:
             energy, y_grad = self.ops.misfit(y.detach(), self.observation.spec, index)
             (grad,) = torch.autograd.grad(y, z, y_grad)
         return energy, grad
+
+    @property
+    def _squares_outputs(self) -> bool:
+        """Whether the misfit is that of ``spec``, of the generator's outputs themselves."""
+        return self.observation.operator.reads_output and self.observation.user_misfit is None
 
     def _rows_energy(self, rows: Tensor, index: Tensor) -> Tensor:
         y = self.observation.operator.apply(self.generator(rows))

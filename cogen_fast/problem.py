@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cogen_fast.adapter import GeneratorAdapter, frozen
-from cogen_fast.density import GeneratorPotential
+from cogen_fast.density import GeneratorPotential, LatentMap
 from cogen_fast.observation import Mask, Observation, UserMisfit, as_operator, observe
 from cogen_fast.ops import dispatch
-from cogen_fast.ops.dense import DenseLayers, dense_layers, forward, unfit
+from cogen_fast.ops.dense import DenseLayers, dense_layers, forward, hooked, unfit
 from cogen_fast.sampler.dense import DenseProblem
+
+_FAST = "generator: its fast path, for images and their gradient by the latent"
 
 
 @dataclass(frozen=True)
 class Problem:
     """What every method needs; valid inside `prepared` only, while G's weights are frozen.
 
-    ``dense`` is there where whole runs are made in C++ (backend "fused").
+    ``dense`` is there where whole runs are made in C++, and ``notes`` say where the generator's own
+    fast path is taken (backend "fused" in both cases).
     """
 
     adapter: GeneratorAdapter
@@ -30,6 +33,7 @@ class Problem:
     potential: GeneratorPotential
     backend: str
     dense: DenseProblem | None = None
+    notes: tuple[str, ...] = ()
 
     def how(self) -> dict[str, Any]:
         """What `hmc.init` needs to know of the generator."""
@@ -82,24 +86,43 @@ def prepared(
             misfit=misfit,
         )
         potential = GeneratorPotential(adapter, observation, ops, max_batch)
-        dense = _dense_problem(backend, adapter, observation)
-        name = ops.name if dense is None else "fused"
-        yield Problem(adapter, observation, potential, name, dense)
+        yield _fused(backend, Problem(adapter, observation, potential, ops.name))
 
 
-def _dense_problem(
-    backend: str, adapter: GeneratorAdapter, observation: Observation
-) -> DenseProblem | None:
-    """For runs in C++, where they were asked for or are the best there is."""
+def _fused(backend: str, problem: Problem) -> Problem:
+    """With the generator's fast path or runs in C++, if asked for or the best there is."""
+    adapter, observation = problem.adapter, problem.observation
     if backend not in ("auto", "fused") or not dispatch.fuses(adapter.device):
-        return None
+        return problem
+    if (fast := _fast_path(adapter)) is not None:
+        potential = problem.potential.of(fast)
+        return replace(problem, potential=potential, backend="fused", notes=(_FAST,))
     layers = dense_layers(adapter.generator)
     obstacle = _obstacle(layers, adapter, observation)
     if layers is not None and obstacle is None:
-        return DenseProblem.of(layers, observation.spec)
+        return replace(problem, backend="fused", dense=DenseProblem.of(layers, observation.spec))
     if backend == "fused":
-        raise ValueError(f"backend: fused serves generators of dense layers only, got {obstacle}")
-    return None
+        raise ValueError(
+            "backend: fused serves progressive generators on the CPU and those of dense layers "
+            f"only, got {obstacle}"
+        )
+    return problem
+
+
+def _fast_path(adapter: GeneratorAdapter) -> LatentMap | None:
+    """What a generator offers as ``fast_path()`` for its images and z-gradients alone.
+
+    It must take rows ``(n, d)`` in the generator's type; None where none is offered for the CPU,
+    where hooks would not be called, or where it gives other outputs (a subclass's, say).
+    """
+    generator = adapter.generator
+    offered = getattr(generator, "fast_path", None)
+    if not isinstance(generator, nn.Module) or not callable(offered) or hooked(generator):
+        return None
+    if adapter.device.type != "cpu" or adapter.input_dtype != adapter.dtype:
+        return None
+    fast: LatentMap = offered()
+    return fast if adapter.agrees(fast(adapter.probe_latents)) else None
 
 
 def _obstacle(

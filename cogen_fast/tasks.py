@@ -133,7 +133,9 @@ def cogenerate(
         seed: whole number of 64 bits; a run is a pure function of its inputs and the seed.
         observation_ids: numbers that name the observations in the noise (0 .. B-1).
         device: where to run (the device of G's weights). "cpu" or "cuda".
-        backend: "auto", "native" or "reference"; see `cogen_fast.backends`.
+        backend: "auto", "fused", "native" or "reference"; see `cogen_fast.backends`. "auto" takes
+            "fused", where it serves G: whole runs in one call for small generators of dense layers,
+            the z-gradient's fast path for progressive ones on the CPU.
         max_batch: most latents in one call to G (all; halved when memory runs out).
         checkpoint: file to save an unfinished run to, every ``checkpoint_seconds`` and on Ctrl-C;
             a run started again with the same inputs goes on from there, bit for bit.
@@ -409,7 +411,7 @@ def _assemble(
     evidence, reasons = _evidence(outcome, observation)
     if completed is None:
         reasons["completed"] = "only where a mask hides entries can observed ones be pasted back"
-    notes = [observation.noise, f"backend {problem.backend}", *outcome.notes]
+    notes = [observation.noise, f"backend {problem.backend}", *problem.notes, *outcome.notes]
     if potential.halvings:
         notes.append(f"out of memory: max_batch was lowered to {potential.max_batch}")
     said = ("reasons", "notes")

@@ -50,7 +50,7 @@ def dense_layers(generator: object) -> DenseLayers | None:
     Known are modules with a method ``dense_layers()``, `torch.nn.Linear`, and `torch.nn.Sequential`
     of it and activations (those of `ACTIVATIONS`, with torch's constants), without hooks.
     """
-    if not isinstance(generator, nn.Module) or any(_hooked(m) for m in generator.modules()):
+    if not isinstance(generator, nn.Module) or hooked(generator):
         return None
     offered = getattr(generator, "dense_layers", None)
     if callable(offered):
@@ -228,14 +228,17 @@ def _padded(rows: Tensor) -> Tensor:
     return out
 
 
-def _hooked(module: nn.Module) -> bool:
-    """Whether calling the module does more than its ``forward``."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        getattr(module, "parametrizations", ()),
+def hooked(generator: nn.Module) -> bool:
+    """Whether calling a module, or one within it, does more than its ``forward``."""
+    return any(
+        len(hooks) > 0
+        for module in generator.modules()
+        for hooks in (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            getattr(module, "parametrizations", ()),
+        )
     )
-    return any(len(each) > 0 for each in hooks)
 
 
 def _of_sequence(modules: Iterable[nn.Module]) -> DenseLayers | None:

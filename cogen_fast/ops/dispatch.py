@@ -113,7 +113,8 @@ _NATIVE: Ops = _ModuleOps("native", native)
 def resolve(backend: str, device: torch.device) -> Ops:
     """The ops of ``backend`` for tensors on ``device``.
 
-    "fused" has those of "auto": it is about whole runs, which `cogen_fast.problem` decides.
+    "fused" has those of "auto": it is about whole runs and generators' own fast paths, which
+    `cogen_fast.problem` decides.
 
     Raises:
         ValueError: the backend or the device is unknown, or the one cannot serve the other.
