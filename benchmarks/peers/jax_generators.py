@@ -16,6 +16,8 @@ import numpy as np
 from jax import Array, lax
 from torch import nn
 
+from cogen_fast.generators import ProgressiveGenerator
+
 Generator = Callable[[Array], Array]
 
 _EXACT = lax.Precision.HIGHEST
@@ -80,6 +82,59 @@ def _stages(main: nn.Sequential) -> list[tuple[Callable[[Array], Array], Array]]
             transposed = _conv_transpose(weight, layer.stride[0], layer.padding[0])
             stages.append((transposed, jnp.asarray(shift)))
     return stages
+
+
+def progressive(module: ProgressiveGenerator) -> Generator:
+    """Twin of a fully grown progressive GAN: rows ``(n, d)`` to images ``(n, channels, R, R)``.
+
+    Channels last throughout, He constants folded into the weights.
+    """
+    assert module.alpha == 1.0
+    slope = module.negative_slope
+    convolutions = [module.base.conv, *(c for b in module.blocks for c in (b.conv0, b.conv1))]
+    base, *rest = [
+        (_conv_same(_array(c.scaled_weight())), jnp.asarray(_array(c.bias))) for c in convolutions
+    ]
+    dense = jnp.asarray(_array(module.base.dense.scaled_weight()))
+    dense_bias = jnp.asarray(_array(module.base.dense.bias))
+    colours = jnp.asarray(_array(module.to_rgb.scaled_weight())[:, :, 0, 0])
+    colour_bias = jnp.asarray(_array(module.to_rgb.bias))
+    maps = module.feature_maps[0]
+
+    def norm(x: Array, axis: int = -1) -> Array:
+        return x * lax.rsqrt(jnp.mean(x * x, axis, keepdims=True) + 1e-8)
+
+    def layer(x: Array, convolution: tuple[Callable[[Array], Array], Array]) -> Array:
+        convolve, bias = convolution
+        return norm(jax.nn.leaky_relu(convolve(x) + bias, slope))
+
+    def generate(rows: Array) -> Array:
+        x = norm(rows) if module.normalise_latent else rows
+        x = jax.nn.leaky_relu(jnp.matmul(x, dense.T, precision=_EXACT) + dense_bias, slope)
+        x = x.reshape(-1, maps, 4, 4).transpose(0, 2, 3, 1)
+        x = layer(norm(x) if module.normalise_dense else x, base)
+        for first, second in zip(rest[::2], rest[1::2], strict=True):
+            x = layer(layer(x.repeat(2, 1).repeat(2, 2), first), second)
+        image = jnp.matmul(x, colours.T, precision=_EXACT) + colour_bias
+        return (jnp.tanh(image) if module.final == "tanh" else image).transpose(0, 3, 1, 2)
+
+    return generate
+
+
+def _conv_same(weight: np.ndarray) -> Callable[[Array], Array]:
+    """Convolution that keeps the side, by ``weight`` ``(out, in, 3, 3)``, channels last.
+
+    Its gradient is spelt out for the reason that `_conv_transpose` gives.
+    """
+    forward = jnp.asarray(weight.transpose(2, 3, 1, 0))
+    backward = jnp.asarray(weight[:, :, ::-1, ::-1].transpose(2, 3, 0, 1))
+
+    @jax.custom_vjp
+    def convolved(x: Array) -> Array:
+        return _conv(x, forward, 1)
+
+    convolved.defvjp(lambda x: (convolved(x), None), lambda _, grad: (_conv(grad, backward, 1),))
+    return convolved
 
 
 def _conv_transpose(weight: np.ndarray, stride: int, padding: int) -> Callable[[Array], Array]:

@@ -20,6 +20,7 @@ from dcgan import data_folder, load_faces
 from torch import Tensor, nn
 
 from cogen_fast import load_generator
+from cogen_fast.generators import ProgressiveGenerator
 
 jax = pytest.importorskip("jax", reason="the twins need jax (extra `peers`)")
 pytest.importorskip("blackjax", reason="the rival needs blackjax (extra `peers`)")
@@ -67,7 +68,15 @@ def _dcgan() -> _Pair:
     return _Pair(module, lambda z: z[:, :, None, None], jax_generators.dcgan, 100, mask)
 
 
-_PAIRS = {"mlp": _mlp, "dcgan": _dcgan}
+def _progressive() -> _Pair:
+    torch.manual_seed(0)
+    module = ProgressiveGenerator(32, latent_size=20, fmap_base=512, fmap_max=64)
+    mask = np.ones((32, 32))
+    mask[8:24, 8:24] = 0
+    return _Pair(module.requires_grad_(False), lambda z: z, jax_generators.progressive, 20, mask)
+
+
+_PAIRS = {"mlp": _mlp, "dcgan": _dcgan, "progressive": _progressive}
 
 
 def _precision(dtype: torch.dtype) -> AbstractContextManager[Any]:
