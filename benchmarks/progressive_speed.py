@@ -31,6 +31,7 @@ from cogen_fast.generators import ProgressiveGenerator
 from cogen_fast.ops import native
 from cogen_fast.ops.spec import MisfitSpec
 
+RESULTS = Path(__file__).resolve().parent / "results" / "progressive_speed.jsonl"
 LATENTS = 512
 SGEMM = 2048
 CASES = [
@@ -204,7 +205,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Time the cases that the log does not have yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("progressive_speed.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
