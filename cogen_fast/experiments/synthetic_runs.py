@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cogen_fast.arguments import check_count
 from cogen_fast.baselines import GRADIENT_COST, Ends, importance_resampling, try_learning_rates
@@ -186,10 +186,27 @@ def _resampled(generator: nn.Module, seed: int, effort: Effort) -> Line:
 
 def _adaptive(generator: nn.Module, seed: int, effort: Effort) -> Line:
     runs = _runs(generator, seed, effort, weight=_WEIGHT)
-    errors = torch.cat([squared_error(run.images[0]) for run in runs])
+    errors = torch.stack([squared_error(run.images[0]) for run in runs])
     gradients = max(run.gradients for run in runs)
     settings = f"w {_WEIGHT:g}, {effort.chains} particles, most gradients of {len(runs)} runs"
-    return line("adaptive (the default)", errors, GRADIENT_COST * gradients, settings, None)
+    return line(
+        "adaptive (the default)",
+        errors.flatten(),
+        GRADIENT_COST * gradients,
+        settings,
+        _shares_by_evidence(errors, runs),
+    )
+
+
+def _shares_by_evidence(errors: Tensor, runs: list[Result]) -> list[float]:
+    """Shares of the populations' ``errors`` ``(R, N)``, each counted by its evidence.
+
+    One population's share has a bias of order 1 / N. Counted so, the share of more and more
+    populations is right for any N, but for what little tuning on the way to beta = 1 does.
+    """
+    log_normalisers = [run.log_normaliser for run in runs if run.log_normaliser is not None]
+    weights = torch.softmax(torch.cat(log_normalisers), 0)
+    return [float(weights @ (errors < limit).double().mean(1)) for limit in LIMITS]
 
 
 def _faded(generator: nn.Module, seed: int, effort: Effort) -> tuple[list[Line], str, float]:
