@@ -189,7 +189,7 @@ template <class T, class Layout>
 void anneal_in(const MlpRun<T>& run, char* memory, int threads) {
   const Tiling<T, Layout> tiling(run.shape);
   const Arena<T, Layout> arena(memory, tiling, run.net);
-  together(threads, [&](const Member& member) {
+  together(tiling.team(threads), [&](const Member& member) {
     Worker<T, Layout>(run, tiling, arena, member).all();
   });
 }
