@@ -150,7 +150,7 @@ def test_demo_draws_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = demo.complete(truth, progress=False)
     assert result.images.shape == (1, demo._CHAINS, 1, 32, 32)
     hidden = demo.mask().expand(1, 32, 32) == 0
-    assert hidden.sum() == 13 * 26
+    assert hidden.sum() == 19 * 26
     assert result.observed is not None
     assert torch.equal(result.observed[0], ~hidden)
     mean = (result.images[0].mean(0) - truth)[hidden].square().mean().sqrt()
