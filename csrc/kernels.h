@@ -21,12 +21,14 @@ struct Noise {
   const int64_t* observation;
 };
 
-// (B,) each, but inverse_mass (B, d); inverse_mass and active may be null.
+// (B,) each, but step_size (B, steps_each), one or N for each observation, and inverse_mass (B, d);
+// inverse_mass and active may be null.
 template <class T>
 struct Settings {
   const double* beta;
   const double* prior_weight;
   const double* step_size;
+  int64_t steps_each;
   const T* inverse_mass;
   const bool* active;
 };
