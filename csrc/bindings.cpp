@@ -476,6 +476,7 @@ MlpRun<T> mlp_run_of(const Fields& f, const StepRule* rule, bool on_device) {
   run.hmc_steps = f.get<std::int64_t>("hmc_steps");
   run.leapfrog_steps = f.get<std::int64_t>("leapfrog_steps");
   run.paper_form = f.get<bool>("paper_form");
+  run.step_per_chain = f.get<bool>("step_per_chain");
   run.rule = rule;
   run.acceptance = f.address<double>("acceptance");
   run.step_used = f.address<double>("step_used");
