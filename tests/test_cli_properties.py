@@ -208,6 +208,7 @@ PAPER: dict[str, tuple[list[str], list[str]]] = {
     "--ais-steps": (["1", "2"], ["0", "-1", "x"]),
     "--schedule": (["sigmoid", "linear", "geometric"], ["x", ""]),
     "--form": (["posterior", "paper"], ["x", ""]),
+    "--adaptation": (["per-chain"], ["chain", ""]),
     "--preset": (["celeba-128", "lsun-256"], ["x", ""]),
 }
 TABLES = OPTIONS | ADAPTIVE | PAPER
