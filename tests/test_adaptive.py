@@ -477,6 +477,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "schedule": ({"schedule": "linear"}, "schedule: .*'paper'.*'linear'"),
     "form": ({"form": "paper"}, "form: .*'paper'"),
     "no-adaptation": ({"adaptation": None}, "adaptation: .*'paper'"),
+    "adaptation": ({"adaptation": "per-chain"}, "adaptation: .*'paper'.*'per-chain'"),
     "preset-with-adaptive": ({"method": "adaptive", "preset": "celeba-128"}, "preset: .*'paper'"),
     **{
         f"{name}-with-paper": (

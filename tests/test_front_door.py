@@ -718,7 +718,12 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception] | tuple[type[Exception], ..
     "step_size-zero": (bad(step_size=0.0), ValueError, "step_size: "),
     "step_size-text": (bad(step_size="small"), ValueError, "step_size: "),
     "adaptation": (bad(adaptation="dual-averaging"), ValueError, "adaptation: .*'dual-averaging'"),
-    "adaptation-type": (bad(adaptation=0.8), TypeError, "adaptation: "),
+    "adaptation-chain": (
+        bad(adaptation="chain"), ValueError, "adaptation: .*'published', 'per-chain'.*'chain'"
+    ),
+    "adaptation-type": (
+        bad(adaptation=0.8), TypeError, "adaptation: .*'per-chain'.*a rule or None"
+    ),
     "method": (bad(method="smc"), ValueError, "method: .*paper.*'smc'"),
     "preset": (bad(preset="ffhq"), ValueError, "preset: .*celeba-128.*'ffhq'"),
     "schedule": (bad(schedule="cosine"), ValueError, "schedule: .*linear.*'cosine'"),
