@@ -576,6 +576,18 @@ def test_the_squared_error_as_a_misfit_is_the_squared_error() -> None:
     torch.testing.assert_close(own.latents, builtin.latents, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("operator", [AveragePool(2), Stride(2)])
+def test_a_misfit_of_ones_own_gets_measurements(operator: AveragePool | Stride) -> None:
+    def misfit(prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target).square().flatten(1).sum(-1)
+
+    G, low = convolutional(), image()[:, :2, :2]
+    own = cogenerate(G, low, operator, misfit=misfit, weight=2.0, **FAST)
+    builtin = cogenerate(G, low, operator, weight=2.0, **FAST)
+    torch.testing.assert_close(own.energies, builtin.energies, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(own.latents, builtin.latents, rtol=1e-3, atol=1e-3)
+
+
 def test_super_resolution_observes_what_it_says() -> None:
     low = image()[:, :2, :2]
     for how, read in (
