@@ -136,7 +136,8 @@ def main() -> int:
     log = Log(options.out / f"{name}.jsonl")
     every = _pieces(options.quick)
     lines = _run([piece for piece in every if piece.problem in options.problems], log, options.jobs)
-    tests = 2 * sum(len(MODELS[p.problem]().statistics) for p in every if p.method not in _ALONE)
+    statistics = {name: len(model().statistics) for name, model in MODELS.items()}
+    tests = 2 * sum(statistics[piece.problem] for piece in every if piece.method not in _ALONE)
     bound = _FALSE_ALARM / tests
     judged = [line for line in lines if line["method"] not in _ALONE]
     broken = [line for line in judged if _worst(line)[0] < bound]

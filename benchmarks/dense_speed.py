@@ -15,45 +15,29 @@ import statistics
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
+from dense_runs import LEAPFROG_STEPS, STEP_SIZE, energy_of, published
 from peers import torch_hmc
-from torch import Tensor
 
-from cogen_fast import cogenerate
 from cogen_fast.generators.pretrained import pretrained
 
-_LEAPFROG_STEPS, _STEP_SIZE, _WEIGHT = 20, 0.01, 100.0
-_KNOWN, _MASK = np.array([np.nan, 0.0], dtype=np.float32), np.array([0, 1])
 _TRANSITIONS = {1: 10_000, 100: 10_000, 1_000: 10_000, 10_000: 2_000, 100_000: 1_000}
 _EAGER_TRANSITIONS = 20
 
 
 def _whole(generator: torch.nn.Module, chains: int, transitions: int) -> None:
-    result = cogenerate(
-        generator,
-        _KNOWN,
-        _MASK,
-        method="paper",
-        weight=_WEIGHT,
-        chains=chains,
-        ais_steps=transitions,
-        leapfrog_steps=_LEAPFROG_STEPS,
-        step_size=_STEP_SIZE,
-        progress=False,
-    )
+    result = published(generator, "auto", chains, transitions)
     assert result.settings["backend"] == "fused"
 
 
 def _eager(generator: torch.nn.Module, chains: int, device: str) -> Callable[[], object]:
-    def energy(z: Tensor) -> Tensor:
-        return _WEIGHT * generator(z)[:, 1] ** 2
+    make = torch_hmc.annealed(
+        energy_of(generator), chains, 2, LEAPFROG_STEPS, STEP_SIZE, compiled=False
+    )
 
     def run() -> object:
         with torch.device(device):
-            betas = torch.linspace(0.0, 1.0, _EAGER_TRANSITIONS + 1)[1:]
-            make = torch_hmc.annealed(energy, chains, 2, _LEAPFROG_STEPS, _STEP_SIZE, False)
-            return make(betas)
+            return make(torch.linspace(0.0, 1.0, _EAGER_TRANSITIONS + 1)[1:])
 
     return run
 
@@ -81,7 +65,7 @@ def _lines(device: str, chains: int, transitions: int, rounds: int) -> list[dict
     lines: list[dict[str, object]] = []
     for name, (count, _) in methods.items():
         median = statistics.median(seconds[name])
-        rate = count * _LEAPFROG_STEPS * chains / median
+        rate = count * LEAPFROG_STEPS * chains / median
         facts = {"method": name, "device": device, "chains": chains, "transitions": count}
         lines.append(facts | {"seconds": median, "gradients_per_second": rate})
     return lines

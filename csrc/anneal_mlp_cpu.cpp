@@ -141,10 +141,7 @@ class Worker {
   }
 
   void adapt_to(double probability, double* step, double* running) const {
-    if (!run_.rule) return;
-    const StepRule& r = *run_.rule;
-    adapt(step, running, probability,
-          {r.target, r.decay, r.increase, r.decrease, r.minimum, r.maximum});
+    if (run_.rule) adapt(step, running, probability, *run_.rule);
   }
 
   // --- a step size for all chains of an observation ----------------------------------------------

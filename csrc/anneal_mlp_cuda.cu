@@ -18,20 +18,13 @@ constexpr int kMostThreads =
 template <class Chain>
 constexpr int kLeastBlocks = Chain::kThreads == 1 ? 3 : 1;
 
-template <class T, class Chain>
+// Thread is DeviceThread or ThreadApart.
+template <class T, class Chain, template <class, class, class> class Thread>
 __global__ void __launch_bounds__(kMostThreads<Chain>, kLeastBlocks<Chain>)
     anneal(const __grid_constant__ DeviceRun<T> device) {
   extern __shared__ __align__(16) char shared[];
   const CudaMachine machine = this_machine(shared);
-  DeviceThread<T, Chain, CudaMachine>(device, machine).all();
-}
-
-template <class T, class Chain>
-__global__ void __launch_bounds__(kMostThreads<Chain>, kLeastBlocks<Chain>)
-    anneal_apart(const __grid_constant__ DeviceRun<T> device) {
-  extern __shared__ __align__(16) char shared[];
-  const CudaMachine machine = this_machine(shared);
-  ThreadApart<T, Chain, CudaMachine>(device, machine).all();
+  Thread<T, Chain, CudaMachine>(device, machine).all();
 }
 
 template <class T>
@@ -49,7 +42,8 @@ int64_t blocks_for(int64_t tiles, int64_t resident) {
 
 template <class T, class Chain>
 void launch(DeviceRun<T> run, const Device& device, cudaStream_t stream, Report& report) {
-  const auto kernel = run.run.step_per_chain ? &anneal_apart<T, Chain> : &anneal<T, Chain>;
+  const auto kernel = run.run.step_per_chain ? &anneal<T, Chain, ThreadApart>
+                                                 : &anneal<T, Chain, DeviceThread>;
   const int64_t bytes = shared_bytes<T, Chain>(run);
   const int threads = static_cast<int>(run.tile_chains) * Chain::kThreads;
   const bool meet = !run.run.step_per_chain && run.blocks_meet();

@@ -404,11 +404,7 @@ class DeviceThread : ChainThread<T, Chain, Machine> {
       if (made > 1) state = steps_of(made - 1)[b];
       const double mean = mean_probability(b, made - 1);
       if (writes) record(b, made - 1, state.step_size, mean);
-      if (device_.adapts) {
-        const StepRule& r = device_.rule;
-        adapt(&state.step_size, &state.running, mean,
-              {r.target, r.decay, r.increase, r.decrease, r.minimum, r.maximum});
-      }
+      if (device_.adapts) adapt(&state.step_size, &state.running, mean, device_.rule);
     }
     if (writes && machine_.thread == 0) steps_of(made)[b] = state;
     return state;

@@ -274,7 +274,7 @@ void adapt_step_size(std::int64_t observations, std::int64_t chains, Address ste
   ops<double>().hmc->adapt_step_size(
       observations, chains,
       {at<const double>(step_size), at<const double>(running), at<const double>(probability),
-       at<const bool>(active), target, decay, increase, decrease, minimum, maximum,
+       at<const bool>(active), {target, decay, increase, decrease, minimum, maximum},
        at<double>(new_step_size), at<double>(new_running)});
 }
 

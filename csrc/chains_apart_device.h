@@ -56,9 +56,7 @@ class ThreadApart : ChainThread<T, Chain, Machine> {
       sums.probability += outcome.probability;
       sums.step_size = state.step_size;
       if (device_.adapts) {
-        const StepRule& r = device_.rule;
-        adapt(&state.step_size, &state.running, outcome.probability,
-              {r.target, r.decay, r.increase, r.decrease, r.minimum, r.maximum});
+        adapt(&state.step_size, &state.running, outcome.probability, device_.rule);
       }
       if (Chain::kThreads > 1) machine_.warp_meets();  // the lanes have written a state
     }

@@ -293,13 +293,12 @@ void accept_select(const Shape& shape, const Noise& noise, const Settings<T>& se
 }
 
 void adapt_step_size(int64_t observations, int64_t chains, const Adaptation& a) {
-  const AdaptationRule rule{a.target, a.decay, a.increase, a.decrease, a.minimum, a.maximum};
   for (int64_t b = 0; b < observations; ++b) {
     double step = a.step_size[b], running = a.running[b];
     if (!a.active || a.active[b]) {
       double sum = 0.0;
       for (int64_t n = 0; n < chains; ++n) sum += a.probability[b * chains + n];
-      adapt(&step, &running, sum / static_cast<double>(chains), rule);
+      adapt(&step, &running, sum / static_cast<double>(chains), a.rule);
     }
     a.new_step_size[b] = step;
     a.new_running[b] = running;

@@ -57,12 +57,17 @@ struct Selected {
   double* change;
 };
 
+// Constants of the step-size rule.
+struct StepRule {
+  double target, decay, increase, decrease, minimum, maximum;
+};
+
 struct Adaptation {
   const double* step_size;    // (B,)
   const double* running;      // (B,)
   const double* probability;  // (B, N)
   const bool* active;         // (B,) or null
-  double target, decay, increase, decrease, minimum, maximum;
+  StepRule rule;
   double* new_step_size;
   double* new_running;
 };
@@ -143,10 +148,6 @@ struct MlpObserved {
   const T* weight;  // (1 or B, 1 or M)
   int64_t weight_stride;
   bool weight_elementwise;
-};
-
-struct StepRule {
-  double target, decay, increase, decrease, minimum, maximum;
 };
 
 // A stretch of the published run: `steps` temperatures from `beta` on. State arrays are read and

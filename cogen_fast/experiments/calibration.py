@@ -155,7 +155,7 @@ class _FewLatents(nn.Module):
 def garments() -> Model:
     """The shipped garments with a block hidden and the demo's noise, in eight of 64 latents.
 
-    The others stay at one draw from the prior: a whole calibration takes minutes, not hours.
+    The others stay at one draw from the prior: few latents forget their start in few gradients.
     """
     size, random = 8, torch.Generator().manual_seed(3)
     rest = torch.randn(64 - size, generator=random)

@@ -298,6 +298,15 @@ struct Chains {
         log_weights(energy.size(), c.ragged),
         non_finite(energy.size(), c.ragged) {}
 
+  template <class A, class B, class F>
+  static void with_each(A& a, B& b, const F& f) {
+    f("latents", a.latents, b.latents);
+    f("grad", a.grad, b.grad);
+    f("energy", a.energy, b.energy);
+    f("log_weights", a.log_weights, b.log_weights);
+    f("non_finite", a.non_finite, b.non_finite);
+  }
+
   void start(const Problem<T>& problem, Random& random) {
     const DenseCase& c = problem.c;
     fill_uniform(latents, random, -1.5, 1.5);

@@ -45,11 +45,7 @@ struct PublishedState {
 
   template <class A, class B, class F>
   static void with_each(A& a, B& b, const F& f) {
-    f("latents", a.chains.latents, b.chains.latents);
-    f("grad", a.chains.grad, b.chains.grad);
-    f("energy", a.chains.energy, b.chains.energy);
-    f("log_weights", a.chains.log_weights, b.chains.log_weights);
-    f("non_finite", a.chains.non_finite, b.chains.non_finite);
+    Chains<T>::with_each(a.chains, b.chains, f);
     f("step_size", a.step_size, b.step_size);
     f("running", a.running, b.running);
     f("transition", a.transition, b.transition);
