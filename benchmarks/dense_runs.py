@@ -19,19 +19,21 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from peers import torch_hmc
-from torch import Tensor
+from torch import nn
 
-from cogen_fast import cogenerate
+from cogen_fast.experiments.five_gaussians import anneal
 from cogen_fast.generators.pretrained import pretrained
+from cogen_fast.result import Result
 
 _OUT = Path(__file__).parent / "results" / "dense_runs.json"
-_LEAPFROG_STEPS, _STEP_SIZE, _WEIGHT = 20, 0.01, 100.0
-_KNOWN, _MASK = np.array([np.nan, 0.0], dtype=np.float32), np.array([0, 1])
+LEAPFROG_STEPS, STEP_SIZE = 20, 0.01
+_WEIGHT = 100.0
 _SECONDS = 0.25
 _SGEMM = 1024
 _GENERATOR = pretrained("five-gaussians")
@@ -44,34 +46,36 @@ def _betas(count: int) -> np.ndarray:
     return np.linspace(0.0, 1.0, count + 1, dtype=np.float32)[1:]
 
 
+def published(generator: nn.Module, backend: str, chains: int, transitions: int) -> Result:
+    """The published run with that many transitions, one at each temperature."""
+    return anneal(
+        generator,
+        seed=0,
+        method="paper",
+        weight=_WEIGHT,
+        chains=chains,
+        ais_steps=transitions,
+        leapfrog_steps=LEAPFROG_STEPS,
+        step_size=STEP_SIZE,
+        backend=backend,
+        progress=False,
+    )
+
+
+def energy_of(generator: nn.Module) -> torch_hmc.Energy:
+    """The same energy of latents ``(N, 2)``, for the rivals: ``(N,)``."""
+    return lambda z: _WEIGHT * generator(z)[:, 1] ** 2
+
+
 def _ours(backend: str) -> Callable[[int], Run]:
-    def make(chains: int) -> Run:
-        def run(transitions: int) -> object:
-            return cogenerate(
-                _GENERATOR,
-                _KNOWN,
-                _MASK,
-                method="paper",
-                weight=_WEIGHT,
-                chains=chains,
-                ais_steps=transitions,
-                leapfrog_steps=_LEAPFROG_STEPS,
-                step_size=_STEP_SIZE,
-                backend=backend,
-                progress=False,
-            )
-
-        return run
-
-    return make
+    return lambda chains: partial(published, _GENERATOR, backend, chains)
 
 
 def _torch(compiled: bool) -> Callable[[int], Run]:
-    def energy(z: Tensor) -> Tensor:
-        return _WEIGHT * (_GENERATOR(z)[:, 1] - 0.0) ** 2
+    energy = energy_of(_GENERATOR)
 
     def make(chains: int) -> Run:
-        run = torch_hmc.annealed(energy, chains, 2, _LEAPFROG_STEPS, _STEP_SIZE, compiled)
+        run = torch_hmc.annealed(energy, chains, 2, LEAPFROG_STEPS, STEP_SIZE, compiled)
         return lambda transitions: run(torch.from_numpy(_betas(transitions)))
 
     return make
@@ -84,15 +88,15 @@ def _jax(name: str) -> Callable[[int], Run]:
     twin = jax_generators.mlp(_GENERATOR.state_dict())
 
     def energy(z: jax.Array) -> jax.Array:
-        return _WEIGHT * (twin(z)[:, 1] - 0.0) ** 2
+        return _WEIGHT * twin(z)[:, 1] ** 2
 
     def make(chains: int) -> Run:
         if name == "jax":
-            run = annealed_hmc.annealed(energy, chains, 2, _LEAPFROG_STEPS, _STEP_SIZE)
+            run = annealed_hmc.annealed(energy, chains, 2, LEAPFROG_STEPS, STEP_SIZE)
             return lambda count: jax.block_until_ready(
                 run(jax.random.key(0, impl="rbg"), _betas(count))
             )
-        hmc = annealed_hmc.blackjax_hmc(energy, chains, 2, _LEAPFROG_STEPS, _STEP_SIZE)
+        hmc = annealed_hmc.blackjax_hmc(energy, chains, 2, LEAPFROG_STEPS, STEP_SIZE)
         key = jax.random.key(0)
         return lambda count: jax.block_until_ready(hmc(key, jax.random.split(key, count)))
 
@@ -146,7 +150,7 @@ def _rates(chains: int, rounds: int) -> dict[str, float]:
     found: dict[str, list[float]] = {name: [] for name in [*runs, "sgemm"]}
     for _ in range(rounds):
         for name, run in runs.items():
-            gradients = counts[name] * _LEAPFROG_STEPS * chains
+            gradients = counts[name] * LEAPFROG_STEPS * chains
             found[name].append(gradients / _seconds(lambda r=run, n=counts[name]: r(n)))
         found["sgemm"].append(_sgemm())
     return {name: statistics.median(rates) for name, rates in found.items()}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, from one command:
 #
-#     COGEN_FAST_TEST_DATA=DIR benchmarks/gpu_check.sh [--stage build-test|training] [--out DIR]
+#     COGEN_FAST_TEST_DATA=DIR benchmarks/gpu_check.sh [--stage build-test|training|dense] [--out DIR]
 #
 # Builds with CUDA, offline, against the Python that is active; runs the test suite (data missing is
 # a failure); writes gpu_check.json (device, versions, commit, figures) to --out, by default
@@ -33,8 +33,14 @@ training() {
     python3 benchmarks/gpu_facts.py "$out/gpu_check.json" --figures "$out/gpu_training.jsonl"
 }
 
+dense() {
+    python3 benchmarks/dense_speed.py --device cuda > "$out/gpu_dense.jsonl"
+    python3 benchmarks/gpu_facts.py "$out/gpu_check.json" --figures "$out/gpu_dense.jsonl"
+}
+
 case $stage in
     build-test) build_test ;;
     training) training ;;
-    *) echo "gpu_check: unknown stage $stage (build-test, training)" >&2; exit 2 ;;
+    dense) dense ;;
+    *) echo "gpu_check: unknown stage $stage (build-test, training, dense)" >&2; exit 2 ;;
 esac

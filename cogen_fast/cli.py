@@ -52,6 +52,7 @@ _SAMPLER_OPTIONS = (
     "hmc_steps",
     "leapfrog_steps",
     "step_size",
+    "adaptation",
     "schedule",
     "form",
     "noise_std",

@@ -15,7 +15,7 @@ from cogen_fast.experiments import demo
 from cogen_fast.generators.pretrained import HELD_OUT, VARIANCES
 from cogen_fast.sampler.pace import MASSES
 from cogen_fast.sampler.schedule import NAMED
-from cogen_fast.tasks import METHODS, POLISH_METHODS
+from cogen_fast.tasks import ADAPTATIONS, METHODS, POLISH_METHODS
 
 _INPAINT_HELP = """\
 Fill in the hidden part of an image: draw images of a trained generator that
@@ -292,6 +292,13 @@ def _add_published(parser: argparse.ArgumentParser) -> None:
         help="temperatures from the prior to the posterior (500); more: better and slower",
     )
     add("--schedule", metavar="NAME", help=f"{', '.join(NAMED)} (sigmoid)")
+    add(
+        "--adaptation",
+        choices=ADAPTATIONS,
+        default="published",
+        help="of the step size: by the mean acceptance of all images, which share it, or "
+        "per-chain, each by its own (published)",
+    )
     add(
         "--form",
         choices=FORMS,

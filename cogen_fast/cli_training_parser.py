@@ -8,6 +8,7 @@ from typing import Any
 
 from cogen_fast.cli_help import command
 from cogen_fast.training.config import PRECISIONS, TrainingConfig
+from cogen_fast.training.datasets import FITS
 from cogen_fast.training.losses import LOSSES
 
 _TRAIN_HELP = """\
@@ -247,7 +248,7 @@ def _add_data(add: Any, what: str) -> None:
     )
     add(
         "--fit",
-        choices=("crop", "pad"),
+        choices=tuple(FITS),
         default="crop",
         help="images of other sizes: cut at the centre and scaled, or with a black border (crop)",
     )

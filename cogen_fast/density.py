@@ -165,7 +165,7 @@ class GeneratorPotential:
             return fused(rows, self.observation.spec, index)
         with torch.enable_grad():
             z = rows.detach().requires_grad_()
-            y = self.observation.operator.apply(self.generator(z))
+            y = self._read(self.generator(z))
             if not y.requires_grad:
                 raise ValueError("mask: the operator is not differentiable by torch")
             if self.observation.user_misfit is not None:
@@ -184,10 +184,17 @@ class GeneratorPotential:
         return self.observation.operator.reads_output and self.observation.user_misfit is None
 
     def _rows_energy(self, rows: Tensor, index: Tensor) -> Tensor:
-        y = self.observation.operator.apply(self.generator(rows))
+        y = self._read(self.generator(rows))
         if self.observation.user_misfit is not None:
             return self._user_energy(y, index).double()
         return self.ops.misfit(y, self.observation.spec, index)[0]
+
+    def _read(self, outputs: Tensor) -> Tensor:
+        """What the misfit is given: the op measures by itself, one of the user's does not."""
+        operator = self.observation.operator
+        if self.observation.user_misfit is None:
+            return operator.apply(outputs)
+        return operator.measure(outputs)
 
     def _user_energy(self, y: Tensor, index: Tensor) -> Tensor:
         assert self.observation.user_misfit is not None

@@ -22,6 +22,10 @@ _FORM_REASON = (
 )
 _ERROR_REASON = "too few chains carry the weights to estimate an error (NaN there)"
 INTERRUPTED = "the run was interrupted before its last moves"
+_PER_CHAIN_NOTE = (
+    "each chain adapted its own step size, which biases samples and weights, however many chains "
+    "there are"
+)
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ class Paper:
             beta_reached=float(state.beta.min()),
             gradients=1 + run.done * self.moves.hmc_steps * self.moves.leapfrog_steps,
             reasons=reasons,
+            notes=[_PER_CHAIN_NOTE] if state.adaptation.per_chain else [],
         )
 
     def _normaliser(

@@ -64,7 +64,7 @@ class Result:
             an observation side by side, here and below.
         acceptance, step_size, energy_history, energy_std: per temperature, ``(T, B)`` float64, the
             last two the mean and standard deviation of the energies of all particles that ran; NaN
-            where not reached or finished before.
+            where not reached or finished before. Of step sizes that are the chains' own, the mean.
         leapfrog_steps, hmc_steps: L and M per temperature, ``(T,)`` int64; with the adaptive method
             the largest M of any observation.
         jumped: whether a short budget forced too large steps, ``(B R,)`` bool.

@@ -39,7 +39,7 @@ from cogen_fast.warn import warn_user
 
 METHODS = ("adaptive", "paper")
 POLISH_METHODS = tuple(POLISHERS)
-_PUBLISHED = "published"
+ADAPTATIONS = ("published", "per-chain")
 _POLISH_REASON = "polished: these are best fits and no samples"
 
 
@@ -60,7 +60,7 @@ def cogenerate(
     hmc_steps: int | None = None,
     leapfrog_steps: int | None = None,
     step_size: float | None = None,
-    adaptation: AdaptationRule | Literal["published"] | None = "published",
+    adaptation: AdaptationRule | Literal["published", "per-chain"] | None = "published",
     schedule: Any = None,
     form: Form | None = None,
     polish: int = 0,
@@ -116,7 +116,10 @@ def cogenerate(
         leapfrog_steps: leapfrog steps L per transition (adaptive: tuned, and then common to all
             observations of a call; paper 20).
         step_size: leapfrog step at the start (adaptive: by the size of the latent; paper 0.01).
-        adaptation: paper; "published", an `AdaptationRule`, or None to keep the step size.
+        adaptation: paper; of the step size: "published" (default), by the mean acceptance of an
+            observation's chains, which share it; "per-chain", the same rule for each chain by its
+            own acceptance, which biases samples and weights (see `AdaptationRule`); a rule of your
+            own; or None to keep the step size.
         schedule: paper; "sigmoid" (default), "sigmoid-raw", "linear", "geometric", an array of
             inverse temperatures ``beta_1 .. beta_T``, or a schedule object.
         form: "posterior" (default), ``beta E + |z|^2 / 2``; or, with the paper's method, "paper",
@@ -160,7 +163,7 @@ def cogenerate(
         "ais_steps": ais_steps,
         "schedule": schedule,
         "form": None if form == "posterior" else form,
-        "adaptation": None if isinstance(rule, str) else rule or "None",
+        "adaptation": None if rule == "published" else rule or "None",
     }
     only_adaptive = {
         "budget": budget,
@@ -320,7 +323,7 @@ def _paper(
     """Settings from the preset and from what was given beside it, checked."""
     chosen = {k: getattr(base, k) if v is None else v for k, v in common.items()}
     if isinstance(adaptation, str):
-        adaptation = base.adaptation
+        adaptation = replace(base.adaptation, per_chain=adaptation == "per-chain")
     schedule = base.schedule if schedule is None else schedule
     moves = ais.Moves(
         hmc_steps=chosen["hmc_steps"],
@@ -362,10 +365,11 @@ def _schedule_name(schedule: Any) -> str:
 def _checked_adaptation(adaptation: Any) -> AdaptationRule | str | None:
     if adaptation is None or isinstance(adaptation, AdaptationRule):
         return adaptation
-    if isinstance(adaptation, str) and adaptation == _PUBLISHED:
-        return adaptation
-    kind = ValueError if isinstance(adaptation, str) else TypeError
-    raise kind(f"adaptation: expected 'published', a rule or None, got {shown(adaptation)}")
+    if isinstance(adaptation, str):
+        return check_choice("adaptation", adaptation, ADAPTATIONS)
+    raise TypeError(
+        f"adaptation: expected one of {ADAPTATIONS}, a rule or None, got {shown(adaptation)}"
+    )
 
 
 def _checkpoint_path(checkpoint: Any) -> Path:

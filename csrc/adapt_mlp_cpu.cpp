@@ -350,7 +350,7 @@ Progress anneal(const AdaptiveRun<T>& run, char* memory, int threads) {
   const Arena<T, Layout> arena(memory, tiling, run, threads);
   Pace pace{};
   Progress progress{0, run.spent};
-  together(threads, [&](const Member& member) {
+  together(tiling.team(threads), [&](const Member& member) {
     Worker<T, Layout>(run, tiling, arena, &pace, &progress, member).all();
   });
   return progress;

@@ -21,11 +21,17 @@ struct Stream {
   uint32_t transition, observation;
 };
 
-// What one transition is made with.
+// The step sizes of a tile's chains, where each has its own.
 template <class T>
+struct StepOfLane {
+  double of[Lanes<T>::kCount];
+};
+
+// What one transition is made with. Step is a double, or StepOfLane<T>.
+template <class T, class Step = double>
 struct Move {
   Potential potential;
-  double step_size;
+  Step step_size;
   const T* inverse_mass;  // (d) or null
   int leapfrog_steps;
 };
@@ -104,9 +110,40 @@ COGEN_HD_LARGE void add_squares(const Lanes<T>& z, const Lanes<T>& v, double inv
   }
 }
 
+// What a kick over `part` of a step multiplies its forces by.
 template <class T>
+COGEN_HD KickSpans<T> spans_of(const Potential& at, double step, double part) {
+  return kick_spans<T>(at.beta, at.prior_weight, part * step);
+}
+
+template <class T>
+COGEN_HD KickSpans<Lanes<T>> spans_of(const Potential& at, const StepOfLane<T>& step, double part) {
+  T misfit[Lanes<T>::kCount], prior[Lanes<T>::kCount];
+  for (int l = 0; l < Lanes<T>::kCount; ++l) {
+    const KickSpans<T> spans = spans_of<T>(at, step.of[l], part);
+    misfit[l] = spans.misfit;
+    prior[l] = spans.prior;
+  }
+  return {Lanes<T>::load(misfit), Lanes<T>::load(prior)};
+}
+
+// What a drift multiplies the velocity by.
+template <class T>
+COGEN_HD T drift_of(double step) {
+  return static_cast<T>(step);
+}
+
+template <class T>
+COGEN_HD Lanes<T> drift_of(const StepOfLane<T>& step) {
+  T drift[Lanes<T>::kCount];
+  for (int l = 0; l < Lanes<T>::kCount; ++l) drift[l] = static_cast<T>(step.of[l]);
+  return Lanes<T>::load(drift);
+}
+
+// Span is T, or Lanes<T>.
+template <class T, class Span>
 COGEN_HD Lanes<T> kicked(const Lanes<T>& momentum, const Lanes<T>& position, const Lanes<T>& grad,
-                         const KickSpans<T>& spans) {
+                         const KickSpans<Span>& spans) {
   return momentum - grad * spans.misfit - position * spans.prior;
 }
 
@@ -127,11 +164,18 @@ struct ChainsInLanes {
   }
   static COGEN_HD_LARGE int64_t entries(int size) { return static_cast<int64_t>(size) * kLanes; }
 
+  // Those of a tile's lanes, for a move.
+  static COGEN_HD StepOfLane<T> own_steps(const double* steps) {
+    StepOfLane<T> own;
+    for (int l = 0; l < kLanes; ++l) own.of[l] = steps[l];
+    return own;
+  }
+
   // Momentum refresh, L leapfrog steps, Metropolis test, selection. Net is Mlp<T>, or one whose
   // widths the compiler knows.
-  template <class Net>
+  template <class Net, class Step>
   static COGEN_HD_LARGE void transition(const Net& net, const Observed<T>& observed,
-                                        const Stream& stream, const Move<T>& move,
+                                        const Stream& stream, const Move<T, Step>& move,
                                         const Tile<T>& tile, T* room, Outcome& out) {
     const int size = latent_size(net);
     Lanes<T>* const z = reinterpret_cast<Lanes<T>*>(tile.latents);
@@ -142,9 +186,9 @@ struct ChainsInLanes {
     Lanes<T>* const work = force + size;
     const T* mass = move.inverse_mass;
     const Potential& at = move.potential;
-    const T step = static_cast<T>(move.step_size);
-    const KickSpans<T> half = kick_spans<T>(at.beta, at.prior_weight, 0.5 * move.step_size);
-    const KickSpans<T> full = kick_spans<T>(at.beta, at.prior_weight, move.step_size);
+    const auto step = drift_of<T>(move.step_size);
+    const auto half = spans_of<T>(at, move.step_size, 0.5);
+    const auto full = spans_of<T>(at, move.step_size, 1.0);
     const auto drifted = [&](int i, const Lanes<T>& position) {
       return position + (mass ? v[i] * mass[i] : v[i]) * step;
     };
@@ -207,6 +251,8 @@ struct UnitsInLanes {
     return padded(net.width[0]) + workspace_of_one(net);
   }
   static int64_t entries(int size) { return padded(size); }
+
+  static double own_steps(const double* steps) { return *steps; }
 
   static void transition(const Mlp<T>& net, const Observed<T>& observed, const Stream& stream,
                          const Move<T>& move, const Tile<T>& tile, T* room, Outcome& out) {

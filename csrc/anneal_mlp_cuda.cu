@@ -2,7 +2,7 @@
 
 #define COGEN_ISA device_code
 #define COGEN_CHAIN_PER_THREAD
-#include "anneal_mlp_device.h"
+#include "chains_apart_device.h"
 #include "launch_cuda.h"
 
 namespace cogen {
@@ -18,12 +18,20 @@ constexpr int kMostThreads =
 template <class Chain>
 constexpr int kLeastBlocks = Chain::kThreads == 1 ? 3 : 1;
 
-template <class T, class Chain>
+// Thread is DeviceThread or ThreadApart.
+template <class T, class Chain, template <class, class, class> class Thread>
 __global__ void __launch_bounds__(kMostThreads<Chain>, kLeastBlocks<Chain>)
     anneal(const __grid_constant__ DeviceRun<T> device) {
   extern __shared__ __align__(16) char shared[];
   const CudaMachine machine = this_machine(shared);
-  DeviceThread<T, Chain, CudaMachine>(device, machine).all();
+  Thread<T, Chain, CudaMachine>(device, machine).all();
+}
+
+template <class T>
+__global__ void describe_apart(const __grid_constant__ DeviceRun<T> device) {
+  const int64_t place = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (place >= device.run.steps * device.run.shape.observations) return;
+  describe_groups(device.run, device.groups, device.group_sums, place);
 }
 
 // As many blocks as reside on the device at once, or fewer that have the same number of tiles each.
@@ -34,14 +42,14 @@ int64_t blocks_for(int64_t tiles, int64_t resident) {
 
 template <class T, class Chain>
 void launch(DeviceRun<T> run, const Device& device, cudaStream_t stream, Report& report) {
-  const auto kernel = anneal<T, Chain>;
+  const auto kernel = run.run.step_per_chain ? &anneal<T, Chain, ThreadApart>
+                                                 : &anneal<T, Chain, DeviceThread>;
   const int64_t bytes = shared_bytes<T, Chain>(run);
   const int threads = static_cast<int>(run.tile_chains) * Chain::kThreads;
-  const int64_t resident =
-      resident_blocks(kernel, threads, bytes, run.blocks_meet(), device, report);
+  const bool meet = !run.run.step_per_chain && run.blocks_meet();
+  const int64_t resident = resident_blocks(kernel, threads, bytes, meet, device, report);
   if (resident == 0) return;
-  start(kernel, run, blocks_for(run.tiles(), resident), threads, bytes, run.blocks_meet(), stream,
-        report);
+  start(kernel, run, blocks_for(run.tiles(), resident), threads, bytes, meet, stream, report);
 }
 
 template <int kHidden, Activation kKind>
@@ -103,6 +111,35 @@ void launch_warps(const DeviceRun<T>& run, const Device& device, cudaStream_t st
 }
 
 template <class T>
+void launch_history(DeviceRun<T>& run, cudaStream_t stream, Report& report) {
+  constexpr int kThreads = 128;
+  const int64_t places = run.run.steps * run.run.shape.observations;
+  start(describe_apart<T>, run, (places + kThreads - 1) / kThreads, kThreads, 0, false, stream,
+        report);
+}
+
+// What chains leave for others, in one piece of memory.
+template <class T>
+int64_t bytes_left(const DeviceRun<T>& run) {
+  const int64_t rows = run.run.shape.observations;
+  if (run.run.step_per_chain) {
+    return run.run.steps * rows * run.groups.each() * static_cast<int64_t>(sizeof(GroupSums));
+  }
+  return 2 * (run.tiles() * static_cast<int64_t>(sizeof(TileSums)) +
+              rows * static_cast<int64_t>(sizeof(StepState)));
+}
+
+template <class T>
+void place_left(DeviceRun<T>& run, char* memory) {
+  if (run.run.step_per_chain) {
+    run.group_sums = reinterpret_cast<GroupSums*>(memory);
+    return;
+  }
+  run.sums = reinterpret_cast<TileSums*>(memory);
+  run.steps = reinterpret_cast<StepState*>(run.sums + 2 * run.tiles());
+}
+
+template <class T>
 void enqueue(DeviceRun<T>& run, const Device& device, cudaStream_t stream, Report& report) {
   const Mlp<T>& net = run.run.net;
   const bool fits = room_of_thread(net) <= kThreadRoom &&
@@ -116,20 +153,16 @@ void enqueue(DeviceRun<T>& run, const Device& device, cudaStream_t stream, Repor
       run.tile_chains = (run.tile_chains + 1) / 2;
     }
   }
-  const int64_t bytes_of_tiles = 2 * run.tiles() * static_cast<int64_t>(sizeof(TileSums));
-  const int64_t bytes_of_steps =
-      2 * run.run.shape.observations * static_cast<int64_t>(sizeof(StepState));
+  run.groups = {run.run.shape.chains, group_size(layout.by)};
   void* memory = nullptr;
-  if (!report.fine(cudaMallocAsync(&memory, bytes_of_tiles + bytes_of_steps, stream), "memory")) {
-    return;
-  }
-  run.sums = static_cast<TileSums*>(memory);
-  run.steps = reinterpret_cast<StepState*>(static_cast<char*>(memory) + bytes_of_tiles);
+  if (!report.fine(cudaMallocAsync(&memory, bytes_left(run), stream), "memory")) return;
+  place_left(run, static_cast<char*>(memory));
   if (layout.by == ChainBy::thread) {
     launch_threads(run, device, stream, report);
   } else {
     launch_warps(run, device, stream, report);
   }
+  if (run.run.step_per_chain) launch_history(run, stream, report);
   report.fine(cudaFreeAsync(memory, stream), "memory");
 }
 

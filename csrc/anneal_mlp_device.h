@@ -7,7 +7,8 @@
 // the blocks meet after each transition, and every block computes for itself, from what all left of
 // their tiles, the step size that comes next: always the same sums in the same order, so always the
 // same number, and one meeting is enough. What is left is kept for two transitions in turn, for
-// some still read the one when others already write the next.
+// some still read the one when others already write the next. chains_apart_device.h has the run of
+// chains whose step sizes are their own, which need not meet.
 //
 // A Machine says where a thread is (`thread` of `threads` in its block, `block` of `blocks`) and
 // what `shared` memory its block has; `warp_meets`, `block_meets` and `grid_meets` wait for the
@@ -16,6 +17,7 @@
 #pragma once
 
 #include "anneal_mlp.h"
+#include "chains_apart.h"
 #include "mlp_known.h"
 #include "mlp_warp.h"
 
@@ -44,11 +46,15 @@ struct DeviceRun {
   int first[kMostLayers + 1];  // where layers begin among the numbers of all; the end of the last
   TileSums* sums;              // (2, tiles)
   StepState* steps;            // (2, B)
+  // Where chains have step sizes of their own, in place of these: (steps, B, groups).
+  Groups groups;
+  GroupSums* group_sums;
 
   COGEN_HD int64_t tiles_each() const {
     return (run.shape.chains + tile_chains - 1) / tile_chains;
   }
   COGEN_HD int64_t tiles() const { return run.shape.observations * tiles_each(); }
+  // Where chains share a step size.
   COGEN_HD bool blocks_meet() const { return tiles_each() > 1; }
 };
 
@@ -254,16 +260,70 @@ COGEN_HD_CALLED double block_greatest(const Machine machine, double value) {
 
 // --- the run ------------------------------------------------------------------------------------
 
+// A thread and its part of a chain.
 template <class T, class Chain, class Machine>
-class DeviceThread {
- public:
-  COGEN_HD DeviceThread(const DeviceRun<T>& device, const Machine& machine)
+class ChainThread {
+ protected:
+  COGEN_HD ChainThread(const DeviceRun<T>& device, const Machine& machine)
       : device_(device), run_(device.run), machine_(machine), each_(device.tiles_each()) {}
 
-  COGEN_HD_LARGE void all() const {
+  COGEN_HD void share_layers() const {
     if (Chain::kKeepsLayers) {
       copy_layers(machine_, run_.net, device_.first, shared_numbers<T>(machine_.shared));
     }
+  }
+
+  COGEN_HD void weigh(int64_t row, int64_t t) const {
+    if (!run_.log_weights || !leads()) return;
+    const double before = t == 0 ? run_.beta : run_.betas[t - 1];
+    run_.log_weights[row] -= (run_.betas[t] - before) * run_.energy[row];
+  }
+
+  // Transition number `made` of this call.
+  COGEN_HD ChainOutcome moved(int64_t b, int64_t chain, int64_t made, double step) const {
+    const double beta = run_.betas[made / run_.hmc_steps];
+    const Move<T> move{{beta, run_.paper_form ? 1.0 - beta : 1.0}, step, nullptr,
+                       static_cast<int>(run_.leapfrog_steps)};
+    const Stream stream{run_.noise.seed, static_cast<uint32_t>(run_.noise.transition[b] + made),
+                        static_cast<uint32_t>(run_.noise.observation[b])};
+    const int64_t row = b * run_.shape.chains + chain;
+    const Tile<T> state{run_.latents + row * run_.shape.size, run_.grad + row * run_.shape.size,
+                        nullptr, nullptr, run_.energy + row, static_cast<uint32_t>(chain)};
+    return Chain::transition(machine_, run_.net, device_.first,
+                             observed_of(run_.observed, b, measured_size(run_.net)), stream, move,
+                             state);
+  }
+
+  COGEN_HD void store_trace(int64_t row, int64_t t) const {
+    if (!run_.trace) return;
+    const int64_t size = run_.shape.size;
+    T* const out = run_.trace + t * run_.shape.observations * run_.shape.chains * size;
+    // A lane copies the dimensions that it wrote itself.
+    for (int64_t i = machine_.thread % Chain::kThreads; i < size; i += Chain::kThreads) {
+      out[row * size + i] = run_.latents[row * size + i];
+    }
+  }
+
+  COGEN_HD bool leads() const { return machine_.thread % Chain::kThreads == 0; }
+  COGEN_HD int64_t chain_of(int64_t tile) const {
+    return tile % each_ * device_.tile_chains + machine_.thread / Chain::kThreads;
+  }
+
+  const DeviceRun<T>& device_;
+  const MlpRun<T>& run_;
+  const Machine& machine_;
+  const int64_t each_;
+};
+
+// Where all chains of an observation share a step size.
+template <class T, class Chain, class Machine>
+class DeviceThread : ChainThread<T, Chain, Machine> {
+ public:
+  COGEN_HD DeviceThread(const DeviceRun<T>& device, const Machine& machine)
+      : ChainThread<T, Chain, Machine>(device, machine) {}
+
+  COGEN_HD_LARGE void all() const {
+    this->share_layers();
     const int64_t tiles = device_.tiles();
     const bool together = device_.blocks_meet();
     int64_t tile = machine_.block;
@@ -274,6 +334,13 @@ class DeviceThread {
   }
 
  private:
+  using ChainThread<T, Chain, Machine>::device_;
+  using ChainThread<T, Chain, Machine>::run_;
+  using ChainThread<T, Chain, Machine>::machine_;
+  using ChainThread<T, Chain, Machine>::each_;
+  using ChainThread<T, Chain, Machine>::leads;
+  using ChainThread<T, Chain, Machine>::chain_of;
+
   // Of every so many-th tile from `first` on.
   COGEN_HD_LARGE void stretch(int64_t first, int64_t end) const {
     const int64_t all = run_.steps * run_.hmc_steps;
@@ -303,8 +370,8 @@ class DeviceThread {
     const bool present = chain < run_.shape.chains;
     double probability = 0.0;
     if (present) {
-      if (made % run_.hmc_steps == 0) weigh(row, t);
-      const ChainOutcome outcome = moved(b, chain, made, step);
+      if (made % run_.hmc_steps == 0) this->weigh(row, t);
+      const ChainOutcome outcome = this->moved(b, chain, made, step);
       if (leads()) {
         probability = outcome.probability;
         // A rejection for not being finite; HUGE_VAL stands for it.
@@ -316,26 +383,6 @@ class DeviceThread {
     if (machine_.thread == 0) sums_after(made)[tile] = sums;
   }
 
-  COGEN_HD void weigh(int64_t row, int64_t t) const {
-    if (!run_.log_weights || !leads()) return;
-    const double before = t == 0 ? run_.beta : run_.betas[t - 1];
-    run_.log_weights[row] -= (run_.betas[t] - before) * run_.energy[row];
-  }
-
-  COGEN_HD ChainOutcome moved(int64_t b, int64_t chain, int64_t made, double step) const {
-    const double beta = run_.betas[made / run_.hmc_steps];
-    const Move<T> move{{beta, run_.paper_form ? 1.0 - beta : 1.0}, step, nullptr,
-                       static_cast<int>(run_.leapfrog_steps)};
-    const Stream stream{run_.noise.seed, static_cast<uint32_t>(run_.noise.transition[b] + made),
-                        static_cast<uint32_t>(run_.noise.observation[b])};
-    const int64_t row = b * run_.shape.chains + chain;
-    const Tile<T> state{run_.latents + row * run_.shape.size, run_.grad + row * run_.shape.size,
-                        nullptr, nullptr, run_.energy + row, static_cast<uint32_t>(chain)};
-    return Chain::transition(machine_, run_.net, device_.first,
-                             observed_of(run_.observed, b, measured_size(run_.net)), stream, move,
-                             state);
-  }
-
   // Energies of a tile at the end of a temperature, and its latents.
   COGEN_HD_LARGE void describe(int64_t tile, int64_t row, bool present, int64_t t,
                                TileSums& sums) const {
@@ -344,13 +391,7 @@ class DeviceThread {
     sums.energy = block_sum(machine_, energy);
     const double from_mean = counts ? energy - sums.energy / chains_in(tile) : 0.0;
     sums.spread = block_sum(machine_, from_mean * from_mean);
-    if (!run_.trace || !present) return;
-    const int64_t size = run_.shape.size;
-    T* const out = run_.trace + t * run_.shape.observations * run_.shape.chains * size;
-    // A lane copies the dimensions that it wrote itself.
-    for (int64_t i = machine_.thread % Chain::kThreads; i < size; i += Chain::kThreads) {
-      out[row * size + i] = run_.latents[row * size + i];
-    }
+    if (present) this->store_trace(row, t);
   }
 
   // What transition `made` of a tile's observation is made with, by how the one before it went. The
@@ -363,11 +404,7 @@ class DeviceThread {
       if (made > 1) state = steps_of(made - 1)[b];
       const double mean = mean_probability(b, made - 1);
       if (writes) record(b, made - 1, state.step_size, mean);
-      if (device_.adapts) {
-        const StepRule& r = device_.rule;
-        adapt(&state.step_size, &state.running, mean,
-              {r.target, r.decay, r.increase, r.decrease, r.minimum, r.maximum});
-      }
+      if (device_.adapts) adapt(&state.step_size, &state.running, mean, device_.rule);
     }
     if (writes && machine_.thread == 0) steps_of(made)[b] = state;
     return state;
@@ -400,10 +437,6 @@ class DeviceThread {
     run_.energy_std[place] = square_root(variance);
   }
 
-  COGEN_HD bool leads() const { return machine_.thread % Chain::kThreads == 0; }
-  COGEN_HD int64_t chain_of(int64_t tile) const {
-    return tile % each_ * device_.tile_chains + machine_.thread / Chain::kThreads;
-  }
   COGEN_HD double chains_in(int64_t tile) const {
     const int64_t left = run_.shape.chains - tile % each_ * device_.tile_chains;
     return static_cast<double>(lesser_of(left, device_.tile_chains));
@@ -426,16 +459,14 @@ class DeviceThread {
     for (int64_t i = machine_.thread; i < each_; i += machine_.threads) sum += value(i);
     return block_sum(machine_, sum);
   }
-
-  const DeviceRun<T>& device_;
-  const MlpRun<T>& run_;
-  const Machine& machine_;
-  const int64_t each_;
 };
 
 // --- how a run is laid out ----------------------------------------------------------------------
 
 enum class ChainBy { thread, warp };
+
+// Chains of a warp.
+COGEN_HD int64_t group_size(ChainBy by) { return by == ChainBy::thread ? kWarp : 1; }
 
 struct Layout {
   ChainBy by;

@@ -161,13 +161,14 @@ Noise noise_of(std::uint64_t seed, Address transition, Address observation,
 // Settings, state and proposal as they come from Python: addresses, 0 for an optional argument.
 
 template <class T>
-Settings<T> settings_of(Address beta, Address prior_weight, Address step_size,
-                        Address inverse_mass, Address active) {
+Settings<T> settings_of(const Shape& shape, Address beta, Address prior_weight, Address step_size,
+                        std::int64_t steps_each, Address inverse_mass, Address active) {
   require_address(beta, "beta");
   require_address(prior_weight, "prior_weight");
   require_address(step_size, "step_size");
+  require(steps_each == 1 || steps_each == shape.chains, "steps_each: expected 1 or chains");
   return {at<const double>(beta), at<const double>(prior_weight), at<const double>(step_size),
-          at<const T>(inverse_mass), at<const bool>(active)};
+          steps_each, at<const T>(inverse_mass), at<const bool>(active)};
 }
 
 template <class T>
@@ -205,15 +206,15 @@ void initial_latents(std::int64_t observations, std::int64_t chains, std::int64_
 template <class T>
 void begin_trajectory(std::int64_t observations, std::int64_t chains, std::int64_t size,
                       std::uint64_t seed, Address transition, Address observation, Address beta,
-                      Address prior_weight, Address step_size, Address inverse_mass,
-                      Address latents, Address energy, Address grad, Address position,
-                      Address momentum, Address hamiltonian, int threads) {
+                      Address prior_weight, Address step_size, std::int64_t steps_each,
+                      Address inverse_mass, Address latents, Address energy, Address grad,
+                      Address position, Address momentum, Address hamiltonian, int threads) {
   const Shape shape{observations, chains, size};
   require_shape(shape);
   if (is_empty(shape)) return;
   ops<T>().hmc->begin_trajectory(
       shape, noise_of(seed, transition, observation, observations),
-      settings_of<T>(beta, prior_weight, step_size, inverse_mass, 0),
+      settings_of<T>(shape, beta, prior_weight, step_size, steps_each, inverse_mass, 0),
       state_of<T>(latents, energy, grad), proposal_of<T>(position, momentum, hamiltonian),
       threads);
 }
@@ -221,8 +222,8 @@ void begin_trajectory(std::int64_t observations, std::int64_t chains, std::int64
 template <class T>
 void continue_trajectory(std::int64_t observations, std::int64_t chains, std::int64_t size,
                          Address beta, Address prior_weight, Address step_size,
-                         Address inverse_mass, Address position, Address momentum, Address grad,
-                         int threads) {
+                         std::int64_t steps_each, Address inverse_mass, Address position,
+                         Address momentum, Address grad, int threads) {
   const Shape shape{observations, chains, size};
   require_shape(shape);
   if (is_empty(shape)) return;
@@ -230,19 +231,19 @@ void continue_trajectory(std::int64_t observations, std::int64_t chains, std::in
   require_address(momentum, "momentum");
   require_address(grad, "grad");
   ops<T>().hmc->continue_trajectory(
-      shape, settings_of<T>(beta, prior_weight, step_size, inverse_mass, 0),
+      shape, settings_of<T>(shape, beta, prior_weight, step_size, steps_each, inverse_mass, 0),
       {at<T>(position), at<T>(momentum), nullptr}, at<const T>(grad), threads);
 }
 
 template <class T>
 void accept_select(std::int64_t observations, std::int64_t chains, std::int64_t size,
                    std::uint64_t seed, Address transition, Address observation, Address beta,
-                   Address prior_weight, Address step_size, Address inverse_mass, Address active,
-                   Address latents, Address energy, Address grad, Address position,
-                   Address momentum, Address hamiltonian, Address proposed_energy,
-                   Address proposed_grad, Address out_latents, Address out_energy,
-                   Address out_grad, Address out_probability, Address out_accepted,
-                   Address out_change, int threads) {
+                   Address prior_weight, Address step_size, std::int64_t steps_each,
+                   Address inverse_mass, Address active, Address latents, Address energy,
+                   Address grad, Address position, Address momentum, Address hamiltonian,
+                   Address proposed_energy, Address proposed_grad, Address out_latents,
+                   Address out_energy, Address out_grad, Address out_probability,
+                   Address out_accepted, Address out_change, int threads) {
   const Shape shape{observations, chains, size};
   require_shape(shape);
   if (is_empty(shape)) return;
@@ -252,7 +253,7 @@ void accept_select(std::int64_t observations, std::int64_t chains, std::int64_t 
   }
   ops<T>().hmc->accept_select(
       shape, noise_of(seed, transition, observation, observations),
-      settings_of<T>(beta, prior_weight, step_size, inverse_mass, active),
+      settings_of<T>(shape, beta, prior_weight, step_size, steps_each, inverse_mass, active),
       state_of<T>(latents, energy, grad), proposal_of<T>(position, momentum, hamiltonian),
       state_of<T>(position, proposed_energy, proposed_grad),
       {at<T>(out_latents), at<double>(out_energy), at<T>(out_grad), at<double>(out_probability),
@@ -277,7 +278,7 @@ void adapt_step_size(std::int64_t observations, std::int64_t chains, Address ste
   ops<double>().hmc->adapt_step_size(
       observations, chains,
       {at<const double>(step_size), at<const double>(running), at<const double>(probability),
-       at<const bool>(active), target, decay, increase, decrease, minimum, maximum,
+       at<const bool>(active), {target, decay, increase, decrease, minimum, maximum},
        at<double>(new_step_size), at<double>(new_running)});
 }
 
@@ -479,6 +480,7 @@ MlpRun<T> mlp_run_of(const Fields& f, const StepRule* rule, bool on_device) {
   run.hmc_steps = f.get<std::int64_t>("hmc_steps");
   run.leapfrog_steps = f.get<std::int64_t>("leapfrog_steps");
   run.paper_form = f.get<bool>("paper_form");
+  run.step_per_chain = f.get<bool>("step_per_chain");
   run.rule = rule;
   run.acceptance = f.address<double>("acceptance");
   run.step_used = f.address<double>("step_used");

@@ -171,19 +171,28 @@ inline const T* mass_of(const Settings<T>& settings, int64_t observation, int64_
   return settings.inverse_mass ? settings.inverse_mass + observation * size : nullptr;
 }
 
-// Kick and drift of all chains of a unit. Without a mass no entry needs to know its dimension, so
+template <class T>
+inline double step_of(const Settings<T>& settings, int64_t observation, int64_t chain) {
+  return settings.step_size[settings.steps_each == 1 ? observation
+                                                     : observation * settings.steps_each + chain];
+}
+
+// Kick and drift of all chains of a unit. Where no entry needs to know its dimension or its chain,
 // the chains are one long array: short chains would waste vector lanes.
 template <class T>
 void kick_and_drift_unit(const Unit& unit, int64_t size, const Settings<T>& settings, double part,
                          const T* position, T* next, T* momentum, const T* grad) {
   const int64_t b = unit.observation;
-  const double span = part * settings.step_size[b];
-  const KickSpans<T> spans = kick_spans<T>(settings.beta[b], settings.prior_weight[b], span);
-  const T step = static_cast<T>(settings.step_size[b]);
   const T* mass = mass_of(settings, b, size);
-  const int64_t rows = mass ? unit.chains : 1, row = mass ? size : unit.chains * size;
-  for (int64_t at = 0; at < rows * row; at += row) {
-    kick_and_drift(position + at, next + at, momentum + at, grad + at, mass, row, spans, step);
+  const bool apart = mass || settings.steps_each > 1;
+  const int64_t rows = apart ? unit.chains : 1, row = apart ? size : unit.chains * size;
+  for (int64_t n = 0; n < rows; ++n) {
+    const int64_t at = n * row;
+    const double step = step_of(settings, b, unit.first_chain + n);
+    const KickSpans<T> spans =
+        kick_spans<T>(settings.beta[b], settings.prior_weight[b], part * step);
+    kick_and_drift(position + at, next + at, momentum + at, grad + at, mass, row, spans,
+                   static_cast<T>(step));
   }
 }
 
@@ -239,7 +248,7 @@ inline void copy_row(T* out, const T* row, int64_t size) {
 }
 
 template <class T>
-void accept_chain(int64_t chain, int64_t observation, int64_t size, double uniform,
+void accept_chain(int64_t chain, int64_t observation, int64_t size, double step, double uniform,
                   const Settings<T>& settings, const State<T>& current,
                   const Proposal<T>& proposal, const State<T>& proposed, const Selected<T>& out) {
   const double beta = settings.beta[observation];
@@ -248,7 +257,7 @@ void accept_chain(int64_t chain, int64_t observation, int64_t size, double unifo
   const double end = final_hamiltonian(
       proposal.position + at, proposal.momentum + at, proposed.grad + at,
       mass_of(settings, observation, size), size, proposed.energy[chain], {beta, prior_weight},
-      kick_spans<T>(beta, prior_weight, 0.5 * settings.step_size[observation]));
+      kick_spans<T>(beta, prior_weight, 0.5 * step));
   Verdict verdict = metropolis(proposal.hamiltonian[chain], end, uniform);
   if (settings.active && !settings.active[observation]) verdict = {0.0, 0.0, false};
   const State<T>& kept = verdict.accepted ? proposed : current;
@@ -275,20 +284,21 @@ void accept_select(const Shape& shape, const Noise& noise, const Settings<T>& se
           if (lane == 0) {
             chain_words(tile, unit.first_chain + n, unit.observation, noise, kAccept);
           }
-          accept_chain(first + n, unit.observation, shape.size, to_uniform<double>(tile.w0[lane]),
-                       settings, current, proposal, proposed, out);
+          accept_chain(first + n, unit.observation, shape.size,
+                       step_of(settings, unit.observation, unit.first_chain + n),
+                       to_uniform<double>(tile.w0[lane]), settings, current, proposal, proposed,
+                       out);
         }
       });
 }
 
 void adapt_step_size(int64_t observations, int64_t chains, const Adaptation& a) {
-  const AdaptationRule rule{a.target, a.decay, a.increase, a.decrease, a.minimum, a.maximum};
   for (int64_t b = 0; b < observations; ++b) {
     double step = a.step_size[b], running = a.running[b];
     if (!a.active || a.active[b]) {
       double sum = 0.0;
       for (int64_t n = 0; n < chains; ++n) sum += a.probability[b * chains + n];
-      adapt(&step, &running, sum / static_cast<double>(chains), rule);
+      adapt(&step, &running, sum / static_cast<double>(chains), a.rule);
     }
     a.new_step_size[b] = step;
     a.new_running[b] = running;

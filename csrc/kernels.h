@@ -21,12 +21,14 @@ struct Noise {
   const int64_t* observation;
 };
 
-// (B,) each, but inverse_mass (B, d); inverse_mass and active may be null.
+// (B,) each, but step_size (B, steps_each), one or N for each observation, and inverse_mass (B, d);
+// inverse_mass and active may be null.
 template <class T>
 struct Settings {
   const double* beta;
   const double* prior_weight;
   const double* step_size;
+  int64_t steps_each;
   const T* inverse_mass;
   const bool* active;
 };
@@ -55,12 +57,17 @@ struct Selected {
   double* change;
 };
 
+// Constants of the step-size rule.
+struct StepRule {
+  double target, decay, increase, decrease, minimum, maximum;
+};
+
 struct Adaptation {
   const double* step_size;    // (B,)
   const double* running;      // (B,)
   const double* probability;  // (B, N)
   const bool* active;         // (B,) or null
-  double target, decay, increase, decrease, minimum, maximum;
+  StepRule rule;
   double* new_step_size;
   double* new_running;
 };
@@ -215,10 +222,6 @@ struct MlpObserved {
   bool weight_elementwise;
 };
 
-struct StepRule {
-  double target, decay, increase, decrease, minimum, maximum;
-};
-
 // A stretch of the published run: `steps` temperatures from `beta` on. State arrays are read and
 // written; histories are (steps, B).
 template <class T>
@@ -231,13 +234,13 @@ struct MlpRun {
   double* energy;       // (B, N)
   T* grad;              // (B, N, d)
   double* log_weights;  // (B, N) or null
-  double* step_size;    // (B,)
-  double* running;      // (B,)
+  double* step_size;    // (B,), or (B, N) where step_per_chain
+  double* running;      // as step_size
   int64_t* non_finite;  // (B, N)
   double beta;
   const double* betas;  // (steps,)
   int64_t steps, hmc_steps, leapfrog_steps;
-  bool paper_form;
+  bool paper_form, step_per_chain;
   const StepRule* rule;  // null: the step stays
   double *acceptance, *step_used, *energy_mean, *energy_std;
   T* trace;  // (steps, B, N, d) or null

@@ -4,6 +4,7 @@
 
 #include <float.h>
 
+#include "kernels.h"
 #include "philox.h"
 
 // Sums over the dimensions may be reordered by the vectoriser; they stay the same for any number
@@ -120,12 +121,8 @@ COGEN_HD Verdict metropolis(double start, double end, double uniform) {
   return {probability, change, uniform < probability};
 }
 
-struct AdaptationRule {
-  double target, decay, increase, decrease, minimum, maximum;
-};
-
 // The published rule: the step follows the running rate *before* this transition is counted.
-COGEN_HD void adapt(double* step_size, double* running, double mean, const AdaptationRule& rule) {
+COGEN_HD void adapt(double* step_size, double* running, double mean, const StepRule& rule) {
   const double step = *step_size * (*running > rule.target ? rule.increase : rule.decrease);
   *step_size = step < rule.minimum ? rule.minimum : step > rule.maximum ? rule.maximum : step;
   *running = rule.decay * *running + (1.0 - rule.decay) * mean;

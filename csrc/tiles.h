@@ -36,6 +36,8 @@ struct Tiling {
   int lanes(int64_t tile) const {
     return static_cast<int>(at_most(kLanes, chains - first_chain(tile)));
   }
+  // Threads beyond one per tile would only wait for the others.
+  int team(int threads) const { return static_cast<int>(at_most(threads, tiles)); }
   // In the (B, N) arrays.
   int64_t row(int64_t tile) const { return observation(tile) * chains + first_chain(tile); }
 };

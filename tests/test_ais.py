@@ -140,8 +140,9 @@ def log_mean_error(log_weights: Tensor) -> float:
 
 
 @both_backends
+@pytest.mark.parametrize("adaptation", ["published", "per-chain"])
 @pytest.mark.parametrize("name", CASES)
-def test_linear_gaussian_posterior_and_evidence(name: str, backend: str) -> None:
+def test_linear_gaussian_posterior_and_evidence(name: str, adaptation: Any, backend: str) -> None:
     case = CASES[name]
     result = cogenerate(
         linear_generator(torch.float32),
@@ -152,6 +153,7 @@ def test_linear_gaussian_posterior_and_evidence(name: str, backend: str) -> None
         ais_steps=40,
         leapfrog_steps=6,
         step_size=0.08,
+        adaptation=adaptation,
         seed=1,
         backend=backend,
         **QUIET,
@@ -389,6 +391,24 @@ def test_no_adaptation_keeps_the_step() -> None:
     )  # fmt: skip
     assert (result.step_size == 0.03).all()
     assert result.settings["adaptation"] is None
+
+
+@both_backends
+def test_a_result_tells_that_its_chains_adapted_by_themselves(backend: str) -> None:
+    results = {
+        name: cogenerate(
+            linear_generator(), CASES["mask"].x_obs(5), MASK, noise_std=0.4, chains=6,
+            ais_steps=40, hmc_steps=2, step_size=0.4, leapfrog_steps=3, adaptation=name,
+            backend=backend, **QUIET,
+        )
+        for name in ("published", "per-chain")
+    }  # fmt: skip
+    shared, own = results["published"], results["per-chain"]
+    assert own.step_size.shape == (40, 1)
+    assert not torch.equal(own.step_size, shared.step_size)
+    assert any("biases samples" in note for note in own.notes)
+    assert not any("biases samples" in note for note in shared.notes)
+    assert own.settings["adaptation"] == shared.settings["adaptation"] | {"per_chain": True}
 
 
 def test_every_one_of_m_transitions_adapts_the_step() -> None:

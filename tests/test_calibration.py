@@ -56,7 +56,7 @@ def assert_calibrated(model: Model, draw: Any, count: int, tests: int) -> None:
     assert not low
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SIMULATIONS)
 def test_the_adaptive_method_is_calibrated(name: str) -> None:
     model = MODELS[name]()
     assert_calibrated(model, AdaptiveDraw(), SIMULATIONS[name], 3 * 2 * len(model.statistics))

@@ -168,7 +168,8 @@ def test_box_and_mask_of_the_same_block_agree(
 
 def test_same_result_as_from_python(checkpoint: str, picture: str, tmp_path: Path) -> None:
     options = ["--noise-std", "0.5", "--schedule", "linear", "--step-size", "0.02"]
-    assert inpaint(checkpoint, picture, tmp_path / "out", *options, "--hmc-steps", "2") == 0
+    options += ["--hmc-steps", "2", "--adaptation", "per-chain"]
+    assert inpaint(checkpoint, picture, tmp_path / "out", *options) == 0
     mask = torch.ones(SIDE, SIDE)
     mask[5:9, 3:9] = 0
     expected = cogen_fast.inpaint(
@@ -183,6 +184,7 @@ def test_same_result_as_from_python(checkpoint: str, picture: str, tmp_path: Pat
         noise_std=0.5,
         schedule="linear",
         step_size=0.02,
+        adaptation="per-chain",
         progress=False,
     )
     torch.testing.assert_close(

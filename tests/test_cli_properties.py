@@ -193,7 +193,7 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "--latent-shape": (["3"], ["0", "-3", "x", "4", ""]),
     "--device": (["cpu"], ["gpu", "cuda:77", "meta", "", "cuda:-1", "cpu cpu"]),
     "--backend": (["auto", "native", "reference"], ["x", "", "triton", "Native"]),
-    "--max-batch": (["1", "7", str(2**80)], ["0", "-1", "x"]),
+    "--max-batch": (["1", "7", str(2**31 - 1)], ["0", "-1", "x", str(2**80)]),
     "--checkpoint": (["run.safetensors"], ["no/such/folder/run", ".", "", 300 * "c", "taken"]),
 }
 ADAPTIVE: dict[str, tuple[list[str], list[str]]] = {
@@ -208,6 +208,7 @@ PAPER: dict[str, tuple[list[str], list[str]]] = {
     "--ais-steps": (["1", "2"], ["0", "-1", "x"]),
     "--schedule": (["sigmoid", "linear", "geometric"], ["x", ""]),
     "--form": (["posterior", "paper"], ["x", ""]),
+    "--adaptation": (["per-chain"], ["chain", ""]),
     "--preset": (["celeba-128", "lsun-256"], ["x", ""]),
 }
 TABLES = OPTIONS | ADAPTIVE | PAPER

@@ -65,6 +65,7 @@ def _network(sizes: tuple[int, ...], activation: type[nn.Module]) -> nn.Module:
 
 @needs_fused
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "float"])
+@pytest.mark.parametrize("adaptation", ["published", "per-chain"])
 @pytest.mark.parametrize("chains", [1, 3, 100, 700, 20_000])
 @pytest.mark.parametrize(
     ("sizes", "activation"),
@@ -78,7 +79,11 @@ def _network(sizes: tuple[int, ...], activation: type[nn.Module]) -> nn.Module:
     ids=["2-20-20-2", "2-16-16-2", "2-32-32-2", "odd", "wide"],
 )
 def test_a_run_in_one_launch_equals_the_one_on_the_cpu(
-    sizes: tuple[int, ...], activation: type[nn.Module], chains: int, dtype: torch.dtype
+    sizes: tuple[int, ...],
+    activation: type[nn.Module],
+    chains: int,
+    adaptation: str,
+    dtype: torch.dtype,
 ) -> None:
     """Chains by warps and by threads, an observation in a block and over many."""
     if sizes[-1] == 100 and chains > 100:
@@ -97,6 +102,7 @@ def test_a_run_in_one_launch_equals_the_one_on_the_cpu(
         "progress": False,
         "keep_trace": True,
         "backend": "fused",
+        "adaptation": adaptation,
     }
     runs = [
         cogenerate(net.to(device), x_obs, mask, chains=chains, **options)
@@ -112,10 +118,12 @@ def test_a_run_in_one_launch_equals_the_one_on_the_cpu(
 
 
 @needs_fused
-def test_runs_in_one_launch_are_the_same_to_the_bit() -> None:
+@pytest.mark.parametrize("adaptation", ["published", "per-chain"])
+def test_runs_in_one_launch_are_the_same_to_the_bit(adaptation: str) -> None:
     net = _network((2, 20, 20, 2), nn.ReLU).cuda()
     x_obs, mask = torch.zeros(3, 2), torch.tensor([1, 0])
     options: dict[str, Any] = {"method": "paper", "ais_steps": 50, "noise_std": 0.2, "seed": 1}
+    options["adaptation"] = adaptation
     runs = [cogenerate(net, x_obs, mask, chains=1000, progress=False, **options) for _ in range(2)]
     assert torch.equal(runs[0].latents, runs[1].latents)
     assert runs[0].settings["backend"] == "fused"

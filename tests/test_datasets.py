@@ -666,7 +666,7 @@ def test_failure_midway_leaves_nothing_behind(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_folder(folder)
-    crop, seen = datasets._FITS["crop"], []
+    crop, seen = datasets.FITS["crop"], []
 
     def fail_at_the_third(image: Image.Image, side: int) -> Image.Image:
         seen.append(image)
@@ -675,7 +675,7 @@ def test_failure_midway_leaves_nothing_behind(
         return crop(image, side)
 
     with monkeypatch.context() as patch:
-        patch.setitem(datasets._FITS, "crop", fail_at_the_third)
+        patch.setitem(datasets.FITS, "crop", fail_at_the_third)
         with pytest.raises(RuntimeError, match="midway"):
             read(folder)
     assert list(cache.iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cogen_fast import cogenerate
+from cogen_fast import AdaptationRule, checkpoint, cogenerate
 from cogen_fast.generators import MLPGenerator
 from cogen_fast.ops import native
 from cogen_fast.ops.dense import ACTIVATIONS, DenseLayers, dense_layers, forward, unfit
@@ -90,43 +91,53 @@ SHAPES = [
     (7, 64, 65),
 ]
 BETAS = np.array([0.003, 0.01, 0.1, 0.1, 0.5])
+# So quick that chains part at once.
+OWN_RULE = AdaptationRule(0.9, 0.5, 1.3, 0.7, per_chain=True)
+OWN_STEPS = ais.Moves(hmc_steps=2, leapfrog_steps=3, adaptation=OWN_RULE)
+adaptations = pytest.mark.parametrize("per_chain", [False, True], ids=["shared", "per-chain"])
+
+
+def begun(
+    found: Problem, moves: ais.Moves, chains: int, steps: int, keep_trace: bool = False
+) -> ais.Run:
+    """A run of ``steps`` temperatures at its start."""
+    count = found.observation.count
+    state = ais.init(
+        found.potential,
+        moves,
+        step_size_start=0.1,
+        chains=chains,
+        observations=count,
+        observation_ids=[3 * b + 1 for b in range(count)],
+        seed=9,
+        **found.how(),
+    )
+    return ais.Run(state, ais.History.empty(steps, state, keep_trace), 0)
 
 
 def published(
     found: Problem, moves: ais.Moves, chains: int, keep_trace: bool = False
 ) -> tuple[ais.Run, ais.Run]:
     """The same run by the extension and by the general path."""
-    count = found.observation.count
-
-    def start() -> ais.Run:
-        state = ais.init(
-            found.potential,
-            moves,
-            step_size_start=0.1,
-            chains=chains,
-            observations=count,
-            observation_ids=[3 * b + 1 for b in range(count)],
-            seed=9,
-            **found.how(),
-        )
-        return ais.Run(state, ais.History.empty(len(BETAS), state, keep_trace), 0)
-
+    starts = [begun(found, moves, chains, len(BETAS), keep_trace) for _ in range(2)]
     assert found.dense is not None
-    ours = dense.ais_run(found.dense, BETAS, moves, start())
-    theirs = ais.run(found.potential, BETAS, len(BETAS), moves, start=start())
+    ours = dense.ais_run(found.dense, BETAS, moves, starts[0])
+    theirs = ais.run(found.potential, BETAS, len(BETAS), moves, start=starts[1])
     return ours, theirs
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@adaptations
 @pytest.mark.parametrize("chains", [1, 2, 5, 8, 19])
 @pytest.mark.parametrize("sizes", SHAPES, ids=lambda sizes: "-".join(map(str, sizes)))
 def test_the_published_run_is_that_of_the_loop(
-    sizes: tuple[int, ...], chains: int, isa: str
+    sizes: tuple[int, ...], chains: int, per_chain: bool, isa: str
 ) -> None:
+    moves = OWN_STEPS if per_chain else ais.Moves(hmc_steps=2, leapfrog_steps=3)
     native.extension().set_isa(isa)
     try:
         with problem(network(sizes), observations=2) as found:
-            ours, theirs = published(found, ais.Moves(hmc_steps=2, leapfrog_steps=3), chains, True)
+            ours, theirs = published(found, moves, chains, True)
     finally:
         native.extension().set_isa(ISAS[-1])
     assert_close(ours, theirs)
@@ -147,8 +158,9 @@ def test_every_activation(activation: str, chains: int) -> None:
         ais.Moves(leapfrog_steps=1, form="paper"),
         ais.Moves(leapfrog_steps=2, adaptation=None),
         ais.Moves(hmc_steps=3, leapfrog_steps=2),
+        replace(OWN_STEPS, form="paper"),
     ],
-    ids=["paper-form", "fixed-step", "three-moves"],
+    ids=["paper-form", "fixed-step", "three-moves", "own-steps-paper-form"],
 )
 def test_every_kind_of_move(moves: ais.Moves, chains: int) -> None:
     with problem(network((4, 9, 3))) as found:
@@ -166,11 +178,13 @@ def test_weights_of_entries_and_nothing_hidden(chains: int) -> None:
             assert_close(*published(found, ais.Moves(leapfrog_steps=2), chains))
 
 
+@adaptations
 @pytest.mark.parametrize("chains", [1, 9])
-def test_proposals_that_are_not_finite_are_counted(chains: int) -> None:
+def test_proposals_that_are_not_finite_are_counted(chains: int, per_chain: bool) -> None:
     """A step size at which trajectories overflow: identity layers amplify without bound."""
     net = network((3, 8, 8, 2), "identity")
-    moves = ais.Moves(leapfrog_steps=100, adaptation=None)
+    rule = replace(OWN_RULE, maximum=1e4) if per_chain else None
+    moves = ais.Moves(leapfrog_steps=100, adaptation=rule)
     with problem(net, noise_std=1e-3) as found:
         state = ais.init(found.potential, moves, step_size_start=1e3, chains=chains, **found.how())
         starts = [ais.Run(state, ais.History.empty(len(BETAS), state, False), 0) for _ in range(2)]
@@ -180,6 +194,78 @@ def test_proposals_that_are_not_finite_are_counted(chains: int) -> None:
     assert int(theirs.state.non_finite.sum()) > 0
     assert torch.equal(ours.state.non_finite, theirs.state.non_finite)
     assert torch.equal(ours.state.hmc.latents, theirs.state.hmc.latents)
+
+
+def first_chains(state: ais.AISState, count: int) -> ais.AISState:
+    """The same state with no others than the first chains of each observation."""
+
+    def cut(value: Any) -> Any:
+        if is_dataclass(value):
+            found = {f.name: cut(getattr(value, f.name)) for f in fields(value)}
+            return replace(value, **found)  # type: ignore[type-var]
+        per_chain = isinstance(value, Tensor) and value.ndim > 1
+        return value[:, :count].contiguous() if per_chain else value
+
+    return cut(state)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("few", "many"), [(2, 3), (8, 19), (16, 40), (19, 33)])
+def test_chains_that_adapt_by_themselves_know_of_no_others(
+    few: int, many: int, dtype: torch.dtype
+) -> None:
+    """The first chains of many are those of few, to the bit; and that of a lone one nearly."""
+    betas, runs = np.linspace(0.1, 1.0, 10), {}
+    with problem(network((3, 16, 5)).to(dtype), observations=2) as found:
+        assert found.dense is not None
+        start = begun(found, OWN_STEPS, many, len(betas)).state
+        for chains in (1, few, many):
+            state = first_chains(start, chains)
+            history = ais.History.empty(len(betas), state, False)
+            run = ais.Run(state, history, 0)
+            runs[chains] = dense.ais_run(found.dense, betas, OWN_STEPS, run).state
+    assert_close(runs[few], first_chains(runs[many], few), 0.0)
+    if dtype == torch.float64:  # in float32 the layouts' rounding grows until a verdict is another
+        assert_close(runs[1], first_chains(runs[many], 1), 1e-9)
+    assert (runs[many].adaptation.step_size.std(-1) > 0.01).all()
+
+
+@adaptations
+@pytest.mark.parametrize("chains", [1, 19])
+def test_calls_of_any_length_make_the_same_run(
+    chains: int, per_chain: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """To the bit, through a checkpoint in the middle too."""
+    moves = replace(OWN_STEPS, adaptation=replace(OWN_RULE, per_chain=per_chain))
+    betas = np.linspace(0.05, 1.0, 20)
+    calls: list[int] = []
+    stretch = dense._ais_stretch
+
+    def counted(*arguments: Any) -> ais.Run:
+        calls.append(arguments[-1])
+        return stretch(*arguments)
+
+    monkeypatch.setattr(dense, "_ais_stretch", counted)
+    with problem(network((3, 16, 5)).float(), observations=2) as found:
+        assert found.dense is not None
+        whole = dense.ais_run(found.dense, betas, moves, begun(found, moves, chains, 20))
+        monkeypatch.setattr(dense, "_MOST_APART", 4 * chains)  # two temperatures of both
+        calls.clear()
+        half = dense.ais_run(found.dense, betas[:9], moves, begun(found, moves, chains, 20))
+        assert not per_chain or max(calls) <= 2
+        checkpoint.save(tmp_path / "run", half, {}, {})
+        half = checkpoint.load(tmp_path / "run", {}, {}, torch.device("cpu"))
+        resumed = dense.ais_run(found.dense, betas, moves, half)
+    assert half.state.adaptation.per_chain == per_chain
+    assert_close(resumed, whole, 0.0)
+
+
+def test_the_kind_of_adaptation_stays_that_of_the_run() -> None:
+    with problem(network((3, 16, 5))) as found:
+        assert found.dense is not None
+        start = begun(found, OWN_STEPS, 2, len(BETAS))
+        with pytest.raises(ValueError, match=r"adaptation: expected per_chain=True.*False"):
+            dense.ais_run(found.dense, BETAS, ais.Moves(), start)
 
 
 # --- the adaptive run -----------------------------------------------------------------------------
@@ -257,7 +343,7 @@ def test_collapsed_populations_take_small_steps() -> None:
     assert_close(ours.infos, theirs.infos, 1e-5)
 
 
-@pytest.mark.parametrize("method", ["paper", "adaptive"])
+@pytest.mark.parametrize("method", ["paper", "per-chain", "adaptive"])
 def test_either_path_goes_on_where_the_other_stopped(method: str) -> None:
     with problem(network((2, 20, 20, 2))) as found:
         assert found.dense is not None
@@ -273,22 +359,9 @@ def test_either_path_goes_on_where_the_other_stopped(method: str) -> None:
             assert_close(mixed.state, theirs.state, 1e-5)
             assert_close(mixed.infos, theirs.infos, 1e-5)
         else:
-            moves = ais.Moves(leapfrog_steps=3)
+            moves = OWN_STEPS if method == "per-chain" else ais.Moves(leapfrog_steps=3)
             ours, theirs = published(found, moves, 9)
-            state = ais.init(
-                found.potential,
-                moves,
-                step_size_start=0.1,
-                chains=9,
-                observation_ids=[1],
-                seed=9,
-                **found.how(),
-            )
-            first = dense.ais_run(
-                found.dense, BETAS[:2], moves, ais.Run(state, ais.History.empty(2, state, False), 0)
-            )
-            history = ais.History.empty(len(BETAS), state, False)
-            half = ais.Run(first.state, history, 2)
+            half = dense.ais_run(found.dense, BETAS[:2], moves, begun(found, moves, 9, len(BETAS)))
             mixed = ais.run(found.potential, BETAS, len(BETAS), moves, start=half)
             assert_close(mixed.state, theirs.state)
 
@@ -306,6 +379,7 @@ def test_either_path_goes_on_where_the_other_stopped(method: str) -> None:
         {"chains": 3},
         {"method": "paper", "ais_steps": 6, "keep_trace": True},
         {"method": "paper", "ais_steps": 6, "form": "paper"},
+        {"method": "paper", "ais_steps": 6, "adaptation": "per-chain", "chains": 9},
     ],
 )
 @pytest.mark.filterwarnings("ignore:form")
@@ -324,13 +398,14 @@ def test_results_are_those_of_the_general_path(how: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("chains", [1, 40])
-@pytest.mark.parametrize("method", ["paper", "adaptive"])
+@pytest.mark.parametrize("method", ["paper", "per-chain", "adaptive"])
 def test_threads_change_nothing(method: str, chains: int) -> None:
     """Not one bit of any number, in single precision."""
     net = MLPGenerator((2, 20, 20, 2))
     net.load_state_dict(network((2, 20, 20, 2)).state_dict())
     x = torch.tensor([[0.1, 0.0], [0.2, 0.0], [0.3, 0.0]])
-    moves, plan, runs = ais.Moves(leapfrog_steps=5), Annealing(), []
+    moves = OWN_STEPS if method == "per-chain" else ais.Moves(leapfrog_steps=5)
+    plan, runs = Annealing(), []
     with prepared(net, x, np.array([1, 0]), noise_std=0.2) as found:
         assert found.dense is not None
         how: dict[str, Any] = {"chains": chains, "observations": 3, **found.how()}
@@ -339,7 +414,7 @@ def test_threads_change_nothing(method: str, chains: int) -> None:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             try:
-                if method == "paper":
+                if method != "adaptive":
                     history = ais.History.empty(len(BETAS), first, True)
                     begun = ais.Run(first, history, 0)
                     runs.append(dense.ais_run(found.dense, BETAS, moves, begun))

@@ -108,24 +108,26 @@ def test_kept_traces_and_progress_bars_change_nothing(capsys: pytest.CaptureFixt
 
 
 @both_backends
+@pytest.mark.parametrize("adaptation", ["published", "per-chain"])
 @pytest.mark.parametrize(
     ("at", "left"),
     [(8, 12), (21, 8), (40, 1)],
     ids=["first-temperature", "middle", "last-temperature"],
 )
 def test_an_interrupted_run_goes_on_bit_for_bit(
-    at: int, left: int, backend: str, tmp_path: Path
+    at: int, left: int, adaptation: str, backend: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "run.safetensors"
+    how = {"adaptation": adaptation, "backend": backend}
     # Calls: 1 to find the latents' shape, 3 to check, 1 to tell it from other functions, 1 start,
     # then 3 per temperature.
     with pytest.raises(KeyboardInterrupt):
-        run(Failing(at), checkpoint=path, backend=backend)
+        run(Failing(at), checkpoint=path, **how)
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
     generator = Failing()
-    resumed = run(generator, checkpoint=path, backend=backend)
+    resumed = run(generator, checkpoint=path, **how)
     assert generator.calls == 5 + 3 * left + 1  # the last one for the outputs
-    assert_same(resumed, run(Failing(), backend=backend))
+    assert_same(resumed, run(Failing(), **how))
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
 
 
@@ -292,6 +294,7 @@ def other_weights() -> Failing:
         (Failing, {"leapfrog_steps": 4}, "leapfrog_steps: 3 there, 4 here"),
         (Failing, {"step_size": 0.2}, "step_size: 0.1 there, 0.2 here"),
         (Failing, {"adaptation": None}, "adaptation"),
+        (Failing, {"adaptation": "per-chain"}, "adaptation"),
         (Failing, {"schedule": "linear"}, "betas.*schedule"),
         (Failing, {"form": "paper", "schedule": "sigmoid-raw"}, "form: posterior there, paper"),
         (Failing, {"observation_ids": [7, 8]}, "observation_ids"),
@@ -300,8 +303,8 @@ def other_weights() -> Failing:
     ],
     ids=[
         "weights", "kind-of-generator", "values", "batch", "mask", "noise", "misfit", "seed",
-        "chains", "ais_steps", "hmc_steps", "leapfrog_steps", "step_size", "adaptation", "schedule",
-        "form", "observation_ids", "backend", "keep_trace",
+        "chains", "ais_steps", "hmc_steps", "leapfrog_steps", "step_size", "adaptation",
+        "per-chain", "schedule", "form", "observation_ids", "backend", "keep_trace",
     ],
 )  # fmt: skip
 def test_a_checkpoint_of_another_run_is_refused(

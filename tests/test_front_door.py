@@ -576,6 +576,18 @@ def test_the_squared_error_as_a_misfit_is_the_squared_error() -> None:
     torch.testing.assert_close(own.latents, builtin.latents, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("operator", [AveragePool(2), Stride(2)])
+def test_a_misfit_of_ones_own_gets_measurements(operator: AveragePool | Stride) -> None:
+    def misfit(prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target).square().flatten(1).sum(-1)
+
+    G, low = convolutional(), image()[:, :2, :2]
+    own = cogenerate(G, low, operator, misfit=misfit, weight=2.0, **FAST)
+    builtin = cogenerate(G, low, operator, weight=2.0, **FAST)
+    torch.testing.assert_close(own.energies, builtin.energies, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(own.latents, builtin.latents, rtol=1e-3, atol=1e-3)
+
+
 def test_super_resolution_observes_what_it_says() -> None:
     low = image()[:, :2, :2]
     for how, read in (
@@ -718,7 +730,12 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception] | tuple[type[Exception], ..
     "step_size-zero": (bad(step_size=0.0), ValueError, "step_size: "),
     "step_size-text": (bad(step_size="small"), ValueError, "step_size: "),
     "adaptation": (bad(adaptation="dual-averaging"), ValueError, "adaptation: .*'dual-averaging'"),
-    "adaptation-type": (bad(adaptation=0.8), TypeError, "adaptation: "),
+    "adaptation-chain": (
+        bad(adaptation="chain"), ValueError, "adaptation: .*'published', 'per-chain'.*'chain'"
+    ),
+    "adaptation-type": (
+        bad(adaptation=0.8), TypeError, "adaptation: .*'per-chain'.*a rule or None"
+    ),
     "method": (bad(method="smc"), ValueError, "method: .*paper.*'smc'"),
     "preset": (bad(preset="ffhq"), ValueError, "preset: .*celeba-128.*'ffhq'"),
     "schedule": (bad(schedule="cosine"), ValueError, "schedule: .*linear.*'cosine'"),

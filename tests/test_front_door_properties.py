@@ -278,7 +278,7 @@ PAPER = {
     "chains": st.integers(1, 8),
     "hmc_steps": st.integers(1, 2),
     "step_size": st.floats(1e-3, 3.0),
-    "adaptation": st.sampled_from(["published", None]),
+    "adaptation": st.sampled_from(["published", "per-chain", None]),
     "form": st.sampled_from(["posterior", "paper"]),
 }
 COMMON = {

@@ -615,6 +615,54 @@ def test_per_observation_beta_and_step_size() -> None:
         torch.testing.assert_close(both.latents[row], alone.latents[0], **ROUNDING)
 
 
+@both_backends
+def test_step_sizes_of_chains(backend: str) -> None:
+    """A chain moves by its own step size as all do where it is everybody's."""
+    start, sizes = latents(2, 3, 2), torch.tensor([[0.05, 0.1, 0.3], [0.3, 0.2, 0.05]])
+    state = hmc.init(bumpy, start)
+    common: dict[str, Any] = {"leapfrog_steps": 4, "backend": backend}
+    own, info = hmc.step(state, bumpy, step_size=sizes, **common)
+    for b in range(2):
+        for n in range(3):
+            shared, seen = hmc.step(state, bumpy, step_size=float(sizes[b, n]), **common)
+            torch.testing.assert_close(own.latents[b, n], shared.latents[b, n], **ROUNDING)
+            torch.testing.assert_close(
+                info.acceptance_probability[b, n], seen.acceptance_probability[b, n], **ROUNDING
+            )
+
+
+@both_backends
+def test_each_chain_adapts_by_its_own_acceptance(backend: str) -> None:
+    moves = ais.Moves(leapfrog_steps=3, adaptation=AdaptationRule(per_chain=True))
+    state = ais.init(
+        banana, moves, chains=5, latent_size=2, observations=2, step_size_start=0.45,
+        backend=backend,
+    )  # fmt: skip
+    step, running = np.full((2, 5), 0.45), np.full((2, 5), 0.65)
+    for beta in np.linspace(0.1, 1.0, 12):
+        used = state.adaptation.step_size
+        state, info = ais.step(state, banana, beta, moves, backend=backend)
+        assert torch.equal(info.step_size, used.mean(-1))
+        step = np.clip(np.where(running > 0.65, 1.02, 0.98) * step, 1e-4, 0.5)
+        running = 0.9 * running + 0.1 * info.last.acceptance_probability.numpy()
+        adapted = state.adaptation
+        np.testing.assert_allclose(adapted.step_size.numpy(), step, rtol=1e-13)
+        np.testing.assert_allclose(adapted.running_acceptance.numpy(), running, rtol=1e-13)
+    assert (step.max(-1) > step.min(-1)).all()
+
+
+@pytest.mark.parametrize("per_chain", [False, True])
+def test_a_run_keeps_the_kind_of_its_adaptation(per_chain: bool) -> None:
+    moves, other = (
+        ais.Moves(leapfrog_steps=1, adaptation=AdaptationRule(per_chain=p))
+        for p in (per_chain, not per_chain)
+    )
+    state = ais.init(banana, moves, chains=2, latent_size=2, observations=2)
+    with pytest.raises(ValueError, match=f"adaptation: .*per_chain={per_chain}.*{not per_chain}"):
+        ais.step(state, banana, 0.5, other)
+    ais.step(state, banana, 0.5, ais.Moves(leapfrog_steps=1, adaptation=None))
+
+
 # --- errors -------------------------------------------------------------------------------------
 
 
@@ -682,6 +730,8 @@ def test_init_names_the_argument_at_fault(
         ({"leapfrog_steps": 1.5}, "leapfrog_steps: "),
         ({"beta": torch.ones(3)}, "beta: "),
         ({"step_size": torch.ones(3)}, "step_size: "),
+        ({"step_size": torch.ones(1, 2)}, r"step_size: .*\(1,\) or \(1, 3\).*\[1, 2\]"),
+        ({"step_size": torch.tensor([[0.1, 0.1, 0.0]])}, "step_size: "),
         ({"step_size": 0.0}, "step_size: "),
         ({"step_size": -0.1}, "step_size: "),
         ({"step_size": math.nan}, "step_size: "),

@@ -167,6 +167,17 @@ def test_adaptation_arguments() -> None:
         native.adapt_step_size(each, torch.ones(3, dtype=F64), table, None, rule)
     with pytest.raises(TypeError, match=_message("active", "dtype torch.bool", "float64")):
         native.adapt_step_size(each, each, table, each, rule)
+    with pytest.raises(ValueError, match=_message("step_size", "shape (2,)", str((B, N)))):
+        native.adapt_step_size(table, table, table, None, rule)
+    with pytest.raises(ValueError, match=_message("step_size", f"shape {(B, N)}", "(2,)")):
+        native.adapt_step_size(each, each, table, None, AdaptationRule(per_chain=True))
+
+
+def test_step_sizes_are_one_or_all_of_an_observation() -> None:
+    for shape in ((B, N + 1), (B, 1), (N, B)):
+        wrong = _replaced(_state(), "settings.step_size", torch.full(shape, 0.1, dtype=F64))
+        with pytest.raises(ValueError, match=_message("settings.step_size", "", str(shape))):
+            native.accept_select(**wrong)
 
 
 SPEC = MisfitSpec(

@@ -174,7 +174,7 @@ def transitions(draw: st.DrawFn, odd: bool, in_place: bool = False) -> Arguments
         "settings": TransitionSettings(
             beta=make.between(0.0, 1.0, b),
             prior_weight=make.between(0.0, 1.0, b),
-            step_size=make.between(1e-3, 1.0, b),
+            step_size=make.between(1e-3, 1.0, *draw(st.sampled_from([(b,), (b, n)]))),
             inverse_mass=make.between(0.1, 10.0, b, d, dtype=dtype) if with_mass else None,
             active=make.flags(b),
         ),
@@ -211,10 +211,13 @@ def adaptations(draw: st.DrawFn, odd: bool) -> Arguments:
     rates = st.floats(0.0, 1.0)
     low, high = sorted(draw(st.tuples(rates, rates)))
     factors = st.floats(0.5, 2.0)
-    rule = AdaptationRule(draw(rates), draw(rates), draw(factors), draw(factors), low, high)
+    rule = AdaptationRule(
+        draw(rates), draw(rates), draw(factors), draw(factors), low, high, draw(st.booleans())
+    )
+    each = (b, n) if rule.per_chain else (b,)
     return {
-        "step_size": make.between(1e-3, 1.0, b) if not odd else make.normals(b),
-        "running_acceptance": make.between(0.0, 1.0, b) if not odd else make.normals(b),
+        "step_size": make.between(1e-3, 1.0, *each) if not odd else make.normals(*each),
+        "running_acceptance": make.between(0.0, 1.0, *each) if not odd else make.normals(*each),
         "acceptance_probability": make.between(0.0, 1.0, b, n),
         "active": make.flags(b),
         "rule": rule,
@@ -309,8 +312,10 @@ def agree(ours: Tensor, exact: Tensor, bound: Tensor | float) -> None:
     assert not excess.any(), f"{error[excess][:3]} above {bounds[excess][:3]}"
 
 
-def per_chain(values: Tensor) -> Tensor:
-    return values.detach()[:, None, None]
+def per_entry(values: Tensor) -> Tensor:
+    """Of observations or of chains, beside entries ``(B, N, d)``."""
+    values = values.detach()
+    return values[..., None] if values.ndim == 2 else values[:, None, None]
 
 
 def mass_of(s: TransitionSettings, like: Tensor) -> Tensor:
@@ -320,9 +325,9 @@ def mass_of(s: TransitionSettings, like: Tensor) -> Tensor:
 
 def kick_size(z: Tensor, v: Tensor, g: Tensor, s: TransitionSettings, part: float) -> Tensor:
     """The terms of a kick, one by one as large as they are."""
-    span = part * s.step_size.detach()
     z, v, g = (x.detach().double() for x in (z, v, g))
-    misfit, prior = per_chain(span * s.beta) * g, per_chain(span * s.prior_weight) * z
+    span = part * per_entry(s.step_size)
+    misfit, prior = span * per_entry(s.beta) * g, span * per_entry(s.prior_weight) * z
     return v.abs() + misfit.abs() + prior.abs()
 
 
@@ -351,7 +356,7 @@ def check_begin(a: Arguments) -> None:
     terms = kick_size(a["latents"], drawn, a["grad"], s, 0.5)
     kicked = noise_error + ROUNDING[dtype] * terms
     agree(ours.momentum, exact.momentum, kicked)
-    reach = per_chain(s.step_size) * mass
+    reach = per_entry(s.step_size) * mass
     size = a["latents"].detach().double().abs() + reach * terms
     agree(ours.position, exact.position, reach * kicked + ROUNDING[dtype] * size)
     start = hamiltonian_size(a["energy"], a["latents"], drawn, s)
@@ -367,7 +372,7 @@ def check_continue(a: Arguments) -> None:
     s, dtype = a["settings"], before.position.dtype
     terms = kick_size(before.position, before.momentum, a["grad"], s, 1.0)
     agree(ours.momentum, exact.momentum, ROUNDING[dtype] * terms)
-    reach = per_chain(s.step_size) * mass_of(s, before.position)
+    reach = per_entry(s.step_size) * mass_of(s, before.position)
     size = before.position.double().abs() + reach * terms
     agree(ours.position, exact.position, 2 * ROUNDING[dtype] * size)
     agree(ours.hamiltonian, before.hamiltonian, 0.0)
@@ -397,8 +402,9 @@ def check_accept(a: Arguments) -> None:
 def check_adapt(a: Arguments) -> None:
     ours, exact = native.adapt_step_size(**a), reference.adapt_step_size(**a)
     agree(ours[0], exact[0], 1e-13 * exact[0].abs())
+    seen = a["acceptance_probability"].detach().abs()
     size = a["running_acceptance"].detach().abs()
-    size = size + a["acceptance_probability"].detach().abs().mean(-1)
+    size = size + (seen if a["rule"].per_chain else seen.mean(-1))
     agree(ours[1], exact[1], 1e-13 * size)
 
 
@@ -643,7 +649,7 @@ def search_two_at_once(call: tuple[str, Arguments]) -> None:
 # --- the extension itself -----------------------------------------------------------------------
 
 NOISE = ["seed", "transition", "observation"]
-SETTINGS = ["beta", "prior_weight", "step_size", "inverse_mass"]
+SETTINGS = ["beta", "prior_weight", "step_size", "steps_each", "inverse_mass"]
 STATE, PROPOSAL = ["latents", "energy", "grad"], ["position", "momentum", "hamiltonian"]
 SHAPE, POPULATION = ["observations", "chains", "size"], ["observations", "chains"]
 RAW: dict[str, list[str]] = {
@@ -677,6 +683,7 @@ NUMBERS: dict[str, Any] = {
     "decay": 0.9, "increase": 1.1, "decrease": 0.9, "minimum": 0.0, "maximum": 1.0, "rows": 2,
     "channels": 2, "height": 4, "width": 6, "factor": 2, "measured": 12, "mask_stride": 0,
     "weight_stride": 0, "weight_elementwise": False, "observations": 2, "chains": 3, "size": 5,
+    "steps_each": 1,
 }  # fmt: skip
 WIDE_ENOUGH = 128  # entries of every buffer, more than any valid call above reads or writes
 TOO_LARGE = {
@@ -694,6 +701,7 @@ TOO_LARGE = {
     "factor": [0, -1, 3, 2**62],
     "measured": [0, -1, 11, 13, 2**62],
     "is_double": ["yes"],
+    "steps_each": [0, -1, 2, 4, 2**62],
 }
 POPULATION_OPS = ("adapt_step_size", "next_beta", "systematic_ancestors")
 

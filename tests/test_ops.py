@@ -32,13 +32,21 @@ from cogen_fast.ops.spec import (
 U = 2.0**-24
 NORMAL_ERROR = 1e-6
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
+Options = tuple[bool, bool, bool]
 SHAPES = [(1, 1, 1), (2, 3, 5), (3, 7, 129), (5, 100, 2), (2, 17, 64)]
 
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 options = pytest.mark.parametrize(
     "options",
-    [(False, False), (True, False), (False, True), (True, True)],
-    ids=["plain", "mass", "active", "mass-active"],
+    [
+        (False, False, False),
+        (True, False, False),
+        (False, True, False),
+        (True, True, False),
+        (False, False, True),
+        (True, True, True),
+    ],
+    ids=["plain", "mass", "active", "mass-active", "own-steps", "mass-active-own-steps"],
 )
 dtypes = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64], ids=["float32", "float64"]
@@ -93,9 +101,9 @@ class Case(NamedTuple):
 
 
 def _case(
-    shape: tuple[int, int, int], dtype: torch.dtype, options: tuple[bool, bool] = (False, False)
+    shape: tuple[int, int, int], dtype: torch.dtype, options: Options = (False, False, False)
 ) -> Case:
-    with_mass, with_active = options
+    with_mass, with_active, per_chain = options
     b, n, d = shape
     rng = torch.Generator().manual_seed(b * 1000 + n * 100 + d)
 
@@ -111,7 +119,7 @@ def _case(
     settings = TransitionSettings(
         beta=spread(0.1, 1.0, b),
         prior_weight=spread(0.5, 1.0, b),
-        step_size=spread(0.01, 0.1, b),
+        step_size=spread(0.01, 0.1, b, *([n] if per_chain else [])),
         inverse_mass=spread(0.5, 2.0, b, d).to(dtype) if with_mass else None,
         active=torch.arange(b) % 2 == 0 if with_active else None,
     )
@@ -134,17 +142,21 @@ def _within(ours: Tensor, exact: Tensor, bound: Tensor) -> None:
     assert (error <= bound).all(), f"largest error / bound: {(error / bound).max():.3g}"
 
 
+def _steps(s: TransitionSettings) -> Tensor:
+    return s.step_size if s.step_size.ndim == 2 else s.step_size[:, None]
+
+
 def _kick_bound(z: Tensor, v: Tensor, grad: Tensor, s: TransitionSettings, part: float) -> Tensor:
     """Rounding of ``v - a g - b z`` in float32: two of each coefficient and product, two sums."""
-    a = (part * s.step_size * s.beta)[:, None, None] * grad
-    b = (part * s.step_size * s.prior_weight)[:, None, None] * z
+    a = (part * _steps(s) * s.beta[:, None])[..., None] * grad
+    b = (part * _steps(s) * s.prior_weight[:, None])[..., None] * z
     return 5 * U * (v.abs() + a.abs() + b.abs())
 
 
 def _drift_bound(z: Tensor, v: Tensor, momentum_bound: Tensor, s: TransitionSettings) -> Tensor:
     """Rounding of ``z + eps m v`` in float32, with what ``v`` brings along."""
     mass = 1.0 if s.inverse_mass is None else s.inverse_mass[:, None, :]
-    step = s.step_size[:, None, None] * mass
+    step = _steps(s)[..., None] * mass
     return 5 * U * (z.abs() + (step * v).abs()) + step * momentum_bound * (1 + 5 * U)
 
 
@@ -169,7 +181,7 @@ def test_initial_latents(shape: tuple[int, int, int], dtype: torch.dtype) -> Non
 
 @shapes
 @options
-def test_begin_trajectory_float32(shape: tuple[int, int, int], options: tuple[bool, bool]) -> None:
+def test_begin_trajectory_float32(shape: tuple[int, int, int], options: Options) -> None:
     case = _case(shape, torch.float32, options)
     ours = native.begin_trajectory(*case[:3], case.settings, case.stream)
     wide = case.double()
@@ -189,7 +201,7 @@ def test_begin_trajectory_float32(shape: tuple[int, int, int], options: tuple[bo
 
 @shapes
 @options
-def test_begin_trajectory_float64(shape: tuple[int, int, int], options: tuple[bool, bool]) -> None:
+def test_begin_trajectory_float64(shape: tuple[int, int, int], options: Options) -> None:
     case = _case(shape, torch.float64, options)
     before = [x.clone() for x in case[:3]]
     ours = native.begin_trajectory(*case[:3], case.settings, case.stream)
@@ -208,9 +220,7 @@ def _continued(ops: Any, case: Case) -> Proposal:
 
 @shapes
 @options
-def test_continue_trajectory_float32(
-    shape: tuple[int, int, int], options: tuple[bool, bool]
-) -> None:
+def test_continue_trajectory_float32(shape: tuple[int, int, int], options: Options) -> None:
     case = _case(shape, torch.float32, options)
     wide = case.double()
     ours, exact = _continued(native, case), _continued(reference, wide)
@@ -223,9 +233,7 @@ def test_continue_trajectory_float32(
 
 @shapes
 @options
-def test_continue_trajectory_float64(
-    shape: tuple[int, int, int], options: tuple[bool, bool]
-) -> None:
+def test_continue_trajectory_float64(shape: tuple[int, int, int], options: Options) -> None:
     case = _case(shape, torch.float64, options)
     for got, expected in zip(_continued(native, case), _continued(reference, case), strict=True):
         torch.testing.assert_close(got, expected, **EXACT)
@@ -241,7 +249,7 @@ def _assert_selection(case: Case, out: Selected) -> None:
 
 @shapes
 @options
-def test_accept_select_float32(shape: tuple[int, int, int], options: tuple[bool, bool]) -> None:
+def test_accept_select_float32(shape: tuple[int, int, int], options: Options) -> None:
     case = _case(shape, torch.float32, options)
     wide = case.double()
     ours, exact = native.accept_select(*case), reference.accept_select(*wide)
@@ -259,7 +267,7 @@ def test_accept_select_float32(shape: tuple[int, int, int], options: tuple[bool,
 
 @shapes
 @options
-def test_accept_select_float64(shape: tuple[int, int, int], options: tuple[bool, bool]) -> None:
+def test_accept_select_float64(shape: tuple[int, int, int], options: Options) -> None:
     case = _case(shape, torch.float64, options)
     ours, exact = native.accept_select(*case), reference.accept_select(*case)
     for got, expected in zip(ours, exact, strict=True):
@@ -312,7 +320,7 @@ def test_non_finite_proposals_are_rejected(
 
 @pytest.mark.parametrize("ops", [native, reference], ids=["native", "reference"])
 def test_inactive_observations_are_frozen(ops: Any) -> None:
-    case = _case((3, 4, 5), torch.float32, (False, True))
+    case = _case((3, 4, 5), torch.float32, (False, True, False))
     case.proposal.hamiltonian.add_(1e3)
     out = ops.accept_select(*case)
     assert out.accepted.all(-1).tolist() == [True, False, True]
@@ -338,12 +346,29 @@ def test_adaptation_by_hand(ops: Any) -> None:
     assert step.tolist() == [0.01, 0.01, 0.5, 1e-4, 0.02]
 
 
+@pytest.mark.parametrize("ops", [native, reference], ids=["native", "reference"])
+def test_adaptation_of_each_chain_by_hand(ops: Any) -> None:
+    """Chains of one observation go their own ways; those of the frozen one stay."""
+    step = torch.tensor([[0.01, 0.01, 0.5], [0.02, 0.02, 0.02]], dtype=torch.float64)
+    running = torch.tensor([[0.65, 0.66, 0.9], [0.1, 0.9, 0.9]], dtype=torch.float64)
+    probability = torch.tensor([[0.6, 1.0, 0.0]] * 2, dtype=torch.float64)
+    new_step, new_running = ops.adapt_step_size(
+        step, running, probability, torch.tensor([True, False]), AdaptationRule(per_chain=True)
+    )
+    expected = torch.tensor([[0.0098, 0.0102, 0.5], [0.02, 0.02, 0.02]], dtype=torch.float64)
+    torch.testing.assert_close(new_step, expected, rtol=1e-15, atol=0.0)
+    expected = torch.tensor([[0.645, 0.694, 0.81], [0.1, 0.9, 0.9]], dtype=torch.float64)
+    torch.testing.assert_close(new_running, expected, rtol=1e-15, atol=0.0)
+
+
+@pytest.mark.parametrize("per_chain", [False, True])
 @pytest.mark.parametrize("chains", [1, 7, 1000])
-def test_adaptation_matches_reference(chains: int) -> None:
+def test_adaptation_matches_reference(chains: int, per_chain: bool) -> None:
     rng = torch.Generator().manual_seed(chains)
-    step, running = torch.rand(2, 5, generator=rng, dtype=torch.float64)
+    shape = (5, chains) if per_chain else (5,)
+    step, running = torch.rand(2, *shape, generator=rng, dtype=torch.float64)
     probability = torch.rand(5, chains, generator=rng, dtype=torch.float64)
-    rule = AdaptationRule(0.4, 0.8, 1.5, 0.6, 0.05, 0.9)
+    rule = AdaptationRule(0.4, 0.8, 1.5, 0.6, 0.05, 0.9, per_chain)
     ours = native.adapt_step_size(step, running, probability, None, rule)
     exact = reference.adapt_step_size(step, running, probability, None, rule)
     torch.testing.assert_close(ours, exact, rtol=1e-14, atol=0.0)
@@ -351,7 +376,7 @@ def test_adaptation_matches_reference(chains: int) -> None:
 
 def test_results_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     # More entries than the threshold below which one thread is used.
-    case = _case((4, 65, 1031), torch.float32, (True, False))
+    case = _case((4, 65, 1031), torch.float32, (True, False, False))
     x = torch.randn(3, 3, 200, 200, generator=torch.Generator().manual_seed(0))
     spec = _spec("pool", (3, 200, 200), 5, torch.float32, "full", "full")
     results = []
@@ -539,7 +564,7 @@ def test_misfit_sums_large_energies_in_float64() -> None:
 
 
 def test_inputs_need_not_be_contiguous() -> None:
-    case = _case((3, 7, 5), torch.float32, (True, True))
+    case = _case((3, 7, 5), torch.float32, (True, True, True))
     strided = [_strided(t) if isinstance(t, Tensor) else t for t in case]
     strided[3] = Proposal(*(_strided(p) for p in case.proposal))
     for got, expected in zip(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import cogen_fast
 from cogen_fast.experiments import demo
-from cogen_fast.generators.pretrained import HELD_OUT, PRETRAINED
+from cogen_fast.generators.pretrained import FASHION_STAGES, HELD_OUT, PRETRAINED
 from cogen_fast.training.datasets import open_images
 from cogen_fast.training.held_out import save_row
 
@@ -57,14 +57,24 @@ def test_fashion_looks_like_its_data(generator: nn.Module) -> None:
     assert distances[~torch.eye(len(images), dtype=torch.bool)].min() > 1.0
 
 
-def test_fashion_is_half_precision_that_plain_safetensors_reads(generator: nn.Module) -> None:
-    path = WEIGHTS / PRETRAINED["fashion-32"]
+@pytest.mark.parametrize("stage", FASHION_STAGES)
+def test_fashion_is_half_precision_that_plain_safetensors_reads(stage: int) -> None:
+    path = WEIGHTS / PRETRAINED[f"fashion-32-{stage}"]
     assert path.stat().st_size <= MOST_BYTES
     stored = load_file(path)
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
-    state = generator.state_dict()
+    state = cogen_fast.pretrained(f"fashion-32-{stage}").state_dict()
     assert state.keys() == stored.keys()
     assert all(torch.equal(state[name], tensor.float()) for name, tensor in stored.items())
+
+
+def test_stages_of_fashion_are_one_training(generator: nn.Module) -> None:
+    """The same latents give other images at each stage, and at the last one the generator's."""
+    stages = [samples(cogen_fast.pretrained(f"fashion-32-{stage}")) for stage in FASHION_STAGES]
+    assert torch.equal(stages[-1], samples(generator))
+    far = [float((images - stages[-1]).square().mean()) for images in stages]
+    assert far == sorted(far, reverse=True)
+    assert far[-2] > 0.0
 
 
 def test_fashion_is_small_enough_for_two_cores(generator: nn.Module) -> None:
@@ -140,7 +150,7 @@ def test_demo_draws_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = demo.complete(truth, progress=False)
     assert result.images.shape == (1, demo._CHAINS, 1, 32, 32)
     hidden = demo.mask().expand(1, 32, 32) == 0
-    assert hidden.sum() == 13 * 26
+    assert hidden.sum() == 19 * 26
     assert result.observed is not None
     assert torch.equal(result.observed[0], ~hidden)
     mean = (result.images[0].mean(0) - truth)[hidden].square().mean().sqrt()

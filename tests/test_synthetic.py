@@ -36,11 +36,14 @@ from cogen_fast.experiments.synthetic_runs import (
     TEXT,
     Effort,
     Study,
+    _adaptive,
     exact_shares,
     study,
 )
 from cogen_fast.generators import MLPGenerator, load_generator, save_generator
 from cogen_fast.generators.pretrained import PRETRAINED, STAGES, VARIANCES, pretrained
+from cogen_fast.presets import PRESETS
+from cogen_fast.tasks import cogenerate
 from cogen_fast.training.five_gaussians import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,6 +51,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = Effort(
     chains=12,
     repeats=2,
+    populations=4,
     program_steps=60,
     text_steps=50,
     loops=(1, 20, 50),
@@ -228,6 +232,31 @@ def test_lines_are_what_a_direct_run_gives(one: Study) -> None:
     assert lines["SIR, one of 20"].cost_per_chain == 20
 
 
+@pytest.mark.parametrize("name", ["five-gaussians-0.002-500", "five-gaussians-0.02-2500"])
+def test_adaptive_populations_by_evidence_are_the_posterior(name: str) -> None:
+    generator, count = pretrained(name), 400
+    (exact, _) = exact_shares(generator, 1001)
+    result = cogenerate(
+        generator,
+        np.repeat(KNOWN[None], count, axis=0),
+        MASK,
+        weight=PRESETS["five-gaussians"].weight,
+        chains=50,
+        seed=8,
+        progress=False,
+    )
+    shares = (squared_error(result.images) < 0.01).double().mean(1)
+    assert result.log_normaliser is not None
+    weights = torch.softmax(result.log_normaliser, 0)
+    found = float(weights @ shares)
+    error = float((weights * (shares - found)).square().sum().sqrt())
+    assert error < 0.02
+    assert abs(found - exact) < 4.0 * error
+    line = _adaptive(generator, 8, Effort(chains=50, populations=count))
+    assert line.within_0_01_weighted == pytest.approx(found)
+    assert line.within_0_01 == pytest.approx(float(shares.mean()))
+
+
 def test_the_best_rate_is_best(one: Study) -> None:
     lines = {line.method: line for line in one.lines}
     best = lines["GD, best rate"].within_0_01
@@ -403,5 +432,6 @@ def test_training_command_writes_every_shipped_file(
     monkeypatch.setattr(five_gaussians, "train", short)
     monkeypatch.setattr(sys, "argv", ["five_gaussians", str(tmp_path / "new")])
     five_gaussians.main()
-    assert {p.name for p in (tmp_path / "new").iterdir()} == set(PRETRAINED.values())
+    shipped = {file for name, file in PRETRAINED.items() if name.startswith("five-gaussians")}
+    assert {p.name for p in (tmp_path / "new").iterdir()} == shipped
     assert all(load_generator(p) for p in (tmp_path / "new").iterdir())

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,15 @@ def test_a_line_holds_the_means_of_its_steps(
             assert line[name] == pytest.approx(mean, abs=1e-4), name
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_the_second_signal_has_its_usual_effect() -> None:
     before = signal.getsignal(signal.SIGINT)
     with _asked_to_stop() as stop:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from cogen_fast.adaptive import Adaptive, Evidence
 from cogen_fast.density import EnergyPotential, GeneratorPotential
+from cogen_fast.experiments import demo
 from cogen_fast.generators.pretrained import pretrained
 from cogen_fast.paper import Paper
 from cogen_fast.problem import Problem, prepared
@@ -137,10 +138,39 @@ def convolutional() -> Model:
     )
 
 
+class _FewLatents(nn.Module):
+    """A generator of the first few latents, the others held at ``rest``."""
+
+    def __init__(self, generator: nn.Module, latent_size: int, rest: Tensor) -> None:
+        super().__init__()
+        self.generator, self.latent_size = generator, latent_size
+        self.register_buffer("rest", rest)
+
+    def forward(self, z: Tensor) -> Tensor:
+        rest = self.get_buffer("rest").to(z.dtype)
+        outputs: Tensor = self.generator(torch.cat([z, rest.expand(len(z), -1)], dim=1))
+        return outputs
+
+
+def garments() -> Model:
+    """The shipped garments with a block hidden and the demo's noise, in eight of 64 latents.
+
+    The others stay at one draw from the prior: few latents forget their start in few gradients.
+    """
+    size, random = 8, torch.Generator().manual_seed(3)
+    rest = torch.randn(64 - size, generator=random)
+    generator = _FewLatents(pretrained(demo.GENERATOR), size, rest)
+    mask = torch.ones(1, 32, 32)
+    mask[:, 5:18, 3:29] = 0
+    hidden = 10 * 32 + 16  # within the block
+    return Model(demo.GENERATOR, generator.eval(), mask, demo.NOISE_STD, size, hidden, (0, 1))
+
+
 MODELS: dict[str, Callable[[], Model]] = {
     "linear": linear_gaussian,
     "gan-2d": five_gaussians,
     "conv-8": convolutional,
+    "fashion-32": garments,
 }
 
 Draw = Callable[[Problem, int, int, Sequence[int]], Tensor]

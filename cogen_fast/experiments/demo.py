@@ -18,7 +18,7 @@ GARMENT = "boot"
 NOISE_STD = 0.3  # well above what the generator misses of a boot, so that samples differ
 _CHAINS, _BUDGET = 8, 800  # sixteen particles run for them, with 400 gradients each
 _SIDE = 32
-_HOLE = (slice(5, 18), slice(3, 29))
+_HOLE = (slice(3, 22), slice(3, 29))
 
 
 def run(out: Path, garment: str = GARMENT, seed: int = 0, progress: bool = True) -> str:
@@ -57,7 +57,7 @@ def complete(truth: Tensor, seed: int = 0, progress: bool = True) -> Result:
 
 
 def mask() -> Tensor:
-    """What is observed, ``(32, 32)``: 0 in a block across the upper half."""
+    """What is observed, ``(32, 32)``: 0 in a block from the top down to two thirds."""
     observed = torch.ones(_SIDE, _SIDE)
     observed[_HOLE] = 0
     return observed

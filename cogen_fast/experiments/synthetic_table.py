@@ -66,9 +66,9 @@ def _notes(studies: Sequence[Study]) -> str:
     notes = (
         "Share of chains whose output has a mean squared error below 0.01 and 0.05 against the "
         "answer (1, 0), where only x2 = 0 is known; by weight: each chain counted by its AIS "
-        "weight. A forward pass costs 1, a gradient 2. The share of 100 independent chains has a "
-        "standard error of up to 0.05; the adaptive method's scatter more, as particles of a "
-        "population share ancestors, and a narrow mode may be missed by all.",
+        "weight, each population of the adaptive method by its evidence. A forward pass costs 1, a "
+        "gradient 2. The share of 100 independent chains has a standard error of up to 0.05. One "
+        "population of the adaptive method scatters more, as its particles share ancestors.",
         "exact posterior: by quadrature; what a sampler should give. SIR: one of many prior draws "
         "is drawn by weight.",
         "GD: gradient descent, which seeks a best fit and no sample. One start, and best of many: "

@@ -17,6 +17,8 @@ VARIANCES = (0.002, 0.02)
 """Of the 2-D study's data: the authors' program, the paper's text."""
 STAGES = (500, 1_500, 2_500, 15_000)
 """Iterations of training after which the 2-D study keeps a generator."""
+FASHION_STAGES = (480_000, 600_000, 1_000_000, 1_600_000)
+"""Images shown to "fashion-32" when a generator was kept: the first just has its 32 pixels."""
 
 # name: file in `weights`, made by the command in its comment or in the model card beside it
 PRETRAINED: dict[str, str] = {
@@ -27,7 +29,8 @@ PRETRAINED: dict[str, str] = {
         for variance in VARIANCES
         for stage in STAGES
     },
-    "fashion-32": "fashion_32.safetensors",
+    **{f"fashion-32-{stage}": f"fashion_32_{stage}.safetensors" for stage in FASHION_STAGES},
+    "fashion-32": f"fashion_32_{FASHION_STAGES[-1]}.safetensors",
 }
 # name: file in `weights`, a row of images made by the command in the model card, and what they show
 HELD_OUT: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -54,6 +57,8 @@ def pretrained(name: str) -> nn.Module:
 
     "fashion-32": latents (n, 64) to grey garments (n, 1, 32, 32) in [-1, 1], a progressive GAN
     trained by this package on Fashion-MNIST; its model card is `weights/fashion_32.md`.
+    "fashion-32-N": after N of `FASHION_STAGES` images of that training, such as
+    "fashion-32-480000", for studies over it; the last is "fashion-32".
     "five-gaussians": latents (n, 2) to points (n, 2) of the 2-D study, 15,000 iterations of
     `cogen_fast.training.five_gaussians` on data of variance 0.002.
     "five-gaussians-V-N": after N of `STAGES` on data of variance V of `VARIANCES`, such as

@@ -156,15 +156,9 @@ def anneal(
     """
     device = tensors["latents"].device
     arguments = _arguments(packed, spec, tensors, device) | dict(numbers)
-    suffix = _suffix(tensors)
-    if device.type == "cpu":
-        getattr(native.extension(), f"anneal_mlp_{suffix}")(arguments, torch.get_num_threads())
-        return
-    _check_words(tensors, numbers["steps"] * numbers["hmc_steps"])
-    with torch.cuda.device(device):
-        stream = torch.cuda.current_stream()
-        getattr(native.extension(), f"anneal_mlp_cuda_{suffix}")(arguments, stream.cuda_stream)
-        stream.synchronize()
+    if device.type == "cuda":
+        _check_words(tensors, numbers["steps"] * numbers["hmc_steps"])
+    _run("anneal_mlp", arguments, tensors, device)
 
 
 def adapt(
@@ -176,15 +170,22 @@ def adapt(
     """
     device = tensors["latents"].device
     arguments = _arguments(packed, spec, tensors, device) | dict(numbers)
-    extension, suffix = native.extension(), _suffix(tensors)
-    if device.type == "cpu":
-        run = getattr(extension, f"adapt_mlp_{suffix}")
-        steps, spent = run(arguments, torch.get_num_threads())
-    else:
-        with torch.cuda.device(device):
-            run = getattr(extension, f"adapt_mlp_cuda_{suffix}")
-            steps, spent = run(arguments, torch.cuda.current_stream().cuda_stream)
+    steps, spent = _run("adapt_mlp", arguments, tensors, device)
     return int(steps), int(spent)
+
+
+def _run(
+    op: str, arguments: dict[str, Any], tensors: Mapping[str, Tensor], device: torch.device
+) -> Any:
+    """The op of the extension for a device and a dtype, made to its end."""
+    suffix = _suffix(tensors)
+    if device.type == "cpu":
+        return getattr(native.extension(), f"{op}_{suffix}")(arguments, torch.get_num_threads())
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
+        outcome = getattr(native.extension(), f"{op}_cuda_{suffix}")(arguments, stream.cuda_stream)
+        stream.synchronize()
+    return outcome
 
 
 def _arguments(

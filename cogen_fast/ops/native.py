@@ -101,15 +101,22 @@ def _suffixed(name: str, op: str, dtype: torch.dtype) -> str:
 
 
 def _check_settings(
-    settings: TransitionSettings, observations: int, size: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Beta, prior weight, step size and inverse mass, ready for the extension."""
-    shape = (observations,)
-    mass = settings.inverse_mass
+    settings: TransitionSettings, latents: tuple[int, int, int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, int, Tensor | None]:
+    """Beta, prior weight, step size, its number per observation, inverse mass: for the extension.
+
+    ``latents`` is their shape.
+    """
+    observations, chains, size = latents
+    shape: tuple[int, ...] = (observations,)
+    mass, step_size = settings.inverse_mass, settings.step_size
+    per_chain = _require_tensor("settings.step_size", step_size).ndim == 2
+    of_steps = (observations, chains) if per_chain else shape
     return (
         _check("settings.beta", settings.beta, shape, torch.float64),
         _check("settings.prior_weight", settings.prior_weight, shape, torch.float64),
-        _check("settings.step_size", settings.step_size, shape, torch.float64),
+        _check("settings.step_size", step_size, of_steps, torch.float64),
+        chains if per_chain else 1,
         None
         if mass is None
         else _check("settings.inverse_mass", mass, (observations, size), dtype),
@@ -174,7 +181,7 @@ def begin_trajectory(
     latents = _check("latents", latents, shape, dtype)
     energy = _check("energy", energy, (observations, chains), torch.float64)
     grad = _check("grad", grad, shape, dtype)
-    beta, prior_weight, step_size, mass = _check_settings(settings, observations, size, dtype)
+    beta, prior_weight, step_size, steps_each, mass = _check_settings(settings, shape, dtype)
     seed, transition, observation = _check_stream(stream, observations)
     position = torch.empty_like(latents)
     momentum = torch.empty_like(latents)
@@ -189,6 +196,7 @@ def begin_trajectory(
         beta.data_ptr(),
         prior_weight.data_ptr(),
         step_size.data_ptr(),
+        steps_each,
         _address(mass),
         latents.data_ptr(),
         energy.data_ptr(),
@@ -210,7 +218,7 @@ def continue_trajectory(proposal: Proposal, grad: Tensor, settings: TransitionSe
     _check_in_place("proposal.position", position, shape, dtype)
     _check_in_place("proposal.momentum", momentum, shape, dtype)
     grad = _check("grad", grad, shape, dtype)
-    beta, prior_weight, step_size, mass = _check_settings(settings, observations, size, dtype)
+    beta, prior_weight, step_size, steps_each, mass = _check_settings(settings, shape, dtype)
     getattr(extension(), op)(
         observations,
         chains,
@@ -218,6 +226,7 @@ def continue_trajectory(proposal: Proposal, grad: Tensor, settings: TransitionSe
         beta.data_ptr(),
         prior_weight.data_ptr(),
         step_size.data_ptr(),
+        steps_each,
         _address(mass),
         position.data_ptr(),
         momentum.data_ptr(),
@@ -249,7 +258,7 @@ def accept_select(
     start = _check("proposal.hamiltonian", proposal.hamiltonian, per_chain, torch.float64)
     proposed_energy = _check("proposed_energy", proposed_energy, per_chain, torch.float64)
     proposed_grad = _check("proposed_grad", proposed_grad, shape, dtype)
-    beta, prior_weight, step_size, mass = _check_settings(settings, observations, size, dtype)
+    beta, prior_weight, step_size, steps_each, mass = _check_settings(settings, shape, dtype)
     active = _check_active("settings.active", settings.active, observations)
     seed, transition, observation = _check_stream(stream, observations)
     out = Selected(
@@ -270,6 +279,7 @@ def accept_select(
         beta.data_ptr(),
         prior_weight.data_ptr(),
         step_size.data_ptr(),
+        steps_each,
         _address(mass),
         _address(active),
         latents.data_ptr(),
@@ -293,13 +303,16 @@ def adapt_step_size(
     active: Tensor | None,
     rule: AdaptationRule,
 ) -> tuple[Tensor, Tensor]:
-    """The published rule, per observation; see `reference.adapt_step_size`."""
-    observations, chains = _population("acceptance_probability", acceptance_probability)
-    shape, each = (observations, chains), (observations,)
+    """The published rule; see `reference.adapt_step_size`."""
+    observations, chains = shape = _population("acceptance_probability", acceptance_probability)
+    each = shape if rule.per_chain else (observations,)
     step_size = _check("step_size", step_size, each, torch.float64)
     running = _check("running_acceptance", running_acceptance, each, torch.float64)
     probability = _check("acceptance_probability", acceptance_probability, shape, torch.float64)
     active = _check_active("active", active, observations)
+    if rule.per_chain:  # a chain is to the extension what an observation of one chain is
+        active = None if active is None else active[:, None].expand(shape).contiguous()
+        observations, chains = observations * chains, 1
     new_step_size, new_running = torch.empty_like(step_size), torch.empty_like(running)
     extension().adapt_step_size(
         observations,

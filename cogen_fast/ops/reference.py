@@ -45,8 +45,14 @@ class Selected(NamedTuple):
     energy_change: Tensor
 
 
-def _per_chain(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype)[:, None, None]
+def _step_sizes(settings: TransitionSettings) -> Tensor:
+    """``(B, 1)`` or ``(B, N)``."""
+    step_size = settings.step_size
+    return step_size if step_size.ndim == 2 else step_size[:, None]
+
+
+def _per_entry(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype)[..., None]
 
 
 def _scale(values: Tensor, inverse_mass: Tensor | None) -> Tensor:
@@ -58,15 +64,15 @@ def _kick(
 ) -> Tensor:
     """Momentum after a kick over ``part`` of a step: minus ``part eps grad U``."""
     dtype = momentum.dtype
-    span = part * settings.step_size
-    misfit = _per_chain(span * settings.beta, dtype) * grad
-    prior = _per_chain(span * settings.prior_weight, dtype) * position
+    span = part * _step_sizes(settings)
+    misfit = _per_entry(span * settings.beta[:, None], dtype) * grad
+    prior = _per_entry(span * settings.prior_weight[:, None], dtype) * position
     return momentum - misfit - prior
 
 
 def _drift(position: Tensor, momentum: Tensor, settings: TransitionSettings) -> Tensor:
     velocity = _scale(momentum, settings.inverse_mass)
-    return position + _per_chain(settings.step_size, position.dtype) * velocity
+    return position + _per_entry(_step_sizes(settings), position.dtype) * velocity
 
 
 def _hamiltonian(
@@ -153,18 +159,21 @@ def adapt_step_size(
     active: Tensor | None,
     rule: AdaptationRule,
 ) -> tuple[Tensor, Tensor]:
-    """The published rule, per observation: new step size and running acceptance, both ``(B,)``.
+    """The published rule: new step size and running acceptance, both ``(B,)``.
 
     The step grows when the running rate *before* this update is above the target, else it shrinks.
+    Both are ``(B, N)`` where ``rule.per_chain``: a chain's then follow its own acceptance alone.
     """
     # Tensors, not numbers, in `where`: two Python floats would be rounded to float32.
     grown, shrunk = step_size * rule.increase, step_size * rule.decrease
     step = torch.where(running_acceptance > rule.target, grown, shrunk)
     step = step.clamp(rule.minimum, rule.maximum)
-    mean = acceptance_probability.mean(-1)
-    running = rule.decay * running_acceptance + (1.0 - rule.decay) * mean
+    seen = acceptance_probability if rule.per_chain else acceptance_probability.mean(-1)
+    running = rule.decay * running_acceptance + (1.0 - rule.decay) * seen
     if active is None:
         return step, running
+    if rule.per_chain:
+        active = active[:, None]
     return torch.where(active, step, step_size), torch.where(active, running, running_acceptance)
 
 

@@ -15,9 +15,9 @@ class TransitionSettings:
     """What one transition of B observations is made with; fixed before the trajectory starts.
 
     ``beta`` and ``prior_weight`` ``(B,)`` float64 give the potential
-    ``U(z) = beta E(z) + prior_weight |z|^2 / 2``; ``step_size`` ``(B,)`` float64 is the leapfrog's;
-    ``inverse_mass`` ``(B, d)`` in the latents' dtype is a diagonal (None: the identity); ``active``
-    ``(B,)`` bool marks the observations that move (None: all).
+    ``U(z) = beta E(z) + prior_weight |z|^2 / 2``; ``step_size`` float64 is the leapfrog's, ``(B,)``
+    or each chain's own, ``(B, N)``; ``inverse_mass`` ``(B, d)`` in the latents' dtype is a diagonal
+    (None: the identity); ``active`` ``(B,)`` bool marks the observations that move (None: all).
     """
 
     beta: Tensor
@@ -35,7 +35,13 @@ BISECTION_RANGE = 40.0
 
 @dataclass(frozen=True)
 class AdaptationRule:
-    """Constants of the published step-size rule (paper, section 3; method notes: "Step size")."""
+    """The published step-size rule (paper, section 3; method notes: "Step size").
+
+    As published, all chains of an observation share a step size, which follows their mean
+    acceptance. With ``per_chain`` each has its own, which follows its own acceptance alone: chains
+    wait for no other, but a step size that remembers where its chain has been is not independent of
+    where it is, which biases samples and weights, however many chains there are.
+    """
 
     target: float = 0.65
     decay: float = 0.9
@@ -43,6 +49,7 @@ class AdaptationRule:
     decrease: float = 0.98
     minimum: float = 1e-4
     maximum: float = 0.5
+    per_chain: bool = False
 
 
 @dataclass(frozen=True)

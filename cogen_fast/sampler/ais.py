@@ -65,7 +65,10 @@ class AISState:
 
 @dataclass(frozen=True)
 class AISInfo:
-    """One temperature: mean ``acceptance`` and the ``step_size`` used last, both ``(B,)``."""
+    """One temperature: mean ``acceptance`` and the ``step_size`` used last, both ``(B,)``.
+
+    The mean over the chains where each has a step size of its own.
+    """
 
     acceptance: Tensor
     step_size: Tensor
@@ -83,13 +86,13 @@ def init(
     start = check_number("step_size", step_size_start, above=0.0)
     state = hmc.init(target, **how)
     rule = moves.adaptation or step_size.PROGRAM_RULE
-    count = state.latents.shape[0]
-    adaptation = step_size.init(count, start, rule, state.latents.device)
+    count, chains, _ = state.latents.shape
+    adaptation = step_size.init(count, chains, start, rule, state.latents.device)
     zeros = torch.zeros_like(state.energy)
     return AISState(
         state,
         adaptation,
-        torch.zeros_like(adaptation.step_size),
+        torch.zeros_like(zeros[:, 0]),
         zeros if moves.form == "posterior" else None,
         torch.zeros_like(zeros, dtype=torch.int64),
     )
@@ -128,6 +131,8 @@ def step(
             probability = info.acceptance_probability
             adaptation = step_size.update(adaptation, probability, None, moves.adaptation, ops)
     after = AISState(chains, adaptation, betas, log_weights, non_finite)
+    if adaptation.per_chain:
+        used = used.mean(-1)
     return after, AISInfo(acceptance, used, info)
 
 
@@ -135,7 +140,8 @@ def step(
 class History:
     """Per temperature, float64 ``(T, B)``: mean acceptance, step size used, misfit energies.
 
-    Of the energies their mean and their standard deviation over the chains.
+    Of step sizes that are the chains' own their mean over the chains, of the energies their mean
+    and their standard deviation.
 
     Rows from the first unfinished temperature on are NaN. ``trace`` ``(T + 1, B, N, d)`` on the CPU
     holds the latents from the prior draws on, None unless asked for.

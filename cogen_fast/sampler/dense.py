@@ -28,6 +28,7 @@ from cogen_fast.sampler.tuning import Tuning
 
 _SECONDS = 0.1  # a call takes about as long, so that progress is seen and Ctrl-C is heard
 _MOST = 256  # temperatures of an adaptive call, for what each leaves is kept in memory
+_MOST_APART = 1 << 22  # temperatures times chains that adapt by themselves, for the same reason
 _MASS_CODES = {"identity": 0, "diagonal": 1, "low-rank": 2}
 assert set(_MASS_CODES) == set(MASSES)
 _WRITTEN = (
@@ -83,6 +84,9 @@ def ais_run(
 ) -> ais.Run:
     """`ais.run` from ``start`` on; ``on_step`` sees the run every tenth of a second or so."""
     progress, stretch = start, _Stretch()
+    most = len(betas)
+    if start.state.adaptation.per_chain:
+        most = max(1, _MOST_APART // start.state.hmc.energy.numel())
     while progress.done < len(betas):
 
         def work(count: int) -> int:
@@ -90,7 +94,7 @@ def ais_run(
             progress = _ais_stretch(problem, betas, moves, progress, count)
             return count
 
-        stretch.timed(work, len(betas) - progress.done)
+        stretch.timed(work, min(most, len(betas) - progress.done))
         if on_step is not None:
             on_step(progress)
     return progress
@@ -100,6 +104,8 @@ def _ais_stretch(
     problem: DenseProblem, betas: Betas, moves: ais.Moves, run: ais.Run, count: int
 ) -> ais.Run:
     state, history, done = run.state, run.history, run.done
+    if moves.adaptation is not None:
+        state.adaptation.check(moves.adaptation)
     rows = slice(done, done + count)
     chosen = torch.from_numpy(betas[rows].copy()).to(state.beta.device)
     tensors = _chains(state.hmc) | {
@@ -131,6 +137,7 @@ def _ais_stretch(
             "hmc_steps": moves.hmc_steps,
             "leapfrog_steps": moves.leapfrog_steps,
             "paper_form": moves.form == "paper",
+            "step_per_chain": state.adaptation.per_chain,
             "rule": []
             if rule is None
             else [

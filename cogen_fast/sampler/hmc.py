@@ -1,7 +1,8 @@
 """One batched HMC transition: ``init`` and ``step(state) -> (state, info)``.
 
 B observations x N chains of d dimensions move in lockstep; each observation has its own inverse
-temperature, step size and mass. A transition knows no schedule and adapts nothing.
+temperature, step size (or one for each chain) and mass. A transition knows no schedule and adapts
+nothing.
 """
 
 from __future__ import annotations
@@ -168,9 +169,10 @@ def step(
 ) -> tuple[HMCState, HMCInfo]:
     """One HMC transition of every chain; ``leapfrog_steps`` gradients.
 
-    ``step_size`` and ``beta`` are numbers or ``(B,)`` tensors; ``inverse_mass`` a positive diagonal
-    ``(B, d)``; ``active`` ``(B,)`` bool (default: all) marks the observations that move: the others
-    keep state and noise. The given state stays as it is.
+    ``step_size`` and ``beta`` are numbers or ``(B,)`` tensors, ``step_size`` also ``(B, N)``, each
+    chain's own; ``inverse_mass`` is a positive diagonal ``(B, d)``; ``active`` ``(B,)`` bool
+    (default: all) marks the observations that move: the others keep state and noise. The given
+    state stays as it is.
     """
     ops = dispatch.resolve(backend, state.latents.device)
     settings = _settings(state, step_size, beta, form, inverse_mass, active)
@@ -191,7 +193,7 @@ def _settings(
     return TransitionSettings(
         betas,
         prior_weight(form, betas),
-        _per_observation("step_size", step_size, state),
+        _step_sizes(step_size, state),
         inverse_mass,
         active,
     )
@@ -230,6 +232,18 @@ def _per_observation(name: str, value: float | Tensor, state: HMCState) -> Tenso
     if tuple(tensor.shape) != (count,):
         raise ValueError(f"{name}: expected a number or shape ({count},), got {tensor.shape}")
     return tensor
+
+
+def _step_sizes(value: float | Tensor, state: HMCState) -> Tensor:
+    """Of observations ``(B,)``, or of chains ``(B, N)``."""
+    if not isinstance(value, Tensor) or value.ndim < 2:
+        return _per_observation("step_size", value, state)
+    shape = tuple(state.energy.shape)
+    if tuple(value.shape) != shape:
+        raise ValueError(
+            f"step_size: expected a number, shape ({shape[0]},) or {shape}, got {value.shape}"
+        )
+    return value.to(state.latents.device, torch.float64)
 
 
 def transition(

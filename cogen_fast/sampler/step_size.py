@@ -1,4 +1,7 @@
-"""Step-size adaptation as published: one step size per observation, steered by acceptance."""
+"""Step-size adaptation as published, steered by the acceptance of an observation's chains.
+
+Or by that of each chain alone, which then has a step size of its own.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,34 @@ PAPER_RULE = AdaptationRule(increase=1.021)
 
 @dataclass(frozen=True)
 class StepSizeState:
-    """Step size and running acceptance rate of each observation, both ``(B,)`` float64."""
+    """Step size and running acceptance rate of each observation, both ``(B,)`` float64.
+
+    Both are ``(B, N)``, each chain's own, where the rule is one per chain.
+    """
 
     step_size: Tensor
     running_acceptance: Tensor
 
+    @property
+    def per_chain(self) -> bool:
+        """Whether each chain has its own."""
+        return self.step_size.ndim == 2
+
+    def check(self, rule: AdaptationRule) -> None:
+        """ValueError where the state was not begun for such a rule."""
+        if self.per_chain != rule.per_chain:
+            raise ValueError(
+                f"adaptation: expected per_chain={self.per_chain}, as the run was begun with, got "
+                f"{rule.per_chain}"
+            )
+
 
 def init(
-    observations: int, start: float, rule: AdaptationRule, device: torch.device
+    observations: int, chains: int, start: float, rule: AdaptationRule, device: torch.device
 ) -> StepSizeState:
     """The published start: the running acceptance begins at its target."""
-    step = torch.full((observations,), start, dtype=torch.float64, device=device)
+    shape = (observations, chains) if rule.per_chain else (observations,)
+    step = torch.full(shape, start, dtype=torch.float64, device=device)
     return StepSizeState(step, torch.full_like(step, rule.target))
 
 
@@ -40,6 +60,7 @@ def update(
     ops: Ops,
 ) -> StepSizeState:
     """The state after one transition with ``acceptance_probability`` ``(B, N)``."""
+    state.check(rule)
     return StepSizeState(
         *ops.adapt_step_size(
             state.step_size, state.running_acceptance, acceptance_probability, active, rule

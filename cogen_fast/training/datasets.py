@@ -196,7 +196,7 @@ def open_images(
     request = _Request(
         source=check_path("source", source),
         resolution=_checked_side(resolution, RESOLUTIONS[-1]),
-        fit=check_choice("fit", fit, tuple(_FITS)),
+        fit=check_choice("fit", fit, tuple(FITS)),
         channels=None if channels is None else _checked_channels(channels),
         bad_share=check_number("bad_share", bad_share, 0.0, 1.0, zero=True),
         progress=check_flag("progress", progress),
@@ -391,7 +391,7 @@ def _prepared(
     image = load(item)
     if image is None:
         return None
-    fitted = np.asarray(_FITS[request.fit](image.convert(mode), request.resolution))
+    fitted = np.asarray(FITS[request.fit](image.convert(mode), request.resolution))
     return np.atleast_3d(fitted).transpose(2, 0, 1).tobytes()
 
 
@@ -414,7 +414,8 @@ def _padded(image: Image.Image, side: int) -> Image.Image:
     return square
 
 
-_FITS = {"crop": _cropped, "pad": _padded}
+FITS = {"crop": _cropped, "pad": _padded}
+"""How images of other sizes become squares, by the names that `open_images` takes."""
 
 
 def _opened(request: _Request, names: Sequence[str]) -> _Source:

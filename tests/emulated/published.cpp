@@ -2,7 +2,7 @@
 // compares it with the same run on the CPU: chains by threads and by warps, an observation in a
 // block and over several, threads in several orders.
 #define COGEN_CHAIN_PER_THREAD
-#include "anneal_mlp_device.h"
+#include "chains_apart_device.h"
 #include "checks.h"
 #include "machine.h"
 #include "published.h"
@@ -19,7 +19,7 @@ template <class T>
 class Compared {
  public:
   explicit Compared(const PublishedCase& c)
-      : c_(c), problem_(c.dense), start_(c.dense), betas_(c.steps(), c.dense.ragged) {
+      : c_(c), problem_(c.dense), start_(c), betas_(c.steps(), c.dense.ragged) {
     start(c, problem_, start_);
     std::copy_n(c.betas.begin() + 1, c.steps(), betas_.data());
     expected_ = made([&](const MlpRun<T>& run) { call(ops(), run, 1); });
@@ -37,7 +37,15 @@ class Compared {
                  std::to_string(tile_chains) + " blocks=" + std::to_string(blocks) +
                  " order=" + std::to_string(static_cast<int>(order)) + " " + describe(c_));
       const Outputs found =
-          made([&](const MlpRun<T>& run) { launch<Chain>(run, tile_chains, blocks, order); });
+          made([&](const MlpRun<T>& run) {
+            DeviceRun<T> device = device_run_of(run);
+            device.tile_chains = tile_chains;
+            if (run.step_per_chain) {
+              launch_apart<Chain>(device, blocks, order);
+            } else {
+              launch<Chain>(device, blocks, order);
+            }
+          });
       expect_close(found, expected_, kDifference<T>);
     }
   }
@@ -53,7 +61,7 @@ class Compared {
 
   template <class Make>
   Outputs made(const Make& make) const {
-    PublishedState<T> state(c_.dense);
+    PublishedState<T> state(c_);
     PublishedHistory<T> history(c_.dense, c_.steps());
     copy(state, start_);
     make(run_of(c_, problem_, state, history, c_.betas[0], betas_, c_.hmc_steps, c_.weights));
@@ -63,20 +71,48 @@ class Compared {
   }
 
   template <class Chain>
-  void launch(const MlpRun<T>& run, int64_t tile_chains, int blocks, Order order) const {
-    DeviceRun<T> device = device_run_of(run);
-    device.tile_chains = tile_chains;
-    Array<double> left(2 * device.tiles() * 3, false), steps(2 * run.shape.observations * 2, false);
+  void launch(DeviceRun<T>& device, int blocks, Order order) const {
+    Array<double> left(2 * device.tiles() * 3, false);
+    Array<double> steps(2 * device.run.shape.observations * 2, false);
     static_assert(sizeof(TileSums) == 3 * sizeof(double));
     static_assert(sizeof(StepState) == 2 * sizeof(double));
     device.sums = reinterpret_cast<TileSums*>(left.data());
     device.steps = reinterpret_cast<StepState*>(steps.data());
-    Grid grid(blocks, static_cast<int>(tile_chains) * Chain::kThreads,
-              shared_bytes<T, Chain>(device), order);
+    Grid grid(blocks, threads<Chain>(device), shared_bytes<T, Chain>(device), order);
     const bool ended = grid.run([&](const EmulatedMachine& machine) {
       DeviceThread<T, Chain, EmulatedMachine>(device, machine).all();
     });
     expect(ended, "threads wait for one another");
+  }
+
+  // One block after the other, as a device may that is not told that blocks meet.
+  template <class Chain>
+  void launch_apart(DeviceRun<T>& device, int blocks, Order order) const {
+    const MlpRun<T>& run = device.run;
+    device.groups = {run.shape.chains,
+                     group_size(Chain::kThreads == 1 ? ChainBy::thread : ChainBy::warp)};
+    const int64_t places = run.steps * run.shape.observations;
+    Array<double> left(places * device.groups.each() * 4, false);
+    static_assert(sizeof(GroupSums) == 4 * sizeof(double));
+    device.group_sums = reinterpret_cast<GroupSums*>(left.data());
+    for (int block = 0; block < blocks; ++block) {
+      Grid grid(1, threads<Chain>(device), shared_bytes<T, Chain>(device), order);
+      const bool ended = grid.run([&](const EmulatedMachine& machine) {
+        EmulatedMachine here = machine;
+        here.block = block;
+        here.blocks = blocks;
+        ThreadApart<T, Chain, EmulatedMachine>(device, here).all();
+      });
+      expect(ended, "threads wait for one another");
+    }
+    for (int64_t place = 0; place < places; ++place) {
+      describe_groups(run, device.groups, device.group_sums, place);
+    }
+  }
+
+  template <class Chain>
+  static int threads(const DeviceRun<T>& device) {
+    return static_cast<int>(device.tile_chains) * Chain::kThreads;
   }
 
   const PublishedCase& c_;

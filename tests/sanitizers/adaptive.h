@@ -61,11 +61,7 @@ struct AdaptiveState {
   // What repeated choices must bring about too.
   template <class A, class B, class F>
   static void with_each_repeated(A& a, B& b, const F& f) {
-    f("latents", a.chains.latents, b.chains.latents);
-    f("grad", a.chains.grad, b.chains.grad);
-    f("energy", a.chains.energy, b.chains.energy);
-    f("log_weights", a.chains.log_weights, b.chains.log_weights);
-    f("non_finite", a.chains.non_finite, b.chains.non_finite);
+    Chains<T>::with_each(a.chains, b.chains, f);
     f("roots", a.roots, b.roots);
     f("resamplings", a.resamplings, b.resamplings);
     f("rounds", a.rounds, b.rounds);

@@ -298,6 +298,15 @@ struct Chains {
         log_weights(energy.size(), c.ragged),
         non_finite(energy.size(), c.ragged) {}
 
+  template <class A, class B, class F>
+  static void with_each(A& a, B& b, const F& f) {
+    f("latents", a.latents, b.latents);
+    f("grad", a.grad, b.grad);
+    f("energy", a.energy, b.energy);
+    f("log_weights", a.log_weights, b.log_weights);
+    f("non_finite", a.non_finite, b.non_finite);
+  }
+
   void start(const Problem<T>& problem, Random& random) {
     const DenseCase& c = problem.c;
     fill_uniform(latents, random, -1.5, 1.5);
@@ -408,18 +417,18 @@ void check_chain(const Chain& before, const Chain& after, const Proposed& propos
 }
 
 // The mean acceptance probability of a row, checked with all its chains. `starts` tells a chain's
-// state before the transition.
-template <class T, class Starts>
+// state before the transition, `moves` what it is made with.
+template <class T, class Starts, class Moves>
 void check_transition(const Problem<T>& problem, int64_t b, const Starts& starts,
                       const std::vector<int64_t>& non_finite, const Chains<T>& after,
-                      const MoveOf& move, double acceptance) {
+                      const Moves& moves, double acceptance) {
   const int64_t chains = problem.c.chains;
   double total = 0.0;
   bool doubtful = false;
   for (int64_t n = 0; n < chains; ++n) {
     const int64_t row = b * chains + n;
     const Chain start = starts(n);
-    const Proposed proposed = propose(problem, b, n, start, move);
+    const Proposed proposed = propose(problem, b, n, start, moves(n));
     check_chain<T>(start, after.chain(row), proposed);
     expect(after.non_finite[row] - non_finite[static_cast<size_t>(row)] == !proposed.finite,
            "non_finite");

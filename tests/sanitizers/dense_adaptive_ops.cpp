@@ -326,7 +326,8 @@ void Adaptive<T>::check_move(int64_t b, const AdaptiveState<T>& before,
       [&](int64_t n) {
         return before.chains.chain(b * chains + now.ancestors[b * chains + n]);
       },
-      values(before.chains.non_finite), after.chains, move, now.acceptance[b]);
+      values(before.chains.non_finite), after.chains, [&](int64_t) { return move; },
+      now.acceptance[b]);
 }
 
 template <class T>

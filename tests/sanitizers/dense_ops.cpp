@@ -1,6 +1,7 @@
 // The published run for generators of dense layers. It is made in one call, with several numbers of
 // threads, and again with one transition a call, which is compared with plain loops in double. Both
-// ways must end with the same bits.
+// ways must end with the same bits, but for sums over several moves of chains that adapt by
+// themselves.
 #include "published.h"
 
 namespace cogen {
@@ -11,12 +12,12 @@ template <class T>
 class Published {
  public:
   Published(const PublishedOps<T>& ops, const PublishedCase& c)
-      : ops_(ops), c_(c), problem_(c.dense), start_(c.dense) {
+      : ops_(ops), c_(c), problem_(c.dense), start_(c) {
     start(c, problem_, start_);
   }
 
   Outputs whole(int threads) const {
-    PublishedState<T> state(c_.dense);
+    PublishedState<T> state(c_);
     PublishedHistory<T> history(c_.dense, c_.steps());
     copy(state, start_);
     const Array<double> betas = betas_of(1, c_.steps());
@@ -29,7 +30,7 @@ class Published {
 
   // One transition a call.
   Outputs in_parts() const {
-    PublishedState<T> state(c_.dense);
+    PublishedState<T> state(c_);
     PublishedHistory<T> history(c_.dense, c_.steps());
     copy(state, start_);
     std::fill(history.acceptance.data(), history.acceptance.data() + history.acceptance.size(), 0);
@@ -58,7 +59,7 @@ class Published {
 
   void transition(int64_t t, int64_t m, PublishedState<T>& state,
                   PublishedHistory<T>& history) const {
-    PublishedState<T> before(c_.dense);
+    PublishedState<T> before(c_);
     PublishedHistory<T> now(c_.dense, 1);
     copy(before, state);
     const double beta = c_.betas[static_cast<size_t>(t) + 1];
@@ -92,16 +93,16 @@ class Published {
       if (c_.overflow) {
         check_overflow(b, before, after, now);
       } else {
-        const MoveOf move{beta, c_.paper ? 1.0 - beta : 1.0, before.step_size[b],
-                          c_.leapfrog_steps,
-                          std::vector<double>(static_cast<size_t>(c_.dense.size()), 1.0),
-                          c_.dense.seed, static_cast<uint32_t>(before.transition[b]),
-                          static_cast<uint32_t>(before.observation[b])};
         check_transition(
             problem_, b, [&](int64_t n) { return before.chains.chain(b * chains + n); },
-            values(before.chains.non_finite), after.chains, move, now.acceptance[b]);
+            values(before.chains.non_finite), after.chains,
+            [&](int64_t n) { return move_of(before, b, n, beta); }, now.acceptance[b]);
       }
-      check_step(b, before, after, now);
+      if (c_.per_chain) {
+        check_own_steps(b, before, after, now, beta);
+      } else {
+        check_shared_step(b, before, after, now);
+      }
       const double* energy = after.chains.energy.data() + b * chains;
       expect_close({"energy_mean", {now.energy_mean[b]}}, {mean(energy, chains)},
                    rounding_bound<double>());
@@ -115,6 +116,17 @@ class Published {
     }
   }
 
+  MoveOf move_of(const PublishedState<T>& before, int64_t b, int64_t n, double beta) const {
+    return {beta,
+            c_.paper ? 1.0 - beta : 1.0,
+            before.step_size[c_.per_chain ? b * c_.dense.chains + n : b],
+            c_.leapfrog_steps,
+            std::vector<double>(static_cast<size_t>(c_.dense.size()), 1.0),
+            c_.dense.seed,
+            static_cast<uint32_t>(before.transition[b]),
+            static_cast<uint32_t>(before.observation[b])};
+  }
+
   void check_overflow(int64_t b, const PublishedState<T>& before, const PublishedState<T>& after,
                       const PublishedHistory<T>& now) const {
     const int64_t chains = c_.dense.chains;
@@ -125,17 +137,42 @@ class Published {
     expect(now.acceptance[b] == 0.0, "acceptance");
   }
 
-  void check_step(int64_t b, const PublishedState<T>& before, const PublishedState<T>& after,
-                  const PublishedHistory<T>& now) const {
+  void check_shared_step(int64_t b, const PublishedState<T>& before, const PublishedState<T>& after,
+                         const PublishedHistory<T>& now) const {
     expect(now.step_used[b] == before.step_size[b], "step_used");
-    double step = before.step_size[b], running = before.running[b];
-    if (c_.rule) {
-      step *= running > kRule.target ? kRule.increase : kRule.decrease;
-      step = std::fmin(std::fmax(step, kRule.minimum), kRule.maximum);
-      running = kRule.decay * running + (1.0 - kRule.decay) * now.acceptance[b];
-    }
-    expect_close({"step_size", {after.step_size[b]}}, {step}, rounding_bound<double>());
+    check_step(before, after, b);
+    double running = before.running[b];
+    if (c_.rule) running = kRule.decay * running + (1.0 - kRule.decay) * now.acceptance[b];
     expect_close({"running", {after.running[b]}}, {running}, rounding_bound<double>());
+  }
+
+  // Each chain's follows what it did itself, whose probability the plain loops tell.
+  void check_own_steps(int64_t b, const PublishedState<T>& before, const PublishedState<T>& after,
+                       const PublishedHistory<T>& now, double beta) const {
+    const int64_t chains = c_.dense.chains;
+    expect_close({"step_used", {now.step_used[b]}},
+                 {mean(before.step_size.data() + b * chains, chains)}, rounding_bound<double>());
+    for (int64_t row = b * chains; row < (b + 1) * chains; ++row) {
+      check_step(before, after, row);
+      const double kept = c_.rule ? kRule.decay : 1.0;
+      const Proposed made = propose(problem_, b, row - b * chains, before.chains.chain(row),
+                                    move_of(before, b, row - b * chains, beta));
+      if (made.doubtful) continue;
+      const double running = kept * before.running[row] + (1.0 - kept) * made.probability;
+      expect(std::fabs(after.running[row] - running) <= (1.0 - kept) * kProbabilitySlack<T> + 1e-12,
+             "a chain's acceptance");
+    }
+  }
+
+  // Number `at` of the step sizes.
+  void check_step(const PublishedState<T>& before, const PublishedState<T>& after,
+                  int64_t at) const {
+    double step = before.step_size[at];
+    if (c_.rule) {
+      step *= before.running[at] > kRule.target ? kRule.increase : kRule.decrease;
+      step = std::fmin(std::fmax(step, kRule.minimum), kRule.maximum);
+    }
+    expect_close({"step_size", {after.step_size[at]}}, {step}, rounding_bound<double>());
   }
 
   const PublishedOps<T>& ops_;
@@ -153,7 +190,8 @@ void run_published(const PublishedCase& c) {
     const Outputs whole =
         across_threads(name, kThreads, [&](int threads) { return run.whole(threads); });
     begin_case(name + " in parts");
-    expect_close(run.in_parts(), whole, 0.0);
+    const bool reordered = c.per_chain && c.hmc_steps > 1;
+    expect_close(run.in_parts(), whole, reordered ? rounding_bound<double>() : 0.0);
   }
 }
 

@@ -17,7 +17,10 @@ constexpr int64_t kWordLimit = 0xFFFFFFFF;
 struct HmcCase {
   Shape shape;
   uint64_t seed;
-  bool ragged, mass, active, extreme;
+  bool ragged, mass, active, extreme, per_chain;
+
+  // Step sizes of an observation.
+  int64_t steps_each() const { return per_chain ? shape.chains : 1; }
 };
 
 std::string describe(const HmcCase& c) {
@@ -28,6 +31,7 @@ std::string describe(const HmcCase& c) {
   if (c.mass) text += " mass";
   if (c.active) text += " active";
   if (c.extreme) text += " extreme";
+  if (c.per_chain) text += " per_chain";
   return text;
 }
 
@@ -54,14 +58,19 @@ struct Inputs {
   }
   Noise noise() const { return {c.seed, transition.data(), observation.data()}; }
   Settings<T> settings() const {
-    return {beta.data(), prior_weight.data(), step_size.data(),
-            c.mass ? inverse_mass.data() : nullptr, c.active ? active.data() : nullptr};
+    return {beta.data(),
+            prior_weight.data(),
+            step_size.data(),
+            c.steps_each(),
+            c.mass ? inverse_mass.data() : nullptr,
+            c.active ? active.data() : nullptr};
   }
   State<T> current() const { return {latents.data(), energy.data(), grad.data()}; }
   State<T> proposed() const {
     return {proposed_position.data(), proposed_energy.data(), proposed_grad.data()};
   }
 
+  double step_of(int64_t row) const { return step_size[c.per_chain ? row : row / chains]; }
   double mass_at(int64_t b, int64_t i) const { return c.mass ? inverse_mass[b * size + i] : 1.0; }
   bool moves(int64_t b) const { return !c.active || active[b]; }
   Words words_of(uint32_t purpose, int64_t b, int64_t chain, int64_t block) const {
@@ -87,7 +96,7 @@ Inputs<T>::Inputs(const HmcCase& hmc_case)
       observation(observations, c.ragged),
       beta(observations, c.ragged),
       prior_weight(observations, c.ragged),
-      step_size(observations, c.ragged),
+      step_size(observations * c.steps_each(), c.ragged),
       running(observations, c.ragged),
       inverse_mass(observations * size, c.ragged),
       active(observations, c.ragged),
@@ -153,17 +162,18 @@ void Inputs<T>::fill_draws() {
 
 // What the ops should write, in double.
 
-// Momentum after a kick over `part` of a step, for entry `at` of observation b.
+// Momentum of a chain after a kick over `part` of a step.
 template <class T>
-double kicked(const Inputs<T>& in, int64_t b, double part, double momentum, double position,
+double kicked(const Inputs<T>& in, int64_t row, double part, double momentum, double position,
               double grad) {
-  const double span = part * in.step_size[b];
+  const int64_t b = row / in.chains;
+  const double span = part * in.step_of(row);
   return momentum - span * in.beta[b] * grad - span * in.prior_weight[b] * position;
 }
 
 template <class T>
-double drifted(const Inputs<T>& in, int64_t b, int64_t i, double position, double momentum) {
-  return position + in.step_size[b] * (momentum * in.mass_at(b, i));
+double drifted(const Inputs<T>& in, int64_t row, int64_t i, double position, double momentum) {
+  return position + in.step_of(row) * (momentum * in.mass_at(row / in.chains, i));
 }
 
 // Sums up the Hamiltonian of one chain.
@@ -189,7 +199,7 @@ std::vector<double> expected_end(const Inputs<T>& in) {
       const int64_t at = row * in.size + i;
       const double position = in.proposed_position[at];
       sum.add(position,
-              kicked(in, b, 0.5, in.proposed_momentum[at], position, in.proposed_grad[at]),
+              kicked(in, row, 0.5, in.proposed_momentum[at], position, in.proposed_grad[at]),
               in.mass_at(b, i));
     }
     end.push_back(sum.total(in.beta[b], in.proposed_energy[row], in.prior_weight[b]));
@@ -250,8 +260,8 @@ Outputs check_begin_trajectory(const HmcOps<T>& ops, const Inputs<T>& in, int th
       const int64_t at = row * in.size + i;
       const double z = in.latents[at], v = in.draws[at] / std::sqrt(in.mass_at(b, i));
       sum.add(z, v, in.mass_at(b, i));
-      momenta.push_back(kicked(in, b, 0.5, v, z, in.grad[at]));
-      positions.push_back(drifted(in, b, i, z, momenta.back()));
+      momenta.push_back(kicked(in, row, 0.5, v, z, in.grad[at]));
+      positions.push_back(drifted(in, row, i, z, momenta.back()));
     }
     starts.push_back(sum.total(in.beta[b], in.energy[row], in.prior_weight[b]));
   }
@@ -272,10 +282,10 @@ Outputs check_continue_trajectory(const HmcOps<T>& ops, const Inputs<T>& in, int
                           in.proposed_grad.data(), threads);
   std::vector<double> positions, momenta;
   for (int64_t at = 0; at < in.rows * in.size; ++at) {
-    const int64_t b = at / in.size / in.chains;
+    const int64_t row = at / in.size;
     const double z = in.proposed_position[at];
-    momenta.push_back(kicked(in, b, 1.0, in.proposed_momentum[at], z, in.proposed_grad[at]));
-    positions.push_back(drifted(in, b, at % in.size, z, momenta.back()));
+    momenta.push_back(kicked(in, row, 1.0, in.proposed_momentum[at], z, in.proposed_grad[at]));
+    positions.push_back(drifted(in, row, at % in.size, z, momenta.back()));
   }
   const Outputs outputs{output("position", position), output("momentum", momentum)};
   expect_close(outputs[0], positions, rounding_bound<T>());
@@ -490,8 +500,15 @@ void check_small_shapes() {
           const bool mass = flags & 1, active = flags & 2, extreme = flags & 4;
           // Half of all choices; any three of the four appear together in every way.
           const bool ragged = (mass != active) != extreme;
-          const HmcCase c{
-              {observations, chains, size}, seeds[count++ % 3], ragged, mass, active, extreme};
+          // Both for each number of chains and dimensions.
+          const bool per_chain = (count / 8 + count / 64 + count / 256) % 2;
+          const HmcCase c{{observations, chains, size},
+                          seeds[count++ % 3],
+                          ragged,
+                          mass,
+                          active,
+                          extreme,
+                          per_chain};
           run_both_types(c, {3});
         }
       }
@@ -502,9 +519,10 @@ void check_small_shapes() {
 // More than 2^18 entries, so that threads are used: short chains, odd ones, and chains that are
 // longer than a unit of work.
 void check_large_shapes() {
-  run_both_types({{2, 131075, 1}, 0, false, false, false, false}, {1, 3});
-  run_both_types({{2, 1311, 101}, kSeedLimit, true, true, true, false}, {1, 3});
-  run_both_types({{1, 65, 4099}, 12345, false, true, false, false}, {1, 3});
+  run_both_types({{2, 131075, 1}, 0, false, false, false, false, false}, {1, 3});
+  run_both_types({{2, 131075, 1}, 0, true, false, false, false, true}, {1, 3});
+  run_both_types({{2, 1311, 101}, kSeedLimit, true, true, true, false, true}, {1, 3});
+  run_both_types({{1, 65, 4099}, 12345, false, true, false, false, false}, {1, 3});
 }
 
 struct KnownAnswer {
@@ -547,7 +565,7 @@ void check_hmc() {
 }
 
 void check_hmc_table(const HmcOps<float>& ops) {
-  const Inputs<float> in({{2, 5, 7}, 12345, false, true, true, false});
+  const Inputs<float> in({{2, 5, 7}, 12345, false, true, true, false, false});
   for (const Check<float>& check : kChecks<float>) {
     run_check(check, {"planted", {&ops, nullptr, nullptr, nullptr}}, in, {1});
   }

@@ -33,7 +33,7 @@ void overread(const CpuOps<float>& ops) {
   Array<float> position(kEntries, false), momentum(kEntries, false), grad(kEntries - 1, false);
   for (int64_t b = 0; b < kShape.observations; ++b) settings[b] = 0.1;
   ops.hmc->continue_trajectory(
-      kShape, {settings.data(), settings.data(), settings.data(), nullptr, nullptr},
+      kShape, {settings.data(), settings.data(), settings.data(), 1, nullptr, nullptr},
       {position.data(), momentum.data(), nullptr}, grad.data(), 1);
 }
 

@@ -11,9 +11,11 @@ struct PublishedCase {
   DenseCase dense;
   std::vector<double> betas;  // the first is where the run stands
   int64_t hmc_steps, leapfrog_steps;
-  bool weights, rule, paper, trace, overflow;
+  bool weights, rule, paper, per_chain, trace, overflow;
 
   int64_t steps() const { return static_cast<int64_t>(betas.size()) - 1; }
+  // Step sizes of an observation.
+  int64_t steps_each() const { return per_chain ? dense.chains : 1; }
 };
 
 inline std::string describe(const PublishedCase& c) {
@@ -22,6 +24,7 @@ inline std::string describe(const PublishedCase& c) {
   if (c.weights) text += " weights";
   if (c.rule) text += " rule";
   if (c.paper) text += " paper";
+  if (c.per_chain) text += " per_chain";
   if (c.trace) text += " trace";
   if (c.overflow) text += " overflow";
   return text;
@@ -33,20 +36,16 @@ struct PublishedState {
   Array<double> step_size, running;
   Array<int64_t> transition, observation;
 
-  explicit PublishedState(const DenseCase& c)
-      : chains(c),
-        step_size(c.rows(), c.ragged),
-        running(c.rows(), c.ragged),
-        transition(c.rows(), c.ragged),
-        observation(c.rows(), c.ragged) {}
+  explicit PublishedState(const PublishedCase& c)
+      : chains(c.dense),
+        step_size(c.dense.rows() * c.steps_each(), c.dense.ragged),
+        running(c.dense.rows() * c.steps_each(), c.dense.ragged),
+        transition(c.dense.rows(), c.dense.ragged),
+        observation(c.dense.rows(), c.dense.ragged) {}
 
   template <class A, class B, class F>
   static void with_each(A& a, B& b, const F& f) {
-    f("latents", a.chains.latents, b.chains.latents);
-    f("grad", a.chains.grad, b.chains.grad);
-    f("energy", a.chains.energy, b.chains.energy);
-    f("log_weights", a.chains.log_weights, b.chains.log_weights);
-    f("non_finite", a.chains.non_finite, b.chains.non_finite);
+    Chains<T>::with_each(a.chains, b.chains, f);
     f("step_size", a.step_size, b.step_size);
     f("running", a.running, b.running);
     f("transition", a.transition, b.transition);
@@ -119,6 +118,7 @@ MlpRun<T> run_of(const PublishedCase& c, const Problem<T>& problem, PublishedSta
           hmc_steps,
           c.leapfrog_steps,
           c.paper,
+          c.per_chain,
           c.rule ? &kRule : nullptr,
           h.acceptance.data(),
           h.step_used.data(),
@@ -139,6 +139,7 @@ class PublishedDealer {
     c.weights = weights_.deal(random) != 0;
     c.rule = rule_.deal(random) != 0;
     c.paper = paper_.deal(random) != 0;
+    c.per_chain = per_chain_.deal(random) != 0;
     c.trace = trace_.deal(random) != 0;
     c.dense.extreme = extreme_.deal(random) != 0;
     return c;
@@ -148,7 +149,8 @@ class PublishedDealer {
   Dealer dealer_{1, {1, 2, 3, 4, 5, 6, 7, 8}, {1}};
   Deck<std::vector<double>> betas_{{{0.0, 0.1}, {0.2, 0.4, 0.4}, {0.01, 0.3, 0.9, 1.0}}};
   Deck<int64_t> moves_{{1, 2}}, lengths_{{1, 2, 3}};
-  Deck<int> weights_{{0, 1}}, rule_{{0, 1, 1}}, paper_{{0, 0, 1}}, trace_{{0, 1}};
+  Deck<int> weights_{{0, 1}}, rule_{{0, 1, 1}}, paper_{{0, 0, 1}}, per_chain_{{0, 1}};
+  Deck<int> trace_{{0, 1}};
   Deck<int> extreme_{{0, 0, 0, 0, 0, 1}};
 };
 
