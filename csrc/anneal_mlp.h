@@ -7,6 +7,7 @@
 #pragma once
 
 #include "mlp.h"
+#include "mlp_small.h"
 #include "step_math.h"
 
 namespace cogen {
@@ -273,26 +274,17 @@ struct UnitsInLanes {
   static void moved(const Mlp<T>& net, const Observed<T>& observed, const Stream& stream,
                     const Move<T>& move, const Tile<T>& tile, T* room, Outcome& out) {
     const int size = net.width[0];
-    T* const q = tile.position;
-    T* const v = tile.momentum;
     T* const force = room;
-    T* const work = force + padded(size);
     const T* mass = move.inverse_mass;
     const Potential& at = move.potential;
-    const T step = static_cast<T>(move.step_size);
-    const KickSpans<T> half = kick_spans<T>(at.beta, at.prior_weight, 0.5 * move.step_size);
-    const KickSpans<T> full = kick_spans<T>(at.beta, at.prior_weight, move.step_size);
 
-    normals_of_one(stream, size, tile.first_chain, v);
-    if (mass) apply_mass(v, mass, size);
-    const double start = hamiltonian(tile.latents, v, mass, size, tile.energy[0], at);
-    kick_and_drift(tile.latents, q, v, tile.grad, mass, size, half, step);
-    double energy = energy_and_grad<kHidden>(net, observed, q, force, work);
-    for (int made = 1; made < move.leapfrog_steps; ++made) {
-      kick_and_drift(q, q, v, force, mass, size, full, step);
-      energy = energy_and_grad<kHidden>(net, observed, q, force, work);
-    }
-    const double end = final_hamiltonian(q, v, force, mass, size, energy, at, half);
+    normals_of_one(stream, size, tile.first_chain, tile.momentum);
+    if (mass) apply_mass(tile.momentum, mass, size);
+    const double start =
+        hamiltonian(tile.latents, tile.momentum, mass, size, tile.energy[0], at);
+    const double energy = proposal<kHidden>(net, observed, move, tile, force);
+    const double end = final_hamiltonian(tile.position, tile.momentum, force, mass, size, energy,
+                                         at, kick_over(move, 0.5));
     const Words words = philox(stream.seed, kAcceptPurpose << kPurposeBits, stream.transition,
                                tile.first_chain, stream.observation);
     const Verdict verdict = metropolis(start, end, to_uniform<double>(words.w[0]));
@@ -302,9 +294,73 @@ struct UnitsInLanes {
     if (!verdict.accepted) return;
     tile.energy[0] = energy;
     for (int i = 0; i < size; ++i) {
-      tile.latents[i] = q[i];
+      tile.latents[i] = tile.position[i];
       tile.grad[i] = force[i];
     }
+  }
+
+  static KickSpans<T> kick_over(const Move<T>& move, double part) {
+    return spans_of<T>(move.potential, move.step_size, part);
+  }
+
+  // From a tile's latents to its position and momentum, without the last half kick: the energy
+  // there; its gradient is `force`, and room for the rest comes after.
+  template <int kHidden>
+  static double proposal(const Mlp<T>& net, const Observed<T>& observed, const Move<T>& move,
+                         const Tile<T>& tile, T* force) {
+    if constexpr (kHidden > 0) {
+      typedef SmallMlp<T, kHidden, Activation::relu> Relu;
+      typedef SmallMlp<T, kHidden, Activation::leaky_relu> Leaky;
+      if (Relu::fits(net)) return trajectory_of(Relu(net, observed), observed, move, tile, force);
+      if (Leaky::fits(net)) return trajectory_of(Leaky(net, observed), observed, move, tile, force);
+    }
+    return trajectory<kHidden>(net, observed, move, tile, force);
+  }
+
+  template <int kHidden>
+  static double trajectory(const Mlp<T>& net, const Observed<T>& observed, const Move<T>& move,
+                           const Tile<T>& tile, T* force) {
+    const int size = net.width[0];
+    T *const q = tile.position, *const v = tile.momentum, *const work = force + padded(size);
+    const T* mass = move.inverse_mass;
+    const T step = static_cast<T>(move.step_size);
+    const KickSpans<T> full = kick_over(move, 1.0);
+    kick_and_drift(tile.latents, q, v, tile.grad, mass, size, kick_over(move, 0.5), step);
+    double energy = energy_and_grad<kHidden>(net, observed, q, force, work);
+    for (int made = 1; made < move.leapfrog_steps; ++made) {
+      kick_and_drift(q, q, v, force, mass, size, full, step);
+      energy = energy_and_grad<kHidden>(net, observed, q, force, work);
+    }
+    return energy;
+  }
+
+  // The same in registers; Small is a SmallMlp.
+  template <class Small>
+  static double trajectory_of(const Small& net, const Observed<T>& observed, const Move<T>& move,
+                              const Tile<T>& tile, T* force) {
+    const T step = static_cast<T>(move.step_size);
+    const Units<T> drift =
+        move.inverse_mass ? few(move.inverse_mass) * step : Units<T>::of(step);
+    Units<T> q = few(tile.latents), v = few(tile.momentum), g = few(tile.grad), outputs{};
+    KickSpans<T> spans = kick_over(move, 0.5);
+    for (int made = 0; made < move.leapfrog_steps; ++made) {
+      v = v - q * spans.prior - g * spans.misfit;  // in this order: the gradient comes last
+      q = q + v * drift;
+      g = net.grad(q, &outputs);
+      spans = kick_over(move, 1.0);
+    }
+    q.store(tile.position);
+    v.store(tile.momentum);
+    g.store(force);
+    T last[kUnits];
+    outputs.store(last);
+    return misfit_in_place(observed, 2, last);
+  }
+
+  // Two numbers and zeros.
+  static Units<T> few(const T* numbers) {
+    T all[kUnits] = {numbers[0], numbers[1]};
+    return Units<T>::load(all);
   }
 
   static void normals_of_one(const Stream& stream, int size, uint32_t chain, T* out) {

@@ -27,33 +27,6 @@ COGEN_HD Observed<T> observed_of(const MlpObserved<T>& all, int64_t observation,
           all.weight + observation * all.weight_stride, all.weight_elementwise};
 }
 
-// kRows outputs of a product at a time, all inputs: sums stay in registers.
-template <int kRows, class T>
-COGEN_HD void product_rows(const T* weight, const T* bias, int in, int stride, const Lanes<T>* x,
-                           Lanes<T>* y) {
-  Lanes<T> sum[kRows];
-  for (int r = 0; r < kRows; ++r) sum[r] = Lanes<T>::of(bias ? bias[r] : T(0));
-  for (int i = 0; i < in; ++i, weight += stride) {
-    const Lanes<T> input = x[i];
-    for (int r = 0; r < kRows; ++r) sum[r] = sum[r] + input * weight[r];
-  }
-  for (int r = 0; r < kRows; ++r) y[r] = sum[r];
-}
-
-// y = x W + b, W (in, padded out).
-template <class T>
-COGEN_HD_LARGE void product(const T* weight, const T* bias, int in, int out, const Lanes<T>* x,
-                            Lanes<T>* y) {
-  const int stride = padded(out);
-  int o = 0;
-  for (; o + 4 <= out; o += 4) {
-    product_rows<4>(weight + o, bias ? bias + o : nullptr, in, stride, x, y + o);
-  }
-  for (; o < out; ++o) {
-    product_rows<1>(weight + o, bias ? bias + o : nullptr, in, stride, x, y + o);
-  }
-}
-
 template <class T>
 COGEN_HD T softplus(T x) {
   const T size = x < T(0) ? -x : x;
@@ -144,6 +117,102 @@ COGEN_HD void deactivate(Activation kind, T slope, int count, const Pack<T, n>* 
   }
 }
 
+// What becomes of the sums of a product before they are written: of output o, `sum`.
+template <class T>
+struct AsTheyAre {
+  COGEN_HD Lanes<T> operator()(int /* o */, const Lanes<T>& sum) const { return sum; }
+};
+
+template <Activation kKind, class T>
+struct Activated {
+  T slope;
+
+  COGEN_HD Lanes<T> operator()(int /* o */, Lanes<T> sum) const {
+    activate(kKind, slope, 1, &sum);
+    return sum;
+  }
+};
+
+template <Activation kKind, class T>
+struct Deactivated {
+  T slope;
+  const Lanes<T>* outputs;  // of the layer whose sums the gradient is by
+
+  COGEN_HD Lanes<T> operator()(int o, Lanes<T> sum) const {
+    deactivate(kKind, slope, 1, outputs + o, &sum);
+    return sum;
+  }
+};
+
+// kRows outputs of a product from o on, all inputs: sums stay in registers.
+template <int kRows, class T, class Finish>
+COGEN_HD void product_rows(const T* weight, const T* bias, int in, int stride, const Lanes<T>* x,
+                           int o, const Finish& finish, Lanes<T>* y) {
+  weight += o;
+  Lanes<T> sum[kRows];
+  for (int r = 0; r < kRows; ++r) sum[r] = Lanes<T>::of(bias ? bias[o + r] : T(0));
+  for (int i = 0; i < in; ++i, weight += stride) {
+    const Lanes<T> input = x[i];
+    for (int r = 0; r < kRows; ++r) sum[r] = sum[r] + input * weight[r];
+  }
+  for (int r = 0; r < kRows; ++r) y[o + r] = finish(o + r, sum[r]);
+}
+
+// y = finish(x W + b), W (in, padded out).
+template <class T, class Finish>
+COGEN_HD_LARGE void product(const T* weight, const T* bias, int in, int out, const Lanes<T>* x,
+                            const Finish& finish, Lanes<T>* y) {
+  const int stride = padded(out);
+  int o = 0;
+  for (; o + 5 <= out; o += 5) product_rows<5>(weight, bias, in, stride, x, o, finish, y);
+  switch (out - o) {
+    case 4:
+      return product_rows<4>(weight, bias, in, stride, x, o, finish, y);
+    case 3:
+      return product_rows<3>(weight, bias, in, stride, x, o, finish, y);
+    case 2:
+      return product_rows<2>(weight, bias, in, stride, x, o, finish, y);
+    case 1:
+      return product_rows<1>(weight, bias, in, stride, x, o, finish, y);
+  }
+}
+
+// y = f(x W + b): cheap functions while the sums are in registers, others in a second pass.
+template <class T>
+COGEN_HD void product_up(const Mlp<T>& net, int k, const Lanes<T>* x, Lanes<T>* y) {
+  const T *weight = net.weight[k], *bias = net.bias[k];
+  const int in = net.width[k], out = net.width[k + 1];
+  switch (net.activation[k]) {
+    case Activation::relu:
+      return product(weight, bias, in, out, x, Activated<Activation::relu, T>{net.slope}, y);
+    case Activation::leaky_relu:
+      return product(weight, bias, in, out, x, Activated<Activation::leaky_relu, T>{net.slope}, y);
+    default:
+      product(weight, bias, in, out, x, AsTheyAre<T>{}, y);
+      activate(net.activation[k], net.slope, out, y);
+  }
+}
+
+// From the gradient by the sums of layer k to that by its inputs' sums, or by the latent; `inputs`
+// are the outputs of the layer before.
+template <class T>
+COGEN_HD void product_down(const Mlp<T>& net, int k, const Lanes<T>* grad, const Lanes<T>* inputs,
+                           Lanes<T>* below) {
+  const T *weight = net.back[k], *none = nullptr;
+  const int in = net.width[k], out = net.width[k + 1];
+  switch (k == 0 ? Activation::identity : net.activation[k - 1]) {
+    case Activation::relu:
+      return product(weight, none, out, in, grad,
+                     Deactivated<Activation::relu, T>{net.slope, inputs}, below);
+    case Activation::leaky_relu:
+      return product(weight, none, out, in, grad,
+                     Deactivated<Activation::leaky_relu, T>{net.slope, inputs}, below);
+    default:
+      product(weight, none, out, in, grad, AsTheyAre<T>{}, below);
+      if (k > 0) deactivate(net.activation[k - 1], net.slope, in, inputs, below);
+  }
+}
+
 // Weighted squared error of outputs `x`, which it turns into its gradient; energies of the lanes
 // are summed in double.
 template <class T>
@@ -203,22 +272,19 @@ COGEN_HD_LARGE void energy_and_grad(const Mlp<T>& net, const Observed<T>& observ
   outputs[0] = z;
   Lanes<T>* free = room;
   for (int k = 0; k < net.layers; ++k) {
-    const int in = net.width[k], out = net.width[k + 1];
-    product(net.weight[k], net.bias[k], in, out, outputs[k], free);
-    activate(net.activation[k], net.slope, out, free);
+    product_up(net, k, outputs[k], free);
     outputs[k + 1] = free;
-    free += out;
+    free += net.width[k + 1];
   }
   const int last = net.width[net.layers];
   Lanes<T>* here = free;
   Lanes<T>* other = free + widest(net);
   for (int m = 0; m < last; ++m) here[m] = outputs[net.layers][m];
   misfit_in_place(observed, last, here, energy);
+  deactivate(net.activation[net.layers - 1], net.slope, last, outputs[net.layers], here);
   for (int k = net.layers - 1; k >= 0; --k) {
-    const int in = net.width[k], out = net.width[k + 1];
-    deactivate(net.activation[k], net.slope, out, outputs[k + 1], here);
     Lanes<T>* below = k == 0 ? grad : other;
-    product<T>(net.back[k], nullptr, out, in, here, below);
+    product_down(net, k, here, outputs[k], below);
     other = here;
     here = below;
   }

@@ -16,7 +16,7 @@ inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Fewer chains than these go one at a time: a tile takes as long for one chain as for all its lanes.
 template <class T>
-constexpr int64_t kFewChains = Lanes<T>::kCount / 4;
+constexpr int64_t kFewChains = Lanes<T>::kCount / 3;
 
 // How chains are cut into tiles of a layout, and where what belongs to a tile lies in the arena.
 template <class T, class Layout>

@@ -151,6 +151,27 @@ def test_every_activation(activation: str, chains: int) -> None:
     assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("hidden", [16, 20, 32])
+def test_lone_chains_of_known_widths(hidden: int, activation: str, isa: str) -> None:
+    """Whose numbers stay in registers: masks, weights of entries, the paper's form."""
+    net, x = network((2, hidden, hidden, 2), activation), np.array([[0.3, -0.2], [-0.5, 0.4]])
+    native.extension().set_isa(isa)
+    try:
+        for mask, noise in (
+            (np.array([1, 1]), {"weight": np.array([0.5, 3.0])}),
+            (np.array([0, 1]), {"noise_std": 0.3}),
+            (np.array([1, 0]), {"weight": 4.0}),
+        ):
+            for form in ("posterior", "paper"):
+                moves = ais.Moves(hmc_steps=2, leapfrog_steps=5, form=form)
+                with prepared(net, x, mask, **noise) as found:
+                    assert_close(*published(found, moves, 1))
+    finally:
+        native.extension().set_isa(ISAS[-1])
+
+
 @pytest.mark.parametrize("chains", [1, 9])
 @pytest.mark.parametrize(
     "moves",

@@ -215,6 +215,16 @@ void check_published() {
       run_both_types(c);
     }
   }
+  // Those of lone chains that stay in registers.
+  for (const int hidden : {16, 20, 32}) {
+    for (const Activation kind : {Activation::relu, Activation::leaky_relu}) {
+      PublishedCase c = dealer.deal();
+      c.dense.chains = 1;
+      c.dense.widths = {2, hidden, hidden, 2};
+      c.dense.activations = {kind, kind, Activation::identity};
+      run_both_types(c);
+    }
+  }
   // Trajectories that overflow.
   for (const int64_t chains : {1, 5}) {
     PublishedCase c = dealer.deal();
