@@ -231,6 +231,7 @@ class Adaptive:
             energy_std=_rows([i.energy_std for i in infos], state.beta),
             rounds=state.rounds,
             gradients=state.spent,
+            forwards=0,
             reasons=reasons,
             notes=self._notes(state, complete),
         )

@@ -28,12 +28,14 @@ class Evidence:
     """What is looked at; shapes as in `cogen_fast.Result`.
 
     ``effective_sample_size`` ``(B,)`` is None without weights and for one resampled population,
-    ``surviving_roots`` None where nothing is resampled; ``alone``: lone chains, no population;
-    ``budgeted``: a budget was given. ``residual`` ``(B,)`` is the best sample's root mean square
-    misfit in noise standard deviations, None where there is no such noise.
+    ``surviving_roots`` None where nothing is resampled; ``annealed``: by HMC moves, no baseline;
+    ``alone``: lone chains, no population; ``budgeted``: a budget was given. ``residual`` ``(B,)``
+    is the best sample's root mean square misfit in noise standard deviations, None where there is
+    no such noise.
     """
 
     complete: bool
+    annealed: bool
     adaptive: bool
     alone: bool
     budgeted: bool
@@ -109,7 +111,7 @@ def _lone(run: Evidence) -> str | None:
 
 
 def _unmoved(run: Evidence) -> str | None:
-    if run.moves > 0 or not run.complete:
+    if run.moves > 0 or not run.complete or not run.annealed:
         return None
     return (
         "no moves: the budget was spent on the energies of the prior's draws, and these are what "

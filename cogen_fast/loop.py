@@ -54,6 +54,7 @@ class Outcome:
     rounds: Tensor
     beta_reached: float
     gradients: int
+    forwards: int
     reasons: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

@@ -13,7 +13,7 @@ from cogen_fast.density import Potential
 
 _POLISH_RATE = 0.01
 _MEMORY = 10
-_FIRST_STEP = 0.01  # of the first L-BFGS step, in units of the prior
+_FIRST_STEP = 0.01  # length of the first L-BFGS step, in units of sqrt(d)
 _SHRINK, _ARMIJO = 0.5, 1e-4
 
 
@@ -23,22 +23,28 @@ def gradient_descent(
     steps: int,
     learning_rate: float | Tensor,
     visit: Callable[[Tensor], object] | None = None,
+    keep_best: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Plain gradient descent ``z <- z - learning_rate grad E(z)`` from every start.
 
     ``latents`` ``(B, N, d)``; ``learning_rate`` a number, or one per chain ``(N, 1)``. Returns the
-    last latents and their energies ``(B, N)``; ``visit`` sees the latents after every step. A chain
-    whose next gradient is not finite stays where it is. Costs ``steps + 1`` gradients, the last one
-    for the energy alone.
+    last latents and their energies ``(B, N)``, or with ``keep_best`` those of the best point that
+    each chain visited; ``visit`` sees the latents after every step. A chain whose next gradient is
+    not finite stays where it is. Costs ``steps + 1`` gradients, the last one for the energy alone.
     """
-    position = latents.clone()
+    position, best = latents.clone(), _Best(latents)
     for _ in range(steps):
-        _, grad = potential.energy_and_grad(position)
+        energy, grad = potential.energy_and_grad(position)
+        if keep_best:
+            best.look(position, energy)
         sound = grad.isfinite().all(-1, keepdim=True)
         position = torch.where(sound, position - learning_rate * grad, position)
         if visit is not None:
             visit(position)
     energy, _ = potential.energy_and_grad(position)
+    if keep_best:
+        best.look(position, energy)
+        return best.latents, best.energy
     return position, energy
 
 
@@ -79,19 +85,23 @@ def adam(
     return best.latents, best.energy
 
 
-def lbfgs(potential: Potential, latents: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def lbfgs(
+    potential: Potential, latents: Tensor, steps: int, first_step: float = _FIRST_STEP
+) -> tuple[Tensor, Tensor]:
     """L-BFGS (Nocedal and Wright 2006, algorithm 7.4) of every chain, with backtracking.
 
-    ``latents`` ``(B, N, d)``; returns the best point that each chain visited and its energy
-    ``(B, N)``. Costs ``steps`` gradients: each tries one point per chain, which is taken where the
-    energy has fallen enough and halves the chain's step where not.
+    ``latents`` ``(B, N, d)``; ``first_step`` is the length of the first step, and of every restart
+    down the slope, in units of ``sqrt(d)``, the length of a prior draw. Returns the best point that
+    each chain visited and its energy ``(B, N)``. Costs ``steps`` gradients: each tries one point
+    per chain, which is taken where the energy has fallen enough and halves the chain's step where
+    not.
     """
     position = latents.detach().clone()
     energy, grad = _finite(*potential.energy_and_grad(position))
     best = _Best(latents)
     best.look(position, energy)
     pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=_MEMORY)
-    direction = _first_direction(grad)
+    direction = _first_direction(grad, first_step)
     scale = torch.ones_like(energy)
     for _ in range(steps - 1):
         step = scale[..., None].to(position.dtype) * direction
@@ -108,7 +118,7 @@ def lbfgs(potential: Potential, latents: Tensor, steps: int) -> tuple[Tensor, Te
         energy = torch.where(taken, trial_energy, energy)
         proposed = _two_loops(grad, pairs)
         downhill = _dot(proposed, grad) < 0.0
-        proposed = torch.where(downhill[..., None], proposed, _first_direction(grad))
+        proposed = torch.where(downhill[..., None], proposed, _first_direction(grad, first_step))
         direction = torch.where(chosen, proposed, direction)
         scale = torch.where(taken, 1.0, scale * _SHRINK)
     return best.latents, best.energy
@@ -125,10 +135,10 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return product
 
 
-def _first_direction(grad: Tensor) -> Tensor:
-    """Downhill, of length `_FIRST_STEP` times the square root of d."""
+def _first_direction(grad: Tensor, length: float) -> Tensor:
+    """Downhill, of ``length`` times the square root of d."""
     norm = grad.norm(dim=-1, keepdim=True).clamp(min=1e-30)
-    direction: Tensor = grad * (-_FIRST_STEP * math.sqrt(grad.shape[-1])) / norm
+    direction: Tensor = grad * (-length * math.sqrt(grad.shape[-1])) / norm
     return direction
 
 

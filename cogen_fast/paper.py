@@ -137,6 +137,7 @@ class Paper:
             energy_std=history.energy_std,
             beta_reached=float(state.beta.min()),
             gradients=1 + run.done * self.moves.hmc_steps * self.moves.leapfrog_steps,
+            forwards=0,
             reasons=reasons,
             notes=[_PER_CHAIN_NOTE] if state.adaptation.per_chain else [],
         )

@@ -26,7 +26,11 @@ from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, normalised_weights
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
-_FORMAT = "cogen-fast result 3"
+_FORMAT = "cogen-fast result 4"
+GRADIENT_COST = 2
+"""Of a z-gradient, in forwards."""
+ANNEALED = ("adaptive", "paper")
+"""Methods that anneal; others are `cogen_fast.baselines`."""
 _TILES = 8
 _LEAST_DRAWS = 4  # of a population, split in halves
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -39,7 +43,7 @@ _OPTIONAL = {
     "observed",
     "trace",
 }
-_PLAIN = ("complete", "beta_reached", "gradients", "reasons", "settings", "notes")
+_PLAIN = ("complete", "beta_reached", "gradients", "forwards", "reasons", "settings", "notes")
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,6 +74,7 @@ class Result:
         jumped: whether a short budget forced too large steps, ``(B R,)`` bool.
         rounds: temperatures spent at beta = 1, ``(B R,)`` int64.
         gradients: gradient evaluations of each particle that ran.
+        forwards: its forwards beside them, for energies alone.
         non_finite: proposals of each chain that were not finite, ``(B, N)`` int64.
         x_obs: the measurements ``(B, ...)``, 0 where hidden; ``observed``: bool, None for all.
         complete: False where the run was interrupted, at ``beta_reached``.
@@ -105,6 +110,7 @@ class Result:
     complete: bool
     beta_reached: float
     gradients: int
+    forwards: int
     reasons: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -113,6 +119,19 @@ class Result:
     def effective_sample_size(self) -> Tensor | None:
         """Effective sample size of the weights, ``(B,)`` from 1 to N; None without weights."""
         return None if self.log_weights is None else effective_sample_size(self.log_weights)
+
+    @property
+    def cost(self) -> int:
+        """Forwards spent on each observation by all that ran, a z-gradient counted as 2.
+
+        The N forwards that give ``images`` in the end are not in it, with any method.
+        """
+        populations, chains = self.settings.get("populations", 1), self.settings["chains"]
+        particles = self.settings.get("particles", chains)
+        spent = particles * (self.forwards + GRADIENT_COST * self.gradients)
+        # `gradients` is that of particles which are returned: the others are not polished.
+        polish = self.settings.get("polish", 0) if self.complete else 0
+        return int(populations * (spent - GRADIENT_COST * polish * (particles - chains)))
 
     @property
     def best(self) -> Tensor:
@@ -208,6 +227,8 @@ class Result:
             "complete": self.complete,
             "beta_reached": self.beta_reached,
             "gradients": self.gradients,
+            "forwards": self.forwards,
+            "cost": self.cost,
             "observations": self.energies.shape[0],
             "chains": self.energies.shape[1],
             "best": self.best.tolist(),
@@ -285,10 +306,11 @@ class Result:
         single = resampled and self.settings["populations"] == 1
         return Evidence(
             complete=self.complete,
+            annealed=self._annealed,
             adaptive=adaptive,
             alone=adaptive and self.settings["particles"] < POPULATION,
             budgeted=self.settings.get("budget") is not None,
-            polished=self.settings["polish"] > 0,
+            polished=self.settings.get("polish", 0) > 0,
             populations=self.settings.get("populations", 1),
             latents=self.latents,
             residual=self._residual(),
@@ -305,6 +327,10 @@ class Result:
             jumped=self.jumped,
             rounds_missing=self._rounds_missing(),
         )
+
+    @property
+    def _annealed(self) -> bool:
+        return self.settings.get("method") in ANNEALED
 
     @property
     def _unit(self) -> str:
@@ -364,7 +390,7 @@ class Result:
             raise ValueError(
                 f"convergence: expected {_LEAST_DRAWS} chains or more in a population, got {draws}"
             )
-        if self.settings["polish"] > 0:
+        if self.settings.get("polish", 0) > 0:
             raise ValueError("convergence: expected samples, got best fits (polish)")
         stats, tree = _arviz("arviz_stats"), self.to_arviz()
         found = {}
@@ -383,9 +409,15 @@ class Result:
             "best energy": _shown(self.energies.min(-1).values),
         }
         reached = self.acceptance[self.acceptance.isfinite().any(-1)]
-        if len(reached):
+        if not self._annealed:
             facts["run"] = (
-                f"{len(reached)} temperatures, {self.gradients:,} gradients per "
+                f"{self.settings['method']}, {self.gradients:,} gradients and {self.forwards:,} "
+                f"forwards per {self._unit}"
+            )
+        elif len(reached):
+            forwards = f" and {self.forwards:,} forwards" if self.forwards else ""
+            facts["run"] = (
+                f"{len(reached)} temperatures, {self.gradients:,} gradients{forwards} per "
                 f"{self._unit}, acceptance {reached.nanmean():.2f} ({_last(reached)} at the end)"
             )
         if self.settings.get("method") == "adaptive":

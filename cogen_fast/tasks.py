@@ -30,14 +30,14 @@ from cogen_fast.optimise import POLISHERS
 from cogen_fast.paper import Paper
 from cogen_fast.presets import DEFAULTS, Preset, find_preset
 from cogen_fast.problem import Problem, prepared
-from cogen_fast.result import Result
+from cogen_fast.result import ANNEALED, Result
 from cogen_fast.sampler import ais
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.schedule import as_schedule
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.warn import warn_user
 
-METHODS = ("adaptive", "paper")
+METHODS = ANNEALED
 POLISH_METHODS = tuple(POLISHERS)
 ADAPTATIONS = ("published", "per-chain")
 _POLISH_REASON = "polished: these are best fits and no samples"
@@ -222,7 +222,7 @@ def cogenerate(
         settings = plan.settings() | {"polish": polish, "polish_method": polish_method}
         if budget is not None:
             settings["budget"] = int(budget)  # as it was asked for, polishing included
-        return _assemble(settings, outcome, complete, problem)
+        return assemble(settings, outcome, complete, problem)
 
 
 def inpaint(
@@ -402,9 +402,10 @@ def _polished(outcome: Outcome, problem: Problem, steps: int, method: str) -> Ou
     )
 
 
-def _assemble(
+def assemble(
     settings: dict[str, Any], outcome: Outcome, complete: bool, problem: Problem
 ) -> Result:
+    """The `Result` of an outcome: outputs, evidence and what is None, on the CPU."""
     observation, potential = problem.observation, problem.potential
     images = potential.outputs(outcome.latents).cpu()
     values, observed = observation.measured_values.cpu(), observation.observed

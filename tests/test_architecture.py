@@ -21,7 +21,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "training baselines bounds tasks",
         "adaptive",
         "paper",
-        "loop",
+        "loop prior_draws",
         "problem",
         "sampler result presets checkpoint",
         "density adapter",

@@ -43,6 +43,7 @@ def healthy() -> Evidence:
         alone=False,
         budgeted=True,
         polished=False,
+        annealed=True,
         populations=1,
         latents=torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0)),
         residual=torch.tensor([1.0, 0.5]),

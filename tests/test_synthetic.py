@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cogen_fast.baselines import (
-    GRADIENT_COST,
     gradient_descent,
     importance_resampling,
     try_learning_rates,
@@ -43,6 +42,7 @@ from cogen_fast.experiments.synthetic_runs import (
 from cogen_fast.generators import MLPGenerator, load_generator, save_generator
 from cogen_fast.generators.pretrained import PRETRAINED, STAGES, VARIANCES, pretrained
 from cogen_fast.presets import PRESETS
+from cogen_fast.result import GRADIENT_COST
 from cogen_fast.tasks import cogenerate
 from cogen_fast.training.five_gaussians import train
 

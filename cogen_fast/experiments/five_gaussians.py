@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogen_fast.baselines import GRADIENT_COST, Ends, gradient_descent, try_learning_rates
-from cogen_fast.result import Result
+from cogen_fast.baselines import Ends, gradient_descent, try_learning_rates
+from cogen_fast.result import GRADIENT_COST, Result
 from cogen_fast.tasks import cogenerate
 
 ANSWER = (1.0, 0.0)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cogen_fast.arguments import check_count
-from cogen_fast.baselines import GRADIENT_COST, Ends, importance_resampling, try_learning_rates
+from cogen_fast.baselines import Ends, importance_resampling, try_learning_rates
 from cogen_fast.experiments.five_gaussians import (
     KNOWN,
     LEARNING_RATES,
@@ -28,7 +28,7 @@ from cogen_fast.experiments.five_gaussians import (
     tuned_rate,
 )
 from cogen_fast.presets import PRESETS
-from cogen_fast.result import Result
+from cogen_fast.result import GRADIENT_COST, Result
 from cogen_fast.sampler.schedule import Sigmoid
 from cogen_fast.tasks import cogenerate
 
