@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     RESAMPLE = 3
     JITTER = 4
     SELECT = 5
+    TASK = 6
 
 
 @dataclass(frozen=True)
