@@ -217,6 +217,31 @@ def open_images(
     return images
 
 
+def image_files(folder: Path) -> list[str]:
+    """The image files that `open_images` reads in a folder, in order, relative to it.
+
+    Raises ValueError where there are none.
+    """
+    names = sorted(_image_files(folder))
+    if not names:
+        raise ValueError(f"source: expected image files in the folder {folder}, found none")
+    return names
+
+
+def read_image(path: Path, resolution: int, *, channels: int, fit: str = "crop") -> Tensor:
+    """One image file as `open_images` decodes it, float32 (C, R, R) in [-1, 1].
+
+    Raises ValueError where it is corrupt, OSError where it cannot be read.
+    """
+    side, count = _checked_side(resolution, RESOLUTIONS[-1]), _checked_channels(channels)
+    check_choice("fit", fit, tuple(FITS))
+    image = _decoded(path.read_bytes())
+    if image is None:
+        raise ValueError(f"{path}: corrupt, or no image of 8 or 16 bits")
+    levels = _fitted(image, _MODES[count], fit, side)
+    return torch.from_numpy(levels.copy()).float() / 127.5 - 1.0
+
+
 @dataclass(frozen=True)
 class _Request:
     """What is to be made of which source: `open_images`' arguments."""
@@ -296,10 +321,7 @@ def _listed(source: Path) -> list[str]:
         raise FileNotFoundError(f"source: expected a folder or a file, found none at {source}")
     if not source.is_dir():
         return [""]
-    names = sorted(_image_files(source))
-    if not names:
-        raise ValueError(f"source: expected image files in the folder {source}, found none")
-    return names
+    return image_files(source)
 
 
 def _image_files(folder: Path) -> Iterator[str]:
@@ -391,8 +413,13 @@ def _prepared(
     image = load(item)
     if image is None:
         return None
-    fitted = np.asarray(FITS[request.fit](image.convert(mode), request.resolution))
-    return np.atleast_3d(fitted).transpose(2, 0, 1).tobytes()
+    return _fitted(image, mode, request.fit, request.resolution).tobytes()
+
+
+def _fitted(image: Image.Image, mode: str, fit: str, side: int) -> Pixels:
+    """The image as (C, R, R)."""
+    levels = np.asarray(FITS[fit](image.convert(mode), side))
+    return np.atleast_3d(levels).transpose(2, 0, 1)
 
 
 def _cropped(image: Image.Image, side: int) -> Image.Image:

@@ -1,0 +1,413 @@
+"""Evaluation of many images: groups, shards, resuming, corrupt images, and the table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cogen_fast import metrics, plots
+from cogen_fast.baselines import reconstruct
+from cogen_fast.experiments import evaluation_table
+from cogen_fast.experiments.evaluate import Method, Study, evaluate, gather
+from cogen_fast.experiments.evaluation_data import Data, of_generator, open_data
+from cogen_fast.experiments.evaluation_pictures import draw
+from cogen_fast.experiments.image_tasks import Block, SuperResolve, pose
+from cogen_fast.tasks import cogenerate
+
+pytest.importorskip("pytorch_msssim")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIDE = 16
+METHODS = (
+    Method("gd", "gd", {"steps": 4, "learning_rate": 0.02, "chains": 2}),
+    Method("sir", "sir", {"starts": 30, "chains": 3}),
+    Method("ais", "paper", {"ais_steps": 3, "leapfrog_steps": 2, "chains": 3}),
+)
+STUDY = Study(Block(4, 6), METHODS, {"noise_std": 0.3}, seed=5, group=2)
+QUIET: dict[str, Any] = {"progress": False}
+
+
+class Net(nn.Module):
+    """From 4 latents to images of 16 x 16; counts its calls, and is stopped at one of them."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        super().__init__()
+        self.layer, self.calls, self.stop = nn.Linear(4, SIDE * SIDE), 0, stop
+        self.latent_size = 4
+        random = torch.Generator().manual_seed(1)
+        for p in self.parameters():
+            p.data = 0.5 * torch.randn(p.shape, generator=random)
+        self.eval()
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.stop:
+            raise KeyboardInterrupt
+        return torch.tanh(self.layer(z)).reshape(-1, 1, SIDE, SIDE)
+
+
+def data(count: int = 5, broken: Sequence[int] = ()) -> Data:
+    own = of_generator(Net(), 4, count, seed=77)
+
+    def load(i: int) -> Tensor:
+        if i in broken:
+            raise ValueError(f"image {i} cannot be read")
+        return own.load(i)
+
+    return Data(own.names, load)
+
+
+def timeless(records: Any) -> Any:
+    """Records without the one thing that may differ from run to run."""
+    if isinstance(records, dict):
+        return {key: timeless(each) for key, each in records.items() if key != "seconds"}
+    return [timeless(each) for each in records] if isinstance(records, list) else records
+
+
+def run(out: Path, study: Study = STUDY, images: Data | None = None, **how: Any) -> Any:
+    evaluate(Net(), data() if images is None else images, study, out, **QUIET | how)
+    return timeless(gather(out))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    run(out)
+    return out
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+def test_records_are_what_direct_calls_give(whole: Path) -> None:
+    records = gather(whole)
+    assert [record["image"] for record in records] == [0, 1, 2, 3, 4]
+    assert [record["name"] for record in records] == [f"own-{i}" for i in range(5)]
+    assert {record["task"] for record in records} == {"block-4-6"}
+    images = torch.stack([data().load(i) for i in (2, 3)])
+    case = pose(STUDY.task, images, [2, 3], seed=5)
+    common: dict[str, Any] = {"noise_std": 0.3, "seed": 5, "observation_ids": [2, 3]}
+    fit = reconstruct(
+        Net(), case.x_obs, case.operator, method="gd", steps=4, learning_rate=0.02, chains=2,
+        **common,
+    )  # fmt: skip
+    sampled = cogenerate(
+        Net(), case.x_obs, case.operator, method="paper", ais_steps=3, leapfrog_steps=2, chains=3,
+        **common, **QUIET,
+    )  # fmt: skip
+    for name, result in (("gd", fit), ("ais", sampled)):
+        for b, number in enumerate((2, 3)):
+            found = records[number]["methods"][name]
+            weights = result.weights()[b] if name == "ais" else None
+            hidden = case.hidden[b]
+            expected = metrics.summarise(
+                result.images[b], images[b], result.energies[b], hidden, weights=weights
+            )
+            assert timeless(found["metrics"]) == json.loads(
+                json.dumps(expected), parse_constant=lambda _: None
+            )
+            assert found["cost"] == result.cost
+            assert found["energies"] == result.energies[b].tolist()
+            assert found["diagnosis"] == result.diagnose()
+            if name == "ais":
+                assert found["acceptance"] == [pytest.approx(float(sampled.acceptance[-1, b]))]
+                share = metrics.coverage(result.images[b], images[b], hidden, weights=weights)
+                assert found["coverage"]["0.5"] in (None, float(share[0]))
+                assert found["coverage"]["0.95"] is None  # three samples
+    with np.load(whole / "gd" / "group-000001.npz") as pictures:
+        assert pictures["image"].tolist() == [2, 3]
+        levels = ((fit.best_images.clamp(-1, 1) + 1) * 127.5).round().numpy()
+        np.testing.assert_array_equal(pictures["best"], levels)
+        assert pictures["mean"].dtype == np.uint8
+
+
+def test_best_fits_have_no_coverage(whole: Path) -> None:
+    methods = gather(whole)[0]["methods"]
+    assert "coverage" not in methods["gd"] and "acceptance" not in methods["gd"]
+    assert "coverage" in methods["sir"] and "acceptance" not in methods["sir"]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_number_of_processes_changes_nothing(
+    world_size: int, whole: Path, tmp_path: Path
+) -> None:
+    for rank in range(world_size):
+        run(tmp_path, rank=rank, world_size=world_size)
+    assert timeless(gather(tmp_path)) == timeless(gather(whole))
+    for shard in whole.glob("*/*.npz"):
+        with np.load(shard) as a, np.load(tmp_path / shard.parent.name / shard.name) as b:
+            assert all(np.array_equal(a[name], b[name]) for name in a.files)
+
+
+def test_each_process_does_its_own_groups(tmp_path: Path) -> None:
+    run(tmp_path, rank=1, world_size=2)
+    assert sorted(p.name for p in (tmp_path / "gd").glob("*.jsonl")) == ["group-000001.jsonl"]
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_not_done_again(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    net = Net()
+    evaluate(net, data(broken=range(5)), STUDY, tmp_path, **QUIET)  # not even read
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert net.calls <= 4  # to find the latent's shape, and the checks
+
+
+@pytest.mark.parametrize("stop", [1, 4, 8, 12])
+def test_a_run_stopped_while_it_reads_goes_on(stop: int, whole: Path, tmp_path: Path) -> None:
+    calls = 0
+
+    def load(i: int) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise KeyboardInterrupt
+        return data().load(i)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, images=Data(data().names, load))
+    assert not list(tmp_path.rglob(".*"))  # nothing half-written is left
+    assert run(tmp_path) == timeless(gather(whole))
+
+
+def test_a_run_stopped_in_the_generator_goes_on(whole: Path, tmp_path: Path) -> None:
+    """Anywhere: in the checks, in a descent, in the sampler, which has a checkpoint then."""
+    counted = Net()
+    evaluate(counted, data(), STUDY, tmp_path / "counted", **QUIET)
+    saved = 0
+    for number, stop in enumerate(range(5, counted.calls, 6)):
+        out = tmp_path / str(number)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(Net(stop), data(), STUDY, out, **QUIET)
+        saved += len(list(out.rglob("*.checkpoint.safetensors")))
+        assert run(out) == timeless(gather(whole))
+        assert not list(out.rglob("*.checkpoint.safetensors"))
+    assert saved > 0
+
+
+def test_images_and_methods_are_added_to_what_is_there(whole: Path, tmp_path: Path) -> None:
+    evaluate(Net(), data(), replace(STUDY, methods=METHODS[:1]), tmp_path, images=4, **QUIET)
+    assert [set(record["methods"]) for record in gather(tmp_path)] == [{"gd"}] * 4
+    assert run(tmp_path) == timeless(gather(whole))
+
+
+_KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+import test_evaluate as t
+t.evaluate(t.Net(), t.data(), t.STUDY, Path({out!r}), progress=False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_process_loses_nothing_that_was_done(whole: Path, tmp_path: Path) -> None:
+    code = _KILLED.format(tests=str(Path(__file__).parent), out=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ))
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/*.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    done = {path: path.read_bytes() for path in tmp_path.glob("*/*.jsonl")}
+    assert done
+    assert run(tmp_path) == timeless(gather(whole))
+    assert {path: path.read_bytes() for path in done} == done
+
+
+# --- corrupt images -------------------------------------------------------------------------------
+
+
+def test_a_corrupt_image_is_reported_and_left_out(whole: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"image 3 \(own-3\) is left out: image 3 cannot be read"):
+        records = run(tmp_path, images=data(broken=[3]))
+    assert records[3] == {
+        "image": 3, "name": "own-3", "task": "block-4-6", "error": "image 3 cannot be read",
+    }  # fmt: skip
+    others = [record for record in timeless(gather(whole)) if record["image"] != 3]
+    assert [record["image"] for record in records if "methods" in record] == [0, 1, 2, 4]
+    # Groups without it have the same calls; its own group has a smaller one, which rounds anew.
+    for found, expected in zip([r for r in records if "methods" in r], others, strict=True):
+        assert found["methods"]["gd"]["energies"] == pytest.approx(
+            expected["methods"]["gd"]["energies"], rel=1e-4
+        )
+    text = evaluation_table.text(gather(tmp_path))
+    assert "left out: own-3: image 3 cannot be read" in text
+
+
+def test_a_group_of_corrupt_images_is_done(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="left out"):
+        records = run(tmp_path, images=data(2, broken=[0, 1]))
+    assert ["error" in record for record in records] == [True, True]
+    assert "no image is done" in evaluation_table.text(records)
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def test_folders_are_read_image_by_image(tmp_path: Path) -> None:
+    levels = np.random.default_rng(1).integers(0, 256, (2, 40, 24, 3), dtype=np.uint8)
+    for name, pixels in zip(("b.png", "a.png"), levels, strict=True):
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"no image")
+    found = open_data(tmp_path, 16, channels=1)
+    assert found.names == ("a.png", "b.png", "c.png")
+    image = found.load(0)
+    expected = Image.fromarray(levels[1]).convert("L").crop((0, 8, 24, 32)).resize((16, 16), 1)
+    np.testing.assert_allclose(image[0], np.asarray(expected) / 127.5 - 1.0, atol=1e-6)
+    assert image.shape == (1, 16, 16) and image.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"c.png: corrupt"):
+        found.load(2)
+
+
+def test_arrays_are_read_too(tmp_path: Path) -> None:
+    levels = np.random.default_rng(1).integers(0, 256, (3, 16, 16), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", levels)
+    found = open_data(tmp_path / "images.npz", 16, channels=1, cache=tmp_path / "cache")
+    assert len(found) == 3
+    np.testing.assert_allclose(found.load(2)[0], levels[2] / 127.5 - 1.0, atol=1e-6)
+
+
+def test_a_generator_s_own_images_depend_on_number_and_seed() -> None:
+    first, again, other = (of_generator(Net(), 4, 3, seed) for seed in (1, 1, 2))
+    assert torch.equal(first.load(2), again.load(2))
+    assert not torch.equal(first.load(2), first.load(1))
+    assert not torch.equal(first.load(2), other.load(2))
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def test_the_table_is_means_over_images(whole: Path, tmp_path: Path) -> None:
+    records = gather(whole)
+    rows = {(row.method, row.taken): row for row in evaluation_table.rows(records)}
+    assert set(rows) == {(m, t) for m in ("gd", "sir", "ais") for t in evaluation_table.TAKEN}
+    each = [record["methods"]["ais"]["metrics"] for record in records]
+    for taken in evaluation_table.TAKEN:
+        row = rows["ais", taken]
+        values = [float(np.mean(metric[taken]["hidden_mse"])) for metric in each]
+        expected = (np.mean(values), np.std(values, ddof=1) / math.sqrt(5))
+        assert row.values["hidden_mse"] == pytest.approx(expected)
+        assert row.images == 5 and row.cost == 3 * 2 * (1 + 3 * 2)
+    assert rows["ais", "oracle"].values["mse"] <= rows["ais", "best"].values["mse"]
+    assert rows["gd", "best"].acceptance is None and rows["gd", "best"].coverage is None
+    evaluation_table.write(tmp_path / "table.csv", records)
+    with (tmp_path / "table.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 3 * 4 * 7
+    (line,) = (
+        ln for ln in lines if (ln["method"], ln["taken"], ln["metric"]) == ("sir", "mean", "ssim")
+    )
+    assert float(line["mean"]) == rows["sir", "mean"].values["ssim"][0]
+    text = evaluation_table.text(records)
+    assert f"{rows['gd', 'best'].values['mse'][0]:.4f}" in text
+    assert "coverage of ais: 0.5:" in text and "0.95: too few samples" in text
+
+
+def test_the_table_is_of_images_that_every_method_has_done(whole: Path) -> None:
+    records = gather(whole)
+    del records[2]["methods"]["gd"]
+    assert {row.images for row in evaluation_table.rows(records)} == {4}
+    assert "1 images are not done by every method yet" in evaluation_table.text(records)
+
+
+def test_pictures_show_truth_observed_and_the_best_of_each_method(whole: Path) -> None:
+    picture = np.asarray(draw(data(), STUDY, whole, [3, 0]))
+    case = pose(STUDY.task, torch.stack([data().load(3)]), [3], seed=5)
+    factor, cell = 7, 4 + 7 * SIDE  # tiles of 16 pixels grow to 112; columns and rows have gaps
+    assert picture.shape == (2 * (cell + 18) + 4, 5 * cell + 4, 3)
+
+    def tile(row: int, column: int) -> Any:
+        top, left = 4 + 18 + row * (cell + 18), 4 + column * cell
+        return picture[top : top + 7 * SIDE : factor, left : left + 7 * SIDE : factor]
+
+    np.testing.assert_array_equal(tile(0, 0), plots.to_pixels(case.truth[0].numpy()))
+    seen = ~case.hidden[0, 0].numpy()
+    np.testing.assert_array_equal(tile(0, 1)[seen], tile(0, 0)[seen])
+    assert (tile(0, 1)[~seen] == tile(0, 1)[~seen][0]).all()
+    for column, method in enumerate(("gd", "sir", "ais"), start=2):
+        with np.load(whole / method / "group-000001.npz") as file:
+            expected = np.repeat(file["best"][1].transpose(1, 2, 0), 3, axis=2)
+        np.testing.assert_array_equal(tile(0, column), expected)
+    with pytest.raises(ValueError, match=r"^images: 9 is not done by gd"):
+        draw(data(), STUDY, whole, [9])
+
+
+def test_pictures_of_small_images(tmp_path: Path) -> None:
+    study = replace(STUDY, task=SuperResolve(4), methods=METHODS[1:2])
+    evaluate(Net(), data(), study, tmp_path, images=1, **QUIET)
+    picture = np.asarray(draw(data(), study, tmp_path, [0]))
+    low = pose(study.task, data().load(0)[None], [0]).x_obs[0].numpy()
+    shown = picture[22 : 22 + 112 : 28, 4 + 116 : 4 + 116 + 112 : 28]
+    np.testing.assert_array_equal(shown, plots.to_pixels(low))
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": SuperResolve(2)}, r"out: .* task 'block-4-6', got 'average-2'"),
+        ({"seed": 6}, r"out: .* seed 5, got 6"),
+        ({"group": 3}, r"out: .* group 2, got 3"),
+        ({"common": {"noise_std": 0.4}}, r"out: .* common .*0.3.*0.4"),
+        ({"methods": (replace(METHODS[0], options={"steps": 5}),)}, r"out: .*gd .* options .*"),
+        ({"methods": (replace(METHODS[0], solver="adam"),)}, r"out: .*gd .* solver 'gd', got"),
+    ],
+    ids=["task", "seed", "group", "common", "options", "solver"],
+)
+def test_another_plan_is_refused(change: dict[str, Any], message: str, whole: Path) -> None:
+    before = timeless(gather(whole))
+    with pytest.raises(ValueError, match="^" + message):
+        run(whole, replace(STUDY, **change))
+    with pytest.raises(ValueError, match=r"^out: .* data"):
+        run(whole, images=data(4))
+    other = Net()
+    other.layer.bias.data += 0.1
+    with pytest.raises(ValueError, match=r"^out: .* generator"):
+        evaluate(other, data(), STUDY, whole, **QUIET)
+    assert timeless(gather(whole)) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda out: Method("../x", "gd"), "name: expected letters"),
+        (lambda out: Method("x", "annealing"), "solver: expected one of"),
+        (lambda out: Study(Block(), ()), "methods: expected at least one"),
+        (lambda out: Study(Block(), (METHODS[0], METHODS[0])), "methods: .* different names"),
+        (lambda out: Study(Block(), METHODS, group=0), "group: expected"),
+        (lambda out: Study(Block(), METHODS, seed=-1), "seed: expected"),
+        (lambda out: run(out, images=data(0)), "count: expected"),
+        (lambda out: run(out, images=None, rank=2, world_size=2), "rank: expected at most 1"),
+        (lambda out: run(out, images=None, world_size=0), "world_size: expected"),
+        (lambda out: evaluate(Net(), data(), STUDY, out, images=6), "images: expected at most 5"),
+    ],
+)
+def test_errors_name_the_argument(make: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="^" + message):
+        make(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
