@@ -70,7 +70,7 @@ _OPTIMISERS: dict[str, _Optimiser] = {
         _plain, 1, (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
     ),
     "adam": _Optimiser(optimise.adam, 0, (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)),
-    "lbfgs": _Optimiser(optimise.lbfgs, 0, (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)),
+    "lbfgs": _Optimiser(optimise.lbfgs, 0, (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)),
 }
 
 
@@ -197,8 +197,8 @@ def tune(
     starts of the run to come. Every rate starts at the same latents, which are scored once.
 
     Args:
-        learning_rates: the grid; by default half decades, from 10 to 1e-5 for "gd" and from 1 to
-            0.001 for the others.
+        learning_rates: the grid; by default half decades, from 10 to 1e-5 for "gd", from 1 to 0.001
+            for "adam" and from 10 to 0.001 for "lbfgs".
         score: of a `Result`, a number that is the lower the better, such as the error against a
             truth that is known (the mean energy). What is not finite counts as infinite.
         G, x_obs, mask, method, chains, starts, steps, seed, observation_ids, options: as for

@@ -182,6 +182,7 @@ def coverage(
     *,
     levels: Sequence[float] = LEVELS,
     weights: Any = None,
+    data_range: Range = DATA_RANGE,
 ) -> Tensor:
     """Shares of the hidden entries whose truth lies in their central credible intervals, ``(L,)``.
 
@@ -191,11 +192,13 @@ def coverage(
     ``i / (N + 1)``, at which the intervals of exchangeable samples cover a further one as often as
     the level says, for any N. A level above ``(n - 1) / (n + 1)`` is beyond n samples: NaN.
 
-    The entries of an image depend on one another: judge by many images. Nothing is clipped.
+    Ends are part of their interval, so that entries that the range clips, black ones say, count as
+    covered where all samples are as black. The entries of an image depend on one another: judge by
+    many images.
 
     Raises ValueError or TypeError naming the argument.
     """
-    x, y = _images("images", images).double(), _truth(truth, images).double()
+    x, y, _ = _pair(images, truth, data_range)
     chosen = [check_number("levels", level, above=0.0, below=1.0) for level in levels]
     shares = _shares(weights, len(x)).to(x.device)
     mask = _mask(hidden, y)

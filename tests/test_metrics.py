@@ -282,6 +282,19 @@ def test_the_best_needs_no_truth_and_the_oracle_does() -> None:
 # --- coverage -------------------------------------------------------------------------------------
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
+WIDE = (-1e3, 1e3)  # nothing is clipped
+
+
+def coverage(*given: Any, **options: Any) -> Tensor:
+    return metrics.coverage(*given, **{"data_range": WIDE} | options)
+
+
+def test_what_is_as_black_as_the_samples_is_covered() -> None:
+    truth, images = torch.full((1, 1, 3), -1.0), torch.full((19, 1, 1, 3), -1.0)
+    images[..., 0] -= torch.linspace(0.001, 0.002, 19)[:, None, None]
+    images[..., 1] += torch.linspace(0.001, 0.002, 19)[:, None, None]
+    assert metrics.coverage(images, truth, torch.ones(3), levels=[0.5]).item() == 2 / 3
+    assert coverage(images, truth, torch.ones(3), levels=[0.5]).item() == 1 / 3
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -292,7 +305,7 @@ def normal(*shape: int, seed: int) -> Tensor:
 def test_intervals_of_exchangeable_samples_cover_as_often_as_they_say(chains: int) -> None:
     """All ends are at ``i / (N + 1)``, so the coverage is the level, whatever N."""
     images, truth = normal(chains, 1, 200, 200, seed=1), normal(1, 200, 200, seed=2)
-    found = metrics.coverage(images, truth, torch.ones(200, 200), levels=LEVELS)
+    found = coverage(images, truth, torch.ones(200, 200), levels=LEVELS)
     for share, level in zip(found.tolist(), LEVELS, strict=True):
         assert abs(share - level) < 4.0 * math.sqrt(level * (1 - level) / 40_000)
 
@@ -303,11 +316,11 @@ def test_ends_are_known_quantiles() -> None:
     images = torch.arange(1.0, 20.0)[torch.randperm(19, generator=torch.Generator().manual_seed(1))]
     images = images[:, None, None, None].expand(19, 1, 1, 8)
     truth = torch.tensor([0.99, 1.0, 4.99, 5.0, 15.0, 15.01, 19.0, 19.01])[None, None]
-    found = metrics.coverage(images, truth, torch.ones(8), levels=[0.5, 0.9])
+    found = coverage(images, truth, torch.ones(8), levels=[0.5, 0.9])
     assert found.tolist() == [2 / 8, 6 / 8]
     # Half-way between two samples, for a level between those that samples stand at.
     between = torch.tensor([4.49, 4.5, 15.5, 15.51])[None, None]
-    found = metrics.coverage(images[..., :4], between, torch.ones(4), levels=[0.55])
+    found = coverage(images[..., :4], between, torch.ones(4), levels=[0.55])
     assert found.tolist() == [2 / 4]
 
 
@@ -316,15 +329,15 @@ def test_only_hidden_entries_are_covered() -> None:
     truth[0, 0] = 100.0
     hidden = torch.zeros(1, 2, 3)
     hidden[0, 1] = 1
-    assert metrics.coverage(images, truth, hidden, levels=[0.9]).item() == 1.0
-    assert metrics.coverage(images, truth, 1 - hidden, levels=[0.9]).item() == 0.0
+    assert coverage(images, truth, hidden, levels=[0.9]).item() == 1.0
+    assert coverage(images, truth, 1 - hidden, levels=[0.9]).item() == 0.0
 
 
 def test_levels_beyond_the_samples_have_no_coverage() -> None:
     images, truth = normal(9, 1, 4, 4, seed=1), normal(1, 4, 4, seed=2)
-    found = metrics.coverage(images, truth, torch.ones(4, 4), levels=[0.5, 0.8, 0.81])
+    found = coverage(images, truth, torch.ones(4, 4), levels=[0.5, 0.8, 0.81])
     assert found.isfinite().tolist() == [True, True, False]
-    one = metrics.coverage(images[:1], truth, torch.ones(4, 4), levels=[0.5])
+    one = coverage(images[:1], truth, torch.ones(4, 4), levels=[0.5])
     assert one.isnan().all()
 
 
@@ -340,26 +353,24 @@ def test_weights_turn_samples_of_one_density_into_another_s() -> None:
     truth = normal(1, 100, 100, seed=3) * torch.where(kinds, 5.0, 1.0)
     weights = torch.where(wide, 1.0 - share, share)
     hidden = torch.ones(100, 100)
-    found = metrics.coverage(images, truth, hidden, levels=LEVELS, weights=weights)
+    found = coverage(images, truth, hidden, levels=LEVELS, weights=weights)
     # Some 600 effective samples place an interval's ends with errors that differ from entry to
     # entry, and so add nothing to that of counting 10,000 of them but a curvature of order 1 / 600.
     for value, level in zip(found.tolist(), LEVELS, strict=True):
         assert abs(value - level) < 4.0 * math.sqrt(level * (1 - level) / entries) + 1 / 600
-    plain = metrics.coverage(images, truth, hidden, levels=LEVELS)
+    plain = coverage(images, truth, hidden, levels=LEVELS)
     assert plain[0] > 0.5 + 0.1  # without weights: far too wide
 
 
 def test_equal_weights_are_none_and_zero_weights_are_absent() -> None:
     images, truth = normal(40, 1, 6, 6, seed=1), normal(1, 6, 6, seed=2)
     hidden = torch.ones(6, 6)
-    plain = metrics.coverage(images, truth, hidden, levels=LEVELS[:3])
-    equal = metrics.coverage(images, truth, hidden, levels=LEVELS[:3], weights=[0.3] * 40)
+    plain = coverage(images, truth, hidden, levels=LEVELS[:3])
+    equal = coverage(images, truth, hidden, levels=LEVELS[:3], weights=[0.3] * 40)
     torch.testing.assert_close(plain, equal)
     some = [2.0] * 25 + [0.0] * 15
-    found = metrics.coverage(images, truth, hidden, levels=LEVELS[:3], weights=some)
-    torch.testing.assert_close(
-        found, metrics.coverage(images[:25], truth, hidden, levels=LEVELS[:3])
-    )
+    found = coverage(images, truth, hidden, levels=LEVELS[:3], weights=some)
+    torch.testing.assert_close(found, coverage(images[:25], truth, hidden, levels=LEVELS[:3]))
 
 
 # --- what they refuse -----------------------------------------------------------------------------

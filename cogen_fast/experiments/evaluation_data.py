@@ -21,8 +21,9 @@ from cogen_fast.training.datasets import Images, image_files, open_images, read_
 class Data:
     """Images by number, and what to call them.
 
-    ``load(i)`` gives image i, float32 ``(C, H, W)`` in [-1, 1]; ValueError or OSError where it is
-    corrupt. A number stands for the same image always, whatever else can be read.
+    ``load(i)`` gives image i, floating point ``(C, H, W)`` with -1 black and 1 white; ValueError or
+    OSError where it is corrupt. A number stands for the same image always, whatever else can be
+    read.
     """
 
     names: tuple[str, ...]
@@ -61,7 +62,7 @@ def of_images(images: Images) -> Data:
 
 
 def of_generator(generator: LatentMap, latent_size: int, count: int, seed: int) -> Data:
-    """``count`` images of a generator's own, whose answer lies in its range; clipped to [-1, 1].
+    """``count`` images of a generator's own, as they are: the answer lies in its range.
 
     Their latents are prior draws of our own noise: another ``seed`` than the sampler's, or chains
     start at the answer.
@@ -74,6 +75,6 @@ def of_generator(generator: LatentMap, latent_size: int, count: int, seed: int) 
         stream = noise_stream(seed, 1, torch.device("cpu"), [i])
         latents = reference.initial_latents(stream, 1, latent_size, torch.float32)[0]
         with torch.no_grad():
-            return generator(latents)[0].clamp(-1.0, 1.0)
+            return generator(latents)[0]
 
     return Data(tuple(f"own-{i}" for i in range(numbers)), load)
