@@ -295,6 +295,9 @@ def test_a_generator_s_own_images_depend_on_number_and_seed() -> None:
     assert torch.equal(first.load(2), again.load(2))
     assert not torch.equal(first.load(2), first.load(1))
     assert not torch.equal(first.load(2), other.load(2))
+    assert of_generator(Net().double(), 4, 3, 1).load(2).dtype == torch.float64
+    with pytest.raises(ValueError, match=r"^generator: expected eval mode"):
+        of_generator(Net().train(), 4, 3, 1)
 
 
 # --- the table ------------------------------------------------------------------------------------

@@ -68,13 +68,16 @@ def of_generator(generator: LatentMap, latent_size: int, count: int, seed: int) 
     start at the answer.
     """
     numbers = check_count("count", count)
-    if isinstance(generator, nn.Module) and generator.training:
-        raise ValueError("generator: expected eval mode, got training mode")
+    like = torch.zeros(0)
+    if isinstance(generator, nn.Module):
+        if generator.training:
+            raise ValueError("generator: expected eval mode, got training mode")
+        like = next(generator.parameters(), like)
 
     def load(i: int) -> Tensor:
         stream = noise_stream(seed, 1, torch.device("cpu"), [i])
         latents = reference.initial_latents(stream, 1, latent_size, torch.float32)[0]
         with torch.no_grad():
-            return generator(latents)[0]
+            return generator(latents.to(like))[0].cpu()
 
     return Data(tuple(f"own-{i}" for i in range(numbers)), load)
