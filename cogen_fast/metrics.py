@@ -77,6 +77,8 @@ def ssim(
     margin = kernel.shape[-1] // 2
     height, width = y.shape[-2:]
     centres = _mask(hidden, y).any(0)[margin : height - margin, margin : width - margin]
+    if bool(centres.all()):
+        return _ssim(x, y.expand_as(x), span, kernel, k)
     return _ssim_at(x, y, span, kernel, k, centres)
 
 
