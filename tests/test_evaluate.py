@@ -143,6 +143,17 @@ def test_best_fits_have_no_coverage(whole: Path) -> None:
     assert "coverage" in methods["sir"] and "acceptance" not in methods["sir"]
 
 
+def test_a_method_s_own_options_win(whole: Path, tmp_path: Path) -> None:
+    own = replace(METHODS[0], options={**METHODS[0].options, "noise_std": None, "weight": 1.0})
+    records = run(tmp_path, replace(STUDY, methods=(own,)))
+    case = pose(STUDY.task, torch.stack([data().load(i) for i in (0, 1)]), [0, 1], seed=5)
+    expected = reconstruct(
+        Net(), case.x_obs, case.operator, method="gd", seed=5, steps=4, learning_rate=0.02,
+        chains=2, weight=1.0,
+    )  # fmt: skip
+    assert records[1]["methods"]["gd"]["energies"] == expected.energies[1].tolist()
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_the_number_of_processes_changes_nothing(
     world_size: int, whole: Path, tmp_path: Path

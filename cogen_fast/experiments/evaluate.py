@@ -70,7 +70,7 @@ class Method:
 
     def solve(self, generator: Any, case: Case, checkpoint: Path, **options: Any) -> Result:
         """The group's `Result`; the samplers keep an unfinished run in ``checkpoint``."""
-        given = {"method": self.solver} | dict(self.options) | options
+        given = {"method": self.solver} | options | dict(self.options)
         if self.solver not in ANNEALED:
             return reconstruct(generator, case.x_obs, case.operator, **given)
         return cogenerate(
@@ -82,9 +82,9 @@ class Method:
 class Study:
     """What is evaluated, but for generator and data.
 
-    ``common`` are options of every method, such as ``noise_std``, ``weight`` or ``device``;
-    ``group`` images share a call. Seeds and the images' numbers are all that tasks and methods draw
-    from. ValueError where the methods' names are not different ones.
+    ``common`` are options of every method, such as ``noise_std`` or ``device``, where its own do
+    not say otherwise; ``group`` images share a call. Seeds and the images' numbers are all that
+    tasks and methods draw from. ValueError where the methods' names are not different ones.
     """
 
     task: Task
