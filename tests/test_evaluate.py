@@ -143,6 +143,19 @@ def test_best_fits_have_no_coverage(whole: Path) -> None:
     assert "coverage" in methods["sir"] and "acceptance" not in methods["sir"]
 
 
+def test_methods_see_the_noise_that_is_added(tmp_path: Path) -> None:
+    study = replace(STUDY, methods=METHODS[:1], added_noise=0.2)
+    records = run(tmp_path, study)
+    truth = torch.stack([data().load(i) for i in (0, 1)])
+    case = pose(STUDY.task, truth, [0, 1], 5, noise_std=0.2)
+    expected = reconstruct(
+        Net(), case.x_obs, case.operator, method="gd", noise_std=0.3, seed=5, **METHODS[0].options
+    )
+    found = records[1]["methods"]["gd"]
+    assert found["energies"] == expected.energies[1].tolist()
+    assert found["metrics"]["chains"]["mse"] == metrics.mse(expected.images[1], truth[1]).tolist()
+
+
 def test_a_method_s_own_options_win(whole: Path, tmp_path: Path) -> None:
     own = replace(METHODS[0], options={**METHODS[0].options, "noise_std": None, "weight": 1.0})
     records = run(tmp_path, replace(STUDY, methods=(own,)))
@@ -387,11 +400,12 @@ def test_pictures_of_small_images(tmp_path: Path) -> None:
         ({"task": SuperResolve(2)}, r"out: .* task 'block-4-6', got 'average-2'"),
         ({"seed": 6}, r"out: .* seed 5, got 6"),
         ({"group": 3}, r"out: .* group 2, got 3"),
+        ({"added_noise": 0.1}, r"out: .* added_noise 0.0, got 0.1"),
         ({"common": {"noise_std": 0.4}}, r"out: .* common .*0.3.*0.4"),
         ({"methods": (replace(METHODS[0], options={"steps": 5}),)}, r"out: .*gd .* options .*"),
         ({"methods": (replace(METHODS[0], solver="adam"),)}, r"out: .*gd .* solver 'gd', got"),
     ],
-    ids=["task", "seed", "group", "common", "options", "solver"],
+    ids=["task", "seed", "group", "added_noise", "common", "options", "solver"],
 )
 def test_another_plan_is_refused(change: dict[str, Any], message: str, whole: Path) -> None:
     before = timeless(gather(whole))
@@ -415,6 +429,7 @@ def test_another_plan_is_refused(change: dict[str, Any], message: str, whole: Pa
         (lambda out: Study(Block(), (METHODS[0], METHODS[0])), "methods: .* different names"),
         (lambda out: Study(Block(), METHODS, group=0), "group: expected"),
         (lambda out: Study(Block(), METHODS, seed=-1), "seed: expected"),
+        (lambda out: Study(Block(), METHODS, added_noise=-1.0), "added_noise: expected"),
         (lambda out: run(out, images=data(0)), "count: expected"),
         (lambda out: run(out, images=None, rank=2, world_size=2), "rank: expected at most 1"),
         (lambda out: run(out, images=None, world_size=0), "world_size: expected"),

@@ -68,6 +68,21 @@ def test_images_and_seeds_draw_apart(task: Task) -> None:
     assert not torch.equal(first, second)
 
 
+@every_task
+def test_noise_is_added_to_what_is_observed(task: Task) -> None:
+    truth = images(40)
+    plain, noisy = (pose(task, truth, range(40), 2, noise_std=s) for s in (0.0, 0.3))
+    assert torch.equal(plain.hidden, noisy.hidden) and torch.equal(noisy.truth, truth)
+    assert torch.equal(plain.x_obs.isnan(), noisy.x_obs.isnan())
+    z = (noisy.x_obs - plain.x_obs)[~plain.x_obs.isnan()].double() / 0.3
+    assert abs(float(z.mean())) < 4.0 / len(z) ** 0.5
+    assert abs(float(z.square().mean()) - 1.0) < 4.0 * (2.0 / len(z)) ** 0.5
+    alone = pose(task, truth[7:8], [7], 2, noise_std=0.3)
+    assert torch.equal(alone.x_obs.nan_to_num(9.0), noisy.x_obs[7:8].nan_to_num(9.0))
+    with pytest.raises(ValueError, match=r"^noise_std: expected 0 or"):
+        pose(task, truth, range(40), noise_std=-0.1)
+
+
 # --- blocks ---------------------------------------------------------------------------------------
 
 

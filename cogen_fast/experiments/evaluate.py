@@ -35,7 +35,14 @@ from tqdm import tqdm
 
 from cogen_fast import metrics
 from cogen_fast.adapter import GeneratorAdapter, frozen
-from cogen_fast.arguments import check_choice, check_count, check_path, check_seed, check_whole
+from cogen_fast.arguments import (
+    check_choice,
+    check_count,
+    check_number,
+    check_path,
+    check_seed,
+    check_whole,
+)
 from cogen_fast.baselines import BASELINES, reconstruct
 from cogen_fast.experiments.evaluation_data import Data
 from cogen_fast.experiments.image_tasks import Case, Task, pose
@@ -84,7 +91,8 @@ class Study:
 
     ``common`` are options of every method, such as ``noise_std`` or ``device``, where its own do
     not say otherwise; ``group`` images share a call. Seeds and the images' numbers are all that
-    tasks and methods draw from. ValueError where the methods' names are not different ones.
+    tasks and methods draw from. ``added_noise`` is the standard deviation of noise that is added to
+    what is observed (none). ValueError where the methods' names are not different ones.
     """
 
     task: Task
@@ -92,6 +100,7 @@ class Study:
     common: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     group: int = 4
+    added_noise: float = 0.0
 
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]
@@ -99,6 +108,7 @@ class Study:
             raise ValueError(f"methods: expected at least one, of different names, got {names}")
         check_seed(self.seed)
         check_count("group", self.group)
+        check_number("added_noise", self.added_noise, above=0.0, zero=True)
 
 
 def evaluate(
@@ -157,6 +167,12 @@ def gather(out: str | Path) -> list[Record]:
     return [found[number] for number in sorted(found)]
 
 
+def posed(study: Study, truths: Mapping[int, Tensor]) -> Case:
+    """What the study's methods see of images ``(C, H, W)``, by their numbers."""
+    images = torch.stack(list(truths.values()))
+    return pose(study.task, images, list(truths), study.seed, study.added_noise)
+
+
 def _plan(generator: Any, data: Data, study: Study) -> dict[str, Any]:
     """What all methods have in common. The number of images is not in it: it may grow."""
     shape, device = study.common.get("latent_shape"), study.common.get("device")
@@ -169,6 +185,7 @@ def _plan(generator: Any, data: Data, study: Study) -> dict[str, Any]:
         "common": dict(study.common),
         "seed": study.seed,
         "group": study.group,
+        "added_noise": study.added_noise,
     }
 
 
@@ -200,7 +217,7 @@ def _evaluate_group(
     """One method on one group; the shard with the records comes last."""
     truths, records = _loaded(data, ids)
     if truths:
-        case = pose(study.task, torch.stack(list(truths.values())), list(truths), study.seed)
+        case = posed(study, truths)
         checkpoint = shard.with_suffix(".checkpoint.safetensors")
         start = time.monotonic()
         result = method.solve(

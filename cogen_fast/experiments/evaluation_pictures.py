@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cogen_fast.experiments.evaluate import Method, Study, shard_path
+from cogen_fast.experiments.evaluate import Method, Study, posed, shard_path
 from cogen_fast.experiments.evaluation_data import Data
-from cogen_fast.experiments.image_tasks import pose
 from cogen_fast.observation import Mask
 from cogen_fast.plots import Pixels, Tile, draw_grid, hide, to_pixels
 
@@ -26,7 +25,7 @@ def draw(data: Data, study: Study, out: Path, images: Sequence[int]) -> Image.Im
 
 def _row(data: Data, study: Study, out: Path, number: int) -> list[Tile]:
     shown = [Tile(method.name, _best(study, out, method, number)) for method in study.methods]
-    case = pose(study.task, data.load(number)[None], [number], study.seed)
+    case = posed(study, {number: data.load(number)})
     observed = to_pixels(case.x_obs[0].numpy())
     if isinstance(case.operator, Mask):
         observed = hide(observed, ~case.hidden[0, 0].numpy())

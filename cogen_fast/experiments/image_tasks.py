@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cogen_fast.arguments import check_choice, check_count, check_number, check_seed, shown
 from cogen_fast.observation import AveragePool, Mask, MeasurementOperator, Stride
-from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
+from cogen_fast.ops.philox import NoiseStream, Purpose, normals, uniforms
 from cogen_fast.sampler.hmc import noise_stream
 
 PUBLISHED_BLOCKS = {128: (30, 60), 256: (50, 80)}
@@ -170,12 +170,20 @@ class SuperResolve:
 Task = Block | Half | Pixels | SuperResolve
 
 
-def pose(task: Task, truth: Any, observation_ids: Sequence[int], seed: int = 0) -> Case:
+def pose(
+    task: Task,
+    truth: Any,
+    observation_ids: Sequence[int],
+    seed: int = 0,
+    noise_std: float = 0.0,
+) -> Case:
     """Hide of images ``truth`` ``(B, C, H, W)``, floating point, what the task says.
 
     ``observation_ids`` ``(B,)``, different numbers in [0, 2^32), name the images, as their places
     in a data set do; with ``seed`` they are all that a draw depends on. Draws differ from the
-    sampler's of the same seed and ids. Raises TypeError or ValueError naming the argument.
+    sampler's of the same seed and ids. Gaussian noise of ``noise_std`` is added to what is observed
+    (none): credible intervals cover as often as they say only where there is the noise that the
+    sampler is told of. Raises TypeError or ValueError naming the argument.
     """
     images = torch.as_tensor(truth).detach()
     if images.ndim != 4 or images.numel() == 0:
@@ -183,14 +191,24 @@ def pose(task: Task, truth: Any, observation_ids: Sequence[int], seed: int = 0) 
     if not images.is_floating_point():
         raise TypeError(f"truth: expected floating-point values, got {images.dtype}")
     stream = noise_stream(check_seed(seed), len(images), images.device, observation_ids)
+    check_number("noise_std", noise_std, above=0.0, zero=True)
     height, width = images.shape[-2:]
     hidden = task.hidden(stream, height, width)[:, None]
     if isinstance(task, SuperResolve):
         operator = task.operator
         operator.measured_shape(images)
-        return Case(images, operator.measure(images), operator, hidden)
-    x_obs = torch.where(hidden, torch.nan, images)
+        return Case(images, _noisy(operator.measure(images), stream, noise_std), operator, hidden)
+    x_obs = torch.where(hidden, torch.nan, _noisy(images, stream, noise_std))
     return Case(images, x_obs, Mask(~hidden), hidden)
+
+
+def _noisy(values: Tensor, stream: NoiseStream, noise_std: float) -> Tensor:
+    """With noise from the transition after the one that places what is hidden."""
+    if noise_std == 0.0:
+        return values
+    count = values[0].numel()
+    noise = normals(stream.advance(None), Purpose.TASK, 1, count, values.dtype)
+    return values + noise_std * noise.reshape(values.shape)
 
 
 # Name: what makes the task, and of what its values are.
