@@ -61,6 +61,8 @@ _SAMPLER_OPTIONS = (
     "seed",
     "device",
     "backend",
+    "gradient_dtype",
+    "energy_dtype",
     "max_batch",
     "checkpoint",
 )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cogen_fast.adapter import GeneratorAdapter, frozen
-from cogen_fast.density import GeneratorPotential, LatentMap
+from cogen_fast.density import GeneratorPotential, LatentMap, Potential, SplitPotential
 from cogen_fast.observation import Mask, Observation, UserMisfit, as_operator, observe
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dense import DenseLayers, dense_layers, forward, hooked, unfit
+from cogen_fast.precision import Precision, described, full_precision, split
 from cogen_fast.sampler.dense import DenseProblem
 
 _FAST = "generator: its fast path, for images and their gradient by the latent"
@@ -24,8 +25,9 @@ _FAST = "generator: its fast path, for images and their gradient by the latent"
 class Problem:
     """What every method needs; valid inside `prepared` only, while G's weights are frozen.
 
-    ``dense`` is there where whole runs are made in C++, and ``notes`` say where the generator's own
-    fast path is taken (backend "fused" in both cases).
+    ``potential`` is that of G's own type, and ``split`` what moves follow where ``precision`` asks
+    for another. ``dense`` is there where whole runs are made in C++, and ``notes`` say where the
+    generator's own fast path is taken (backend "fused" in both cases).
     """
 
     adapter: GeneratorAdapter
@@ -34,6 +36,22 @@ class Problem:
     backend: str
     dense: DenseProblem | None = None
     notes: tuple[str, ...] = ()
+    precision: Precision = field(default_factory=Precision)
+    split: SplitPotential | None = None
+
+    @property
+    def target(self) -> Potential:
+        """What the sampler's moves follow."""
+        return self.potential if self.split is None else self.split
+
+    @property
+    def halvings(self) -> tuple[int, int | None]:
+        """How often memory ran out, and the most latents of a call by now."""
+        used = [self.potential]
+        if self.split is not None:
+            used += [self.split.energies, self.split.field]
+        most = [each.max_batch for each in used if each.max_batch is not None]
+        return sum(each.halvings for each in used), min(most, default=None)
 
     def how(self) -> dict[str, Any]:
         """What `hmc.init` needs to know of the generator."""
@@ -67,6 +85,7 @@ def prepared(
     device: torch.device | str | None = None,
     backend: str = "auto",
     max_batch: int | None = None,
+    precision: Precision | None = None,
 ) -> Iterator[Problem]:
     """Check generator and data and bind them; G is as it was when the context ends.
 
@@ -86,7 +105,18 @@ def prepared(
             misfit=misfit,
         )
         potential = GeneratorPotential(adapter, observation, ops, max_batch)
-        yield _fused(backend, Problem(adapter, observation, potential, ops.name))
+        problem = _fused(
+            backend,
+            Problem(adapter, observation, potential, ops.name, precision=precision or Precision()),
+        )
+        yield _with_split(problem)
+
+
+def _with_split(problem: Problem) -> Problem:
+    """With energies and gradients of the types that are asked for."""
+    target = split(problem.adapter, problem.potential, problem.precision, lambda _: None)
+    notes = (*problem.notes, *described(target, problem.precision))
+    return replace(problem, split=target, notes=notes)
 
 
 def _fused(backend: str, problem: Problem) -> Problem:
@@ -95,10 +125,10 @@ def _fused(backend: str, problem: Problem) -> Problem:
     if backend not in ("auto", "fused") or not dispatch.fuses(adapter.device):
         return problem
     if (fast := _fast_path(adapter)) is not None:
-        potential = problem.potential.of(fast)
+        potential = problem.potential.of(fast, observation)
         return replace(problem, potential=potential, backend="fused", notes=(_FAST,))
     layers = dense_layers(adapter.generator)
-    obstacle = _obstacle(layers, adapter, observation)
+    obstacle = _obstacle(layers, problem)
     if layers is not None and obstacle is None:
         return replace(problem, backend="fused", dense=DenseProblem.of(layers, observation.spec))
     if backend == "fused":
@@ -125,10 +155,11 @@ def _fast_path(adapter: GeneratorAdapter) -> LatentMap | None:
     return fast if adapter.agrees(fast(adapter.probe_latents)) else None
 
 
-def _obstacle(
-    layers: DenseLayers | None, adapter: GeneratorAdapter, observation: Observation
-) -> str | None:
+def _obstacle(layers: DenseLayers | None, problem: Problem) -> str | None:
     """What keeps a run from being made in C++."""
+    adapter, observation = problem.adapter, problem.observation
+    if not problem.precision.is_own(adapter.input_dtype):
+        return "gradients or energies of another type than the generator's"
     if layers is None:
         return "a generator that is not known to be nothing but dense layers"
     if (reason := unfit(layers)) is not None:
@@ -143,25 +174,3 @@ def _obstacle(
     ):
         return "dense_layers() that give other outputs than the generator"
     return None
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Float32 is float32 (no TF32), and gradients are off."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        if torch.cuda.is_available():
-            stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
-            stack.enter_context(_full_precision_matmul())
-        yield
-
-
-@contextmanager
-def _full_precision_matmul() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -28,6 +28,7 @@ from cogen_fast.observation import AveragePool, Mask, Observation, Stride, UserM
 from cogen_fast.ops.spec import AdaptationRule
 from cogen_fast.optimise import POLISHERS
 from cogen_fast.paper import Paper
+from cogen_fast.precision import Precision
 from cogen_fast.presets import DEFAULTS, Preset, find_preset
 from cogen_fast.problem import Problem, prepared
 from cogen_fast.result import Result
@@ -73,6 +74,8 @@ def cogenerate(
     observation_ids: Sequence[int] | None = None,
     device: torch.device | str | None = None,
     backend: str = "auto",
+    gradient_dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    energy_dtype: Literal["float32", "float64"] | None = None,
     max_batch: int | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
@@ -139,6 +142,11 @@ def cogenerate(
         backend: "auto", "fused", "native" or "reference"; see `cogen_fast.backends`. "auto" takes
             "fused", where it serves G: whole runs in one call for small generators of dense layers,
             the z-gradient's fast path for progressive ones on the CPU.
+        gradient_dtype: what gradients are computed in (G's own type, float32 for most). "bfloat16"
+            and "float16" are cheaper on a GPU and leave the posterior exact: energies then take a
+            forward of their own. Where acceptance suffers the run goes on in G's own type.
+        energy_dtype: what energies are computed in (G's own type), never TF32: what is sampled is
+            the posterior of G in this type.
         max_batch: most latents in one call to G (all; halved when memory runs out).
         checkpoint: file to save an unfinished run to, every ``checkpoint_seconds`` and on Ctrl-C;
             a run started again with the same inputs goes on from there, bit for bit.
@@ -190,6 +198,7 @@ def cogenerate(
         raise ValueError(
             f"polish: leaves no evidence, expected 0 with evidence='frozen', got {polish}"
         )
+    precision = Precision(gradient_dtype, energy_dtype)
     path = None if checkpoint is None else _checkpoint_path(checkpoint)
     interval = check_number("checkpoint_seconds", checkpoint_seconds, above=0.0, zero=True)
     plan: Method
@@ -208,6 +217,7 @@ def cogenerate(
         device=device,
         backend=backend,
         max_batch=running["max_batch"],
+        precision=precision,
     ) as problem:
         run, complete = Loop(plan, problem, path, interval).anneal(observation_ids, progress)
         outcome = plan.outcome(problem, run, complete)
@@ -220,6 +230,7 @@ def cogenerate(
                 outcome.notes.append("polishing was interrupted: these are the samples")
                 polish = 0
         settings = plan.settings() | {"polish": polish, "polish_method": polish_method}
+        settings |= precision.settings()
         if budget is not None:
             settings["budget"] = int(budget)  # as it was asked for, polishing included
         return _assemble(settings, outcome, complete, problem)
@@ -416,8 +427,9 @@ def _assemble(
     if completed is None:
         reasons["completed"] = "only where a mask hides entries can observed ones be pasted back"
     notes = [observation.noise, f"backend {problem.backend}", *problem.notes, *outcome.notes]
-    if potential.halvings:
-        notes.append(f"out of memory: max_batch was lowered to {potential.max_batch}")
+    halvings, most = problem.halvings
+    if halvings:
+        notes.append(f"out of memory: max_batch was lowered to {most}")
     said = ("reasons", "notes")
     found: dict[str, Any] = {
         f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in said
