@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from cogen_fast.adapter import GeneratorAdapter, frozen
 from cogen_fast.density import GeneratorPotential, LatentMap, Potential, SplitPotential
+from cogen_fast.memory import is_out_of_memory
 from cogen_fast.observation import Mask, Observation, UserMisfit, as_operator, observe
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dense import DenseLayers, dense_layers, forward, hooked, unfit
@@ -19,6 +21,7 @@ from cogen_fast.precision import Precision, described, full_precision, split
 from cogen_fast.sampler.dense import DenseProblem
 
 _FAST = "generator: its fast path, for images and their gradient by the latent"
+_NO_FAST = "generator: its fast path cannot be taken"
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def prepared(
 
 def _with_split(problem: Problem) -> Problem:
     """With energies and gradients of the types that are asked for."""
-    target = split(problem.adapter, problem.potential, problem.precision, lambda _: None)
+    half = partial(_half_fast_path, problem)
+    target = split(problem.adapter, problem.potential, problem.precision, half)
     notes = (*problem.notes, *described(target, problem.precision))
     return replace(problem, split=target, notes=notes)
 
@@ -122,37 +126,55 @@ def _with_split(problem: Problem) -> Problem:
 def _fused(backend: str, problem: Problem) -> Problem:
     """With the generator's fast path or runs in C++, if asked for or the best there is."""
     adapter, observation = problem.adapter, problem.observation
-    if backend not in ("auto", "fused") or not dispatch.fuses(adapter.device):
+    if backend not in ("auto", "fused"):
         return problem
-    if (fast := _fast_path(adapter)) is not None:
+    fast, notes = _fast_path(adapter)
+    if fast is not None:
         potential = problem.potential.of(fast, observation)
-        return replace(problem, potential=potential, backend="fused", notes=(_FAST,))
+        return replace(problem, potential=potential, backend="fused", notes=notes)
+    problem = replace(problem, notes=notes)
+    if not dispatch.fuses(adapter.device):
+        return problem
     layers = dense_layers(adapter.generator)
     obstacle = _obstacle(layers, problem)
     if layers is not None and obstacle is None:
         return replace(problem, backend="fused", dense=DenseProblem.of(layers, observation.spec))
     if backend == "fused":
         raise ValueError(
-            "backend: fused serves progressive generators on the CPU and those of dense layers "
-            f"only, got {obstacle}"
+            f"backend: fused serves progressive generators and those of dense layers only, got "
+            f"{obstacle}"
         )
     return problem
 
 
-def _fast_path(adapter: GeneratorAdapter) -> LatentMap | None:
-    """What a generator offers as ``fast_path()`` for its images and z-gradients alone.
+def _fast_path(adapter: GeneratorAdapter) -> tuple[LatentMap | None, tuple[str, ...]]:
+    """What a generator offers as ``fast_path()`` for its images and z-gradients alone, and a note.
 
-    It must take rows ``(n, d)`` in the generator's type; None where none is offered for the CPU,
-    where hooks would not be called, or where it gives other outputs (a subclass's, say).
+    It must take rows ``(n, d)`` in the generator's type; None where none is offered, where hooks
+    would not be called, where it gives other outputs (a subclass's, say), or cannot be made here.
     """
     generator = adapter.generator
     offered = getattr(generator, "fast_path", None)
     if not isinstance(generator, nn.Module) or not callable(offered) or hooked(generator):
+        return None, ()
+    if adapter.input_dtype != adapter.dtype:
+        return None, ()
+    try:
+        fast: LatentMap = offered()
+        agrees = adapter.agrees(fast(adapter.probe_latents))
+    except Exception as error:  # without the extension or Triton, or where that cannot compile
+        if is_out_of_memory(error):
+            raise
+        return None, (f"{_NO_FAST}: {error!s:.200}",)
+    return (fast, (_FAST,)) if agrees else (None, ())
+
+
+def _half_fast_path(problem: Problem, dtype: torch.dtype) -> LatentMap | None:
+    """The fast path with activations of a half-precision type, where it is taken on a GPU."""
+    if problem.adapter.device.type != "cuda" or _FAST not in problem.notes:
         return None
-    if adapter.device.type != "cpu" or adapter.input_dtype != adapter.dtype:
-        return None
-    fast: LatentMap = offered()
-    return fast if adapter.agrees(fast(adapter.probe_latents)) else None
+    offered: Callable[..., LatentMap] = problem.adapter.generator.fast_path  # type: ignore[attr-defined]
+    return offered(dtype)
 
 
 def _obstacle(layers: DenseLayers | None, problem: Problem) -> str | None:

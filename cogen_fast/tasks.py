@@ -141,7 +141,7 @@ def cogenerate(
         device: where to run (the device of G's weights). "cpu" or "cuda".
         backend: "auto", "fused", "native" or "reference"; see `cogen_fast.backends`. "auto" takes
             "fused", where it serves G: whole runs in one call for small generators of dense layers,
-            the z-gradient's fast path for progressive ones on the CPU.
+            the z-gradient's fast path for progressive ones.
         gradient_dtype: what gradients are computed in (G's own type, float32 for most). "bfloat16"
             and "float16" are cheaper on a GPU and leave the posterior exact: energies then take a
             forward of their own. Where acceptance suffers the run goes on in G's own type.
