@@ -63,6 +63,7 @@ _SAMPLER_OPTIONS = (
     "backend",
     "gradient_dtype",
     "energy_dtype",
+    "compile",
     "max_batch",
     "checkpoint",
 )

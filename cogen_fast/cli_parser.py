@@ -341,6 +341,11 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         help="what energies are computed in (default: the generator's own type)",
     )
     add(
+        "--compile",
+        action="store_true",
+        help="run a generator of your own through torch.compile, which takes a while at the start",
+    )
+    add(
         "--max-batch",
         type=int,
         metavar="N",

@@ -160,5 +160,6 @@ class Loop:
                 "misfit": self.problem.observation.noise,
                 "observation_ids": str(None if observation_ids is None else list(observation_ids)),
                 "backend": self.problem.backend,
+                "compiled": str(self.problem.compiled),
             }
         )

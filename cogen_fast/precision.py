@@ -102,7 +102,7 @@ def _potential(
 ) -> GeneratorPotential:
     """``own`` with G in another type, tried at the probe latents."""
     try:
-        generator = _in_type(name, adapter, dtype)
+        generator = _in_type(name, adapter, own.generator, dtype)
         with torch.no_grad():
             outputs = generator(adapter.probe_latents)
     except (RuntimeError, TypeError) as error:  # whatever a user's code says to another type
@@ -114,10 +114,11 @@ def _potential(
     return own.of(generator, _in_dtype(own.observation, outputs.dtype))
 
 
-def _in_type(name: str, adapter: GeneratorAdapter, dtype: torch.dtype) -> LatentMap:
+def _in_type(name: str, adapter: GeneratorAdapter, own: LatentMap, dtype: torch.dtype) -> LatentMap:
     """G in another type: itself under autocast, or a copy whose weights are converted."""
     stored = torch.float32 if dtype.itemsize == 2 else dtype
-    generator: LatentMap = adapter
+    # As it is called by now: compiled, maybe; but a fast path has no half precision of itself.
+    generator: LatentMap = own if isinstance(own, GeneratorAdapter) else adapter
     if adapter.input_dtype != stored:
         if not isinstance(adapter.generator, nn.Module):
             raise ValueError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast.adapter import GeneratorAdapter, frozen
+from cogen_fast.compiled import try_compiling
 from cogen_fast.density import GeneratorPotential, LatentMap, Potential, SplitPotential
 from cogen_fast.memory import is_out_of_memory
 from cogen_fast.observation import Mask, Observation, UserMisfit, as_operator, observe
@@ -19,6 +20,7 @@ from cogen_fast.ops import dispatch
 from cogen_fast.ops.dense import DenseLayers, dense_layers, forward, hooked, unfit
 from cogen_fast.precision import Precision, described, full_precision, split
 from cogen_fast.sampler.dense import DenseProblem
+from cogen_fast.warn import warn_user
 
 _FAST = "generator: its fast path, for images and their gradient by the latent"
 _NO_FAST = "generator: its fast path cannot be taken"
@@ -29,8 +31,9 @@ class Problem:
     """What every method needs; valid inside `prepared` only, while G's weights are frozen.
 
     ``potential`` is that of G's own type, and ``split`` what moves follow where ``precision`` asks
-    for another. ``dense`` is there where whole runs are made in C++, and ``notes`` say where the
-    generator's own fast path is taken (backend "fused" in both cases).
+    for another. ``compiled`` says whether G was. ``dense`` is there where whole runs are made in
+    C++, and ``notes`` say where the generator's own fast path is taken (backend "fused" in both
+    cases).
     """
 
     adapter: GeneratorAdapter
@@ -41,6 +44,7 @@ class Problem:
     notes: tuple[str, ...] = ()
     precision: Precision = field(default_factory=Precision)
     split: SplitPotential | None = None
+    compiled: bool = False
 
     @property
     def target(self) -> Potential:
@@ -89,6 +93,7 @@ def prepared(
     backend: str = "auto",
     max_batch: int | None = None,
     precision: Precision | None = None,
+    compile: bool = False,
 ) -> Iterator[Problem]:
     """Check generator and data and bind them; G is as it was when the context ends.
 
@@ -112,7 +117,23 @@ def prepared(
             backend,
             Problem(adapter, observation, potential, ops.name, precision=precision or Precision()),
         )
+        if compile:
+            problem = _compiled(problem)
         yield _with_split(problem)
+
+
+def _compiled(problem: Problem) -> Problem:
+    """With the generator compiled, where it is called at all."""
+    if problem.backend == "fused":
+        note = "compile: not needed, for this generator has a faster way"
+        return replace(problem, notes=(*problem.notes, note))
+    adapter, note = try_compiling(problem.adapter)
+    problem = replace(problem, notes=(*problem.notes, note))
+    if adapter is None:
+        warn_user(note)
+        return problem
+    potential = problem.potential.of(adapter, problem.observation)
+    return replace(problem, potential=potential, compiled=True)
 
 
 def _with_split(problem: Problem) -> Problem:

@@ -76,6 +76,7 @@ def cogenerate(
     backend: str = "auto",
     gradient_dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     energy_dtype: Literal["float32", "float64"] | None = None,
+    compile: bool = False,
     max_batch: int | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
@@ -147,6 +148,7 @@ def cogenerate(
             forward of their own. Where acceptance suffers the run goes on in G's own type.
         energy_dtype: what energies are computed in (G's own type), never TF32: what is sampled is
             the posterior of G in this type.
+        compile: run G through `torch.compile`. Where that fails, a warning and a note say so.
         max_batch: most latents in one call to G (all; halved when memory runs out).
         checkpoint: file to save an unfinished run to, every ``checkpoint_seconds`` and on Ctrl-C;
             a run started again with the same inputs goes on from there, bit for bit.
@@ -192,6 +194,7 @@ def cogenerate(
         "keep_trace": check_flag("keep_trace", keep_trace),
     }
     check_flag("progress", progress)
+    check_flag("compile", compile)
     polish = check_whole("polish", polish, 0)
     check_choice("polish_method", polish_method, POLISH_METHODS)
     if polish and evidence == "frozen":
@@ -218,6 +221,7 @@ def cogenerate(
         backend=backend,
         max_batch=running["max_batch"],
         precision=precision,
+        compile=compile,
     ) as problem:
         run, complete = Loop(plan, problem, path, interval).anneal(observation_ids, progress)
         outcome = plan.outcome(problem, run, complete)
@@ -230,7 +234,7 @@ def cogenerate(
                 outcome.notes.append("polishing was interrupted: these are the samples")
                 polish = 0
         settings = plan.settings() | {"polish": polish, "polish_method": polish_method}
-        settings |= precision.settings()
+        settings |= precision.settings() | {"compile": compile}
         if budget is not None:
             settings["budget"] = int(budget)  # as it was asked for, polishing included
         return _assemble(settings, outcome, complete, problem)

@@ -24,7 +24,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "loop",
         "problem",
         "sampler result presets checkpoint",
-        "precision",
+        "precision compiled",
         "density adapter",
         "observation",
         "ops",
