@@ -388,8 +388,9 @@ class Result:
         }
         reached = self.acceptance[self.acceptance.isfinite().any(-1)]
         if len(reached):
+            forwards = f" and {self.forwards:,} forwards" if self.forwards else ""
             facts["run"] = (
-                f"{len(reached)} temperatures, {self.gradients:,} gradients per "
+                f"{len(reached)} temperatures, {self.gradients:,} gradients{forwards} per "
                 f"{self._unit}, acceptance {reached.nanmean():.2f} ({_last(reached)} at the end)"
             )
         if self.settings.get("method") == "adaptive":
