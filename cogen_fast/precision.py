@@ -101,17 +101,22 @@ def _potential(
     name: str, adapter: GeneratorAdapter, own: GeneratorPotential, dtype: torch.dtype
 ) -> GeneratorPotential:
     """``own`` with G in another type, tried at the probe latents."""
+    latents = adapter.probe_latents
     try:
         generator = _in_type(name, adapter, own.generator, dtype)
         with torch.no_grad():
-            outputs = generator(adapter.probe_latents)
+            outputs = generator(latents)
+        found = own.of(generator, _in_dtype(own.observation, outputs.dtype))
+        found.energy(latents.expand(own.observation.count, -1, -1))
     except (RuntimeError, TypeError) as error:  # whatever a user's code says to another type
         if is_out_of_memory(error):
             raise
-        raise ValueError(f"{name}: G cannot be computed in {dtype}: {error}") from error
+        raise ValueError(
+            f"{name}: G, the operator or the misfit cannot be computed in {dtype}: {error}"
+        ) from error
     if not bool(outputs.isfinite().all()):
         raise ValueError(f"{name}: expected a type that holds G's values, got {dtype}")
-    return own.of(generator, _in_dtype(own.observation, outputs.dtype))
+    return found
 
 
 def _in_type(name: str, adapter: GeneratorAdapter, own: LatentMap, dtype: torch.dtype) -> LatentMap:

@@ -33,7 +33,7 @@ class Problem:
     ``potential`` is that of G's own type, and ``split`` what moves follow where ``precision`` asks
     for another. ``compiled`` says whether G was. ``dense`` is there where whole runs are made in
     C++, and ``notes`` say where the generator's own fast path is taken (backend "fused" in both
-    cases).
+    cases, but for a fast path on CUDA, beside which any ops may serve).
     """
 
     adapter: GeneratorAdapter
@@ -124,7 +124,7 @@ def prepared(
 
 def _compiled(problem: Problem) -> Problem:
     """With the generator compiled, where it is called at all."""
-    if problem.backend == "fused":
+    if problem.dense is not None or problem.potential.generator is not problem.adapter:
         note = "compile: not needed, for this generator has a faster way"
         return replace(problem, notes=(*problem.notes, note))
     adapter, note = try_compiling(problem.adapter)
@@ -152,7 +152,8 @@ def _fused(backend: str, problem: Problem) -> Problem:
     fast, notes = _fast_path(adapter)
     if fast is not None:
         potential = problem.potential.of(fast, observation)
-        return replace(problem, potential=potential, backend="fused", notes=notes)
+        name = "fused" if adapter.device.type == "cpu" else problem.backend
+        return replace(problem, potential=potential, backend=name, notes=notes)
     problem = replace(problem, notes=notes)
     if not dispatch.fuses(adapter.device):
         return problem
@@ -162,8 +163,8 @@ def _fused(backend: str, problem: Problem) -> Problem:
         return replace(problem, backend="fused", dense=DenseProblem.of(layers, observation.spec))
     if backend == "fused":
         raise ValueError(
-            f"backend: fused serves progressive generators and those of dense layers only, got "
-            f"{obstacle}"
+            "backend: fused serves progressive generators and those of dense layers only, got "
+            f"{notes[0] if notes else obstacle}"
         )
     return problem
 

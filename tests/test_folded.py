@@ -427,7 +427,7 @@ def test_the_sampler_takes_it_on_a_gpu(half: str) -> None:
 
     how = {"noise_std": 0.3, "precision": Precision(half)}
     with prepared(generator, x, torch.ones(64, 64), **how) as problem:
-        assert problem.backend == "fused"
+        assert isinstance(problem.potential.generator, FastProgressive)
         assert isinstance(problem.split.field.generator, FastProgressive)
         z = random(1, 5, generator.latent_size, dtype=F32).cuda()
         energy, grad = problem.target.energy_and_grad(z)
@@ -451,3 +451,8 @@ def test_a_fast_path_that_fails_is_not_taken_and_told() -> None:
     with prepared(generator, torch.zeros(3, 8, 8), torch.ones(8, 8), noise_std=0.3) as problem:
         assert problem.potential.generator is problem.adapter
         assert problem.notes == ("generator: its fast path cannot be taken: no such instruction",)
+    with (
+        pytest.raises(ValueError, match=r"^backend: fused .* got generator: .*no such instruction"),
+        prepared(generator, torch.zeros(3, 8, 8), torch.ones(8, 8), noise_std=0.3, backend="fused"),
+    ):
+        pass

@@ -19,7 +19,7 @@ import torch
 from runs import Failing, assert_same
 from torch import Tensor, nn
 
-from cogen_fast import Result, cogenerate
+from cogen_fast import Operator, Result, cogenerate
 from cogen_fast.density import SplitPotential
 from cogen_fast.experiments.calibration import (
     linear_gaussian,
@@ -476,8 +476,17 @@ def test_a_generator_that_does_not_fit_the_type_is_refused() -> None:
             return self.layer(z.float())
 
     with (
-        pytest.raises(ValueError, match=r"^energy_dtype: G cannot be computed in torch.float64"),
+        pytest.raises(
+            ValueError,
+            match=r"^energy_dtype: G, the operator .* computed in torch.float64",
+        ),
         problem_of(Stubborn(), seeded(1, 6), energy="float64"),
+    ):
+        pass
+    matrix = seeded(6, 6)
+    with (
+        pytest.raises(ValueError, match=r"^energy_dtype: G, the operator or the misfit cannot be"),
+        problem_of(dense(), seeded(1, 6), energy="float64", mask=Operator(lambda x: x @ matrix)),
     ):
         pass
     large = Distant()
