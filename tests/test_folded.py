@@ -315,12 +315,17 @@ def run_network() -> None:
     """The whole fast path with the kernels, fused last step and composed."""
     from cogen_fast.ops import normed_triton as kernels
 
-    for name, kind in (("grey", "mask"), ("tanh", "stride"), ("fading", "mask"), ("raw", "pool")):
+    for name, kind, folding in (
+        ("grey", "mask", "phases"),
+        ("tanh", "stride", "transposed"),
+        ("fading", "mask", "phases"),
+        ("raw", "pool", "transposed"),
+    ):
         generator = seeded(**NETWORKS[name])
         spec, observation = observed(KINDS[kind], generator.output_shape), torch.tensor([1, 0, 1])
         z = random(3, generator.latent_size)
         energy, grad = module_s(generator, z, spec, observation)
-        fast = FastProgressive(generator.network(), FoldedLayers(F64, kernels))
+        fast = FastProgressive(generator.network(), FoldedLayers(F64, kernels, folding))
         found = fast.energy_and_grad(z, spec, observation)
         torch.testing.assert_close(found[0], energy, rtol=1e-10, atol=0)
         assert_close(found[1], grad, 1e-10)
@@ -349,8 +354,10 @@ def compile_kernels() -> None:
         sources: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
             (
                 kernels.norm_kernel,
-                {"x": half, "bias": full, "out": half, "scale": full, "pixels": "i32"},
-                common | {"EPSILON": 1e-8, "NORMALISE": True},
+                {"x": half, "bias": full, "out": half, "scale": full}
+                | dict.fromkeys(("pixels", "side", "by_image", "by_line"), "i32")
+                | dict.fromkeys(("by_line_phase", "by_pixel", "by_pixel_phase"), "i32"),
+                common | {"PHASES": True, "EPSILON": 1e-8, "NORMALISE": True},
             ),
             (
                 kernels.norm_grad_kernel,

@@ -31,7 +31,10 @@ _PHASES = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 
 
 class Norms(Protocol):
-    """What follows convolutions, as `cogen_fast.ops.reference` defines it."""
+    """What follows convolutions, as `cogen_fast.ops.reference` defines it.
+
+    What `norm` reads may be the view of phases ``(n, S, 2, S, 2, C)``; all else is contiguous.
+    """
 
     def norm(
         self, x: Tensor, bias: Tensor, slope: float, normalise: bool
@@ -113,7 +116,7 @@ class FoldedLayers:
 
     def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> Normed:
         """Leaky ReLU and norm of ``x + bias``."""
-        return Normed(*self.norms.norm(x.contiguous(), bias, slope, normalise), slope)
+        return Normed(*self.norms.norm(x, bias, slope, normalise), slope)
 
     def norm_grad(self, grad: Tensor, before: Normed, spent: bool = False) -> Tensor:
         """The gradient by what ``before`` was made of; it may take the memory of ``grad``."""
@@ -187,7 +190,7 @@ class _Upsampled:
         raise NotImplementedError
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """``(n, S, S, in)`` to ``(n, 2 S, 2 S, out)``."""
+        """``(n, S, S, in)`` to ``(n, 2 S, 2 S, out)``, or to ``(n, S, 2, S, 2, out)``."""
         raise NotImplementedError
 
     def _adjoint(self, grad: Tensor) -> Tensor:
@@ -196,7 +199,11 @@ class _Upsampled:
 
     def forward(self, x: Tensor) -> Normed:
         """See `UpsamplingLayer`."""
-        return self._layers.norm(self._convolved(x), self._bias, self._slope, True)
+        n, side, _, _ = x.shape
+        found = self._layers.norm(self._convolved(x), self._bias, self._slope, True)
+        assert found.scale is not None
+        out = found.out.reshape(n, 2 * side, 2 * side, found.out.shape[-1])
+        return Normed(out, found.scale.reshape(out.shape[:3]), found.slope)
 
     def backward(
         self, grad: Tensor, before: Normed, spent: bool, extra: Tensor | None = None
@@ -238,9 +245,7 @@ class _Phases(_Upsampled):
         self._back = _kernel(folded.flip(2, 3).transpose(0, 1), self._layers.dtype)
 
     def _convolved(self, x: Tensor) -> Tensor:
-        n, side, _, _ = x.shape
-        phases = _last(F.conv2d(_first(x), self._there, padding=1))
-        return _pixels(phases).reshape(n, 2 * side, 2 * side, -1)
+        return _pixels(_last(F.conv2d(_first(x), self._there, padding=1)))
 
     def _adjoint(self, grad: Tensor) -> Tensor:
         n, side, _, channels = grad.shape

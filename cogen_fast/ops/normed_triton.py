@@ -30,6 +30,13 @@ def norm_kernel(
     out,
     scale,
     pixels,
+    side,
+    by_image,
+    by_line,
+    by_line_phase,
+    by_pixel,
+    by_pixel_phase,
+    PHASES: tl.constexpr,
     CHANNELS: tl.constexpr,
     SLOPE: tl.constexpr,
     EPSILON: tl.constexpr,
@@ -43,8 +50,13 @@ def norm_kernel(
     inside = columns < CHANNELS
     there = (rows < pixels)[:, None] & inside[None, :]
     at = rows[:, None] * CHANNELS + columns[None, :]
+    place = rows * CHANNELS
+    if PHASES:  # of a view (n, S, 2, S, 2, C)
+        pixel, line = rows // 2 % side, rows // (4 * side)
+        place = line // side * by_image + line % side * by_line + pixel * by_pixel
+        place += rows // (2 * side) % 2 * by_line_phase + rows % 2 * by_pixel_phase
     shift = tl.load(bias + columns, inside, 0.0).to(WIDE)
-    y = tl.load(x + at, there, 0.0).to(WIDE) + shift[None, :]
+    y = tl.load(x + place[:, None] + columns[None, :], there, 0.0).to(WIDE) + shift[None, :]
     y = tl.where(y > 0, y, SLOPE * y)
     if NORMALISE:
         factor = 1.0 / tl.sqrt(tl.sum(y * y, 1) / CHANNELS + EPSILON)
@@ -157,11 +169,15 @@ def colour_misfit_kernel(
 def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> tuple[Tensor, Tensor | None]:
     """Leaky ReLU of ``x + bias``, then pixel norm or not; see `reference.norm`.
 
-    The output is of the type of ``x``, what the norm multiplied by of the wide one.
+    The output is of the type of ``x``, contiguous, what the norm multiplied by of the wide one.
+    A view ``(n, S, 2, S, 2, C)`` is read where it lies, if its last dimension is contiguous.
     """
+    phases = x.ndim == 6
+    if not phases:
+        x = x.contiguous()
     channels = x.shape[-1]
     pixels = x.numel() // channels
-    out = torch.empty_like(x)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     wide = _wide(x.dtype)
     scale = torch.empty(x.shape[:-1], dtype=wide, device=x.device) if normalise else None
     rows, block = _tile(channels)
@@ -174,6 +190,9 @@ def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> tuple[Tensor
         out,
         out if scale is None else scale,
         pixels,
+        x.shape[1] if phases else 1,
+        *(x.stride()[:5] if phases else (0, 0, 0, 0, 0)),
+        PHASES=phases,
         CHANNELS=channels,
         SLOPE=slope,
         EPSILON=PIXEL_NORM_EPSILON,
