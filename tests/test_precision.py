@@ -315,6 +315,10 @@ def test_gradients_become_finer_where_acceptance_is_low() -> None:
     # One more gradient where they became finer, and no forwards beside the gradients since.
     assert result.gradients == 1 + 40 * 8 + 1
     assert result.forwards == 1 + after
+    # With energies of a type of their own these go on.
+    result = distant_run(method="paper", energy_dtype="float64")
+    assert refined_after(result) > 0
+    assert result.forwards == 1 + 40 + 1
 
 
 def test_the_finer_type_is_taken_for_energies_too() -> None:
@@ -323,7 +327,8 @@ def test_the_finer_type_is_taken_for_energies_too() -> None:
         marked = replace_energies(p.split, 7.0)
         state = hmc.init(marked, seeded(1, 4, 3))
         assert bool((state.energy == 7.0).all())
-        after = fallback.refined(state, marked)
+        after, cost = fallback.refined(state, marked)
+        assert cost == 0
         energy, grad = p.potential.energy_and_grad(state.latents)
     torch.testing.assert_close(after.energy, energy, rtol=0, atol=0)
     torch.testing.assert_close(after.grad, grad, rtol=0, atol=0)

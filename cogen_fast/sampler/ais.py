@@ -234,8 +234,9 @@ def run(
         progress.history.record(progress.done, state, info)
         progress = replace(progress, state=state, done=progress.done + 1)
         if fallback.is_due(field, progress.history.acceptance[: progress.done]):
-            chains = fallback.refined(state.hmc, field)
-            progress = replace(progress, state=replace(state, hmc=chains), refined=progress.done)
+            chains, cost = fallback.refined(state.hmc, field)
+            state = replace(state, hmc=chains, forwards=state.forwards + cost)
+            progress = replace(progress, state=state, refined=progress.done)
         if on_step is not None:
             on_step(progress)
     return progress

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cogen_fast.density import Potential, finer
+from cogen_fast.density import Potential, finer, forwards
 from cogen_fast.sampler.hmc import HMCState
 
 LEAST_ACCEPTANCE = 0.3
@@ -39,12 +39,13 @@ def is_due(potential: Potential, acceptance: Tensor | Sequence[Tensor]) -> bool:
     return bool((last.mean(0) < LEAST_ACCEPTANCE).any())  # false for NaN: not moving
 
 
-def refined(state: HMCState, potential: Potential) -> HMCState:
-    """The state by what ``potential`` falls back to. Costs one gradient.
+def refined(state: HMCState, potential: Potential) -> tuple[HMCState, int]:
+    """The state by what ``potential`` falls back to, and its forwards; costs one gradient.
 
     Energies too, so that both ends of the next trajectory have theirs from one function.
     """
     better = finer(potential)
     assert better is not None
     energy, grad = better.energy_and_grad(state.latents)
-    return replace(state, energy=energy, grad=grad.to(state.latents.dtype))
+    state = replace(state, energy=energy, grad=grad.to(state.latents.dtype))
+    return state, forwards(better)

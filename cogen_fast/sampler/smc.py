@@ -466,8 +466,9 @@ def run(
         trace = None if trace is None else (*trace, state.hmc.latents.cpu())
         progress = replace(progress, state=state, infos=(*progress.infos, info), trace=trace)
         if choice is None and fallback.is_due(field, [i.acceptance for i in progress.infos]):
-            chains = fallback.refined(state.hmc, field)
-            state = replace(state, hmc=chains, spent=state.spent + 1)
+            chains, cost = fallback.refined(state.hmc, field)
+            cost += state.forwards
+            state = replace(state, hmc=chains, spent=state.spent + 1, forwards=cost)
             progress = replace(progress, state=state, refined=len(progress.infos))
         if on_step is not None:
             on_step(progress)
