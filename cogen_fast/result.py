@@ -26,7 +26,7 @@ from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, normalised_weights
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
-_FORMAT = "cogen-fast result 3"
+_FORMAT = "cogen-fast result 4"
 _TILES = 8
 _LEAST_DRAWS = 4  # of a population, split in halves
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -39,7 +39,7 @@ _OPTIONAL = {
     "observed",
     "trace",
 }
-_PLAIN = ("complete", "beta_reached", "gradients", "reasons", "settings", "notes")
+_PLAIN = ("complete", "beta_reached", "gradients", "forwards", "reasons", "settings", "notes")
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,6 +70,8 @@ class Result:
         jumped: whether a short budget forced too large steps, ``(B R,)`` bool.
         rounds: temperatures spent at beta = 1, ``(B R,)`` int64.
         gradients: gradient evaluations of each particle that ran.
+        forwards: its forwards beside them, for energies in another type than the gradients; 0 where
+            one evaluation gives both.
         non_finite: proposals of each chain that were not finite, ``(B, N)`` int64.
         x_obs: the measurements ``(B, ...)``, 0 where hidden; ``observed``: bool, None for all.
         complete: False where the run was interrupted, at ``beta_reached``.
@@ -105,6 +107,7 @@ class Result:
     complete: bool
     beta_reached: float
     gradients: int
+    forwards: int
     reasons: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -208,6 +211,7 @@ class Result:
             "complete": self.complete,
             "beta_reached": self.beta_reached,
             "gradients": self.gradients,
+            "forwards": self.forwards,
             "observations": self.energies.shape[0],
             "chains": self.energies.shape[1],
             "best": self.best.tolist(),
@@ -384,8 +388,9 @@ class Result:
         }
         reached = self.acceptance[self.acceptance.isfinite().any(-1)]
         if len(reached):
+            forwards = f" and {self.forwards:,} forwards" if self.forwards else ""
             facts["run"] = (
-                f"{len(reached)} temperatures, {self.gradients:,} gradients per "
+                f"{len(reached)} temperatures, {self.gradients:,} gradients{forwards} per "
                 f"{self._unit}, acceptance {reached.nanmean():.2f} ({_last(reached)} at the end)"
             )
         if self.settings.get("method") == "adaptive":

@@ -30,10 +30,12 @@ class UpsampledConvolution:
     """Upsampling by 2, a 3x3 convolution, then bias, leaky ReLU and pixel norm.
 
     ``kernel`` is ``(out, in, 3, 3)`` and ``bias`` ``(out,)``, float32 or float64; images are
-    ``(n, S, S, in)`` and ``(n, 2 S, 2 S, out)`` of the same type.
+    ``(n, S, S, in)`` and ``(n, 2 S, 2 S, out)`` of the same type. ``work`` may be shared with other
+    layers.
     """
 
-    def __init__(self, kernel: Tensor, bias: Tensor, slope: float) -> None:
+    def __init__(self, kernel: Tensor, bias: Tensor, slope: float, work: Workspace) -> None:
+        self._work = work
         outputs, inputs = kernel.shape[:2]
         t = torch.tensor(_FACTORS, dtype=torch.float64)
         w = torch.einsum("ui,ocij,vj->uvco", t, kernel.double(), t).to(kernel.dtype)
@@ -44,7 +46,7 @@ class UpsampledConvolution:
         self._back = PackedKernel(torch.cat([p.flatten() for p in back]), outputs, inputs)
         self._bias, self._slope = bias.contiguous(), slope
 
-    def forward(self, x: Tensor, work: Workspace) -> Normed:
+    def forward(self, x: Tensor) -> Normed:
         """The activation ``(n, 2 S, 2 S, out)`` of images ``(n, S, S, in)``."""
         n, height, width, _ = x.shape
         shape = (n, 2 * height, 2 * width, self._there.outputs)
@@ -59,18 +61,13 @@ class UpsampledConvolution:
             self._slope,
             found.out.data_ptr(),
             found.scale_address,
-            self._arena((n, height, width), work),
+            self._arena((n, height, width)),
             torch.get_num_threads(),
         )
         return found
 
     def backward(
-        self,
-        grad: Tensor,
-        before: Normed,
-        work: Workspace,
-        spent: bool,
-        extra: Tensor | None = None,
+        self, grad: Tensor, before: Normed, spent: bool, extra: Tensor | None = None
     ) -> Tensor:
         """The gradient by what the activation ``before`` was made of, ``(n, S, S, in)``.
 
@@ -91,12 +88,12 @@ class UpsampledConvolution:
             before.scale_address,
             _address(extra),
             target.data_ptr(),
-            self._arena((n, height, width), work),
+            self._arena((n, height, width)),
             torch.get_num_threads(),
         )
         return target
 
-    def _arena(self, cells: tuple[int, int, int], work: Workspace) -> int:
+    def _arena(self, cells: tuple[int, int, int]) -> int:
         size = _suffixed("kernel", "upsample_arena", self._there.packed.dtype)
         channels = (self._there.inputs, self._there.outputs)
-        return work.address(getattr(extension(), size)(*cells, *channels))
+        return self._work.address(getattr(extension(), size)(*cells, *channels))

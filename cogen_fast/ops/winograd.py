@@ -20,15 +20,16 @@ class Convolution:
     """A 3x3 convolution that keeps the side, with bias, leaky ReLU and pixel norm behind it.
 
     ``kernel`` is ``(out, in, 3, 3)`` and ``bias`` ``(out,)``, float32 or float64; images are
-    ``(n, S, S, C)`` of the same type, S even.
+    ``(n, S, S, C)`` of the same type, S even. ``work`` may be shared with other layers.
     """
 
-    def __init__(self, kernel: Tensor, bias: Tensor, slope: float) -> None:
+    def __init__(self, kernel: Tensor, bias: Tensor, slope: float, work: Workspace) -> None:
+        self._work = work
         self._there = _packed(kernel)
         self._back = _packed(kernel.flip(2, 3).transpose(0, 1))
         self._bias, self._slope = bias.contiguous(), slope
 
-    def forward(self, x: Tensor, work: Workspace) -> Normed:
+    def forward(self, x: Tensor) -> Normed:
         """The activation ``(n, S, S, out)`` of images ``(n, S, S, in)``."""
         found = Normed.empty((*x.shape[:3], self._there.outputs), x.dtype, self._slope)
         cells = _cells(x)
@@ -40,12 +41,12 @@ class Convolution:
             self._slope,
             found.out.data_ptr(),
             found.scale_address,
-            _arena(cells, self._there, work),
+            _arena(cells, self._there, self._work),
             torch.get_num_threads(),
         )
         return found
 
-    def backward(self, grad: Tensor, before: Normed, work: Workspace, spent: bool) -> Tensor:
+    def backward(self, grad: Tensor, before: Normed, spent: bool) -> Tensor:
         """The gradient by what the activation ``before`` was made of, ``(n, S, S, in)``.
 
         ``grad`` ``(n, S, S, out)`` is that by the convolution's output. With ``spent`` the result
@@ -61,7 +62,7 @@ class Convolution:
             before.out.data_ptr(),
             before.scale_address,
             target.data_ptr(),
-            _arena(cells, self._back, work),
+            _arena(cells, self._back, self._work),
             torch.get_num_threads(),
         )
         return target
