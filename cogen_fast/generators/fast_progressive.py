@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cogen_fast.ops import native
+from cogen_fast.ops.checks import check
 from cogen_fast.ops.colours import Colours, colour_misfit
 from cogen_fast.ops.normed import Normed, norm, norm_grad
 from cogen_fast.ops.packed import Workspace
@@ -105,7 +106,7 @@ class FastProgressive:
 
     def _forward(self, z: Tensor) -> list[Normed]:
         """The activations of every layer, the latent first; images are ``(n, S, S, C)``."""
-        z = native._check("z", z, (len(z), self._dense.shape[1]), self._dense.dtype)
+        z = check("z", z, (len(z), self._dense.shape[1]), self._dense.dtype)
         x = norm(z, z.new_zeros(z.shape[1]), 1.0, True) if self.network.normalise_latent else None
         latent = Normed(z, None, 1.0) if x is None else x
         dense = torch.addmm(self._dense_bias, latent.out, self._dense.T).view(-1, 4, 4, self._maps)
