@@ -136,9 +136,10 @@ def cogenerate(
         seed: whole number of 64 bits; a run is a pure function of its inputs and the seed.
         observation_ids: numbers that name the observations in the noise (0 .. B-1).
         device: where to run (the device of G's weights). "cpu" or "cuda".
-        backend: "auto", "fused", "native" or "reference"; see `cogen_fast.backends`. "auto" takes
-            "fused", where it serves G: whole runs in one call for small generators of dense layers,
-            the z-gradient's fast path for progressive ones on the CPU.
+        backend: "auto", "fused", "native" (CPU), "triton" (CUDA) or "reference"; see
+            `cogen_fast.backends`. "auto" takes "fused", where it serves G: whole runs in one call
+            for small generators of dense layers, the z-gradient's fast path for progressive ones on
+            the CPU.
         max_batch: most latents in one call to G (all; halved when memory runs out).
         checkpoint: file to save an unfinished run to, every ``checkpoint_seconds`` and on Ctrl-C;
             a run started again with the same inputs goes on from there, bit for bit.

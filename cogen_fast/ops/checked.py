@@ -41,6 +41,11 @@ class Settings(NamedTuple):
     steps_each: int
     inverse_mass: Tensor | None
 
+    @property
+    def per_chain(self) -> bool:
+        """Whether each chain has a step size of its own."""
+        return self.step_size.ndim == 2
+
 
 def check_settings(
     settings: TransitionSettings,
