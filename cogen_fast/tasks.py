@@ -140,9 +140,9 @@ def cogenerate(
         seed: whole number of 64 bits; a run is a pure function of its inputs and the seed.
         observation_ids: numbers that name the observations in the noise (0 .. B-1).
         device: where to run (the device of G's weights). "cpu" or "cuda".
-        backend: "auto", "fused", "native" or "reference"; see `cogen_fast.backends`. "auto" takes
-            "fused", where it serves G: whole runs in one call for small generators of dense layers,
-            the z-gradient's fast path for progressive ones.
+        backend: "auto", "fused", "native" (CPU), "triton" (CUDA) or "reference"; see
+            `cogen_fast.backends`. "auto" takes "fused", where it serves G: whole runs in one call
+            for small generators of dense layers, the z-gradient's fast path for progressive ones.
         gradient_dtype: what gradients are computed in (G's own type, float32 for most). "bfloat16"
             and "float16" are cheaper on a GPU and leave the posterior exact: energies then take a
             forward of their own. Where acceptance suffers the run goes on in G's own type.

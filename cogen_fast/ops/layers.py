@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cogen_fast.ops import native, normed
+from cogen_fast.ops.checks import check
 from cogen_fast.ops.colours import Colours, colour_misfit
 from cogen_fast.ops.normed import Normed
 from cogen_fast.ops.packed import Workspace
@@ -119,4 +120,4 @@ class NativeLayers:
 
     def checked(self, z: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The extension's own check."""
-        return native._check("z", z, shape, dtype)
+        return check("z", z, shape, dtype)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cogen_fast.ops.native import _address, _suffixed, extension
+from cogen_fast.ops.checks import require_float
+from cogen_fast.ops.native import address, extension, suffixed
 from cogen_fast.ops.normed import Normed
 from cogen_fast.ops.packed import PackedKernel, Workspace, pack
 
@@ -51,7 +52,7 @@ class UpsampledConvolution:
         n, height, width, _ = x.shape
         shape = (n, 2 * height, 2 * width, self._there.outputs)
         found = Normed.empty(shape, x.dtype, self._slope)
-        getattr(extension(), _suffixed("x", "upsample", x.dtype))(
+        getattr(extension(), suffixed("upsample", require_float("x", x.dtype)))(
             n,
             height,
             width,
@@ -77,7 +78,7 @@ class UpsampledConvolution:
         """
         n, height, width, _ = before.out.shape
         target = before.target(spent)
-        getattr(extension(), _suffixed("grad", "upsample_grad", grad.dtype))(
+        getattr(extension(), suffixed("upsample_grad", require_float("grad", grad.dtype)))(
             n,
             height,
             width,
@@ -86,7 +87,7 @@ class UpsampledConvolution:
             before.slope,
             before.out.data_ptr(),
             before.scale_address,
-            _address(extra),
+            address(extra),
             target.data_ptr(),
             self._arena((n, height, width)),
             torch.get_num_threads(),
@@ -94,6 +95,6 @@ class UpsampledConvolution:
         return target
 
     def _arena(self, cells: tuple[int, int, int]) -> int:
-        size = _suffixed("kernel", "upsample_arena", self._there.packed.dtype)
+        size = suffixed("upsample_arena", require_float("kernel", self._there.packed.dtype))
         channels = (self._there.inputs, self._there.outputs)
         return self._work.address(getattr(extension(), size)(*cells, *channels))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cogen_fast.ops.native import _suffixed, extension
+from cogen_fast.ops.checks import require_float
+from cogen_fast.ops.native import extension, suffixed
 from cogen_fast.ops.normed import Normed
 from cogen_fast.ops.packed import PackedKernel, Workspace, pack
 
@@ -33,7 +34,7 @@ class Convolution:
         """The activation ``(n, S, S, out)`` of images ``(n, S, S, in)``."""
         found = Normed.empty((*x.shape[:3], self._there.outputs), x.dtype, self._slope)
         cells = _cells(x)
-        getattr(extension(), _suffixed("x", "convolve", x.dtype))(
+        getattr(extension(), suffixed("convolve", require_float("x", x.dtype)))(
             *cells,
             x.data_ptr(),
             *self._there.arguments,
@@ -54,7 +55,7 @@ class Convolution:
         """
         target = before.target(spent)
         cells = _cells(grad)
-        getattr(extension(), _suffixed("grad", "convolve_grad", grad.dtype))(
+        getattr(extension(), suffixed("convolve_grad", require_float("grad", grad.dtype)))(
             *cells,
             grad.data_ptr(),
             *self._back.arguments,
@@ -80,5 +81,5 @@ def _cells(x: Tensor) -> tuple[int, int, int]:
 
 
 def _arena(cells: tuple[int, int, int], kernel: PackedKernel, work: Workspace) -> int:
-    size = _suffixed("kernel", "convolve_arena", kernel.packed.dtype)
+    size = suffixed("convolve_arena", require_float("kernel", kernel.packed.dtype))
     return work.address(getattr(extension(), size)(*cells, kernel.inputs, kernel.outputs))
