@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cogen_fast.arguments import check_choice
 from cogen_fast.ops import dispatch, reference
+from cogen_fast.ops.checks import check
 from cogen_fast.ops.colours import Colours
 from cogen_fast.ops.layers import Layer, UpsamplingLayer
 from cogen_fast.ops.normed import Normed
@@ -45,15 +46,7 @@ class Norms(Protocol):
     ) -> Tensor: ...
 
     def colour_misfit(
-        self,
-        out: Tensor,
-        scale: Tensor | None,
-        slope: float,
-        weight: Tensor,
-        bias: Tensor,
-        bounded: bool,
-        spec: MisfitSpec,
-        observation: Tensor,
+        self, last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -79,20 +72,12 @@ class TorchNorms:
 
     @staticmethod
     def colour_misfit(
-        out: Tensor,
-        scale: Tensor | None,
-        slope: float,
-        weight: Tensor,
-        bias: Tensor,
-        bounded: bool,
-        spec: MisfitSpec,
-        observation: Tensor,
+        last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`reference.colour_misfit`."""
-        energy, grad = reference.colour_misfit(
-            _wide(out), scale, slope, weight, bias, bounded, spec, observation
-        )
-        return energy, grad.to(out.dtype)
+        out, how = _wide(last.out), (colours.weight, colours.bias, colours.bounded)
+        energy, grad = reference.colour_misfit(out, last.scale, last.slope, *how, spec, observation)
+        return energy, grad.to(last.out.dtype)
 
 
 class FoldedLayers:
@@ -136,16 +121,9 @@ class FoldedLayers:
                 f"observation: expected shape ({count},) on {on}, got "
                 f"{tuple(observation.shape)} on {observation.device}"
             )
-        return self.norms.colour_misfit(
-            last.out,
-            last.scale,
-            last.slope,
-            colours.weight,
-            colours.bias,
-            colours.bounded,
-            spec,
-            observation,
-        )
+        # Means of blocks are of pixels that no one program has.
+        norms = TorchNorms if spec.kind == "pool" else self.norms
+        return norms.colour_misfit(last, colours, spec, observation)
 
     def misfit(self, image: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
         """The device's own."""
@@ -153,11 +131,7 @@ class FoldedLayers:
 
     def checked(self, z: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Latents, contiguous."""
-        if tuple(z.shape) != shape:
-            raise ValueError(f"z: expected shape {shape}, got {tuple(z.shape)}")
-        if z.dtype != dtype:
-            raise TypeError(f"z: expected dtype {dtype}, got {z.dtype}")
-        return z.contiguous()
+        return check("z", z, shape, dtype, z.device)
 
 
 class _Plain:

@@ -1,6 +1,6 @@
 """Bias, leaky ReLU and pixel norm, and the last step of a generator, as Triton kernels.
 
-Names, arguments and meaning as in `cogen_fast.ops.reference`, on channels-last tensors of any float
+Names and meaning as in `cogen_fast.ops.reference`, on channels-last tensors of any float
 type: half precision is read and written, the arithmetic is float32 (float64 for float64), rounded
 once. Energies are summed in float64, tile by tile in a fixed order. Import it where Triton is.
 """
@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cogen_fast.ops import reference
+from cogen_fast.ops.colours import Colours
+from cogen_fast.ops.normed import Normed
 from cogen_fast.ops.reference import PIXEL_NORM_EPSILON
 from cogen_fast.ops.spec import MisfitSpec
 
@@ -229,25 +230,13 @@ def norm_grad(grad: Tensor, out: Tensor, scale: Tensor | None, slope: float) -> 
 
 
 def colour_misfit(
-    out: Tensor,
-    scale: Tensor | None,
-    slope: float,
-    weight: Tensor,
-    bias: Tensor,
-    bounded: bool,
-    spec: MisfitSpec,
-    observation: Tensor,
+    last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Misfit of the colours of ``out``, and back; see `reference.colour_misfit`.
+    """Misfit of the colours of ``last`` by mask or stride, and back; `reference.colour_misfit`.
 
-    The gradient takes the memory of ``out``. No image is written, but for means of blocks.
+    The gradient takes the memory of ``last.out``. No image is written.
     """
-    if spec.kind == "pool":
-        wide = out.to(_wide(out.dtype))
-        energy, grad = reference.colour_misfit(
-            wide, scale, slope, weight, bias, bounded, spec, observation
-        )
-        return energy, grad.to(out.dtype)
+    out, scale = last.out, last.scale
     images, height, width, channels = out.shape
     measured = spec.target.shape[1]
     rows, block = _tile(channels)
@@ -260,8 +249,8 @@ def colour_misfit(
         colour_misfit_kernel[(tiles, images)],
         out,
         out if scale is None else scale,
-        weight,
-        bias,
+        colours.weight,
+        colours.bias,
         spec.target.contiguous(),
         factor if mask is None else mask,
         factor,
@@ -274,12 +263,12 @@ def colour_misfit(
         0 if len(factor) == 1 else factor.shape[1],
         int(factor.shape[1] > 1),
         CHANNELS=channels,
-        COLOURS=len(bias),
+        COLOURS=len(colours.bias),
         STRIDE=1 if spec.kind == "mask" else spec.factor,
-        SLOPE=slope,
+        SLOPE=last.slope,
         NORMALISE=scale is not None,
         MASKED=mask is not None,
-        BOUNDED=bounded,
+        BOUNDED=colours.bounded,
         WIDE=_TRITON[_wide(out.dtype)],
         ROWS=rows,
         BLOCK=block,
