@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import in_a_process
 from runs import Failing, assert_same, network
 from torch import Tensor, nn
 
@@ -116,9 +117,7 @@ def test_it_is_yes_or_no() -> None:
         run(network(), compile="yes")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
-def test_what_torch_compiles_is_the_same_run_but_for_rounding() -> None:
+def compile_and_compare() -> None:
     generator = network().double()
     plain, found = (
         run(generator, backend="native", compile=compile, gradient_dtype=gradient)
@@ -129,3 +128,10 @@ def test_what_torch_compiles_is_the_same_run_but_for_rounding() -> None:
     half = run(network(), backend="native", compile=True, gradient_dtype="bfloat16")
     assert "generator: compiled by torch.compile" in half.notes
     assert bool(half.latents.isfinite().all())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_what_torch_compiles_is_the_same_run_but_for_rounding() -> None:
+    """In a new process: some versions of setuptools fail torch.compile after other imports."""
+    in_a_process(__file__, "compile_and_compare")

@@ -8,14 +8,12 @@ there. On a CUDA device all of it is held to the module once more.
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import in_a_process
 from torch import Tensor
 
 from cogen_fast.generators import ProgressiveGenerator
@@ -292,24 +290,9 @@ def compare_colours(
         torch.testing.assert_close(back, grad, rtol=0, atol=bound * size)
 
 
-def in_a_process(code: str, **environment: str) -> None:
-    """Run this file's functions in another interpreter; a failure there is one here."""
-    folder = os.path.dirname(os.path.abspath(__file__))
-    script = f"import sys; sys.path.insert(0, {folder!r}); import test_folded; {code}"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @needs_triton
 def test_kernels_in_the_interpreter() -> None:
-    in_a_process("test_folded.compare_kernels()", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+    in_a_process(__file__, "compare_kernels", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
 
 
 def run_network() -> None:
@@ -335,7 +318,7 @@ def run_network() -> None:
 
 @needs_triton
 def test_the_network_in_the_interpreter() -> None:
-    in_a_process("test_folded.run_network()", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+    in_a_process(__file__, "run_network", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
 
 
 def compile_kernels() -> None:
@@ -386,7 +369,7 @@ def compile_kernels() -> None:
 @needs_triton
 @pytest.mark.slow
 def test_kernels_compile_for_a_gpu(tmp_path: Any) -> None:
-    in_a_process("test_folded.compile_kernels()", TRITON_CACHE_DIR=str(tmp_path))
+    in_a_process(__file__, "compile_kernels", TRITON_CACHE_DIR=str(tmp_path))
 
 
 # --- on a GPU -------------------------------------------------------------------------------------
