@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import cogen_fast
-from cogen_fast.ops.native import build_info
+from cogen_fast.ops import native
 
 
 def _commit() -> str:
@@ -31,7 +31,7 @@ def _facts() -> dict[str, object]:
             "cuda": torch.version.cuda,
             "python": platform.python_version(),
         },
-        "build": dict(build_info()),
+        "build": native.extension().build_info(),
     }
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     record = json.loads(options.file.read_text()) if options.file.exists() else {}
     record |= _facts()
-    if record["device"] is None or not build_info()["with_cuda"]:
+    if record["device"] is None or not native.extension().build_info()["with_cuda"]:
         raise SystemExit(f"expected a CUDA device, a CUDA torch and a CUDA build, got {record}")
     if options.tests:
         record["tests"] = _counts(options.tests)

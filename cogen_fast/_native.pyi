@@ -77,17 +77,9 @@ def initial_latents_f32(
     threads: int,
     /,
 ) -> None: ...
-def initial_latents_f64(
-    observations: int,
-    chains: int,
-    size: int,
-    seed: int,
-    transition: int,
-    observation: int,
-    latents: int,
-    threads: int,
-    /,
-) -> None: ...
+
+initial_latents_f64 = initial_latents_f32
+
 def begin_trajectory_f32(
     observations: int,
     chains: int,
@@ -109,27 +101,9 @@ def begin_trajectory_f32(
     threads: int,
     /,
 ) -> None: ...
-def begin_trajectory_f64(
-    observations: int,
-    chains: int,
-    size: int,
-    seed: int,
-    transition: int,
-    observation: int,
-    beta: int,
-    prior_weight: int,
-    step_size: int,
-    steps_each: int,
-    inverse_mass: int,
-    latents: int,
-    energy: int,
-    grad: int,
-    position: int,
-    momentum: int,
-    hamiltonian: int,
-    threads: int,
-    /,
-) -> None: ...
+
+begin_trajectory_f64 = begin_trajectory_f32
+
 def continue_trajectory_f32(
     observations: int,
     chains: int,
@@ -145,21 +119,9 @@ def continue_trajectory_f32(
     threads: int,
     /,
 ) -> None: ...
-def continue_trajectory_f64(
-    observations: int,
-    chains: int,
-    size: int,
-    beta: int,
-    prior_weight: int,
-    step_size: int,
-    steps_each: int,
-    inverse_mass: int,
-    position: int,
-    momentum: int,
-    grad: int,
-    threads: int,
-    /,
-) -> None: ...
+
+continue_trajectory_f64 = continue_trajectory_f32
+
 def accept_select_f32(
     observations: int,
     chains: int,
@@ -190,36 +152,9 @@ def accept_select_f32(
     threads: int,
     /,
 ) -> None: ...
-def accept_select_f64(
-    observations: int,
-    chains: int,
-    size: int,
-    seed: int,
-    transition: int,
-    observation: int,
-    beta: int,
-    prior_weight: int,
-    step_size: int,
-    steps_each: int,
-    inverse_mass: int,
-    active: int,
-    latents: int,
-    energy: int,
-    grad: int,
-    position: int,
-    momentum: int,
-    hamiltonian: int,
-    proposed_energy: int,
-    proposed_grad: int,
-    out_latents: int,
-    out_energy: int,
-    out_grad: int,
-    out_probability: int,
-    out_accepted: int,
-    out_change: int,
-    threads: int,
-    /,
-) -> None: ...
+
+accept_select_f64 = accept_select_f32
+
 def misfit_f32(
     kind: Literal["mask", "pool", "stride"],
     rows: int,
@@ -242,28 +177,9 @@ def misfit_f32(
     threads: int,
     /,
 ) -> None: ...
-def misfit_f64(
-    kind: Literal["mask", "pool", "stride"],
-    rows: int,
-    channels: int,
-    height: int,
-    width: int,
-    factor: int,
-    observations: int,
-    measured: int,
-    outputs: int,
-    observation: int,
-    target: int,
-    mask: int,
-    mask_stride: int,
-    weight: int,
-    weight_stride: int,
-    weight_elementwise: bool,
-    energy: int,
-    grad: int,
-    threads: int,
-    /,
-) -> None: ...
+
+misfit_f64 = misfit_f32
+
 def norm_f32(
     pixels: int,
     channels: int,
@@ -275,17 +191,9 @@ def norm_f32(
     threads: int,
     /,
 ) -> None: ...
-def norm_f64(
-    pixels: int,
-    channels: int,
-    x: int,
-    bias: int,
-    slope: float,
-    out: int,
-    scale: int,
-    threads: int,
-    /,
-) -> None: ...
+
+norm_f64 = norm_f32
+
 def norm_grad_f32(
     pixels: int,
     channels: int,
@@ -297,17 +205,9 @@ def norm_grad_f32(
     threads: int,
     /,
 ) -> None: ...
-def norm_grad_f64(
-    pixels: int,
-    channels: int,
-    grad: int,
-    slope: float,
-    out: int,
-    scale: int,
-    out_grad: int,
-    threads: int,
-    /,
-) -> None: ...
+
+norm_grad_f64 = norm_grad_f32
+
 def convolve_arena_f32(
     images: int,
     height: int,
@@ -316,14 +216,9 @@ def convolve_arena_f32(
     kernel_out: int,
     /,
 ) -> int: ...
-def convolve_arena_f64(
-    images: int,
-    height: int,
-    width: int,
-    kernel_in: int,
-    kernel_out: int,
-    /,
-) -> int: ...
+
+convolve_arena_f64 = convolve_arena_f32
+
 def convolve_f32(
     images: int,
     height: int,
@@ -340,22 +235,9 @@ def convolve_f32(
     threads: int,
     /,
 ) -> None: ...
-def convolve_f64(
-    images: int,
-    height: int,
-    width: int,
-    x: int,
-    kernel: int,
-    kernel_in: int,
-    kernel_out: int,
-    bias: int,
-    slope: float,
-    out: int,
-    scale: int,
-    arena: int,
-    threads: int,
-    /,
-) -> None: ...
+
+convolve_f64 = convolve_f32
+
 def convolve_grad_f32(
     images: int,
     height: int,
@@ -367,27 +249,15 @@ def convolve_grad_f32(
     slope: float,
     out: int,
     scale: int,
+    extra: int,
     out_grad: int,
     arena: int,
     threads: int,
     /,
 ) -> None: ...
-def convolve_grad_f64(
-    images: int,
-    height: int,
-    width: int,
-    x: int,
-    kernel: int,
-    kernel_in: int,
-    kernel_out: int,
-    slope: float,
-    out: int,
-    scale: int,
-    out_grad: int,
-    arena: int,
-    threads: int,
-    /,
-) -> None: ...
+
+convolve_grad_f64 = convolve_grad_f32
+
 def upsample_arena_f32(
     images: int,
     height: int,
@@ -396,14 +266,9 @@ def upsample_arena_f32(
     kernel_out: int,
     /,
 ) -> int: ...
-def upsample_arena_f64(
-    images: int,
-    height: int,
-    width: int,
-    kernel_in: int,
-    kernel_out: int,
-    /,
-) -> int: ...
+
+upsample_arena_f64 = upsample_arena_f32
+
 def upsample_f32(
     images: int,
     height: int,
@@ -420,22 +285,9 @@ def upsample_f32(
     threads: int,
     /,
 ) -> None: ...
-def upsample_f64(
-    images: int,
-    height: int,
-    width: int,
-    x: int,
-    kernel: int,
-    kernel_in: int,
-    kernel_out: int,
-    bias: int,
-    slope: float,
-    out: int,
-    scale: int,
-    arena: int,
-    threads: int,
-    /,
-) -> None: ...
+
+upsample_f64 = upsample_f32
+
 def upsample_grad_f32(
     images: int,
     height: int,
@@ -453,23 +305,9 @@ def upsample_grad_f32(
     threads: int,
     /,
 ) -> None: ...
-def upsample_grad_f64(
-    images: int,
-    height: int,
-    width: int,
-    x: int,
-    kernel: int,
-    kernel_in: int,
-    kernel_out: int,
-    slope: float,
-    out: int,
-    scale: int,
-    extra: int,
-    out_grad: int,
-    arena: int,
-    threads: int,
-    /,
-) -> None: ...
+
+upsample_grad_f64 = upsample_grad_f32
+
 def colour_misfit_f32(
     kind: Literal["mask", "pool", "stride"],
     rows: int,
@@ -498,31 +336,5 @@ def colour_misfit_f32(
     threads: int,
     /,
 ) -> None: ...
-def colour_misfit_f64(
-    kind: Literal["mask", "pool", "stride"],
-    rows: int,
-    colours: int,
-    height: int,
-    width: int,
-    factor: int,
-    observations: int,
-    measured: int,
-    observation: int,
-    target: int,
-    mask: int,
-    mask_stride: int,
-    weight: int,
-    weight_stride: int,
-    weight_elementwise: bool,
-    channels: int,
-    colour_weight: int,
-    colour_bias: int,
-    bounded: bool,
-    slope: float,
-    out: int,
-    scale: int,
-    out_grad: int,
-    energy: int,
-    threads: int,
-    /,
-) -> None: ...
+
+colour_misfit_f64 = colour_misfit_f32

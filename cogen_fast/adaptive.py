@@ -13,9 +13,9 @@ from cogen_fast.arguments import check_choice, check_count, check_seed
 from cogen_fast.loop import Outcome, Position
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.philox import Purpose
-from cogen_fast.paper import INTERRUPTED
+from cogen_fast.paper import INTERRUPTED, refined_note
 from cogen_fast.problem import Problem
-from cogen_fast.sampler import dense, hmc, smc
+from cogen_fast.sampler import dense, fallback, hmc, smc
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import genealogical_variance, log_mean_weight, surviving_roots
@@ -138,7 +138,7 @@ class Adaptive:
                 f"got {max(ids)}"
             )
         state = smc.init(
-            problem.potential,
+            problem.target,
             chains=self.particles,
             alone=self.alone,
             starts=self._starts,
@@ -167,7 +167,7 @@ class Adaptive:
         if problem.dense is not None and not self.alone:
             return dense.smc_run(problem.dense, self._within_budget(), run, on_step)
         return smc.run(
-            problem.potential,
+            problem.target,
             self._within_budget(),
             start=run,
             backend=problem.backend,
@@ -175,18 +175,27 @@ class Adaptive:
         )
 
     def _again(self, problem: Problem, pilot: smc.Run) -> smc.Run:
-        """The start of a run under another seed that repeats the choices of ``pilot``."""
+        """The start of a run under another seed that repeats the choices of ``pilot``.
+
+        The type of its gradients too is fixed by the pilot: the finer one throughout, if that
+        needed it at all.
+        """
+        refined = None if pilot.refined is None else 0
         state = smc.init(
-            problem.potential,
+            fallback.in_use(problem.target, refined),
             chains=self.particles,
             observations=len(pilot.state.beta),
             observation_ids=pilot.state.hmc.stream.observation.tolist(),
             seed=(self.seed + _OTHER_SEED) % 2**64,
             **problem.how(),
         )
-        state = replace(state, spent=state.spent + pilot.state.spent)
+        state = replace(
+            state,
+            spent=state.spent + pilot.state.spent,
+            forwards=state.forwards + pilot.state.forwards,
+        )
         trace = (state.hmc.latents.cpu(),) if self.keep_trace else None
-        return smc.Run(state, trace=trace, repeats=pilot.choices)
+        return smc.Run(state, trace=trace, repeats=pilot.choices, refined=refined)
 
     def position(self, run: smc.Run) -> Position:
         """In gradient evaluations of a particle."""
@@ -231,9 +240,9 @@ class Adaptive:
             energy_std=_rows([i.energy_std for i in infos], state.beta),
             rounds=state.rounds,
             gradients=state.spent,
-            forwards=0,
+            forwards=state.forwards,
             reasons=reasons,
-            notes=self._notes(state, complete),
+            notes=self._notes(complete) + refined_note(run),
         )
 
     def _chosen(self, state: smc.SMCState, backend: str) -> Tensor:
@@ -282,7 +291,7 @@ class Adaptive:
         reasons = {"log_normaliser_error": _ERROR_REASON} if bool(error.isnan().any()) else {}
         return log_mean_weight(each), error, reasons
 
-    def _notes(self, state: smc.SMCState, complete: bool) -> list[str]:
+    def _notes(self, complete: bool) -> list[str]:
         notes = []
         if self.alone:
             return [_ALONE_REASON]

@@ -15,7 +15,8 @@ from cogen_fast.adaptive import Adaptive
 from cogen_fast.arguments import check_count
 from cogen_fast.observation import MeasurementOperator, as_operator, positive
 from cogen_fast.ops import dispatch, reference
-from cogen_fast.problem import Problem, full_precision, prepared
+from cogen_fast.precision import full_precision
+from cogen_fast.problem import Problem, prepared
 from cogen_fast.sampler import hmc, reverse, smc
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.tuning import POPULATION

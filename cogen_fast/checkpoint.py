@@ -17,7 +17,7 @@ from cogen_fast.files import write_atomically
 from cogen_fast.ops.philox import NoiseStream
 from cogen_fast.sampler import ais, hmc, lone, smc, step_size, tuning
 
-_FORMAT = "cogen-fast run 2"
+_FORMAT = "cogen-fast run 3"
 _PROBE = "probe."
 _ON_HOST = "trace"
 _CLASSES: dict[str, type[Any]] = {

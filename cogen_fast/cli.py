@@ -61,6 +61,9 @@ _SAMPLER_OPTIONS = (
     "seed",
     "device",
     "backend",
+    "gradient_dtype",
+    "energy_dtype",
+    "compile",
     "max_batch",
     "checkpoint",
 )

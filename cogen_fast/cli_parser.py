@@ -13,6 +13,7 @@ from cogen_fast.cli_training_parser import add_sample, add_swd, add_train
 from cogen_fast.density import FORMS
 from cogen_fast.experiments import demo
 from cogen_fast.generators.pretrained import HELD_OUT, VARIANCES
+from cogen_fast.precision import ENERGY_DTYPES, GRADIENT_DTYPES
 from cogen_fast.sampler.pace import MASSES
 from cogen_fast.sampler.schedule import NAMED
 from cogen_fast.tasks import ADAPTATIONS, METHODS, POLISH_METHODS
@@ -327,6 +328,22 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="NAME",
         help="auto, or one of those that cogen-fast info lists (default: auto)",
+    )
+    add(
+        "--gradient-dtype",
+        choices=GRADIENT_DTYPES,
+        help="what gradients are computed in; half precision is faster on a GPU and leaves the "
+        "samples exact (default: the generator's own type)",
+    )
+    add(
+        "--energy-dtype",
+        choices=ENERGY_DTYPES,
+        help="what energies are computed in (default: the generator's own type)",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="run a generator of your own through torch.compile, which takes a while at the start",
     )
     add(
         "--max-batch",

@@ -1,7 +1,7 @@
 """The annealed density ``p_beta(z)``: energies and their gradients with respect to the latent.
 
-The sampler takes any `Potential`. Two are here: one of a generator and an observation, and one of a
-plain function ``energy(z)``.
+The sampler takes any `Potential`. Three are here: one of a generator and an observation, one of a
+plain function ``energy(z)``, and one whose gradients are a cheaper potential's.
 """
 
 from __future__ import annotations
@@ -29,11 +29,33 @@ def prior_weight(form: Form, beta: Tensor) -> Tensor:
 
 
 class Potential(Protocol):
-    """A batched misfit energy over latents, apart from the Gaussian prior."""
+    """A batched misfit energy over latents, apart from the Gaussian prior.
+
+    Gradients need not be the energy's own: any field that is a function of each chain's latent
+    alone leaves the target exact. One whose energies cost something beside the gradients has more:
+    ``grad_alone(latents)``, without energies; ``forwards``, how many forwards an energy costs; and
+    ``finer``, the potential to fall back to where its gradients are too coarse, or None.
+    """
 
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Energies ``(B, N)`` float64 and gradients ``(B, N, d)`` of latents ``(B, N, d)``."""
         ...
+
+
+def gradients(potential: Potential, latents: Tensor) -> Tensor:
+    """Gradients ``(B, N, d)`` where no energy is asked for."""
+    alone: Callable[[Tensor], Tensor] | None = getattr(potential, "grad_alone", None)
+    return potential.energy_and_grad(latents)[1] if alone is None else alone(latents)
+
+
+def forwards(potential: Potential) -> int:
+    """Forwards that an energy costs beside the gradient."""
+    return getattr(potential, "forwards", 0)
+
+
+def finer(potential: Potential) -> Potential | None:
+    """What to fall back to where gradients are too coarse; None for a potential that is exact."""
+    return getattr(potential, "finer", None)
 
 
 class LatentMap(Protocol):
@@ -102,9 +124,9 @@ class GeneratorPotential:
         self.halvings = 0
         self._index: Tensor | None = None
 
-    def of(self, generator: LatentMap) -> GeneratorPotential:
-        """The same of another generator."""
-        return GeneratorPotential(generator, self.observation, self.ops, self.max_batch)
+    def of(self, generator: LatentMap, observation: Observation) -> GeneratorPotential:
+        """The same of another generator or observation."""
+        return GeneratorPotential(generator, observation, self.ops, self.max_batch)
 
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Energies ``(B, N)`` float64 and gradients ``(B, N, d)`` of latents ``(B, N, d)``."""
@@ -203,4 +225,38 @@ class GeneratorPotential:
             y = torch.where(observed[index], y, 0.0)
         energy = self.observation.user_misfit(y, self.observation.measured_values[index])
         check_energies("misfit", energy, y.shape[0])
-        return self.observation.spec.weight.reshape(()) * energy
+        weight = self.observation.spec.weight.reshape(-1).expand(self.observation.count)
+        return weight[index] * energy
+
+
+class SplitPotential:
+    """Energies by one potential, gradients by another one of reduced precision.
+
+    Leapfrog is reversible and keeps volume for any gradient field that is a deterministic function
+    of the latent, so the target is that of ``energies``, exactly; what a coarse field costs is
+    acceptance. ``scale`` ``(B,)`` is what the energies of ``field`` are multiplied by, powers of 2.
+    An energy costs a forward of its own.
+    """
+
+    forwards = 1
+
+    def __init__(
+        self,
+        energies: GeneratorPotential,
+        field: GeneratorPotential,
+        scale: Tensor | None = None,
+        finer: Potential | None = None,
+    ) -> None:
+        self.energies, self.field, self.scale, self.finer = energies, field, scale, finer
+
+    def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies ``(B, N)`` float64 and gradients ``(B, N, d)`` of latents ``(B, N, d)``."""
+        return self.energies.energy(latents), self.grad_alone(latents)
+
+    def grad_alone(self, latents: Tensor) -> Tensor:
+        """Gradients ``(B, N, d)`` alone."""
+        _, grad = self.field.energy_and_grad(latents)
+        if self.scale is None:
+            return grad
+        each = self.scale.repeat_interleave(len(latents) // len(self.scale))
+        return grad / each[:, None, None].to(grad.dtype)

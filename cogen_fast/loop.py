@@ -152,6 +152,7 @@ class Loop:
         return (
             settings
             | dict(self.method.identity())
+            | {k: str(v) for k, v in self.problem.precision.settings().items()}
             | {
                 "generator": self.problem.adapter.fingerprint(),
                 "observation": digest.hexdigest(),
@@ -159,5 +160,6 @@ class Loop:
                 "misfit": self.problem.observation.noise,
                 "observation_ids": str(None if observation_ids is None else list(observation_ids)),
                 "backend": self.problem.backend,
+                "compiled": str(self.problem.compiled),
             }
         )

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cogen_fast.loop import Outcome, Position
 from cogen_fast.problem import Problem
-from cogen_fast.sampler import ais, dense
+from cogen_fast.sampler import ais, dense, smc
+from cogen_fast.sampler.fallback import LEAST_ACCEPTANCE, WINDOW
 from cogen_fast.sampler.schedule import Betas
 from cogen_fast.sampler.weights import genealogical_variance, log_mean_weight, surviving_roots
 
@@ -26,6 +27,16 @@ _PER_CHAIN_NOTE = (
     "each chain adapted its own step size, which biases samples and weights, however many chains "
     "there are"
 )
+
+
+def refined_note(run: ais.Run | smc.Run) -> list[str]:
+    """What is said where gradients of reduced precision were given up."""
+    if run.refined is None:
+        return []
+    return [
+        f"acceptance below {LEAST_ACCEPTANCE} over {WINDOW} temperatures: gradients of the finer "
+        f"type after {run.refined} temperatures"
+    ]
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ class Paper:
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> ais.Run:
         """Prior draws."""
         state = ais.init(
-            problem.potential,
+            problem.target,
             self.moves,
             step_size_start=self.step_size,
             chains=self.chains,
@@ -87,7 +98,7 @@ class Paper:
         if problem.dense is not None:
             return dense.ais_run(problem.dense, self.betas, self.moves, run, on_step)
         return ais.run(
-            problem.potential,
+            problem.target,
             self.betas,
             len(self.betas),
             self.moves,
@@ -136,11 +147,16 @@ class Paper:
             rounds=(torch.from_numpy(self.betas[: run.done]) >= 1.0).sum().repeat(count),
             energy_std=history.energy_std,
             beta_reached=float(state.beta.min()),
-            gradients=1 + run.done * self.moves.hmc_steps * self.moves.leapfrog_steps,
-            forwards=0,
+            gradients=self._gradients(run),
+            forwards=state.forwards,
             reasons=reasons,
-            notes=[_PER_CHAIN_NOTE] if state.adaptation.per_chain else [],
+            notes=([_PER_CHAIN_NOTE] if state.adaptation.per_chain else []) + refined_note(run),
         )
+
+    def _gradients(self, run: ais.Run) -> int:
+        """Of a chain: the first, those of the moves, and one where gradients became finer."""
+        moves = run.done * self.moves.hmc_steps * self.moves.leapfrog_steps
+        return 1 + moves + (run.refined is not None)
 
     def _normaliser(
         self, state: ais.AISState, roots: Tensor, complete: bool

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cogen_fast.adapter import GeneratorAdapter, frozen
-from cogen_fast.density import GeneratorPotential, LatentMap
+from cogen_fast.compiled import try_compiling
+from cogen_fast.density import GeneratorPotential, LatentMap, Potential, SplitPotential
+from cogen_fast.memory import is_out_of_memory
 from cogen_fast.observation import Mask, Observation, UserMisfit, as_operator, observe
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dense import DenseLayers, dense_layers, forward, hooked, unfit
+from cogen_fast.precision import Precision, described, full_precision, split
 from cogen_fast.sampler.dense import DenseProblem
+from cogen_fast.warn import warn_user
 
 _FAST = "generator: its fast path, for images and their gradient by the latent"
+_NO_FAST = "generator: its fast path cannot be taken"
 
 
 @dataclass(frozen=True)
 class Problem:
     """What every method needs; valid inside `prepared` only, while G's weights are frozen.
 
-    ``dense`` is there where whole runs are made in C++, and ``notes`` say where the generator's own
-    fast path is taken (backend "fused" in both cases).
+    ``potential`` is that of G's own type, and ``split`` what moves follow where ``precision`` asks
+    for another. ``compiled`` says whether G was. ``dense`` is there where whole runs are made in
+    C++, and ``notes`` say where the generator's own fast path is taken (backend "fused" in both
+    cases, but for a fast path on CUDA, beside which any ops may serve).
     """
 
     adapter: GeneratorAdapter
@@ -34,6 +42,23 @@ class Problem:
     backend: str
     dense: DenseProblem | None = None
     notes: tuple[str, ...] = ()
+    precision: Precision = field(default_factory=Precision)
+    split: SplitPotential | None = None
+    compiled: bool = False
+
+    @property
+    def target(self) -> Potential:
+        """What the sampler's moves follow."""
+        return self.potential if self.split is None else self.split
+
+    @property
+    def halvings(self) -> tuple[int, int | None]:
+        """How often memory ran out, and the most latents of a call by now."""
+        used = [self.potential]
+        if self.split is not None:
+            used += [self.split.energies, self.split.field]
+        most = [each.max_batch for each in used if each.max_batch is not None]
+        return sum(each.halvings for each in used), min(most, default=None)
 
     def how(self) -> dict[str, Any]:
         """What `hmc.init` needs to know of the generator."""
@@ -67,6 +92,8 @@ def prepared(
     device: torch.device | str | None = None,
     backend: str = "auto",
     max_batch: int | None = None,
+    precision: Precision | None = None,
+    compile: bool = False,
 ) -> Iterator[Problem]:
     """Check generator and data and bind them; G is as it was when the context ends.
 
@@ -86,49 +113,97 @@ def prepared(
             misfit=misfit,
         )
         potential = GeneratorPotential(adapter, observation, ops, max_batch)
-        yield _fused(backend, Problem(adapter, observation, potential, ops.name))
+        problem = _fused(
+            backend,
+            Problem(adapter, observation, potential, ops.name, precision=precision or Precision()),
+        )
+        if compile:
+            problem = _compiled(problem)
+        yield _with_split(problem)
+
+
+def _compiled(problem: Problem) -> Problem:
+    """With the generator compiled, where it is called at all."""
+    if problem.dense is not None or problem.potential.generator is not problem.adapter:
+        note = "compile: not needed, for this generator has a faster way"
+        return replace(problem, notes=(*problem.notes, note))
+    adapter, note = try_compiling(problem.adapter)
+    problem = replace(problem, notes=(*problem.notes, note))
+    if adapter is None:
+        warn_user(note)
+        return problem
+    potential = problem.potential.of(adapter, problem.observation)
+    return replace(problem, potential=potential, compiled=True)
+
+
+def _with_split(problem: Problem) -> Problem:
+    """With energies and gradients of the types that are asked for."""
+    half = partial(_half_fast_path, problem)
+    target = split(problem.adapter, problem.potential, problem.precision, half)
+    notes = (*problem.notes, *described(target, problem.precision))
+    return replace(problem, split=target, notes=notes)
 
 
 def _fused(backend: str, problem: Problem) -> Problem:
     """With the generator's fast path or runs in C++, if asked for or the best there is."""
     adapter, observation = problem.adapter, problem.observation
-    if backend not in ("auto", "fused") or not dispatch.fuses(adapter.device):
+    if backend not in ("auto", "fused"):
         return problem
-    if (fast := _fast_path(adapter)) is not None:
-        potential = problem.potential.of(fast)
-        return replace(problem, potential=potential, backend="fused", notes=(_FAST,))
+    fast, notes = _fast_path(adapter)
+    if fast is not None:
+        potential = problem.potential.of(fast, observation)
+        name = "fused" if adapter.device.type == "cpu" else problem.backend
+        return replace(problem, potential=potential, backend=name, notes=notes)
+    problem = replace(problem, notes=notes)
+    if not dispatch.fuses(adapter.device):
+        return problem
     layers = dense_layers(adapter.generator)
-    obstacle = _obstacle(layers, adapter, observation)
+    obstacle = _obstacle(layers, problem)
     if layers is not None and obstacle is None:
         return replace(problem, backend="fused", dense=DenseProblem.of(layers, observation.spec))
     if backend == "fused":
         raise ValueError(
-            "backend: fused serves progressive generators on the CPU and those of dense layers "
-            f"only, got {obstacle}"
+            "backend: fused serves progressive generators and those of dense layers only, got "
+            f"{notes[0] if notes else obstacle}"
         )
     return problem
 
 
-def _fast_path(adapter: GeneratorAdapter) -> LatentMap | None:
-    """What a generator offers as ``fast_path()`` for its images and z-gradients alone.
+def _fast_path(adapter: GeneratorAdapter) -> tuple[LatentMap | None, tuple[str, ...]]:
+    """What a generator offers as ``fast_path()`` for its images and z-gradients alone, and a note.
 
-    It must take rows ``(n, d)`` in the generator's type; None where none is offered for the CPU,
-    where hooks would not be called, or where it gives other outputs (a subclass's, say).
+    It must take rows ``(n, d)`` in the generator's type; None where none is offered, where hooks
+    would not be called, where it gives other outputs (a subclass's, say), or cannot be made here.
     """
     generator = adapter.generator
     offered = getattr(generator, "fast_path", None)
     if not isinstance(generator, nn.Module) or not callable(offered) or hooked(generator):
-        return None
-    if adapter.device.type != "cpu" or adapter.input_dtype != adapter.dtype:
-        return None
-    fast: LatentMap = offered()
-    return fast if adapter.agrees(fast(adapter.probe_latents)) else None
+        return None, ()
+    if adapter.input_dtype != adapter.dtype:
+        return None, ()
+    try:
+        fast: LatentMap = offered()
+        agrees = adapter.agrees(fast(adapter.probe_latents))
+    except Exception as error:  # without the extension or Triton, or where that cannot compile
+        if is_out_of_memory(error):
+            raise
+        return None, (f"{_NO_FAST}: {error!s:.200}",)
+    return (fast, (_FAST,)) if agrees else (None, ())
 
 
-def _obstacle(
-    layers: DenseLayers | None, adapter: GeneratorAdapter, observation: Observation
-) -> str | None:
+def _half_fast_path(problem: Problem, dtype: torch.dtype) -> LatentMap | None:
+    """The fast path with activations of a half-precision type, where it is taken on a GPU."""
+    if problem.adapter.device.type != "cuda" or _FAST not in problem.notes:
+        return None
+    offered: Callable[..., LatentMap] = problem.adapter.generator.fast_path  # type: ignore[attr-defined]
+    return offered(dtype)
+
+
+def _obstacle(layers: DenseLayers | None, problem: Problem) -> str | None:
     """What keeps a run from being made in C++."""
+    adapter, observation = problem.adapter, problem.observation
+    if not problem.precision.is_own(adapter.input_dtype):
+        return "gradients or energies of another type than the generator's"
     if layers is None:
         return "a generator that is not known to be nothing but dense layers"
     if (reason := unfit(layers)) is not None:
@@ -143,25 +218,3 @@ def _obstacle(
     ):
         return "dense_layers() that give other outputs than the generator"
     return None
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Float32 is float32 (no TF32), and gradients are off."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        if torch.cuda.is_available():
-            stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
-            stack.enter_context(_full_precision_matmul())
-        yield
-
-
-@contextmanager
-def _full_precision_matmul() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -74,7 +74,8 @@ class Result:
         jumped: whether a short budget forced too large steps, ``(B R,)`` bool.
         rounds: temperatures spent at beta = 1, ``(B R,)`` int64.
         gradients: gradient evaluations of each particle that ran.
-        forwards: its forwards beside them, for energies alone.
+        forwards: its forwards beside them, for energies in another type than the gradients; 0 where
+            one evaluation gives both.
         non_finite: proposals of each chain that were not finite, ``(B, N)`` int64.
         x_obs: the measurements ``(B, ...)``, 0 where hidden; ``observed``: bool, None for all.
         complete: False where the run was interrupted, at ``beta_reached``.

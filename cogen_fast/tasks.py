@@ -28,6 +28,7 @@ from cogen_fast.observation import AveragePool, Mask, Observation, Stride, UserM
 from cogen_fast.ops.spec import AdaptationRule
 from cogen_fast.optimise import POLISHERS
 from cogen_fast.paper import Paper
+from cogen_fast.precision import Precision
 from cogen_fast.presets import DEFAULTS, Preset, find_preset
 from cogen_fast.problem import Problem, prepared
 from cogen_fast.result import ANNEALED, Result
@@ -73,6 +74,9 @@ def cogenerate(
     observation_ids: Sequence[int] | None = None,
     device: torch.device | str | None = None,
     backend: str = "auto",
+    gradient_dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    energy_dtype: Literal["float32", "float64"] | None = None,
+    compile: bool = False,
     max_batch: int | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
@@ -136,9 +140,15 @@ def cogenerate(
         seed: whole number of 64 bits; a run is a pure function of its inputs and the seed.
         observation_ids: numbers that name the observations in the noise (0 .. B-1).
         device: where to run (the device of G's weights). "cpu" or "cuda".
-        backend: "auto", "fused", "native" or "reference"; see `cogen_fast.backends`. "auto" takes
-            "fused", where it serves G: whole runs in one call for small generators of dense layers,
-            the z-gradient's fast path for progressive ones on the CPU.
+        backend: "auto", "fused", "native" (CPU), "triton" (CUDA) or "reference"; see
+            `cogen_fast.backends`. "auto" takes "fused", where it serves G: whole runs in one call
+            for small generators of dense layers, the z-gradient's fast path for progressive ones.
+        gradient_dtype: what gradients are computed in (G's own type, float32 for most). "bfloat16"
+            and "float16" are cheaper on a GPU and leave the posterior exact: energies then take a
+            forward of their own. Where acceptance suffers the run goes on in G's own type.
+        energy_dtype: what energies are computed in (G's own type), never TF32: what is sampled is
+            the posterior of G in this type.
+        compile: run G through `torch.compile`. Where that fails, a warning and a note say so.
         max_batch: most latents in one call to G (all; halved when memory runs out).
         checkpoint: file to save an unfinished run to, every ``checkpoint_seconds`` and on Ctrl-C;
             a run started again with the same inputs goes on from there, bit for bit.
@@ -184,12 +194,14 @@ def cogenerate(
         "keep_trace": check_flag("keep_trace", keep_trace),
     }
     check_flag("progress", progress)
+    check_flag("compile", compile)
     polish = check_whole("polish", polish, 0)
     check_choice("polish_method", polish_method, POLISH_METHODS)
     if polish and evidence == "frozen":
         raise ValueError(
             f"polish: leaves no evidence, expected 0 with evidence='frozen', got {polish}"
         )
+    precision = Precision(gradient_dtype, energy_dtype)
     path = None if checkpoint is None else _checkpoint_path(checkpoint)
     interval = check_number("checkpoint_seconds", checkpoint_seconds, above=0.0, zero=True)
     plan: Method
@@ -208,6 +220,8 @@ def cogenerate(
         device=device,
         backend=backend,
         max_batch=running["max_batch"],
+        precision=precision,
+        compile=compile,
     ) as problem:
         run, complete = Loop(plan, problem, path, interval).anneal(observation_ids, progress)
         outcome = plan.outcome(problem, run, complete)
@@ -220,6 +234,7 @@ def cogenerate(
                 outcome.notes.append("polishing was interrupted: these are the samples")
                 polish = 0
         settings = plan.settings() | {"polish": polish, "polish_method": polish_method}
+        settings |= precision.settings() | {"compile": compile}
         if budget is not None:
             settings["budget"] = int(budget)  # as it was asked for, polishing included
         return assemble(settings, outcome, complete, problem)
@@ -417,8 +432,9 @@ def assemble(
     if completed is None:
         reasons["completed"] = "only where a mask hides entries can observed ones be pasted back"
     notes = [observation.noise, f"backend {problem.backend}", *problem.notes, *outcome.notes]
-    if potential.halvings:
-        notes.append(f"out of memory: max_batch was lowered to {potential.max_batch}")
+    halvings, most = problem.halvings
+    if halvings:
+        notes.append(f"out of memory: max_batch was lowered to {most}")
     said = ("reasons", "notes")
     found: dict[str, Any] = {
         f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in said

@@ -694,78 +694,44 @@ void norm_grad(std::int64_t pixels, std::int64_t channels, Address x, double slo
 }
 
 template <class T>
-std::int64_t convolve_arena(std::int64_t count, std::int64_t height, std::int64_t width,
-                            std::int64_t in, std::int64_t out) {
+using Layer = LayerOps<T> ProgressiveOps<T>::*;
+
+template <class T, Layer<T> kLayer>
+std::int64_t layer_arena(std::int64_t count, std::int64_t height, std::int64_t width,
+                         std::int64_t in, std::int64_t out) {
   require(in > 0 && out > 0, "channels: expected at least 1");
-  return ops<T>().progressive->convolve_arena(cells_of(count, height, width), in, out);
+  return (ops<T>().progressive->*kLayer).arena(cells_of(count, height, width), in, out);
 }
 
-template <class T>
-void convolve(std::int64_t count, std::int64_t height, std::int64_t width, Address images,
-              Address kernel, std::int64_t in, std::int64_t out_channels, Address bias,
-              double slope, Address out, Address scale, Address arena, int threads) {
+template <class T, Layer<T> kLayer>
+void layer_forward(std::int64_t count, std::int64_t height, std::int64_t width, Address images,
+                   Address kernel, std::int64_t in, std::int64_t out_channels, Address bias,
+                   double slope, Address out, Address scale, Address arena, int threads) {
   const Cells cells = cells_of(count, height, width);
   if (count == 0) return;
   require_address(images, "images");
   require_address(arena, "arena");
   const std::vector<T> zeros(static_cast<std::size_t>(in));
-  ops<T>().progressive->convolve(cells, at<const T>(images),
-                                 kernel_of<T>(kernel, in, out_channels),
-                                 pixel_norm_of<T>(out_channels, bias, slope, out, scale),
-                                 zeros.data(), at<T>(arena), threads);
+  (ops<T>().progressive->*kLayer)
+      .forward(cells, at<const T>(images), kernel_of<T>(kernel, in, out_channels),
+               pixel_norm_of<T>(out_channels, bias, slope, out, scale), zeros.data(),
+               at<T>(arena), threads);
 }
 
-template <class T>
-void convolve_grad(std::int64_t count, std::int64_t height, std::int64_t width, Address images,
-                   Address kernel, std::int64_t in, std::int64_t out_channels, double slope,
-                   Address out, Address scale, Address grad, Address arena, int threads) {
+template <class T, Layer<T> kLayer>
+void layer_backward(std::int64_t count, std::int64_t height, std::int64_t width, Address images,
+                    Address kernel, std::int64_t in, std::int64_t out_channels, double slope,
+                    Address out, Address scale, Address extra, Address grad, Address arena,
+                    int threads) {
   const Cells cells = cells_of(count, height, width);
   if (count == 0) return;
   require_address(images, "images");
   require_address(arena, "arena");
   const std::vector<T> zeros(static_cast<std::size_t>(in));
-  ops<T>().progressive->convolve_grad(
-      cells, at<const T>(images), kernel_of<T>(kernel, in, out_channels),
-      pixel_norm_grad_of<T>(out_channels, slope, out, scale, 0, grad), zeros.data(), at<T>(arena),
-      threads);
-}
-
-template <class T>
-std::int64_t upsample_arena(std::int64_t count, std::int64_t height, std::int64_t width,
-                            std::int64_t in, std::int64_t out) {
-  require(in > 0 && out > 0, "channels: expected at least 1");
-  return ops<T>().progressive->upsample_arena(cells_of(count, height, width), in, out);
-}
-
-template <class T>
-void upsample(std::int64_t count, std::int64_t height, std::int64_t width, Address images,
-              Address kernel, std::int64_t in, std::int64_t out_channels, Address bias,
-              double slope, Address out, Address scale, Address arena, int threads) {
-  const Cells cells = cells_of(count, height, width);
-  if (count == 0) return;
-  require_address(images, "images");
-  require_address(arena, "arena");
-  const std::vector<T> zeros(static_cast<std::size_t>(in));
-  ops<T>().progressive->upsample(cells, at<const T>(images),
-                                 kernel_of<T>(kernel, in, out_channels),
-                                 pixel_norm_of<T>(out_channels, bias, slope, out, scale),
-                                 zeros.data(), at<T>(arena), threads);
-}
-
-template <class T>
-void upsample_grad(std::int64_t count, std::int64_t height, std::int64_t width, Address images,
-                   Address kernel, std::int64_t in, std::int64_t out_channels, double slope,
-                   Address out, Address scale, Address extra, Address grad, Address arena,
-                   int threads) {
-  const Cells cells = cells_of(count, height, width);
-  if (count == 0) return;
-  require_address(images, "images");
-  require_address(arena, "arena");
-  const std::vector<T> zeros(static_cast<std::size_t>(in));
-  ops<T>().progressive->upsample_grad(
-      cells, at<const T>(images), kernel_of<T>(kernel, in, out_channels),
-      pixel_norm_grad_of<T>(out_channels, slope, out, scale, extra, grad), zeros.data(),
-      at<T>(arena), threads);
+  (ops<T>().progressive->*kLayer)
+      .backward(cells, at<const T>(images), kernel_of<T>(kernel, in, out_channels),
+                pixel_norm_grad_of<T>(out_channels, slope, out, scale, extra, grad), zeros.data(),
+                at<T>(arena), threads);
 }
 
 template <class T>
@@ -868,6 +834,13 @@ void noise_on_device(const std::string& kind, bool is_double, std::uint32_t purp
 
 using ReleaseGil = py::call_guard<py::gil_scoped_release>;
 
+template <class T, Layer<T> kLayer>
+void def_layer(py::module_& module, const std::string& name, const std::string& suffix) {
+  module.def((name + "_arena" + suffix).c_str(), &layer_arena<T, kLayer>, ReleaseGil());
+  module.def((name + suffix).c_str(), &layer_forward<T, kLayer>, ReleaseGil());
+  module.def((name + "_grad" + suffix).c_str(), &layer_backward<T, kLayer>, ReleaseGil());
+}
+
 template <class T>
 void bind_ops(py::module_& module, const std::string& suffix) {
   module.def(("initial_latents" + suffix).c_str(), &initial_latents<T>, ReleaseGil());
@@ -877,12 +850,8 @@ void bind_ops(py::module_& module, const std::string& suffix) {
   module.def(("misfit" + suffix).c_str(), &misfit<T>, ReleaseGil());
   module.def(("norm" + suffix).c_str(), &norm<T>, ReleaseGil());
   module.def(("norm_grad" + suffix).c_str(), &norm_grad<T>, ReleaseGil());
-  module.def(("convolve_arena" + suffix).c_str(), &convolve_arena<T>, ReleaseGil());
-  module.def(("convolve" + suffix).c_str(), &convolve<T>, ReleaseGil());
-  module.def(("convolve_grad" + suffix).c_str(), &convolve_grad<T>, ReleaseGil());
-  module.def(("upsample_arena" + suffix).c_str(), &upsample_arena<T>, ReleaseGil());
-  module.def(("upsample" + suffix).c_str(), &upsample<T>, ReleaseGil());
-  module.def(("upsample_grad" + suffix).c_str(), &upsample_grad<T>, ReleaseGil());
+  def_layer<T, &ProgressiveOps<T>::convolution>(module, "convolve", suffix);
+  def_layer<T, &ProgressiveOps<T>::upsampling>(module, "upsample", suffix);
   module.def(("colour_misfit" + suffix).c_str(), &colour_misfit<T>, ReleaseGil());
   // These release the GIL themselves.
   module.def(("anneal_mlp" + suffix).c_str(), &anneal_mlp<T>);

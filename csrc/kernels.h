@@ -166,21 +166,22 @@ struct Colours {
 // from the gradient by their output to that by the output of the convolution before, and then their
 // kernel is that of the way back. `zeros` holds as many zeros as there are channels; `arena` has as
 // many numbers as `convolve_arena` (and so on) says.
+// A 3x3 convolution of images of cells, what follows it, and the way back.
+template <class T>
+struct LayerOps {
+  int64_t (*arena)(const Cells&, int64_t in, int64_t out);
+  void (*forward)(const Cells&, const T* images, const Kernel3x3<T>&, const PixelNorm<T>&,
+                  const T* zeros, T* arena, int threads);
+  void (*backward)(const Cells&, const T* grad, const Kernel3x3<T>&, const PixelNormGrad<T>&,
+                   const T* zeros, T* arena, int threads);
+};
+
 template <class T>
 struct ProgressiveOps {
   void (*norm)(int64_t pixels, const T* x, const PixelNorm<T>&, int threads);
   void (*norm_grad)(int64_t pixels, T* x, const PixelNormGrad<T>&, int threads);
-  int64_t (*convolve_arena)(const Cells&, int64_t in, int64_t out);
-  void (*convolve)(const Cells&, const T* images, const Kernel3x3<T>&, const PixelNorm<T>&,
-                   const T* zeros, T* arena, int threads);
-  void (*convolve_grad)(const Cells&, const T* grad, const Kernel3x3<T>&, const PixelNormGrad<T>&,
-                        const T* zeros, T* arena, int threads);
-  // Images of cells of one pixel to images of cells of 2x2, and back.
-  int64_t (*upsample_arena)(const Cells&, int64_t in, int64_t out);
-  void (*upsample)(const Cells&, const T* images, const Kernel3x3<T>&, const PixelNorm<T>&,
-                   const T* zeros, T* arena, int threads);
-  void (*upsample_grad)(const Cells&, const T* grad, const Kernel3x3<T>&, const PixelNormGrad<T>&,
-                        const T* zeros, T* arena, int threads);
+  LayerOps<T> convolution;
+  LayerOps<T> upsampling;  // of cells of one pixel to cells of 2x2
   // The misfit's `outputs` and `grad` are not used.
   int64_t (*colour_arena)(const Misfit<T>&, int64_t channels, int threads);
   int64_t (*colour_bands)(const Misfit<T>&);

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # `python -m pytest` puts the checkout first on the path, where the package has no extension:
 # the tests are about the installed package.
 sys.path[:] = [p for p in sys.path if Path(p or os.getcwd()).resolve() != ROOT]
+
+from implementations import EVERY, FAST, ISAS, implementation  # noqa: E402
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -36,6 +39,27 @@ def data_dir() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+@pytest.fixture(params=FAST)
+def fast(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Each fast implementation of the ops."""
+    with implementation(request.param) as ops:
+        yield ops
+
+
+@pytest.fixture(params=EVERY)
+def ops(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Each implementation of the ops, the definition among them."""
+    with implementation(request.param) as ops:
+        yield ops
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that the extension can use here."""
+    with implementation(request.param):
+        yield request.param
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,13 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from implementations import INTERPRETED
 from torch import Tensor, nn
 
 from cogen_fast import Result
 
-both_backends = pytest.mark.parametrize("backend", ["reference", "native"])
+BACKENDS = ["triton"] if INTERPRETED else ["reference", "native"]
+both_backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def network(seed: int = 0) -> nn.Sequential:

@@ -24,6 +24,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "loop prior_draws",
         "problem",
         "sampler result presets checkpoint",
+        "precision compiled",
         "density adapter",
         "observation",
         "ops",

@@ -192,6 +192,16 @@ def test_same_result_as_from_python(checkpoint: str, picture: str, tmp_path: Pat
     )
 
 
+def test_types_are_those_asked_for(checkpoint: str, picture: str, tmp_path: Path) -> None:
+    options = ["--gradient-dtype", "bfloat16", "--energy-dtype", "float64", "--compile"]
+    assert inpaint(checkpoint, picture, tmp_path / "out", *options) == 0
+    result = cogen_fast.Result.load(tmp_path / "out")
+    assert result.settings["gradient_dtype"] == "bfloat16"
+    assert result.settings["energy_dtype"] == "float64"
+    assert result.settings["compile"] is True  # and not needed: there is a fast path
+    assert result.forwards == 1 + len(result.betas)
+
+
 @pytest.mark.parametrize("downsample", ["average", "stride"])
 def test_super_resolve(checkpoint: str, tmp_path: Path, downsample: str) -> None:
     small = save(tmp_path / "small.png", random_pixels(4, 4))

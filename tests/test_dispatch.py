@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
+from implementations import INTERPRETED
 
+from cogen_fast import ops
 from cogen_fast.ops import dispatch, native, reference
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+needs_triton = pytest.mark.skipif(
+    dispatch.triton_failure() is not None, reason=str(dispatch.triton_failure())
+)
 OPS = (
     "initial_latents",
     "begin_trajectory",
     "continue_trajectory",
     "accept_select",
     "adapt_step_size",
+    "next_beta",
+    "systematic_ancestors",
+    "observation_uniforms",
     "misfit",
 )
 
@@ -30,13 +39,29 @@ def no_extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dispatch._resolve.cache_clear()
 
 
+@pytest.fixture
+def no_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if Triton were not installed."""
+
+    def forget() -> None:
+        for cached in (dispatch._resolve, dispatch._triton, dispatch.triton_failure):
+            cached.cache_clear()
+
+    monkeypatch.delattr(ops, "triton_ops", raising=False)
+    for name in ("triton_ops", "triton_kernels"):
+        monkeypatch.delitem(sys.modules, f"cogen_fast.ops.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    forget()
+    yield
+    forget()
+
+
 @pytest.mark.parametrize(
     "backend, device, name, module",
     [
         ("auto", CPU, "native", native),
         ("native", CPU, "native", native),
         ("reference", CPU, "reference", reference),
-        ("auto", CUDA, "reference", reference),
         ("reference", CUDA, "reference", reference),
     ],
 )
@@ -62,11 +87,38 @@ def test_other_devices_are_refused_by_name(backend: str, device: str) -> None:
         dispatch.resolve(backend, torch.device(device))
 
 
-def test_triton_says_what_there_is() -> None:
-    with pytest.raises(NotImplementedError, match=r"triton.*for cpu: auto, reference, native$"):
+@needs_triton
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_cuda_tensors_are_served_by_triton(backend: str) -> None:
+    from cogen_fast.ops import triton_ops
+
+    found = dispatch.resolve(backend, CUDA)
+    assert found.name == "triton"
+    for op in OPS:
+        assert getattr(found, op) is getattr(triton_ops, op)
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter serves cpu tensors")
+def test_triton_refuses_cpu() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^backend: triton serves cuda.*got device cpu.*for cpu: auto, reference, native$",
+    ):
         dispatch.resolve("triton", CPU)
-    with pytest.raises(NotImplementedError, match=r"triton.*for cuda: auto, reference$"):
-        dispatch.resolve("triton", CUDA)
+
+
+@pytest.mark.usefixtures("no_triton")
+def test_missing_triton_is_reported_with_its_cause() -> None:
+    assert dispatch.resolve("auto", CUDA).name == "reference"
+    for device in (CPU, CUDA):
+        with pytest.raises(ImportError, match=r"^backend: triton cannot be used: .*import"):
+            dispatch.resolve("triton", device)
+    with pytest.raises(ValueError, match=r"for cuda: auto, reference$"):
+        dispatch.resolve("native", CUDA)
+    report = dispatch.backends()
+    assert report.auto["cuda"] == "reference"
+    assert "cannot be imported" in report.rejected["cuda"]["triton"]
 
 
 def test_native_refuses_cuda() -> None:
@@ -76,7 +128,7 @@ def test_native_refuses_cuda() -> None:
 
 def test_fused_serves_cuda_only_where_it_was_built() -> None:
     if dispatch.fuses(CUDA):
-        assert dispatch.resolve("fused", CUDA).name == "reference"
+        assert dispatch.resolve("fused", CUDA).name == dispatch.resolve("auto", CUDA).name
         return
     with pytest.raises(ValueError, match=r"^backend: fused cannot serve cuda.*without CUDA"):
         dispatch.resolve("fused", CUDA)
@@ -87,13 +139,14 @@ def test_report() -> None:
     assert report.extension_failure is None
     assert report.isa in report.isa_built
     assert report.threads == torch.get_num_threads()
-    assert report.auto == {"cpu": "native", "cuda": "reference"}
+    on_cuda = "reference" if dispatch.triton_failure() else "triton"
+    assert report.auto == {"cpu": "native", "cuda": on_cuda}
     assert (report.cuda_device is not None) == torch.cuda.is_available()
     assert "cpu" in report.fused and ("cuda" in report.fused) == report.built_with_cuda
     text = str(report)
     assert report.isa is not None
     assert report.compiler is not None
-    for part in (report.isa, report.compiler, torch.__version__, "not triton: not part of this"):
+    for part in (report.isa, report.compiler, torch.__version__, "not triton: serves cuda tensors"):
         assert part in text
 
 

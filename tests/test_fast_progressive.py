@@ -162,15 +162,15 @@ def test_layers(size: tuple[int, int, int, int], upsample: bool) -> None:
     images, side, before, after = size
     side = side // 2 if upsample else side
     kernel, bias = random(after, before, 3, 3), random(after, seed=1)
-    layer: Any = (UpsampledConvolution if upsample else Convolution)(kernel, bias, SLOPE)
-    work = Workspace(F64)
+    kind: Any = UpsampledConvolution if upsample else Convolution
+    layer = kind(kernel, bias, SLOPE, Workspace(F64))
 
     # The layer's input is itself the output of an activation.
     read = random(images, side, side, before, seed=2).requires_grad_()
     x, scale = reference.norm(read, torch.zeros(before, dtype=F64), SLOPE, True)
     activation = Normed(x.detach(), scale.detach(), SLOPE)
     expected = written_out(x, kernel, bias, upsample)
-    found = layer.forward(activation.out, work)
+    found = layer.forward(activation.out)
     assert_close(found.out, expected, 1e-12)
 
     grad = random(*expected.shape, seed=3)
@@ -181,10 +181,10 @@ def test_layers(size: tuple[int, int, int, int], upsample: bool) -> None:
     # One channel's norm is its sign: its gradient is what rounding leaves of `by_x`.
     bound = 1e-12 * float((by_x * activation.scale[..., None]).abs().max())
     by_conv = norm_grad(grad, found)
-    kept = layer.backward(by_conv, activation, work, False, **arguments)
+    kept = layer.backward(by_conv, activation, False, **arguments)
     torch.testing.assert_close(kept, by_read, rtol=0, atol=bound)
     assert kept.data_ptr() != activation.out.data_ptr()
-    spent = layer.backward(by_conv, activation, work, True, **arguments)
+    spent = layer.backward(by_conv, activation, True, **arguments)
     assert spent.data_ptr() == activation.out.data_ptr()
     torch.testing.assert_close(spent, kept, rtol=0, atol=0)
 
@@ -385,7 +385,7 @@ def test_it_is_made_of_floats_on_the_cpu_only() -> None:
     generator = seeded(8, latent_size=5, feature_maps=[4, 3])
     with pytest.raises(TypeError, match=r"^network: expected float32 or float64 .*got .*bfloat16"):
         generator.bfloat16().fast_path()
-    with pytest.raises(ValueError, match=r"^network: expected weights on the CPU, got .*meta"):
+    with pytest.raises(ValueError, match=r"^network: expected weights on cpu or cuda, got .*meta"):
         generator.to("meta").fast_path()
 
 
@@ -494,9 +494,7 @@ def test_other_generators_are_called_themselves(make: Callable[[], Any]) -> None
 
 def test_fused_is_refused_for_other_generators() -> None:
     with (
-        pytest.raises(
-            ValueError, match=r"^backend: fused serves progressive generators on the CPU"
-        ),
+        pytest.raises(ValueError, match=r"^backend: fused serves progressive generators and those"),
         problem_of(hooked(), "fused"),
     ):
         pass

@@ -741,7 +741,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception] | tuple[type[Exception], ..
     "schedule": (bad(schedule="cosine"), ValueError, "schedule: .*linear.*'cosine'"),
     "form": (bad(form="prior"), ValueError, "form: .*posterior.*'prior'"),
     "backend": (bad(backend="fast"), ValueError, "backend: .*reference.*fast"),
-    "backend-triton": (bad(backend="triton"), NotImplementedError, "backend: "),
+    "backend-triton": (bad(backend="triton"), (ValueError, ImportError), "backend: triton"),
     "device-unknown": (bad(device="tpu"), ValueError, "device: .*cpu.*cuda.*tpu"),
     "device-mps": (bad(device="mps"), ValueError, "device: .*cpu.*cuda.*mps"),
     "device-meta": (bad(device="meta"), ValueError, "device: .*cpu.*cuda.*meta"),

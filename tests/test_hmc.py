@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from runs import both_backends
 from torch import Tensor, nn
 
 from cogen_fast.density import GeneratorPotential
@@ -25,8 +26,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 Array = npt.NDArray[np.float64]
 Grad = Callable[[Tensor], Tensor]
 CPU = torch.device("cpu")
-BACKENDS = ["reference", "native"]
-both_backends = pytest.mark.parametrize("backend", BACKENDS)
 ROUNDING = {"rtol": 1e-9, "atol": 1e-11}  # float64 over a few dozen operations
 
 

@@ -1,10 +1,10 @@
-"""The progressive GAN once more, for its images and their gradient by the latent, on the CPU.
+"""The progressive GAN once more, for its images and their gradient by the latent.
 
 The same function as `ProgressiveGenerator`, without autograd and weight gradients. He constants are
-folded into the weights; each upsampling and the convolution behind it are one operation
-(`cogen_fast.ops.upsampled`), the other convolutions are Winograd's (`cogen_fast.ops.winograd`);
-bias, leaky ReLU and pixel norm are one pass either way (`cogen_fast.ops.normed`). Of every
-activation only the normalised output and one number per pixel are kept.
+folded into the weights; each upsampling and the convolution behind it are one operation; bias,
+leaky ReLU and pixel norm are one pass either way. How they are computed is the business of
+`cogen_fast.ops.layers`: in C++ on the CPU, by torch and Triton on CUDA. Of every activation only
+the normalised output and one number per pixel are kept.
 """
 
 from __future__ import annotations
@@ -17,13 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cogen_fast.ops import native
-from cogen_fast.ops.colours import Colours, colour_misfit
-from cogen_fast.ops.normed import Normed, norm, norm_grad
-from cogen_fast.ops.packed import Workspace
+from cogen_fast.ops.colours import Colours
+from cogen_fast.ops.layers import Layers
+from cogen_fast.ops.normed import Normed
 from cogen_fast.ops.spec import MisfitSpec
-from cogen_fast.ops.upsampled import UpsampledConvolution
-from cogen_fast.ops.winograd import Convolution
 
 Layer = tuple[Tensor, Tensor]
 """A weight, He constant included, and a bias."""
@@ -31,7 +28,7 @@ Layer = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Network:
-    """What a progressive GAN consists of, as plain data; dtype float32 or float64, on the CPU.
+    """What a progressive GAN consists of, as plain data; dtype float32 or float64.
 
     ``dense`` has a weight ``(16 C, d)``, row ``c * 16 + y * 4 + x`` being pixel (c, y, x);
     ``convolutions`` ``(out, in, 3, 3)`` are the one at 4 px and two for each further resolution;
@@ -54,17 +51,16 @@ class FastProgressive:
     """A progressive GAN for sampling: z ``(n, d)`` to images ``(n, colours, R, R)``.
 
     What is called is differentiable once, by z alone. Weights are those of the moment when it was
-    made. Not for use by several threads at once. Raises TypeError for weights of other types than
-    float32 and float64, ValueError for weights that are not on the CPU.
+    made; latents, images and z-gradients are of their type, activations of that of ``layers``. Not
+    for use by several threads at once. Raises TypeError for weights of other types than float32 and
+    float64.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, layers: Layers) -> None:
         weight, bias = network.dense
-        if weight.device.type != "cpu":
-            raise ValueError(f"network: expected weights on the CPU, got them on {weight.device}")
         if weight.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"network: expected float32 or float64 weights, got {weight.dtype}")
-        self.network = network
+        self.network, self.layers = network, layers
         maps = len(bias) // 16
         self._maps = maps
         # Channels last: rows by pixel, then channel.
@@ -72,14 +68,13 @@ class FastProgressive:
         self._dense_bias = bias.view(maps, 16).T.flatten().contiguous()
         slope = network.slope
         first, *rest = network.convolutions
-        self._base = Convolution(*first, slope)
+        self._base = layers.convolution(*first, slope)
         self._blocks = [
-            (UpsampledConvolution(*rest[i], slope), Convolution(*rest[i + 1], slope))
+            (layers.upsampled(*rest[i], slope), layers.convolution(*rest[i + 1], slope))
             for i in range(0, len(rest), 2)
         ]
         self._colours = _colours(network.colours, network.bounded)
         self._faded = None if network.faded is None else _colours(network.faded, False)
-        self._work = Workspace(weight.dtype)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Images ``(n, colours, R, R)`` of z ``(n, d)``; TypeError or ValueError naming z."""
@@ -98,21 +93,24 @@ class FastProgressive:
         """
         trace = self._forward(z.detach())
         if self._faded is None:
-            energy, grad = colour_misfit(trace[-1], self._colours, spec, observation)
+            energy, grad = self.layers.colour_misfit(trace[-1], self._colours, spec, observation)
             return energy, self._back(grad, trace, spent=True)
-        energy, by_image = native.misfit(self._image(trace).contiguous(), spec, observation)
+        image = self._image(trace).contiguous()
+        energy, by_image = self.layers.misfit(image, spec, observation)
         return energy, self._vjp(by_image, trace, spent=True)
 
     def _forward(self, z: Tensor) -> list[Normed]:
         """The activations of every layer, the latent first; images are ``(n, S, S, C)``."""
-        z = native._check("z", z, (len(z), self._dense.shape[1]), self._dense.dtype)
-        x = norm(z, z.new_zeros(z.shape[1]), 1.0, True) if self.network.normalise_latent else None
+        network, norm = self.network, self.layers.norm
+        z = self.layers.checked(z, (len(z), self._dense.shape[1]), self._dense.dtype)
+        x = norm(z, z.new_zeros(z.shape[1]), 1.0, True) if network.normalise_latent else None
         latent = Normed(z, None, 1.0) if x is None else x
         dense = torch.addmm(self._dense_bias, latent.out, self._dense.T).view(-1, 4, 4, self._maps)
         zero = dense.new_zeros(self._maps)
-        trace = [latent, norm(dense, zero, self.network.slope, self.network.normalise_dense)]
+        dense = dense.to(self.layers.dtype)
+        trace = [latent, norm(dense, zero, network.slope, network.normalise_dense)]
         for layer in (self._base, *(each for block in self._blocks for each in block)):
-            trace.append(layer.forward(trace[-1].out, self._work))
+            trace.append(layer.forward(trace[-1].out))
         return trace
 
     def _image(self, trace: Sequence[Normed]) -> Tensor:
@@ -132,9 +130,8 @@ class FastProgressive:
         if self._faded is not None:
             extra = (1.0 - self.network.alpha) * _halved(grad) @ self._faded.weight
             grad = self.network.alpha * grad
-        return self._back(
-            norm_grad(grad @ self._colours.weight, trace[-1], spent), trace, spent, extra
-        )
+        grad = self.layers.norm_grad(grad @ self._colours.weight, trace[-1], spent)
+        return self._back(grad, trace, spent, extra)
 
     def _back(
         self, grad: Tensor, trace: list[Normed], spent: bool, extra: Tensor | None = None
@@ -145,13 +142,13 @@ class FastProgressive:
         """
         before = iter(trace[-2::-1])
         for up, plain in reversed(self._blocks):
-            grad = plain.backward(grad, next(before), self._work, spent)
-            grad = up.backward(grad, next(before), self._work, spent, extra)
+            grad = plain.backward(grad, next(before), spent)
+            grad = up.backward(grad, next(before), spent, extra)
             extra = None
-        grad = self._base.backward(grad, next(before), self._work, spent)
-        grad = grad.flatten(1) @ self._dense
+        grad = self._base.backward(grad, next(before), spent)
+        grad = grad.flatten(1).to(self._dense.dtype) @ self._dense
         latent = next(before)
-        return grad if latent.scale is None else norm_grad(grad, latent)
+        return grad if latent.scale is None else self.layers.norm_grad(grad, latent)
 
 
 class _Image(torch.autograd.Function):
@@ -179,7 +176,7 @@ def _colours(layer: Layer, bounded: bool) -> Colours:
 
 def _paint(x: Tensor, colours: Colours) -> Tensor:
     """``(n, S, S, C)`` to ``(n, S, S, colours)``, before any tanh."""
-    return x @ colours.weight.T + colours.bias
+    return x.to(colours.weight.dtype) @ colours.weight.T + colours.bias
 
 
 def _doubled(x: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from cogen_fast.generators.checks import boolean, fraction, positive_int
 from cogen_fast.generators.fast_progressive import FastProgressive, Network
+from cogen_fast.ops.folded import FoldedLayers, Folding
+from cogen_fast.ops.layers import Layers, NativeLayers
 from cogen_fast.ops.reference import PIXEL_NORM_EPSILON
 
 RESOLUTIONS = tuple(4 << stage for stage in range(9))
@@ -277,29 +279,39 @@ class ProgressiveGenerator(nn.Module):
             image = self.alpha * image + (1.0 - self.alpha) * faded
         return torch.tanh(image) if self.final == "tanh" else image
 
-    def fast_path(self) -> FastProgressive:
+    def fast_path(
+        self, dtype: torch.dtype | None = None, folding: Folding = "transposed"
+    ) -> FastProgressive:
         """The same function with the gradient by z alone, of the weights and alpha as they are now.
 
-        Raises TypeError for weights of other types than float32 and float64, ValueError where they
-        are not on the CPU, ImportError where it is called without the package's extension.
+        On the CPU in C++. On CUDA by torch and Triton, with activations of type ``dtype`` (the
+        weights' own, or bfloat16 or float16) and upsampling folded into convolutions as ``folding``
+        says (`cogen_fast.ops.folded`). Raises TypeError for weights of other types than float32 and
+        float64, ValueError where they are neither on the CPU nor on CUDA and for another ``dtype``
+        than theirs on the CPU, ImportError without Triton on CUDA; on the CPU where it is called
+        without the package's extension.
         """
+        weight = self.to_rgb.weight
+        layers = _layers(weight.device, weight.dtype, dtype or weight.dtype, folding)
+        return FastProgressive(self.network(), layers)
+
+    def network(self) -> Network:
+        """The weights and alpha as they are now, He constants included, as plain data."""
         faded = self.to_rgb_previous if self.alpha < 1.0 else None
         convolutions = [self.base.conv]
         for block in self.blocks:
             assert isinstance(block, Block)
             convolutions += [block.conv0, block.conv1]
-        return FastProgressive(
-            Network(
-                dense=_layer(self.base.dense),
-                convolutions=[_layer(convolution) for convolution in convolutions],
-                colours=_layer(self.to_rgb),
-                faded=None if faded is None else _layer(faded),
-                alpha=self.alpha,
-                normalise_latent=self.normalise_latent,
-                normalise_dense=self.normalise_dense,
-                slope=self.negative_slope,
-                bounded=self.final == "tanh",
-            )
+        return Network(
+            dense=_layer(self.base.dense),
+            convolutions=[_layer(convolution) for convolution in convolutions],
+            colours=_layer(self.to_rgb),
+            faded=None if faded is None else _layer(faded),
+            alpha=self.alpha,
+            normalise_latent=self.normalise_latent,
+            normalise_dense=self.normalise_dense,
+            slope=self.negative_slope,
+            bounded=self.final == "tanh",
         )
 
     def multiply_adds(self) -> int:
@@ -319,6 +331,21 @@ class ProgressiveGenerator(nn.Module):
                 f"got {tuple(z.shape)}"
             )
         return z.flatten(1)
+
+
+def _layers(
+    device: torch.device, weights: torch.dtype, dtype: torch.dtype, folding: Folding
+) -> Layers:
+    """How layers are computed on ``device``, of weights of one type and activations of another."""
+    if device.type == "cuda":
+        from cogen_fast.ops import normed_triton  # needs Triton
+
+        return FoldedLayers(dtype, normed_triton, folding)
+    if device.type != "cpu":
+        raise ValueError(f"network: expected weights on cpu or cuda, got them on {device}")
+    if dtype != weights:
+        raise ValueError(f"dtype: expected {weights} on the CPU, that of the weights, got {dtype}")
+    return NativeLayers(dtype)
 
 
 def _layer(module: EqualisedLinear | EqualisedConv2d) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cogen_fast.ops.native import Observed, _check, _suffixed, extension
+from cogen_fast.ops.checked import Observed
+from cogen_fast.ops.checks import check, require_float
+from cogen_fast.ops.native import extension, observed_arguments, suffixed
 from cogen_fast.ops.normed import Normed
 from cogen_fast.ops.spec import MisfitSpec
 
@@ -35,16 +37,16 @@ def colour_misfit(
     """
     rows, height, width, channels = normed.out.shape
     dtype = normed.out.dtype
-    op = _suffixed("normed.out", "colour_misfit", dtype)
+    op = suffixed("colour_misfit", require_float("normed.out", dtype))
     count = len(colours.bias)
     if tuple(spec.output_shape) != (count, height, width):
         raise ValueError(
             f"spec.output_shape: expected {(count, height, width)}, got {spec.output_shape}"
         )
     observed = Observed.of(spec, rows, dtype)
-    observation = _check("observation", observation, (rows,), torch.int64)
-    weight = _check("colours.weight", colours.weight, (count, channels), dtype)
-    bias = _check("colours.bias", colours.bias, (count,), dtype)
+    observation = check("observation", observation, (rows,), torch.int64)
+    weight = check("colours.weight", colours.weight, (count, channels), dtype)
+    bias = check("colours.bias", colours.bias, (count,), dtype)
     energy = torch.empty(rows, dtype=torch.float64)
     getattr(extension(), op)(
         spec.kind,
@@ -55,7 +57,7 @@ def colour_misfit(
         1 if spec.kind == "mask" else spec.factor,
         *observed.target.shape,
         observation.data_ptr(),
-        *observed.arguments(),
+        *observed_arguments(observed),
         channels,
         weight.data_ptr(),
         bias.data_ptr(),

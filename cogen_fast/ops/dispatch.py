@@ -118,8 +118,8 @@ def resolve(backend: str, device: torch.device) -> Ops:
 
     Raises:
         ValueError: the backend or the device is unknown, or the one cannot serve the other.
-        ImportError: "native" was asked for and its extension cannot be loaded, with the cause.
-        NotImplementedError: "triton" was asked for, which this version does not have.
+        ImportError: "native" or "triton" was asked for and its extension or Triton cannot be
+            loaded, with the cause.
     """
     if not isinstance(backend, str):
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r:.80}")
@@ -133,13 +133,10 @@ def _resolve(backend: str, device: str) -> Ops:
     if device not in DEVICES:
         raise ValueError(f"device: expected {' or '.join(DEVICES)}, got {device}")
     if backend == "triton":
-        raise NotImplementedError(
-            "backend: triton kernels are not part of this version; "
-            f"available for {device}: {', '.join(_available(device))}"
-        )
+        return _asked_for_triton(device)
     if backend == "fused" and device == "cuda":
         if _cuda_failure() is None:
-            return _REFERENCE
+            return _resolve("auto", device)
         raise ValueError(
             f"backend: fused cannot serve cuda tensors here: {_cuda_failure()}; "
             f"available for {device}: {', '.join(_available(device))}"
@@ -154,7 +151,41 @@ def _resolve(backend: str, device: str) -> Ops:
         return _NATIVE
     if backend == "auto" and device == "cpu" and _extension_failure() is None:
         return _NATIVE
+    if backend == "auto" and device == "cuda" and triton_failure() is None:
+        return _triton()
     return _REFERENCE
+
+
+@cache
+def _triton() -> Ops:
+    """The ops in Triton, which nothing imports before they are asked for."""
+    from cogen_fast.ops import triton_ops
+
+    return _ModuleOps("triton", triton_ops)
+
+
+def _asked_for_triton(device: str) -> Ops:
+    if (failure := triton_failure()) is not None:
+        raise ImportError(f"backend: triton cannot be used: {failure}")
+    from cogen_fast.ops import triton_ops
+
+    if device == "cpu" and not triton_ops.INTERPRETED:
+        raise ValueError(
+            "backend: triton serves cuda tensors, got device cpu, which only its interpreter "
+            "serves (TRITON_INTERPRET=1 in the environment from the start); "
+            f"available for {device}: {', '.join(_available(device))}"
+        )
+    return _triton()
+
+
+@cache
+def triton_failure() -> str | None:
+    """Why Triton's kernels cannot be used on CUDA tensors; None where they can be."""
+    try:
+        from cogen_fast.ops import triton_ops
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); torch's CUDA wheels bring it"
+    return triton_ops.failure()
 
 
 def _extension_failure() -> str | None:
@@ -184,6 +215,8 @@ def _available(device: str) -> list[str]:
     names = ["auto", "reference"]
     if device == "cpu" and _extension_failure() is None:
         names.append("native")
+    if device == "cuda" and triton_failure() is None:
+        names.append("triton")
     return names
 
 
@@ -243,7 +276,10 @@ class BackendReport:
 
 
 def backends() -> BackendReport:
-    """What was built, what is used here and why not the rest; printable. Loads the extension."""
+    """What was built, what is used here and why not the rest; printable.
+
+    Loads the extension and Triton, where they are.
+    """
     failure = _extension_failure()
     info = native.extension().build_info() if failure is None else {}
     cuda = torch.cuda.is_available()
@@ -260,10 +296,7 @@ def backends() -> BackendReport:
         torch_cuda=torch.version.cuda,
         cuda_device=torch.cuda.get_device_name() if cuda else None,
         auto={device: resolve("auto", torch.device(device)).name for device in DEVICES},
-        rejected={
-            "cpu": _rejected_on_cpu(failure),
-            "cuda": {"native": "serves cpu tensors", "triton": "not part of this version"},
-        },
+        rejected={"cpu": _rejected_on_cpu(failure), "cuda": _rejected_on_cuda()},
         fused=tuple(device for device in DEVICES if fuses(torch.device(device))),
     )
 
@@ -272,3 +305,10 @@ def _rejected_on_cpu(failure: str | None) -> dict[str, str]:
     if failure is None:
         return {"reference": "native is faster", "triton": "serves cuda tensors"}
     return {"native": failure, "triton": "serves cuda tensors"}
+
+
+def _rejected_on_cuda() -> dict[str, str]:
+    rejected = {"native": "serves cpu tensors"}
+    if (failure := triton_failure()) is not None:
+        return rejected | {"triton": failure}
+    return rejected | {"reference": "triton needs fewer launches"}

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cogen_fast.ops.native import _check, _require_tensor, _suffixed, extension
+from cogen_fast.ops.checks import check, require_float, require_tensor
+from cogen_fast.ops.native import extension, suffixed
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,12 @@ class Normed:
 
 def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> Normed:
     """Leaky ReLU of ``x + bias``, normalised over the last dimension; see `reference.norm`."""
-    dtype = _require_tensor("x", x).dtype
-    op = _suffixed("x", "norm", dtype)
+    dtype = require_float("x", require_tensor("x", x).dtype)
     channels = x.shape[-1]
-    x = _check("x", x, tuple(x.shape), dtype)
-    bias = _check("bias", bias, (channels,), dtype)
+    x = check("x", x, tuple(x.shape), dtype)
+    bias = check("bias", bias, (channels,), dtype)
     found = Normed.empty(tuple(x.shape), dtype, slope, normalise)
-    getattr(extension(), op)(
+    getattr(extension(), suffixed("norm", dtype))(
         x.numel() // channels,
         channels,
         x.data_ptr(),
@@ -69,12 +69,11 @@ def norm_grad(grad: Tensor, normed: Normed, spent: bool = False) -> Tensor:
 
     With ``spent`` it takes the memory of ``normed.out``.
     """
-    dtype = normed.out.dtype
-    op = _suffixed("normed.out", "norm_grad", dtype)
-    grad = _check("grad", grad, tuple(normed.out.shape), dtype)
+    dtype = require_float("normed.out", normed.out.dtype)
+    grad = check("grad", grad, tuple(normed.out.shape), dtype)
     channels = grad.shape[-1]
     target = normed.target(spent)
-    getattr(extension(), op)(
+    getattr(extension(), suffixed("norm_grad", dtype))(
         grad.numel() // channels,
         channels,
         grad.data_ptr(),

@@ -2,8 +2,8 @@
 
 B observations x N chains x d latent dimensions. Latents, momenta and gradients share a float dtype;
 energies, Hamiltonians, weights and step sizes are float64, because a sharp posterior starts at
-energies near 1e6 and is decided by differences near 0.1. The fast versions (``native``) have the
-same names and are tested against these.
+energies near 1e6 and is decided by differences near 0.1. The fast versions (``native``,
+``triton_ops``) have the same names and are tested against these.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cogen_fast.ops.native import _address, _suffixed, extension
 from cogen_fast.ops.normed import Normed
 from cogen_fast.ops.packed import PackedKernel, Workspace, pack
+from cogen_fast.ops.packed_layer import PackedLayer
 
 # What x, and D at the upper and the lower side, are multiplied by.
 _FACTORS = ((1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0))
@@ -26,51 +26,34 @@ _PARTS = (
 )
 
 
-class UpsampledConvolution:
+class UpsampledConvolution(PackedLayer):
     """Upsampling by 2, a 3x3 convolution, then bias, leaky ReLU and pixel norm.
 
     ``kernel`` is ``(out, in, 3, 3)`` and ``bias`` ``(out,)``, float32 or float64; images are
-    ``(n, S, S, in)`` and ``(n, 2 S, 2 S, out)`` of the same type.
+    ``(n, S, S, in)`` and ``(n, 2 S, 2 S, out)`` of the same type. ``work`` may be shared with other
+    layers.
     """
 
-    def __init__(self, kernel: Tensor, bias: Tensor, slope: float) -> None:
+    def __init__(self, kernel: Tensor, bias: Tensor, slope: float, work: Workspace) -> None:
         outputs, inputs = kernel.shape[:2]
         t = torch.tensor(_FACTORS, dtype=torch.float64)
         w = torch.einsum("ui,ocij,vj->uvco", t, kernel.double(), t).to(kernel.dtype)
         there = [pack(torch.stack([w[at] for at in part])) for part in _PARTS]
         # All parts of an image are added up on the way back.
         back = [pack(torch.cat([w[at].T for at in part])[None]) for part in _PARTS]
-        self._there = PackedKernel(torch.cat([p.flatten() for p in there]), inputs, outputs)
-        self._back = PackedKernel(torch.cat([p.flatten() for p in back]), outputs, inputs)
-        self._bias, self._slope = bias.contiguous(), slope
+        kernels = (
+            PackedKernel(torch.cat([p.flatten() for p in there]), inputs, outputs),
+            PackedKernel(torch.cat([p.flatten() for p in back]), outputs, inputs),
+        )
+        super().__init__("upsample", kernels, bias, slope, work)
 
-    def forward(self, x: Tensor, work: Workspace) -> Normed:
+    def forward(self, x: Tensor) -> Normed:
         """The activation ``(n, 2 S, 2 S, out)`` of images ``(n, S, S, in)``."""
         n, height, width, _ = x.shape
-        shape = (n, 2 * height, 2 * width, self._there.outputs)
-        found = Normed.empty(shape, x.dtype, self._slope)
-        getattr(extension(), _suffixed("x", "upsample", x.dtype))(
-            n,
-            height,
-            width,
-            x.data_ptr(),
-            *self._there.arguments,
-            self._bias.data_ptr(),
-            self._slope,
-            found.out.data_ptr(),
-            found.scale_address,
-            self._arena((n, height, width), work),
-            torch.get_num_threads(),
-        )
-        return found
+        return self._forward(x, (n, height, width), (2 * height, 2 * width))
 
     def backward(
-        self,
-        grad: Tensor,
-        before: Normed,
-        work: Workspace,
-        spent: bool,
-        extra: Tensor | None = None,
+        self, grad: Tensor, before: Normed, spent: bool, extra: Tensor | None = None
     ) -> Tensor:
         """The gradient by what the activation ``before`` was made of, ``(n, S, S, in)``.
 
@@ -79,24 +62,6 @@ class UpsampledConvolution:
         takes the memory of ``before.out``.
         """
         n, height, width, _ = before.out.shape
-        target = before.target(spent)
-        getattr(extension(), _suffixed("grad", "upsample_grad", grad.dtype))(
-            n,
-            height,
-            width,
-            grad.data_ptr(),
-            *self._back.arguments,
-            before.slope,
-            before.out.data_ptr(),
-            before.scale_address,
-            _address(extra),
-            target.data_ptr(),
-            self._arena((n, height, width), work),
-            torch.get_num_threads(),
-        )
-        return target
-
-    def _arena(self, cells: tuple[int, int, int], work: Workspace) -> int:
-        size = _suffixed("kernel", "upsample_arena", self._there.packed.dtype)
-        channels = (self._there.inputs, self._there.outputs)
-        return work.address(getattr(extension(), size)(*cells, *channels))
+        cells = (n, height, width)
+        # Scratch memory is counted by the way there.
+        return self._backward(grad, cells, before, spent, self._arena(cells, self._there), extra)

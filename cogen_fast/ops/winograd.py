@@ -9,62 +9,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cogen_fast.ops.native import _suffixed, extension
 from cogen_fast.ops.normed import Normed
 from cogen_fast.ops.packed import PackedKernel, Workspace, pack
+from cogen_fast.ops.packed_layer import Cells, PackedLayer
 
 _BEFORE = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
-class Convolution:
+class Convolution(PackedLayer):
     """A 3x3 convolution that keeps the side, with bias, leaky ReLU and pixel norm behind it.
 
     ``kernel`` is ``(out, in, 3, 3)`` and ``bias`` ``(out,)``, float32 or float64; images are
-    ``(n, S, S, C)`` of the same type, S even.
+    ``(n, S, S, C)`` of the same type, S even. ``work`` may be shared with other layers.
     """
 
-    def __init__(self, kernel: Tensor, bias: Tensor, slope: float) -> None:
-        self._there = _packed(kernel)
-        self._back = _packed(kernel.flip(2, 3).transpose(0, 1))
-        self._bias, self._slope = bias.contiguous(), slope
+    def __init__(self, kernel: Tensor, bias: Tensor, slope: float, work: Workspace) -> None:
+        there, back = _packed(kernel), _packed(kernel.flip(2, 3).transpose(0, 1))
+        super().__init__("convolve", (there, back), bias, slope, work)
 
-    def forward(self, x: Tensor, work: Workspace) -> Normed:
+    def forward(self, x: Tensor) -> Normed:
         """The activation ``(n, S, S, out)`` of images ``(n, S, S, in)``."""
-        found = Normed.empty((*x.shape[:3], self._there.outputs), x.dtype, self._slope)
-        cells = _cells(x)
-        getattr(extension(), _suffixed("x", "convolve", x.dtype))(
-            *cells,
-            x.data_ptr(),
-            *self._there.arguments,
-            self._bias.data_ptr(),
-            self._slope,
-            found.out.data_ptr(),
-            found.scale_address,
-            _arena(cells, self._there, work),
-            torch.get_num_threads(),
-        )
-        return found
+        return self._forward(x, _cells(x), (x.shape[1], x.shape[2]))
 
-    def backward(self, grad: Tensor, before: Normed, work: Workspace, spent: bool) -> Tensor:
+    def backward(self, grad: Tensor, before: Normed, spent: bool) -> Tensor:
         """The gradient by what the activation ``before`` was made of, ``(n, S, S, in)``.
 
         ``grad`` ``(n, S, S, out)`` is that by the convolution's output. With ``spent`` the result
         takes the memory of ``before.out``.
         """
-        target = before.target(spent)
         cells = _cells(grad)
-        getattr(extension(), _suffixed("grad", "convolve_grad", grad.dtype))(
-            *cells,
-            grad.data_ptr(),
-            *self._back.arguments,
-            before.slope,
-            before.out.data_ptr(),
-            before.scale_address,
-            target.data_ptr(),
-            _arena(cells, self._back, work),
-            torch.get_num_threads(),
-        )
-        return target
+        return self._backward(grad, cells, before, spent, self._arena(cells, self._back))
 
 
 def _packed(kernel: Tensor) -> PackedKernel:
@@ -73,11 +47,6 @@ def _packed(kernel: Tensor) -> PackedKernel:
     return PackedKernel(pack(products.flatten(0, 1)), kernel.shape[1], kernel.shape[0])
 
 
-def _cells(x: Tensor) -> tuple[int, int, int]:
+def _cells(x: Tensor) -> Cells:
     """Images, and the 2 x 2 pixels of each side."""
     return x.shape[0], x.shape[1] // 2, x.shape[2] // 2
-
-
-def _arena(cells: tuple[int, int, int], kernel: PackedKernel, work: Workspace) -> int:
-    size = _suffixed("kernel", "convolve_arena", kernel.packed.dtype)
-    return work.address(getattr(extension(), size)(*cells, kernel.inputs, kernel.outputs))

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from cogen_fast.arguments import check_count, check_number
-from cogen_fast.density import FORMS, Form, Potential, prior_weight
+from cogen_fast.density import FORMS, Form, Potential, forwards, prior_weight
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.spec import AdaptationRule, TransitionSettings
-from cogen_fast.sampler import hmc, step_size
+from cogen_fast.sampler import fallback, hmc, step_size
 from cogen_fast.sampler.hmc import Energy, HMCInfo, HMCState
 from cogen_fast.sampler.schedule import Betas, as_schedule
 from cogen_fast.sampler.step_size import StepSizeState
@@ -53,7 +53,8 @@ class AISState:
 
     ``beta`` ``(B,)`` float64 is the inverse temperature reached (0 before the first);
     ``log_weights`` ``(B, N)`` float64, None in the paper form, whose weights mean nothing;
-    ``non_finite`` ``(B, N)`` int64 counts proposals rejected for not being finite.
+    ``non_finite`` ``(B, N)`` int64 counts proposals rejected for not being finite; ``forwards`` the
+    forwards of a chain beside its gradients.
     """
 
     hmc: HMCState
@@ -61,6 +62,7 @@ class AISState:
     beta: Tensor
     log_weights: Tensor | None
     non_finite: Tensor
+    forwards: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def init(
 ) -> AISState:
     """Prior draws at beta_0 = 0 (step 1 of Algorithm 1); ``how`` goes to `hmc.init`."""
     start = check_number("step_size", step_size_start, above=0.0)
-    state = hmc.init(target, **how)
+    potential = hmc.as_potential(target)
+    state = hmc.init(potential, **how)
     rule = moves.adaptation or step_size.PROGRAM_RULE
     count, chains, _ = state.latents.shape
     adaptation = step_size.init(count, chains, start, rule, state.latents.device)
@@ -95,6 +98,7 @@ def init(
         torch.zeros_like(zeros[:, 0]),
         zeros if moves.form == "posterior" else None,
         torch.zeros_like(zeros, dtype=torch.int64),
+        forwards(potential),
     )
 
 
@@ -130,7 +134,8 @@ def step(
         if moves.adaptation is not None:
             probability = info.acceptance_probability
             adaptation = step_size.update(adaptation, probability, None, moves.adaptation, ops)
-    after = AISState(chains, adaptation, betas, log_weights, non_finite)
+    cost = state.forwards + moves.hmc_steps * forwards(potential)
+    after = AISState(chains, adaptation, betas, log_weights, non_finite, cost)
     if adaptation.per_chain:
         used = used.mean(-1)
     return after, AISInfo(acceptance, used, info)
@@ -176,11 +181,16 @@ class History:
 
 @dataclass(frozen=True)
 class Run:
-    """An AIS run, finished or not: its state after ``done`` temperatures, and its history."""
+    """An AIS run, finished or not: its state after ``done`` temperatures, and its history.
+
+    ``refined`` is the number of temperatures after which gradients had to become finer, None where
+    they did not.
+    """
 
     state: AISState
     history: History
     done: int
+    refined: int | None = None
 
 
 def run(
@@ -219,9 +229,14 @@ def run(
     progress = start
     while progress.done < steps:
         beta = float(betas[progress.done])
-        state, info = step(progress.state, potential, beta, moves, backend=backend)
+        field = fallback.in_use(potential, progress.refined)
+        state, info = step(progress.state, field, beta, moves, backend=backend)
         progress.history.record(progress.done, state, info)
         progress = replace(progress, state=state, done=progress.done + 1)
+        if fallback.is_due(field, progress.history.acceptance[: progress.done]):
+            chains, cost = fallback.refined(state.hmc, field)
+            state = replace(state, hmc=chains, forwards=state.forwards + cost)
+            progress = replace(progress, state=state, refined=progress.done)
         if on_step is not None:
             on_step(progress)
     return progress

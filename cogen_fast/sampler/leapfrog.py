@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from cogen_fast.density import Potential
+from cogen_fast.density import Potential, gradients
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream
 from cogen_fast.ops.reference import Proposal
@@ -38,6 +38,5 @@ def leapfrog(
     """
     proposal = ops.begin_trajectory(latents, energy, grad, settings, stream)
     for _ in range(steps - 1):
-        _, step_grad = potential.energy_and_grad(proposal.position)
-        ops.continue_trajectory(proposal, step_grad, settings)
+        ops.continue_trajectory(proposal, gradients(potential, proposal.position), settings)
     return Trajectory(proposal, *potential.energy_and_grad(proposal.position))

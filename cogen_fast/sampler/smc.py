@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from cogen_fast.arguments import check_count, check_number
-from cogen_fast.density import Potential
+from cogen_fast.density import Potential, forwards
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.spec import TransitionSettings
-from cogen_fast.sampler import hmc, lone, pace, stiffness, tuning
+from cogen_fast.sampler import fallback, hmc, lone, pace, stiffness, tuning
 from cogen_fast.sampler.hmc import Energy, HMCState
 from cogen_fast.sampler.lone import Spread
 from cogen_fast.sampler.pace import Annealing, Standing, least_kept
@@ -53,9 +53,9 @@ class SMCState:
     beta = 1; ``finished`` ``(B,)`` marks what stands still. ``sharpness`` ``(B,)`` is a running
     mean of the steps, each keeping ``exp(-1)``, that an e-fold of beta takes; ``jumped`` ``(B,)``
     marks what a short budget drove to the end too fast; ``non_finite`` ``(B, N)`` counts proposals
-    that were not finite; ``spent`` the gradient evaluations of a particle. ``curvature``
-    ``(B, d, d)`` is what `stiffness` knows; ``spread`` is there for chains too few to be a
-    population.
+    that were not finite; ``spent`` the gradient evaluations of a particle, and ``forwards`` its
+    forwards beside them. ``curvature`` ``(B, d, d)`` is what `stiffness` knows; ``spread`` is there
+    for chains too few to be a population.
     """
 
     hmc: HMCState
@@ -71,6 +71,7 @@ class SMCState:
     jumped: Tensor
     non_finite: Tensor
     spent: int
+    forwards: int
     curvature: Tensor
     spread: Spread | None = None
 
@@ -140,7 +141,8 @@ def init(
     if given is not None and (given.ndim != 3 or given.shape[1] != chains):
         raise ValueError(f"latents: expected shape (B, {chains}, d), got {tuple(given.shape)}")
     drawn = max(chains, starts) if alone and given is None else chains
-    state = hmc.init(target, chains=drawn, **how)
+    potential = hmc.as_potential(target)
+    state = hmc.init(potential, chains=drawn, **how)
     spread = lone.init(state.energy, chains) if alone else None
     state = HMCState(
         state.latents[:, :chains].contiguous(),
@@ -167,6 +169,7 @@ def init(
         jumped=nothing.clone(),
         non_finite=torch.zeros_like(state.energy, dtype=torch.int64),
         spent=-(-drawn // chains),
+        forwards=-(-drawn // chains) * forwards(potential),
         curvature=stiffness.init(state.latents),
         spread=spread,
     )
@@ -367,6 +370,7 @@ def _one_move(
         curvature=curvature,
         non_finite=state.non_finite + info.non_finite,
         spent=state.spent + choice.leapfrog_steps,
+        forwards=state.forwards + forwards(potential),
     )
     return moved, info.acceptance_probability.mean(-1)
 
@@ -402,13 +406,15 @@ class Run:
     """A run, finished or not: its state, and each temperature's info.
 
     ``trace`` holds the latents ``(B, N, d)`` from the prior draws on, on the CPU, None unless asked
-    for; ``repeats`` the choices of another run that this one repeats.
+    for; ``repeats`` the choices of another run that this one repeats; ``refined`` the number of
+    temperatures after which gradients had to become finer, None where they did not.
     """
 
     state: SMCState
     infos: tuple[SMCInfo, ...] = ()
     trace: tuple[Tensor, ...] | None = None
     repeats: tuple[Choice, ...] | None = None
+    refined: int | None = None
 
     @property
     def done(self) -> bool:
@@ -454,10 +460,16 @@ def run(
         choice = None
         if progress.repeats is not None:
             choice = progress.repeats[len(progress.infos)]
-        state, info = step(progress.state, potential, annealing, choice=choice, backend=backend)
+        field = fallback.in_use(potential, progress.refined)
+        state, info = step(progress.state, field, annealing, choice=choice, backend=backend)
         trace = progress.trace
         trace = None if trace is None else (*trace, state.hmc.latents.cpu())
         progress = replace(progress, state=state, infos=(*progress.infos, info), trace=trace)
+        if choice is None and fallback.is_due(field, [i.acceptance for i in progress.infos]):
+            chains, cost = fallback.refined(state.hmc, field)
+            cost += state.forwards
+            state = replace(state, hmc=chains, spent=state.spent + 1, forwards=cost)
+            progress = replace(progress, state=state, refined=len(progress.infos))
         if on_step is not None:
             on_step(progress)
     return progress

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cogen_fast.density import Potential
+from cogen_fast.density import Potential, gradients
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.sampler import hmc
@@ -93,6 +93,10 @@ class TurnedPotential:
         """As the potential's, of and by y."""
         energy, grad = self.potential.energy_and_grad(times(latents, self.turn.mT))
         return energy, times(grad, self.turn)
+
+    def grad_alone(self, latents: Tensor) -> Tensor:
+        """The gradients alone."""
+        return times(gradients(self.potential, times(latents, self.turn.mT)), self.turn)
 
 
 def times(rows: Tensor, matrix: Tensor) -> Tensor:

@@ -321,12 +321,12 @@ Outputs plain_layer(const ProgressiveOps<T>& ops, const Inputs<T>& in, int threa
   const Array<T> there = packed_tiles<T>(in.kernel, c.ragged);
   const Array<T> back = packed_tiles<T>(in.kernel.turned(), c.ragged);
   Layer<T> layer(in, in.x, in.earlier, {});
-  Array<T> arena(ops.convolve_arena(cells, c.before, c.after), c.ragged);
-  ops.convolve(cells, layer.x.data(), {there.data(), c.before, c.after}, layer.to(c.after),
-               layer.zeros.data(), arena.data(), threads);
-  Array<T> other(ops.convolve_arena(cells, c.after, c.before), c.ragged);
-  ops.convolve_grad(cells, layer.dy.data(), {back.data(), c.after, c.before},
-                    layer.before.to(c.before), layer.zeros.data(), other.data(), threads);
+  Array<T> arena(ops.convolution.arena(cells, c.before, c.after), c.ragged);
+  ops.convolution.forward(cells, layer.x.data(), {there.data(), c.before, c.after},
+                          layer.to(c.after), layer.zeros.data(), arena.data(), threads);
+  Array<T> other(ops.convolution.arena(cells, c.after, c.before), c.ragged);
+  ops.convolution.backward(cells, layer.dy.data(), {back.data(), c.after, c.before},
+                           layer.before.to(c.before), layer.zeros.data(), other.data(), threads);
   return checked(in, layer, normed(convolved(in.x, in.kernel), in.bias, true),
                  normed_grad(convolved(in.grad, in.kernel.turned()), in.earlier, true));
 }
@@ -338,12 +338,12 @@ Outputs upsampled_layer(const ProgressiveOps<T>& ops, const Inputs<T>& in, int t
   const Array<T> there = packed_differences<T>(in.kernel, false, c.ragged);
   const Array<T> back = packed_differences<T>(in.kernel, true, c.ragged);
   Layer<T> layer(in, in.small, in.earlier_small, in.extra.values);
-  Array<T> arena(ops.upsample_arena(cells, c.before, c.after), c.ragged);
-  ops.upsample(cells, layer.x.data(), {there.data(), c.before, c.after}, layer.to(c.after),
-               layer.zeros.data(), arena.data(), threads);
+  Array<T> arena(ops.upsampling.arena(cells, c.before, c.after), c.ragged);
+  ops.upsampling.forward(cells, layer.x.data(), {there.data(), c.before, c.after},
+                         layer.to(c.after), layer.zeros.data(), arena.data(), threads);
   Array<T> other(arena.size(), c.ragged);
-  ops.upsample_grad(cells, layer.dy.data(), {back.data(), c.after, c.before},
-                    layer.before.to(c.before), layer.zeros.data(), other.data(), threads);
+  ops.upsampling.backward(cells, layer.dy.data(), {back.data(), c.after, c.before},
+                          layer.before.to(c.before), layer.zeros.data(), other.data(), threads);
   Images by_small = halved(convolved(in.grad, in.kernel.turned()));
   for (size_t i = 0; i < by_small.values.size(); ++i) by_small.values[i] += in.extra.values[i];
   return checked(in, layer, normed(convolved(doubled(in.small), in.kernel), in.bias, true),

@@ -1,0 +1,72 @@
+"""Memory of a z-gradient on the CPU: ``python benchmarks/progressive_memory.py``.
+
+Progressive GANs with random weights: the most resident memory during one energy and z-gradient
+above what was there before (weights, and the fast path's copy of them), divided by the number of
+chains, of the module with `autograd.grad` and of the fast path. Each is measured in a process of
+its own, on one thread. Linux with glibc only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import multiprocessing
+from pathlib import Path
+
+import torch
+from progressive_speed import by_autograd, ours, task
+
+RESULTS = Path(__file__).resolve().parent / "results" / "progressive_memory.json"
+METHODS = {"ours": ours, "eager": lambda each: by_autograd(each, each.generator)}
+CASES = [
+    (128, 4, 8192, ("ours", "eager")),
+    (128, 4, 2048, ("ours", "eager")),
+    (1024, 3, 8192, ("ours",)),
+]
+_STATUS, _MIB = Path("/proc/self/status"), 2.0**20
+
+
+def _resident(field: str) -> float:
+    """Bytes by a field of the process's status."""
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return 1024.0 * float(line.split()[1])
+    raise OSError(f"{_STATUS} has no {field}")
+
+
+def peak(method: str, resolution: int, batch: int, fmap_base: int) -> float:
+    """Bytes above those before the call."""
+    torch.set_num_threads(1)
+    found = task(resolution, batch, fmap_base)
+    gradient = METHODS[method](found)
+    ctypes.CDLL(None).malloc_trim(0)  # what making the weights left behind would be used again
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    gradient(found.z)
+    return _resident("VmHWM") - before
+
+
+def main() -> None:
+    """Measure, print the table and keep it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--most-pixels", type=int, default=1024, help="leave larger images out")
+    options = parser.parse_args()
+    lines = []
+    context = multiprocessing.get_context("spawn")
+    for resolution, batch, fmap_base, methods in CASES:
+        if resolution > options.most_pixels:
+            continue
+        for method in methods:
+            with context.Pool(1) as pool:
+                most = pool.apply(peak, (method, resolution, batch, fmap_base))
+            case = {"resolution": resolution, "chains": batch, "fmap_base": fmap_base}
+            lines.append(case | {"method": method, "bytes": most})
+            name = f"{resolution}px x{batch} {fmap_base}, {method}"
+            print(f"{name:<28}{most / _MIB:8.0f} MiB{most / batch / _MIB:8.1f} a chain", flush=True)
+    options.out.write_text(json.dumps(lines, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,393 @@
+"""The ops on CUDA tensors in Triton: names, shapes, dtypes and meaning as in `reference`.
+
+float32 and float64 only. Arguments are checked as those of `native` are, but for values: an op
+never waits for the device. What is changed in place (`continue_trajectory`) must be contiguous;
+other inputs that are not are copied. Kernels run on the current stream of the tensors' device.
+Nothing here records gradients.
+
+With ``TRITON_INTERPRET=1`` in the environment when this module is imported, Triton's interpreter
+runs the kernels on the CPU, on tensors of any device.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from cogen_fast.ops import triton_kernels as kernels
+from cogen_fast.ops.checked import (
+    Accepting,
+    Adapting,
+    Begun,
+    Continued,
+    Outputs,
+    Planes,
+    Resampling,
+    Settings,
+    Tempering,
+    check_stream,
+)
+from cogen_fast.ops.checks import check_sizes, require_float, require_tensor
+from cogen_fast.ops.philox import NoiseStream, Purpose
+from cogen_fast.ops.reference import Proposal, Selected
+from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
+
+INTERPRETED = not isinstance(kernels.begin_trajectory, triton.runtime.JITFunction)
+"""Whether the kernels run on the CPU, in Triton's interpreter."""
+
+# Entries of one program: eight to a thread of its four warps.
+_TILE_ENTRIES = 1024
+_COLUMNS = 512
+_SEGMENT = 2048
+_MOST_ENTRIES = 1 << 31
+_MOST_DIMENSIONS = 1 << 26  # the blocks of four that a counter can number
+
+
+def failure() -> str | None:
+    """Why kernels cannot be launched on this machine's CUDA devices; None where they can be.
+
+    Where there is no such device there is nothing to be launched, and nothing that fails.
+    """
+    if INTERPRETED or not torch.cuda.is_available():
+        return None
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # whatever a missing compiler or driver raises
+        return f"Triton cannot use the CUDA device ({error})"
+    return None
+
+
+def _device(name: str, value: Tensor) -> torch.device:
+    """That of all tensors of a call."""
+    device = require_tensor(name, value).device
+    if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
+        raise ValueError(f"{name}: expected a tensor on cuda, got one on {device}")
+    return device
+
+
+def _launch(kernel: Any, programs: int, device: torch.device, *args: Any, **constants: Any) -> None:
+    if programs == 0:
+        return
+    # A product is rounded before it is summed, as in the reference, whatever Triton's default is.
+    with torch.cuda.device(device if device.type == "cuda" else -1):
+        kernel[(programs,)](*args, enable_fp_fusion=False, **constants)
+
+
+def _signed(seed: int) -> int:
+    """The 64 bits of a seed as the integer that a kernel takes."""
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
+class _Tiles(NamedTuple):
+    """How chains are cut into programs; by their shape alone."""
+
+    rows: int
+    columns: int
+    each: int
+    programs: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, int, int]) -> _Tiles:
+        observations, chains, size = shape
+        if size > _MOST_DIMENSIONS:
+            raise ValueError(f"size: expected between 1 and 2^26, got {size}")
+        columns = min(max(triton.next_power_of_2(size), 4), _COLUMNS)
+        rows = min(triton.next_power_of_2(max(chains, 1)), _TILE_ENTRIES // columns)
+        each = triton.cdiv(chains, rows)
+        return cls(rows, columns, each, observations * each)
+
+
+def _block(count: int) -> int:
+    """Of a loop over so many numbers."""
+    return min(int(triton.next_power_of_2(max(count, 1))), _TILE_ENTRIES)
+
+
+def _bytes(flags: Tensor | None) -> Tensor | None:
+    """Flags as kernels take them: what a load of bools gives depends on Triton's version."""
+    return None if flags is None else flags.view(torch.uint8)
+
+
+def _of_potential(settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    return settings.beta, settings.prior_weight, settings.step_size, settings.inverse_mass
+
+
+def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dtype) -> Tensor:
+    """Prior draws ``(B, chains, size)``; see `reference.initial_latents`."""
+    require_float("dtype", dtype)
+    check_sizes(chains, size)
+    device = _device("stream.transition", stream.transition)
+    seed, transition, observation = check_stream(stream, device=device)
+    shape = len(transition), chains, size
+    tiles = _Tiles.of(shape)
+    latents = torch.empty(shape, dtype=dtype, device=device)
+    _launch(
+        kernels.initial_latents,
+        tiles.programs,
+        device,
+        latents,
+        transition,
+        observation,
+        _signed(seed),
+        chains,
+        size,
+        tiles.each,
+        ROWS=tiles.rows,
+        COLS=tiles.columns,
+    )
+    return latents
+
+
+def begin_trajectory(
+    latents: Tensor, energy: Tensor, grad: Tensor, settings: TransitionSettings, stream: NoiseStream
+) -> Proposal:
+    """Momentum refresh, Hamiltonian, half a kick, one drift; see `reference.begin_trajectory`."""
+    device = _device("latents", latents)
+    given = Begun.of(latents, energy, grad, settings, stream, device)
+    seed, transition, observation = given.stream
+    tiles = _Tiles.of(given.shape)
+    out = Proposal(
+        torch.empty_like(given.latents),
+        torch.empty_like(given.latents),
+        torch.empty_like(given.energy),
+    )
+    _launch(
+        kernels.begin_trajectory,
+        tiles.programs,
+        device,
+        *out,
+        given.latents,
+        given.energy,
+        given.grad,
+        *_of_potential(given.settings),
+        transition,
+        observation,
+        _signed(seed),
+        *given.shape[1:],
+        tiles.each,
+        PER_CHAIN=given.settings.per_chain,
+        ROWS=tiles.rows,
+        COLS=tiles.columns,
+    )
+    return out
+
+
+def continue_trajectory(proposal: Proposal, grad: Tensor, settings: TransitionSettings) -> None:
+    """One kick and one drift, in place; see `reference.continue_trajectory`."""
+    device = _device("proposal.position", proposal.position)
+    given = Continued.of(proposal, grad, settings, device)
+    tiles = _Tiles.of(given.shape)
+    _launch(
+        kernels.continue_trajectory,
+        tiles.programs,
+        device,
+        given.position,
+        given.momentum,
+        given.grad,
+        *_of_potential(given.settings),
+        *given.shape[1:],
+        tiles.each,
+        PER_CHAIN=given.settings.per_chain,
+        ROWS=tiles.rows,
+        COLS=tiles.columns,
+    )
+
+
+def accept_select(
+    latents: Tensor,
+    energy: Tensor,
+    grad: Tensor,
+    proposal: Proposal,
+    proposed_energy: Tensor,
+    proposed_grad: Tensor,
+    settings: TransitionSettings,
+    stream: NoiseStream,
+) -> Selected:
+    """Last half kick, Metropolis test and selection; see `reference.accept_select`."""
+    device = _device("latents", latents)
+    given = Accepting.of(
+        latents, energy, grad, proposal, proposed_energy, proposed_grad, settings, stream, device
+    )
+    seed, transition, observation = given.stream
+    tiles = _Tiles.of(given.shape)
+    out = given.empty()
+    _launch(
+        kernels.accept_select,
+        tiles.programs,
+        device,
+        *out._replace(accepted=out.accepted.view(torch.uint8)),
+        given.latents,
+        given.energy,
+        given.grad,
+        *given.proposal,
+        given.proposed_energy,
+        given.proposed_grad,
+        *_of_potential(given.settings),
+        _bytes(given.active),
+        transition,
+        observation,
+        _signed(seed),
+        *given.shape[1:],
+        tiles.each,
+        PER_CHAIN=given.settings.per_chain,
+        ROWS=tiles.rows,
+        COLS=tiles.columns,
+    )
+    return out
+
+
+def adapt_step_size(
+    step_size: Tensor,
+    running_acceptance: Tensor,
+    acceptance_probability: Tensor,
+    active: Tensor | None,
+    rule: AdaptationRule,
+) -> tuple[Tensor, Tensor]:
+    """The published rule; see `reference.adapt_step_size`."""
+    device = _device("acceptance_probability", acceptance_probability)
+    given = Adapting.of(step_size, running_acceptance, acceptance_probability, active, rule, device)
+    observations, chains = given.shape
+    out = torch.empty_like(given.step_size), torch.empty_like(given.running)
+    _launch(
+        kernels.adapt_step_size,
+        observations,
+        device,
+        *out,
+        *given[1:-1],
+        _bytes(given.active),
+        chains,
+        target=rule.target,
+        decay=rule.decay,
+        increase=rule.increase,
+        decrease=rule.decrease,
+        minimum=rule.minimum,
+        maximum=rule.maximum,
+        PER_CHAIN=rule.per_chain,
+        BLOCK=_block(chains),
+    )
+    return out
+
+
+def next_beta(
+    energy: Tensor, log_weights: Tensor, beta: Tensor, kept: Tensor, active: Tensor | None
+) -> Tensor:
+    """The next inverse temperature of each observation; see `reference.next_beta`."""
+    device = _device("energy", energy)
+    given = Tempering.of(energy, log_weights, beta, kept, active, device)
+    observations, chains = given.shape
+    out = torch.empty_like(given.beta)
+    _launch(
+        kernels.next_beta,
+        observations,
+        device,
+        out,
+        *given[1:-1],
+        _bytes(given.active),
+        chains,
+        BLOCK=_block(chains),
+    )
+    return out
+
+
+def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | None) -> Tensor:
+    """Systematic resampling, ``(B, N)`` int64; see `reference.systematic_ancestors`."""
+    device = _device("log_weights", log_weights)
+    given = Resampling.of(log_weights, uniform, wanted, device)
+    observations, chains = given.shape
+    block = _block(chains)
+    tiles = triton.cdiv(chains, block)
+    upto = torch.empty_like(given.log_weights)
+    out = torch.empty_like(given.log_weights, dtype=torch.int64)
+    _launch(
+        kernels.cumulate_weights,
+        observations,
+        device,
+        upto,
+        given.log_weights,
+        chains,
+        BLOCK=block,
+    )
+    _launch(
+        kernels.systematic_ancestors,
+        observations * tiles,
+        device,
+        out,
+        upto,
+        given.uniform,
+        _bytes(given.wanted),
+        chains,
+        tiles,
+        (chains - 1).bit_length(),
+        BLOCK=block,
+    )
+    return out
+
+
+def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
+    """One uniform per observation, ``(B,)`` float64; see `reference.observation_uniforms`."""
+    device = _device("stream.transition", stream.transition)
+    seed, transition, observation = check_stream(stream, device=device)
+    out = torch.empty(len(transition), dtype=torch.float64, device=device)
+    block = _block(len(transition))
+    _launch(
+        kernels.observation_uniforms,
+        triton.cdiv(len(transition), block),
+        device,
+        out,
+        transition,
+        observation,
+        _signed(seed),
+        int(purpose),
+        len(transition),
+        BLOCK=block,
+    )
+    return out
+
+
+def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted squared error of outputs and its gradient; see `reference.misfit`.
+
+    Where ``observation`` holds a value outside [0, B) the energy is NaN.
+    """
+    device = _device("x", x)
+    x, observed, observation = Outputs.of(x, spec, observation, device)
+    planes = Planes.of(spec)
+    rows, entries = len(x), planes.channels * planes.height * planes.width
+    if entries >= _MOST_ENTRIES:
+        raise ValueError(f"x: expected outputs of less than 2^31 entries, got {entries}")
+    if spec.kind == "pool":
+        kernel, units, extra = kernels.misfit_of_means, planes.measured, {}
+    else:
+        strided = {"STRIDED": spec.kind == "stride"}
+        kernel, units, extra = kernels.misfit_of_pixels, entries, strided
+    block = min(triton.next_power_of_2(max(units, 1)), _SEGMENT)
+    segments = max(triton.cdiv(units, block), 1)
+    energy = torch.empty(rows, dtype=torch.float64, device=device)
+    partials = energy if segments == 1 else energy.new_empty(rows, segments)
+    grad = torch.empty_like(x)
+    _launch(
+        kernel,
+        rows * segments,
+        device,
+        partials,
+        grad,
+        x,
+        observation,
+        *observed,
+        segments,
+        *observed.target.shape,
+        observed.mask_stride,
+        observed.weight_stride,
+        entries,
+        *planes[1:],
+        ELEMENTWISE=observed.elementwise,
+        BLOCK=block,
+        **extra,
+    )
+    if segments > 1:
+        _launch(
+            kernels.sum_segments, rows, device, energy, partials, segments, BLOCK=_block(segments)
+        )
+    return energy, grad
