@@ -25,16 +25,8 @@ from cogen_fast.presets import PRESETS
 from cogen_fast.result import Result
 
 _OK, _MISTAKE, _INTERRUPTED = 0, 2, 130
-# The last two: a backend or a library that was asked for and is not there.
-_MISTAKES = (
-    ValueError,
-    TypeError,
-    OSError,
-    ImportError,
-    NotImplementedError,
-    OverflowError,
-    MemoryError,
-)
+# ImportError: a backend or a library that was asked for and is not there.
+_MISTAKES = (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError)
 _FILES = ("grid.png", "result.npz", "result.json")
 _CHAIN = re.compile(r"chain_\d{3,}\.png")
 _SAMPLER_OPTIONS = (

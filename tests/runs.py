@@ -1,8 +1,9 @@
-"""A small generator that can be made to fail, and the comparison of two results."""
+"""Generators of tests, one of which can be made to fail, and the comparison of two results."""
 
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from implementations import INTERPRETED
 from torch import Tensor, nn
 
 from cogen_fast import Result
+from cogen_fast.generators import ProgressiveGenerator
 
 BACKENDS = ["triton"] if INTERPRETED else ["reference", "native"]
 both_backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -22,6 +24,16 @@ def network(seed: int = 0) -> nn.Sequential:
     for p in net.parameters():
         p.data = torch.randn(p.shape, generator=random)
     return net
+
+
+def seeded(
+    resolution: int = 16, dtype: torch.dtype = torch.float64, **options: Any
+) -> ProgressiveGenerator:
+    torch.manual_seed(0)
+    generator = ProgressiveGenerator(resolution, **options).to(dtype)
+    for parameter in generator.parameters():
+        parameter.data = torch.randn_like(parameter)
+    return generator.requires_grad_(False)
 
 
 class Failing(nn.Module):

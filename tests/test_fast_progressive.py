@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import seeded
 from torch import Tensor
 
 from cogen_fast import AveragePool, Operator, Stride, cogenerate
@@ -252,14 +253,6 @@ def test_colour_misfit_names_what_is_wrong() -> None:
 
 
 # --- the network ----------------------------------------------------------------------------------
-
-
-def seeded(resolution: int = 16, dtype: torch.dtype = F64, **options: Any) -> ProgressiveGenerator:
-    torch.manual_seed(0)
-    generator = ProgressiveGenerator(resolution, **options).to(dtype)
-    for parameter in generator.parameters():
-        parameter.data = torch.randn_like(parameter)
-    return generator.requires_grad_(False)
 
 
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from processes import in_a_process
+from runs import seeded
 from torch import Tensor
 
 from cogen_fast.generators import ProgressiveGenerator
@@ -114,14 +115,6 @@ KINDS: dict[str, tuple[MisfitKind, int]] = {
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
-def seeded(resolution: int = 16, dtype: torch.dtype = F64, **options: Any) -> ProgressiveGenerator:
-    torch.manual_seed(0)
-    generator = ProgressiveGenerator(resolution, **options).to(dtype)
-    for parameter in generator.parameters():
-        parameter.data = torch.randn_like(parameter)
-    return generator.requires_grad_(False)
-
-
 def folded(
     generator: ProgressiveGenerator, folding: str = "transposed", dtype: torch.dtype | None = None
 ) -> FastProgressive:
@@ -161,16 +154,23 @@ def module_s(
     return energy, torch.autograd.grad(image, z, by_image)[0]
 
 
+def posed(
+    options: dict[str, Any], kind: tuple[MisfitKind, int]
+) -> tuple[ProgressiveGenerator, MisfitSpec, Tensor, Tensor, Tensor, Tensor]:
+    """A generator, what is observed of whom, latents, and the module's energies and gradients."""
+    generator = seeded(**options)
+    spec, observation = observed(kind, generator.output_shape), torch.tensor([1, 0, 1])
+    z = random(3, generator.latent_size)
+    return generator, spec, observation, z, *module_s(generator, z, spec, observation)
+
+
 @networks
 @kinds
 @foldings
 def test_energy_and_grad_are_the_module_s(
     options: dict[str, Any], kind: tuple[MisfitKind, int], folding: str
 ) -> None:
-    generator = seeded(**options)
-    spec, observation = observed(kind, generator.output_shape), torch.tensor([1, 0, 1])
-    z = random(3, generator.latent_size)
-    energy, grad = module_s(generator, z, spec, observation)
+    generator, spec, observation, z, energy, grad = posed(options, kind)
     found = folded(generator, folding).energy_and_grad(z, spec, observation)
     torch.testing.assert_close(found[0], energy, rtol=1e-10, atol=0)
     assert_close(found[1], grad, 1e-10)
@@ -305,10 +305,7 @@ def run_network() -> None:
         ("fading", "mask", "phases"),
         ("raw", "pool", "transposed"),
     ):
-        generator = seeded(**NETWORKS[name])
-        spec, observation = observed(KINDS[kind], generator.output_shape), torch.tensor([1, 0, 1])
-        z = random(3, generator.latent_size)
-        energy, grad = module_s(generator, z, spec, observation)
+        generator, spec, observation, z, energy, grad = posed(NETWORKS[name], KINDS[kind])
         fast = FastProgressive(generator.network(), FoldedLayers(F64, kernels, folding))
         found = fast.energy_and_grad(z, spec, observation)
         torch.testing.assert_close(found[0], energy, rtol=1e-10, atol=0)
@@ -389,10 +386,7 @@ def test_kernels_on_a_gpu() -> None:
 def test_the_fast_path_on_a_gpu_is_the_module_s(
     options: dict[str, Any], kind: tuple[MisfitKind, int], folding: Any
 ) -> None:
-    generator = seeded(**options)
-    spec, observation = observed(kind, generator.output_shape), torch.tensor([1, 0, 1])
-    z = random(3, generator.latent_size)
-    energy, grad = module_s(generator, z, spec, observation)
+    generator, spec, observation, z, energy, grad = posed(options, kind)
     assert spec.mask is not None
     there = MisfitSpec(
         spec.kind,

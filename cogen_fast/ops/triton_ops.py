@@ -100,6 +100,19 @@ class _Tiles(NamedTuple):
         return cls(rows, columns, each, observations * each)
 
 
+def _launch_tiles(
+    kernel: Any,
+    tiles: _Tiles,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    *args: Any,
+    **constants: Any,
+) -> None:
+    """Launch over the chains of latents ``(B, N, d)``; ``args`` are what comes before the sizes."""
+    sizes = {"ROWS": tiles.rows, "COLS": tiles.columns}
+    _launch(kernel, tiles.programs, device, *args, *shape[1:], tiles.each, **sizes, **constants)
+
+
 def _block(count: int) -> int:
     """Of a loop over so many numbers."""
     return min(int(triton.next_power_of_2(max(count, 1))), _TILE_ENTRIES)
@@ -121,21 +134,17 @@ def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dt
     device = _device("stream.transition", stream.transition)
     seed, transition, observation = check_stream(stream, device=device)
     shape = len(transition), chains, size
-    tiles = _Tiles.of(shape)
+    tiles = _Tiles.of(shape)  # refuses a size before there is memory of it
     latents = torch.empty(shape, dtype=dtype, device=device)
-    _launch(
+    _launch_tiles(
         kernels.initial_latents,
-        tiles.programs,
+        tiles,
+        shape,
         device,
         latents,
         transition,
         observation,
         _signed(seed),
-        chains,
-        size,
-        tiles.each,
-        ROWS=tiles.rows,
-        COLS=tiles.columns,
     )
     return latents
 
@@ -153,9 +162,10 @@ def begin_trajectory(
         torch.empty_like(given.latents),
         torch.empty_like(given.energy),
     )
-    _launch(
+    _launch_tiles(
         kernels.begin_trajectory,
-        tiles.programs,
+        tiles,
+        given.shape,
         device,
         *out,
         given.latents,
@@ -165,11 +175,7 @@ def begin_trajectory(
         transition,
         observation,
         _signed(seed),
-        *given.shape[1:],
-        tiles.each,
         PER_CHAIN=given.settings.per_chain,
-        ROWS=tiles.rows,
-        COLS=tiles.columns,
     )
     return out
 
@@ -179,19 +185,16 @@ def continue_trajectory(proposal: Proposal, grad: Tensor, settings: TransitionSe
     device = _device("proposal.position", proposal.position)
     given = Continued.of(proposal, grad, settings, device)
     tiles = _Tiles.of(given.shape)
-    _launch(
+    _launch_tiles(
         kernels.continue_trajectory,
-        tiles.programs,
+        tiles,
+        given.shape,
         device,
         given.position,
         given.momentum,
         given.grad,
         *_of_potential(given.settings),
-        *given.shape[1:],
-        tiles.each,
         PER_CHAIN=given.settings.per_chain,
-        ROWS=tiles.rows,
-        COLS=tiles.columns,
     )
 
 
@@ -213,9 +216,10 @@ def accept_select(
     seed, transition, observation = given.stream
     tiles = _Tiles.of(given.shape)
     out = given.empty()
-    _launch(
+    _launch_tiles(
         kernels.accept_select,
-        tiles.programs,
+        tiles,
+        given.shape,
         device,
         *out._replace(accepted=out.accepted.view(torch.uint8)),
         given.latents,
@@ -229,11 +233,7 @@ def accept_select(
         transition,
         observation,
         _signed(seed),
-        *given.shape[1:],
-        tiles.each,
         PER_CHAIN=given.settings.per_chain,
-        ROWS=tiles.rows,
-        COLS=tiles.columns,
     )
     return out
 
