@@ -24,7 +24,7 @@ from log import Log
 from torch import Tensor
 
 from cogen_fast import AveragePool, Mask, MeasurementOperator, cogenerate
-from cogen_fast.baselines import gradient_descent
+from cogen_fast.ends import gradient_descent
 from cogen_fast.plots import Tile, draw_grid, hide, to_pixels
 from cogen_fast.result import GRADIENT_COST
 

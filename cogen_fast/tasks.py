@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +22,10 @@ from cogen_fast.arguments import (
     check_whole,
     shown,
 )
+from cogen_fast.assembly import OF_SAMPLES, assemble
 from cogen_fast.density import FORMS, Form
 from cogen_fast.loop import Loop, Method, Outcome
-from cogen_fast.observation import AveragePool, Mask, Observation, Stride, UserMisfit, as_operator
+from cogen_fast.observation import AveragePool, Mask, Stride, UserMisfit, as_operator
 from cogen_fast.ops.spec import AdaptationRule
 from cogen_fast.optimise import POLISHERS
 from cogen_fast.paper import Paper
@@ -403,7 +404,6 @@ def _checkpoint_path(checkpoint: Any) -> Path:
 def _polished(outcome: Outcome, problem: Problem, steps: int, method: str) -> Outcome:
     """The best fits that optimisation finds from the samples; no samples themselves."""
     latents, energies = POLISHERS[method](problem.potential, outcome.latents, steps)
-    names = ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence")
     return replace(
         outcome,
         latents=latents,
@@ -412,56 +412,6 @@ def _polished(outcome: Outcome, problem: Problem, steps: int, method: str) -> Ou
         log_normaliser=None,
         log_normaliser_error=None,
         gradients=outcome.gradients + steps,
-        reasons=outcome.reasons | dict.fromkeys(names, _POLISH_REASON),
+        reasons=outcome.reasons | dict.fromkeys(OF_SAMPLES, _POLISH_REASON),
         notes=[*outcome.notes, f"polished by {steps} steps of {method}: best fits, no samples"],
     )
-
-
-def assemble(
-    settings: dict[str, Any], outcome: Outcome, complete: bool, problem: Problem
-) -> Result:
-    """The `Result` of an outcome: outputs, evidence and what is None, on the CPU."""
-    observation, potential = problem.observation, problem.potential
-    images = potential.outputs(outcome.latents).cpu()
-    values, observed = observation.measured_values.cpu(), observation.observed
-    observed = None if observed is None else observed.cpu()
-    completed = None
-    if isinstance(observation.operator, Mask) and observed is not None:
-        completed = torch.where(observed[:, None], values[:, None], images)
-    evidence, reasons = _evidence(outcome, observation)
-    if completed is None:
-        reasons["completed"] = "only where a mask hides entries can observed ones be pasted back"
-    notes = [observation.noise, f"backend {problem.backend}", *problem.notes, *outcome.notes]
-    halvings, most = problem.halvings
-    if halvings:
-        notes.append(f"out of memory: max_batch was lowered to {most}")
-    said = ("reasons", "notes")
-    found: dict[str, Any] = {
-        f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in said
-    }
-    found = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in found.items()}
-    return Result(
-        images=images,
-        completed=completed,
-        log_evidence=evidence,
-        x_obs=values,
-        observed=observed,
-        complete=complete,
-        reasons=reasons,
-        settings=settings | {"noise": observation.noise, "backend": problem.backend},
-        notes=notes,
-        **found,
-    )
-
-
-def _evidence(outcome: Outcome, observation: Observation) -> tuple[Tensor | None, dict[str, str]]:
-    """Log evidence ``(B,)``, and the reasons for all that is None."""
-    reasons = dict(outcome.reasons)
-    if outcome.log_normaliser is None or "log_evidence" in reasons:
-        return None, reasons
-    if observation.log_noise_constant is None:
-        reasons["log_evidence"] = (
-            "needs Gaussian noise (noise_std) and the squared error; see log_normaliser"
-        )
-        return None, reasons
-    return (outcome.log_normaliser + observation.log_noise_constant).cpu(), reasons

@@ -18,10 +18,10 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "cli",
         "__init__",
         "experiments",
-        "training baselines bounds tasks",
+        "training baselines ends bounds tasks",
         "adaptive",
         "paper",
-        "loop prior_draws",
+        "loop prior_draws assembly",
         "problem",
         "sampler result presets checkpoint",
         "precision compiled",
@@ -48,7 +48,7 @@ IMPORTS = {
 FROM_RESULT_UP = {part for part, rank in RANK.items() if rank <= RANK["result"]} - {"sampler"}
 IMPORTED_BY = {
     "generators": {"cli", "__init__", "experiments", "training", "tasks", "generators"},
-    "optimise": {"baselines", "tasks"},
+    "optimise": {"baselines", "ends", "tasks"},
     "plots": FROM_RESULT_UP,
     "diagnostics": FROM_RESULT_UP,
     "metrics": FROM_RESULT_UP,

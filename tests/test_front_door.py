@@ -26,7 +26,7 @@ from cogen_fast import (
     inpaint,
     super_resolve,
 )
-from cogen_fast.baselines import gradient_descent
+from cogen_fast.ends import gradient_descent
 from cogen_fast.ops import reference
 from cogen_fast.sampler import hmc
 

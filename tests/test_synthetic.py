@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cogen_fast.baselines import (
+from cogen_fast.cli import main
+from cogen_fast.ends import (
     gradient_descent,
     importance_resampling,
     try_learning_rates,
 )
-from cogen_fast.cli import main
 from cogen_fast.experiments import synthetic, synthetic_table
 from cogen_fast.experiments.five_gaussians import (
     ANSWER,

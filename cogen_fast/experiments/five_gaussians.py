@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogen_fast.baselines import Ends, gradient_descent, try_learning_rates
+from cogen_fast.ends import Ends, gradient_descent, try_learning_rates
 from cogen_fast.result import GRADIENT_COST, Result
 from cogen_fast.tasks import cogenerate
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cogen_fast.arguments import check_count
-from cogen_fast.baselines import Ends, importance_resampling, try_learning_rates
+from cogen_fast.ends import Ends, importance_resampling, try_learning_rates
 from cogen_fast.experiments.five_gaussians import (
     KNOWN,
     LEARNING_RATES,

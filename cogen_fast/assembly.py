@@ -1,0 +1,67 @@
+"""From what a method gives to the `Result`: outputs, evidence, and what is None with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogen_fast.loop import Outcome
+from cogen_fast.observation import Mask, Observation
+from cogen_fast.problem import Problem
+from cogen_fast.result import Result
+
+OF_SAMPLES = ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence")
+"""What only samples have: None, with a reason, where best fits are returned."""
+
+
+def assemble(
+    settings: dict[str, Any], outcome: Outcome, complete: bool, problem: Problem
+) -> Result:
+    """The `Result` of an outcome: outputs, evidence and what is None, on the CPU."""
+    observation, potential = problem.observation, problem.potential
+    images = potential.outputs(outcome.latents).cpu()
+    values, observed = observation.measured_values.cpu(), observation.observed
+    observed = None if observed is None else observed.cpu()
+    completed = None
+    if isinstance(observation.operator, Mask) and observed is not None:
+        completed = torch.where(observed[:, None], values[:, None], images)
+    evidence, reasons = _evidence(outcome, observation)
+    if completed is None:
+        reasons["completed"] = "only where a mask hides entries can observed ones be pasted back"
+    notes = [observation.noise, f"backend {problem.backend}", *problem.notes, *outcome.notes]
+    halvings, most = problem.halvings
+    if halvings:
+        notes.append(f"out of memory: max_batch was lowered to {most}")
+    said = ("reasons", "notes")
+    found: dict[str, Any] = {
+        f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in said
+    }
+    found = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in found.items()}
+    return Result(
+        images=images,
+        completed=completed,
+        log_evidence=evidence,
+        x_obs=values,
+        observed=observed,
+        complete=complete,
+        reasons=reasons,
+        settings=settings | {"noise": observation.noise, "backend": problem.backend},
+        notes=notes,
+        **found,
+    )
+
+
+def _evidence(outcome: Outcome, observation: Observation) -> tuple[Tensor | None, dict[str, str]]:
+    """Log evidence ``(B,)``, and the reasons for all that is None."""
+    reasons = dict(outcome.reasons)
+    if outcome.log_normaliser is None or "log_evidence" in reasons:
+        return None, reasons
+    if observation.log_noise_constant is None:
+        reasons["log_evidence"] = (
+            "needs Gaussian noise (noise_std) and the squared error; see log_normaliser"
+        )
+        return None, reasons
+    return (outcome.log_normaliser + observation.log_noise_constant).cpu(), reasons
