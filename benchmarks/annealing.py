@@ -34,7 +34,7 @@ from log import Log
 from torch import Tensor, nn
 
 from cogen_fast import cogenerate, load_generator
-from cogen_fast.ends import adam
+from cogen_fast.baselines import reconstruct
 
 _RESULTS = Path(__file__).parent / "results"
 _ANSWER = torch.tensor([1.0, 0.0])
@@ -160,13 +160,14 @@ def _adam(problem: Problem, budget: int, log: Log) -> Outcome:
 
 
 def _descend(problem: Problem, steps: int, rate: float) -> Tensor:
-    found = adam(
+    found = reconstruct(
         problem.generator,
         problem.x_obs,
         problem.mask,
+        method="adam",
         steps=steps,
         learning_rate=rate,
-        runs=problem.chains,
+        chains=problem.chains,
         weight=1.0,
     )
     return found.images[0]

@@ -5,7 +5,7 @@ Plainer than `cogen_fast.baselines`: where each run ended, and no `Result`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from cogen_fast import optimise, prior_draws
 from cogen_fast.arguments import check_count, check_flag, check_number, check_seed
-from cogen_fast.density import Potential
 from cogen_fast.problem import prepared
 from cogen_fast.result import GRADIENT_COST
 
@@ -87,16 +86,21 @@ def try_learning_rates(
     rates = [check_number("learning_rates", rate, above=0.0) for rate in learning_rates]
     check_count("steps", steps)
     check_flag("keep_trace", keep_trace)
+    check_count("starts", starts)
+    check_count("runs", runs)
+    seed = check_seed(seed)
     visited: list[Tensor] = []
-
-    def descend(potential: Potential, first: Tensor) -> tuple[Tensor, Tensor]:
+    with prepared(G, x_obs, mask, **options) as problem:
+        stream = prior_draws.noise(problem, seed, None)
+        first = prior_draws.best(problem, stream, starts, runs)[0].repeat(1, len(rates), 1)
         each = torch.tensor(rates).repeat_interleave(runs)[:, None].to(first)
-        first = first.repeat(1, len(rates), 1)
         visited.append(first)
-        visit = visited.append if keep_trace else None
-        return optimise.gradient_descent(potential, first, steps, each, visit)
-
-    ends = _descent(G, x_obs, mask, descend, steps + 1, starts, runs, seed, options)
+        latents, energy = optimise.gradient_descent(
+            problem.potential, first, steps, each, visited.append if keep_trace else None
+        )
+        images = problem.potential.outputs(latents)
+    cost = (starts if starts > 1 else 0) + GRADIENT_COST * (steps + 1)
+    ends = Ends(images.cpu(), latents.cpu(), energy.cpu(), cost)
     if keep_trace:
         ends = replace(ends, trace=torch.stack(visited).cpu())
     return [_of_rate(ends, slice(i * runs, (i + 1) * runs)) for i in range(len(rates))]
@@ -110,31 +114,6 @@ def _of_rate(ends: Ends, runs: slice) -> Ends:
         energies=ends.energies[:, runs],
         trace=None if ends.trace is None else ends.trace[:, :, runs],
     )
-
-
-def adam(
-    G: Callable[[Tensor], Tensor],
-    x_obs: Any,
-    mask: Any,
-    *,
-    steps: int,
-    learning_rate: float,
-    starts: int = 1,
-    runs: int = 1,
-    seed: int = 0,
-    **options: Any,
-) -> Ends:
-    """`gradient_descent` with Adam in its place, its rate falling to 0 along a cosine.
-
-    The best point that a run visits is kept. Costs ``steps`` gradients a run.
-    """
-    learning_rate = check_number("learning_rate", learning_rate, above=0.0)
-
-    def descend(potential: Potential, first: Tensor) -> tuple[Tensor, Tensor]:
-        return optimise.adam(potential, first, steps, learning_rate)
-
-    check_count("steps", steps)
-    return _descent(G, x_obs, mask, descend, steps, starts, runs, seed, options)
 
 
 def importance_resampling(
@@ -163,26 +142,3 @@ def importance_resampling(
         images = problem.potential.outputs(latents)
     kept = energy.gather(-1, chosen).squeeze(-1)
     return Ends(images.cpu(), latents.cpu(), kept.cpu(), draws)
-
-
-def _descent(
-    G: Callable[[Tensor], Tensor],
-    x_obs: Any,
-    mask: Any,
-    descend: Callable[[Potential, Tensor], tuple[Tensor, Tensor]],
-    gradients: int,
-    starts: int,
-    runs: int,
-    seed: int,
-    options: Mapping[str, Any],
-) -> Ends:
-    check_count("starts", starts)
-    check_count("runs", runs)
-    seed = check_seed(seed)
-    with prepared(G, x_obs, mask, **options) as problem:
-        stream = prior_draws.noise(problem, seed, None)
-        first, _ = prior_draws.best(problem, stream, starts, runs)
-        latents, energy = descend(problem.potential, first)
-        images = problem.potential.outputs(latents)
-    cost = (starts if starts > 1 else 0) + GRADIENT_COST * gradients
-    return Ends(images.cpu(), latents.cpu(), energy.cpu(), cost)
