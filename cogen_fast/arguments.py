@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -43,6 +44,17 @@ def check_path(name: str, value: Any) -> Path:
     if not isinstance(value, str | Path):
         raise TypeError(f"{name}: expected a path, got {shown(value)}")
     return Path(value)
+
+
+def check_folder(name: str, value: Any) -> Path:
+    """The path of a folder that can be written to, there or to be made."""
+    path = check_path(name, value)
+    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"{name}: expected a folder, got the file {nearest}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name}: {nearest} cannot be written to")
+    return path
 
 
 def check_seed(seed: Any) -> int:

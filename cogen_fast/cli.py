@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import textwrap
@@ -16,6 +15,7 @@ from typing import Any, TextIO
 from torch import Tensor
 
 import cogen_fast
+from cogen_fast.arguments import check_folder
 from cogen_fast.cli_generator import find_generator, probe
 from cogen_fast.cli_images import box_mask, numbered_names, read_picture, write_png
 from cogen_fast.cli_parser import build_parser
@@ -151,11 +151,7 @@ def _check_out(
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.is_dir() and (entry.name in names or _CHAIN.fullmatch(entry.name)):
             raise IsADirectoryError(f"out: expected no folder in the place of the file {entry}")
-    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"out: expected a folder, got the file {nearest}")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(f"out: {nearest} cannot be written to")
+    check_folder("out", folder)
 
 
 def _sample(arguments: argparse.Namespace, task: Callable[[dict[str, Any]], Result]) -> int:
@@ -256,6 +252,17 @@ def _training(arguments: argparse.Namespace) -> int:
     return _OK if done else _INTERRUPTED
 
 
+def _evaluation(arguments: argparse.Namespace) -> int:
+    from cogen_fast import cli_evaluate  # brings in more than the other commands need
+
+    try:
+        cli_evaluate.run(arguments, not arguments.quiet and sys.stderr.isatty())
+    except KeyboardInterrupt:
+        _say("interrupted; the same command again goes on")
+        return _INTERRUPTED
+    return _OK
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inpaint": _inpaint,
     "super-resolve": _super_resolve,
@@ -263,6 +270,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": _training,
     "sample": _training,
     "swd": _training,
+    "evaluate": _evaluation,
     "info": _info,
     "demo": _demo,
     "reproduce": _reproduce,

@@ -1,4 +1,4 @@
-"""What `--generator` may be: a checkpoint file, or something in the user's own Python code."""
+"""What `--generator` may be: a file, a generator that is shipped, or the user's own Python code."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cogen_fast.adapter import GeneratorAdapter, checked_device, frozen
 from cogen_fast.generators import load_generator
+from cogen_fast.generators.pretrained import PRETRAINED, pretrained
 
 Generator = Callable[[Tensor], Tensor]
 _CODE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)(?P<call>\(\))?")
@@ -26,8 +27,8 @@ _CODE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*
 def find_generator(text: str, device: str | None) -> Generator:
     """The generator that ``text`` names, on ``device``; ValueError, TypeError or OSError if none.
 
-    A file's generator goes to the GPU by default where there is one; one from code stays where it
-    is.
+    A file's or a shipped one goes to the GPU by default where there is one; one from code stays
+    where it is.
     """
     home = None if device is None else checked_device(device)
     path, code = Path(text), _CODE.fullmatch(text)
@@ -37,11 +38,13 @@ def find_generator(text: str, device: str | None) -> Generator:
             f"generator: expected package.module:name for code, got {text}; write "
             f"{script.stem}:{text.partition(':')[2] or 'name'}, in the script's folder"
         )
-    if path.is_file():
-        return load_generator(path).to(home or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if path.is_file() or text in PRETRAINED:
+        found = load_generator(path) if path.is_file() else pretrained(text)
+        return found.to(home or ("cuda" if torch.cuda.is_available() else "cpu"))
     if code is None:
         raise FileNotFoundError(
-            f"generator: expected a file or package.module:name, got {text}, which is neither"
+            "generator: expected a file, the name of a shipped generator or package.module:name, "
+            f"got {text}, which is none of them"
         )
     generator = _from_code(text, code)
     if home is not None and isinstance(generator, nn.Module):

@@ -5,6 +5,23 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
+GENERATOR_HELP = """\
+what --generator takes:
+  FILE    a checkpoint: saved by cogen_fast (.safetensors), or a progressive GAN
+          of the PyTorch GAN Zoo, of pro-gan-pth 3.x or converted from Karras et
+          al. No code in it is run. It goes to the GPU if there is one.
+  NAME    of a generator that comes with the package: fashion-32 (32 x 32 grey
+          garments), or fashion-32-480000, -600000, -1000000: earlier in training
+  package.module:name
+          from your own code, in the current folder or installed: an nn.Module
+          instance, or a function from latents (n, d) to images (n, C, H, W) in
+          [-1, 1], C = 1 or 3
+  'package.module:name()'
+          with parentheses (and quotes, for the shell): a function or class that
+          is called without arguments and returns such a generator
+
+"""
+
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
     """Leaves room for the longest options, so that most fit on the line of their help."""
@@ -30,3 +47,13 @@ def command(commands: Any, name: str, summary: str, **texts: str) -> argparse.Ar
         **{"description": f"{summary[0].upper()}{summary[1:]}.", **texts},
     )
     return parser
+
+
+def add_device(add: Any) -> None:
+    """``--device`` of commands that start several processes."""
+    add("--device", metavar="D", help="cpu or cuda (the GPU, if there is one)")
+
+
+def add_quiet(add: Any) -> None:
+    """``--quiet``."""
+    add("--quiet", action="store_true", help="no progress bar and no summary")

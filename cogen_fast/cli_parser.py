@@ -8,7 +8,8 @@ from typing import Any
 
 import cogen_fast
 from cogen_fast.adaptive import EVIDENCE
-from cogen_fast.cli_help import Formatter, Parser, command
+from cogen_fast.cli_evaluate_parser import add_evaluate
+from cogen_fast.cli_help import GENERATOR_HELP, Formatter, Parser, command
 from cogen_fast.cli_training_parser import add_sample, add_swd, add_train
 from cogen_fast.density import FORMS
 from cogen_fast.experiments import demo
@@ -43,19 +44,7 @@ example: from 16 x 16 to a generator's 64 x 64
       --factor 4 --out large
 
 """
-_GENERATOR_HELP = """\
-what --generator takes:
-  FILE    a checkpoint: saved by cogen_fast (.safetensors), or a progressive GAN
-          of the PyTorch GAN Zoo, of pro-gan-pth 3.x or converted from Karras et
-          al. No code in it is run. It goes to the GPU if there is one.
-  package.module:name
-          from your own code, in the current folder or installed: an nn.Module
-          instance, or a function from latents (n, d) to images (n, C, H, W) in
-          [-1, 1], C = 1 or 3
-  'package.module:name()'
-          with parentheses (and quotes, for the shell): a function or class that
-          is called without arguments and returns such a generator
-
+_FILES_HELP = """\
 what is written to DIR:
   grid.png          what was observed, the chains by energy, mean and spread
   chain_000.png ... one image per chain, in the order of their numbers
@@ -108,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_sample(commands)
     add_swd(commands)
+    add_evaluate(commands)
     command(commands, "info", "tell the version, the backends and the presets")
     _add_demo(commands)
     _add_reproduce(commands)
@@ -120,7 +110,7 @@ def _add_inpaint(commands: Any) -> None:
         "inpaint",
         "fill in the hidden part of an image",
         description=_INPAINT_HELP,
-        epilog=_INPAINT_EXAMPLE + _GENERATOR_HELP,
+        epilog=_INPAINT_EXAMPLE + GENERATOR_HELP + _FILES_HELP,
     )
     group = _start_files(parser, "the image; its hidden part may hold anything")
     hidden = group.add_mutually_exclusive_group(required=True)
@@ -154,7 +144,7 @@ def _add_super_resolve(commands: Any) -> None:
         "super-resolve",
         "enlarge a small image",
         description=_SUPER_RESOLVE_HELP,
-        epilog=_SUPER_RESOLVE_EXAMPLE + _GENERATOR_HELP,
+        epilog=_SUPER_RESOLVE_EXAMPLE + GENERATOR_HELP + _FILES_HELP,
     )
     group = _start_files(
         parser, "the small image, of the generator's width and height divided by the factor"

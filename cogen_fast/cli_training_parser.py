@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cogen_fast.cli_help import command
+from cogen_fast.cli_help import add_device, add_quiet, command
 from cogen_fast.training.config import PRECISIONS, TrainingConfig
 from cogen_fast.training.datasets import FITS
 from cogen_fast.training.losses import LOSSES
@@ -84,8 +84,8 @@ def add_train(commands: Any) -> None:
         metavar="S",
         help="time between checkpoints (600)",
     )
-    _add_device(running)
-    _add_quiet(running)
+    add_device(running)
+    add_quiet(running)
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -197,9 +197,9 @@ def add_sample(commands: Any) -> None:
     add("--columns", type=int, default=8, metavar="N", help="images in a row (8)")
     add("--each", type=Path, metavar="DIR", help="also write every image there, as sample_000.png")
     add("--seed", type=int, default=0, metavar="S", help="seed (0)")
-    _add_device(add)
+    add_device(add)
     add("--overwrite", action="store_true", help="replace what is there")
-    _add_quiet(add)
+    add_quiet(add)
 
 
 def add_swd(commands: Any) -> None:
@@ -234,8 +234,8 @@ def add_swd(commands: Any) -> None:
     )
     add("--seed", type=int, default=0, metavar="S", help="of latents and patches (0)")
     add("--out", type=Path, metavar="FILE.json", help="write the numbers there too")
-    _add_device(add)
-    _add_quiet(add)
+    add_device(add)
+    add_quiet(add)
 
 
 def _add_data(add: Any, what: str) -> None:
@@ -247,26 +247,23 @@ def _add_data(add: Any, what: str) -> None:
         help=f"{what}: a folder, an IDX file (also .gz) or an .npz",
     )
     add(
-        "--fit",
-        choices=tuple(FITS),
-        default="crop",
-        help="images of other sizes: cut at the centre and scaled, or with a black border (crop)",
-    )
-    add(
         "--channels",
         type=int,
         choices=(1, 3),
         help="make all images grey (1) or coloured (3) (as they are)",
     )
+    add_reading(add)
+
+
+def add_reading(add: Any) -> None:
+    """How ``--data`` is read."""
+    add(
+        "--fit",
+        choices=tuple(FITS),
+        default="crop",
+        help="images of other sizes: cut at the centre and scaled, or with a black border (crop)",
+    )
     add("--cache", type=Path, metavar="DIR", help="folder for decoded images (the user's cache)")
-
-
-def _add_device(add: Any) -> None:
-    add("--device", metavar="D", help="cpu or cuda (the GPU, if there is one)")
-
-
-def _add_quiet(add: Any) -> None:
-    add("--quiet", action="store_true", help="no progress bar and no summary")
 
 
 def _counts(text: str) -> tuple[int, ...]:

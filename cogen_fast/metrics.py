@@ -321,7 +321,7 @@ def _window(kind: str, truth: Tensor) -> tuple[Tensor, tuple[float, float]]:
 
 def _ssim(x: Tensor, y: Tensor, span: float, kernel: Tensor, k: tuple[float, float]) -> Tensor:
     """pytorch-msssim's mean SSIM of pairs ``(n, C, H, W)``: ``(n,)``."""
-    value: Tensor = _msssim().ssim(x, y, data_range=span, size_average=False, win=kernel, K=k)
+    value: Tensor = msssim().ssim(x, y, data_range=span, size_average=False, win=kernel, K=k)
     return value
 
 
@@ -347,7 +347,8 @@ def _halved(images: Tensor) -> Tensor:
     return F.avg_pool2d(images, 2, padding=[side % 2 for side in images.shape[2:]])
 
 
-def _msssim() -> Any:
+def msssim() -> Any:
+    """The module pytorch_msssim; ImportError says how to get it."""
     try:
         return importlib.import_module("pytorch_msssim")
     except ImportError as error:

@@ -543,7 +543,7 @@ def test_generator_from_the_path(
         ("no_such_{}:net", "no module 'no_such_{}', neither in"),
         ("needs_more:net", "ModuleNotFoundError: No module named 'absent'"),
         ("bad_syntax:net", "SyntaxError"),
-        ("nothing.safetensors", "expected a file or package.module:name, got nothing.safet"),
+        ("nothing.safetensors", "shipped generator or package.module:name, got nothing.safet"),
     ],
 )
 def test_wrong_generators(

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -38,6 +36,7 @@ from cogen_fast.adapter import GeneratorAdapter, frozen
 from cogen_fast.arguments import (
     check_choice,
     check_count,
+    check_folder,
     check_number,
     check_path,
     check_seed,
@@ -45,18 +44,23 @@ from cogen_fast.arguments import (
 )
 from cogen_fast.baselines import BASELINES, reconstruct
 from cogen_fast.experiments.evaluation_data import Data
+from cogen_fast.experiments.evaluation_record import (
+    Record,
+    pictures_of,
+    plain,
+    record_of,
+    save_pictures,
+)
 from cogen_fast.experiments.image_tasks import Case, Task, pose
 from cogen_fast.files import write_atomically
 from cogen_fast.result import ANNEALED, Result
 from cogen_fast.tasks import cogenerate
 from cogen_fast.warn import warn_user
 
-Record = dict[str, Any]
 SOLVERS = (*ANNEALED, *BASELINES)
 _FORMAT = "cogen-fast evaluation 1"
 _PLAN = "plan.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-_END = 4  # acceptance is that of the last quarter
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,10 @@ class Method:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ValueError(f"name: expected letters, digits, _ . + and -, got {self.name!r}")
         check_choice("solver", self.solver, SOLVERS)
+
+    def plan(self) -> dict[str, Any]:
+        """What its results depend on, plain."""
+        return {"solver": self.solver, "options": dict(self.options)}
 
     def solve(self, generator: Any, case: Case, checkpoint: Path, **options: Any) -> Result:
         """The group's `Result`; the samplers keep an unfinished run in ``checkpoint``."""
@@ -129,21 +137,39 @@ def evaluate(
     Raises TypeError or ValueError naming the argument, and ValueError where ``out`` holds an
     evaluation of something else, before any work.
     """
-    folder = check_path("out", out)
-    count = len(data) if images is None else check_whole("images", images, 1, len(data))
-    check_count("world_size", world_size)
-    check_whole("rank", rank, 0, world_size - 1)
-    if not len(data):
-        raise ValueError("data: expected at least one image, got none")
-    _agree(folder, _plan(generator, data, study))
+    count = open_folder(generator, data, study, out, images, rank, world_size)
+    folder = Path(out)
     for method in study.methods:
-        _agree(folder / method.name, {"solver": method.solver, "options": dict(method.options)})
-    groups = range(-(-count // study.group))
-    work = [(g, m) for g in groups[rank::world_size] for m in study.methods]
+        agree(folder / method.name / _PLAN, method.plan())
+    work = [(g, m) for g in groups(study, count)[rank::world_size] for m in study.methods]
     left = [(g, m) for g, m in work if not shard_path(folder, m, g).exists()]
     for number, method in tqdm(left, "evaluating", unit="group", disable=not progress):
         ids = range(number * study.group, min(count, (number + 1) * study.group))
         _evaluate_group(generator, data, study, method, shard_path(folder, method, number), ids)
+
+
+def open_folder(
+    generator: Any,
+    data: Data,
+    study: Study,
+    out: str | Path,
+    images: int | None,
+    rank: int,
+    world_size: int,
+) -> int:
+    """Check what `evaluate` is given, and that ``out`` is for it; how many images there are to do.
+
+    Raises what `evaluate` raises before any work.
+    """
+    metrics.msssim()
+    folder = check_folder("out", out)
+    if not len(data):
+        raise ValueError("data: expected at least one image, got none")
+    count = len(data) if images is None else check_whole("images", images, 1, len(data))
+    check_count("world_size", world_size)
+    check_whole("rank", rank, 0, world_size - 1)
+    agree(folder / _PLAN, _plan(generator, data, study))
+    return count
 
 
 def gather(out: str | Path) -> list[Record]:
@@ -173,6 +199,11 @@ def posed(study: Study, truths: Mapping[int, Tensor]) -> Case:
     return pose(study.task, images, list(truths), study.seed, study.added_noise)
 
 
+def groups(study: Study, images: int) -> range:
+    """The numbers of the groups that the first ``images`` images come in."""
+    return range(-(-images // study.group))
+
+
 def _plan(generator: Any, data: Data, study: Study) -> dict[str, Any]:
     """What all methods have in common. The number of images is not in it: it may grow."""
     shape, device = study.common.get("latent_shape"), study.common.get("device")
@@ -180,7 +211,7 @@ def _plan(generator: Any, data: Data, study: Study) -> dict[str, Any]:
         fingerprint = GeneratorAdapter(generator, shape, device).fingerprint()
     return {
         "generator": fingerprint,
-        "data": hashlib.sha256(json.dumps(data.names).encode()).hexdigest(),
+        "data": hashlib.sha256(json.dumps([data.names, data.origin]).encode()).hexdigest(),
         "task": str(study.task),
         "common": dict(study.common),
         "seed": study.seed,
@@ -189,12 +220,11 @@ def _plan(generator: Any, data: Data, study: Study) -> dict[str, Any]:
     }
 
 
-def _agree(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Write the plan down, or see that it is the one that is there."""
+def agree(path: Path, plan: Mapping[str, Any]) -> None:
+    """Write the plan down, or see that it is the one that is there; ValueError where it is not."""
     text = json.dumps({"format": _FORMAT, **plan}, indent=2, sort_keys=True, default=repr)
-    path = folder / _PLAN
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write_text(text + "\n"))
         return
     there, given = json.loads(path.read_text()), json.loads(text)
@@ -202,7 +232,8 @@ def _agree(folder: Path, plan: Mapping[str, Any]) -> None:
     if differing:
         key = differing[0]
         raise ValueError(
-            f"out: {folder} holds an evaluation with {key} {there.get(key)!r}, got {given[key]!r}"
+            f"out: {path.parent} holds an evaluation with {key} {there.get(key)!r}, "
+            f"got {given[key]!r}"
         )
 
 
@@ -230,11 +261,11 @@ def _evaluate_group(
         )
         seconds = (time.monotonic() - start) / len(truths)
         for b, number in enumerate(truths):
-            found = _record(result, case, b) | {"seconds": round(seconds, 3)}
+            found = record_of(result, case, b) | {"seconds": round(seconds, 3)}
             records[number] = {"image": number, "name": data.names[number], **found}
-        pictures = {"image": np.array(list(truths)), **_pictures(result)}
-        write_atomically(shard.with_suffix(".npz"), partial(_save_pictures, pictures))
-    lines = [json.dumps(_plain(records[number]), allow_nan=False) for number in sorted(records)]
+        pictures = {"image": np.array(list(truths)), **pictures_of(result)}
+        write_atomically(shard.with_suffix(".npz"), partial(save_pictures, pictures))
+    lines = [json.dumps(plain(records[number]), allow_nan=False) for number in sorted(records)]
     write_atomically(shard, lambda file: file.write_text("\n".join(lines) + "\n"))
     if truths:
         checkpoint.unlink(missing_ok=True)
@@ -252,57 +283,3 @@ def _loaded(data: Data, ids: Sequence[int]) -> tuple[dict[int, Tensor], dict[int
             name = data.names[number]
             records[number] = {"image": number, "name": name, "error": str(error)}
     return truths, records
-
-
-def _record(result: Result, case: Case, b: int) -> Record:
-    """What is kept of observation ``b``; "metrics" as `cogen_fast.metrics.summarise` has them."""
-    images, truth, hidden = result.images[b], case.truth[b].cpu(), case.hidden[b].cpu()
-    weights = None if result.log_weights is None else result.weights()[b]
-    record: Record = {
-        "cost": result.cost,
-        "energies": result.energies[b].tolist(),
-        "metrics": metrics.summarise(images, truth, result.energies[b], hidden, weights=weights),
-        "diagnosis": result.diagnose(),
-    }
-    method = result.settings["method"]
-    if method in ANNEALED:
-        each = result.acceptance.shape[1] // len(result.images)
-        columns = result.acceptance[:, b * each : (b + 1) * each]
-        record["acceptance"] = [_end(column) for column in columns.T]
-    if method == "sir" or (method in ANNEALED and result.settings["polish"] == 0):
-        shares = metrics.coverage(images, truth, hidden, weights=weights).tolist()
-        record["coverage"] = dict(zip(map(str, metrics.LEVELS), shares, strict=True))
-    return record
-
-
-def _end(column: Tensor) -> float:
-    """Mean of the last quarter of what was reached; NaN where nothing was."""
-    known = column[column.isfinite()]
-    return float(known[-max(1, len(known) // _END) :].mean())
-
-
-def _pictures(result: Result) -> dict[str, npt.NDArray[np.uint8]]:
-    """Of each image the best chain by energy and the mean, ``(B, C, H, W)``."""
-    mean = result.mean(weighted=result.log_weights is not None)
-    return {"best": _levels(result.best_images), "mean": _levels(mean)}
-
-
-def _levels(images: Tensor) -> npt.NDArray[np.uint8]:
-    levels: npt.NDArray[np.uint8] = (
-        ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8).numpy()
-    )
-    return levels
-
-
-def _save_pictures(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def _plain(value: Any) -> Any:
-    """None for numbers that JSON does not know."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

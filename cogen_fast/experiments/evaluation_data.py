@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,8 @@ from cogen_fast.ops import reference
 from cogen_fast.sampler.hmc import noise_stream
 from cogen_fast.training.datasets import Images, image_files, open_images, read_image
 
+_HASHED = 64
+
 
 @dataclass(frozen=True)
 class Data:
@@ -23,11 +26,12 @@ class Data:
 
     ``load(i)`` gives image i, floating point ``(C, H, W)`` with -1 black and 1 white; ValueError or
     OSError where it is corrupt. A number stands for the same image always, whatever else can be
-    read.
+    read. ``origin`` tells other images of the same names apart.
     """
 
     names: tuple[str, ...]
     load: Callable[[int], Tensor] = field(repr=False)
+    origin: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,13 +56,20 @@ def open_data(
         )
     names = image_files(path)
     read = partial(read_image, resolution=resolution, channels=channels, fit=fit)
-    return Data(tuple(names), lambda i: read(path / names[i]))
+    origin = f"{resolution} px, {channels} channels, {fit}"
+    return Data(tuple(names), lambda i: read(path / names[i]), origin)
 
 
 def of_images(images: Images) -> Data:
     """Those of an opened data set, held-out ones for instance."""
     names = tuple(str(i) for i in range(len(images)))
-    return Data(names, lambda i: images.batch([i])[0])
+    return Data(names, lambda i: images.batch([i])[0], _origin(images))
+
+
+def _origin(images: Images) -> str:
+    """A hash of some of the images, from first to last."""
+    some = torch.linspace(0, len(images) - 1, min(len(images), _HASHED)).long()
+    return hashlib.sha256(images.batch(some).numpy().tobytes()).hexdigest()
 
 
 def of_generator(generator: LatentMap, latent_size: int, count: int, seed: int) -> Data:
@@ -80,4 +91,4 @@ def of_generator(generator: LatentMap, latent_size: int, count: int, seed: int) 
         with torch.no_grad():
             return generator(latents.to(like))[0].cpu()
 
-    return Data(tuple(f"own-{i}" for i in range(numbers)), load)
+    return Data(tuple(f"own-{i}" for i in range(numbers)), load, f"own images, seed {seed}")

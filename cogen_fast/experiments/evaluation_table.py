@@ -7,21 +7,20 @@ import math
 import statistics
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from cogen_fast.experiments.evaluation_record import Record
 from cogen_fast.files import write_atomically
 
-Record = dict[str, Any]
 TAKEN = ("chains", "best", "mean", "oracle")
 """What is taken of a method's chains: see `cogen_fast.metrics.summarise`."""
 _DIGITS = {"psnr": 2, "hidden_psnr": 2}
 _NOTES = (
     "Means over images, with their standard errors. chains: the mean over an image's chains; best: "
     "the chain of lowest energy; mean: the mean image; oracle: the chain of lowest error, which "
-    "only who knows the truth can choose. cost: forwards for each image by all chains, where a "
-    "z-gradient counts as 2. accept: mean acceptance over the last quarter of a run.",
+    "only who knows the truth can choose; single: there is one chain only. cost: forwards for each "
+    "image by all chains, where a z-gradient counts as 2. accept: mean acceptance over the last quarter of a run.",
     "coverage: share of hidden pixels whose truth lies in their credible interval, by its level.",
 )
 
@@ -58,7 +57,7 @@ def text(records: Sequence[Record]) -> str:
     found = rows(records)
     broken = [record for record in records if "error" in record]
     waiting = len(records) - len(broken) - len(_done(records))
-    lines = [_head(found), *map(_line, found)] if found else ["no image is done by every method"]
+    lines = [_head(found), *_lines(found)] if found else ["no image is done by every method"]
     lines += [_coverage(row) for row in found if row.coverage is not None and row.taken == "chains"]
     if waiting:
         lines.append(f"{waiting} images are not done by every method yet")
@@ -104,6 +103,16 @@ def _mean(values: Iterable[float | None]) -> tuple[float, float]:
 def _head(found: Sequence[Row]) -> str:
     names = "".join(f"{name:>18}" for name in found[0].values)
     return f"{'method':<16}{'taken':<8}{'images':>7}{'cost':>10}{'s':>8}{'accept':>8}{names}"
+
+
+def _lines(found: Sequence[Row]) -> list[str]:
+    """A line for each row, or one for a method of single chains, where all that is taken is one."""
+    lines: list[str] = []
+    for start in range(0, len(found), len(TAKEN)):
+        each = found[start : start + len(TAKEN)]
+        single = {_line(replace(row, taken="single")) for row in each}
+        lines += single if len(single) == 1 else map(_line, each)
+    return lines
 
 
 def _line(row: Row) -> str:

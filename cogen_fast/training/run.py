@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cogen_fast import plots
-from cogen_fast.arguments import check_count, check_flag, check_number, check_path, shown
+from cogen_fast.arguments import check_count, check_flag, check_folder, check_number, shown
 from cogen_fast.files import write_atomically
 from cogen_fast.generators import save_generator
 from cogen_fast.generators.progressive import RESOLUTIONS, ProgressiveGenerator
@@ -79,9 +79,7 @@ def train(
         ValueError: an argument is out of range; ``out`` holds another training, or one on other
             images; losses or weights are no longer finite (the last checkpoint stays).
     """
-    folder = check_path("out", out)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out: expected a folder, got the file {folder}")
+    folder = check_folder("out", out)
     check_number("checkpoint_seconds", checkpoint_seconds, above=0.0, zero=True)
     check_flag("progress", progress)
     wanted = _checked_snapshots(snapshots, config)

@@ -1,4 +1,4 @@
-"""The processes that train together: one, or as many as ``torchrun`` started."""
+"""The processes that work together: one, or as many as ``torchrun`` started."""
 
 from __future__ import annotations
 
@@ -68,16 +68,25 @@ def assembled(device: str | torch.device | None = None) -> Iterator[Team]:
     ``device`` is "cpu" or "cuda"; None: a GPU per process where there is one. Processes talk
     through NCCL on GPUs and gloo on CPUs.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    place = _device(device)
-    if size == 1:
-        yield Team(0, 1, place)
+    team = silent_team(device)
+    if team.size == 1:
+        yield team
         return
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if team.device.type == "cuda" else "gloo")
     try:
-        yield Team(rank, size, place)
+        yield team
     finally:
         dist.destroy_process_group()
+
+
+def silent_team(device: str | torch.device | None = None) -> Team:
+    """The same place for work that needs no talk: no process waits for another, or dies with it.
+
+    Of the `Team` only who is who may be used. Raises ValueError for a device that is not here.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0)) if size > 1 else 0
+    return Team(rank, size, _device(device))
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:

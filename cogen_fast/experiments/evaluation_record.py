@@ -1,0 +1,75 @@
+"""What an evaluation keeps of a `Result`: an image's numbers for JSON, and pictures of 8 bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cogen_fast import metrics
+from cogen_fast.experiments.image_tasks import Case
+from cogen_fast.result import ANNEALED, Result
+
+Record = dict[str, Any]
+_END = 4  # acceptance is that of the last quarter
+
+
+def record_of(result: Result, case: Case, b: int) -> Record:
+    """What is kept of observation ``b``; "metrics" as `cogen_fast.metrics.summarise` has them."""
+    images, truth, hidden = result.images[b], case.truth[b].cpu(), case.hidden[b].cpu()
+    weights = None if result.log_weights is None else result.weights()[b]
+    record: Record = {
+        "cost": result.cost,
+        "energies": result.energies[b].tolist(),
+        "metrics": metrics.summarise(images, truth, result.energies[b], hidden, weights=weights),
+        "diagnosis": result.diagnose(),
+    }
+    method = result.settings["method"]
+    if method in ANNEALED:
+        each = result.acceptance.shape[1] // len(result.images)
+        columns = result.acceptance[:, b * each : (b + 1) * each]
+        record["acceptance"] = [_end(column) for column in columns.T]
+    if method == "sir" or (method in ANNEALED and result.settings["polish"] == 0):
+        shares = metrics.coverage(images, truth, hidden, weights=weights).tolist()
+        record["coverage"] = dict(zip(map(str, metrics.LEVELS), shares, strict=True))
+    return record
+
+
+def _end(column: Tensor) -> float:
+    """Mean of the last quarter of what was reached; NaN where nothing was."""
+    known = column[column.isfinite()]
+    return float(known[-max(1, len(known) // _END) :].mean())
+
+
+def pictures_of(result: Result) -> dict[str, npt.NDArray[np.uint8]]:
+    """Of each image the best chain by energy and the mean, ``(B, C, H, W)``."""
+    mean = result.mean(weighted=result.log_weights is not None)
+    return {"best": _levels(result.best_images), "mean": _levels(mean)}
+
+
+def _levels(images: Tensor) -> npt.NDArray[np.uint8]:
+    levels: npt.NDArray[np.uint8] = (
+        ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8).numpy()
+    )
+    return levels
+
+
+def save_pictures(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
+    """As a compressed ``.npz``."""
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def plain(value: Any) -> Any:
+    """None for numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
