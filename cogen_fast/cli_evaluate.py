@@ -52,7 +52,9 @@ def run(arguments: argparse.Namespace, progress: bool) -> None:
         "world_size": team.size,
         "progress": progress and team.leads,
     }
-    study = tuned(generator, data, study, arguments.out, others=arguments.tuning_images, **part)
+    study = tuned(
+        generator, data, study, arguments.out, **part, tuning_images=arguments.tuning_images
+    )
     evaluate(generator, data, study, arguments.out, **part)
     table = report(data, study, arguments.out, images=count, pictures=arguments.pictures)
     if table is not None and not arguments.quiet:

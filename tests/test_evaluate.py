@@ -234,6 +234,19 @@ def test_images_and_methods_are_added_to_what_is_there(whole: Path, tmp_path: Pa
     assert run(tmp_path) == timeless(gather(whole))
 
 
+def test_a_group_that_was_not_full_is_done_again_with_more_images(
+    whole: Path, tmp_path: Path
+) -> None:
+    evaluate(Net(), data(), STUDY, tmp_path, images=3, **QUIET)
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/group-000000.*")}
+    assert [record["image"] for record in gather(tmp_path)] == [0, 1, 2]
+    assert run(tmp_path) == timeless(gather(whole))
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    counted = Net()
+    evaluate(counted, data(), STUDY, tmp_path, images=3, **QUIET)  # fewer: all is there
+    assert counted.calls <= 4
+
+
 _KILLED = """
 import sys
 sys.path.insert(0, {tests!r})

@@ -9,9 +9,9 @@ call shapes, and so the same results. Process ``rank`` of ``world_size`` does ev
     METHOD/group-000003.npz     the group's pictures, uint8
     METHOD/group-000003.jsonl   its records, a line for each image: the group is done
 
-each file is written beside its place and renamed. A group that is there is never done again; one
-that was under way goes on from its sampler's checkpoint. Another plan than the one that is there is
-refused.
+each file is written beside its place and renamed. A group that is there is never done again (but
+for the last one, where it was not full and images are added); one that was under way goes on from
+its sampler's checkpoint. Another plan than the one that is there is refused.
 """
 
 from __future__ import annotations
@@ -140,12 +140,12 @@ def evaluate(
     count = open_folder(generator, data, study, out, images, rank, world_size)
     folder = Path(out)
     for method in study.methods:
-        agree(folder / method.name / _PLAN, method.plan())
-    work = [(g, m) for g in groups(study, count)[rank::world_size] for m in study.methods]
-    left = [(g, m) for g, m in work if not shard_path(folder, m, g).exists()]
-    for number, method in tqdm(left, "evaluating", unit="group", disable=not progress):
-        ids = range(number * study.group, min(count, (number + 1) * study.group))
-        _evaluate_group(generator, data, study, method, shard_path(folder, method, number), ids)
+        agree_on_method(folder, method)
+    work = [(ids, m) for ids in groups(study, count)[rank::world_size] for m in study.methods]
+    left = [(ids, m) for ids, m in work if not is_done(folder, study, m, ids)]
+    for ids, method in tqdm(left, "evaluating", unit="group", disable=not progress):
+        shard = shard_path(folder, study, method, ids[0])
+        _evaluate_group(generator, data, study, method, shard, ids)
 
 
 def open_folder(
@@ -168,7 +168,7 @@ def open_folder(
     count = len(data) if images is None else check_whole("images", images, 1, len(data))
     check_count("world_size", world_size)
     check_whole("rank", rank, 0, world_size - 1)
-    agree(folder / _PLAN, _plan(generator, data, study))
+    _agree(folder / _PLAN, _plan(generator, data, study))
     return count
 
 
@@ -199,9 +199,16 @@ def posed(study: Study, truths: Mapping[int, Tensor]) -> Case:
     return pose(study.task, images, list(truths), study.seed, study.added_noise)
 
 
-def groups(study: Study, images: int) -> range:
-    """The numbers of the groups that the first ``images`` images come in."""
-    return range(-(-images // study.group))
+def groups(study: Study, images: int) -> list[range]:
+    """The groups that the first ``images`` images come in, the last one perhaps not full."""
+    starts = range(0, images, study.group)
+    return [range(start, min(images, start + study.group)) for start in starts]
+
+
+def is_done(folder: Path, study: Study, method: Method, ids: range) -> bool:
+    """Whether the records of a group are there."""
+    shard = shard_path(folder, study, method, ids[0])
+    return shard.exists() and shard.read_bytes().count(b"\n") >= len(ids)
 
 
 def _plan(generator: Any, data: Data, study: Study) -> dict[str, Any]:
@@ -220,7 +227,12 @@ def _plan(generator: Any, data: Data, study: Study) -> dict[str, Any]:
     }
 
 
-def agree(path: Path, plan: Mapping[str, Any]) -> None:
+def agree_on_method(folder: Path, method: Method) -> None:
+    """Write the method's plan down, or see that it is the one that is there; ValueError else."""
+    _agree(folder / method.name / _PLAN, method.plan())
+
+
+def _agree(path: Path, plan: Mapping[str, Any]) -> None:
     """Write the plan down, or see that it is the one that is there; ValueError where it is not."""
     text = json.dumps({"format": _FORMAT, **plan}, indent=2, sort_keys=True, default=repr)
     if not path.exists():
@@ -237,9 +249,9 @@ def agree(path: Path, plan: Mapping[str, Any]) -> None:
         )
 
 
-def shard_path(folder: Path, method: Method, number: int) -> Path:
-    """Where the records of group ``number`` are; its pictures lie beside them, as ``.npz``."""
-    return folder / method.name / f"group-{number:06d}.jsonl"
+def shard_path(folder: Path, study: Study, method: Method, image: int) -> Path:
+    """Where the records of an image's group are; the pictures lie beside them, as ``.npz``."""
+    return folder / method.name / f"group-{image // study.group:06d}.jsonl"
 
 
 def _evaluate_group(

@@ -33,7 +33,7 @@ def _row(data: Data, study: Study, out: Path, number: int) -> list[Tile]:
 
 
 def _best(study: Study, out: Path, method: Method, number: int) -> Pixels:
-    path = shard_path(out, method, number // study.group).with_suffix(".npz")
+    path = shard_path(out, study, method, number).with_suffix(".npz")
     if path.exists():
         with np.load(path) as pictures:
             for place in np.flatnonzero(pictures["image"] == number):

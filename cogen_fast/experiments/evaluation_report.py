@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from cogen_fast.experiments import evaluation_table
-from cogen_fast.experiments.evaluate import Study, gather, groups, shard_path
+from cogen_fast.experiments.evaluate import Study, gather, groups, is_done
 from cogen_fast.experiments.evaluation_data import Data
 from cogen_fast.experiments.evaluation_pictures import draw
 from cogen_fast.files import write_atomically
@@ -30,8 +30,8 @@ def report(data: Data, study: Study, out: Path, *, images: int, pictures: int = 
     ``data``, ``study`` and ``out`` are those of `evaluate`; the first ``pictures`` images that are
     not corrupt are drawn, eight to a file. Records and table are of all that ``out`` holds.
     """
-    shards = [shard_path(out, m, g) for g in groups(study, images) for m in study.methods]
-    if not all(shard.exists() for shard in shards):
+    work = [(ids, m) for ids in groups(study, images) for m in study.methods]
+    if not all(is_done(out, study, method, ids) for ids, method in work):
         return None
     _tidy(out)
     records = gather(out)

@@ -20,7 +20,8 @@ _NOTES = (
     "Means over images, with their standard errors. chains: the mean over an image's chains; best: "
     "the chain of lowest energy; mean: the mean image; oracle: the chain of lowest error, which "
     "only who knows the truth can choose; single: there is one chain only. cost: forwards for each "
-    "image by all chains, where a z-gradient counts as 2. accept: mean acceptance over the last quarter of a run.",
+    "image by all chains, where a z-gradient counts as 2. accept: mean acceptance over the last "
+    "quarter of a run.",
     "coverage: share of hidden pixels whose truth lies in their credible interval, by its level.",
 )
 

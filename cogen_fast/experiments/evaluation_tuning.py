@@ -23,7 +23,7 @@ from tqdm import tqdm
 from cogen_fast import metrics
 from cogen_fast.arguments import check_count
 from cogen_fast.baselines import Baseline, tune
-from cogen_fast.experiments.evaluate import Method, Study, open_folder, posed
+from cogen_fast.experiments.evaluate import Method, Study, agree_on_method, open_folder, posed
 from cogen_fast.experiments.evaluation_data import Data
 from cogen_fast.experiments.evaluation_methods import descends
 from cogen_fast.files import write_atomically
@@ -40,37 +40,41 @@ def tuned(
     out: str | Path,
     *,
     images: int | None = None,
-    others: int = 4,
+    tuning_images: int = 4,
     rank: int = 0,
     world_size: int = 1,
     progress: bool = True,
 ) -> Study:
     """The study with the best learning rate of its grid for every optimiser that has none.
 
-    Rates are chosen by the mean squared error of whole images, on the last ``others`` images of the
-    data that can be read, under the same task. Other arguments as for `evaluate`, of which
-    ``images`` must leave so many.
+    Rates are chosen by the mean squared error of whole images, under the same task, on the last
+    ``tuning_images`` images of the data that can be read. Other arguments as for `evaluate`, of
+    which ``images`` must leave so many.
 
     Raises what `evaluate` raises, and ValueError where too few images are left or ``out`` holds
     rates of other settings; before any work.
     """
-    check_count("others", others)
+    check_count("tuning_images", tuning_images)
     wanting = [m for m in study.methods if descends(m.solver) and "learning_rate" not in m.options]
     if not wanting:
         return study
     count = open_folder(generator, data, study, out, images, rank, world_size)
-    if len(data) - count < others:
+    most = len(data) - tuning_images
+    if count > most:
         raise ValueError(
-            f"images: expected at most {len(data) - others}, which leaves {others} to tune "
-            f"learning rates on, got {count}"
+            f"images: expected at most {most}, which leaves {tuning_images} to tune learning rates "
+            f"on, got {count}"
         )
     paths = {m.name: Path(out) / m.name / "tuning.json" for m in wanting}
-    for method in wanting:
-        if paths[method.name].exists():
+    for method in study.methods:
+        if method.name not in paths:
+            agree_on_method(Path(out), method)
+        elif paths[method.name].exists():
             _rate(paths[method.name], method, count)
     mine = [m for m in wanting[rank::world_size] if not paths[m.name].exists()]
     for method in tqdm(mine, "tuning", unit="method", disable=not progress):
-        _tune(generator, study, method, _readable(data, count, others), paths[method.name])
+        truths = _readable(data, count, tuning_images)
+        _tune(generator, study, method, truths, paths[method.name])
     for path in tqdm(paths.values(), "tuned", unit="method", disable=not progress):
         while not path.exists():
             time.sleep(_POLL_SECONDS)
