@@ -42,9 +42,8 @@ examples: 100 images of the test set, on one machine and on four GPUs of it
   cogen-fast evaluate --generator fashion-32 --fit pad --images 100 --out study \\
       --data t10k-images-idx3-ubyte.gz --methods ais,gd,gd-multi,sir
   torchrun --nproc-per-node 4 -m cogen_fast evaluate --generator fashion-32 ...
-Processes share images, not work on one, and do not wait for each other; on
-several machines they need a common folder DIR. Results do not depend on their
-number, given as many threads in each.
+Processes share the images, and on several machines need a common folder DIR.
+Results do not depend on their number, if each has as many threads.
 
 """
 _WRITTEN = """\
