@@ -224,6 +224,16 @@ def tune(
     return Tuning(plan.method, best_rate, tuple(log), cost)
 
 
+def descends(method: str) -> bool:
+    """Whether a baseline is an optimiser, with steps and a learning rate."""
+    return method in BASELINES and method != _SIR
+
+
+def draws_many(method: str) -> bool:
+    """Whether a baseline scores many prior draws."""
+    return method == _SIR or (method in BASELINES and method.endswith(_MULTI))
+
+
 def _running(options: Mapping[str, Any]) -> dict[str, Any]:
     """What the settings of every result tell of how it ran."""
     return {"max_batch": options.get("max_batch")}
@@ -248,14 +258,14 @@ def _checked(
 ) -> _Plan:
     """The settings, once nothing is given that the method does not take."""
     check_choice("method", method, BASELINES)
-    scores = method == _SIR or method.endswith(_MULTI)
-    foreign: dict[str, Any] = {} if scores else {"starts": starts}
-    if method == _SIR:
+    many = draws_many(method)
+    foreign: dict[str, Any] = {} if many else {"starts": starts}
+    if not descends(method):
         foreign |= {"steps": steps, "learning_rate": learning_rate}
     for name, value in foreign.items():
         if value is not None:
             raise ValueError(f"{name}: expected none with method={method!r}, got {shown(value)}")
-    if method != _SIR:
+    if descends(method):
         if learning_rate is None:
             raise ValueError("learning_rate: expected a number above 0 (see tune), got None")
         learning_rate = check_number("learning_rate", learning_rate, above=0.0)
@@ -264,7 +274,7 @@ def _checked(
     return _Plan(
         method=cast(Baseline, method),
         chains=check_count("chains", chains),
-        starts=draws if scores else 1,
+        starts=draws if many else 1,
         steps=steps,
         learning_rate=learning_rate,
         seed=check_seed(seed),

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from cogen_fast.arguments import check_choice, check_count, check_number, shown
-from cogen_fast.baselines import BASELINES
+from cogen_fast.baselines import BASELINES, descends, draws_many
 from cogen_fast.experiments.evaluate import Method
 from cogen_fast.presets import DEFAULTS, find_preset
 
 METHODS = ("ais", "adaptive", "adaptive-polish", *BASELINES)
 POLISH = 500
 """Gradients of "adaptive-polish" at the end, or with a budget a quarter of it."""
-_SIR, _MULTI = "sir", "-multi"
 
 
 def method_named(
@@ -60,14 +59,9 @@ def method_named(
         return _method(name, "adaptive", options)
     if descends(name):
         options["steps"] = budget
-    if name == _SIR or name.endswith(_MULTI):
+    if draws_many(name):
         options["starts"] = None if starts is None else check_count("starts", starts)
     return _method(name, name, options)
-
-
-def descends(solver: str) -> bool:
-    """Whether a solver is an optimiser, which has a learning rate."""
-    return solver in BASELINES and solver != _SIR
 
 
 def _temperatures(preset: str | None, budget: int | None) -> int | None:

@@ -22,10 +22,9 @@ from tqdm import tqdm
 
 from cogen_fast import metrics
 from cogen_fast.arguments import check_count
-from cogen_fast.baselines import Baseline, tune
+from cogen_fast.baselines import Baseline, descends, tune
 from cogen_fast.experiments.evaluate import Method, Study, agree_on_method, open_folder, posed
 from cogen_fast.experiments.evaluation_data import Data
-from cogen_fast.experiments.evaluation_methods import descends
 from cogen_fast.files import write_atomically
 from cogen_fast.result import Result
 from cogen_fast.warn import warn_user
