@@ -247,6 +247,20 @@ def test_a_group_that_was_not_full_is_done_again_with_more_images(
     assert counted.calls <= 4
 
 
+def test_an_unfinished_group_with_more_images_starts_anew(whole: Path, tmp_path: Path) -> None:
+    counted = Net()
+    evaluate(counted, data(), STUDY, tmp_path / "counted", images=3, **QUIET)
+    for stop in range(counted.calls, 0, -1):
+        out = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(Net(stop), data(), STUDY, out, images=3, **QUIET)
+        if list(out.glob("ais/group-000001.*.checkpoint.safetensors")):
+            break
+    else:
+        raise AssertionError("no checkpoint of the last group")
+    assert run(out) == timeless(gather(whole))
+
+
 _KILLED = """
 import sys
 sys.path.insert(0, {tests!r})

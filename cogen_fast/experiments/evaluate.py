@@ -11,7 +11,8 @@ call shapes, and so the same results. Process ``rank`` of ``world_size`` does ev
 
 each file is written beside its place and renamed. A group that is there is never done again (but
 for the last one, where it was not full and images are added); one that was under way goes on from
-its sampler's checkpoint. Another plan than the one that is there is refused.
+its sampler's checkpoint. Plans are written with the first result; another plan than the one that
+is there is refused.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -137,27 +139,50 @@ def evaluate(
     Raises TypeError or ValueError naming the argument, and ValueError where ``out`` holds an
     evaluation of something else, before any work.
     """
-    count = open_folder(generator, data, study, out, images, rank, world_size)
-    folder = Path(out)
-    for method in study.methods:
-        agree_on_method(folder, method)
-    work = [(ids, m) for ids in groups(study, count)[rank::world_size] for m in study.methods]
-    left = [(ids, m) for ids, m in work if not is_done(folder, study, m, ids)]
+    place = open_place(generator, data, study, study.methods, out, images, rank, world_size)
+    mine = groups(study, place.images)[rank::world_size]
+    work = [(ids, m) for ids in mine for m in study.methods]
+    left = [(ids, m) for ids, m in work if not is_done(place.folder, study, m, ids)]
     for ids, method in tqdm(left, "evaluating", unit="group", disable=not progress):
-        shard = shard_path(folder, study, method, ids[0])
-        _evaluate_group(generator, data, study, method, shard, ids)
+        _evaluate_group(generator, data, study, method, place, ids)
 
 
-def open_folder(
+@dataclass(frozen=True)
+class Place:
+    """A folder that holds nothing else than an evaluation; how many images there are to do.
+
+    ``plans`` are what its files called plan.json say or will say.
+    """
+
+    folder: Path
+    images: int
+    plans: Mapping[Path, str]
+
+    def settle(self) -> None:
+        """Write the plans down; ValueError where other ones have been written meanwhile."""
+        for path, plan in self.plans.items():
+            _refuse_another(path, plan)
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, partial(Path.write_text, data=plan))
+
+    def checkpoint(self, shard: Path, ids: Sequence[int]) -> Path:
+        """Of an unfinished group: a name that only the same plans and images give."""
+        plans = [self.plans[each / _PLAN] for each in (self.folder, shard.parent)]
+        return shard.with_suffix(f".{_digest([*plans, list(ids)])[:8]}.checkpoint.safetensors")
+
+
+def open_place(
     generator: Any,
     data: Data,
     study: Study,
+    methods: Sequence[Method],
     out: str | Path,
     images: int | None,
     rank: int,
     world_size: int,
-) -> int:
-    """Check what `evaluate` is given, and that ``out`` is for it; how many images there are to do.
+) -> Place:
+    """Check what `evaluate` is given, and that ``out`` is for it and these ``methods``.
 
     Raises what `evaluate` raises before any work.
     """
@@ -168,8 +193,11 @@ def open_folder(
     count = len(data) if images is None else check_whole("images", images, 1, len(data))
     check_count("world_size", world_size)
     check_whole("rank", rank, 0, world_size - 1)
-    _agree(folder / _PLAN, _plan(generator, data, study))
-    return count
+    plans = {folder / _PLAN: _text(_plan(generator, data, study))}
+    plans |= {folder / method.name / _PLAN: _text(method.plan()) for method in methods}
+    for path, plan in plans.items():
+        _refuse_another(path, plan)
+    return Place(folder, count, plans)
 
 
 def gather(out: str | Path) -> list[Record]:
@@ -218,7 +246,7 @@ def _plan(generator: Any, data: Data, study: Study) -> dict[str, Any]:
         fingerprint = GeneratorAdapter(generator, shape, device).fingerprint()
     return {
         "generator": fingerprint,
-        "data": hashlib.sha256(json.dumps([data.names, data.origin]).encode()).hexdigest(),
+        "data": _digest([data.names, data.origin]),
         "task": str(study.task),
         "common": dict(study.common),
         "seed": study.seed,
@@ -227,19 +255,19 @@ def _plan(generator: Any, data: Data, study: Study) -> dict[str, Any]:
     }
 
 
-def agree_on_method(folder: Path, method: Method) -> None:
-    """Write the method's plan down, or see that it is the one that is there; ValueError else."""
-    _agree(folder / method.name / _PLAN, method.plan())
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _agree(path: Path, plan: Mapping[str, Any]) -> None:
-    """Write the plan down, or see that it is the one that is there; ValueError where it is not."""
-    text = json.dumps({"format": _FORMAT, **plan}, indent=2, sort_keys=True, default=repr)
+def _text(plan: Mapping[str, Any]) -> str:
+    return json.dumps({"format": _FORMAT, **plan}, indent=2, sort_keys=True, default=repr) + "\n"
+
+
+def _refuse_another(path: Path, plan: str) -> None:
+    """ValueError where another plan is there."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: file.write_text(text + "\n"))
         return
-    there, given = json.loads(path.read_text()), json.loads(text)
+    there, given = json.loads(path.read_text()), json.loads(plan)
     differing = [key for key in given if there.get(key) != given[key]]
     if differing:
         key = differing[0]
@@ -255,32 +283,41 @@ def shard_path(folder: Path, study: Study, method: Method, image: int) -> Path:
 
 
 def _evaluate_group(
-    generator: Any, data: Data, study: Study, method: Method, shard: Path, ids: Sequence[int]
+    generator: Any, data: Data, study: Study, method: Method, place: Place, ids: Sequence[int]
 ) -> None:
     """One method on one group; the shard with the records comes last."""
+    shard = shard_path(place.folder, study, method, ids[0])
+    shard.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = place.checkpoint(shard, ids)
     truths, records = _loaded(data, ids)
+    pictures: dict[str, npt.NDArray[Any]] = {}
     if truths:
-        case = posed(study, truths)
-        checkpoint = shard.with_suffix(".checkpoint.safetensors")
-        start = time.monotonic()
-        result = method.solve(
-            generator,
-            case,
-            checkpoint,
-            seed=study.seed,
-            observation_ids=list(truths),
-            **study.common,
-        )
-        seconds = (time.monotonic() - start) / len(truths)
-        for b, number in enumerate(truths):
-            found = record_of(result, case, b) | {"seconds": round(seconds, 3)}
-            records[number] = {"image": number, "name": data.names[number], **found}
-        pictures = {"image": np.array(list(truths)), **pictures_of(result)}
+        found, pictures = _solved(generator, study, method, truths, checkpoint)
+        for number, record in found.items():
+            records[number] = {"image": number, "name": data.names[number], **record}
+    place.settle()
+    if pictures:
         write_atomically(shard.with_suffix(".npz"), partial(save_pictures, pictures))
     lines = [json.dumps(plain(records[number]), allow_nan=False) for number in sorted(records)]
     write_atomically(shard, lambda file: file.write_text("\n".join(lines) + "\n"))
-    if truths:
-        checkpoint.unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _solved(
+    generator: Any,
+    study: Study,
+    method: Method,
+    truths: Mapping[int, Tensor],
+    checkpoint: Path,
+) -> tuple[dict[int, Record], dict[str, npt.NDArray[Any]]]:
+    """Records by number, and what is kept of the pictures."""
+    case = posed(study, truths)
+    given = {"seed": study.seed, "observation_ids": list(truths), **study.common}
+    start = time.monotonic()
+    result = method.solve(generator, case, checkpoint, **given)
+    seconds = {"seconds": round((time.monotonic() - start) / len(truths), 3)}
+    records = {n: record_of(result, case, b) | seconds for b, n in enumerate(truths)}
+    return records, {"image": np.array(list(truths)), **pictures_of(result)}
 
 
 def _loaded(data: Data, ids: Sequence[int]) -> tuple[dict[int, Tensor], dict[int, Record]]:

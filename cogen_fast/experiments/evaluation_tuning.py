@@ -23,7 +23,7 @@ from tqdm import tqdm
 from cogen_fast import metrics
 from cogen_fast.arguments import check_count
 from cogen_fast.baselines import Baseline, descends, tune
-from cogen_fast.experiments.evaluate import Method, Study, agree_on_method, open_folder, posed
+from cogen_fast.experiments.evaluate import Method, Study, open_place, posed
 from cogen_fast.experiments.evaluation_data import Data
 from cogen_fast.files import write_atomically
 from cogen_fast.result import Result
@@ -57,23 +57,24 @@ def tuned(
     wanting = [m for m in study.methods if descends(m.solver) and "learning_rate" not in m.options]
     if not wanting:
         return study
-    count = open_folder(generator, data, study, out, images, rank, world_size)
+    ready = [method for method in study.methods if method not in wanting]
+    place = open_place(generator, data, study, ready, out, images, rank, world_size)
+    count = place.images
     most = len(data) - tuning_images
     if count > most:
         raise ValueError(
             f"images: expected at most {most}, which leaves {tuning_images} to tune learning rates "
             f"on, got {count}"
         )
-    paths = {m.name: Path(out) / m.name / "tuning.json" for m in wanting}
-    for method in study.methods:
-        if method.name not in paths:
-            agree_on_method(Path(out), method)
-        elif paths[method.name].exists():
+    paths = {m.name: place.folder / m.name / "tuning.json" for m in wanting}
+    for method in wanting:
+        if paths[method.name].exists():
             _rate(paths[method.name], method, count)
     mine = [m for m in wanting[rank::world_size] if not paths[m.name].exists()]
     for method in tqdm(mine, "tuning", unit="method", disable=not progress):
-        truths = _readable(data, count, tuning_images)
-        _tune(generator, study, method, truths, paths[method.name])
+        log = _tune(generator, study, method, _readable(data, count, tuning_images))
+        place.settle()
+        _write(paths[method.name], log)
     for path in tqdm(paths.values(), "tuned", unit="method", disable=not progress):
         while not path.exists():
             time.sleep(_POLL_SECONDS)
@@ -121,8 +122,8 @@ def _tune(
     study: Study,
     method: Method,
     truths: Mapping[int, Tensor],
-    path: Path,
-) -> None:
+) -> dict[str, Any]:
+    """What is written of the tuning."""
     case = posed(study, truths)
     given = {
         "seed": study.seed,
@@ -138,12 +139,15 @@ def _tune(
         score=partial(_error, case.truth),
         **given,
     )
-    if found.at_the_edge:
+    return {"plan": method.plan(), "images": list(truths), **found.as_dict()}
+
+
+def _write(path: Path, log: Mapping[str, Any]) -> None:
+    if log["at_the_edge"]:
         warn_user(
-            f"{method.name}: the best learning rate is the grid's largest or smallest, "
-            f"{found.learning_rate:g}; see {path}"
+            f"{path}: the best learning rate is the grid's largest or smallest, "
+            f"{log['learning_rate']:g}"
         )
-    log = {"plan": method.plan(), "images": list(truths), **found.as_dict()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write_text(json.dumps(log, indent=2) + "\n"))
 
