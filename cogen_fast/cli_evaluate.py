@@ -14,7 +14,7 @@ from cogen_fast.experiments.evaluate import Method, Study, evaluate
 from cogen_fast.experiments.evaluation_data import Data, of_generator, open_data
 from cogen_fast.experiments.evaluation_methods import method_named
 from cogen_fast.experiments.evaluation_report import report
-from cogen_fast.experiments.evaluation_tuning import tuned
+from cogen_fast.experiments.evaluation_tuning import tuned, untuned
 from cogen_fast.experiments.image_tasks import PUBLISHED, Block, Published, Task, task_named
 from cogen_fast.generators.progressive import RESOLUTIONS
 from cogen_fast.presets import PRESETS
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, progress: bool) -> None:
         group=arguments.group,
         added_noise=arguments.added_noise,
     )
-    count = len(data) if arguments.images is None else arguments.images
+    count = _count(arguments, data, study)
     part: dict[str, Any] = {
         "images": count,
         "rank": team.rank,
@@ -129,6 +129,13 @@ def _data(arguments: argparse.Namespace, generator: Generator, output: Tensor) -
     return open_data(
         arguments.data, width, channels=channels, fit=arguments.fit, cache=arguments.cache
     )
+
+
+def _count(arguments: argparse.Namespace, data: Data, study: Study) -> int:
+    """The images asked for, or all but those to tune on."""
+    if arguments.images is not None:
+        return int(arguments.images)
+    return len(data) - (arguments.tuning_images if untuned(study) else 0)
 
 
 def _own_images(arguments: argparse.Namespace, generator: Generator) -> Data:

@@ -87,7 +87,7 @@ def add_evaluate(commands: Any) -> None:
         metavar="M,M,...",
         help=f"of {', '.join(METHODS)} (ais,gd,gd-multi,sir)",
     )
-    add("--images", type=int, metavar="N", help="the first N images (all)")
+    add("--images", type=int, metavar="N", help="the first N images (all but those to tune on)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the study, see below")
     _add_settings(parser)
     _add_running(parser)

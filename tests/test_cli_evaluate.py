@@ -58,6 +58,7 @@ STUDY = (
     *("--task=block-4-6", "--methods=ais,gd,gd-multi,sir", "--images=6", "--group=2"),
     *("--noise-std=0.3", "--chains=2", "--budget=20", "--starts=10", "--tuning-images=2"),
 )
+RATE = ["--learning-rates=gd=0.01", "--budget=3"]
 METHOD_NAMES = ("ais", "gd", "gd-multi", "sir")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -194,6 +195,16 @@ def test_noise_and_latent_shape_reach_the_methods(tmp_path: Path) -> None:
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["added_noise"] == 0.2 and plan["seed"] == 0 and plan["group"] == 2
     assert plan["common"] == {"noise_std": 0.3, "latent_shape": [5], "max_batch": 7}
+
+
+def test_without_a_number_all_images_count_that_are_not_tuned_on(
+    home: Path, tmp_path: Path
+) -> None:
+    start = ["evaluate", "--generator=evaluated_code:net", "--data=discs.npz"]
+    for name, more, count in (("sir", [], 8), ("gd", ["--budget=3"], 4), ("gd", RATE, 8)):
+        out = tmp_path / f"{name}-{count}"
+        assert main([*start, f"--out={out}", f"--methods={name}", "--starts=5", *more]) == 0
+        assert len(gather(out)) == count
 
 
 # --- learning rates -------------------------------------------------------------------------------

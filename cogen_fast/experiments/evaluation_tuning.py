@@ -54,7 +54,7 @@ def tuned(
     rates of other settings; before any work.
     """
     check_count("tuning_images", tuning_images)
-    wanting = [m for m in study.methods if descends(m.solver) and "learning_rate" not in m.options]
+    wanting = untuned(study)
     if not wanting:
         return study
     ready = [method for method in study.methods if method not in wanting]
@@ -80,6 +80,11 @@ def tuned(
             time.sleep(_POLL_SECONDS)
     rates = {m.name: _rate(paths[m.name], m, count) for m in wanting}
     return replace(study, methods=tuple(_with_rate(m, rates) for m in study.methods))
+
+
+def untuned(study: Study) -> list[Method]:
+    """The study's optimisers that have no learning rate."""
+    return [m for m in study.methods if descends(m.solver) and "learning_rate" not in m.options]
 
 
 def _with_rate(method: Method, rates: Mapping[str, float]) -> Method:
