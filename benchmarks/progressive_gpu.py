@@ -7,6 +7,8 @@ begun after ``--seconds``, so that a command ends in time and the same command g
     speed        z-gradients per second and memory of a chain, of a masked squared error, by
                  the fast path in each type and folding, by the module (TF32 on, as torch's users
                  have it) and by `torch.compile` of it in bfloat16
+    moves        whole moves of the sampler, replayed as CUDA graphs and not, beside their gradients
+                 launched one by one: the sampler's own share of the time
     acceptance   the same problem sampled with gradients of each type: acceptance, step, gradients
 
 Every method is held to the module's float32 gradient before it is timed. Weights are random, but
@@ -30,8 +32,12 @@ from progressive_speed import Gradient, Task, task
 from torch import Tensor
 
 from cogen_fast import cogenerate
+from cogen_fast.density import gradients
 from cogen_fast.generators import ProgressiveGenerator, pretrained
 from cogen_fast.ops import dispatch
+from cogen_fast.precision import Precision
+from cogen_fast.problem import prepared
+from cogen_fast.sampler import ais
 
 RESULTS = Path(__file__).resolve().parent / "results" / "progressive_gpu.jsonl"
 CASES = [
@@ -52,6 +58,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 CEILINGS = {"float32": 4096, "tf32": 8192, "bfloat16": 8192, "float16": 8192}
 CHECKED = 2  # latents of a batch that are held to the module
 BOUNDS = {"float32": 0.01, "tf32": 0.2, "bfloat16": 0.5, "float16": 0.2}
+MOVED = (
+    (64, 16, 8192),
+    (64, 128, 8192),
+    (128, 1, 8192),
+    (128, 64, 8192),
+    (128, 64, 2048),
+    (256, 16, 8192),
+    (1024, 3, 8192),
+)
+LEAPFROG_STEPS = 8
 SECONDS = 0.5  # of timing a method, at least three rounds
 
 Run = Callable[[Task], Gradient]
@@ -193,6 +209,39 @@ def speed(case: tuple[int, int, int], method: str, device: str) -> dict[str, Any
     }
 
 
+def moves(case: tuple[int, int, int], dtype: str, replayed: bool, device: str) -> dict[str, Any]:
+    """Seconds of a temperature of one transition, and of its gradients launched one by one."""
+    t = on_device(task(*case), device)
+    how: dict[str, Any] = {"noise_std": 1.0, "cuda_graphs": replayed, "precision": Precision(dtype)}
+    shape = t.generator.output_shape
+    x, mask = torch.zeros(1, *shape), t.spec.mask.reshape(shape)
+    with prepared(t.generator, x, mask, **how) as problem:
+        rule = ais.Moves(leapfrog_steps=LEAPFROG_STEPS)
+        state = ais.init(problem.target, rule, chains=len(t.z), **problem.how())
+        field, latents = problem.target, state.hmc.latents
+
+        def move() -> None:
+            nonlocal state
+            state, _ = ais.step(state, field, 0.01, rule, backend=problem.backend)
+
+        def by_gradients() -> None:
+            for _ in range(LEAPFROG_STEPS - 1):
+                gradients(field, latents)
+            field.energy_and_grad(latents)
+
+        alone = median_seconds(by_gradients, device)
+        for _ in range(3):
+            move()
+        seconds = median_seconds(move, device)
+        note = "" if problem.graphs is None else problem.graphs.note
+    return {
+        "seconds": seconds,
+        "seconds_of_gradients": alone,
+        "z_gradients_per_second": len(t.z) * LEAPFROG_STEPS / seconds,
+        "note": note,
+    }
+
+
 PROBLEMS: dict[str, tuple[Callable[[], ProgressiveGenerator], float, dict[str, Any]]] = {
     "fashion-32, noise 0.3": (lambda: pretrained("fashion-32"), 0.3, {"chains": 16}),
     "fashion-32, noise 0.1": (lambda: pretrained("fashion-32"), 0.1, {"chains": 16}),
@@ -255,6 +304,15 @@ def pieces(device: str) -> list[tuple[dict[str, Any], Callable[[], dict[str, Any
     ]
     found += [
         (
+            {"piece": "moves", "case": list(case), "gradient_dtype": dtype, "replayed": replayed},
+            partial(moves, case, dtype, replayed, device),
+        )
+        for case in MOVED
+        for dtype in ("float32", "float16")
+        for replayed in (True, False)
+    ]
+    found += [
+        (
             {"piece": "acceptance", "problem": problem, "gradient_dtype": dtype},
             partial(acceptance, problem, dtype, device),
         )
@@ -267,7 +325,8 @@ def pieces(device: str) -> list[tuple[dict[str, Any], Callable[[], dict[str, Any
 def table(lines: list[dict[str, Any]]) -> str:
     """Z-gradients per second, share of the type's measured product rate, and MiB of a chain.
 
-    The share counts the module's own multiply-adds, of which the fast path makes about half.
+    The share counts the module's own multiply-adds, of which the fast path makes about half. A
+    sampler's own share is negative where replays save more than the sampler takes.
     """
     rates = {
         line["dtype"]: line["multiply_adds_per_second"]
@@ -279,6 +338,8 @@ def table(lines: list[dict[str, Any]]) -> str:
         if line["piece"] == "speed":
             resolution, batch, base = line["case"]
             rows.append(f"{f'{resolution}px x{batch} {base}':<18}" + _speed_cells(line, rates))
+    rows.append(f"{'case':<18}{'moves, gradients in':<24}{'1/s':>10}{'own share':>11}")
+    rows += [_moves_row(line) for line in lines if line["piece"] == "moves"]
     rows.append(
         f"{'problem':<24}{'type':<10}{'accept':>8}{'step':>8}{'gradients':>10}{'energy':>9}"
     )
@@ -289,6 +350,16 @@ def table(lines: list[dict[str, Any]]) -> str:
                 f"{line['step_size']:>8.3f}{line['gradients']:>10}{line['energy']:>9.1f}"
             )
     return "\n".join(rows)
+
+
+def _moves_row(line: dict[str, Any]) -> str:
+    resolution, batch, base = line["case"]
+    share = 1.0 - line["seconds_of_gradients"] / line["seconds"]
+    how = f"{line['gradient_dtype']}{', replayed' if line['replayed'] else ''}"
+    return (
+        f"{f'{resolution}px x{batch} {base}':<18}{how:<24}{line['z_gradients_per_second']:>10.1f}"
+        f"{100 * share:>9.1f} %"
+    )
 
 
 def _speed_cells(line: dict[str, Any], rates: dict[str, float]) -> str:

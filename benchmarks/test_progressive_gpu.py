@@ -49,6 +49,10 @@ def lines(log: Log) -> list[dict[str, Any]]:
     for method in methods:
         found = progressive_gpu.speed(TINY, method, "cpu")
         log.add(piece="speed", case=list(TINY), method=method, **found)
+    for replayed in (True, False):
+        found = progressive_gpu.moves(TINY, "float32", replayed, "cpu")
+        key = {"case": list(TINY), "gradient_dtype": "float32", "replayed": replayed}
+        log.add(piece="moves", **key, **found)
     found = progressive_gpu.acceptance("128 px, noise 0.5", "bfloat16", "cpu", budget=6)
     log.add(piece="acceptance", problem="128 px, noise 0.5", gradient_dtype="bfloat16", **found)
     log.add(piece="speed", case=[1024, 16, 8192], method="eager tf32", out_of_memory=True)
@@ -64,9 +68,9 @@ def test_every_piece_but_compilation_runs_and_has_its_row(
     monkeypatch.setattr(progressive_gpu, "task", small)
     made = lines(Log(tmp_path / "log.jsonl"))
     rows = progressive_gpu.table(made).splitlines()
-    assert len(rows) == 1 + 8 + 1 + 1 + 1
+    assert len(rows) == 1 + 8 + 1 + (1 + 2) + (1 + 1)
     assert "out of memory" in rows[9]
-    assert all("8px x3 16" in row for row in rows[1:9])
+    assert all("8px x3 16" in row for row in (*rows[1:9], *rows[11:13]))
     assert progressive_gpu.table(Log(tmp_path / "log.jsonl").lines) == "\n".join(rows)
 
 
