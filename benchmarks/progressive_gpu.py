@@ -4,6 +4,7 @@ Pieces, each a line of the log (``--out``); those that it has are not made again
 begun after ``--seconds``, so that a command ends in time and the same command goes on:
 
     ceiling      rate of a large matrix product in each type
+    bandwidth    rate of a large copy, bytes read and bytes written
     speed        z-gradients per second and memory of a chain, of a masked squared error, by
                  the fast path in each type and folding, by the module (TF32 on, as torch's users
                  have it) and by `torch.compile` of it in bfloat16
@@ -68,6 +69,7 @@ MOVED = (
     (1024, 3, 8192),
 )
 LEAPFROG_STEPS = 8
+COPIED = 1 << 30  # bytes
 SECONDS = 0.5  # of timing a method, at least three rounds
 
 Run = Callable[[Task], Gradient]
@@ -179,6 +181,31 @@ def ceiling(dtype: str, device: str, size: int | None = None) -> dict[str, Any]:
     return {"size": size, "multiply_adds_per_second": size**3 / seconds}
 
 
+def bandwidth(device: str, size: int = COPIED) -> dict[str, Any]:
+    """Bytes per second of a copy within the device's memory."""
+    there, here = torch.zeros(2, size, dtype=torch.uint8, device=device)
+    seconds = median_seconds(lambda: there.copy_(here), device)
+    return {"size": size, "bytes_per_second": 2 * size / seconds}
+
+
+def bytes_moved(t: Task, itemsize: int) -> int:
+    """Activations and gradients that the fast path reads and writes, all of a batch.
+
+    Counted: each operation reads its inputs and writes its output once. Forward a convolution, then
+    bias, activation and norm in one pass; the misfit takes the last activation and leaves its
+    gradient; back a convolution, then the pass before it. Weights, and one number per pixel, are
+    left out.
+    """
+    side, before, found = 4, 0, 0
+    for i, (weight, _) in enumerate(t.generator.network().convolutions):
+        outputs, inputs = weight.shape[:2]
+        before = inputs * side**2
+        side *= 2 if i % 2 else 1
+        after = outputs * side**2
+        found += (before + after) + 2 * after + (after + before) + 3 * before
+    return (found + 2 * after) * itemsize * len(t.z)
+
+
 def speed(case: tuple[int, int, int], method: str, device: str) -> dict[str, Any]:
     """One method's figures in one case, or that memory is too small for it."""
     dtype, run = METHODS[method]
@@ -206,6 +233,8 @@ def speed(case: tuple[int, int, int], method: str, device: str) -> dict[str, Any
         "bytes_per_chain": bytes_of_chain,
         # Forward and back by the input, as the module counts them.
         "multiply_adds": 2 * len(t.z) * t.generator.multiply_adds(),
+        # Of the fast path: what others move is their own business.
+        "bytes_moved": bytes_moved(t, DTYPES[dtype].itemsize) if "fast" in method else None,
     }
 
 
@@ -293,6 +322,7 @@ def pieces(device: str) -> list[tuple[dict[str, Any], Callable[[], dict[str, Any
         ({"piece": "ceiling", "dtype": dtype}, partial(ceiling, dtype, device))
         for dtype in CEILINGS
     ]
+    found.append(({"piece": "bandwidth"}, partial(bandwidth, device)))
     found += [
         (
             {"piece": "speed", "case": list(case), "method": method},
@@ -323,17 +353,20 @@ def pieces(device: str) -> list[tuple[dict[str, Any], Callable[[], dict[str, Any
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Z-gradients per second, share of the type's measured product rate, and MiB of a chain.
+    """Z-gradients per second, shares of the measured ceilings, and MiB of a chain.
 
-    The share counts the module's own multiply-adds, of which the fast path makes about half. A
-    sampler's own share is negative where replays save more than the sampler takes.
+    Of the peak of products in that type, and of the bandwidth of a copy. The first counts the
+    module's own multiply-adds, of which the fast path makes about half. A sampler's own share is
+    negative where replays save more than the sampler takes.
     """
     rates = {
         line["dtype"]: line["multiply_adds_per_second"]
         for line in lines
         if line["piece"] == "ceiling"
     }
-    rows = [f"{'case':<18}{'method':<24}{'1/s':>10}{'of peak':>9}{'MiB':>9}{'error':>9}"]
+    rates["copy"] = next((x["bytes_per_second"] for x in lines if x["piece"] == "bandwidth"), 0.0)
+    head = f"{'1/s':>10}{'of peak':>9}{'of copy':>9}{'MiB':>9}{'error':>9}"
+    rows = [f"{'case':<18}{'method':<24}{head}"]
     for line in lines:
         if line["piece"] == "speed":
             resolution, batch, base = line["case"]
@@ -364,11 +397,14 @@ def _moves_row(line: dict[str, Any]) -> str:
 
 def _speed_cells(line: dict[str, Any], rates: dict[str, float]) -> str:
     if line.get("out_of_memory"):
-        return f"{line['method']:<24}{'out of memory':>37}"
+        return f"{line['method']:<24}{'out of memory':>46}"
     share = line["multiply_adds"] / line["seconds"] / rates[line["dtype"]]
+    copied = ""
+    if line["bytes_moved"] is not None and rates["copy"] > 0.0:
+        copied = f"{100 * line['bytes_moved'] / line['seconds'] / rates['copy']:.1f} %"
     return (
         f"{line['method']:<24}{line['z_gradients_per_second']:>10.1f}{100 * share:>7.1f} %"
-        f"{line['bytes_per_chain'] / 2**20:>9.1f}{line['gradient_error']:>9.1g}"
+        f"{copied:>9}{line['bytes_per_chain'] / 2**20:>9.1f}{line['gradient_error']:>9.1g}"
     )
 
 
