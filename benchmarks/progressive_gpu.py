@@ -4,9 +4,12 @@ Pieces, each a line of the log (``--out``); those that it has are not made again
 begun after ``--seconds``, so that a command ends in time and the same command goes on:
 
     ceiling      rate of a large matrix product in each type
+    bandwidth    rate of a large copy, bytes read and bytes written
     speed        z-gradients per second and memory of a chain, of a masked squared error, by
                  the fast path in each type and folding, by the module (TF32 on, as torch's users
                  have it) and by `torch.compile` of it in bfloat16
+    moves        whole moves of the sampler, replayed as CUDA graphs and not, beside their gradients
+                 launched one by one: the sampler's own share of the time
     acceptance   the same problem sampled with gradients of each type: acceptance, step, gradients
 
 Every method is held to the module's float32 gradient before it is timed. Weights are random, but
@@ -30,8 +33,12 @@ from progressive_speed import Gradient, Task, task
 from torch import Tensor
 
 from cogen_fast import cogenerate
+from cogen_fast.density import gradients
 from cogen_fast.generators import ProgressiveGenerator, pretrained
 from cogen_fast.ops import dispatch
+from cogen_fast.precision import Precision
+from cogen_fast.problem import prepared
+from cogen_fast.sampler import ais
 
 RESULTS = Path(__file__).resolve().parent / "results" / "progressive_gpu.jsonl"
 CASES = [
@@ -52,6 +59,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 CEILINGS = {"float32": 4096, "tf32": 8192, "bfloat16": 8192, "float16": 8192}
 CHECKED = 2  # latents of a batch that are held to the module
 BOUNDS = {"float32": 0.01, "tf32": 0.2, "bfloat16": 0.5, "float16": 0.2}
+MOVED = (
+    (64, 16, 8192),
+    (64, 128, 8192),
+    (128, 1, 8192),
+    (128, 64, 8192),
+    (128, 64, 2048),
+    (256, 16, 8192),
+    (1024, 3, 8192),
+)
+LEAPFROG_STEPS = 8
+COPIED = 1 << 30  # bytes
 SECONDS = 0.5  # of timing a method, at least three rounds
 
 Run = Callable[[Task], Gradient]
@@ -163,6 +181,31 @@ def ceiling(dtype: str, device: str, size: int | None = None) -> dict[str, Any]:
     return {"size": size, "multiply_adds_per_second": size**3 / seconds}
 
 
+def bandwidth(device: str, size: int = COPIED) -> dict[str, Any]:
+    """Bytes per second of a copy within the device's memory."""
+    there, here = torch.zeros(2, size, dtype=torch.uint8, device=device)
+    seconds = median_seconds(lambda: there.copy_(here), device)
+    return {"size": size, "bytes_per_second": 2 * size / seconds}
+
+
+def bytes_moved(t: Task, itemsize: int) -> int:
+    """Activations and gradients that the fast path reads and writes, all of a batch.
+
+    Counted: each operation reads its inputs and writes its output once. Forward a convolution, then
+    bias, activation and norm in one pass; the misfit takes the last activation and leaves its
+    gradient; back a convolution, then the pass before it. Weights, and one number per pixel, are
+    left out.
+    """
+    side, before, found = 4, 0, 0
+    for i, (weight, _) in enumerate(t.generator.network().convolutions):
+        outputs, inputs = weight.shape[:2]
+        before = inputs * side**2
+        side *= 2 if i % 2 else 1
+        after = outputs * side**2
+        found += (before + after) + 2 * after + (after + before) + 3 * before
+    return (found + 2 * after) * itemsize * len(t.z)
+
+
 def speed(case: tuple[int, int, int], method: str, device: str) -> dict[str, Any]:
     """One method's figures in one case, or that memory is too small for it."""
     dtype, run = METHODS[method]
@@ -190,6 +233,41 @@ def speed(case: tuple[int, int, int], method: str, device: str) -> dict[str, Any
         "bytes_per_chain": bytes_of_chain,
         # Forward and back by the input, as the module counts them.
         "multiply_adds": 2 * len(t.z) * t.generator.multiply_adds(),
+        # Of the fast path: what others move is their own business.
+        "bytes_moved": bytes_moved(t, DTYPES[dtype].itemsize) if "fast" in method else None,
+    }
+
+
+def moves(case: tuple[int, int, int], dtype: str, replayed: bool, device: str) -> dict[str, Any]:
+    """Seconds of a temperature of one transition, and of its gradients launched one by one."""
+    t = on_device(task(*case), device)
+    how: dict[str, Any] = {"noise_std": 1.0, "cuda_graphs": replayed, "precision": Precision(dtype)}
+    shape = t.generator.output_shape
+    x, mask = torch.zeros(1, *shape), t.spec.mask.reshape(shape)
+    with prepared(t.generator, x, mask, **how) as problem:
+        rule = ais.Moves(leapfrog_steps=LEAPFROG_STEPS)
+        state = ais.init(problem.target, rule, chains=len(t.z), **problem.how())
+        field, latents = problem.target, state.hmc.latents
+
+        def move() -> None:
+            nonlocal state
+            state, _ = ais.step(state, field, 0.01, rule, backend=problem.backend)
+
+        def by_gradients() -> None:
+            for _ in range(LEAPFROG_STEPS - 1):
+                gradients(field, latents)
+            field.energy_and_grad(latents)
+
+        alone = median_seconds(by_gradients, device)
+        for _ in range(3):
+            move()
+        seconds = median_seconds(move, device)
+        note = "" if problem.graphs is None else problem.graphs.note
+    return {
+        "seconds": seconds,
+        "seconds_of_gradients": alone,
+        "z_gradients_per_second": len(t.z) * LEAPFROG_STEPS / seconds,
+        "note": note,
     }
 
 
@@ -244,6 +322,7 @@ def pieces(device: str) -> list[tuple[dict[str, Any], Callable[[], dict[str, Any
         ({"piece": "ceiling", "dtype": dtype}, partial(ceiling, dtype, device))
         for dtype in CEILINGS
     ]
+    found.append(({"piece": "bandwidth"}, partial(bandwidth, device)))
     found += [
         (
             {"piece": "speed", "case": list(case), "method": method},
@@ -252,6 +331,15 @@ def pieces(device: str) -> list[tuple[dict[str, Any], Callable[[], dict[str, Any
         for case in CASES
         for method in METHODS
         if case in COMPILED or not method.startswith("compile")
+    ]
+    found += [
+        (
+            {"piece": "moves", "case": list(case), "gradient_dtype": dtype, "replayed": replayed},
+            partial(moves, case, dtype, replayed, device),
+        )
+        for case in MOVED
+        for dtype in ("float32", "float16")
+        for replayed in (True, False)
     ]
     found += [
         (
@@ -265,20 +353,26 @@ def pieces(device: str) -> list[tuple[dict[str, Any], Callable[[], dict[str, Any
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Z-gradients per second, share of the type's measured product rate, and MiB of a chain.
+    """Z-gradients per second, shares of the measured ceilings, and MiB of a chain.
 
-    The share counts the module's own multiply-adds, of which the fast path makes about half.
+    Of the peak of products in that type, and of the bandwidth of a copy. The first counts the
+    module's own multiply-adds, of which the fast path makes about half. A sampler's own share is
+    negative where replays save more than the sampler takes.
     """
     rates = {
         line["dtype"]: line["multiply_adds_per_second"]
         for line in lines
         if line["piece"] == "ceiling"
     }
-    rows = [f"{'case':<18}{'method':<24}{'1/s':>10}{'of peak':>9}{'MiB':>9}{'error':>9}"]
+    rates["copy"] = next((x["bytes_per_second"] for x in lines if x["piece"] == "bandwidth"), 0.0)
+    head = f"{'1/s':>10}{'of peak':>9}{'of copy':>9}{'MiB':>9}{'error':>9}"
+    rows = [f"{'case':<18}{'method':<24}{head}"]
     for line in lines:
         if line["piece"] == "speed":
             resolution, batch, base = line["case"]
             rows.append(f"{f'{resolution}px x{batch} {base}':<18}" + _speed_cells(line, rates))
+    rows.append(f"{'case':<18}{'moves, gradients in':<24}{'1/s':>10}{'own share':>11}")
+    rows += [_moves_row(line) for line in lines if line["piece"] == "moves"]
     rows.append(
         f"{'problem':<24}{'type':<10}{'accept':>8}{'step':>8}{'gradients':>10}{'energy':>9}"
     )
@@ -291,13 +385,26 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def _moves_row(line: dict[str, Any]) -> str:
+    resolution, batch, base = line["case"]
+    share = 1.0 - line["seconds_of_gradients"] / line["seconds"]
+    how = f"{line['gradient_dtype']}{', replayed' if line['replayed'] else ''}"
+    return (
+        f"{f'{resolution}px x{batch} {base}':<18}{how:<24}{line['z_gradients_per_second']:>10.1f}"
+        f"{100 * share:>9.1f} %"
+    )
+
+
 def _speed_cells(line: dict[str, Any], rates: dict[str, float]) -> str:
     if line.get("out_of_memory"):
-        return f"{line['method']:<24}{'out of memory':>37}"
+        return f"{line['method']:<24}{'out of memory':>46}"
     share = line["multiply_adds"] / line["seconds"] / rates[line["dtype"]]
+    copied = ""
+    if line["bytes_moved"] is not None and rates["copy"] > 0.0:
+        copied = f"{100 * line['bytes_moved'] / line['seconds'] / rates['copy']:.1f} %"
     return (
         f"{line['method']:<24}{line['z_gradients_per_second']:>10.1f}{100 * share:>7.1f} %"
-        f"{line['bytes_per_chain'] / 2**20:>9.1f}{line['gradient_error']:>9.1g}"
+        f"{copied:>9}{line['bytes_per_chain'] / 2**20:>9.1f}{line['gradient_error']:>9.1g}"
     )
 
 

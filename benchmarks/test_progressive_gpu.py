@@ -30,6 +30,50 @@ def tiny(resolution: int, batch: int, fmap_base: int) -> Task:
     return Task(generator, spec, torch.zeros(batch).long(), torch.randn(batch, 6))
 
 
+class Counting(FoldedLayers):
+    """Layers that add up the entries of what each operation takes and gives."""
+
+    moved = 0
+
+    def __init__(self, *how: Any) -> None:
+        super().__init__(*how)
+        self.normed: list[int] = []
+
+    def convolution(self, *how: Any) -> Any:
+        return self.watched(super().convolution(*how))
+
+    def upsampled(self, *how: Any) -> Any:
+        return self.watched(super().upsampled(*how))
+
+    def watched(self, layer: Any) -> Any:
+        forward, backward = layer.forward, layer.backward
+
+        def forth(x: Any) -> Any:
+            out = forward(x)
+            self.moved += x.numel() + out.out.numel()  # the convolution; the norm counts itself
+            return out
+
+        def back(grad: Any, before: Any, *rest: Any) -> Any:
+            self.moved += grad.numel() + before.out.numel()
+            return backward(grad, before, *rest)
+
+        layer.forward, layer.backward = forth, back
+        return layer
+
+    def norm(self, x: Any, *how: Any) -> Any:
+        self.moved += 2 * x.numel()
+        self.normed.append(x.numel())
+        return super().norm(x, *how)
+
+    def norm_grad(self, grad: Any, before: Any, spent: bool = False) -> Any:
+        self.moved += 3 * grad.numel()
+        return super().norm_grad(grad, before, spent)
+
+    def colour_misfit(self, last: Any, *rest: Any) -> Any:
+        self.moved += 2 * last.out.numel()
+        return super().colour_misfit(last, *rest)
+
+
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU's fast path in plain torch, and next to no time for timing."""
@@ -46,9 +90,14 @@ def lines(log: Log) -> list[dict[str, Any]]:
     methods = [name for name in progressive_gpu.METHODS if not name.startswith("compile")]
     for dtype in progressive_gpu.CEILINGS:
         log.add(piece="ceiling", dtype=dtype, **progressive_gpu.ceiling(dtype, "cpu", 16))
+    log.add(piece="bandwidth", **progressive_gpu.bandwidth("cpu", 64))
     for method in methods:
         found = progressive_gpu.speed(TINY, method, "cpu")
         log.add(piece="speed", case=list(TINY), method=method, **found)
+    for replayed in (True, False):
+        found = progressive_gpu.moves(TINY, "float32", replayed, "cpu")
+        key = {"case": list(TINY), "gradient_dtype": "float32", "replayed": replayed}
+        log.add(piece="moves", **key, **found)
     found = progressive_gpu.acceptance("128 px, noise 0.5", "bfloat16", "cpu", budget=6)
     log.add(piece="acceptance", problem="128 px, noise 0.5", gradient_dtype="bfloat16", **found)
     log.add(piece="speed", case=[1024, 16, 8192], method="eager tf32", out_of_memory=True)
@@ -64,10 +113,20 @@ def test_every_piece_but_compilation_runs_and_has_its_row(
     monkeypatch.setattr(progressive_gpu, "task", small)
     made = lines(Log(tmp_path / "log.jsonl"))
     rows = progressive_gpu.table(made).splitlines()
-    assert len(rows) == 1 + 8 + 1 + 1 + 1
+    assert len(rows) == 1 + 8 + 1 + (1 + 2) + (1 + 1)
     assert "out of memory" in rows[9]
-    assert all("8px x3 16" in row for row in rows[1:9])
+    assert all("8px x3 16" in row for row in (*rows[1:9], *rows[11:13]))
     assert progressive_gpu.table(Log(tmp_path / "log.jsonl").lines) == "\n".join(rows)
+
+
+def test_bytes_moved_are_what_the_tensors_of_a_walk_hold() -> None:
+    t = tiny(*TINY)
+    layers = Counting(torch.float32, TorchNorms())
+    fast = FastProgressive(t.generator.network(), layers)
+    fast.energy_and_grad(t.z, t.spec, t.index)
+    latent, dense = layers.normed[:2]  # before the first convolution
+    counted = progressive_gpu.bytes_moved(t, 4)
+    assert counted == 4 * (layers.moved - 2 * latent - 2 * dense - 3 * latent)
 
 
 def test_a_wrong_gradient_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,8 @@ def assemble(
     halvings, most = problem.halvings
     if halvings:
         notes.append(f"out of memory: max_batch was lowered to {most}")
+    if problem.graphs is not None:
+        notes.append(problem.graphs.note)
     said = ("reasons", "notes")
     found: dict[str, Any] = {
         f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in said

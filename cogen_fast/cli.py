@@ -56,6 +56,7 @@ _SAMPLER_OPTIONS = (
     "gradient_dtype",
     "energy_dtype",
     "compile",
+    "cuda_graphs",
     "max_batch",
     "checkpoint",
 )

@@ -336,6 +336,12 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         help="run a generator of your own through torch.compile, which takes a while at the start",
     )
     add(
+        "--no-cuda-graphs",
+        dest="cuda_graphs",
+        action="store_false",
+        help="on CUDA, do not record moves and replay them",
+    )
+    add(
         "--max-batch",
         type=int,
         metavar="N",

@@ -6,13 +6,14 @@ plain function ``energy(z)``, and one whose gradients are a cheaper potential's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, Protocol, TypeVar, get_args
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from cogen_fast.memory import is_out_of_memory
+from cogen_fast.graphs import Graphs
+from cogen_fast.memory import is_capturing, is_out_of_memory, rows_that_fit
 from cogen_fast.observation import Observation
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.spec import MisfitSpec
@@ -34,7 +35,8 @@ class Potential(Protocol):
     Gradients need not be the energy's own: any field that is a function of each chain's latent
     alone leaves the target exact. One whose energies cost something beside the gradients has more:
     ``grad_alone(latents)``, without energies; ``forwards``, how many forwards an energy costs; and
-    ``finer``, the potential to fall back to where its gradients are too coarse, or None.
+    ``finer``, the potential to fall back to where its gradients are too coarse, or None. One that
+    can be recorded has ``graphs``, which then replays the moves that follow it.
     """
 
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,6 +58,14 @@ def forwards(potential: Potential) -> int:
 def finer(potential: Potential) -> Potential | None:
     """What to fall back to where gradients are too coarse; None for a potential that is exact."""
     return getattr(potential, "finer", None)
+
+
+def replayed(
+    potential: Potential, key: tuple[Hashable, ...], function: Callable[..., _T], *args: Any
+) -> _T:
+    """``function(*args)``, which follows ``potential``: by its `Graphs`, where it has any."""
+    graphs: Graphs | None = getattr(potential, "graphs", None)
+    return function(*args) if graphs is None else graphs((potential, *key), function, *args)
 
 
 class LatentMap(Protocol):
@@ -122,6 +132,7 @@ class GeneratorPotential:
         self.ops = ops
         self.max_batch = max_batch
         self.halvings = 0
+        self.graphs: Graphs | None = None
         self._index: Tensor | None = None
 
     def of(self, generator: LatentMap, observation: Observation) -> GeneratorPotential:
@@ -178,8 +189,25 @@ class GeneratorPotential:
             raise error
         self.max_batch = rows // 2
         self.halvings += 1
+        if is_capturing():
+            raise error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def bound_by_memory(self, latent: Tensor) -> int | None:
+        """Bound ``max_batch``, unless it is, by what gradients of a ``latent`` ``(d,)`` need.
+
+        Returns the bound; None where there is none, or memory cannot be measured.
+        """
+        if self.max_batch is not None:
+            return None
+
+        def work(rows: int) -> None:
+            index = torch.zeros(rows, dtype=torch.int64, device=latent.device)
+            self._rows_energy_and_grad(latent.expand(rows, -1).contiguous(), index)
+
+        self.max_batch = rows_that_fit(work, latent.device)
+        return self.max_batch
 
     def _rows_energy_and_grad(self, rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         fused: _Fused | None = getattr(self.generator, "energy_and_grad", None)
@@ -248,6 +276,7 @@ class SplitPotential:
         finer: Potential | None = None,
     ) -> None:
         self.energies, self.field, self.scale, self.finer = energies, field, scale, finer
+        self.graphs: Graphs | None = None
 
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Energies ``(B, N)`` float64 and gradients ``(B, N, d)`` of latents ``(B, N, d)``."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from cogen_fast.adapter import GeneratorAdapter, frozen
 from cogen_fast.compiled import try_compiling
-from cogen_fast.density import GeneratorPotential, LatentMap, Potential, SplitPotential
+from cogen_fast.density import GeneratorPotential, LatentMap, Potential, SplitPotential, finer
+from cogen_fast.graphs import Graphs, recorder
 from cogen_fast.memory import is_out_of_memory
 from cogen_fast.observation import Mask, Observation, UserMisfit, as_operator, observe
 from cogen_fast.ops import dispatch
@@ -31,9 +32,10 @@ class Problem:
     """What every method needs; valid inside `prepared` only, while G's weights are frozen.
 
     ``potential`` is that of G's own type, and ``split`` what moves follow where ``precision`` asks
-    for another. ``compiled`` says whether G was. ``dense`` is there where whole runs are made in
-    C++, and ``notes`` say where the generator's own fast path is taken (backend "fused" in both
-    cases, but for a fast path on CUDA, beside which any ops may serve).
+    for another. ``compiled`` says whether G was, and ``graphs`` is there where moves are replayed.
+    ``dense`` is there where whole runs are made in C++, and ``notes`` say where the generator's own
+    fast path is taken (backend "fused" in both cases, but for a fast path on CUDA, beside which any
+    ops may serve).
     """
 
     adapter: GeneratorAdapter
@@ -45,6 +47,7 @@ class Problem:
     precision: Precision = field(default_factory=Precision)
     split: SplitPotential | None = None
     compiled: bool = False
+    graphs: Graphs | None = None
 
     @property
     def target(self) -> Potential:
@@ -52,11 +55,15 @@ class Problem:
         return self.potential if self.split is None else self.split
 
     @property
+    def potentials(self) -> list[GeneratorPotential]:
+        """All that call the generator."""
+        split = [] if self.split is None else [self.split.energies, self.split.field]
+        return [self.potential, *(each for each in split if each is not self.potential)]
+
+    @property
     def halvings(self) -> tuple[int, int | None]:
         """How often memory ran out, and the most latents of a call by now."""
-        used = [self.potential]
-        if self.split is not None:
-            used += [self.split.energies, self.split.field]
+        used = self.potentials
         most = [each.max_batch for each in used if each.max_batch is not None]
         return sum(each.halvings for each in used), min(most, default=None)
 
@@ -94,6 +101,7 @@ def prepared(
     max_batch: int | None = None,
     precision: Precision | None = None,
     compile: bool = False,
+    cuda_graphs: bool = False,
 ) -> Iterator[Problem]:
     """Check generator and data and bind them; G is as it was when the context ends.
 
@@ -119,7 +127,8 @@ def prepared(
         )
         if compile:
             problem = _compiled(problem)
-        yield _with_split(problem)
+        problem = _bounded(_with_split(problem))
+        yield _with_graphs(problem) if cuda_graphs else problem
 
 
 def _compiled(problem: Problem) -> Problem:
@@ -142,6 +151,30 @@ def _with_split(problem: Problem) -> Problem:
     target = split(problem.adapter, problem.potential, problem.precision, half)
     notes = (*problem.notes, *described(target, problem.precision))
     return replace(problem, split=target, notes=notes)
+
+
+def _bounded(problem: Problem) -> Problem:
+    """With calls to the generator that fit into memory, where that can be measured."""
+    if problem.dense is not None:
+        return problem
+    found = [p.bound_by_memory(problem.adapter.probe_latents[0]) for p in problem.potentials]
+    most = min((each for each in found if each is not None), default=None)
+    if most is None:
+        return problem
+    note = f"at most {most} latents in one call to G, by measured memory"
+    return replace(problem, notes=(*problem.notes, note))
+
+
+def _with_graphs(problem: Problem) -> Problem:
+    """With moves that are recorded and replayed, where the device can."""
+    record = recorder(problem.adapter.device)
+    if record is None or problem.dense is not None:
+        return problem
+    graphs = Graphs(record, lambda: tuple(each.max_batch for each in problem.potentials))
+    for potential in (problem.target, finer(problem.target)):
+        if isinstance(potential, GeneratorPotential | SplitPotential):
+            potential.graphs = graphs
+    return replace(problem, graphs=graphs)
 
 
 def _fused(backend: str, problem: Problem) -> Problem:
@@ -193,7 +226,8 @@ def _fast_path(adapter: GeneratorAdapter) -> tuple[LatentMap | None, tuple[str, 
 
 def _half_fast_path(problem: Problem, dtype: torch.dtype) -> LatentMap | None:
     """The fast path with activations of a half-precision type, where it is taken on a GPU."""
-    if problem.adapter.device.type != "cuda" or _FAST not in problem.notes:
+    slow = isinstance(problem.potential.generator, GeneratorAdapter)
+    if slow or problem.adapter.device.type != "cuda":
         return None
     offered: Callable[..., LatentMap] = problem.adapter.generator.fast_path  # type: ignore[attr-defined]
     return offered(dtype)

@@ -78,6 +78,7 @@ def cogenerate(
     gradient_dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     energy_dtype: Literal["float32", "float64"] | None = None,
     compile: bool = False,
+    cuda_graphs: bool = True,
     max_batch: int | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
@@ -150,7 +151,11 @@ def cogenerate(
         energy_dtype: what energies are computed in (G's own type), never TF32: what is sampled is
             the posterior of G in this type.
         compile: run G through `torch.compile`. Where that fails, a warning and a note say so.
-        max_batch: most latents in one call to G (all; halved when memory runs out).
+        cuda_graphs: on CUDA, record moves and replay them, so that no launch waits for Python; what
+            G does in Python, such as hooks, is then done a few times only. Where G waits for the
+            device within a move, or cannot be recorded, a note says so and moves run as they are.
+        max_batch: most latents in one call to G (all; on CUDA as many as measured memory holds;
+            halved when memory runs out).
         checkpoint: file to save an unfinished run to, every ``checkpoint_seconds`` and on Ctrl-C;
             a run started again with the same inputs goes on from there, bit for bit.
         progress: show a progress bar on stderr.
@@ -196,6 +201,7 @@ def cogenerate(
     }
     check_flag("progress", progress)
     check_flag("compile", compile)
+    check_flag("cuda_graphs", cuda_graphs)
     polish = check_whole("polish", polish, 0)
     check_choice("polish_method", polish_method, POLISH_METHODS)
     if polish and evidence == "frozen":
@@ -223,6 +229,7 @@ def cogenerate(
         max_batch=running["max_batch"],
         precision=precision,
         compile=compile,
+        cuda_graphs=cuda_graphs,
     ) as problem:
         run, complete = Loop(plan, problem, path, interval).anneal(observation_ids, progress)
         outcome = plan.outcome(problem, run, complete)
@@ -235,7 +242,7 @@ def cogenerate(
                 outcome.notes.append("polishing was interrupted: these are the samples")
                 polish = 0
         settings = plan.settings() | {"polish": polish, "polish_method": polish_method}
-        settings |= precision.settings() | {"compile": compile}
+        settings |= precision.settings() | {"compile": compile, "cuda_graphs": cuda_graphs}
         if budget is not None:
             settings["budget"] = int(budget)  # as it was asked for, polishing included
         return assemble(settings, outcome, complete, problem)

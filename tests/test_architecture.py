@@ -26,6 +26,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "sampler result presets checkpoint",
         "precision compiled",
         "density adapter",
+        "graphs",
         "observation",
         "ops",
         "_native",

@@ -415,9 +415,10 @@ def test_the_adaptive_method_counts_them_too() -> None:
         torch.ones(6),
         noise_std=0.3,
         gradient_dtype="float16",
+        hmc_steps=2,
         progress=False,
     )
-    assert result.forwards == 1 + int(result.hmc_steps.sum())
+    assert result.forwards == 1 + int(result.hmc_steps.sum()) == 1 + 2 * len(result.hmc_steps)
 
 
 def test_a_progressive_generator_keeps_its_fast_path_for_energies() -> None:

@@ -24,7 +24,7 @@ triton = pytest.importorskip("triton", reason="needs Triton (on Linux)")
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="this is the run under the interpreter")
 
 ROOT = Path(__file__).resolve().parent.parent
-INTERPRETED_FILES = ("test_ops.py", "test_op_checks.py", "test_hmc.py")
+INTERPRETED_FILES = ("test_ops.py", "test_op_checks.py", "test_hmc.py", "test_graphs.py")
 # Many chains or many calls: the interpreter takes half a millisecond for each device function.
 TOO_LONG = (
     "exact_draws_stay_exact",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from cogen_fast.arguments import check_count, check_number
-from cogen_fast.density import FORMS, Form, Potential, forwards, prior_weight
+from cogen_fast.density import FORMS, Form, Potential, forwards, prior_weight, replayed
 from cogen_fast.ops import dispatch
+from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.spec import AdaptationRule, TransitionSettings
 from cogen_fast.sampler import fallback, hmc, step_size
 from cogen_fast.sampler.hmc import Energy, HMCInfo, HMCState
@@ -127,18 +129,37 @@ def step(
     acceptance = torch.zeros_like(betas)
     for _ in range(moves.hmc_steps):
         used = adaptation.step_size
-        settings = TransitionSettings(betas, weight, used)
-        chains, info = hmc.transition(chains, potential, settings, moves.leapfrog_steps, ops)
+        chains, adaptation, info = replayed(
+            potential,
+            (moves, ops.name),
+            partial(_move, potential, moves, ops),
+            chains,
+            adaptation,
+            TransitionSettings(betas, weight, used),
+        )
         acceptance = acceptance + info.acceptance_probability.mean(-1) / moves.hmc_steps
         non_finite = non_finite + info.non_finite
-        if moves.adaptation is not None:
-            probability = info.acceptance_probability
-            adaptation = step_size.update(adaptation, probability, None, moves.adaptation, ops)
     cost = state.forwards + moves.hmc_steps * forwards(potential)
     after = AISState(chains, adaptation, betas, log_weights, non_finite, cost)
     if adaptation.per_chain:
         used = used.mean(-1)
     return after, AISInfo(acceptance, used, info)
+
+
+def _move(
+    potential: Potential,
+    moves: Moves,
+    ops: Ops,
+    chains: HMCState,
+    adaptation: StepSizeState,
+    settings: TransitionSettings,
+) -> tuple[HMCState, StepSizeState, HMCInfo]:
+    """One transition, and what the step size becomes by it."""
+    chains, info = hmc.transition(chains, potential, settings, moves.leapfrog_steps, ops)
+    if moves.adaptation is not None:
+        probability = info.acceptance_probability
+        adaptation = step_size.update(adaptation, probability, None, moves.adaptation, ops)
+    return chains, adaptation, info
 
 
 @dataclass

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cogen_fast.arguments import check_count, check_number
-from cogen_fast.density import Potential, forwards
+from cogen_fast.density import Potential, forwards, replayed
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose
@@ -323,12 +324,25 @@ def _move(
     """Each observation's M transitions, what they were, and their mean acceptance ``(B,)``."""
     turn = stiffness.basis(choice.stiff)
     total, step_size = torch.zeros_like(choice.beta), choice.step_size
-    for made in range(choice.hmc_steps):
-        now = replace(choice, active=choice.active & (made < choice.moves))
-        step_size = torch.where(now.active, state.tuning.log_step.exp(), step_size)
-        state, acceptance = _one_move(state, potential, now, turn, annealing, adapts, ops)
+    made = replace(state, spent=0, forwards=0)  # what Python counts is no part of a recording
+    for number in range(choice.hmc_steps):
+        now = replace(choice, active=choice.active & (number < choice.moves), hmc_steps=1)
+        step_size = torch.where(now.active, made.tuning.log_step.exp(), step_size)
+        made, acceptance = replayed(
+            potential,
+            (annealing, adapts, ops.name),
+            partial(_one_move, potential, annealing, adapts, ops),
+            made,
+            now,
+            turn,
+        )
         total = total + torch.where(now.active, acceptance, 0.0)
-    return state, replace(choice, step_size=step_size), total / choice.moves.clamp(min=1)
+    made = replace(
+        made,
+        spent=state.spent + choice.hmc_steps * choice.leapfrog_steps,
+        forwards=state.forwards + choice.hmc_steps * forwards(potential),
+    )
+    return made, replace(choice, step_size=step_size), total / choice.moves.clamp(min=1)
 
 
 def jittered(
@@ -342,13 +356,13 @@ def jittered(
 
 
 def _one_move(
-    state: SMCState,
     potential: Potential,
-    choice: Choice,
-    turn: Tensor | None,
     annealing: Annealing,
     adapts: bool,
     ops: Ops,
+    state: SMCState,
+    choice: Choice,
+    turn: Tensor | None,
 ) -> tuple[SMCState, Tensor]:
     """One transition with a jittered step size, and its mean acceptance ``(B,)``."""
     tuned, curvature, spread, rule = state.tuning, state.curvature, state.spread, annealing.rule
@@ -369,8 +383,6 @@ def _one_move(
         spread=spread,
         curvature=curvature,
         non_finite=state.non_finite + info.non_finite,
-        spent=state.spent + choice.leapfrog_steps,
-        forwards=state.forwards + forwards(potential),
     )
     return moved, info.acceptance_probability.mean(-1)
 

@@ -1,0 +1,94 @@
+"""CUDA graphs as they are on the CPU: what torch is asked to do, written down and done again.
+
+As with a capture, every tensor keeps its memory, numbers that Python saw stay what they were, and
+looking at a number is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cogen_fast.ops import triton_ops
+
+LOOKS = torch.ops.aten._local_scalar_dense.default
+
+
+class Tape:
+    """A `cogen_fast.graphs.Recorder`; ``made`` counts recordings, ``played`` replays."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.made = self.played = 0
+        self.recording = False
+
+    def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        steps: list[Callable[[], object]] = []
+        self.recording = True
+        try:
+            with _Writing(steps) as writing, _launches(writing):
+                outputs = function()
+        finally:
+            self.recording = False
+        self.made += 1
+
+        def play() -> None:
+            self.played += 1
+            with torch.no_grad():
+                for step in steps:
+                    step()
+
+        return outputs, play
+
+
+class _Writing(TorchDispatchMode):
+    """Writes down what makes new values; views are where their memory is."""
+
+    def __init__(self, steps: list[Callable[[], object]]) -> None:
+        super().__init__()
+        self.steps, self.launching = steps, False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is LOOKS:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        if self.launching:
+            return found
+        if func._schema.is_mutable:
+            self.steps.append(lambda: func(*args, **kwargs))
+        elif not func.is_view:
+            self.steps.append(lambda: _put(func(*args, **kwargs), found))
+        return found
+
+
+def _put(values: Any, there: Any) -> None:
+    if isinstance(there, Tensor):
+        there.copy_(values)
+    elif isinstance(there, tuple | list):
+        for value, place in zip(values, there, strict=True):
+            _put(value, place)
+
+
+@contextmanager
+def _launches(writing: _Writing) -> Iterator[None]:
+    """Writes down Triton's kernels, of which torch sees what its interpreter does."""
+    launch = triton_ops._launch
+
+    def written(*args: Any, **constants: Any) -> None:
+        writing.launching = True
+        launch(*args, **constants)
+        writing.launching = False
+        writing.steps.append(lambda: launch(*args, **constants))
+
+    triton_ops._launch = written
+    try:
+        yield
+    finally:
+        triton_ops._launch = launch

@@ -1,0 +1,411 @@
+"""Moves recorded and replayed: the same runs, and what happens where that cannot be.
+
+On the CPU a tape stands in for CUDA's graphs (`tape`); the tests that need a GPU take those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from implementations import INTERPRETED
+from runs import assert_same, network, seeded
+from tape import Tape
+from torch import Tensor, nn
+
+from cogen_fast import Result, cogenerate, graphs, memory, problem
+from cogen_fast.generators.fast_progressive import FastProgressive
+from cogen_fast.graphs import Graphs
+from cogen_fast.ops.folded import FoldedLayers, TorchNorms
+from cogen_fast.sampler import ais, fallback
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# The native ops are no calls that torch sees, and so a tape does not hold them.
+BACKEND = "triton" if INTERPRETED else "reference"
+SHOWN = ("settings", "notes")
+RUNS: dict[str, dict[str, Any]] = {
+    "adaptive": {},
+    "diagonal": {"mass": "diagonal"},
+    "populations": {"populations": 2, "hmc_steps": 3},
+    "alone": {"chains": 2, "budget": 60},
+    "frozen": {"evidence": "frozen", "budget": 120},
+    "paper": {"method": "paper", "ais_steps": 9, "leapfrog_steps": 3},
+    "two-moves": {"method": "paper", "ais_steps": 5, "leapfrog_steps": 3, "hmc_steps": 2},
+    "fixed-step": {"method": "paper", "ais_steps": 6, "adaptation": None, "leapfrog_steps": 2},
+    "per-chain": {"method": "paper", "ais_steps": 6, "adaptation": "per-chain"},
+}
+# The interpreter takes milliseconds for each launch.
+FEW = ("paper", "fixed-step", "alone") if INTERPRETED else tuple(RUNS)
+REPLAYED = "CUDA graphs: moves replayed from"
+
+
+def observed(rows: int = 2, size: int = 5) -> Tensor:
+    return torch.linspace(-1.0, 1.0, rows * size).reshape(rows, size)
+
+
+def run(generator: Any, **options: Any) -> Result:
+    how = {"noise_std": 0.3, "backend": BACKEND, "progress": False} | options
+    x = how.pop("x_obs", observed())
+    return cogenerate(generator, x, how.pop("mask", torch.tensor([1, 1, 0, 1, 0])), **how)
+
+
+@pytest.fixture
+def tape(monkeypatch: pytest.MonkeyPatch) -> Tape:
+    """In place of CUDA's recorder."""
+    made = Tape()
+    monkeypatch.setattr(problem, "recorder", lambda _: made)
+    monkeypatch.setattr("cogen_fast.density.is_capturing", lambda: made.recording)
+    return made
+
+
+# --- the same runs ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FEW, ids=lambda name: f"{BACKEND}-{name}")
+def test_replays_make_the_same_run(name: str, tape: Tape) -> None:
+    options = RUNS[name]
+    replayed = run(network(), **options)
+    assert tape.made >= 1
+    assert tape.played > 2
+    assert any(note.startswith(REPLAYED) for note in replayed.notes)
+    played = tape.played
+    plain = run(network(), **options, cuda_graphs=False)
+    assert tape.played == played
+    assert not any("CUDA" in note for note in plain.notes)
+    assert_same(replayed, plain, but=SHOWN)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the ops are the same ones")
+@pytest.mark.parametrize("gradient", ["bfloat16", "float16"])
+def test_gradients_of_another_type_are_replayed(gradient: str, tape: Tape) -> None:
+    options = {"gradient_dtype": gradient, "energy_dtype": "float64"}
+    replayed = run(network(), **options)
+    assert tape.played > 2
+    assert_same(replayed, run(network(), **options, cuda_graphs=False), but=SHOWN)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the ops are the same ones")
+def test_finer_gradients_are_replayed_too(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fallback, "LEAST_ACCEPTANCE", 1.1)  # falls back as soon as it may
+    options = {"gradient_dtype": "bfloat16", "method": "paper", "ais_steps": 14}
+    replayed = run(network(), **options)
+    assert tape.made == 2
+    assert tape.played == 14 - 2 - 2
+    assert_same(replayed, run(network(), **options, cuda_graphs=False), but=SHOWN)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the ops are the same ones")
+def test_the_folded_layers_are_replayed(tape: Tape) -> None:
+    generator = seeded(8, latent_size=6, feature_maps=[6, 4])
+    fast = FastProgressive(generator.network(), FoldedLayers(torch.float64, TorchNorms()))
+    x = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
+    how = {"chains": 3, "latent_size": 6, "dtype": torch.float64, "backend": "reference"}
+    found = []
+    with problem.prepared(generator, x, torch.ones(8, 8), noise_std=1.0, backend="reference") as p:
+        for recorded in (Graphs(tape, lambda: 0), None):
+            potential = p.potential.of(fast, p.observation)
+            potential.graphs = recorded
+            found.append(ais.run(potential, "linear", 6, ais.Moves(leapfrog_steps=3), **how))
+    assert tape.played == 6 - 2
+    assert torch.equal(found[0].state.hmc.latents, found[1].state.hmc.latents)
+    assert torch.equal(found[0].state.log_weights, found[1].state.log_weights)
+
+
+def test_outputs_are_the_caller_s_own(tape: Tape) -> None:
+    doubled = Graphs(tape, lambda: 0)
+    found = [doubled("key", lambda x: (2.0 * x, x), torch.full((3,), float(i))) for i in range(6)]
+    assert tape.made == 1
+    for i, (twice, once) in enumerate(found):
+        assert twice.tolist() == [2.0 * i] * 3
+        assert once.tolist() == [1.0 * i] * 3
+
+
+def test_shapes_types_plain_values_and_keys_are_told_apart(tape: Tape) -> None:
+    call = Graphs(tape, lambda: 0)
+    x = torch.arange(3.0)
+    cases: list[tuple[str, tuple[Any, ...]]] = [
+        ("a", (x, 1, None)),
+        ("a", (x, 2, None)),
+        ("a", (x, 1, x)),
+        ("a", (torch.arange(4.0), 1, None)),
+        ("a", (x.double(), 1, None)),
+        ("b", (x, 1, None)),
+    ]
+
+    def function(key: str, x: Tensor, times: int, more: Tensor | None) -> Tensor:
+        scaled = (10.0 if key == "b" else 1.0) * times * x
+        return scaled if more is None else scaled + more
+
+    for number in range(4):
+        for key, args in cases:
+            found = call(key, partial(function, key), *args)
+            assert torch.equal(found, function(key, *args))
+            assert found.dtype == args[0].dtype
+        assert tape.made == (len(cases) if number else 0)
+    assert tape.played == 2 * len(cases)
+
+
+def test_what_is_allocated_otherwise_is_recorded_anew(tape: Tape) -> None:
+    versions = iter([1] * 6 + [2] * 20)
+    call = Graphs(tape, lambda: next(versions))
+    for i in range(8):
+        assert call("key", lambda x: x + 1.0, torch.tensor(float(i))).item() == i + 1.0
+    assert tape.made == 2
+
+
+# --- where it cannot be -------------------------------------------------------------------------
+
+
+class Waiting(nn.Module):
+    """The network, looking at a number of its latents."""
+
+    def __init__(self, look: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.look = network(), look
+
+    def forward(self, z: Tensor) -> Tensor:
+        x: Tensor = self.net(z)
+        return x + 0.0 * float(self.look(z.detach()))
+
+
+LOOKS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "a-number": (lambda z: z[0, 0].item(), "_local_scalar_dense"),
+    "a-truth": (lambda z: bool((z > 0).any()), "_local_scalar_dense"),
+    "places": (lambda z: len(z.nonzero()), "nonzero"),
+    "flags": (lambda z: len(z[z > 0.0]), "index.Tensor"),
+    "chosen": (lambda z: len(z.masked_select(z > 0.0)), "masked_select"),
+    "equal": (lambda z: torch.equal(z, z), "equal"),
+    "unique": (lambda z: len(z.unique()), "_unique2"),
+    "elsewhere": (lambda z: z.to("meta").ndim, "_to_copy"),
+}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the ops are the same ones")
+@pytest.mark.parametrize(("look", "name"), LOOKS.values(), ids=LOOKS)
+def test_a_generator_that_waits_is_noticed(
+    look: Callable[[Tensor], Any], name: str, tape: Tape
+) -> None:
+    found = run(Waiting(look), **RUNS["paper"])
+    assert tape.made == 0
+    (note,) = [note for note in found.notes if note.startswith("CUDA")]
+    assert note.startswith("CUDA graphs: not used: G, the operator or the misfit waits for the")
+    assert name in note
+    assert_same(found, run(Waiting(look), **RUNS["paper"], cuda_graphs=False), but=SHOWN)
+
+
+class Baking(nn.Module):
+    """The network, with a shift that Python computes of the latents where torch cannot see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, z: Tensor) -> Tensor:
+        x: Tensor = self.net(z)
+        return x + torch.tensor(z.detach().sin().numpy()[:, :1].copy())
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the ops are the same ones")
+def test_a_replay_that_differs_is_noticed(tape: Tape) -> None:
+    found = run(Baking(), **RUNS["paper"])
+    assert (tape.made, tape.played) == (1, 1)
+    assert "CUDA graphs: not used: a replay gave other numbers than the move itself" in found.notes
+    assert_same(found, run(Baking(), **RUNS["paper"], cuda_graphs=False), but=SHOWN)
+
+
+def test_a_recording_that_fails_is_told(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(function: Callable[[], Any]) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(problem, "recorder", lambda _: fails)
+    found = run(network(), **RUNS["paper"])
+    assert (
+        "CUDA graphs: not used: a move could not be recorded (operation not permitted when stream "
+        "is capturing)"
+    ) in found.notes
+    assert_same(found, run(network(), **RUNS["paper"], cuda_graphs=False), but=SHOWN)
+
+
+def test_a_short_run_needs_none(tape: Tape) -> None:
+    found = run(network(), method="paper", ais_steps=1)
+    assert tape.made == 0
+    assert "CUDA graphs: none, for too few moves were alike" in found.notes
+
+
+def test_whole_runs_in_one_call_need_none(tape: Tape) -> None:
+    found = run(network(), method="paper", ais_steps=6, backend="auto")
+    assert found.settings["backend"] == "fused"
+    assert tape.made == 0
+    assert not any("CUDA" in note for note in found.notes)
+
+
+def test_the_cpu_has_none() -> None:
+    assert graphs.recorder(torch.device("cpu")) is None
+    assert not any("CUDA" in note for note in run(network(), **RUNS["paper"]).notes)
+
+
+def test_it_is_yes_or_no() -> None:
+    with pytest.raises(TypeError, match=r"^cuda_graphs: expected True or False, got 1"):
+        run(network(), cuda_graphs=1)
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    """A generator with memory for ``most()`` rows."""
+
+    def __init__(self, most: Callable[[], int]) -> None:
+        super().__init__()
+        self.net, self.most = network().double(), most
+        self.refused: list[int] = []
+
+    def forward(self, z: Tensor) -> Tensor:
+        if len(z) > self.most():
+            self.refused.append(len(z))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        x: Tensor = self.net(z)
+        return x
+
+
+def test_moves_are_recorded_anew_after_memory_ran_out_while_recording(tape: Tape) -> None:
+    # The pool of the recordings leaves room for three rows, of eight.
+    G = Small(lambda: 3 if tape.recording else 8)
+    found = run(G, **RUNS["paper"], chains=4)
+    assert G.refused == [8, 4]
+    assert tape.made == 1
+    assert "out of memory: max_batch was lowered to 2" in found.notes
+    assert "CUDA graphs: moves replayed from 1 recording" in found.notes
+    plain = run(Small(lambda: 8), **RUNS["paper"], chains=4, cuda_graphs=False)
+    torch.testing.assert_close(found.latents, plain.latents, rtol=0, atol=1e-9)
+
+
+def test_memory_that_is_gone_for_something_else_is_told(
+    tape: Tape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(function: Callable[[], Any]) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(problem, "recorder", lambda _: fails)
+    notes = run(network(), **RUNS["paper"]).notes
+    assert any("a move could not be recorded (CUDA out of memory" in note for note in notes)
+
+
+def measured(
+    monkeypatch: pytest.MonkeyPatch, peak: Callable[[int], int], free: int
+) -> Callable[[Callable[[int], object]], int | None]:
+    """`memory.rows_that_fit` on a device whose calls take ``peak(rows)`` bytes."""
+
+    def called(work: Callable[[int], object], rows: int, device: torch.device) -> int:
+        work(rows)
+        return peak(rows)
+
+    monkeypatch.setattr(memory, "_peak", called)
+    monkeypatch.setattr(memory, "_free", lambda _: free)
+    return lambda work: memory.rows_that_fit(work, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "free", "most"),
+    [
+        (0, 10, 1000, 80),
+        (100, 10, 1000, 70),
+        (0, 10, 9, 1),
+        (5000, 10, 1000, 1),
+        (7, 0, 1000, None),
+    ],
+    ids=["rows", "and-a-fixed-part", "one-at-least", "not-even-the-fixed-part", "not-measurable"],
+)
+def test_rows_that_fit(
+    fixed: int, each: int, free: int, most: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    find = measured(monkeypatch, lambda n: fixed + n * each, free)
+    assert find(rows.append) == most
+    assert rows == [8, 2, 8]
+
+
+def test_rows_that_fit_where_even_a_few_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(rows: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def broken(rows: int) -> None:
+        raise RuntimeError("something else")
+
+    find = measured(monkeypatch, lambda n: n, 100)
+    assert find(work) == 1
+    with pytest.raises(RuntimeError, match="something else"):
+        find(broken)
+
+
+def test_memory_is_measured_on_cuda_alone() -> None:
+    def work(rows: int) -> None:
+        raise AssertionError("called")
+
+    assert memory.rows_that_fit(work, torch.device("cpu")) is None
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the ops are the same ones")
+def test_calls_are_as_large_as_measured_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def fit(work: Callable[[int], object], device: torch.device) -> int:
+        work(6)
+        asked.append(6)
+        return 5
+
+    monkeypatch.setattr("cogen_fast.density.rows_that_fit", fit)
+    seen: list[int] = []
+    G = network()
+    G.register_forward_hook(lambda module, args, x: seen.append(len(args[0])))
+    found = run(G, **RUNS["paper"], chains=4)
+    assert "at most 5 latents in one call to G, by measured memory" in found.notes
+    assert asked == [6]
+    assert set(seen[seen.index(6) + 1 :]) == {5, 3}
+    seen.clear()
+    found = run(G, **RUNS["paper"], chains=4, max_batch=7)  # one's own word counts
+    assert asked == [6]
+    assert not any("measured" in note for note in found.notes)
+    assert {7, 1} <= set(seen)
+    split = run(G, **RUNS["paper"], chains=4, energy_dtype="float64")
+    assert asked == [6, 6, 6]
+    assert "at most 5 latents in one call to G, by measured memory" in split.notes
+
+
+# --- on a GPU -----------------------------------------------------------------------------------
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+ON_CUDA: dict[str, Callable[[], Any]] = {
+    "network": lambda: network().double(),
+    "images": lambda: seeded(16, latent_size=6, feature_maps=[8, 6, 4]),
+    "fading": lambda: seeded(8, latent_size=6, feature_maps=[6, 4], alpha=0.3),
+}
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("make", ON_CUDA.values(), ids=ON_CUDA)
+def test_replays_on_a_gpu_make_the_same_run(make: Callable[[], Any], name: str) -> None:
+    G = make().cuda()
+    shape = tuple(G(torch.zeros(1, 4 if name == "network" else 6).cuda()).shape[1:])
+    how = {"x_obs": torch.zeros(2, *shape), "mask": torch.ones(shape), "backend": "triton"}
+    found = run(G, **RUNS[name], **how)
+    assert any(note.startswith(REPLAYED) for note in found.notes)
+    assert any("by measured memory" in note for note in found.notes)
+    plain = run(G, **RUNS[name], **how, cuda_graphs=False)
+    torch.testing.assert_close(found.latents, plain.latents, rtol=0, atol=1e-6)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_generator_that_waits_on_a_gpu_is_noticed_and_harms_no_later_run() -> None:
+    how: dict[str, Any] = {**RUNS["paper"], "backend": "triton"}
+    found = run(Waiting(LOOKS["a-number"][0]).cuda(), **how)
+    assert any("waits for the device" in note for note in found.notes)
+    found = run(network().cuda(), **how)
+    assert any(note.startswith(REPLAYED) for note in found.notes)
