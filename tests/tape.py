@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from implementations import INTERPRETED
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from cogen_fast.ops import triton_ops
 
 LOOKS = torch.ops.aten._local_scalar_dense.default
 
@@ -79,6 +78,11 @@ def _put(values: Any, there: Any) -> None:
 @contextmanager
 def _launches(writing: _Writing) -> Iterator[None]:
     """Writes down Triton's kernels, of which torch sees what its interpreter does."""
+    if not INTERPRETED:  # nor need there be any
+        yield
+        return
+    from cogen_fast.ops import triton_ops
+
     launch = triton_ops._launch
 
     def written(*args: Any, **constants: Any) -> None:
