@@ -233,6 +233,23 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
+    return {"synthetic": _synthetic, "images": _images}[arguments.study](arguments)
+
+
+def _images(arguments: argparse.Namespace) -> int:
+    from cogen_fast.experiments import image_study  # brings in more than the other commands need
+
+    _check_out(arguments.out, True, names=image_study.FILES)
+    effort = image_study.effort(arguments.images, arguments.quick)
+    shows = sys.stderr.isatty()
+    told = image_study.reproduce(
+        arguments.out, arguments.data, arguments.seed, effort=effort, progress=shows
+    )
+    print(told)
+    return _OK
+
+
+def _synthetic(arguments: argparse.Namespace) -> int:
     from cogen_fast.experiments import synthetic  # brings in more than the other commands need
 
     _check_out(arguments.out, arguments.overwrite, synthetic.FILES, synthetic.FILES)

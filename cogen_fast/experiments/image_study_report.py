@@ -1,0 +1,165 @@
+"""The image study in words and tables; every number and verdict is made from the records."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from cogen_fast.experiments import evaluation_table
+from cogen_fast.experiments.image_study_plan import (
+    KINDS,
+    NOISE_STD,
+    PRESET,
+    TUNING_IMAGES,
+    Effort,
+)
+from cogen_fast.experiments.image_study_results import RIVAL, STUCK, Found, Line, Pair, lines
+from cogen_fast.experiments.image_study_tuning import Tunings
+from cogen_fast.files import write_atomically
+from cogen_fast.sampler.tuning import POPULATION
+
+FILES = ("report.md", "table.txt", "table.csv")
+_HEAD = (
+    "method",
+    "taken",
+    "cost",
+    "observed, RMS",
+    "MSE",
+    "hidden MSE",
+    "SSIM",
+    "MS-SSIM",
+    f"MSE below {RIVAL}'s",
+    "accepted",
+    "stuck",
+    "s",
+)
+_PLACE = ("images_of", "task", "generator", "images")
+_VALUE = ("metric", "mean", "standard_error")
+_METRICS = ("mse", "hidden_mse", "ssim", "ms_ssim")
+_CLEAR = 2.0  # standard errors
+
+
+def write(out: Path, results: Sequence[Found], effort: Effort, tunings: Tunings) -> None:
+    """All of `FILES`."""
+    contents = (text(results, effort, tunings), _full(results))
+    for name, content in zip(FILES, contents, strict=False):
+        write_atomically(out / name, lambda file, t=content: file.write_text(t + "\n"))  # type: ignore[misc]
+    write_atomically(out / FILES[2], lambda file: _write_csv(file, results))
+
+
+def text(results: Sequence[Found], effort: Effort, tunings: Tunings) -> str:
+    """The report: what was run, a table for each kind of images and task, and what they say."""
+    blocks = ["# Image study", _settings(effort, tunings)]
+    for kind, what in KINDS.items():
+        blocks.append(f"## {what[0].upper()}{what[1:]}")
+        for result in results:
+            if result.kind == kind and result.is_main:
+                blocks += [f"### {result.part.task}", *_part(result)]
+    return "\n\n".join(blocks)
+
+
+def verdicts(found: Sequence[Line]) -> list[str]:
+    """Of each method but the rival: whether its error is lower, by `_CLEAR` standard errors."""
+    by_verdict: dict[str, list[str]] = {}
+    for line in found:
+        if line.method != RIVAL:
+            by_verdict.setdefault(_verdict(line.ahead), []).append(_label(line))
+    return [
+        f"{verdict} {RIVAL}: {', '.join(by_verdict[verdict])}."
+        for verdict in _VERDICTS
+        if verdict in by_verdict
+    ]
+
+
+_VERDICTS = ("Better than", "Not told apart from", "Worse than", "One image does not compare with")
+
+
+def _verdict(ahead: Pair) -> str:
+    mean, error = ahead
+    if error != error:
+        return _VERDICTS[3]
+    if abs(mean) <= _CLEAR * error:
+        return _VERDICTS[1]
+    return _VERDICTS[0 if mean > 0.0 else 2]
+
+
+def _label(line: Line) -> str:
+    return f"{line.method} (mean image)" if line.taken == "mean" else line.method
+
+
+def _settings(effort: Effort, tunings: Tunings) -> str:
+    edge = tunings.at_the_edge()
+    lines_ = [
+        f"{effort.images} images of each kind and task; the first "
+        f"{min(effort.curve_images, effort.images)} of them over the generator's training.",
+        f"paper: the settings of the preset {PRESET} (one chain, {effort.ais_steps} temperatures, "
+        f"{effort.leapfrog_steps} leapfrog steps, paper form, weight 1), {effort.budget:,} "
+        "forwards for an image, a z-gradient counted as 2. All other methods have that cost; "
+        f"gd-multi and adam-multi start at the best of {effort.starts:,} draws, which are counted.",
+        f"adaptive: {POPULATION} particles share it, with noise_std {NOISE_STD:g}, the library's "
+        "advice for images, not tuned. best: the chain of lowest energy; mean: the mean image.",
+        f"Learning rates: from a grid, by the error of {TUNING_IMAGES} other images of the same "
+        f"kind after {effort.tuning_steps:,} steps, for each method, task and snapshot "
+        "(tuning.json)."
+        + (
+            f" The best rate is the grid's largest or smallest for {', '.join(edge)}."
+            if edge
+            else ""
+        ),
+        "Standard errors in brackets. observed, RMS: error of what is observed, in units of "
+        "pixels in [-1, 1], of the chain of lowest energy. "
+        f"MSE below {RIVAL}'s: mean difference, paired by image. accepted: at the end of the run; "
+        f"stuck: share of runs where that is below {STUCK:g}. s: seconds for an image.",
+    ]
+    return "\n".join(f"- {line}" for line in lines_)
+
+
+def _part(result: Found) -> list[str]:
+    found = lines(result)
+    rows = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
+    rows += ["| " + " | ".join(_cells(line)) + " |" for line in found]
+    best = min(found, key=lambda line: line.values["mse"][0])
+    said = [f"Lowest MSE: {_label(best)}. " + " ".join(verdicts(found))]
+    return ["\n".join(rows), *said]
+
+
+def _cells(line: Line) -> list[str]:
+    return [
+        line.method,
+        line.taken,
+        f"{line.cost:,.0f}",
+        "" if line.residual is None else f"{line.residual[0]:.3f}",
+        *(_shown(line.values[name]) for name in _METRICS),
+        "" if line.method == RIVAL else _shown(line.ahead),
+        "" if line.acceptance is None else f"{line.acceptance:.2f}",
+        "" if line.stuck is None else f"{line.stuck:.2f}",
+        f"{line.seconds:.0f}",
+    ]
+
+
+def _shown(pair: Pair) -> str:
+    mean, error = pair
+    return f"{mean:.4f}" + ("" if error != error else f" ({error:.4f})")
+
+
+def _full(results: Sequence[Found]) -> str:
+    """Every evaluation's own table."""
+    return "\n\n".join(
+        f"{result.part.name}: {KINDS[result.kind]}\n{evaluation_table.text(result.records)}"
+        for result in results
+    )
+
+
+def _write_csv(path: Path, results: Sequence[Found]) -> None:
+    """A line for each evaluation, method, what is taken and metric, with every digit."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*_PLACE, "method", "taken", "cost", "seconds", "acceptance", *_VALUE])
+        for result in results:
+            part = result.part
+            for row in evaluation_table.rows(result.records):
+                where = [part.kind, part.task, part.snapshot.name, row.images]
+                run = [row.method, row.taken, row.cost, row.seconds, row.acceptance]
+                for metric, pair in row.values.items():
+                    writer.writerow([*where, *run, metric, *pair])
