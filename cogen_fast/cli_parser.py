@@ -12,6 +12,7 @@ from cogen_fast.cli_help import Formatter, Parser, command
 from cogen_fast.cli_training_parser import add_sample, add_swd, add_train
 from cogen_fast.density import FORMS
 from cogen_fast.experiments import demo
+from cogen_fast.experiments.image_tasks import PUBLISHED
 from cogen_fast.generators.pretrained import HELD_OUT, VARIANCES
 from cogen_fast.precision import ENERGY_DTYPES, GRADIENT_DTYPES
 from cogen_fast.sampler.pace import MASSES
@@ -111,6 +112,13 @@ what is written to DIR:
   table.txt, .csv   every metric, per chain, best, oracle and mean
   tuning.json       learning rates, and the grids that they come from
   runs              records of each image
+"""
+_PRESETS_HELP = """\
+The paper's image runs on CelebA, LSUN and CelebA-HQ as presets: task, settings and
+the whole network, with random weights and two temperatures of one leapfrog step.
+Shows that they work here, and what they cost; for results train or convert a
+checkpoint, and name the preset with `inpaint` or `super-resolve`. Needs
+pytorch-msssim (pip install 'cogen-fast[metrics]').
 """
 
 
@@ -475,6 +483,7 @@ def _add_reproduce(commands: Any) -> None:
     )
     add("--overwrite", action="store_true", help="replace a study that is in DIR already")
     _add_image_study(studies)
+    _add_published_runs(studies)
 
 
 def _add_image_study(studies: Any) -> None:
@@ -503,3 +512,17 @@ def _add_image_study(studies: Any) -> None:
     )
     add("--quick", action="store_true", help="a tenth of the published numbers, for a first look")
     add("--seed", type=int, default=0, metavar="S", help="seed (default: 0)")
+
+
+def _add_published_runs(studies: Any) -> None:
+    parser = command(
+        studies, "presets", "the image presets at a tiny budget", description=_PRESETS_HELP
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for records")
+    parser.add_argument(
+        "--preset",
+        nargs="+",
+        default=[],
+        choices=PUBLISHED,
+        help="those to run (default: all)",
+    )

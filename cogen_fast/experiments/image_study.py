@@ -87,7 +87,7 @@ def reproduce(
     return f"{told}\nwrote {', '.join(FILES)} to {folder}"
 
 
-def effort(images: int | None = None, quick: bool = False) -> Effort:
+def effort_of(images: int | None = None, quick: bool = False) -> Effort:
     """The published numbers, or `QUICK` ones, on so many images of each kind and task."""
     base = QUICK if quick else Effort()
     return base if images is None else replace(base, images=images)

@@ -38,10 +38,11 @@ TUNING_IMAGES = 2
 """The last ones of the data, which are not evaluated."""
 CURVES = ("gd", "gd-multi", "paper")
 """The methods of figure 4."""
-FITS = ("gd", "gd-multi", "adam", "adam-multi")
+FITS = ("gd", "gd-multi", "adam", "adam-multi", "lbfgs-multi")
 RATES: dict[str, tuple[float, ...]] = {
     "gd": (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
     "adam": (1.0, 0.3, 0.1, 0.03, 0.01),
+    "lbfgs": (3.0, 1.0, 0.3, 0.1),
 }
 """Learning rates that are tried, by the optimiser."""
 _MULTI = "-multi"

@@ -33,14 +33,15 @@ _SETTINGS, _FOUND = "settings", "found"
 class Tunings:
     """The file of what was found, by the part's name and the method.
 
-    ``settings`` say what the study is of. Raises ValueError where the file is of another one.
+    ``settings`` say what the study is of. Raises ValueError where the file is of another one,
+    or damaged.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path, self.settings = path, dict(settings)
         self.found: dict[str, dict[str, Any]] = {}
         if path.exists():
-            there = json.loads(path.read_text())
+            there = _read(path)
             for name, value in self.settings.items():
                 if there[_SETTINGS].get(name) != value:
                     raise ValueError(
@@ -69,6 +70,14 @@ class Tunings:
     def _save(self) -> None:
         text = json.dumps({_SETTINGS: self.settings, _FOUND: self.found}, indent=1)
         write_atomically(self.path, lambda file: file.write_text(text + "\n"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        there: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"out: expected learning rates in {path}, got {error}") from error
+    return there
 
 
 def tuning_numbers(part: Part) -> range:
