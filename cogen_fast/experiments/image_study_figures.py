@@ -14,6 +14,7 @@ from PIL import Image
 from cogen_fast.experiments.evaluation_pictures import draw as draw_panels
 from cogen_fast.experiments.image_study_plan import CURVES, KINDS, METHODS, TASKS, Effort
 from cogen_fast.experiments.image_study_results import Found, curve, errors
+from cogen_fast.experiments.image_tasks import SuperResolve, Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,8 +89,8 @@ def _curves(plt: Any, results: Sequence[Found], kind: str, effort: Effort) -> Fi
         panel.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(
-        f"Error over the generator's training, block hidden: {KINDS[kind]}\n"
-        f"(means and standard errors of {few} images, whole image)"
+        f"{_title(TASKS[0]).capitalize()} over the generator's training: {KINDS[kind]}\n"
+        f"(whole images; means and standard errors, images: {few})"
     )
     return figure
 
@@ -102,7 +103,11 @@ def _misfits(plt: Any, results: Sequence[Found], kind: str) -> Figure:
     for panel, result in zip(axes, mains, strict=True):
         for method in METHODS:
             _dots(panel, result, method)
-        panel.set(xscale="log", yscale="log", title=f"task {result.part.task}")
+        panel.set(xscale="log", yscale="log", title=_title(result.part.task))
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_locator(plt.LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(plt.NullFormatter())
         panel.set_xlabel("error of what is observed (root mean square)")
         panel.grid(alpha=0.3, which="both", linewidth=0.5)
     axes[0].set_ylabel("error of what is hidden (root mean square)")
@@ -112,6 +117,12 @@ def _misfits(plt: Any, results: Sequence[Found], kind: str) -> Figure:
         "(a dot for each image and method, its chain of lowest energy; pixels in [-1, 1])"
     )
     return figure
+
+
+def _title(task: Task) -> str:
+    if isinstance(task, SuperResolve):
+        return f"super-resolution by {task.factor}"
+    return "inpainting of a block"
 
 
 def _dots(panel: Axes, result: Found, method: str) -> None:
