@@ -111,7 +111,7 @@ def _misfits(plt: Any, results: Sequence[Found], kind: str) -> Figure:
         panel.set_xlabel("error of what is observed (root mean square)")
         panel.grid(alpha=0.3, which="both", linewidth=0.5)
     axes[0].set_ylabel("error of what is hidden (root mean square)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.suptitle(
         f"What fits best need not be nearest: {KINDS[kind]}\n"
         "(a dot for each image and method, its chain of lowest energy; pixels in [-1, 1])"
