@@ -41,6 +41,7 @@ from cogen_fast.experiments.image_study_plan import (
     method_named,
 )
 from cogen_fast.experiments.image_study_results import (
+    METRICS,
     Found,
     Line,
     curve,
@@ -347,7 +348,7 @@ def test_curves_are_over_the_first_images_of_every_snapshot(results: list[Found]
         assert [shown for shown, _ in points] == [1_000, 3_000]
         late = main_of(results, kind, "block").records[0]["methods"]
         for name in CURVES:
-            for metric in image_study_figures.METRICS:
+            for metric in METRICS:
                 value = points[1][1][name][metric][0]
                 assert value == late[name]["metrics"]["best"][metric][0]
 
@@ -382,9 +383,15 @@ def test_the_report_keeps_real_and_own_apart(whole: Path, results: list[Found]) 
     for kind, block in (("real", real), ("own", own)):
         assert block.lower().startswith(KINDS[kind].lower())
         assert [ln[4:] for ln in block.splitlines() if ln.startswith("### ")] == [
-            str(task) for task in TASKS
+            *(str(task) for task in TASKS),
+            "block, over the training",
         ]
-        for task, table in zip(TASKS, block.split("\n### ")[1:], strict=True):
+        *tables, training = block.split("\n### ")[1:]
+        for shown, values in curve(results, kind, 1):
+            for name in CURVES:
+                start = f"| {shown:,} | {name} | {values[name]['mse'][0]:.4f} | "
+                assert sum(ln.startswith(start) for ln in training.splitlines()) == 1
+        for task, table in zip(TASKS, tables, strict=True):
             for each in lines(main_of(results, kind, str(task))):
                 (row,) = (
                     ln
@@ -435,7 +442,7 @@ def test_curves_show_the_means(results: list[Found]) -> None:
     for kind in KINDS:
         figure = figures[f"figure4_{kind}.png"]
         assert KINDS[kind] in figure.get_suptitle()
-        for panel, metric in zip(figure.axes, image_study_figures.METRICS, strict=True):
+        for panel, metric in zip(figure.axes, METRICS, strict=True):
             points = curve(results, kind, 1)
             drawn = [bars.lines[0] for bars in panel.containers]
             for name, drawn_line in zip(CURVES, drawn, strict=True):

@@ -77,14 +77,14 @@ def reproduce(
         _run(part, tunings, folder, effort, seed, progress)
         for part in tqdm(parts, "parts of the study", disable=not progress)
     ]
-    image_study_report.write(folder, results, effort, tunings)
+    report = image_study_report.text(results, effort, tunings)
+    image_study_report.write(folder, report, results)
     for name, figure in image_study_figures.draw(plt, results, effort):
         write_atomically(folder / name, partial(figure.savefig, format="png", dpi=_DPI))
         plt.close(figure)
     for name, picture in image_study_figures.panels(results):
         write_atomically(folder / name, partial(picture.save, format="PNG", optimize=True))
-    told = image_study_report.text(results, effort, tunings)
-    return f"{told}\nwrote {', '.join(FILES)} to {folder}"
+    return f"{report}\nwrote {', '.join(FILES)} to {folder}"
 
 
 def effort_of(images: int | None = None, quick: bool = False) -> Effort:
@@ -118,10 +118,9 @@ def _parts(snapshots: Sequence[Snapshot], real: Data, effort: Effort, seed: int)
         *earlier, last = snapshots
         for task in TASKS:
             yield Part(kind, task, last, _data(kind, last, real, seed), METHODS, effort.images)
-        few = min(effort.curve_images, effort.images)
         for snapshot in earlier:
             data = _data(kind, snapshot, real, seed)
-            yield Part(kind, TASKS[0], snapshot, data, CURVES, few)
+            yield Part(kind, TASKS[0], snapshot, data, CURVES, effort.few)
 
 
 def _data(kind: str, snapshot: Snapshot, real: Data, seed: int) -> Data:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cogen_fast.experiments.evaluation_pictures import draw as draw_panels
 from cogen_fast.experiments.image_study_plan import CURVES, KINDS, METHODS, TASKS, Effort
-from cogen_fast.experiments.image_study_results import Found, curve, errors
+from cogen_fast.experiments.image_study_results import METRICS, Found, curve, errors
 from cogen_fast.experiments.image_tasks import SuperResolve, Task
 
 if TYPE_CHECKING:
@@ -30,11 +30,6 @@ TITLES = {
     "paper": "AIS-HMC as in the paper",
     "adaptive": "adaptive, chain of lowest energy",
     "adaptive+polish": "adaptive, polished, lowest energy",
-}
-METRICS = {
-    "mse": "MSE (pixels in [-1, 1])",
-    "ssim": "SSIM",
-    "ms_ssim": "MS-SSIM (two scales at 32 px)",
 }
 _STYLES = {
     "gd": ("#E69F00", "o"),
@@ -72,8 +67,7 @@ def panels(results: Sequence[Found]) -> Iterator[tuple[str, Image.Image]]:
 
 
 def _curves(plt: Any, results: Sequence[Found], kind: str, effort: Effort) -> Figure:
-    few = min(effort.curve_images, effort.images)
-    points = curve(results, kind, few)
+    points = curve(results, kind, effort.few)
     shown = [number / 1_000 for number, _ in points]
     figure: Figure
     figure, axes = plt.subplots(1, len(METRICS), figsize=(12, 4.4), layout="constrained")
@@ -90,7 +84,7 @@ def _curves(plt: Any, results: Sequence[Found], kind: str, effort: Effort) -> Fi
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(
         f"{_title(TASKS[0]).capitalize()} over the generator's training: {KINDS[kind]}\n"
-        f"(whole images; means and standard errors, images: {few})"
+        f"(whole images; means and standard errors, images: {effort.few})"
     )
     return figure
 

@@ -85,6 +85,11 @@ class Effort:
         return GRADIENT_COST * (1 + self.ais_steps * self.leapfrog_steps)
 
     @property
+    def few(self) -> int:
+        """Images of the earlier snapshots."""
+        return min(self.curve_images, self.images)
+
+    @property
     def group(self) -> int:
         """Images in one call."""
         return min(self.images, GROUP)

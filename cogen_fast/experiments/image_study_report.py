@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from cogen_fast.experiments import evaluation_table
 from cogen_fast.experiments.image_study_plan import (
+    CURVES,
     KINDS,
     NOISE_STD,
     PRESET,
+    TASKS,
     TUNING_IMAGES,
     Effort,
 )
-from cogen_fast.experiments.image_study_results import RIVAL, STUCK, Found, Line, Pair, lines
+from cogen_fast.experiments.image_study_results import (
+    METRICS,
+    RIVAL,
+    STUCK,
+    Found,
+    Line,
+    Pair,
+    curve,
+    lines,
+)
 from cogen_fast.experiments.image_study_tuning import Tunings
 from cogen_fast.files import write_atomically
 from cogen_fast.sampler.tuning import POPULATION
@@ -38,13 +50,13 @@ _PLACE = ("images_of", "task", "generator", "images")
 _VALUE = ("metric", "mean", "standard_error")
 _METRICS = ("mse", "hidden_mse", "ssim", "ms_ssim")
 _CLEAR = 2.0  # standard errors
+_VERDICTS = ("Better than", "Not told apart from", "Worse than", "One image does not compare with")
 
 
-def write(out: Path, results: Sequence[Found], effort: Effort, tunings: Tunings) -> None:
-    """All of `FILES`."""
-    contents = (text(results, effort, tunings), _full(results))
-    for name, content in zip(FILES, contents, strict=False):
-        write_atomically(out / name, lambda file, t=content: file.write_text(t + "\n"))  # type: ignore[misc]
+def write(out: Path, report: str, results: Sequence[Found]) -> None:
+    """All of `FILES`; ``report`` is what `text` gives."""
+    for name, content in zip(FILES, (report, _full(results)), strict=False):
+        write_atomically(out / name, partial(Path.write_text, data=content + "\n"))
     write_atomically(out / FILES[2], lambda file: _write_csv(file, results))
 
 
@@ -56,6 +68,7 @@ def text(results: Sequence[Found], effort: Effort, tunings: Tunings) -> str:
         for result in results:
             if result.kind == kind and result.is_main:
                 blocks += [f"### {result.part.task}", *_part(result)]
+        blocks += [f"### {TASKS[0]}, over the training", _training(results, kind, effort)]
     return "\n\n".join(blocks)
 
 
@@ -72,9 +85,6 @@ def verdicts(found: Sequence[Line]) -> list[str]:
     ]
 
 
-_VERDICTS = ("Better than", "Not told apart from", "Worse than", "One image does not compare with")
-
-
 def _verdict(ahead: Pair) -> str:
     mean, error = ahead
     if error != error:
@@ -89,39 +99,47 @@ def _label(line: Line) -> str:
 
 
 def _settings(effort: Effort, tunings: Tunings) -> str:
-    edge = tunings.at_the_edge()
-    lines_ = [
-        f"{effort.images} images of each kind and task; the first "
-        f"{min(effort.curve_images, effort.images)} of them over the generator's training.",
+    said = [
+        f"{effort.images} images of each kind and task; the first {effort.few} of them over the "
+        "generator's training.",
         f"paper: the settings of the preset {PRESET} (one chain, {effort.ais_steps} temperatures, "
         f"{effort.leapfrog_steps} leapfrog steps, paper form, weight 1), {effort.budget:,} "
         "forwards for an image, a z-gradient counted as 2. All other methods have that cost; "
-        f"gd-multi and adam-multi start at the best of {effort.starts:,} draws, which are counted.",
+        f"multi: from the best of {effort.starts:,} draws, which are counted.",
         f"adaptive: {POPULATION} particles share it, with noise_std {NOISE_STD:g}, the library's "
         "advice for images, not tuned. best: the chain of lowest energy; mean: the mean image.",
         f"Learning rates: from a grid, by the error of {TUNING_IMAGES} other images of the same "
         f"kind after {effort.tuning_steps:,} steps, for each method, task and snapshot "
-        "(tuning.json)."
-        + (
-            f" The best rate is the grid's largest or smallest for {', '.join(edge)}."
-            if edge
-            else ""
-        ),
+        f"(tuning.json). At the edge of its grid: {', '.join(tunings.at_the_edge()) or 'none'}.",
         "Standard errors in brackets. observed, RMS: error of what is observed, in units of "
         "pixels in [-1, 1], of the chain of lowest energy. "
         f"MSE below {RIVAL}'s: mean difference, paired by image. accepted: at the end of the run; "
         f"stuck: share of runs where that is below {STUCK:g}. s: seconds for an image.",
     ]
-    return "\n".join(f"- {line}" for line in lines_)
+    return "\n".join(f"- {line}" for line in said)
 
 
 def _part(result: Found) -> list[str]:
     found = lines(result)
-    rows = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
-    rows += ["| " + " | ".join(_cells(line)) + " |" for line in found]
     best = min(found, key=lambda line: line.values["mse"][0])
-    said = [f"Lowest MSE: {_label(best)}. " + " ".join(verdicts(found))]
-    return ["\n".join(rows), *said]
+    said = f"Lowest MSE: {_label(best)}. " + " ".join(verdicts(found))
+    return [_table(_HEAD, map(_cells, found)), said]
+
+
+def _training(results: Sequence[Found], kind: str, effort: Effort) -> str:
+    """Figure 4 in numbers."""
+    rows = [
+        [f"{shown:,}", method, *(_shown(values[method][name]) for name in METRICS)]
+        for shown, values in curve(results, kind, effort.few)
+        for method in CURVES
+    ]
+    return _table(["images shown", "method", *METRICS.values()], rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines_of_cells = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines_of_cells)
 
 
 def _cells(line: Line) -> list[str]:

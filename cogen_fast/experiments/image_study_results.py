@@ -12,6 +12,11 @@ from cogen_fast.experiments.evaluate import Study, gather, posed
 from cogen_fast.experiments.evaluation_table import Record, mean_and_error
 from cogen_fast.experiments.image_study_plan import CURVES, METHODS, TASKS, Part, weight_of
 
+METRICS = {
+    "mse": "MSE (pixels in [-1, 1])",
+    "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM (two scales at 32 px)",
+}
 RIVAL = "adam-multi"
 STUCK = 0.05
 """Acceptance over the end of a run below which a chain counts as standing still."""
