@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +52,7 @@ from cogen_fast.experiments.image_study_results import (
     found,
     lines,
 )
-from cogen_fast.experiments.image_study_tuning import Tunings, tuning_numbers
+from cogen_fast.experiments.image_study_tuning import tuning_numbers
 from cogen_fast.experiments.image_tasks import PUBLISHED
 from cogen_fast.generators.pretrained import FASHION_STAGES, held_out_images
 from cogen_fast.generators.progressive import ProgressiveGenerator
@@ -75,7 +78,12 @@ SNAPSHOTS = (Snapshot("early", 1_000, network(1)), Snapshot("late", 3_000, netwo
 
 
 def run(out: Path, **how: Any) -> str:
-    options: dict[str, Any] = {"effort": TINY, "snapshots": SNAPSHOTS, "progress": False} | how
+    options: dict[str, Any] = {
+        "effort": TINY,
+        "snapshots": SNAPSHOTS,
+        "progress": False,
+        "processes": 1,
+    } | how
     return image_study.reproduce(out, **options)
 
 
@@ -94,7 +102,8 @@ def parts(effort: Effort = TINY) -> tuple[Part, ...]:
 
 @pytest.fixture(scope="module")
 def results(whole: Path) -> list[Found]:
-    return [found(part, part.study(TINY, RATE, 0), part.folder(whole)) for part in parts()]
+    tunings = image_study._Run(whole, None, 0, TINY, SNAPSHOTS).tunings()
+    return [found(each, TINY, seed=0) for each in tunings]
 
 
 def main_of(results: list[Found], kind: str, task: str) -> Found:
@@ -127,11 +136,8 @@ def test_the_shipped_stages_are_the_curve() -> None:
 
 def test_every_kind_of_images_has_all_tasks_and_the_curve_s_snapshots() -> None:
     found_parts = [(p.kind, str(p.task), p.snapshot.name, p.methods, p.images) for p in parts()]
-    expected: list[Any] = []
-    for kind in KINDS:
-        expected += [(kind, str(task), "late", METHODS, 2) for task in TASKS]
-        expected.append((kind, "block", "early", CURVES, 1))
-    assert found_parts == expected
+    longest = [(kind, str(task), "late", METHODS, 2) for kind in KINDS for task in TASKS]
+    assert found_parts == longest + [(kind, "block", "early", CURVES, 1) for kind in KINDS]
 
 
 def test_rates_are_tuned_on_images_that_are_not_evaluated() -> None:
@@ -196,10 +202,10 @@ def test_adaptive_particles_share_the_paper_s_cost() -> None:
 
 def test_grids_and_rates_are_written_down(whole: Path) -> None:
     there = json.loads((whole / image_study.TUNING).read_text())
-    assert set(there["found"]) == {
+    assert set(there) == {
         f"{part.name}/{name}" for part in parts() for name in part.methods if name in FITS
     }
-    for key, tuning in there["found"].items():
+    for key, tuning in there.items():
         method = key.rpartition("/")[2]
         assert tuple(rate for rate, _ in tuning["log"]) == RATES[method.removesuffix("-multi")]
         scores = {rate: score for rate, score in tuning["log"] if score is not None}
@@ -213,7 +219,7 @@ def test_scores_are_errors_on_the_tuning_images(whole: Path) -> None:
     numbers = list(tuning_numbers(part))
     truth = torch.stack([part.data.load(i) for i in numbers])
     case = image_study_tuning.pose(part.task, truth, numbers, 0)
-    tuning = json.loads((whole / image_study.TUNING).read_text())["found"][f"{part.name}/adam"]
+    tuning = json.loads((whole / image_study.TUNING).read_text())[f"{part.name}/adam"]
     rate, score = tuning["log"][2]
     result = evaluate.reconstruct(
         part.snapshot.generator, case.x_obs, case.operator, method="adam", weight=1.0, chains=2,
@@ -269,12 +275,73 @@ def test_a_study_stopped_at_times_goes_on(whole: Path, stopped: Any, tmp_path: P
         except Stop:
             stops += 1
     assert stops == 4 and left[0] > 900  # the last run had less to do than all
-    for shard in whole.rglob("*.jsonl"):
-        others = (tmp_path / shard.relative_to(whole)).read_text().splitlines()
-        for line, other in zip(shard.read_text().splitlines(), others, strict=True):
-            mine, its = json.loads(line), json.loads(other)
-            assert mine.pop("seconds") >= 0.0 and its.pop("seconds") >= 0.0
-            assert mine == its
+    assert timeless(tmp_path) == timeless(whole)
+
+
+@pytest.mark.slow
+def test_processes_change_nothing(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path, processes=3)
+    assert timeless(tmp_path) == timeless(whole)
+
+
+def timeless(out: Path) -> dict[str, Any]:
+    """All records and rates, without the seconds."""
+    found_files: dict[str, Any] = {"rates": json.loads((out / image_study.TUNING).read_text())}
+    for shard in sorted(out.rglob("*.jsonl")):
+        records = [json.loads(row) for row in shard.read_text().splitlines()]
+        assert all(record.pop("seconds") >= 0.0 for record in records)
+        found_files[str(shard.relative_to(out))] = records
+    return found_files
+
+
+_PARENT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_image_study as t
+from tqdm import tqdm
+from cogen_fast.experiments.workers import spread
+
+if __name__ == "__main__":
+    with tqdm(disable=True) as bar:
+        spread(t.wait_in, 2, 2, bar)
+"""
+
+
+def wait_in(piece: int) -> None:
+    """Tell which process this is, and stay."""
+    Path(os.environ["COGEN_FAST_WAITS"], str(os.getpid())).touch()
+    time.sleep(600)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    script, waits = tmp_path / "parent.py", tmp_path / "waits"
+    script.write_text(_PARENT.format(tests=str(Path(__file__).parent)))
+    waits.mkdir()
+    environment = {**os.environ, "COGEN_FAST_WAITS": str(waits)}
+    parent = subprocess.Popen([sys.executable, str(script)], env=environment)
+    try:
+        assert within(120, lambda: len(list(waits.iterdir())) == 2)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert within(30, lambda: not any(alive(path.name) for path in waits.iterdir()))
+
+
+def within(seconds: float, done: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return done()
+
+
+def alive(process: str) -> bool:
+    try:
+        return " Z " not in Path("/proc", process, "stat").read_text()
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(
@@ -529,9 +596,11 @@ def test_missing_libraries_are_named_before_work(
 
 
 def test_a_damaged_tuning_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "tuning.json").write_text("{")
-    with pytest.raises(ValueError, match=r"^out: .*tuning\.json"):
-        Tunings(tmp_path / "tuning.json", {})
+    path = parts()[0].folder(tmp_path) / image_study.TUNING
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"^out: expected learning rates in .*tuning\.json, got"):
+        run(tmp_path)
 
 
 # --- the published presets ------------------------------------------------------------------------

@@ -8,7 +8,7 @@ the same arguments, it goes on; with more images it adds them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from cogen_fast import metrics
-from cogen_fast.arguments import check_path, check_seed
+from cogen_fast.arguments import check_count, check_path, check_seed
 from cogen_fast.experiments import image_study_figures, image_study_report
 from cogen_fast.experiments.evaluate import evaluate
 from cogen_fast.experiments.evaluation_data import Data, of_generator, open_data
@@ -33,14 +33,14 @@ from cogen_fast.experiments.image_study_plan import (
     Part,
     Snapshot,
 )
-from cogen_fast.experiments.image_study_results import Found, found
-from cogen_fast.experiments.image_study_tuning import Tunings
+from cogen_fast.experiments.image_study_results import all_tunings, found
+from cogen_fast.experiments.image_study_tuning import TUNING, Tunings, write_json
 from cogen_fast.experiments.pyplot import pyplot
+from cogen_fast.experiments.workers import spread
 from cogen_fast.files import write_atomically
 from cogen_fast.generators.pretrained import FASHION_STAGES, held_out_images, pretrained
 
 GENERATOR = "fashion-32"
-TUNING = "tuning.json"
 FILES = (TUNING, *image_study_report.FILES, *image_study_figures.FILES)
 _OWN_IMAGES = 1_000
 _DPI = 150
@@ -53,6 +53,7 @@ def reproduce(
     *,
     effort: Effort | None = None,
     snapshots: Sequence[Snapshot] | None = None,
+    processes: int | None = None,
     progress: bool = True,
 ) -> str:
     """Run the study, or what is missing of it, write `FILES`, and give the report as text.
@@ -60,7 +61,8 @@ def reproduce(
     ``data``: real images, a folder, an IDX file or an ``.npz``, padded to the generator's size
     where they are smaller (the ten test images that the package ships). ``snapshots``: progressive
     GANs of one size in the order of their training (those of "fashion-32"). Images of a
-    generator's own come from another seed than the chains.
+    generator's own come from another seed than the chains. ``processes`` share the parts of the
+    study (as many as torch has threads); the results are the same for any number.
 
     Raises ImportError without matplotlib or pytorch-msssim (extras ``plots``, ``metrics``),
     ValueError, TypeError and OSError for bad arguments, naming them; before anything is run.
@@ -68,23 +70,55 @@ def reproduce(
     plt = pyplot("reproduce")
     metrics.ssim(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4))  # whether its library is there
     folder, effort = check_path("out", out), effort or Effort()
-    stages = tuple(snapshots or shipped())
-    parts = plan(stages, _real(data, stages[-1]), effort, check_seed(seed))
-    settings = {"data": None if data is None else str(data), "seed": seed}
-    tunings = Tunings(folder / TUNING, settings | _cost(effort))
+    share = torch.get_num_threads() if processes is None else check_count("processes", processes)
+    run = _Run(folder, data, check_seed(seed), effort, tuple(snapshots or shipped()))
+    pieces = len(run.tunings())
     folder.mkdir(parents=True, exist_ok=True)
-    results = [
-        _run(part, tunings, folder, effort, seed, progress)
-        for part in tqdm(parts, "parts of the study", disable=not progress)
-    ]
-    report = image_study_report.text(results, effort, tunings)
+    with tqdm(desc="study", total=pieces, unit="part", disable=not progress) as bar:
+        spread(run.part, pieces, share, bar)
+    results = [found(tunings, effort, seed) for tunings in run.tunings()]
+    report = image_study_report.text(results, effort)
     image_study_report.write(folder, report, results)
+    write_json(folder / TUNING, all_tunings(results))
     for name, figure in image_study_figures.draw(plt, results, effort):
         write_atomically(folder / name, partial(figure.savefig, format="png", dpi=_DPI))
         plt.close(figure)
     for name, picture in image_study_figures.panels(results):
         write_atomically(folder / name, partial(picture.save, format="PNG", optimize=True))
     return f"{report}\nwrote {', '.join(FILES)} to {folder}"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The study's arguments, for any process."""
+
+    out: Path
+    data: Path | None
+    seed: int
+    effort: Effort
+    snapshots: tuple[Snapshot, ...]
+
+    def tunings(self) -> list[Tunings]:
+        """Of each part what is there."""
+        real = _real(self.data, self.snapshots[-1])
+        parts = plan(self.snapshots, real, self.effort, self.seed)
+        data = None if self.data is None else str(self.data)
+        settings = {"data": data, "seed": self.seed, **_cost(self.effort)}
+        return [Tunings(part, self.out, settings) for part in parts]
+
+    def part(self, number: int) -> None:
+        """Run what is missing of a part."""
+        tunings = self.tunings()[number]
+        tunings.find(self.effort, self.seed)
+        part, study = tunings.part, tunings.part.study(self.effort, tunings.rates, self.seed)
+        evaluate(
+            part.snapshot.generator,
+            part.data,
+            study,
+            part.folder(self.out),
+            images=part.images,
+            progress=False,
+        )
 
 
 def effort_of(images: int | None = None, quick: bool = False) -> Effort:
@@ -102,6 +136,8 @@ def shipped() -> tuple[Snapshot, ...]:
 def plan(snapshots: Sequence[Snapshot], real: Data, effort: Effort, seed: int) -> tuple[Part, ...]:
     """All parts: the last snapshot on every task by every method, the earlier ones for figure 4.
 
+    The long ones come first.
+
     ValueError where there are too few real images.
     """
     most = len(real) - TUNING_IMAGES
@@ -114,10 +150,11 @@ def plan(snapshots: Sequence[Snapshot], real: Data, effort: Effort, seed: int) -
 
 
 def _parts(snapshots: Sequence[Snapshot], real: Data, effort: Effort, seed: int) -> Iterator[Part]:
+    *earlier, last = snapshots
     for kind in KINDS:
-        *earlier, last = snapshots
         for task in TASKS:
             yield Part(kind, task, last, _data(kind, last, real, seed), METHODS, effort.images)
+    for kind in KINDS:
         for snapshot in earlier:
             data = _data(kind, snapshot, real, seed)
             yield Part(kind, TASKS[0], snapshot, data, CURVES, effort.few)
@@ -143,12 +180,3 @@ def _cost(effort: Effort) -> dict[str, int]:
     """What rates depend on."""
     names = ("ais_steps", "leapfrog_steps", "starts", "tuning_steps")
     return {name: getattr(effort, name) for name in names}
-
-
-def _run(
-    part: Part, tunings: Tunings, folder: Path, effort: Effort, seed: int, progress: bool
-) -> Found:
-    rates = tunings.rates(part, effort, seed)
-    study, out = part.study(effort, rates, seed), part.folder(folder)
-    evaluate(part.snapshot.generator, part.data, study, out, images=part.images, progress=progress)
-    return found(part, study, out)

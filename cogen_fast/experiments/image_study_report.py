@@ -24,10 +24,10 @@ from cogen_fast.experiments.image_study_results import (
     Found,
     Line,
     Pair,
+    all_tunings,
     curve,
     lines,
 )
-from cogen_fast.experiments.image_study_tuning import Tunings
 from cogen_fast.files import write_atomically
 from cogen_fast.sampler.tuning import POPULATION
 
@@ -60,9 +60,9 @@ def write(out: Path, report: str, results: Sequence[Found]) -> None:
     write_atomically(out / FILES[2], lambda file: _write_csv(file, results))
 
 
-def text(results: Sequence[Found], effort: Effort, tunings: Tunings) -> str:
+def text(results: Sequence[Found], effort: Effort) -> str:
     """The report: what was run, a table for each kind of images and task, and what they say."""
-    blocks = ["# Image study", _settings(effort, tunings)]
+    blocks = ["# Image study", _settings(results, effort)]
     for kind, what in KINDS.items():
         blocks.append(f"## {what[0].upper()}{what[1:]}")
         for result in results:
@@ -98,7 +98,9 @@ def _label(line: Line) -> str:
     return f"{line.method} (mean image)" if line.taken == "mean" else line.method
 
 
-def _settings(effort: Effort, tunings: Tunings) -> str:
+def _settings(results: Sequence[Found], effort: Effort) -> str:
+    tunings = all_tunings(results)
+    edge = [name for name, tuning in tunings.items() if tuning["at_the_edge"]]
     said = [
         f"{effort.images} images of each kind and task; the first {effort.few} of them over the "
         "generator's training.",
@@ -110,7 +112,7 @@ def _settings(effort: Effort, tunings: Tunings) -> str:
         "advice for images, not tuned. best: the chain of lowest energy; mean: the mean image.",
         f"Learning rates: from a grid, by the error of {TUNING_IMAGES} other images of the same "
         f"kind after {effort.tuning_steps:,} steps, for each method, task and snapshot "
-        f"(tuning.json). At the edge of its grid: {', '.join(tunings.at_the_edge()) or 'none'}.",
+        f"(tuning.json). At the edge of its grid: {', '.join(edge) or 'none'}.",
         "Standard errors in brackets. observed, RMS: error of what is observed, in units of "
         "pixels in [-1, 1], of the chain of lowest energy. "
         f"MSE below {RIVAL}'s: mean difference, paired by image. accepted: at the end of the run; "

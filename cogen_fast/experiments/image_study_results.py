@@ -10,7 +10,8 @@ from typing import Any
 from cogen_fast.experiments import evaluation_table
 from cogen_fast.experiments.evaluate import Study, gather, posed
 from cogen_fast.experiments.evaluation_table import Record, mean_and_error
-from cogen_fast.experiments.image_study_plan import CURVES, METHODS, TASKS, Part, weight_of
+from cogen_fast.experiments.image_study_plan import CURVES, METHODS, TASKS, Effort, Part, weight_of
+from cogen_fast.experiments.image_study_tuning import Tunings
 
 METRICS = {
     "mse": "MSE (pixels in [-1, 1])",
@@ -27,6 +28,7 @@ Pair = tuple[float, float]
 class Found:
     """A part of the study with its records, and what `evaluate` was told.
 
+    ``tunings``: by method, its learning rate and grid (`cogen_fast.baselines.Tuning`).
     ``residuals``: by method, of each image's chain of lowest energy the root mean square error of
     what is observed, in units of the pixels.
     """
@@ -34,6 +36,7 @@ class Found:
     part: Part
     study: Study
     out: Path
+    tunings: Mapping[str, Mapping[str, Any]]
     records: tuple[Record, ...]
     residuals: Mapping[str, tuple[float, ...]]
 
@@ -68,8 +71,10 @@ class Line:
     stuck: float | None
 
 
-def found(part: Part, study: Study, out: Path) -> Found:
+def found(tunings: Tunings, effort: Effort, seed: int) -> Found:
     """The part's images as they are in its folder; corrupt ones are left out."""
+    part, out = tunings.part, tunings.path.parent
+    study = part.study(effort, tunings.rates, seed)
     records = [r for r in gather(out) if "methods" in r and r["image"] < part.images]
     residuals: dict[str, list[float]] = {name: [] for name in part.methods}
     for record in records:
@@ -79,7 +84,16 @@ def found(part: Part, study: Study, out: Path) -> Found:
             lowest = min(e for e in record["methods"][name]["energies"] if e is not None)
             values.append((lowest / weight_of(name) / entries) ** 0.5)
     kept = {name: tuple(values) for name, values in residuals.items()}
-    return Found(part, study, out, tuple(records), kept)
+    return Found(part, study, out, tunings.found, tuple(records), kept)
+
+
+def all_tunings(results: Sequence[Found]) -> dict[str, Mapping[str, Any]]:
+    """By the part's name and the method."""
+    return {
+        f"{result.part.name}/{method}": tuning
+        for result in results
+        for method, tuning in result.tunings.items()
+    }
 
 
 def lines(result: Found) -> list[Line]:

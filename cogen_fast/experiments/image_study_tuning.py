@@ -1,12 +1,13 @@
 """The image study's learning rates: a grid for each method, snapshot, task and kind of images.
 
-They are kept in a file as they are found, so that a study that was stopped goes on.
+They are kept in a file of each part as they are found, so that a study that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,46 +31,47 @@ _CHAINS = 2  # from which a rate is judged, for each image
 _SETTINGS, _FOUND = "settings", "found"
 
 
-class Tunings:
-    """The file of what was found, by the part's name and the method.
+TUNING = "tuning.json"
 
-    ``settings`` say what the study is of. Raises ValueError where the file is of another one,
-    or damaged.
+
+class Tunings:
+    """What was found for a part, by method, and the file in its folder that holds it.
+
+    ``settings`` say what the study is of. Raises ValueError where the file is of another one, or
+    damaged.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path, self.settings = path, dict(settings)
+    def __init__(self, part: Part, out: Path, settings: Mapping[str, Any]) -> None:
+        self.part, self.path = part, part.folder(out) / TUNING
+        self.settings = dict(settings)
         self.found: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            there = _read(path)
+        if self.path.exists():
+            there = _read(self.path)
             for name, value in self.settings.items():
                 if there[_SETTINGS].get(name) != value:
                     raise ValueError(
-                        f"out: {path.parent} holds a study with {name} "
+                        f"out: {out} holds a study with {name} "
                         f"{there[_SETTINGS].get(name)!r}, got {value!r}"
                     )
             self.found = there[_FOUND]
 
-    def rates(self, part: Part, effort: Effort, seed: int) -> dict[str, float]:
-        """The learning rates of the part's methods; those that are not there yet are found."""
-        for method in (name for name in part.methods if name in FITS):
-            key = f"{part.name}/{method}"
-            if key not in self.found:
-                self.found[key] = _tuned(part, method, effort, seed)
-                self._save()
-        return {
-            method: self.found[f"{part.name}/{method}"]["learning_rate"]
-            for method in part.methods
-            if method in FITS
-        }
+    def find(self, effort: Effort, seed: int) -> None:
+        """The learning rates that are not there yet."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for method in self.part.methods:
+            if method in FITS and method not in self.found:
+                self.found[method] = _tuned(self.part, method, effort, seed)
+                write_json(self.path, {_SETTINGS: self.settings, _FOUND: self.found})
 
-    def at_the_edge(self) -> list[str]:
-        """What has its best rate at the end of its grid."""
-        return [key for key, found in self.found.items() if found["at_the_edge"]]
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each method that has one."""
+        return {method: tuning["learning_rate"] for method, tuning in self.found.items()}
 
-    def _save(self) -> None:
-        text = json.dumps({_SETTINGS: self.settings, _FOUND: self.found}, indent=1)
-        write_atomically(self.path, lambda file: file.write_text(text + "\n"))
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Plain values, to be read by people too."""
+    write_atomically(path, partial(Path.write_text, data=json.dumps(content, indent=1) + "\n"))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ sizes is what this shows, and what a gradient costs in time and memory.
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 import sys
 import time
@@ -23,6 +22,7 @@ from cogen_fast.experiments.evaluate import Method, Study, evaluate, gather
 from cogen_fast.experiments.evaluation_data import of_generator
 from cogen_fast.experiments.evaluation_pictures import draw
 from cogen_fast.experiments.image_tasks import PUBLISHED
+from cogen_fast.experiments.workers import workers
 from cogen_fast.files import write_atomically
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.presets import PRESETS
@@ -60,11 +60,10 @@ def reproduce(out: Path, names: Sequence[str] = (), *, progress: bool = True) ->
     """
     folder = check_path("out", out)
     chosen = [check_choice("preset", name, tuple(PUBLISHED)) for name in names or PUBLISHED]
-    context = multiprocessing.get_context("spawn")
     rows = [_HEAD]
     for name in tqdm(chosen, unit="preset", disable=not progress):
-        with context.Pool(1) as pool:
-            rows.append(_row(pool.apply(run, (name, folder / name))))
+        with workers(1) as pool:
+            rows.append(_row(pool.submit(run, name, folder / name).result()))
     return "\n".join([*rows, _notes()])
 
 
