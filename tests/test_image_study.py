@@ -158,6 +158,18 @@ def test_kinds_are_what_they_are_called() -> None:
             assert not torch.equal(image, image_study._data("own", other, part.data, 0).load(1))
 
 
+def test_smaller_real_images_get_a_black_border(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    levels = np.random.default_rng(1).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", levels)
+    data = image_study._real(tmp_path / "images.npz", SNAPSHOTS[-1])
+    assert len(data) == 5
+    expected = np.pad(levels[3] / 127.5 - 1.0, 2, constant_values=-1.0)
+    np.testing.assert_allclose(data.load(3)[0], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -357,7 +369,8 @@ def test_a_folder_holds_one_study(whole: Path, how: dict[str, Any], told: str) -
         run(whole, **how)
 
 
-def test_too_few_real_images_are_refused(tmp_path: Path) -> None:
+def test_too_few_real_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     np.savez(tmp_path / "few.npz", np.zeros((3, 28, 28), np.uint8))
     with pytest.raises(ValueError, match=r"^images: expected at most 1, which leaves 2 to tune on"):
         run(tmp_path / "out", data=tmp_path / "few.npz")

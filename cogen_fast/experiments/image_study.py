@@ -33,7 +33,7 @@ from cogen_fast.experiments.image_study_plan import (
     Part,
     Snapshot,
 )
-from cogen_fast.experiments.image_study_results import all_tunings, found
+from cogen_fast.experiments.image_study_results import Found, all_tunings, found
 from cogen_fast.experiments.image_study_tuning import TUNING, Tunings, write_json
 from cogen_fast.experiments.pyplot import pyplot
 from cogen_fast.experiments.workers import spread
@@ -80,12 +80,16 @@ def reproduce(
     report = image_study_report.text(results, effort)
     image_study_report.write(folder, report, results)
     write_json(folder / TUNING, all_tunings(results))
+    _draw(plt, folder, results, effort)
+    return f"{report}\nwrote {', '.join(FILES)} to {folder}"
+
+
+def _draw(plt: Any, folder: Path, results: Sequence[Found], effort: Effort) -> None:
     for name, figure in image_study_figures.draw(plt, results, effort):
         write_atomically(folder / name, partial(figure.savefig, format="png", dpi=_DPI))
         plt.close(figure)
     for name, picture in image_study_figures.panels(results):
         write_atomically(folder / name, partial(picture.save, format="PNG", optimize=True))
-    return f"{report}\nwrote {', '.join(FILES)} to {folder}"
 
 
 @dataclass(frozen=True)
