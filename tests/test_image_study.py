@@ -37,11 +37,11 @@ from cogen_fast.experiments.image_study_plan import (
     NOISE_STD,
     QUICK,
     RATES,
+    SCALED,
     TASKS,
     Effort,
     Part,
     Snapshot,
-    method_named,
 )
 from cogen_fast.experiments.image_study_results import (
     METRICS,
@@ -115,7 +115,7 @@ def main_of(results: list[Found], kind: str, task: str) -> Found:
 
 
 def test_the_paper_s_method_has_the_paper_s_settings() -> None:
-    method = method_named("paper", Effort(), RATE)
+    method, scaled = (parts()[0].method(name, Effort(), RATE) for name in ("paper", SCALED))
     preset = PRESETS["celeba-128"]
     assert method.solver == "paper"
     assert method.options == {
@@ -123,6 +123,8 @@ def test_the_paper_s_method_has_the_paper_s_settings() -> None:
         "ais_steps": preset.ais_steps,
         "leapfrog_steps": preset.leapfrog_steps,
     }
+    assert scaled.solver == "paper" and scaled.options == {**method.options, "weight": 48.0}
+    assert preset.weight == 1.0 and 48 * 32 * 32 == 3 * 128 * 128
     assert (preset.ais_steps, preset.leapfrog_steps, preset.chains) == (499, 20, 1)
     assert Effort().starts == 5_000
     assert [str(task) for task in TASKS] == ["block", "average-4", "average-8"]
@@ -205,7 +207,7 @@ def test_every_method_has_the_paper_s_cost(results: list[Found]) -> None:
 
 def test_adaptive_particles_share_the_paper_s_cost() -> None:
     for name in ("adaptive", "adaptive+polish"):
-        method = method_named(name, Effort(), RATE)
+        method = parts()[0].method(name, Effort(), RATE)
         spent = 2 * method.options["budget"] * method.options["chains"]
         assert 0.99 * Effort().budget < spent <= Effort().budget == 19_962
         assert method.options["noise_std"] == NOISE_STD and method.options["weight"] is None
@@ -387,7 +389,7 @@ def test_residuals_are_errors_of_what_is_observed(
     result = main_of(results, kind, task)
     truth = torch.stack([result.part.data.load(i) for i in (0, 1)])
     case = evaluate.posed(result.study, dict(enumerate(truth)))
-    for name in ("gd", "sir", "adaptive"):
+    for name in ("gd", "sir", SCALED, "adaptive"):
         with np.load(result.out / name / "group-000000.npz") as pictures:
             best = torch.from_numpy(pictures["best"]).double() / 127.5 - 1.0
         if task == "block":
@@ -410,7 +412,7 @@ def test_lines_are_of_the_records(results: list[Found]) -> None:
         difference = np.subtract(rival, mine)
         assert line.values["mse"][0] == pytest.approx(np.mean(mine))
         assert line.ahead == pytest.approx((difference.mean(), difference.std(ddof=1) / 2**0.5))
-        assert (line.acceptance is None) == (name not in ("paper", "adaptive", "adaptive+polish"))
+        assert (line.acceptance is None) == (name in (*FITS, "sir"))
 
 
 def test_stuck_runs_are_counted(results: list[Found]) -> None:

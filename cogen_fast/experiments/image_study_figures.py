@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from cogen_fast.experiments.evaluation_pictures import draw as draw_panels
-from cogen_fast.experiments.image_study_plan import CURVES, KINDS, METHODS, TASKS, Effort
+from cogen_fast.experiments.image_study_plan import CURVES, KINDS, METHODS, SCALED, TASKS, Effort
 from cogen_fast.experiments.image_study_results import METRICS, Found, curve, errors
 from cogen_fast.experiments.image_tasks import SuperResolve, Task
 
@@ -28,6 +28,7 @@ TITLES = {
     "lbfgs-multi": "L-BFGS, best of many starts",
     "sir": "importance resampling",
     "paper": "AIS-HMC as in the paper",
+    SCALED: "the same, weight scaled to the size",
     "adaptive": "adaptive, chain of lowest energy",
     "adaptive+polish": "adaptive, polished, lowest energy",
 }
@@ -39,6 +40,7 @@ _STYLES = {
     "lbfgs-multi": ("#F0E442", "p"),
     "sir": ("0.5", "x"),
     "paper": ("#009E73", "D"),
+    SCALED: ("#8B4513", "h"),
     "adaptive": ("#CC79A7", "P"),
     "adaptive+polish": ("black", "*"),
 }
@@ -81,7 +83,7 @@ def _curves(plt: Any, results: Sequence[Found], kind: str, effort: Effort) -> Fi
         panel.set_xlabel("images shown to the generator (thousands)")
         panel.set_title(label)
         panel.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(
         f"{_title(TASKS[0]).capitalize()} over the generator's training: {KINDS[kind]}\n"
         f"(whole images; means and standard errors, images: {effort.few})"

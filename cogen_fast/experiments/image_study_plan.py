@@ -7,9 +7,11 @@ sampling-importance-resampling pay for the draws that they score.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -17,7 +19,7 @@ from cogen_fast.arguments import check_count
 from cogen_fast.baselines import STARTS
 from cogen_fast.experiments.evaluate import Method, Study
 from cogen_fast.experiments.evaluation_data import Data
-from cogen_fast.experiments.image_tasks import Block, SuperResolve, Task
+from cogen_fast.experiments.image_tasks import PUBLISHED, Block, SuperResolve, Task
 from cogen_fast.presets import PRESETS
 from cogen_fast.result import GRADIENT_COST
 from cogen_fast.sampler.tuning import POPULATION
@@ -36,9 +38,12 @@ GROUP = 8
 """Most images in one call."""
 TUNING_IMAGES = 2
 """The last ones of the data, which are not evaluated."""
-CURVES = ("gd", "gd-multi", "paper")
-"""The methods of figure 4."""
 FITS = ("gd", "gd-multi", "adam", "adam-multi", "lbfgs-multi")
+SCALED = "paper-scaled"
+"""The paper's method, its weight grown as the number of values in an image has shrunk."""
+CURVES = ("gd", "gd-multi", "paper", SCALED)
+"""The methods of figure 4."""
+METHODS = (*FITS, "sir", "paper", SCALED, "adaptive", "adaptive+polish")
 RATES: dict[str, tuple[float, ...]] = {
     "gd": (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
     "adam": (1.0, 0.3, 0.1, 0.03, 0.01),
@@ -46,6 +51,7 @@ RATES: dict[str, tuple[float, ...]] = {
 }
 """Learning rates that are tried, by the optimiser."""
 _MULTI = "-multi"
+_PUBLISHED_VALUES = 3 * PUBLISHED[PRESET].resolution ** 2
 _POLISHED = 5  # a part in so many of the adaptive method's gradients polishes
 
 
@@ -126,35 +132,41 @@ class Part:
 
     def study(self, effort: Effort, rates: Mapping[str, float], seed: int) -> Study:
         """For `evaluate`."""
-        methods = tuple(method_named(name, effort, rates) for name in self.methods)
+        methods = tuple(self.method(name, effort, rates) for name in self.methods)
         group = min(effort.group, self.images)
         return Study(self.task, methods, {"weight": 1.0}, seed, group)
+
+    def method(self, name: str, effort: Effort, rates: Mapping[str, float]) -> Method:
+        """A method at the study's cost; ``rates`` are the learning rates of `FITS`."""
+        if name in FITS:
+            starts = {"starts": effort.starts} if name.endswith(_MULTI) else {}
+            steps = (effort.budget - sum(starts.values())) // GRADIENT_COST - _beside(name)
+            return Method(name, name, {"steps": steps, "learning_rate": rates[name], **starts})
+        if name == "sir":
+            return Method(name, name, {"starts": effort.budget})
+        if name in ("paper", SCALED):
+            lengths = {"ais_steps": effort.ais_steps, "leapfrog_steps": effort.leapfrog_steps}
+            weight = {"weight": self.weight(name)} if name == SCALED else {}
+            return Method(name, "paper", {"preset": PRESET, **lengths, **weight})
+        each = effort.budget // GRADIENT_COST // POPULATION
+        options = {"noise_std": NOISE_STD, "weight": None, "chains": POPULATION, "budget": each}
+        if name == "adaptive+polish":
+            options["polish"] = max(1, each // _POLISHED)
+        return Method(name, "adaptive", options)
+
+    def weight(self, name: str) -> float:
+        """Factor of the squared error in the method's energies."""
+        if name.startswith("adaptive"):
+            return 0.5 / NOISE_STD**2
+        if name == SCALED:
+            generator: Any = self.snapshot.generator
+            shape: tuple[int, ...] = generator.output_shape
+            return _PUBLISHED_VALUES / math.prod(shape)
+        return PRESETS[PRESET].weight
 
     def folder(self, out: Path) -> Path:
         """Where `evaluate` writes."""
         return out / "runs" / self.name
-
-
-def method_named(name: str, effort: Effort, rates: Mapping[str, float]) -> Method:
-    """A method at the study's cost; ``rates`` are the learning rates of `FITS`."""
-    gradients = effort.budget // GRADIENT_COST
-    if name in FITS:
-        starts = {"starts": effort.starts} if name.endswith(_MULTI) else {}
-        steps = (effort.budget - sum(starts.values())) // GRADIENT_COST - _beside(name)
-        return Method(name, name, {"steps": steps, "learning_rate": rates[name], **starts})
-    if name == "sir":
-        return Method(name, name, {"starts": effort.budget})
-    if name == "paper":
-        lengths = {"ais_steps": effort.ais_steps, "leapfrog_steps": effort.leapfrog_steps}
-        return Method(name, name, {"preset": PRESET, **lengths})
-    each = gradients // POPULATION
-    options = {"noise_std": NOISE_STD, "weight": None, "chains": POPULATION, "budget": each}
-    if name == "adaptive+polish":
-        options["polish"] = max(1, each // _POLISHED)
-    return Method(name, "adaptive", options)
-
-
-METHODS = (*FITS, "sir", "paper", "adaptive", "adaptive+polish")
 
 
 def rates_of(method: str) -> tuple[float, ...]:
@@ -165,8 +177,3 @@ def rates_of(method: str) -> tuple[float, ...]:
 def _beside(method: str) -> int:
     """Gradients beside the steps: gradient descent's energy of where it ends."""
     return 1 if method.startswith("gd") else 0
-
-
-def weight_of(method: str) -> float:
-    """Factor of the squared error in the method's energies."""
-    return 0.5 / NOISE_STD**2 if method.startswith("adaptive") else 1.0

@@ -13,6 +13,7 @@ from cogen_fast.experiments.image_study_plan import (
     KINDS,
     NOISE_STD,
     PRESET,
+    SCALED,
     TASKS,
     TUNING_IMAGES,
     Effort,
@@ -107,6 +108,8 @@ def _settings(results: Sequence[Found], effort: Effort) -> str:
         f"paper: the settings of the preset {PRESET} (one chain, {effort.ais_steps} temperatures, "
         f"{effort.leapfrog_steps} leapfrog steps, paper form, weight 1), {effort.budget:,} "
         "forwards for an image, a z-gradient counted as 2. All other methods have that cost; "
+        f"{SCALED}: with the weight {results[0].part.weight(SCALED):g}, as an image has that many "
+        f"times fewer values than in {PRESET}.",
         f"multi: from the best of {effort.starts:,} draws, which are counted.",
         f"adaptive: {POPULATION} particles share it, with noise_std {NOISE_STD:g}, the library's "
         "advice for images, not tuned. best: the chain of lowest energy; mean: the mean image.",

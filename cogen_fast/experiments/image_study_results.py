@@ -10,7 +10,7 @@ from typing import Any
 from cogen_fast.experiments import evaluation_table
 from cogen_fast.experiments.evaluate import Study, gather, posed
 from cogen_fast.experiments.evaluation_table import Record, mean_and_error
-from cogen_fast.experiments.image_study_plan import CURVES, METHODS, TASKS, Effort, Part, weight_of
+from cogen_fast.experiments.image_study_plan import CURVES, METHODS, TASKS, Effort, Part
 from cogen_fast.experiments.image_study_tuning import Tunings
 
 METRICS = {
@@ -82,7 +82,7 @@ def found(tunings: Tunings, effort: Effort, seed: int) -> Found:
         entries = int(case.x_obs.isfinite().sum())
         for name, values in residuals.items():
             lowest = min(e for e in record["methods"][name]["energies"] if e is not None)
-            values.append((lowest / weight_of(name) / entries) ** 0.5)
+            values.append((lowest / part.weight(name) / entries) ** 0.5)
     kept = {name: tuple(values) for name, values in residuals.items()}
     return Found(part, study, out, tunings.found, tuple(records), kept)
 
