@@ -28,7 +28,7 @@ TITLES = {
     "lbfgs-multi": "L-BFGS, best of many starts",
     "sir": "importance resampling",
     "paper": "AIS-HMC as in the paper",
-    SCALED: "the same, weight scaled to the size",
+    SCALED: "AIS-HMC, weight scaled to the size",
     "adaptive": "adaptive, chain of lowest energy",
     "adaptive+polish": "adaptive, polished, lowest energy",
 }
@@ -37,7 +37,7 @@ _STYLES = {
     "gd-multi": ("#D55E00", "s"),
     "adam": ("#56B4E9", "^"),
     "adam-multi": ("#0072B2", "v"),
-    "lbfgs-multi": ("#F0E442", "p"),
+    "lbfgs-multi": ("#C8B400", "p"),
     "sir": ("0.5", "x"),
     "paper": ("#009E73", "D"),
     SCALED: ("#8B4513", "h"),
@@ -95,7 +95,7 @@ def _misfits(plt: Any, results: Sequence[Found], kind: str) -> Figure:
     """How near each run comes to what is observed, and how near that is to the truth."""
     mains = [result for result in results if result.is_main and result.kind == kind]
     figure: Figure
-    figure, axes = plt.subplots(1, len(mains), figsize=(13, 5), layout="constrained")
+    figure, axes = plt.subplots(1, len(mains), figsize=(13, 5.4), layout="constrained")
     for panel, result in zip(axes, mains, strict=True):
         for method in METHODS:
             _dots(panel, result, method)
@@ -107,9 +107,9 @@ def _misfits(plt: Any, results: Sequence[Found], kind: str) -> Figure:
         panel.set_xlabel("error of what is observed (root mean square)")
         panel.grid(alpha=0.3, which="both", linewidth=0.5)
     axes[0].set_ylabel("error of what is hidden (root mean square)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(
-        f"What fits best need not be nearest: {KINDS[kind]}\n"
+        f"How near to what is observed, and to what is hidden: {KINDS[kind]}\n"
         "(a dot for each image and method, its chain of lowest energy; pixels in [-1, 1])"
     )
     return figure

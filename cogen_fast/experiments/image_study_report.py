@@ -107,7 +107,7 @@ def _settings(results: Sequence[Found], effort: Effort) -> str:
         "generator's training.",
         f"paper: the settings of the preset {PRESET} (one chain, {effort.ais_steps} temperatures, "
         f"{effort.leapfrog_steps} leapfrog steps, paper form, weight 1), {effort.budget:,} "
-        "forwards for an image, a z-gradient counted as 2. All other methods have that cost; "
+        "forwards for an image, a z-gradient counted as 2. No other method spends more.",
         f"{SCALED}: with the weight {results[0].part.weight(SCALED):g}, as an image has that many "
         f"times fewer values than in {PRESET}.",
         f"multi: from the best of {effort.starts:,} draws, which are counted.",
