@@ -230,6 +230,32 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
+    studies = {"synthetic": _synthetic, "images": _images, "presets": _presets}
+    return studies[arguments.study](arguments)
+
+
+def _images(arguments: argparse.Namespace) -> int:
+    from cogen_fast.experiments import image_study  # brings in more than the other commands need
+
+    _check_out(arguments.out, True, names=image_study.FILES)
+    effort = image_study.effort_of(arguments.images, arguments.quick)
+    shows = sys.stderr.isatty()
+    told = image_study.reproduce(
+        arguments.out, arguments.data, arguments.seed, effort=effort, progress=shows
+    )
+    print(told)
+    return _OK
+
+
+def _presets(arguments: argparse.Namespace) -> int:
+    from cogen_fast.experiments import published  # brings in more than the other commands need
+
+    _check_out(arguments.out, True)
+    print(published.reproduce(arguments.out, arguments.preset, progress=sys.stderr.isatty()))
+    return _OK
+
+
+def _synthetic(arguments: argparse.Namespace) -> int:
     from cogen_fast.experiments import synthetic  # brings in more than the other commands need
 
     _check_out(arguments.out, arguments.overwrite, synthetic.FILES, synthetic.FILES)

@@ -79,21 +79,24 @@ def _done(records: Sequence[Record]) -> list[Record]:
 def _row(method: str, taken: str, runs: Sequence[Record]) -> Row:
     metrics = runs[0]["metrics"][taken]
     values = {
-        name: _mean(_mean(run["metrics"][taken][name])[0] for run in runs) for name in metrics
+        name: mean_and_error(mean_and_error(run["metrics"][taken][name])[0] for run in runs)
+        for name in metrics
     }
     acceptance = None
     if "acceptance" in runs[0]:
-        acceptance = _mean(_mean(run["acceptance"])[0] for run in runs)[0]
+        acceptance = mean_and_error(mean_and_error(run["acceptance"])[0] for run in runs)[0]
     coverage = None
     if "coverage" in runs[0]:
         levels = runs[0]["coverage"]
-        coverage = {level: _mean(run["coverage"][level] for run in runs) for level in levels}
-    cost, seconds = (_mean(run[name] for run in runs)[0] for name in ("cost", "seconds"))
+        coverage = {
+            level: mean_and_error(run["coverage"][level] for run in runs) for level in levels
+        }
+    cost, seconds = (mean_and_error(run[name] for run in runs)[0] for name in ("cost", "seconds"))
     return Row(method, taken, len(runs), cost, seconds, values, acceptance, coverage)
 
 
-def _mean(values: Iterable[float | None]) -> tuple[float, float]:
-    """Mean and standard error of what is a number."""
+def mean_and_error(values: Iterable[float | None]) -> tuple[float, float]:
+    """Mean and standard error of what is a number; NaN where they are not known."""
     known = [v for v in values if v is not None and math.isfinite(v)]
     if not known:
         return math.nan, math.nan

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -15,6 +13,7 @@ from cogen_fast.arguments import check_choice, check_seed
 from cogen_fast.experiments import synthetic_figures, synthetic_table
 from cogen_fast.experiments.pyplot import pyplot
 from cogen_fast.experiments.synthetic_runs import Effort, study
+from cogen_fast.experiments.workers import one_thread
 from cogen_fast.files import write_atomically
 from cogen_fast.generators import load_generator
 from cogen_fast.generators.pretrained import STAGES, VARIANCES, pretrained
@@ -47,7 +46,7 @@ def reproduce(
     check_seed(seed)
     check_seed(seed + effort.repeats - 1)
     cases = [*_stages(variance), *(_read(path) for path in generators)]
-    with _one_thread():
+    with one_thread():
         bar = tqdm(cases, unit="generator", disable=not progress)
         studies = [study(*case, seed=seed, effort=effort) for case in bar]
         out.mkdir(parents=True, exist_ok=True)
@@ -56,17 +55,6 @@ def reproduce(
             write_atomically(out / name, partial(figure.savefig, format="png", dpi=_DPI))
             plt.close(figure)
     return "\n".join([synthetic_table.text(studies), f"wrote {', '.join(FILES)} to {out}"])
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread: layers of 20 units are too small to share, a second one only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _stages(variance: float) -> list[tuple[str, str, nn.Module]]:

@@ -1,0 +1,186 @@
+"""The paper's image study: figure 4's curves, the panels of figures 5 to 7, and tables.
+
+In the folder ``out`` are `FILES`, and ``runs`` with an evaluation (see `evaluate`) for each kind of
+images, task and snapshot of the generator's training. Killed at any point and started again with
+the same arguments, it goes on; with more images it adds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from cogen_fast import metrics
+from cogen_fast.arguments import check_count, check_path, check_seed
+from cogen_fast.experiments import image_study_figures, image_study_report
+from cogen_fast.experiments.evaluate import evaluate
+from cogen_fast.experiments.evaluation_data import Data, of_generator, open_data
+from cogen_fast.experiments.image_study_plan import (
+    CURVES,
+    KINDS,
+    METHODS,
+    QUICK,
+    REAL,
+    TASKS,
+    TUNING_IMAGES,
+    Effort,
+    Part,
+    Snapshot,
+)
+from cogen_fast.experiments.image_study_results import Found, all_tunings, found
+from cogen_fast.experiments.image_study_tuning import TUNING, Tunings, write_json
+from cogen_fast.experiments.pyplot import pyplot
+from cogen_fast.experiments.workers import spread
+from cogen_fast.files import write_atomically
+from cogen_fast.generators.pretrained import FASHION_STAGES, held_out_images, pretrained
+
+GENERATOR = "fashion-32"
+FILES = (TUNING, *image_study_report.FILES, *image_study_figures.FILES)
+_OWN_IMAGES = 1_000
+_DPI = 150
+
+
+def reproduce(
+    out: Path,
+    data: Path | None = None,
+    seed: int = 0,
+    *,
+    effort: Effort | None = None,
+    snapshots: Sequence[Snapshot] | None = None,
+    processes: int | None = None,
+    progress: bool = True,
+) -> str:
+    """Run the study, or what is missing of it, write `FILES`, and give the report as text.
+
+    ``data``: real images, a folder, an IDX file or an ``.npz``, padded to the generator's size
+    where they are smaller (the ten test images that the package ships). ``snapshots``: progressive
+    GANs of one size in the order of their training (those of "fashion-32"). Images of a
+    generator's own come from another seed than the chains. ``processes`` share the parts of the
+    study (as many as torch has threads); the results are the same for any number.
+
+    Raises ImportError without matplotlib or pytorch-msssim (extras ``plots``, ``metrics``),
+    ValueError, TypeError and OSError for bad arguments, naming them; before anything is run.
+    """
+    plt = pyplot("reproduce")
+    metrics.ssim(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4))  # whether its library is there
+    folder, effort = check_path("out", out), effort or Effort()
+    share = torch.get_num_threads() if processes is None else check_count("processes", processes)
+    run = _Run(folder, data, check_seed(seed), effort, tuple(snapshots or shipped()))
+    pieces = len(run.tunings())
+    folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(desc="study", total=pieces, unit="part", disable=not progress) as bar:
+        spread(run.part, pieces, share, bar)
+    results = [found(tunings, effort, seed) for tunings in run.tunings()]
+    report = image_study_report.text(results, effort)
+    image_study_report.write(folder, report, results)
+    write_json(folder / TUNING, all_tunings(results))
+    _draw(plt, folder, results, effort)
+    return f"{report}\nwrote {', '.join(FILES)} to {folder}"
+
+
+def _draw(plt: Any, folder: Path, results: Sequence[Found], effort: Effort) -> None:
+    for name, figure in image_study_figures.draw(plt, results, effort):
+        write_atomically(folder / name, partial(figure.savefig, format="png", dpi=_DPI))
+        plt.close(figure)
+    for name, picture in image_study_figures.panels(results):
+        write_atomically(folder / name, partial(picture.save, format="PNG", optimize=True))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The study's arguments, for any process."""
+
+    out: Path
+    data: Path | None
+    seed: int
+    effort: Effort
+    snapshots: tuple[Snapshot, ...]
+
+    def tunings(self) -> list[Tunings]:
+        """Of each part what is there."""
+        real = _real(self.data, self.snapshots[-1])
+        parts = plan(self.snapshots, real, self.effort, self.seed)
+        data = None if self.data is None else str(self.data)
+        settings = {"data": data, "seed": self.seed, **_cost(self.effort)}
+        return [Tunings(part, self.out, settings) for part in parts]
+
+    def part(self, number: int) -> None:
+        """Run what is missing of a part."""
+        tunings = self.tunings()[number]
+        tunings.find(self.effort, self.seed)
+        part, study = tunings.part, tunings.part.study(self.effort, tunings.rates, self.seed)
+        evaluate(
+            part.snapshot.generator,
+            part.data,
+            study,
+            part.folder(self.out),
+            images=part.images,
+            progress=False,
+        )
+
+
+def effort_of(images: int | None = None, quick: bool = False) -> Effort:
+    """The published numbers, or `QUICK` ones, on so many images of each kind and task."""
+    base = QUICK if quick else Effort()
+    return base if images is None else replace(base, images=images)
+
+
+def shipped() -> tuple[Snapshot, ...]:
+    """Those of the generator that comes with the package."""
+    names = {shown: f"{GENERATOR}-{shown}" for shown in FASHION_STAGES}
+    return tuple(Snapshot(name, shown, pretrained(name)) for shown, name in names.items())
+
+
+def plan(snapshots: Sequence[Snapshot], real: Data, effort: Effort, seed: int) -> tuple[Part, ...]:
+    """All parts: the last snapshot on every task by every method, the earlier ones for figure 4.
+
+    The long ones come first.
+
+    ValueError where there are too few real images.
+    """
+    most = len(real) - TUNING_IMAGES
+    if effort.images > most:
+        raise ValueError(
+            f"images: expected at most {most}, which leaves {TUNING_IMAGES} to tune on, got "
+            f"{effort.images}"
+        )
+    return tuple(_parts(snapshots, real, effort, seed))
+
+
+def _parts(snapshots: Sequence[Snapshot], real: Data, effort: Effort, seed: int) -> Iterator[Part]:
+    *earlier, last = snapshots
+    for kind in KINDS:
+        for task in TASKS:
+            yield Part(kind, task, last, _data(kind, last, real, seed), METHODS, effort.images)
+    for kind in KINDS:
+        for snapshot in earlier:
+            data = _data(kind, snapshot, real, seed)
+            yield Part(kind, TASKS[0], snapshot, data, CURVES, effort.few)
+
+
+def _data(kind: str, snapshot: Snapshot, real: Data, seed: int) -> Data:
+    if kind == REAL:
+        return real
+    generator: Any = snapshot.generator
+    return of_generator(generator, generator.latent_size, _OWN_IMAGES, (seed + 1) % 2**64)
+
+
+def _real(data: Path | None, snapshot: Snapshot) -> Data:
+    generator: Any = snapshot.generator
+    channels, side, _ = generator.output_shape
+    if data is not None:
+        return open_data(data, side, channels=channels, fit="pad")
+    images = held_out_images(GENERATOR)
+    return Data(tuple(images), lambda i: list(images.values())[i])
+
+
+def _cost(effort: Effort) -> dict[str, int]:
+    """What rates depend on."""
+    names = ("ais_steps", "leapfrog_steps", "starts", "tuning_steps")
+    return {name: getattr(effort, name) for name in names}

@@ -1,0 +1,188 @@
+"""The image study in words and tables; every number and verdict is made from the records."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from cogen_fast.experiments import evaluation_table
+from cogen_fast.experiments.image_study_plan import (
+    CURVES,
+    KINDS,
+    NOISE_STD,
+    PRESET,
+    SCALED,
+    TASKS,
+    TUNING_IMAGES,
+    Effort,
+)
+from cogen_fast.experiments.image_study_results import (
+    METRICS,
+    RIVAL,
+    STUCK,
+    Found,
+    Line,
+    Pair,
+    all_tunings,
+    curve,
+    lines,
+)
+from cogen_fast.files import write_atomically
+from cogen_fast.sampler.tuning import POPULATION
+
+FILES = ("report.md", "table.txt", "table.csv")
+_HEAD = (
+    "method",
+    "taken",
+    "cost",
+    "observed, RMS",
+    "MSE",
+    "hidden MSE",
+    "SSIM",
+    "MS-SSIM",
+    f"MSE below {RIVAL}'s",
+    "accepted",
+    "stuck",
+    "s",
+)
+_PLACE = ("images_of", "task", "generator", "images")
+_VALUE = ("metric", "mean", "standard_error")
+_METRICS = ("mse", "hidden_mse", "ssim", "ms_ssim")
+_CLEAR = 2.0  # standard errors
+_VERDICTS = ("Better than", "Not told apart from", "Worse than", "One image does not compare with")
+
+
+def write(out: Path, report: str, results: Sequence[Found]) -> None:
+    """All of `FILES`; ``report`` is what `text` gives."""
+    for name, content in zip(FILES, (report, _full(results)), strict=False):
+        write_atomically(out / name, partial(Path.write_text, data=content + "\n"))
+    write_atomically(out / FILES[2], lambda file: _write_csv(file, results))
+
+
+def text(results: Sequence[Found], effort: Effort) -> str:
+    """The report: what was run, a table for each kind of images and task, and what they say."""
+    blocks = ["# Image study", _settings(results, effort)]
+    for kind, what in KINDS.items():
+        blocks.append(f"## {what[0].upper()}{what[1:]}")
+        for result in results:
+            if result.kind == kind and result.is_main:
+                blocks += [f"### {result.part.task}", *_part(result)]
+        blocks += [f"### {TASKS[0]}, over the training", _training(results, kind, effort)]
+    return "\n\n".join(blocks)
+
+
+def verdicts(found: Sequence[Line]) -> list[str]:
+    """Of each method but the rival: whether its error is lower, by `_CLEAR` standard errors."""
+    by_verdict: dict[str, list[str]] = {}
+    for line in found:
+        if line.method != RIVAL:
+            by_verdict.setdefault(_verdict(line.ahead), []).append(_label(line))
+    return [
+        f"{verdict} {RIVAL}: {', '.join(by_verdict[verdict])}."
+        for verdict in _VERDICTS
+        if verdict in by_verdict
+    ]
+
+
+def _verdict(ahead: Pair) -> str:
+    mean, error = ahead
+    if error != error:
+        return _VERDICTS[3]
+    if abs(mean) <= _CLEAR * error:
+        return _VERDICTS[1]
+    return _VERDICTS[0 if mean > 0.0 else 2]
+
+
+def _label(line: Line) -> str:
+    return f"{line.method} (mean image)" if line.taken == "mean" else line.method
+
+
+def _settings(results: Sequence[Found], effort: Effort) -> str:
+    tunings = all_tunings(results)
+    edge = [name for name, tuning in tunings.items() if tuning["at_the_edge"]]
+    said = [
+        f"{effort.images} images of each kind and task; the first {effort.few} of them over the "
+        "generator's training.",
+        f"paper: the settings of the preset {PRESET} (one chain, {effort.ais_steps} temperatures, "
+        f"{effort.leapfrog_steps} leapfrog steps, paper form, weight 1), {effort.budget:,} "
+        "forwards for an image, a z-gradient counted as 2. No other method spends more.",
+        f"{SCALED}: with the weight {results[0].part.weight(SCALED):g}, as an image has that many "
+        f"times fewer values than in {PRESET}.",
+        f"multi: from the best of {effort.starts:,} draws, which are counted.",
+        f"adaptive: {POPULATION} particles share it, with noise_std {NOISE_STD:g}, the library's "
+        "advice for images, not tuned. best: the chain of lowest energy; mean: the mean image.",
+        f"Learning rates: from a grid, by the error of {TUNING_IMAGES} other images of the same "
+        f"kind after {effort.tuning_steps:,} steps, for each method, task and snapshot "
+        f"(tuning.json). At the edge of its grid: {', '.join(edge) or 'none'}.",
+        "Standard errors in brackets. observed, RMS: error of what is observed, in units of "
+        "pixels in [-1, 1], of the chain of lowest energy. "
+        f"MSE below {RIVAL}'s: mean difference, paired by image. accepted: at the end of the run; "
+        f"stuck: share of runs where that is below {STUCK:g}. s: seconds for an image.",
+    ]
+    return "\n".join(f"- {line}" for line in said)
+
+
+def _part(result: Found) -> list[str]:
+    found = lines(result)
+    best = min(found, key=lambda line: line.values["mse"][0])
+    said = f"Lowest MSE: {_label(best)}. " + " ".join(verdicts(found))
+    return [_table(_HEAD, map(_cells, found)), said]
+
+
+def _training(results: Sequence[Found], kind: str, effort: Effort) -> str:
+    """Figure 4 in numbers."""
+    rows = [
+        [f"{shown:,}", method, *(_shown(values[method][name]) for name in METRICS)]
+        for shown, values in curve(results, kind, effort.few)
+        for method in CURVES
+    ]
+    return _table(["images shown", "method", *METRICS.values()], rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines_of_cells = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines_of_cells)
+
+
+def _cells(line: Line) -> list[str]:
+    return [
+        line.method,
+        line.taken,
+        f"{line.cost:,.0f}",
+        "" if line.residual is None else f"{line.residual[0]:.3f}",
+        *(_shown(line.values[name]) for name in _METRICS),
+        "" if line.method == RIVAL else _shown(line.ahead),
+        "" if line.acceptance is None else f"{line.acceptance:.2f}",
+        "" if line.stuck is None else f"{line.stuck:.2f}",
+        f"{line.seconds:.0f}",
+    ]
+
+
+def _shown(pair: Pair) -> str:
+    mean, error = pair
+    return f"{mean:.4f}" + ("" if error != error else f" ({error:.4f})")
+
+
+def _full(results: Sequence[Found]) -> str:
+    """Every evaluation's own table."""
+    return "\n\n".join(
+        f"{result.part.name}: {KINDS[result.kind]}\n{evaluation_table.text(result.records)}"
+        for result in results
+    )
+
+
+def _write_csv(path: Path, results: Sequence[Found]) -> None:
+    """A line for each evaluation, method, what is taken and metric, with every digit."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*_PLACE, "method", "taken", "cost", "seconds", "acceptance", *_VALUE])
+        for result in results:
+            part = result.part
+            for row in evaluation_table.rows(result.records):
+                where = [part.kind, part.task, part.snapshot.name, row.images]
+                run = [row.method, row.taken, row.cost, row.seconds, row.acceptance]
+                for metric, pair in row.values.items():
+                    writer.writerow([*where, *run, metric, *pair])

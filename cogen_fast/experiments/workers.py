@@ -1,0 +1,64 @@
+"""Threads and processes of the experiments."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread: small networks are too small to share, a second one only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def spread(work: Callable[[int], None], pieces: int, processes: int, bar: tqdm[Any]) -> None:
+    """``work(0) .. work(pieces - 1)``, in so many processes of one torch thread each.
+
+    With one process it is this one. Otherwise ``work`` has to be picklable. Workers end with the
+    process that started them, however that ends. What ``work`` raises is raised here.
+    """
+    if processes == 1:
+        with one_thread():
+            for piece in range(pieces):
+                work(piece)
+                bar.update()
+        return
+    with workers(processes, _begin) as pool:
+        try:
+            for done in as_completed([pool.submit(work, piece) for piece in range(pieces)]):
+                done.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def workers(processes: int, begin: Callable[[], None] | None = None) -> ProcessPoolExecutor:
+    """New processes, whatever this one has done with its threads."""
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), begin)
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,654 @@
+"""The image study: its plan, runs, resuming, report and figures; and the published presets."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cogen_fast.cli import main
+from cogen_fast.experiments import (
+    evaluate,
+    image_study,
+    image_study_figures,
+    image_study_report,
+    image_study_tuning,
+    published,
+)
+from cogen_fast.experiments.image_study_plan import (
+    CURVES,
+    FITS,
+    GROUP,
+    KINDS,
+    METHODS,
+    NOISE_STD,
+    QUICK,
+    RATES,
+    SCALED,
+    TASKS,
+    Effort,
+    Part,
+    Snapshot,
+)
+from cogen_fast.experiments.image_study_results import (
+    METRICS,
+    Found,
+    Line,
+    curve,
+    errors,
+    found,
+    lines,
+)
+from cogen_fast.experiments.image_study_tuning import tuning_numbers
+from cogen_fast.experiments.image_tasks import PUBLISHED
+from cogen_fast.generators.pretrained import FASHION_STAGES, held_out_images
+from cogen_fast.generators.progressive import ProgressiveGenerator
+from cogen_fast.presets import PRESETS
+
+pytest.importorskip("pytorch_msssim")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TINY = Effort(images=2, curve_images=1, ais_steps=12, leapfrog_steps=5, starts=20, tuning_steps=2)
+RATE = dict.fromkeys(FITS, 0.1)
+
+
+def network(seed: int) -> ProgressiveGenerator:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = ProgressiveGenerator(
+            32, channels=1, latent_size=6, feature_maps=(4, 4, 4, 4), final="tanh"
+        )
+    return made.eval().requires_grad_(False)
+
+
+SNAPSHOTS = (Snapshot("early", 1_000, network(1)), Snapshot("late", 3_000, network(2)))
+
+
+def run(out: Path, **how: Any) -> str:
+    options: dict[str, Any] = {
+        "effort": TINY,
+        "snapshots": SNAPSHOTS,
+        "progress": False,
+        "processes": 1,
+    } | how
+    return image_study.reproduce(out, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    pytest.importorskip("matplotlib")
+    out = tmp_path_factory.mktemp("study")
+    (out / "told.txt").write_text(run(out))
+    return out
+
+
+def parts(effort: Effort = TINY) -> tuple[Part, ...]:
+    real = image_study._real(None, SNAPSHOTS[-1])
+    return image_study.plan(SNAPSHOTS, real, effort, seed=0)
+
+
+@pytest.fixture(scope="module")
+def results(whole: Path) -> list[Found]:
+    tunings = image_study._Run(whole, None, 0, TINY, SNAPSHOTS).tunings()
+    return [found(each, TINY, seed=0) for each in tunings]
+
+
+def main_of(results: list[Found], kind: str, task: str) -> Found:
+    (one,) = (r for r in results if r.is_main and r.kind == kind and str(r.part.task) == task)
+    return one
+
+
+# --- the plan -------------------------------------------------------------------------------------
+
+
+def test_the_paper_s_method_has_the_paper_s_settings() -> None:
+    method, scaled = (parts()[0].method(name, Effort(), RATE) for name in ("paper", SCALED))
+    preset = PRESETS["celeba-128"]
+    assert method.solver == "paper"
+    assert method.options == {
+        "preset": "celeba-128",
+        "ais_steps": preset.ais_steps,
+        "leapfrog_steps": preset.leapfrog_steps,
+    }
+    assert scaled.solver == "paper" and scaled.options == {**method.options, "weight": 48.0}
+    assert preset.weight == 1.0 and 48 * 32 * 32 == 3 * 128 * 128
+    assert (preset.ais_steps, preset.leapfrog_steps, preset.chains) == (499, 20, 1)
+    assert Effort().starts == 5_000
+    assert [str(task) for task in TASKS] == ["block", "average-4", "average-8"]
+    block: Any = TASKS[0]
+    assert block.bounds(32) == (8, 15)  # 30-60 of 128
+
+
+def test_the_shipped_stages_are_the_curve() -> None:
+    assert tuple(snapshot.shown for snapshot in image_study.shipped()) == FASHION_STAGES
+
+
+def test_every_kind_of_images_has_all_tasks_and_the_curve_s_snapshots() -> None:
+    found_parts = [(p.kind, str(p.task), p.snapshot.name, p.methods, p.images) for p in parts()]
+    longest = [(kind, str(task), "late", METHODS, 2) for kind in KINDS for task in TASKS]
+    assert found_parts == longest + [(kind, "block", "early", CURVES, 1) for kind in KINDS]
+
+
+def test_rates_are_tuned_on_images_that_are_not_evaluated() -> None:
+    for part in parts(Effort(images=8)):
+        assert set(tuning_numbers(part)).isdisjoint(range(8))
+        assert max(tuning_numbers(part)) < len(part.data)
+
+
+def test_kinds_are_what_they_are_called() -> None:
+    for part in parts():
+        image = part.data.load(1)
+        if part.kind == "real":
+            assert torch.equal(image, list(held_out_images("fashion-32").values())[1])
+        else:  # in the range of the snapshot that it is evaluated on
+            other = SNAPSHOTS[0 if part.snapshot is SNAPSHOTS[1] else 1]
+            own = image_study._data("own", part.snapshot, part.data, 0).load(1)
+            assert torch.equal(image, own)
+            assert not torch.equal(image, image_study._data("own", other, part.data, 0).load(1))
+
+
+def test_smaller_real_images_get_a_black_border(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    levels = np.random.default_rng(1).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", levels)
+    data = image_study._real(tmp_path / "images.npz", SNAPSHOTS[-1])
+    assert len(data) == 5
+    expected = np.pad(levels[3] / 127.5 - 1.0, 2, constant_values=-1.0)
+    np.testing.assert_allclose(data.load(3)[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": 0}, r"^images: expected a whole number of at least 1, got 0"),
+        ({"images": 12}, r"^images: expected up to 8 or a multiple of 8, got 12"),
+        ({"leapfrog_steps": 1.5}, r"^leapfrog_steps: expected a whole number"),
+        ({"ais_steps": 10}, r"^ais_steps: expected a run that costs at least 5004, got 402"),
+    ],
+)
+def test_efforts_name_what_is_wrong(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Effort(**change)
+
+
+def test_more_images_leave_groups_as_they_are() -> None:
+    for images in (GROUP, 2 * GROUP, 8 * GROUP):
+        part = replace(parts()[0], images=images)
+        assert part.study(Effort(images=images), RATE, 0).group == GROUP
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def test_every_method_has_the_paper_s_cost(results: list[Found]) -> None:
+    for result in results:
+        for record in result.records:
+            costs = {name: run["cost"] for name, run in record["methods"].items()}
+            assert costs["paper"] == TINY.budget == 2 * (1 + 12 * 5)
+            for name, cost in costs.items():
+                # So little is not much for 16 particles.
+                assert TINY.budget * (0.5 if "adaptive" in name else 0.98) <= cost <= TINY.budget
+
+
+def test_adaptive_particles_share_the_paper_s_cost() -> None:
+    for name in ("adaptive", "adaptive+polish"):
+        method = parts()[0].method(name, Effort(), RATE)
+        spent = 2 * method.options["budget"] * method.options["chains"]
+        assert 0.99 * Effort().budget < spent <= Effort().budget == 19_962
+        assert method.options["noise_std"] == NOISE_STD and method.options["weight"] is None
+    assert 0 < method.options["polish"] < method.options["budget"] / 2
+
+
+def test_grids_and_rates_are_written_down(whole: Path) -> None:
+    there = json.loads((whole / image_study.TUNING).read_text())
+    assert set(there) == {
+        f"{part.name}/{name}" for part in parts() for name in part.methods if name in FITS
+    }
+    for key, tuning in there.items():
+        method = key.rpartition("/")[2]
+        assert tuple(rate for rate, _ in tuning["log"]) == RATES[method.removesuffix("-multi")]
+        scores = {rate: score for rate, score in tuning["log"] if score is not None}
+        assert tuning["learning_rate"] == min(scores, key=lambda rate: scores[rate])
+        plan = json.loads((whole / "runs" / key / "plan.json").read_text())
+        assert plan["options"]["learning_rate"] == tuning["learning_rate"]
+
+
+def test_scores_are_errors_on_the_tuning_images(whole: Path) -> None:
+    part = parts()[0]
+    numbers = list(tuning_numbers(part))
+    truth = torch.stack([part.data.load(i) for i in numbers])
+    case = image_study_tuning.pose(part.task, truth, numbers, 0)
+    tuning = json.loads((whole / image_study.TUNING).read_text())[f"{part.name}/adam"]
+    rate, score = tuning["log"][2]
+    result = evaluate.reconstruct(
+        part.snapshot.generator, case.x_obs, case.operator, method="adam", weight=1.0, chains=2,
+        steps=2, learning_rate=rate, observation_ids=numbers,
+    )  # fmt: skip
+    error = (result.images.clamp(-1.0, 1.0) - truth[:, None]).square().mean()
+    assert score == pytest.approx(float(error), rel=1e-5)
+
+
+class Stop(Exception):
+    """In the place of a kill."""
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A function that lets so many pieces of work through, and stops the next."""
+    solve, tuned = evaluate.Method.solve, image_study_tuning._tuned
+
+    def stop_at(pieces: int) -> list[int]:
+        left = [pieces]
+
+        def counted(function: Any) -> Any:
+            def piece(*given: Any, **options: Any) -> Any:
+                if left[0] == 0:
+                    raise Stop
+                left[0] -= 1
+                return function(*given, **options)
+
+            return piece
+
+        monkeypatch.setattr(evaluate.Method, "solve", counted(solve))
+        monkeypatch.setattr(image_study_tuning, "_tuned", counted(tuned))
+        return left
+
+    yield stop_at
+
+
+def test_what_is_done_is_not_done_again(whole: Path, stopped: Any) -> None:
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    stopped(0)
+    assert run(whole) == (whole / "told.txt").read_text()
+    after = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    assert after == before
+
+
+@pytest.mark.slow
+def test_a_study_stopped_at_times_goes_on(whole: Path, stopped: Any, tmp_path: Path) -> None:
+    stops = 0
+    for pieces in (3, 0, 6, 11, 1_000):
+        left = stopped(pieces)
+        try:
+            run(tmp_path)
+        except Stop:
+            stops += 1
+    assert stops == 4 and left[0] > 900  # the last run had less to do than all
+    assert timeless(tmp_path) == timeless(whole)
+
+
+@pytest.mark.slow
+def test_processes_change_nothing(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path, processes=3)
+    assert timeless(tmp_path) == timeless(whole)
+
+
+def timeless(out: Path) -> dict[str, Any]:
+    """All records and rates, without the seconds."""
+    found_files: dict[str, Any] = {"rates": json.loads((out / image_study.TUNING).read_text())}
+    for shard in sorted(out.rglob("*.jsonl")):
+        records = [json.loads(row) for row in shard.read_text().splitlines()]
+        assert all(record.pop("seconds") >= 0.0 for record in records)
+        found_files[str(shard.relative_to(out))] = records
+    return found_files
+
+
+_PARENT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_image_study as t
+from tqdm import tqdm
+from cogen_fast.experiments.workers import spread
+
+if __name__ == "__main__":
+    with tqdm(disable=True) as bar:
+        spread(t.wait_in, 2, 2, bar)
+"""
+
+
+def wait_in(piece: int) -> None:
+    """Tell which process this is, and stay."""
+    Path(os.environ["COGEN_FAST_WAITS"], str(os.getpid())).touch()
+    time.sleep(600)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    script, waits = tmp_path / "parent.py", tmp_path / "waits"
+    script.write_text(_PARENT.format(tests=str(Path(__file__).parent)))
+    waits.mkdir()
+    environment = {**os.environ, "COGEN_FAST_WAITS": str(waits)}
+    parent = subprocess.Popen([sys.executable, str(script)], env=environment)
+    try:
+        assert within(120, lambda: len(list(waits.iterdir())) == 2)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert within(30, lambda: not any(alive(path.name) for path in waits.iterdir()))
+
+
+def within(seconds: float, done: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return done()
+
+
+def alive(process: str) -> bool:
+    try:
+        return " Z " not in Path("/proc", process, "stat").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"seed": 1}, "seed 0, got 1"),
+        ({"effort": replace(TINY, starts=30)}, "starts 20, got 30"),
+        ({"effort": replace(TINY, ais_steps=13)}, "ais_steps 12, got 13"),
+    ],
+)
+def test_a_folder_holds_one_study(whole: Path, how: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"^out: .* holds a study with {told}"):
+        run(whole, **how)
+
+
+def test_too_few_real_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    np.savez(tmp_path / "few.npz", np.zeros((3, 28, 28), np.uint8))
+    with pytest.raises(ValueError, match=r"^images: expected at most 1, which leaves 2 to tune on"):
+        run(tmp_path / "out", data=tmp_path / "few.npz")
+    assert not (tmp_path / "out").exists()
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "task"), [("real", "block"), ("own", "average-4")])
+def test_residuals_are_errors_of_what_is_observed(
+    results: list[Found], kind: str, task: str
+) -> None:
+    result = main_of(results, kind, task)
+    truth = torch.stack([result.part.data.load(i) for i in (0, 1)])
+    case = evaluate.posed(result.study, dict(enumerate(truth)))
+    for name in ("gd", "sir", SCALED, "adaptive"):
+        with np.load(result.out / name / "group-000000.npz") as pictures:
+            best = torch.from_numpy(pictures["best"]).double() / 127.5 - 1.0
+        if task == "block":
+            off = torch.where(case.hidden, 0.0, best - truth)
+        else:
+            off = torch.nn.functional.avg_pool2d(best, 4) - case.x_obs
+        entries = case.x_obs.isfinite().flatten(1).sum(1)
+        expected = (off.square().flatten(1).sum(1) / entries).sqrt()
+        assert result.residuals[name] == pytest.approx(expected.tolist(), abs=0.01)
+
+
+def test_lines_are_of_the_records(results: list[Found]) -> None:
+    result = main_of(results, "real", "block")
+    by_name = {(line.method, line.taken): line for line in lines(result)}
+    means = {("adaptive", "mean"), ("adaptive+polish", "mean")}
+    assert set(by_name) == {(name, "best") for name in METHODS} | means
+    for (name, taken), line in by_name.items():
+        mine = errors(result.records, name, taken, "mse")
+        rival = errors(result.records, "adam-multi", "best", "mse")
+        difference = np.subtract(rival, mine)
+        assert line.values["mse"][0] == pytest.approx(np.mean(mine))
+        assert line.ahead == pytest.approx((difference.mean(), difference.std(ddof=1) / 2**0.5))
+        assert (line.acceptance is None) == (name in (*FITS, "sir"))
+
+
+def test_stuck_runs_are_counted(results: list[Found]) -> None:
+    result = main_of(results, "real", "block")
+    records = json.loads(json.dumps(result.records))
+    for record, rate in zip(records, ([0.7, 0.01], [0.02, None]), strict=True):
+        record["methods"]["paper"]["acceptance"] = rate
+    (line,) = (li for li in lines(replace(result, records=tuple(records))) if li.method == "paper")
+    assert line.stuck == pytest.approx(2 / 3)
+
+
+def test_curves_are_over_the_first_images_of_every_snapshot(results: list[Found]) -> None:
+    for kind in KINDS:
+        points = curve(results, kind, 1)
+        assert [shown for shown, _ in points] == [1_000, 3_000]
+        late = main_of(results, kind, "block").records[0]["methods"]
+        for name in CURVES:
+            for metric in METRICS:
+                value = points[1][1][name][metric][0]
+                assert value == late[name]["metrics"]["best"][metric][0]
+
+
+def line(method: str, ahead: tuple[float, float], taken: str = "best") -> Line:
+    return Line(method, taken, 1.0, 1.0, None, {"mse": (0.1, 0.1)}, ahead, None, None)
+
+
+def test_verdicts_need_two_standard_errors() -> None:
+    told = image_study_report.verdicts(
+        [
+            line("gd", (-0.3, 0.1)),
+            line("adam-multi", (0.0, 0.0)),
+            line("sir", (0.15, 0.1)),
+            line("paper", (-0.15, 0.1)),
+            line("adaptive", (0.21, 0.1), "mean"),
+        ]
+    )
+    assert told == [
+        "Better than adam-multi: adaptive (mean image).",
+        "Not told apart from adam-multi: sir, paper.",
+        "Worse than adam-multi: gd.",
+    ]
+    (one,) = image_study_report.verdicts([line("gd", (0.1, math.nan))])
+    assert one == "One image does not compare with adam-multi: gd."
+
+
+def test_the_report_keeps_real_and_own_apart(whole: Path, results: list[Found]) -> None:
+    report = (whole / "report.md").read_text()
+    assert (whole / "told.txt").read_text().startswith(report.rstrip("\n"))
+    _, real, own = report.split("\n## ")
+    for kind, block in (("real", real), ("own", own)):
+        assert block.lower().startswith(KINDS[kind].lower())
+        assert [ln[4:] for ln in block.splitlines() if ln.startswith("### ")] == [
+            *(str(task) for task in TASKS),
+            "block, over the training",
+        ]
+        *tables, training = block.split("\n### ")[1:]
+        for shown, values in curve(results, kind, 1):
+            for name in CURVES:
+                start = f"| {shown:,} | {name} | {values[name]['mse'][0]:.4f} | "
+                assert sum(ln.startswith(start) for ln in training.splitlines()) == 1
+        for task, table in zip(TASKS, tables, strict=True):
+            for each in lines(main_of(results, kind, str(task))):
+                (row,) = (
+                    ln
+                    for ln in table.splitlines()
+                    if ln.startswith(f"| {each.method} | {each.taken} ")
+                )
+                assert f"| {each.values['mse'][0]:.4f} (" in row
+
+
+def test_the_csv_has_every_digit(whole: Path, results: list[Found]) -> None:
+    with (whole / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(r["images_of"], r["task"], r["generator"]) for r in rows} == {
+        (p.kind, str(p.task), p.snapshot.name) for p in parts()
+    }
+    for result in results:
+        part = result.part
+        (row,) = (
+            r
+            for r in rows
+            if (r["images_of"], r["task"], r["generator"]) == tuple(part.name.split("/"))
+            and (r["method"], r["taken"], r["metric"]) == ("gd", "best", "ssim")
+        )
+        mean = np.mean(errors(result.records, "gd", "best", "ssim"))
+        assert float(row["mean"]) == pytest.approx(mean, rel=1e-12)
+        assert int(row["images"]) == part.images
+    text = (whole / "table.txt").read_text()
+    assert all(f"{part.name}: {KINDS[part.kind]}" in text for part in parts())
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def test_figures_are_written_and_not_blank(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()} - {"told.txt"}
+    assert names == {*image_study.FILES, "runs"}
+    for name in image_study_figures.FILES:
+        with Image.open(whole / name) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        assert pixels.shape[0] > 250 and pixels.shape[1] > 900
+        for part in np.array_split(pixels, 3, 1):
+            assert part.std() > 5.0
+
+
+def test_curves_show_the_means(results: list[Found]) -> None:
+    plt = pytest.importorskip("matplotlib.pyplot")
+    figures = dict(image_study_figures.draw(plt, results, TINY))
+    for kind in KINDS:
+        figure = figures[f"figure4_{kind}.png"]
+        assert KINDS[kind] in figure.get_suptitle()
+        for panel, metric in zip(figure.axes, METRICS, strict=True):
+            points = curve(results, kind, 1)
+            drawn = [bars.lines[0] for bars in panel.containers]
+            for name, drawn_line in zip(CURVES, drawn, strict=True):
+                assert list(drawn_line.get_xdata()) == [1.0, 3.0]
+                expected = [values[name][metric][0] for _, values in points]
+                assert list(drawn_line.get_ydata()) == pytest.approx(expected)
+        misfits = figures[f"misfit_{kind}.png"]
+        for panel, task in zip(misfits.axes, TASKS, strict=True):
+            result = main_of(results, kind, str(task))
+            for name, dots in zip(METHODS, panel.collections, strict=True):
+                hidden = np.sqrt(errors(result.records, name, "best", "hidden_mse"))
+                expected = np.stack([result.residuals[name], hidden], 1)
+                np.testing.assert_allclose(np.asarray(dots.get_offsets()), expected)
+    for figure in figures.values():
+        plt.close(figure)
+
+
+def test_panels_have_a_row_for_each_image(results: list[Found]) -> None:
+    pictures = dict(image_study_figures.panels(results))
+    assert len(pictures) == len(KINDS) * len(TASKS)
+    cell = 128 + 4
+    for picture in pictures.values():
+        assert picture.size == (cell * (2 + len(METHODS)) + 4, (cell + 18) * TINY.images + 4)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_command_gets_its_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(
+        image_study, "reproduce", lambda *given, **how: calls.append((given, how)) or "report"
+    )
+    command = ["reproduce", "images", "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert main([*command, "--quick", "--seed", "3", "--data", "a.npz"]) == 0
+    assert main([*command, "--images", "16"]) == 0
+    assert capsys.readouterr().out == "report\n" * 3
+    efforts = [how.pop("effort") for _, how in calls]
+    assert efforts == [Effort(), QUICK, Effort(images=16)]
+    assert calls[1] == ((tmp_path, Path("a.npz"), 3), {"progress": False})
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--images", "9"], "images: expected up to 8 or a multiple of 8, got 9"),
+        (["--images", "16"], "images: expected at most 8, which leaves 2 to tune on, got 16"),
+        (["--seed", "-1"], "seed: expected a whole number in"),
+        (["--data", "absent"], "absent"),
+    ],
+)
+def test_wrong_commands(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    told: str,
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "images", "--out", "out", *more]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("cogen-fast: error: ") and told in error
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("library", "extra"), [("matplotlib", "plots"), ("pytorch_msssim", "metrics")]
+)
+def test_missing_libraries_are_named_before_work(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    library: str,
+    extra: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    assert main(["reproduce", "images", "--out", str(tmp_path / "out")]) == 2
+    assert f"pip install 'cogen-fast[{extra}]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_tuning_file_is_named(tmp_path: Path) -> None:
+    path = parts()[0].folder(tmp_path) / image_study.TUNING
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"^out: expected learning rates in .*tuning\.json, got"):
+        run(tmp_path)
+
+
+# --- the published presets ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_celeba_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["reproduce", "presets", "--out", str(tmp_path), "--preset", "celeba-128"]
+    assert main(command) == 0
+    row = capsys.readouterr().out.splitlines()[1].split()
+    cost = 2 * (1 + published.AIS_STEPS * published.LEAPFROG_STEPS)
+    assert row[:8] == ["celeba-128", "3", "x", "128", "x", "128", "block-30-60", "1"]
+    assert row[8:10] == ["2,157", str(cost)] and float(row[10]) > 0.0
+    (record,) = evaluate.gather(tmp_path / "celeba-128")
+    run_of_it = record["methods"]["paper"]
+    assert math.isfinite(run_of_it["energies"][0]) and run_of_it["cost"] == cost
+    plan = json.loads((tmp_path / "celeba-128" / "paper" / "plan.json").read_text())
+    assert plan["options"] == {"preset": "celeba-128", "ais_steps": 2, "leapfrog_steps": 1}
+    with Image.open(tmp_path / "celeba-128" / "picture.png") as picture:
+        assert picture.size == (3 * (128 + 4) + 4, 128 + 4 + 18 + 4)
+
+
+def test_networks_are_the_published_ones() -> None:
+    weights = [published.network("celeba-128").state_dict() for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+    found_network = published.network("celeba-128")
+    assert found_network.output_shape == (3, 128, 128)
+    assert found_network.latent_size == PUBLISHED["celeba-128"].latent_size
+
+
+def test_unknown_presets_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["reproduce", "presets", "--out", str(tmp_path / "out"), "--preset"]
+    assert main([*given, "five-gaussians"]) == 2
+    assert "invalid choice: 'five-gaussians'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"^preset: expected one of"):
+        published.reproduce(tmp_path, ["five-gaussians"], progress=False)
