@@ -14,7 +14,7 @@ from cogen_fast.experiments.evaluate import Method, Study, evaluate
 from cogen_fast.experiments.evaluation_data import Data, of_generator, open_data
 from cogen_fast.experiments.evaluation_methods import method_named
 from cogen_fast.experiments.evaluation_report import report
-from cogen_fast.experiments.evaluation_tuning import tuned, untuned
+from cogen_fast.experiments.evaluation_tuning import Grid, tuned, untuned
 from cogen_fast.experiments.image_tasks import PUBLISHED, Block, Published, Task, task_named
 from cogen_fast.generators.progressive import RESOLUTIONS
 from cogen_fast.presets import PRESETS
@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace, progress: bool) -> None:
     task = _task(arguments, published)
     check_seed(arguments.seed)
     check_whole("pictures", arguments.pictures, 0)
+    grid = Grid(arguments.tuning_images, steps=arguments.tuning_steps)
     team = silent_team(arguments.device)
     generator = find_generator(arguments.generator, arguments.device)
     output = probe(generator, arguments.latent_shape, arguments.device)
@@ -52,9 +53,7 @@ def run(arguments: argparse.Namespace, progress: bool) -> None:
         "world_size": team.size,
         "progress": progress and team.leads,
     }
-    study = tuned(
-        generator, data, study, arguments.out, **part, tuning_images=arguments.tuning_images
-    )
+    study = tuned(generator, data, study, arguments.out, **part, grid=grid)
     evaluate(generator, data, study, arguments.out, **part)
     table = report(data, study, arguments.out, images=count, pictures=arguments.pictures)
     if table is not None and not arguments.quiet:

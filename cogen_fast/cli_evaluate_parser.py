@@ -150,6 +150,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images of the data's end to tune them on (4)",
     )
+    add(
+        "--tuning-steps",
+        type=int,
+        metavar="N",
+        help="steps of each trial (the method's own)",
+    )
     add("--seed", type=int, default=0, metavar="S", help="same inputs, same seed: same result (0)")
 
 

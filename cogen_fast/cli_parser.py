@@ -505,8 +505,7 @@ def _add_image_study(studies: Any) -> None:
         "--images",
         type=int,
         metavar="N",
-        help="images of each kind and task: up to 8, or a multiple of 8 (default: 8; with --quick "
-        "4). More may be added to a study of 8 later",
+        help="images of each kind and task (default: 8; with --quick 4). More may be added later",
     )
     add("--quick", action="store_true", help="a tenth of the published numbers, for a first look")
     add("--seed", type=int, default=0, metavar="S", help="seed (default: 0)")

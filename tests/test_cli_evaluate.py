@@ -23,6 +23,7 @@ from cogen_fast.cli_generator import find_generator
 from cogen_fast.experiments.evaluate import gather
 from cogen_fast.experiments.evaluation_data import open_data
 from cogen_fast.experiments.evaluation_methods import METHODS, method_named
+from cogen_fast.experiments.evaluation_tuning import Grid
 from cogen_fast.experiments.image_tasks import Block, pose
 from cogen_fast.generators.pretrained import pretrained
 
@@ -212,19 +213,18 @@ def test_without_a_number_all_images_count_that_are_not_tuned_on(
 
 def test_rates_are_tuned_on_the_last_images(whole: Path, home: Path) -> None:
     log = json.loads((whole / "gd-multi" / "tuning.json").read_text())
-    assert log["images"] == [7, 6]
+    assert log["images"] == [6, 7]
     data = open_data(home / "discs.npz", 16, channels=1)
-    truth = torch.stack([data.load(i) for i in (7, 6)])
-    case = pose(Block(4, 6), truth, [7, 6])
+    truth = torch.stack([data.load(i) for i in (6, 7)])
+    case = pose(Block(4, 6), truth, [6, 7])
 
     def error(result: Any) -> float:
-        best = [result.images[b, int(result.energies[b].argmin())] for b in range(2)]
-        return float(((torch.stack(best).clamp(-1, 1) - truth).double() ** 2).mean())
+        return float(((result.images.clamp(-1, 1) - truth[:, None]).double() ** 2).mean())
 
     net = find_generator("evaluated_code:net", None)
     expected = tune(
         net, case.x_obs, case.operator, method="gd-multi", score=error, chains=2, starts=10,
-        steps=20, noise_std=0.3, observation_ids=[7, 6],
+        steps=20, noise_std=0.3, observation_ids=[6, 7],
     )  # fmt: skip
     assert log["learning_rate"] == expected.learning_rate
     assert [score for _, score in log["log"]] == pytest.approx([s for _, s in expected.log])
@@ -243,13 +243,50 @@ def test_given_rates_are_not_tuned(tmp_path: Path) -> None:
 
 
 def test_images_that_rates_were_tuned_on_are_not_evaluated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--methods=gd", "--images=4")
-    assert main(command(tmp_path, *options, "--tuning-images=4")) == 0
+    """Of pictures whose last is corrupt: image 4 is the last that can be read."""
+    options = (f"--data={folder}", "--methods=gd", "--tuning-images=1")
+    assert main(command(tmp_path / "out", *options, "--images=4")) == 0
     capsys.readouterr()
-    assert main(command(tmp_path, *options, "--images=6")) == 2
+    assert main(command(tmp_path / "out", *options, "--images=5")) == 2
     assert "images: expected at most 4, as" in error_of(capsys)
+
+
+def test_trials_have_steps_of_their_own(tmp_path: Path) -> None:
+    options = ("--methods=gd", "--images=2", "--budget=20", "--tuning-steps=3")
+    assert main(command(tmp_path, *options)) == 0
+    found = json.loads((tmp_path / "gd" / "tuning.json").read_text())
+    assert found["plan"]["options"] == {"chains": 2, "steps": 20}
+    assert found["cost"] == len(found["log"]) * 2 * 2 * (3 + 1)  # two chains, gradients count 2
+    (run,) = [record["methods"]["gd"] for record in gather(tmp_path)[:1]]
+    assert run["cost"] == 2 * 2 * (20 + 1)
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"learning_rate": 1.0}'])
+def test_a_damaged_rate_is_told(
+    damaged: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "gd" / "tuning.json"
+    path.parent.mkdir()
+    path.write_text(damaged)
+    assert main(command(tmp_path, "--methods=sir,gd")) == 2
+    assert f"out: expected learning rates in {path}, got " in error_of(capsys)
+    assert list(tmp_path.rglob("*.*")) == [path]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"images": 0}, "tuning_images: expected"),
+        ({"chains": 0}, "tuning_chains: expected"),
+        ({"steps": 1.5}, "tuning_steps: expected"),
+        ({"rates": {"gd-multi": (0.1,)}}, "rates: expected one of"),
+    ],
+)
+def test_grids_name_what_is_wrong(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + message):
+        Grid(**settings)
 
 
 def test_a_rate_at_the_edge_of_the_grid_is_told(
@@ -429,7 +466,9 @@ def test_images_to_tune_on_must_be_readable(
         (["--seed=1"], "seed 0, got 1"),
         (["--task=half-left"], "task 'block-4-6', got 'half-left'"),
         (["--noise-std=0.4"], "common {'noise_std': 0.3}, got {'noise_std': 0.4}"),
-        (["--budget=40", "--methods=gd,sir"], "holds a learning rate of {"),
+        (["--budget=40", "--methods=gd,sir"], "holds a learning rate with plan {"),
+        (["--tuning-images=1"], "with grid {'images': 2, 'rates': None}, got {'images': 1,"),
+        (["--tuning-steps=9"], "'rates': None}, got {'images': 2, 'steps': 9, 'rates': None}"),
         (["--budget=40"], "{'ais_steps': 1, 'chains': 2}, got"),
         (["--starts=11", "--methods=sir"], "'starts': 10}, got {"),
         (["--data=own"], "holds an evaluation with data"),
@@ -473,6 +512,7 @@ def test_another_study_is_not_gone_on_with(
         (["--group=0"], "group: expected"),
         (["--pictures=-1"], "pictures: expected"),
         (["--tuning-images=0"], "tuning_images: expected"),
+        (["--tuning-steps=0"], "tuning_steps: expected"),
         (["--seed=-1"], "seed: expected"),
         (["--added-noise=-1"], "added_noise: expected"),
         (["--preset=five-gaussians"], "preset: expected one of ('celeba-128'"),

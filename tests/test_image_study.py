@@ -6,9 +6,11 @@ import csv
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +24,10 @@ from PIL import Image
 from cogen_fast.cli import main
 from cogen_fast.experiments import (
     evaluate,
+    evaluation_tuning,
     image_study,
     image_study_figures,
     image_study_report,
-    image_study_tuning,
     published,
 )
 from cogen_fast.experiments.image_study_plan import (
@@ -52,8 +54,7 @@ from cogen_fast.experiments.image_study_results import (
     found,
     lines,
 )
-from cogen_fast.experiments.image_study_tuning import tuning_numbers
-from cogen_fast.experiments.image_tasks import PUBLISHED
+from cogen_fast.experiments.image_tasks import PUBLISHED, pose
 from cogen_fast.generators.pretrained import FASHION_STAGES, held_out_images
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.presets import PRESETS
@@ -62,7 +63,6 @@ pytest.importorskip("pytorch_msssim")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = Effort(images=2, curve_images=1, ais_steps=12, leapfrog_steps=5, starts=20, tuning_steps=2)
-RATE = dict.fromkeys(FITS, 0.1)
 
 
 def network(seed: int) -> ProgressiveGenerator:
@@ -75,6 +75,7 @@ def network(seed: int) -> ProgressiveGenerator:
 
 
 SNAPSHOTS = (Snapshot("early", 1_000, network(1)), Snapshot("late", 3_000, network(2)))
+OTHER = Snapshot("late", 3_000, network(3))
 
 
 def run(out: Path, **how: Any) -> str:
@@ -91,7 +92,9 @@ def run(out: Path, **how: Any) -> str:
 def whole(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     pytest.importorskip("matplotlib")
     out = tmp_path_factory.mktemp("study")
-    (out / "told.txt").write_text(run(out))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*learning rate")  # the report tells, and nothing else
+        (out / "told.txt").write_text(run(out))
     return out
 
 
@@ -102,8 +105,7 @@ def parts(effort: Effort = TINY) -> tuple[Part, ...]:
 
 @pytest.fixture(scope="module")
 def results(whole: Path) -> list[Found]:
-    tunings = image_study._Run(whole, None, 0, TINY, SNAPSHOTS).tunings()
-    return [found(each, TINY, seed=0) for each in tunings]
+    return [found(part, whole, TINY, seed=0) for part in parts()]
 
 
 def main_of(results: list[Found], kind: str, task: str) -> Found:
@@ -115,7 +117,7 @@ def main_of(results: list[Found], kind: str, task: str) -> Found:
 
 
 def test_the_paper_s_method_has_the_paper_s_settings() -> None:
-    method, scaled = (parts()[0].method(name, Effort(), RATE) for name in ("paper", SCALED))
+    method, scaled = (parts()[0].method(name, Effort()) for name in ("paper", SCALED))
     preset = PRESETS["celeba-128"]
     assert method.solver == "paper"
     assert method.options == {
@@ -142,10 +144,14 @@ def test_every_kind_of_images_has_all_tasks_and_the_curve_s_snapshots() -> None:
     assert found_parts == longest + [(kind, "block", "early", CURVES, 1) for kind in KINDS]
 
 
-def test_rates_are_tuned_on_images_that_are_not_evaluated() -> None:
+def test_rates_are_tuned_on_images_that_are_not_evaluated(whole: Path) -> None:
+    """The last two; the plan leaves them out, however many are evaluated."""
+    for part in parts():
+        for name in set(part.methods) & set(FITS):
+            tuning = json.loads((part.folder(whole) / name / "tuning.json").read_text())
+            assert tuning["images"] == [len(part.data) - 2, len(part.data) - 1]
     for part in parts(Effort(images=8)):
-        assert set(tuning_numbers(part)).isdisjoint(range(8))
-        assert max(tuning_numbers(part)) < len(part.data)
+        assert part.images <= len(part.data) - 2
 
 
 def test_kinds_are_what_they_are_called() -> None:
@@ -176,7 +182,6 @@ def test_smaller_real_images_get_a_black_border(
     ("change", "message"),
     [
         ({"images": 0}, r"^images: expected a whole number of at least 1, got 0"),
-        ({"images": 12}, r"^images: expected up to 8 or a multiple of 8, got 12"),
         ({"leapfrog_steps": 1.5}, r"^leapfrog_steps: expected a whole number"),
         ({"ais_steps": 10}, r"^ais_steps: expected a run that costs at least 5004, got 402"),
     ],
@@ -187,9 +192,9 @@ def test_efforts_name_what_is_wrong(change: dict[str, Any], message: str) -> Non
 
 
 def test_more_images_leave_groups_as_they_are() -> None:
-    for images in (GROUP, 2 * GROUP, 8 * GROUP):
+    for images in (1, GROUP, GROUP + 3, 8 * GROUP):
         part = replace(parts()[0], images=images)
-        assert part.study(Effort(images=images), RATE, 0).group == GROUP
+        assert part.study(Effort(images=images), 0).group == GROUP
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -207,7 +212,7 @@ def test_every_method_has_the_paper_s_cost(results: list[Found]) -> None:
 
 def test_adaptive_particles_share_the_paper_s_cost() -> None:
     for name in ("adaptive", "adaptive+polish"):
-        method = parts()[0].method(name, Effort(), RATE)
+        method = parts()[0].method(name, Effort())
         spent = 2 * method.options["budget"] * method.options["chains"]
         assert 0.99 * Effort().budget < spent <= Effort().budget == 19_962
         assert method.options["noise_std"] == NOISE_STD and method.options["weight"] is None
@@ -230,9 +235,9 @@ def test_grids_and_rates_are_written_down(whole: Path) -> None:
 
 def test_scores_are_errors_on_the_tuning_images(whole: Path) -> None:
     part = parts()[0]
-    numbers = list(tuning_numbers(part))
+    numbers = [len(part.data) - 2, len(part.data) - 1]
     truth = torch.stack([part.data.load(i) for i in numbers])
-    case = image_study_tuning.pose(part.task, truth, numbers, 0)
+    case = pose(part.task, truth, numbers, 0)
     tuning = json.loads((whole / image_study.TUNING).read_text())[f"{part.name}/adam"]
     rate, score = tuning["log"][2]
     result = evaluate.reconstruct(
@@ -250,7 +255,7 @@ class Stop(Exception):
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A function that lets so many pieces of work through, and stops the next."""
-    solve, tuned = evaluate.Method.solve, image_study_tuning._tuned
+    solve, tune = evaluate.Method.solve, evaluation_tuning.tune
 
     def stop_at(pieces: int) -> list[int]:
         left = [pieces]
@@ -265,7 +270,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             return piece
 
         monkeypatch.setattr(evaluate.Method, "solve", counted(solve))
-        monkeypatch.setattr(image_study_tuning, "_tuned", counted(tuned))
+        monkeypatch.setattr(evaluation_tuning, "tune", counted(tune))
         return left
 
     yield stop_at
@@ -361,14 +366,47 @@ def alive(process: str) -> bool:
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ({"seed": 1}, "seed 0, got 1"),
-        ({"effort": replace(TINY, starts=30)}, "starts 20, got 30"),
-        ({"effort": replace(TINY, ais_steps=13)}, "ais_steps 12, got 13"),
+        ({"seed": 1}, "an evaluation with seed 0, got 1"),
+        ({"effort": replace(TINY, starts=30)}, r"a learning .* plan .*'starts': 20.* 'starts': 30"),
+        ({"effort": replace(TINY, ais_steps=13)}, r"an evaluation .*'starts': 122.*'starts': 132"),
+        ({"effort": replace(TINY, leapfrog_steps=6)}, "an evaluation with options"),
+        ({"effort": replace(TINY, tuning_steps=3)}, r"a learning .* grid .*'steps': 2.*'steps': 3"),
+        ({"snapshots": (SNAPSHOTS[0], OTHER)}, "an evaluation with generator"),
     ],
 )
-def test_a_folder_holds_one_study(whole: Path, how: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=f"^out: .* holds a study with {told}"):
+def test_a_folder_holds_one_study(
+    whole: Path, stopped: Any, how: dict[str, Any], told: str
+) -> None:
+    stopped(0)
+    with pytest.raises(ValueError, match=f"^out: .* holds {told}"):
         run(whole, **how)
+
+
+def test_a_folder_holds_one_study_s_images(
+    whole: Path, stopped: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    np.savez(tmp_path / "other.npz", np.zeros((10, 32, 32), np.uint8))
+    stopped(0)
+    with pytest.raises(ValueError, match=r"^out: .* holds an evaluation with data"):
+        run(whole, data=tmp_path / "other.npz")
+
+
+def test_every_part_is_looked_at_before_work(whole: Path, stopped: Any, tmp_path: Path) -> None:
+    """What is only in the last part is refused, too."""
+    last = parts()[-1].folder(tmp_path)
+    shutil.copytree(parts()[-1].folder(whole), last)
+    stopped(0)
+    with pytest.raises(ValueError, match=r"^out: .* holds a learning rate with grid"):
+        run(tmp_path, effort=replace(TINY, tuning_steps=3))
+    assert not (tmp_path / "runs" / parts()[0].name).exists()
+
+
+@pytest.mark.slow
+def test_images_are_added(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path, effort=replace(TINY, images=1))
+    run(tmp_path)
+    assert timeless(tmp_path) == timeless(whole)
 
 
 def test_too_few_real_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -573,8 +611,8 @@ def test_command_gets_its_arguments(
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--images", "9"], "images: expected up to 8 or a multiple of 8, got 9"),
-        (["--images", "16"], "images: expected at most 8, which leaves 2 to tune on, got 16"),
+        (["--images", "9"], "images: expected at most 8, which leaves 2 to tune on, got 9"),
+        (["--images", "0"], "images: expected a whole number of at least 1, got 0"),
         (["--seed", "-1"], "seed: expected a whole number in"),
         (["--data", "absent"], "absent"),
     ],
@@ -611,7 +649,7 @@ def test_missing_libraries_are_named_before_work(
 
 
 def test_a_damaged_tuning_file_is_named(tmp_path: Path) -> None:
-    path = parts()[0].folder(tmp_path) / image_study.TUNING
+    path = parts()[0].folder(tmp_path) / "gd" / "tuning.json"
     path.parent.mkdir(parents=True)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"^out: expected learning rates in .*tuning\.json, got"):

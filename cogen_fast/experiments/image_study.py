@@ -7,6 +7,8 @@ the same arguments, it goes on; with more images it adds them.
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,8 +21,9 @@ from tqdm import tqdm
 from cogen_fast import metrics
 from cogen_fast.arguments import check_count, check_path, check_seed
 from cogen_fast.experiments import image_study_figures, image_study_report
-from cogen_fast.experiments.evaluate import evaluate
+from cogen_fast.experiments.evaluate import Study, evaluate
 from cogen_fast.experiments.evaluation_data import Data, of_generator, open_data
+from cogen_fast.experiments.evaluation_tuning import AT_THE_EDGE, open_tuning, tuned
 from cogen_fast.experiments.image_study_plan import (
     CURVES,
     KINDS,
@@ -34,13 +37,13 @@ from cogen_fast.experiments.image_study_plan import (
     Snapshot,
 )
 from cogen_fast.experiments.image_study_results import Found, all_tunings, found
-from cogen_fast.experiments.image_study_tuning import TUNING, Tunings, write_json
 from cogen_fast.experiments.pyplot import pyplot
 from cogen_fast.experiments.workers import spread
 from cogen_fast.files import write_atomically
 from cogen_fast.generators.pretrained import FASHION_STAGES, held_out_images, pretrained
 
 GENERATOR = "fashion-32"
+TUNING = "tuning.json"
 FILES = (TUNING, *image_study_report.FILES, *image_study_figures.FILES)
 _OWN_IMAGES = 1_000
 _DPI = 150
@@ -72,16 +75,23 @@ def reproduce(
     folder, effort = check_path("out", out), effort or Effort()
     share = torch.get_num_threads() if processes is None else check_count("processes", processes)
     run = _Run(folder, data, check_seed(seed), effort, tuple(snapshots or shipped()))
-    pieces = len(run.tunings())
+    parts = run.parts()
+    for part in parts:
+        open_tuning(*run.evaluation(part), part.images, effort.grid)
     folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(desc="study", total=pieces, unit="part", disable=not progress) as bar:
-        spread(run.part, pieces, share, bar)
-    results = [found(tunings, effort, seed) for tunings in run.tunings()]
+    with tqdm(desc="study", total=len(parts), unit="part", disable=not progress) as bar:
+        spread(run.part, len(parts), share, bar)
+    results = [found(part, folder, effort, seed) for part in parts]
     report = image_study_report.text(results, effort)
     image_study_report.write(folder, report, results)
-    write_json(folder / TUNING, all_tunings(results))
+    _write_tunings(folder / TUNING, results)
     _draw(plt, folder, results, effort)
     return f"{report}\nwrote {', '.join(FILES)} to {folder}"
+
+
+def _write_tunings(path: Path, results: Sequence[Found]) -> None:
+    content = json.dumps(all_tunings(results), indent=1) + "\n"
+    write_atomically(path, partial(Path.write_text, data=content))
 
 
 def _draw(plt: Any, folder: Path, results: Sequence[Found], effort: Effort) -> None:
@@ -102,27 +112,25 @@ class _Run:
     effort: Effort
     snapshots: tuple[Snapshot, ...]
 
-    def tunings(self) -> list[Tunings]:
-        """Of each part what is there."""
+    def parts(self) -> tuple[Part, ...]:
+        """All of them, in the order in which they run."""
         real = _real(self.data, self.snapshots[-1])
-        parts = plan(self.snapshots, real, self.effort, self.seed)
-        data = None if self.data is None else str(self.data)
-        settings = {"data": data, "seed": self.seed, **_cost(self.effort)}
-        return [Tunings(part, self.out, settings) for part in parts]
+        return plan(self.snapshots, real, self.effort, self.seed)
+
+    def evaluation(self, part: Part) -> tuple[Any, Data, Study, Path]:
+        """What `tuned` and `evaluate` are told: generator, data, study and folder."""
+        study = part.study(self.effort, self.seed)
+        return part.snapshot.generator, part.data, study, part.folder(self.out)
 
     def part(self, number: int) -> None:
         """Run what is missing of a part."""
-        tunings = self.tunings()[number]
-        tunings.find(self.effort, self.seed)
-        part, study = tunings.part, tunings.part.study(self.effort, tunings.rates, self.seed)
-        evaluate(
-            part.snapshot.generator,
-            part.data,
-            study,
-            part.folder(self.out),
-            images=part.images,
-            progress=False,
-        )
+        part = self.parts()[number]
+        generator, data, study, out = self.evaluation(part)
+        how: dict[str, Any] = {"images": part.images, "progress": False}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", f".*{AT_THE_EDGE}")  # the report tells
+            study = tuned(generator, data, study, out, grid=self.effort.grid, **how)
+        evaluate(generator, data, study, out, **how)
 
 
 def effort_of(images: int | None = None, quick: bool = False) -> Effort:
@@ -178,9 +186,3 @@ def _real(data: Path | None, snapshot: Snapshot) -> Data:
         return open_data(data, side, channels=channels, fit="pad")
     images = held_out_images(GENERATOR)
     return Data(tuple(images), lambda i: list(images.values())[i])
-
-
-def _cost(effort: Effort) -> dict[str, int]:
-    """What rates depend on."""
-    names = ("ais_steps", "leapfrog_steps", "starts", "tuning_steps")
-    return {name: getattr(effort, name) for name in names}

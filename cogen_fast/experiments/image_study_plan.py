@@ -8,7 +8,6 @@ sampling-importance-resampling pay for the draws that they score.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from cogen_fast.arguments import check_count
 from cogen_fast.baselines import STARTS
 from cogen_fast.experiments.evaluate import Method, Study
 from cogen_fast.experiments.evaluation_data import Data
+from cogen_fast.experiments.evaluation_tuning import Grid
 from cogen_fast.experiments.image_tasks import PUBLISHED, Block, SuperResolve, Task
 from cogen_fast.presets import PRESETS
 from cogen_fast.result import GRADIENT_COST
@@ -50,6 +50,7 @@ RATES: dict[str, tuple[float, ...]] = {
     "lbfgs": (3.0, 1.0, 0.3, 0.1),
 }
 """Learning rates that are tried, by the optimiser."""
+_TUNING_CHAINS = 2  # from which a rate is judged, for each image
 _MULTI = "-multi"
 _PUBLISHED_VALUES = 3 * PUBLISHED[PRESET].resolution ** 2
 _POLISHED = 5  # a part in so many of the adaptive method's gradients polishes
@@ -59,10 +60,10 @@ _POLISHED = 5  # a part in so many of the adaptive method's gradients polishes
 class Effort:
     """How much is run; by default the published settings, on few images.
 
-    ``images`` of each kind and task, up to `GROUP` or a multiple of it, so that more of them may be
-    added later; of the earlier snapshots the first ``curve_images`` at most. ``ais_steps`` and
-    ``leapfrog_steps`` of the paper's run, whose cost all methods have; ``starts`` of those that
-    pick the best; steps of the choice of learning rates. ValueError naming what is wrong.
+    ``images`` of each kind and task; of the earlier snapshots the first ``curve_images`` at most.
+    ``ais_steps`` and ``leapfrog_steps`` of the paper's run, whose cost all methods have; ``starts``
+    of those that pick the best; steps of the choice of learning rates. ValueError naming what is
+    wrong.
     """
 
     images: int = 8
@@ -75,10 +76,6 @@ class Effort:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             check_count(name, value)
-        if self.images > GROUP and self.images % GROUP:
-            raise ValueError(
-                f"images: expected up to {GROUP} or a multiple of {GROUP}, got {self.images}"
-            )
         least = self.starts + 2 * GRADIENT_COST
         if self.budget < least:
             raise ValueError(
@@ -96,9 +93,9 @@ class Effort:
         return min(self.curve_images, self.images)
 
     @property
-    def group(self) -> int:
-        """Images in one call."""
-        return min(self.images, GROUP)
+    def grid(self) -> Grid:
+        """How learning rates are chosen."""
+        return Grid(TUNING_IMAGES, _TUNING_CHAINS, self.tuning_steps, RATES)
 
 
 QUICK = Effort(images=4, curve_images=2, ais_steps=50, starts=500, tuning_steps=100)
@@ -127,21 +124,20 @@ class Part:
 
     @property
     def name(self) -> str:
-        """As in ``tuning.json``; its folder, too."""
+        """As in the study's ``tuning.json``; its folder, too."""
         return f"{self.kind}/{self.task}/{self.snapshot.name}"
 
-    def study(self, effort: Effort, rates: Mapping[str, float], seed: int) -> Study:
-        """For `evaluate`."""
-        methods = tuple(self.method(name, effort, rates) for name in self.methods)
-        group = min(effort.group, self.images)
-        return Study(self.task, methods, {"weight": 1.0}, seed, group)
+    def study(self, effort: Effort, seed: int) -> Study:
+        """For `evaluate`, but for the learning rates of `FITS`."""
+        methods = tuple(self.method(name, effort) for name in self.methods)
+        return Study(self.task, methods, {"weight": 1.0}, seed, GROUP)
 
-    def method(self, name: str, effort: Effort, rates: Mapping[str, float]) -> Method:
-        """A method at the study's cost; ``rates`` are the learning rates of `FITS`."""
+    def method(self, name: str, effort: Effort) -> Method:
+        """A method at the study's cost."""
         if name in FITS:
             starts = {"starts": effort.starts} if name.endswith(_MULTI) else {}
             steps = (effort.budget - sum(starts.values())) // GRADIENT_COST - _beside(name)
-            return Method(name, name, {"steps": steps, "learning_rate": rates[name], **starts})
+            return Method(name, name, {"steps": steps, **starts})
         if name == "sir":
             return Method(name, name, {"starts": effort.budget})
         if name in ("paper", SCALED):
@@ -167,11 +163,6 @@ class Part:
     def folder(self, out: Path) -> Path:
         """Where `evaluate` writes."""
         return out / "runs" / self.name
-
-
-def rates_of(method: str) -> tuple[float, ...]:
-    """The grid of one of `FITS`."""
-    return RATES[method.removesuffix(_MULTI)]
 
 
 def _beside(method: str) -> int:

@@ -11,8 +11,8 @@ from cogen_fast.experiments import evaluation_table
 from cogen_fast.experiments.evaluate import Study, gather, posed
 from cogen_fast.experiments.evaluation_record import Record
 from cogen_fast.experiments.evaluation_table import mean_and_error
+from cogen_fast.experiments.evaluation_tuning import tunings
 from cogen_fast.experiments.image_study_plan import CURVES, METHODS, TASKS, Effort, Part
-from cogen_fast.experiments.image_study_tuning import Tunings
 
 METRICS = {
     "mse": "MSE (pixels in [-1, 1])",
@@ -27,7 +27,7 @@ Pair = tuple[float, float]
 
 @dataclass(frozen=True)
 class Found:
-    """A part of the study with its records, and what `evaluate` was told.
+    """A part of the study with its records, and what `tuned` was told.
 
     ``tunings``: by method, its learning rate and grid (`cogen_fast.baselines.Tuning`).
     ``residuals``: by method, of each image's chain of lowest energy the root mean square error of
@@ -72,10 +72,9 @@ class Line:
     stuck: float | None
 
 
-def found(tunings: Tunings, effort: Effort, seed: int) -> Found:
-    """The part's images as they are in its folder; corrupt ones are left out."""
-    part, out = tunings.part, tunings.path.parent
-    study = part.study(effort, tunings.rates, seed)
+def found(part: Part, folder: Path, effort: Effort, seed: int) -> Found:
+    """The part's images as they are in the study's folder; corrupt ones are left out."""
+    out, study = part.folder(folder), part.study(effort, seed)
     records = [r for r in gather(out) if "methods" in r and r["image"] < part.images]
     residuals: dict[str, list[float]] = {name: [] for name in part.methods}
     for record in records:
@@ -85,7 +84,8 @@ def found(tunings: Tunings, effort: Effort, seed: int) -> Found:
             lowest = min(e for e in record["methods"][name]["energies"] if e is not None)
             values.append((lowest / part.weight(name) / entries) ** 0.5)
     kept = {name: tuple(values) for name, values in residuals.items()}
-    return Found(part, study, out, tunings.found, tuple(records), kept)
+    rates = tunings(out, study, part.images, effort.grid)
+    return Found(part, study, out, rates, tuple(records), kept)
 
 
 def all_tunings(results: Sequence[Found]) -> dict[str, Mapping[str, Any]]:
