@@ -138,7 +138,9 @@ def test_unknown_name_lists_the_known_ones() -> None:
         as_schedule("cosine")
 
 
-@pytest.mark.parametrize("value", [3, None, object(), ["a", "b"]], ids=repr)
+@pytest.mark.parametrize(
+    "value", [3, None, object(), ["a", "b"]], ids=["number", "none", "object", "texts"]
+)
 def test_things_that_are_no_schedule(value: Any) -> None:
     with pytest.raises(TypeError, match="schedule: expected"):
         as_schedule(value)
