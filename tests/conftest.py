@@ -30,6 +30,14 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"cogen_fast {cogen_fast.__version__} from {Path(cogen_fast.__file__).parent}"
 
 
+# Files of minutes: begun last, one process would be at them when the others are done.
+SLOWEST = ("test_sanitizers.py", "test_triton.py", "test_smc.py", "test_image_study.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in SLOWEST)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of real checkpoints and test vectors; the test is skipped where it is absent.

@@ -45,6 +45,7 @@ _STYLES = {
     "adaptive+polish": ("black", "*"),
 }
 _ROWS = 8
+_FEW_DECADES = 300.0  # where there is room for ticks between the powers of 10
 FILES = (
     *(f"figure4_{kind}.png" for kind in KINDS),
     *(f"misfit_{kind}.png" for kind in KINDS),
@@ -101,7 +102,9 @@ def _misfits(plt: Any, results: Sequence[Found], kind: str) -> Figure:
             _dots(panel, result, method)
         panel.set(xscale="log", yscale="log", title=_title(result.part.task))
         for axis in (panel.xaxis, panel.yaxis):
-            axis.set_major_locator(plt.LogLocator(subs=(1.0, 2.0, 5.0)))
+            low, high = axis.get_view_interval()
+            subs = (1.0, 2.0, 5.0) if high < _FEW_DECADES * low else (1.0,)
+            axis.set_major_locator(plt.LogLocator(subs=subs))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(plt.NullFormatter())
         panel.set_xlabel("error of what is observed (root mean square)")
