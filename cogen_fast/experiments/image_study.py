@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cogen_fast import metrics
 from cogen_fast.arguments import check_count, check_path, check_seed
 from cogen_fast.experiments import image_study_figures, image_study_report
 from cogen_fast.experiments.evaluate import Study, evaluate
@@ -71,7 +70,6 @@ def reproduce(
     ValueError, TypeError and OSError for bad arguments, naming them; before anything is run.
     """
     plt = pyplot("reproduce")
-    metrics.ssim(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4))  # whether its library is there
     folder, effort = check_path("out", out), effort or Effort()
     share = torch.get_num_threads() if processes is None else check_count("processes", processes)
     run = _Run(folder, data, check_seed(seed), effort, tuple(snapshots or shipped()))

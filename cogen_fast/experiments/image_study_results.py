@@ -43,6 +43,7 @@ class Found:
 
     @property
     def kind(self) -> str:
+        """Of images: one of `image_study_plan.KINDS`."""
         return self.part.kind
 
     @property
