@@ -66,7 +66,7 @@ def _lines(device: str, chains: int, transitions: int, rounds: int) -> list[dict
     for name, (count, _) in methods.items():
         median = statistics.median(seconds[name])
         rate = count * LEAPFROG_STEPS * chains / median
-        facts = {"method": name, "device": device, "chains": chains, "transitions": count}
+        facts = {"method": name, "device_type": device, "chains": chains, "transitions": count}
         lines.append(facts | {"seconds": median, "gradients_per_second": rate})
     return lines
 

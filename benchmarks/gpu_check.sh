@@ -3,12 +3,14 @@
 #
 #     COGEN_FAST_TEST_DATA=DIR benchmarks/gpu_check.sh [--stage STAGE] [--out DIR]
 #
-# Stages: build-test (default), training, dense, bench (progressive GANs: some minutes a call, which
-# goes on where the last one stopped, until nothing is left) and sanitize (the CUDA kernels of the
-# extension under compute-sanitizer).
-# Builds with CUDA, offline, against the Python that is active; runs the test suite (data missing is
-# a failure); writes gpu_check.json (device, versions, commit, figures) to --out, by default
-# benchmarks/results.
+# Stages: build-test (default; the test suite, where missing data are a failure), sanitize (the CUDA
+# kernels of the extension under compute-sanitizer), bench (progressive GANs), training, dense.
+# Each builds the package with CUDA first, offline, against the Python that is active, if it is not
+# built from these sources already. A call ends within nine minutes; the same call again goes on
+# where it stopped, by the logs in --out (benchmarks/results), until it says that nothing is left.
+# What a stage gave is its entry in gpu_check.json there: device, versions, commit, figures. Logs of
+# other sources or devices are left alone and not taken. COGEN_FAST_COMMIT names the commit where
+# there is no repository.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,47 +25,65 @@ while [ $# -gt 0 ]; do
 done
 mkdir -p "$out"
 
-build_test() {
-    COGEN_FAST_CUDA=ON python3 -m pip install --no-build-isolation --no-deps --quiet .
-    python3 benchmarks/gpu_facts.py "$out/gpu_check.json"
-    COGEN_FAST_REQUIRE_DATA=1 pytest -q --junitxml="$out/gpu_tests.xml"
-    python3 benchmarks/gpu_facts.py "$out/gpu_check.json" --tests "$out/gpu_tests.xml"
+# Seconds since this began, from which on nothing new is begun, and what runs is stopped.
+begin=420
+limit=510
+
+left() { echo $((${1} > SECONDS ? ${1} - SECONDS : 0)); }
+
+capability() { nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .; }
+
+installed() { (cd benchmarks && python3 -c 'import cogen_fast' 2>/dev/null); }
+
+build() {
+    local stamp=build/gpu/sources sources
+    sources=$(python3 benchmarks/machine.py)
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$sources" ] || ! installed; then
+        # For this machine's GPU alone, which takes half the time.
+        CUDAARCHS=${CUDAARCHS:-$(capability)} COGEN_FAST_CUDA=ON python3 -m pip install \
+            --no-build-isolation --no-deps --quiet -C build-dir=build/gpu .
+        echo "$sources" > "$stamp"
+    fi
 }
 
-training() {
-    python3 benchmarks/training_speed.py --resolution 128 --channels 3 --latent-size 512 --batch 16 \
-        --precisions float32 bfloat16 --device cuda > "$out/gpu_training.jsonl"
-    python3 benchmarks/gpu_facts.py "$out/gpu_check.json" --figures "$out/gpu_training.jsonl"
-}
+# What the log holds, into the JSON: LOG [SOURCES that its lines depend on beside the package].
+keep() { python3 benchmarks/gpu_facts.py "$out/gpu_check.json" "$stage" "$@"; }
 
-dense() {
-    python3 benchmarks/dense_speed.py --device cuda > "$out/gpu_dense.jsonl"
-    python3 benchmarks/gpu_facts.py "$out/gpu_check.json" --figures "$out/gpu_dense.jsonl"
+tests() { # LOG [ARGUMENTS]
+    local log=$1 status=0
+    python3 benchmarks/gpu_tests.py --out "$log" --seconds "$(left $begin)" \
+        --limit "$(left $limit)" "${@:2}" || status=$?
+    keep "$log" tests
+    return $status
 }
 
 bench() {
-    python3 benchmarks/progressive_gpu.py --out "$out/progressive_gpu.jsonl"
-    python3 benchmarks/gpu_facts.py "$out/gpu_check.json" --figures "$out/progressive_gpu.jsonl"
+    local log=$out/progressive_gpu.jsonl status=0
+    timeout -k 10 "$(left $limit)" python3 benchmarks/progressive_gpu.py --out "$log" \
+        --seconds "$(left $begin)" || status=$?
+    keep "$log" benchmarks/progressive_gpu.py
+    return $status
 }
 
-# Small runs only, under memory of exactly the tensors' sizes: each is many times slower than usual.
-sanitize() {
-    local small="one_launch_equals and 2-20-20-2 and 100-published"
-    small="($small) or (adaptive_run_in_one_launch_begins and low and 16 and 7)"
-    for tool in memcheck racecheck synccheck; do
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-            python3 -m pytest -q tests/test_cuda.py -k "$small"
-    done
+# A short benchmark, whole or not at all: LOG COMMAND.
+short() {
+    "${@:2}" > "$1.part"
+    mv "$1.part" "$1"
+    keep "$1"
 }
 
 case $stage in
-    build-test) build_test ;;
-    training) training ;;
-    dense) dense ;;
-    bench) bench ;;
-    sanitize) sanitize ;;
+    build-test) build; tests "$out/gpu_tests.jsonl" ;;
+    sanitize) build; tests "$out/gpu_sanitizers.jsonl" --sanitizers ;;
+    bench) build; bench ;;
+    training)
+        build
+        short "$out/gpu_training.jsonl" python3 benchmarks/training_speed.py --resolution 128 \
+            --channels 3 --latent-size 512 --batch 16 --precisions float32 bfloat16 --device cuda
+        ;;
+    dense) build; short "$out/gpu_dense.jsonl" python3 benchmarks/dense_speed.py --device cuda ;;
     *)
-        echo "gpu_check: unknown stage $stage (build-test, training, dense, bench, sanitize)" >&2
+        echo "gpu_check: unknown stage $stage (build-test, sanitize, bench, training, dense)" >&2
         exit 2
         ;;
 esac

@@ -1,30 +1,42 @@
-"""Write what machine and build a GPU check ran on, and its test counts, as JSON."""
+"""Write what came of a stage of the GPU check into its JSON: machine, build, commit and figures.
+
+    python benchmarks/gpu_facts.py gpu_check.json STAGE FIGURES.jsonl
+
+Other stages in the file stay as they are, each with the facts of its own run. COGEN_FAST_COMMIT
+names the commit where there is no repository.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
-import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from log import Log
+from machine import digest, machine
 
 import cogen_fast
+from cogen_fast.files import write_atomically
 from cogen_fast.ops import native
 
 
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    return os.environ.get("COGEN_FAST_COMMIT") or done.stdout.strip() or "unknown"
 
 
-def _facts() -> dict[str, object]:
+def _facts() -> dict[str, Any]:
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "device": machine()["device"],
         "commit": _commit(),
+        "sources": digest(),
         "versions": {
             "cogen_fast": cogen_fast.__version__,
             "torch": torch.__version__,
@@ -35,30 +47,32 @@ def _facts() -> dict[str, object]:
     }
 
 
-def _counts(report: Path) -> dict[str, int]:
-    suite = ET.parse(report).getroot().find("testsuite")
-    assert suite is not None
-    return {name: int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")}
+def figures(log: Path, *more: str) -> list[dict[str, Any]]:
+    """Lines of the log but for those of another device, torch, or sources (`machine`)."""
+    known = machine(*more).items()
+    lines = Log(log).lines
+    return [line for line in lines if all(line.get(key, value) == value for key, value in known)]
 
 
 def main() -> None:
-    """Write the facts, keeping what else the file holds."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Write the stage's entry, keeping the others."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("file", type=Path)
-    parser.add_argument("--tests", type=Path, help="JUnit XML of the test run")
-    parser.add_argument("--figures", type=Path, help="JSON lines of a benchmark, kept by its name")
+    parser.add_argument("stage")
+    parser.add_argument("figures", type=Path, help="JSON lines")
+    parser.add_argument("sources", nargs="*", help="what the lines depend on beside the package")
     options = parser.parse_args()
+    facts = _facts()
+    if not torch.cuda.is_available() or not facts["build"]["with_cuda"]:
+        raise SystemExit(f"expected a CUDA device, a CUDA torch and a CUDA build, got {facts}")
     record = json.loads(options.file.read_text()) if options.file.exists() else {}
-    record |= _facts()
-    if record["device"] is None or not native.extension().build_info()["with_cuda"]:
-        raise SystemExit(f"expected a CUDA device, a CUDA torch and a CUDA build, got {record}")
-    if options.tests:
-        record["tests"] = _counts(options.tests)
-    if options.figures:
-        lines = options.figures.read_text().splitlines()
-        record |= {options.figures.stem: [json.loads(line) for line in lines]}
-    options.file.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record, indent=2))
+    record[options.stage] = facts | {"figures": figures(options.figures, *options.sources)}
+    write_atomically(
+        options.file, partial(Path.write_text, data=json.dumps(record, indent=2) + "\n")
+    )
+    print(json.dumps(facts, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Progressive GANs on a GPU: ``python benchmarks/progressive_gpu.py``.
 
-Pieces, each a line of the log (``--out``); those that it has are not made again, and no piece is
-begun after ``--seconds``, so that a command ends in time and the same command goes on:
+Pieces, each a line of the log (``--out``); those that it has of the same device and sources are not
+made again, and no piece is begun after ``--seconds``, so that a command ends in time and the same
+command goes on:
 
     ceiling      rate of a large matrix product in each type
     bandwidth    rate of a large copy, bytes read and bytes written
@@ -29,6 +30,7 @@ from typing import Any
 
 import torch
 from log import Log
+from machine import machine
 from progressive_speed import Gradient, Task, task
 from torch import Tensor
 
@@ -415,16 +417,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=420.0)
     options = parser.parse_args()
     start, log = time.monotonic(), Log(options.out)
-    machine = {"device": torch.cuda.get_device_name(), "torch": str(torch.__version__)}
+    known = machine("benchmarks/progressive_gpu.py")
     failed = 0
     for key, work in pieces("cuda"):
-        if next(log.find(**key, **machine), None) is not None:
+        if next(log.find(**key, **known), None) is not None:
             continue
         if time.monotonic() - start > options.seconds:
             print("more is left to do: run the same command again")
             break
         try:
-            log.add(**key, **machine, **work())
+            log.add(**key, **known, **work())
         except Exception as error:  # one piece must not keep the others from being made
             failed += 1
             print(f"{key} failed: {type(error).__name__}: {error}", flush=True)
@@ -432,7 +434,7 @@ def main() -> None:
         finally:
             torch.cuda.empty_cache()
         print(log.lines[-1], flush=True)
-    print(table(list(log.find(**machine))))
+    print(table(list(log.find(**known))))
     if failed:
         raise SystemExit(f"{failed} pieces failed")
 

@@ -84,7 +84,7 @@ def main() -> None:
         line = {
             "loss": loss,
             "precision": precision,
-            "device": trainer.team.device.type,
+            "device_type": trainer.team.device.type,
             "threads": torch.get_num_threads(),
             "feature_maps": list(trainer.config.feature_maps or ()),
             "batch": options.batch,

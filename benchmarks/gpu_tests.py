@@ -1,0 +1,181 @@
+"""The test suite in parts: ``python benchmarks/gpu_tests.py [--help]``.
+
+Test files run in processes of their own, several at once. Each that has ended is a line of the log
+(``--out``): its counts, why tests were skipped, what failed. Files that passed with the same
+sources on the same device are not run again; none is begun after ``--seconds``, and what still runs
+at ``--limit`` is stopped, so that a command ends in time and the same command goes on.
+
+``--sanitizers`` runs the CUDA kernels under tools of compute-sanitizer instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from log import Log
+from machine import ROOT, machine
+
+RESULTS = Path(__file__).resolve().parent / "results" / "gpu_tests.jsonl"
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
+# Small runs only: each is many times slower than usual.
+_SANITIZED = (
+    "(one_launch_equals and 2-20-20-2 and 100-published) or "
+    "(adaptive_run_in_one_launch_begins and low and 16 and 7)"
+)
+_SHOWN = 4000  # characters of a failure's output
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of pytest: what it is called in the log, its arguments, and what it runs under."""
+
+    key: dict[str, str]
+    arguments: tuple[str, ...]
+    launcher: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def suite(folder: Path) -> list[Part]:
+    """A part for each test file, large ones first. Missing data are a failure."""
+    files = sorted(folder.glob("test_*.py"), key=lambda path: -path.stat().st_size)
+    # Files share the cores, as pytest-xdist's workers do.
+    how = {"COGEN_FAST_REQUIRE_DATA": "1", "OMP_NUM_THREADS": "1"}
+    return [Part({"file": path.name}, (str(path),), environment=how) for path in files]
+
+
+def sanitized(folder: Path, tools: Sequence[str]) -> list[Part]:
+    """A part for each tool, under memory of exactly the tensors' sizes."""
+    arguments = (str(folder / "test_cuda.py"), "-k", _SANITIZED)
+    how = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    return [
+        Part(
+            {"sanitizer": tool},
+            arguments,
+            ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9"),
+            how,
+        )
+        for tool in tools
+    ]
+
+
+def run(part: Part, seconds: float) -> dict[str, Any] | None:
+    """What came of a part; None where it was stopped after so many seconds."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.xml"
+        pytest = (sys.executable, "-m", "pytest", "-q", f"--junitxml={report}")
+        process = subprocess.Popen(
+            [*part.launcher, *pytest, *part.arguments],
+            env={**os.environ, **part.environment},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # to be stopped with all that it starts
+        )
+        try:
+            output, _ = process.communicate(timeout=max(seconds, 0.0))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return None
+        found = _counts(report) if report.exists() else {}
+    found |= {"status": process.returncode, "seconds": round(time.monotonic() - start, 1)}
+    if process.returncode != 0:
+        found["output"] = output[-_SHOWN:]
+    return found
+
+
+def _counts(report: Path) -> dict[str, Any]:
+    """Of a JUnit report: counts, names of failed tests, reasons of skipped ones."""
+    suite = ET.parse(report).getroot().find("testsuite")
+    assert suite is not None
+    names = ("tests", "failures", "errors", "skipped")
+    found: dict[str, Any] = {name: int(suite.get(name, "0")) for name in names}
+    reasons: collections.Counter[str] = collections.Counter()
+    failed = []
+    for case in suite.iter("testcase"):
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed.append(case.get("name"))
+        reasons.update(skip.get("message", "") for skip in case.iter("skipped"))
+    return found | {"failed": failed, "reasons": dict(reasons)}
+
+
+def complete(
+    parts: Sequence[Part], log: Log, known: dict[str, str], workers: int, begin: float, limit: float
+) -> bool:
+    """Run the parts that have not passed yet; whether all have. Times are seconds from now."""
+    start = time.monotonic()
+
+    def passed(part: Part) -> bool:
+        return any(line["status"] == 0 for line in log.find(**part.key, **known))
+
+    def made(part: Part) -> dict[str, Any] | None:
+        gone = time.monotonic() - start
+        return run(part, limit - gone) if gone < begin else None
+
+    left = 0
+    with ThreadPoolExecutor(workers) as pool:
+        under_way = {pool.submit(made, part): part for part in parts if not passed(part)}
+        for done in as_completed(under_way):
+            found = done.result()
+            if found is None:
+                left += 1
+                continue
+            log.add(**under_way[done].key, **known, **found)
+            print(_line(log.lines[-1]), flush=True)
+    if left:
+        print(f"{left} of {len(parts)} parts are left to do: run the same command again")
+    return all(passed(part) for part in parts)
+
+
+def _line(line: dict[str, Any]) -> str:
+    name = line.get("file") or line.get("sanitizer")
+    if "tests" not in line:
+        return f"{name}: no report, exit status {line['status']}\n{line['output']}"
+    counts = f"{line['tests']} tests, {line['skipped']} skipped, {line['seconds']} s"
+    if line["status"] == 0:
+        return f"{name}: {counts}"
+    return f"{name}: {counts}, failed: {line['failed']}\n{line['output']}"
+
+
+def main() -> None:
+    """Run what has not passed yet, for a while; exit status 1 until all has passed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--seconds", type=float, default=420.0, help="none is begun later")
+    parser.add_argument("--limit", type=float, default=510.0, help="and what runs then is stopped")
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) // 2))
+    parser.add_argument("--sanitizers", nargs="*", choices=SANITIZERS, metavar="TOOL")
+    parser.add_argument("--tests", type=Path, default=ROOT / "tests", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.sanitizers is None:
+        parts = suite(options.tests)
+    else:
+        parts = sanitized(options.tests, options.sanitizers or SANITIZERS)
+    passed = complete(
+        parts,
+        Log(options.out),
+        machine("tests"),
+        options.workers,
+        options.seconds,
+        options.limit,
+    )
+    raise SystemExit(0 if passed else 1)
+
+
+if __name__ == "__main__":
+    main()

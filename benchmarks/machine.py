@@ -1,0 +1,37 @@
+"""What a GPU's figures depend on, and so what tells stale ones apart: the machine and the sources.
+
+``python benchmarks/machine.py`` prints the digest of the sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+_BUILT = ("CMakeLists.txt", "pyproject.toml", "cogen_fast", "csrc")
+_SOURCES = frozenset({".cpp", ".cu", ".h", ".py", ".safetensors", ".toml", ".txt"})
+
+
+def digest(*more: str) -> str:
+    """Of what the package is built from, and of ``more`` files or folders of the checkout."""
+    found = hashlib.sha256()
+    for name in (*_BUILT, *more):
+        place = ROOT / name
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if path.suffix in _SOURCES:
+                found.update(f"{path.relative_to(ROOT)}\n{path.stat().st_size}\n".encode())
+                found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def machine(*more: str) -> dict[str, str]:
+    """The device, torch, and the `digest`: keys of a log's lines."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"device": device, "torch": str(torch.__version__), "sources": digest(*more)}
+
+
+if __name__ == "__main__":
+    print(digest())
