@@ -10,29 +10,34 @@ from torch import Tensor, nn
 from cogen_fast.adapter import GeneratorAdapter, frozen
 from cogen_fast.arguments import check_choice, check_count, check_seed, check_whole
 from cogen_fast.cli_generator import Generator, find_generator, probe
-from cogen_fast.experiments.evaluate import Method, Study, evaluate
+from cogen_fast.experiments.evaluate import Method, Study, evaluate, unfinished
 from cogen_fast.experiments.evaluation_data import Data, of_generator, open_data
 from cogen_fast.experiments.evaluation_methods import method_named
 from cogen_fast.experiments.evaluation_report import report
 from cogen_fast.experiments.evaluation_tuning import Grid, tuned, untuned
 from cogen_fast.experiments.image_tasks import PUBLISHED, Block, Published, Task, task_named
+from cogen_fast.files import until_seen
 from cogen_fast.generators.progressive import RESOLUTIONS
 from cogen_fast.presets import PRESETS
-from cogen_fast.training.team import silent_team
+from cogen_fast.training.team import Team, assembled
 
 OWN = "own"
 _OWN_IMAGES = 100_000  # any number: each is made when it is asked for
 
 
 def run(arguments: argparse.Namespace, progress: bool) -> None:
-    """This process's part; the last process to end writes and prints what comes of it."""
+    """This process's part; the leading one writes and prints what comes of all."""
+    with assembled(arguments.device) as team:
+        _run(arguments, team, progress and team.leads)
+
+
+def _run(arguments: argparse.Namespace, team: Team, progress: bool) -> None:
     published = _published(arguments)
     methods = _methods(arguments)
     task = _task(arguments, published)
     check_seed(arguments.seed)
     check_whole("pictures", arguments.pictures, 0)
     grid = Grid(arguments.tuning_images, steps=arguments.tuning_steps)
-    team = silent_team(arguments.device)
     generator = find_generator(arguments.generator, arguments.device)
     output = probe(generator, arguments.latent_shape, arguments.device)
     if published is not None and arguments.task is None:
@@ -51,12 +56,16 @@ def run(arguments: argparse.Namespace, progress: bool) -> None:
         "images": count,
         "rank": team.rank,
         "world_size": team.size,
-        "progress": progress and team.leads,
+        "progress": progress,
     }
-    study = tuned(generator, data, study, arguments.out, **part, grid=grid)
+    study = tuned(generator, data, study, arguments.out, **part, grid=grid, wait=team.wait)
     evaluate(generator, data, study, arguments.out, **part)
+    team.wait()
+    if not team.leads:
+        return
+    until_seen(lambda: unfinished(arguments.out, study, count))
     table = report(data, study, arguments.out, images=count, pictures=arguments.pictures)
-    if table is not None and not arguments.quiet:
+    if not arguments.quiet:
         print(table)
         print(f"wrote {arguments.out / 'records.jsonl'}, table.txt, table.csv, grid-*.png")
 

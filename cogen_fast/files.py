@@ -1,15 +1,19 @@
-"""Writing files so that nothing is ever half-written, and reading arrays."""
+"""Writing files so that nothing is ever half-written, finding those of others, reading arrays."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+SEEN_SECONDS = 120.0
+_POLL_SECONDS = 0.2
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -28,6 +32,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def until_seen(missing: Callable[[], Path | None]) -> None:
+    """Until no file is ``missing`` of those that other processes have written in a common folder.
+
+    Several machines may take a while to see them. Raises FileNotFoundError after `SEEN_SECONDS`.
+    """
+    end = time.monotonic() + SEEN_SECONDS
+    while (path := missing()) is not None:
+        if time.monotonic() > end:
+            raise FileNotFoundError(
+                f"out: expected one folder for all processes, but {path} of another is not there"
+            )
+        time.sleep(_POLL_SECONDS)
 
 
 @contextmanager

@@ -6,8 +6,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ import torch
 from discs import discs
 from PIL import Image
 
+from cogen_fast import cli_evaluate, files
 from cogen_fast.baselines import STARTS, STEPS, tune
 from cogen_fast.cli import main
 from cogen_fast.cli_generator import find_generator
@@ -26,6 +31,7 @@ from cogen_fast.experiments.evaluation_methods import METHODS, method_named
 from cogen_fast.experiments.evaluation_tuning import Grid
 from cogen_fast.experiments.image_tasks import Block, pose
 from cogen_fast.generators.pretrained import pretrained
+from cogen_fast.training.team import Team
 
 pytest.importorskip("pytorch_msssim")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,6 +66,7 @@ STUDY = (
     *("--noise-std=0.3", "--chains=2", "--budget=20", "--starts=10", "--tuning-images=2"),
 )
 RATE = ["--learning-rates=gd=0.01", "--budget=3"]
+RATES = ("--learning-rates=gd=0.01,gd-multi=0.01",)
 METHOD_NAMES = ("ais", "gd", "gd-multi", "sir")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -356,19 +363,78 @@ def test_two_processes_give_the_study_of_one(whole: Path, tmp_path: Path) -> Non
     done = process(TORCHRUN, command(tmp_path))
     assert done.returncode == 0, done.stderr
     assert_same_study(tmp_path, whole)
-    assert done.stdout.count("records.jsonl") in (1, 2)  # 2 where both end at once
+    assert done.stdout.count("records.jsonl") == 1
 
 
-def test_the_last_process_writes_the_report(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def apart(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """This process is one of two, whose waits end at once: the other is to run before or after."""
+
+    @contextmanager
+    def assembled(_: object) -> Iterator[Team]:
+        yield Team(rank, 2, torch.device("cpu"))
+
+    monkeypatch.setattr(cli_evaluate, "assembled", assembled)
+    monkeypatch.setattr(Team, "wait", lambda _: None)
+    monkeypatch.setattr(files, "SEEN_SECONDS", 0.0)
+
+
+def test_the_leading_process_writes_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = "--learning-rates=gd=0.01,gd-multi=0.01"
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank in ("1", "0"):
-        monkeypatch.setenv("RANK", rank)
-        assert main(command(tmp_path, given)) == 0
-        assert (tmp_path / "records.jsonl").exists() == (rank == "0")
-        assert ("wrote" in capsys.readouterr().out) == (rank == "0")
+    for rank in (1, 0):
+        apart(monkeypatch, rank)
+        assert main(command(tmp_path, *RATES)) == 0
+        assert (tmp_path / "records.jsonl").exists() == (rank == 0)
+        assert ("wrote" in capsys.readouterr().out) == (rank == 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [((), r"gd-multi/tuning\.json"), (RATES, r"ais/group-000001\.jsonl")],
+    ids=["rates", "records"],
+)
+def test_processes_without_a_common_folder_are_told(
+    given: tuple[str, ...],
+    missing: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    apart(monkeypatch, 0)
+    assert main(command(tmp_path, *given)) == 2
+    told = r"out: expected one folder for all processes, but .*" + missing + " of another is not"
+    assert re.search(told, capsys.readouterr().err)
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_files_of_others_may_be_late(tmp_path: Path) -> None:
+    looks = iter([tmp_path, tmp_path, None])
+    files.until_seen(lambda: next(looks))
+    assert next(looks, "none left") == "none left"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_does_not_wait_for_a_dead_one(rank: int, tmp_path: Path) -> None:
+    """Nobody but the two: torchrun would end the other one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    how = {
+        "TEST_SIGNAL": str(int(signal.SIGKILL)),
+        "TEST_RANK": str(rank),
+        "TEST_OUT": str(tmp_path),
+    }
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with ThreadPoolExecutor() as pool:
+        dead, other = pool.map(
+            lambda each: process((), command(tmp_path), RANK=str(each), **place, **how),
+            (rank, 1 - rank),
+        )
+    assert dead.returncode == -signal.SIGKILL
+    assert other.returncode == 2, other.stderr
+    assert "error: another process has ended before its work was done; the same" in other.stderr
+    assert not (tmp_path / "records.jsonl").exists()
 
 
 @pytest.mark.slow

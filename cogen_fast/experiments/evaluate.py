@@ -142,7 +142,7 @@ def evaluate(
     place = open_place(generator, data, study, study.methods, out, images, rank, world_size)
     mine = groups(study, place.images)[rank::world_size]
     work = [(ids, m) for ids in mine for m in study.methods]
-    left = [(ids, m) for ids, m in work if not is_done(place.folder, study, m, ids)]
+    left = [(ids, m) for ids, m in work if not _is_done(place.folder, study, m, ids)]
     for ids, method in tqdm(left, "evaluating", unit="group", disable=not progress):
         _evaluate_group(generator, data, study, method, place, ids)
 
@@ -233,7 +233,16 @@ def groups(study: Study, images: int) -> list[range]:
     return [range(start, min(images, start + study.group)) for start in starts]
 
 
-def is_done(folder: Path, study: Study, method: Method, ids: range) -> bool:
+def unfinished(folder: Path, study: Study, images: int) -> Path | None:
+    """The first file of records that is missing of a group of the first ``images`` images."""
+    work = ((ids, method) for ids in groups(study, images) for method in study.methods)
+    left = (
+        shard_path(folder, study, m, i[0]) for i, m in work if not _is_done(folder, study, m, i)
+    )
+    return next(left, None)
+
+
+def _is_done(folder: Path, study: Study, method: Method, ids: range) -> bool:
     """Whether the records of a group are there."""
     shard = shard_path(folder, study, method, ids[0])
     return shard.exists() and shard.read_bytes().count(b"\n") >= len(ids)

@@ -1,11 +1,8 @@
 """What is written once an evaluation is whole: all records in one file, the table, the pictures.
 
-    records.jsonl        a line for each image, in order
-    table.txt, table.csv means over the images
-    grid-000000.png      from image 0 on: truth, observed, and each method's best
-
-Every process looks when it has done its part; the last one finds all groups done and writes. Two
-that end at once write the same.
+records.jsonl        a line for each image, in order
+table.txt, table.csv means over the images
+grid-000000.png      from image 0 on: truth, observed, and each method's best
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from cogen_fast.experiments import evaluation_table
-from cogen_fast.experiments.evaluate import Study, gather, groups, is_done
+from cogen_fast.experiments.evaluate import Study, gather
 from cogen_fast.experiments.evaluation_data import Data
 from cogen_fast.experiments.evaluation_pictures import draw
 from cogen_fast.files import write_atomically
@@ -24,15 +21,12 @@ from cogen_fast.files import write_atomically
 _ROWS = 8  # of a picture
 
 
-def report(data: Data, study: Study, out: Path, *, images: int, pictures: int = 16) -> str | None:
-    """Write the files and give the table; None while a group of the first ``images`` is not done.
+def report(data: Data, study: Study, out: Path, *, images: int, pictures: int = 16) -> str:
+    """Write the files and give the table, when no group of the first ``images`` is `unfinished`.
 
     ``data``, ``study`` and ``out`` are those of `evaluate`; the first ``pictures`` images that are
     not corrupt are drawn, eight to a file. Records and table are of all that ``out`` holds.
     """
-    work = [(ids, m) for ids in groups(study, images) for m in study.methods]
-    if not all(is_done(out, study, method, ids) for ids, method in work):
-        return None
     _tidy(out)
     records = gather(out)
     lines = "".join(json.dumps(record) + "\n" for record in records)

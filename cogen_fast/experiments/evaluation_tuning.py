@@ -2,15 +2,13 @@
 
 ``METHOD/tuning.json`` in the folder of the evaluation holds what was found, the log of the grid,
 and what both depend on; a rate that is there is not looked for again. Every ``world_size``-th of
-the methods is a process's to tune, and it waits for the files of the others: nothing else passes
-between processes.
+the methods is a process's to tune; then it waits for the others, and reads their files.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,14 +22,13 @@ from cogen_fast.arguments import check_choice, check_count, shown
 from cogen_fast.baselines import BASELINES, Baseline, descends, draws_many, tune
 from cogen_fast.experiments.evaluate import Method, Place, Study, open_place, posed
 from cogen_fast.experiments.evaluation_data import Data
-from cogen_fast.files import write_atomically
+from cogen_fast.files import until_seen, write_atomically
 from cogen_fast.metrics import DATA_RANGE
 from cogen_fast.result import Result
 from cogen_fast.warn import warn_user
 
 AT_THE_EDGE = "the best learning rate is the grid's largest or smallest"
 """What is told, as a warning, of a rate that another grid may better."""
-_POLL_SECONDS = 0.2
 _OPTIMISERS = tuple(name for name in BASELINES if descends(name) and not draws_many(name))
 _FILE = "tuning.json"
 _SETTINGS = ("plan", "grid", "images")
@@ -87,16 +84,19 @@ def tuned(
     grid: Grid = DEFAULT,
     rank: int = 0,
     world_size: int = 1,
+    wait: Callable[[], None] = lambda: None,
     progress: bool = True,
 ) -> Study:
     """The study with the best learning rate of its grid for every optimiser that has none.
 
     Rates are chosen by the mean squared error of whole images over all chains, under the same task,
-    on the last ``grid.images`` images of the data that can be read. Other arguments as for
-    `evaluate`, of which ``images`` must leave so many.
+    on the last ``grid.images`` images of the data that can be read. ``wait`` returns when every
+    process has called it. Other arguments as for `evaluate`, of which ``images`` must leave so
+    many.
 
     Raises what `evaluate` raises, and ValueError where too few images are left or ``out`` holds
-    rates of other settings; before any work.
+    rates of other settings, before any work; and FileNotFoundError where rates of another process
+    are not in ``out`` after the wait.
     """
     wanting = untuned(study)
     if not wanting:
@@ -109,9 +109,8 @@ def tuned(
         log = _tune(generator, study, method, grid, truths)
         place.settle()
         _write(paths[method.name], log)
-    for path in tqdm(paths.values(), "tuned", unit="method", disable=not progress):
-        while not path.exists():
-            time.sleep(_POLL_SECONDS)
+    wait()
+    until_seen(lambda: next((path for path in paths.values() if not path.exists()), None))
     found = tunings(place.folder, study, place.images, grid)
     return replace(study, methods=tuple(_with_rate(m, found) for m in study.methods))
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from cogen_fast.adapter import checked_device
 
 _Made = TypeVar("_Made")
+# A process may have hours of work when the others wait already. One that ends is noticed at once,
+# by its closed connections or by torchrun.
+_PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,15 @@ class Team:
         return bool(told.item())
 
     def wait(self) -> None:
-        """Until all have come here."""
-        if self.size > 1:
+        """Until all have come here. Raises ConnectionError where one of them has ended before."""
+        if self.size == 1:
+            return
+        try:
             dist.barrier()
+        except RuntimeError as error:
+            raise ConnectionError(
+                "another process has ended before its work was done; the same command again goes on"
+            ) from error
 
     def one_first(self, work: Callable[[], _Made]) -> _Made:
         """``work()`` in every process, the leading one before the others."""
@@ -66,27 +76,20 @@ def assembled(device: str | torch.device | None = None) -> Iterator[Team]:
     """This process's place in the team that the environment tells of (``torchrun`` sets it).
 
     ``device`` is "cpu" or "cuda"; None: a GPU per process where there is one. Processes talk
-    through NCCL on GPUs and gloo on CPUs.
+    through NCCL on GPUs and gloo on CPUs. Raises ValueError for a device that is not here.
     """
-    team = silent_team(device)
-    if team.size == 1:
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0)) if size > 1 else 0
+    team = Team(rank, size, _device(device))
+    if size == 1:
         yield team
         return
-    dist.init_process_group("nccl" if team.device.type == "cuda" else "gloo")
+    backend = "nccl" if team.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield team
     finally:
         dist.destroy_process_group()
-
-
-def silent_team(device: str | torch.device | None = None) -> Team:
-    """The same place for work that needs no talk: no process waits for another, or dies with it.
-
-    Of the `Team` only who is who may be used. Raises ValueError for a device that is not here.
-    """
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    rank = int(os.environ.get("RANK", 0)) if size > 1 else 0
-    return Team(rank, size, _device(device))
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:
