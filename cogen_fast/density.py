@@ -133,7 +133,7 @@ class GeneratorPotential:
         self.max_batch = max_batch
         self.halvings = 0
         self.graphs: Graphs | None = None
-        self._index: Tensor | None = None
+        self._indices: dict[int, Tensor] = {}
 
     def of(self, generator: LatentMap, observation: Observation) -> GeneratorPotential:
         """The same of another generator or observation."""
@@ -177,12 +177,13 @@ class GeneratorPotential:
         return pieces
 
     def _observation_index(self, batch: int, chains: int, device: torch.device) -> Tensor:
-        """Which observation each row belongs to; kept, for it is asked for at every gradient."""
-        if self._index is None or len(self._index) != batch * chains:
+        """Which observation each row belongs to; kept, as every gradient and recording needs it."""
+        rows = batch * chains
+        if rows not in self._indices:
             count = self.observation.count
-            each = batch * chains // count
-            self._index = torch.arange(count, device=device).repeat_interleave(each)
-        return self._index
+            each = torch.arange(count, device=device).repeat_interleave(rows // count)
+            self._indices[rows] = each
+        return self._indices[rows]
 
     def _halve_or_raise(self, error: RuntimeError, rows: int) -> None:
         if not is_out_of_memory(error) or rows < 2:

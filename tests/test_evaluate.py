@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from cogen_fast.experiments import evaluation_table
 from cogen_fast.experiments.evaluate import Method, Study, evaluate, gather
 from cogen_fast.experiments.evaluation_data import Data, of_generator, open_data
 from cogen_fast.experiments.evaluation_pictures import draw
+from cogen_fast.experiments.evaluation_tuning import Grid, tuned
 from cogen_fast.experiments.image_tasks import Block, SuperResolve, pose
 from cogen_fast.tasks import cogenerate
 
@@ -306,6 +309,25 @@ def test_a_corrupt_image_is_reported_and_left_out(whole: Path, tmp_path: Path) -
         )
     text = evaluation_table.text(gather(tmp_path))
     assert "left out: own-3: image 3 cannot be read" in text
+
+
+@pytest.mark.parametrize("number", [1, 4])  # to be evaluated, to be tuned on
+def test_an_image_that_cannot_be_read_now_is_not_given_up(number: int, tmp_path: Path) -> None:
+    images = data()
+
+    def fails(i: int) -> Tensor:
+        if i == number:
+            raise OSError(errno.EIO, "Input/output error")
+        return images.load(i)
+
+    tuning = replace(STUDY, methods=(Method("gd", "gd", {"steps": 4}),))
+    told = pytest.raises(OSError, match="Input/output error")
+    for load, expected in ((fails, told), (images.load, nullcontext())):
+        found = replace(images, load=load)
+        with expected:
+            study = tuned(Net(), found, tuning, tmp_path, images=4, grid=Grid(1), **QUIET)
+            evaluate(Net(), found, study, tmp_path, images=4, **QUIET)
+    assert ["error" in record for record in gather(tmp_path)] == [False] * 4
 
 
 def test_a_group_of_corrupt_images_is_done(tmp_path: Path) -> None:

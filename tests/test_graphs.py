@@ -17,8 +17,11 @@ from tape import Tape
 from torch import Tensor, nn
 
 from cogen_fast import Result, cogenerate, graphs, memory, problem
+from cogen_fast.density import GeneratorPotential
 from cogen_fast.generators.fast_progressive import FastProgressive
 from cogen_fast.graphs import Graphs
+from cogen_fast.observation import Mask, observe
+from cogen_fast.ops import dispatch
 from cogen_fast.ops.folded import FoldedLayers, TorchNorms
 from cogen_fast.sampler import ais, fallback
 
@@ -293,6 +296,24 @@ def test_memory_that_is_gone_for_something_else_is_told(
     monkeypatch.setattr(problem, "recorder", lambda _: fails)
     notes = run(network(), **RUNS["paper"]).notes
     assert any("a move could not be recorded (CUDA out of memory" in note for note in notes)
+
+
+def test_what_a_recording_reads_stays_where_it_is() -> None:
+    """A graph holds addresses; calls of other shapes must not free what is there."""
+    seen: list[Tensor] = []
+
+    def indexed(rows: Tensor, spec: Any, index: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(index)  # kept, so that nothing else is put in its place
+        return torch.zeros(len(rows), dtype=torch.float64), torch.zeros_like(rows)
+
+    net = network()
+    net.energy_and_grad = indexed
+    bound = observe(Mask([1, 1, 0, 1, 0]), observed(), net(torch.zeros(1, 4)), noise_std=0.3)
+    potential = GeneratorPotential(net, bound, dispatch.resolve("reference", torch.device("cpu")))
+    for chains in (4, 6, 4):
+        potential.energy_and_grad(torch.zeros(2, chains, 4))
+    assert [index.tolist() for index in seen[:2]] == [[0] * 4 + [1] * 4, [0] * 6 + [1] * 6]
+    assert seen[2].data_ptr() == seen[0].data_ptr()
 
 
 def measured(

@@ -137,7 +137,8 @@ def evaluate(
     What is there already is left alone; a corrupt image gets a record that says so, and a warning.
 
     Raises TypeError or ValueError naming the argument, and ValueError where ``out`` holds an
-    evaluation of something else, before any work.
+    evaluation of something else, before any work; and OSError where an image cannot be read, which
+    may be another time.
     """
     place = open_place(generator, data, study, study.methods, out, images, rank, world_size)
     mine = groups(study, place.images)[rank::world_size]
@@ -336,7 +337,7 @@ def _loaded(data: Data, ids: Sequence[int]) -> tuple[dict[int, Tensor], dict[int
     for number in ids:
         try:
             truths[number] = data.load(number)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             warn_user(f"image {number} ({data.names[number]}) is left out: {error}")
             name = data.names[number]
             records[number] = {"image": number, "name": name, "error": str(error)}

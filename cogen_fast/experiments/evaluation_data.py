@@ -24,9 +24,9 @@ _HASHED = 64
 class Data:
     """Images by number, and what to call them.
 
-    ``load(i)`` gives image i, floating point ``(C, H, W)`` with -1 black and 1 white; ValueError or
-    OSError where it is corrupt. A number stands for the same image always, whatever else can be
-    read. ``origin`` tells other images of the same names apart.
+    ``load(i)`` gives image i, floating point ``(C, H, W)`` with -1 black and 1 white; ValueError
+    where it is corrupt, OSError where it cannot be read now. A number stands for the same image
+    always, whatever else can be read. ``origin`` tells other images of the same names apart.
     """
 
     names: tuple[str, ...]

@@ -200,7 +200,7 @@ def _readable(data: Data, first: int, count: int) -> dict[int, Tensor]:
     """The last ``count`` images from number ``first`` on that are not corrupt, in order."""
     found: dict[int, Tensor] = {}
     for number in reversed(range(first, len(data))):
-        with suppress(ValueError, OSError):
+        with suppress(ValueError):
             found[number] = data.load(number)
         if len(found) == count:
             return dict(sorted(found.items()))
