@@ -81,7 +81,7 @@ descent and Adam from one start and from the best of 5,000, L-BFGS from these,
 importance resampling, the published AIS-HMC (and with its weight scaled to the
 image's size), the adaptive default, and it polished; all at the published run's
 cost. Inpainting of a block and super-resolution by 4 and by 8, on real images
-and, apart from them, on images of the generator's own. About 40 minutes on two
+and, apart from them, on images of the generator's own. About 35 minutes on two
 idle cores, a process on each (OMP_NUM_THREADS says how many); needs matplotlib
 and pytorch-msssim
 (pip install 'cogen-fast[plots,metrics]').

@@ -157,7 +157,7 @@ def test_what_a_study_writes(whole: Path) -> None:
         *("plan.json", "records.jsonl", "table.txt", "table.csv", "grid-000000.png"),
     }
     records = [json.loads(line) for line in (whole / "records.jsonl").read_text().splitlines()]
-    assert records == gather(whole)
+    assert records == list(gather(whole))
     assert [record["image"] for record in records] == list(range(6))
     assert all(set(record["methods"]) == set(METHOD_NAMES) for record in records)
     assert all(len(run["energies"]) == 2 for run in records[3]["methods"].values())
@@ -212,7 +212,7 @@ def test_without_a_number_all_images_count_that_are_not_tuned_on(
     for name, more, count in (("sir", [], 8), ("gd", ["--budget=3"], 4), ("gd", RATE, 8)):
         out = tmp_path / f"{name}-{count}"
         assert main([*start, f"--out={out}", f"--methods={name}", "--starts=5", *more]) == 0
-        assert len(gather(out)) == count
+        assert len(list(gather(out))) == count
 
 
 # --- learning rates -------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def test_trials_have_steps_of_their_own(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "gd" / "tuning.json").read_text())
     assert found["plan"]["options"] == {"chains": 2, "steps": 20}
     assert found["cost"] == len(found["log"]) * 2 * 2 * (3 + 1)  # two chains, gradients count 2
-    (run,) = [record["methods"]["gd"] for record in gather(tmp_path)[:1]]
+    run = next(gather(tmp_path))["methods"]["gd"]
     assert run["cost"] == 2 * 2 * (20 + 1)
 
 
@@ -506,7 +506,7 @@ def test_a_corrupt_image_is_reported_and_skipped(
     told = capsys.readouterr()
     assert "cogen-fast: warning: image 2 (2.png) is left out" in told.err
     assert "left out: 2.png" in told.out
-    records = gather(tmp_path / "out")
+    records = list(gather(tmp_path / "out"))
     assert ["error" in record for record in records] == [False, False, True, False]
     assert all(set(records[i]["methods"]) == {"gd", "sir"} for i in (0, 1, 3))
     log = json.loads((tmp_path / "out" / "gd" / "tuning.json").read_text())

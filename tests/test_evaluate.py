@@ -85,7 +85,7 @@ def timeless(records: Any) -> Any:
 
 def run(out: Path, study: Study = STUDY, images: Data | None = None, **how: Any) -> Any:
     evaluate(Net(), data() if images is None else images, study, out, **QUIET | how)
-    return timeless(gather(out))
+    return timeless(list(gather(out)))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_records_are_what_direct_calls_give(whole: Path) -> None:
-    records = gather(whole)
+    records = list(gather(whole))
     assert [record["image"] for record in records] == [0, 1, 2, 3, 4]
     assert [record["name"] for record in records] == [f"own-{i}" for i in range(5)]
     assert {record["task"] for record in records} == {"block-4-6"}
@@ -141,7 +141,7 @@ def test_records_are_what_direct_calls_give(whole: Path) -> None:
 
 
 def test_best_fits_have_no_coverage(whole: Path) -> None:
-    methods = gather(whole)[0]["methods"]
+    methods = next(gather(whole))["methods"]
     assert "coverage" not in methods["gd"] and "acceptance" not in methods["gd"]
     assert "coverage" in methods["sir"] and "acceptance" not in methods["sir"]
 
@@ -176,7 +176,7 @@ def test_the_number_of_processes_changes_nothing(
 ) -> None:
     for rank in range(world_size):
         run(tmp_path, rank=rank, world_size=world_size)
-    assert timeless(gather(tmp_path)) == timeless(gather(whole))
+    assert timeless(list(gather(tmp_path))) == timeless(list(gather(whole)))
     for shard in whole.glob("*/*.npz"):
         with np.load(shard) as a, np.load(tmp_path / shard.parent.name / shard.name) as b:
             assert all(np.array_equal(a[name], b[name]) for name in a.files)
@@ -213,7 +213,7 @@ def test_a_run_stopped_while_it_reads_goes_on(stop: int, whole: Path, tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, images=Data(data().names, load))
     assert not list(tmp_path.rglob(".*"))  # nothing half-written is left
-    assert run(tmp_path) == timeless(gather(whole))
+    assert run(tmp_path) == timeless(list(gather(whole)))
 
 
 def test_a_run_stopped_in_the_generator_goes_on(whole: Path, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_run_stopped_in_the_generator_goes_on(whole: Path, tmp_path: Path) -> 
         with pytest.raises(KeyboardInterrupt):
             evaluate(Net(stop), data(), STUDY, out, **QUIET)
         saved += len(list(out.rglob("*.checkpoint.safetensors")))
-        assert run(out) == timeless(gather(whole))
+        assert run(out) == timeless(list(gather(whole)))
         assert not list(out.rglob("*.checkpoint.safetensors"))
     assert saved > 0
 
@@ -234,7 +234,7 @@ def test_a_run_stopped_in_the_generator_goes_on(whole: Path, tmp_path: Path) -> 
 def test_images_and_methods_are_added_to_what_is_there(whole: Path, tmp_path: Path) -> None:
     evaluate(Net(), data(), replace(STUDY, methods=METHODS[:1]), tmp_path, images=4, **QUIET)
     assert [set(record["methods"]) for record in gather(tmp_path)] == [{"gd"}] * 4
-    assert run(tmp_path) == timeless(gather(whole))
+    assert run(tmp_path) == timeless(list(gather(whole)))
 
 
 def test_a_group_that_was_not_full_is_done_again_with_more_images(
@@ -243,7 +243,7 @@ def test_a_group_that_was_not_full_is_done_again_with_more_images(
     evaluate(Net(), data(), STUDY, tmp_path, images=3, **QUIET)
     first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/group-000000.*")}
     assert [record["image"] for record in gather(tmp_path)] == [0, 1, 2]
-    assert run(tmp_path) == timeless(gather(whole))
+    assert run(tmp_path) == timeless(list(gather(whole)))
     assert {path: path.stat().st_mtime_ns for path in first} == first
     counted = Net()
     evaluate(counted, data(), STUDY, tmp_path, images=3, **QUIET)  # fewer: all is there
@@ -261,7 +261,7 @@ def test_an_unfinished_group_with_more_images_starts_anew(whole: Path, tmp_path:
             break
     else:
         raise AssertionError("no checkpoint of the last group")
-    assert run(out) == timeless(gather(whole))
+    assert run(out) == timeless(list(gather(whole)))
 
 
 _KILLED = """
@@ -287,7 +287,7 @@ def test_a_killed_process_loses_nothing_that_was_done(whole: Path, tmp_path: Pat
     process.wait()
     done = {path: path.read_bytes() for path in tmp_path.glob("*/*.jsonl")}
     assert done
-    assert run(tmp_path) == timeless(gather(whole))
+    assert run(tmp_path) == timeless(list(gather(whole)))
     assert {path: path.read_bytes() for path in done} == done
 
 
@@ -300,14 +300,14 @@ def test_a_corrupt_image_is_reported_and_left_out(whole: Path, tmp_path: Path) -
     assert records[3] == {
         "image": 3, "name": "own-3", "task": "block-4-6", "error": "image 3 cannot be read",
     }  # fmt: skip
-    others = [record for record in timeless(gather(whole)) if record["image"] != 3]
+    others = [record for record in timeless(list(gather(whole))) if record["image"] != 3]
     assert [record["image"] for record in records if "methods" in record] == [0, 1, 2, 4]
     # Groups without it have the same calls; its own group has a smaller one, which rounds anew.
     for found, expected in zip([r for r in records if "methods" in r], others, strict=True):
         assert found["methods"]["gd"]["energies"] == pytest.approx(
             expected["methods"]["gd"]["energies"], rel=1e-4
         )
-    text = evaluation_table.text(gather(tmp_path))
+    text = evaluation_table.tabulated(gather(tmp_path)).text()
     assert "left out: own-3: image 3 cannot be read" in text
 
 
@@ -334,7 +334,7 @@ def test_a_group_of_corrupt_images_is_done(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="left out"):
         records = run(tmp_path, images=data(2, broken=[0, 1]))
     assert ["error" in record for record in records] == [True, True]
-    assert "no image is done" in evaluation_table.text(records)
+    assert "no image is done" in evaluation_table.tabulated(records).text()
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -377,8 +377,8 @@ def test_a_generator_s_own_images_depend_on_number_and_seed() -> None:
 
 
 def test_the_table_is_means_over_images(whole: Path, tmp_path: Path) -> None:
-    records = gather(whole)
-    rows = {(row.method, row.taken): row for row in evaluation_table.rows(records)}
+    records = list(gather(whole))
+    rows = {(row.method, row.taken): row for row in evaluation_table.tabulated(records).rows}
     assert set(rows) == {(m, t) for m in ("gd", "sir", "ais") for t in evaluation_table.TAKEN}
     each = [record["methods"]["ais"]["metrics"] for record in records]
     for taken in evaluation_table.TAKEN:
@@ -389,7 +389,7 @@ def test_the_table_is_means_over_images(whole: Path, tmp_path: Path) -> None:
         assert row.images == 5 and row.cost == 3 * 2 * (1 + 3 * 2)
     assert rows["ais", "oracle"].values["mse"] <= rows["ais", "best"].values["mse"]
     assert rows["gd", "best"].acceptance is None and rows["gd", "best"].coverage is None
-    evaluation_table.write(tmp_path / "table.csv", records)
+    evaluation_table.tabulated(records).write(tmp_path / "table.csv")
     with (tmp_path / "table.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 3 * 4 * 7
@@ -397,16 +397,32 @@ def test_the_table_is_means_over_images(whole: Path, tmp_path: Path) -> None:
         ln for ln in lines if (ln["method"], ln["taken"], ln["metric"]) == ("sir", "mean", "ssim")
     )
     assert float(line["mean"]) == rows["sir", "mean"].values["ssim"][0]
-    text = evaluation_table.text(records)
+    text = evaluation_table.tabulated(records).text()
     assert f"{rows['gd', 'best'].values['mse'][0]:.4f}" in text
     assert "coverage of ais: 0.5:" in text and "0.95: too few samples" in text
 
 
-def test_the_table_is_of_images_that_every_method_has_done(whole: Path) -> None:
+def test_records_are_read_group_by_group(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    original = Path.read_text
+
+    def spied(path: Path) -> str:
+        read.append(path)
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_text", spied)
     records = gather(whole)
+    for number, groups in enumerate((1, 1, 2, 2, 3)):
+        assert next(records)["image"] == number
+        assert len(read) == 1 + 3 * groups  # the plan, and a file of each method
+    assert next(records, None) is None
+
+
+def test_the_table_is_of_images_that_every_method_has_done(whole: Path) -> None:
+    records = list(gather(whole))
     del records[2]["methods"]["gd"]
-    assert {row.images for row in evaluation_table.rows(records)} == {4}
-    assert "1 images are not done by every method yet" in evaluation_table.text(records)
+    assert {row.images for row in evaluation_table.tabulated(records).rows} == {4}
+    assert "1 images are not done by every method yet" in evaluation_table.tabulated(records).text()
 
 
 def test_pictures_show_truth_observed_and_the_best_of_each_method(whole: Path) -> None:
@@ -457,7 +473,7 @@ def test_pictures_of_small_images(tmp_path: Path) -> None:
     ids=["task", "seed", "group", "added_noise", "common", "options", "solver"],
 )
 def test_another_plan_is_refused(change: dict[str, Any], message: str, whole: Path) -> None:
-    before = timeless(gather(whole))
+    before = timeless(list(gather(whole)))
     with pytest.raises(ValueError, match="^" + message):
         run(whole, replace(STUDY, **change))
     with pytest.raises(ValueError, match=r"^out: .* data"):
@@ -466,7 +482,7 @@ def test_another_plan_is_refused(change: dict[str, Any], message: str, whole: Pa
     other.layer.bias.data += 0.1
     with pytest.raises(ValueError, match=r"^out: .* generator"):
         evaluate(other, data(), STUDY, whole, **QUIET)
-    assert timeless(gather(whole)) == before
+    assert timeless(list(gather(whole))) == before
 
 
 @pytest.mark.parametrize(

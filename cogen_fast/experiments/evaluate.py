@@ -21,9 +21,10 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -201,16 +202,28 @@ def open_place(
     return Place(folder, count, plans)
 
 
-def gather(out: str | Path) -> list[Record]:
+def gather(out: str | Path) -> Iterator[Record]:
     """What ``out`` holds so far: a record per image, with its methods, in the order of images.
 
-    A record has "image" (its number), "name", "task", and "methods" by name; or "error" where the
+    Read group by group, as it is asked for: a whole data set need not be in memory at a time. A
+    record has "image" (its number), "name", "task", and "methods" by name; or "error" where the
     image is corrupt. Raises FileNotFoundError where ``out`` holds no evaluation.
     """
     folder = check_path("out", out)
     task = json.loads((folder / _PLAN).read_text())["task"]
+    shards = sorted(folder.glob("*/group-*.jsonl"), key=lambda path: (_group(path), path))
+    for _, methods in groupby(shards, _group):
+        yield from _merged(methods, task)
+
+
+def _group(shard: Path) -> int:
+    return int(shard.stem.removeprefix("group-"))
+
+
+def _merged(shards: Iterable[Path], task: str) -> list[Record]:
+    """The records of a group of images, of which each method has a shard."""
     found: dict[int, Record] = {}
-    for shard in sorted(folder.glob("*/group-*.jsonl")):
+    for shard in shards:
         for line in shard.read_text().splitlines():
             record = json.loads(line)
             number, name = record.pop("image"), record.pop("name")

@@ -8,14 +8,16 @@ grid-000000.png      from image 0 on: truth, observed, and each method's best
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from cogen_fast.experiments import evaluation_table
 from cogen_fast.experiments.evaluate import Study, gather
 from cogen_fast.experiments.evaluation_data import Data
 from cogen_fast.experiments.evaluation_pictures import draw
+from cogen_fast.experiments.evaluation_record import Record
+from cogen_fast.experiments.evaluation_table import tabulated
 from cogen_fast.files import write_atomically
 
 _ROWS = 8  # of a picture
@@ -28,15 +30,19 @@ def report(data: Data, study: Study, out: Path, *, images: int, pictures: int = 
     not corrupt are drawn, eight to a file. Records and table are of all that ``out`` holds.
     """
     _tidy(out)
-    records = gather(out)
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    write_atomically(out / "records.jsonl", lambda file: file.write_text(lines))
-    evaluation_table.write(out / "table.csv", records)
-    text = evaluation_table.text(records)
+    write_atomically(out / "records.jsonl", partial(_write_lines, gather(out)))
+    table = tabulated(gather(out))
+    write_atomically(out / "table.csv", table.write)
+    text = table.text()
     write_atomically(out / "table.txt", lambda file: file.write_text(text + "\n"))
-    sound = [r["image"] for r in records if r["image"] < images and "error" not in r]
-    _draw(data, study, out, sound[:pictures])
+    sound = (r["image"] for r in gather(out) if r["image"] < images and "error" not in r)
+    _draw(data, study, out, list(islice(sound, pictures)))
     return text
+
+
+def _write_lines(records: Iterable[Record], path: Path) -> None:
+    with path.open("w") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
 
 
 def _draw(data: Data, study: Study, out: Path, images: Sequence[int]) -> None:

@@ -6,12 +6,13 @@ import csv
 import math
 import statistics
 import textwrap
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cogen_fast.experiments.evaluation_record import Record
-from cogen_fast.files import write_atomically
 
 TAKEN = ("chains", "best", "mean", "oracle")
 """What is taken of a method's chains: see `cogen_fast.metrics.summarise`."""
@@ -44,55 +45,104 @@ class Row:
     coverage: dict[str, tuple[float, float]] | None
 
 
-def rows(records: Sequence[Record]) -> list[Row]:
-    """Rows of the records (`gather`): only of images that every method has done."""
-    done = _done(records)
-    names = sorted(done[0]["methods"]) if done else []
-    return [
-        _row(name, taken, [r["methods"][name] for r in done]) for name in names for taken in TAKEN
-    ]
+@dataclass(frozen=True)
+class Table:
+    """Rows of images that every method has done; what is missing of the others.
+
+    ``waiting`` images are not done by every method; ``broken`` has a line for each that is corrupt.
+    """
+
+    rows: list[Row]
+    waiting: int
+    broken: list[str]
+
+    def text(self) -> str:
+        """For people."""
+        found = self.rows
+        lines = [_head(found), *_lines(found)] if found else ["no image is done by every method"]
+        chains = [row for row in found if row.taken == "chains"]
+        lines += [_coverage(row) for row in chains if row.coverage is not None]
+        if self.waiting:
+            lines.append(f"{self.waiting} images are not done by every method yet")
+        notes = (textwrap.fill(note, 98) for note in _NOTES if found)
+        return "\n".join([*lines, *self.broken, *notes])
+
+    def write(self, path: Path) -> None:
+        """As CSV: a line for each row and metric, with its mean and standard error."""
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(
+                ["method", "taken", "images", "cost", "seconds", "metric", "mean", "standard_error"]
+            )
+            for row in self.rows:
+                start = [row.method, row.taken, row.images, row.cost, row.seconds]
+                for name, pair in row.values.items():
+                    writer.writerow([*start, name, *pair])
 
 
-def text(records: Sequence[Record]) -> str:
-    """The table, and what is missing from it."""
-    found = rows(records)
-    broken = [record for record in records if "error" in record]
-    waiting = len(records) - len(broken) - len(_done(records))
-    lines = [_head(found), *_lines(found)] if found else ["no image is done by every method"]
-    lines += [_coverage(row) for row in found if row.coverage is not None and row.taken == "chains"]
-    if waiting:
-        lines.append(f"{waiting} images are not done by every method yet")
-    lines += [f"left out: {record['name']}: {record['error']}" for record in broken]
-    return "\n".join([*lines, *(textwrap.fill(note, 98) for note in _NOTES if found)])
+def tabulated(records: Iterable[Record]) -> Table:
+    """The table of records (`cogen_fast.experiments.evaluate.gather`), each looked at once."""
+    broken: list[str] = []
+    # By the methods that have done an image: which of them are all is known in the end.
+    columns: dict[frozenset[str], dict[str, _Columns]] = {}
+    counts: Counter[frozenset[str]] = Counter()
+    for record in records:
+        if "error" in record:
+            broken.append(f"left out: {record['name']}: {record['error']}")
+            continue
+        names = frozenset(record["methods"])
+        counts[names] += 1
+        each = columns.setdefault(names, {name: _Columns() for name in sorted(names)})
+        for name, run in record["methods"].items():
+            each[name].add(run)
+    every = frozenset().union(*columns)
+    done = columns.get(every, {})
+    rows = [found.row(name, taken) for name, found in done.items() for taken in TAKEN]
+    return Table(rows, counts.total() - counts[every], broken)
 
 
-def write(path: Path, records: Sequence[Record]) -> None:
-    """As CSV: a line for each row and metric, with its mean and standard error."""
-    write_atomically(path, lambda file: _write(file, rows(records)))
+class _Columns:
+    """The numbers of a method's runs that a table needs, eight bytes each: NaN if not known."""
 
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str], array[float]] = {}
 
-def _done(records: Sequence[Record]) -> list[Record]:
-    names = {name for record in records for name in record.get("methods", {})}
-    return [record for record in records if set(record.get("methods", {})) == names and names]
+    def add(self, run: Record) -> None:
+        """Those of one more image."""
+        for taken in TAKEN:
+            for name, chains in run["metrics"][taken].items():
+                self._put(taken, name, mean_and_error(chains)[0])
+        for name in ("cost", "seconds"):
+            self._put("run", name, run[name])
+        if "acceptance" in run:
+            self._put("run", "acceptance", mean_and_error(run["acceptance"])[0])
+        for level, share in run.get("coverage", {}).items():
+            self._put("coverage", level, math.nan if share is None else share)
 
+    def row(self, method: str, taken: str) -> Row:
+        """What is taken of the method."""
+        run, coverage = self._pairs("run"), self._pairs("coverage")
+        return Row(
+            method,
+            taken,
+            len(self._numbers["run", "cost"]),
+            run["cost"][0],
+            run["seconds"][0],
+            self._pairs(taken),
+            run["acceptance"][0] if "acceptance" in run else None,
+            coverage or None,
+        )
 
-def _row(method: str, taken: str, runs: Sequence[Record]) -> Row:
-    metrics = runs[0]["metrics"][taken]
-    values = {
-        name: mean_and_error(mean_and_error(run["metrics"][taken][name])[0] for run in runs)
-        for name in metrics
-    }
-    acceptance = None
-    if "acceptance" in runs[0]:
-        acceptance = mean_and_error(mean_and_error(run["acceptance"])[0] for run in runs)[0]
-    coverage = None
-    if "coverage" in runs[0]:
-        levels = runs[0]["coverage"]
-        coverage = {
-            level: mean_and_error(run["coverage"][level] for run in runs) for level in levels
+    def _put(self, kind: str, name: str, number: float) -> None:
+        self._numbers.setdefault((kind, name), array("d")).append(number)
+
+    def _pairs(self, kind: str) -> dict[str, tuple[float, float]]:
+        """Mean and standard error by name."""
+        return {
+            name: mean_and_error(numbers)
+            for (each, name), numbers in self._numbers.items()
+            if each == kind
         }
-    cost, seconds = (mean_and_error(run[name] for run in runs)[0] for name in ("cost", "seconds"))
-    return Row(method, taken, len(runs), cost, seconds, values, acceptance, coverage)
 
 
 def mean_and_error(values: Iterable[float | None]) -> tuple[float, float]:
@@ -138,15 +188,3 @@ def _coverage(row: Row) -> str:
         f"{level}: {_shown('', *pair) or 'too few samples'}" for level, pair in row.coverage.items()
     ]
     return f"coverage of {row.method}: {', '.join(shares)}"
-
-
-def _write(path: Path, found: Sequence[Row]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["method", "taken", "images", "cost", "seconds", "metric", "mean", "standard_error"]
-        )
-        for row in found:
-            start = [row.method, row.taken, row.images, row.cost, row.seconds]
-            for name, pair in row.values.items():
-                writer.writerow([*start, name, *pair])

@@ -168,10 +168,8 @@ def _shown(pair: Pair) -> str:
 
 def _full(results: Sequence[Found]) -> str:
     """Every evaluation's own table."""
-    return "\n\n".join(
-        f"{result.part.name}: {KINDS[result.kind]}\n{evaluation_table.text(result.records)}"
-        for result in results
-    )
+    tables = ((result, evaluation_table.tabulated(result.records)) for result in results)
+    return "\n\n".join(f"{r.part.name}: {KINDS[r.kind]}\n{table.text()}" for r, table in tables)
 
 
 def _write_csv(path: Path, results: Sequence[Found]) -> None:
@@ -181,7 +179,7 @@ def _write_csv(path: Path, results: Sequence[Found]) -> None:
         writer.writerow([*_PLACE, "method", "taken", "cost", "seconds", "acceptance", *_VALUE])
         for result in results:
             part = result.part
-            for row in evaluation_table.rows(result.records):
+            for row in evaluation_table.tabulated(result.records).rows:
                 where = [part.kind, part.task, part.snapshot.name, row.images]
                 run = [row.method, row.taken, row.cost, row.seconds, row.acceptance]
                 for metric, pair in row.values.items():

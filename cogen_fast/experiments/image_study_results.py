@@ -100,7 +100,7 @@ def all_tunings(results: Sequence[Found]) -> dict[str, Mapping[str, Any]]:
 
 def lines(result: Found) -> list[Line]:
     """A line for each method, and for each of many chains a second one, for their mean image."""
-    rows = {(row.method, row.taken): row for row in evaluation_table.rows(result.records)}
+    rows = {(row.method, row.taken): row for row in evaluation_table.tabulated(result.records).rows}
     found_lines = []
     for method in result.part.methods:
         for taken in ("best", "mean") if method.startswith("adaptive") else ("best",):
@@ -140,7 +140,9 @@ def curve(results: Sequence[Found], kind: str, images: int) -> list[tuple[int, d
             for record in result.records
             if record["image"] < images
         ]
-        rows = {r.method: r.values for r in evaluation_table.rows(few) if r.taken == "best"}
+        rows = {
+            r.method: r.values for r in evaluation_table.tabulated(few).rows if r.taken == "best"
+        }
         points.append((result.part.snapshot.shown, rows))
     return sorted(points, key=lambda point: point[0])
 
