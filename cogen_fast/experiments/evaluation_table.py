@@ -92,9 +92,10 @@ def tabulated(records: Iterable[Record]) -> Table:
             continue
         names = frozenset(record["methods"])
         counts[names] += 1
-        each = columns.setdefault(names, {name: _Columns() for name in sorted(names)})
+        if names not in columns:
+            columns[names] = {name: _Columns() for name in sorted(names)}
         for name, run in record["methods"].items():
-            each[name].add(run)
+            columns[names][name].add(run)
     every = frozenset().union(*columns)
     done = columns.get(every, {})
     rows = [found.row(name, taken) for name, found in done.items() for taken in TAKEN]

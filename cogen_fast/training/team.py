@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -24,11 +24,12 @@ _PATIENCE = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Team:
-    """Process ``rank`` of ``size``, working on ``device``."""
+    """Process ``rank`` of ``size``, working on ``device``; ``group`` is where they `wait`."""
 
     rank: int
     size: int
     device: torch.device
+    group: dist.ProcessGroup | None = None
 
     @property
     def leads(self) -> bool:
@@ -55,7 +56,7 @@ class Team:
         if self.size == 1:
             return
         try:
-            dist.barrier()
+            dist.barrier(self.group)
         except RuntimeError as error:
             raise ConnectionError(
                 "another process has ended before its work was done; the same command again goes on"
@@ -84,10 +85,9 @@ def assembled(device: str | torch.device | None = None) -> Iterator[Team]:
     if size == 1:
         yield team
         return
-    backend = "nccl" if team.device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    dist.init_process_group("nccl" if team.device.type == "cuda" else "gloo")
     try:
-        yield team
+        yield replace(team, group=dist.new_group(timeout=_PATIENCE))
     finally:
         dist.destroy_process_group()
 
