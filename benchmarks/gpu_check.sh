@@ -12,17 +12,26 @@
 # other sources or devices are left alone and not taken. COGEN_FAST_COMMIT names the commit where
 # there is no repository.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
+root=$(realpath "$(dirname "$0")/..")
 stage=build-test
-out=benchmarks/results
-while [ $# -gt 0 ]; do
+out=$root/benchmarks/results
+while [ $# -gt 1 ]; do
     case $1 in
-        --stage) stage=$2; shift 2 ;;
-        --out) out=$2; shift 2 ;;
-        *) echo "gpu_check: unknown argument $1" >&2; exit 2 ;;
+        --stage) stage=$2 ;;
+        --out) out=$(realpath -m "$2") ;;
+        *) break ;;
     esac
+    shift 2
 done
+if [ $# -gt 0 ]; then
+    echo "gpu_check: expected --stage STAGE or --out DIR, got $*" >&2
+    exit 2
+fi
+if [ -n "${COGEN_FAST_TEST_DATA:-}" ]; then
+    export COGEN_FAST_TEST_DATA=$(realpath "$COGEN_FAST_TEST_DATA")
+fi
+cd "$root"
 mkdir -p "$out"
 
 # Seconds since this began, from which on nothing new is begun, and what runs is stopped.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -138,3 +139,21 @@ def test_a_stage_is_an_entry_beside_the_others(
     assert list(found) == ["bench", "dense"]
     assert found["bench"]["figures"] == [{"rate": 1.0}]
     assert found["bench"]["commit"] == "abc" and found["bench"]["device"] == "a device"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--stage", "fast"], "unknown stage fast (build-test, sanitize, bench, training, dense)"),
+        (["--stage"], "expected --stage STAGE or --out DIR, got --stage"),
+        (["--speed", "9", "--stage", "dense"], "got --speed 9 --stage dense"),
+    ],
+)
+def test_the_script_tells_what_it_does_not_know(
+    arguments: list[str], told: str, tmp_path: Path
+) -> None:
+    script = str(Path(__file__).parent / "gpu_check.sh")
+    command = ["bash", script, "--out", "made", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("gpu_check: ") and done.stderr.endswith(f"{told}\n")
