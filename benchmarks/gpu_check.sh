@@ -3,8 +3,8 @@
 #
 #     COGEN_FAST_TEST_DATA=DIR benchmarks/gpu_check.sh [--stage STAGE] [--out DIR]
 #
-# Stages: build-test (default; the test suite, where missing data are a failure), sanitize (the CUDA
-# kernels of the extension under compute-sanitizer), bench (progressive GANs), training, dense.
+# Stages: build-test (default; the test suite, where missing data are a failure), sanitize (the
+# kernels alone under compute-sanitizer), bench (progressive GANs), training, dense.
 # Each builds the package with CUDA first, offline, against the Python that is active, if it is not
 # built from these sources already. A call ends within nine minutes; the same call again goes on
 # where it stopped, by the logs in --out (benchmarks/results), until it says that nothing is left.

@@ -5,7 +5,7 @@ Test files run in processes of their own, several at once. Each that has ended i
 sources on the same device are not run again; none is begun after ``--seconds``, and what still runs
 at ``--limit`` is stopped, so that a command ends in time and the same command goes on.
 
-``--sanitizers`` runs the CUDA kernels under tools of compute-sanitizer instead.
+``--sanitizers`` runs the kernels alone, under tools of compute-sanitizer, instead.
 """
 
 from __future__ import annotations
@@ -30,11 +30,19 @@ from machine import ROOT, machine
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu_tests.jsonl"
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
-# Small runs only: each is many times slower than usual.
-_SANITIZED = (
-    "(one_launch_equals and 2-20-20-2 and 100-published) or "
-    "(adaptive_run_in_one_launch_begins and low and 16 and 7)"
-)
+# Files and tests of them, on small and odd shapes: each is many times slower than usual.
+KERNELS = {
+    "extension": (
+        ("test_cuda.py",),
+        "(one_launch_equals and 2-20-20-2 and 100-published) or "
+        "(adaptive_run_in_one_launch_begins and low and 16 and 7)",
+    ),
+    "triton": (
+        ("test_ops.py", "test_folded.py"),
+        "(triton and (3x7x129 or adaptation_matches or next_beta_matches or ancestors_match or "
+        "(misfit_float32 and (3x5x7 or 2x7x5 or 1x9x15)))) or kernels_on_a_gpu",
+    ),
+}
 _SHOWN = 4000  # characters of a failure's output
 
 
@@ -57,17 +65,16 @@ def suite(folder: Path) -> list[Part]:
 
 
 def sanitized(folder: Path, tools: Sequence[str]) -> list[Part]:
-    """A part for each tool, under memory of exactly the tensors' sizes."""
-    arguments = (str(folder / "test_cuda.py"), "-k", _SANITIZED)
-    how = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    """A part for each tool and kind of kernels, under memory of exactly the tensors' sizes."""
     return [
         Part(
-            {"sanitizer": tool},
-            arguments,
+            {"sanitizer": tool, "kernels": kernels},
+            (*(str(folder / name) for name in files), "-k", tests),
             ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9"),
-            how,
+            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )
         for tool in tools
+        for kernels, (files, tests) in KERNELS.items()
     ]
 
 
@@ -143,7 +150,7 @@ def complete(
 
 
 def _line(line: dict[str, Any]) -> str:
-    name = line.get("file") or line.get("sanitizer")
+    name = line.get("file") or f"{line['sanitizer']}, {line['kernels']}"
     if "tests" not in line:
         return f"{name}: no report, exit status {line['status']}\n{line['output']}"
     counts = f"{line['tests']} tests, {line['skipped']} skipped, {line['seconds']} s"

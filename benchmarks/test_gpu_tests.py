@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gpu_facts
@@ -102,7 +104,19 @@ def test_there_is_a_part_for_every_tool_and_every_file_of_the_suite() -> None:
     keys = [part.key["file"] for part in gpu_tests.suite(tests)]
     assert sorted(keys) == sorted(path.name for path in tests.glob("test_*.py"))
     parts = gpu_tests.sanitized(tests, gpu_tests.SANITIZERS)
-    assert [part.launcher[2] for part in parts] == ["memcheck", "racecheck", "synccheck"]
+    found = [(part.launcher[2], part.key["kernels"]) for part in parts]
+    assert found == list(itertools.product(gpu_tests.SANITIZERS, ("extension", "triton")))
+
+
+def test_kernels_under_sanitizers_are_tests_that_there_are() -> None:
+    """With the interpreter's Triton in the GPU's place, for the names."""
+    tests = Path(__file__).resolve().parent.parent / "tests"
+    for part in gpu_tests.sanitized(tests, ["memcheck"]):
+        how = {"TRITON_INTERPRET": "1", **part.environment}
+        arguments = (*part.arguments, "--collect-only")
+        listed = replace(part, arguments=arguments, launcher=(), environment=how)
+        found = gpu_tests.run(listed, 100.0)
+        assert found is not None and found["status"] == 0, found
 
 
 def test_figures_are_those_of_this_machine_and_these_sources(tmp_path: Path) -> None:
