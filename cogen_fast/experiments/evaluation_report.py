@@ -1,8 +1,10 @@
 """What is written once an evaluation is whole: all records in one file, the table, the pictures.
 
-records.jsonl        a line for each image, in order
-table.txt, table.csv means over the images
-grid-000000.png      from image 0 on: truth, observed, and each method's best
+In its folder
+
+    records.jsonl        a line for each image, in order
+    table.txt, table.csv means over the images
+    grid-000000.png      from image 0 on: truth, observed, and each method's best
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _ROWS = 8  # of a picture
 
 
 def report(data: Data, study: Study, out: Path, *, images: int, pictures: int = 16) -> str:
-    """Write the files and give the table, when no group of the first ``images`` is `unfinished`.
+    """Write the files and give the table, once no group of the first ``images`` is `unfinished`.
 
     ``data``, ``study`` and ``out`` are those of `evaluate`; the first ``pictures`` images that are
     not corrupt are drawn, eight to a file. Records and table are of all that ``out`` holds.
