@@ -58,20 +58,21 @@ build() {
 # What the log holds, into the JSON: LOG [SOURCES that its lines depend on beside the package].
 keep() { python3 benchmarks/gpu_facts.py "$out/gpu_check.json" "$stage" "$@"; }
 
-tests() { # LOG [ARGUMENTS]
-    local log=$1 status=0
-    python3 benchmarks/gpu_tests.py --out "$log" --seconds "$(left $begin)" \
-        --limit "$(left $limit)" "${@:2}" || status=$?
-    keep "$log" tests
+# A command that goes on by its log, within what time is left: LOG SOURCES COMMAND.
+resumed() {
+    local status=0
+    "${@:3}" --out "$1" --seconds "$(left $begin)" || status=$?
+    keep "$1" "$2"
     return $status
 }
 
+tests() { # LOG [ARGUMENTS]
+    resumed "$1" tests python3 benchmarks/gpu_tests.py --limit "$(left $limit)" "${@:2}"
+}
+
 bench() {
-    local log=$out/progressive_gpu.jsonl status=0
-    timeout -k 10 "$(left $limit)" python3 benchmarks/progressive_gpu.py --out "$log" \
-        --seconds "$(left $begin)" || status=$?
-    keep "$log" benchmarks/progressive_gpu.py
-    return $status
+    resumed "$out/progressive_gpu.jsonl" benchmarks/progressive_gpu.py \
+        timeout -k 10 "$(left $limit)" python3 benchmarks/progressive_gpu.py
 }
 
 # A short benchmark, whole or not at all: LOG COMMAND.

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from log import Log
-from machine import digest, machine
+from machine import machine
 
 import cogen_fast
 from cogen_fast.files import write_atomically
@@ -33,10 +33,11 @@ def _commit() -> str:
 
 
 def _facts() -> dict[str, Any]:
+    here = machine()
     return {
-        "device": machine()["device"],
+        "device": here["device"],
         "commit": _commit(),
-        "sources": digest(),
+        "sources": here["sources"],
         "versions": {
             "cogen_fast": cogen_fast.__version__,
             "torch": torch.__version__,

@@ -82,9 +82,14 @@ def timeless(records: Any) -> Any:
     return [timeless(each) for each in records] if isinstance(records, list) else records
 
 
+def kept(out: Path) -> Any:
+    """What a folder holds, but for times."""
+    return timeless(list(gather(out)))
+
+
 def run(out: Path, study: Study = STUDY, images: Data | None = None, **how: Any) -> Any:
     evaluate(Net(), data() if images is None else images, study, out, **QUIET | how)
-    return timeless(list(gather(out)))
+    return kept(out)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +180,7 @@ def test_the_number_of_processes_changes_nothing(
 ) -> None:
     for rank in range(world_size):
         run(tmp_path, rank=rank, world_size=world_size)
-    assert timeless(list(gather(tmp_path))) == timeless(list(gather(whole)))
+    assert kept(tmp_path) == kept(whole)
     for shard in whole.glob("*/*.npz"):
         with np.load(shard) as a, np.load(tmp_path / shard.parent.name / shard.name) as b:
             assert all(np.array_equal(a[name], b[name]) for name in a.files)
@@ -212,7 +217,7 @@ def test_a_run_stopped_while_it_reads_goes_on(stop: int, whole: Path, tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, images=Data(data().names, load))
     assert not list(tmp_path.rglob(".*"))  # nothing half-written is left
-    assert run(tmp_path) == timeless(list(gather(whole)))
+    assert run(tmp_path) == kept(whole)
 
 
 def test_a_run_stopped_in_the_generator_goes_on(whole: Path, tmp_path: Path) -> None:
@@ -225,7 +230,7 @@ def test_a_run_stopped_in_the_generator_goes_on(whole: Path, tmp_path: Path) -> 
         with pytest.raises(KeyboardInterrupt):
             evaluate(Net(stop), data(), STUDY, out, **QUIET)
         saved += len(list(out.rglob("*.checkpoint.safetensors")))
-        assert run(out) == timeless(list(gather(whole)))
+        assert run(out) == kept(whole)
         assert not list(out.rglob("*.checkpoint.safetensors"))
     assert saved > 0
 
@@ -233,7 +238,7 @@ def test_a_run_stopped_in_the_generator_goes_on(whole: Path, tmp_path: Path) -> 
 def test_images_and_methods_are_added_to_what_is_there(whole: Path, tmp_path: Path) -> None:
     evaluate(Net(), data(), replace(STUDY, methods=METHODS[:1]), tmp_path, images=4, **QUIET)
     assert [set(record["methods"]) for record in gather(tmp_path)] == [{"gd"}] * 4
-    assert run(tmp_path) == timeless(list(gather(whole)))
+    assert run(tmp_path) == kept(whole)
 
 
 def test_a_group_that_was_not_full_is_done_again_with_more_images(
@@ -242,7 +247,7 @@ def test_a_group_that_was_not_full_is_done_again_with_more_images(
     evaluate(Net(), data(), STUDY, tmp_path, images=3, **QUIET)
     first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/group-000000.*")}
     assert [record["image"] for record in gather(tmp_path)] == [0, 1, 2]
-    assert run(tmp_path) == timeless(list(gather(whole)))
+    assert run(tmp_path) == kept(whole)
     assert {path: path.stat().st_mtime_ns for path in first} == first
     counted = Net()
     evaluate(counted, data(), STUDY, tmp_path, images=3, **QUIET)  # fewer: all is there
@@ -260,7 +265,7 @@ def test_an_unfinished_group_with_more_images_starts_anew(whole: Path, tmp_path:
             break
     else:
         raise AssertionError("no checkpoint of the last group")
-    assert run(out) == timeless(list(gather(whole)))
+    assert run(out) == kept(whole)
 
 
 _KILLED = """
@@ -287,7 +292,7 @@ def test_a_killed_process_loses_nothing_that_was_done(whole: Path, tmp_path: Pat
     process.wait()
     done = {path: path.read_bytes() for path in tmp_path.glob("*/group-*.jsonl")}
     assert done
-    assert run(tmp_path) == timeless(list(gather(whole)))
+    assert run(tmp_path) == kept(whole)
     assert {path: path.read_bytes() for path in done} == done
 
 
@@ -300,7 +305,7 @@ def test_a_corrupt_image_is_reported_and_left_out(whole: Path, tmp_path: Path) -
     assert records[3] == {
         "image": 3, "name": "own-3", "task": "block-4-6", "error": "image 3 cannot be read",
     }  # fmt: skip
-    others = [record for record in timeless(list(gather(whole))) if record["image"] != 3]
+    others = [record for record in kept(whole) if record["image"] != 3]
     assert [record["image"] for record in records if "methods" in record] == [0, 1, 2, 4]
     # Groups without it have the same calls; its own group has a smaller one, which rounds anew.
     for found, expected in zip([r for r in records if "methods" in r], others, strict=True):
@@ -473,7 +478,7 @@ def test_pictures_of_small_images(tmp_path: Path) -> None:
     ids=["task", "seed", "group", "added_noise", "common", "options", "solver"],
 )
 def test_another_plan_is_refused(change: dict[str, Any], message: str, whole: Path) -> None:
-    before = timeless(list(gather(whole)))
+    before = kept(whole)
     with pytest.raises(ValueError, match="^" + message):
         run(whole, replace(STUDY, **change))
     with pytest.raises(ValueError, match=r"^out: .* data"):
@@ -482,7 +487,7 @@ def test_another_plan_is_refused(change: dict[str, Any], message: str, whole: Pa
     other.layer.bias.data += 0.1
     with pytest.raises(ValueError, match=r"^out: .* generator"):
         evaluate(other, data(), STUDY, whole, **QUIET)
-    assert timeless(list(gather(whole))) == before
+    assert kept(whole) == before
 
 
 @pytest.mark.parametrize(

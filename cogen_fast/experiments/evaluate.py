@@ -143,8 +143,7 @@ def evaluate(
     """
     place = open_place(generator, data, study, study.methods, out, images, rank, world_size)
     mine = groups(study, place.images)[rank::world_size]
-    work = [(ids, m) for ids in mine for m in study.methods]
-    left = [(ids, m) for ids, m in work if not _is_done(place.folder, study, m, ids)]
+    left = list(_left(place.folder, study, mine))
     for ids, method in tqdm(left, "evaluating", unit="group", disable=not progress):
         _evaluate_group(generator, data, study, method, place, ids)
 
@@ -249,11 +248,14 @@ def groups(study: Study, images: int) -> list[range]:
 
 def unfinished(folder: Path, study: Study, images: int) -> Path | None:
     """The first file of records that is missing of a group of the first ``images`` images."""
-    work = ((ids, method) for ids in groups(study, images) for method in study.methods)
-    left = (
-        shard_path(folder, study, m, i[0]) for i, m in work if not _is_done(folder, study, m, i)
-    )
-    return next(left, None)
+    left = _left(folder, study, groups(study, images))
+    return next((shard_path(folder, study, method, ids[0]) for ids, method in left), None)
+
+
+def _left(folder: Path, study: Study, some: Iterable[range]) -> Iterator[tuple[range, Method]]:
+    """Of some groups those that are not done, with the method that has not."""
+    work = ((ids, method) for ids in some for method in study.methods)
+    return ((ids, method) for ids, method in work if not _is_done(folder, study, method, ids))
 
 
 def _is_done(folder: Path, study: Study, method: Method, ids: range) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from cogen_fast.experiments import evaluation_table
 from cogen_fast.experiments.image_study_plan import (
     CURVES,
     KINDS,
@@ -168,8 +167,7 @@ def _shown(pair: Pair) -> str:
 
 def _full(results: Sequence[Found]) -> str:
     """Every evaluation's own table."""
-    tables = ((result, evaluation_table.tabulated(result.records)) for result in results)
-    return "\n\n".join(f"{r.part.name}: {KINDS[r.kind]}\n{table.text()}" for r, table in tables)
+    return "\n\n".join(f"{r.part.name}: {KINDS[r.kind]}\n{r.table.text()}" for r in results)
 
 
 def _write_csv(path: Path, results: Sequence[Found]) -> None:
@@ -179,7 +177,7 @@ def _write_csv(path: Path, results: Sequence[Found]) -> None:
         writer.writerow([*_PLACE, "method", "taken", "cost", "seconds", "acceptance", *_VALUE])
         for result in results:
             part = result.part
-            for row in evaluation_table.tabulated(result.records).rows:
+            for row in result.table.rows:
                 where = [part.kind, part.task, part.snapshot.name, row.images]
                 run = [row.method, row.taken, row.cost, row.seconds, row.acceptance]
                 for metric, pair in row.values.items():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cogen_fast.experiments import evaluation_table
 from cogen_fast.experiments.evaluate import Study, gather, posed
 from cogen_fast.experiments.evaluation_record import Record
-from cogen_fast.experiments.evaluation_table import mean_and_error
+from cogen_fast.experiments.evaluation_table import Table, mean_and_error, tabulated
 from cogen_fast.experiments.evaluation_tuning import tunings
 from cogen_fast.experiments.image_study_plan import CURVES, METHODS, TASKS, Effort, Part
 
@@ -40,6 +40,11 @@ class Found:
     tunings: Mapping[str, Mapping[str, Any]]
     records: tuple[Record, ...]
     residuals: Mapping[str, tuple[float, ...]]
+
+    @cached_property
+    def table(self) -> Table:
+        """Of its records."""
+        return tabulated(self.records)
 
     @property
     def kind(self) -> str:
@@ -100,7 +105,7 @@ def all_tunings(results: Sequence[Found]) -> dict[str, Mapping[str, Any]]:
 
 def lines(result: Found) -> list[Line]:
     """A line for each method, and for each of many chains a second one, for their mean image."""
-    rows = {(row.method, row.taken): row for row in evaluation_table.tabulated(result.records).rows}
+    rows = {(row.method, row.taken): row for row in result.table.rows}
     found_lines = []
     for method in result.part.methods:
         for taken in ("best", "mean") if method.startswith("adaptive") else ("best",):
@@ -140,9 +145,7 @@ def curve(results: Sequence[Found], kind: str, images: int) -> list[tuple[int, d
             for record in result.records
             if record["image"] < images
         ]
-        rows = {
-            r.method: r.values for r in evaluation_table.tabulated(few).rows if r.taken == "best"
-        }
+        rows = {r.method: r.values for r in tabulated(few).rows if r.taken == "best"}
         points.append((result.part.snapshot.shown, rows))
     return sorted(points, key=lambda point: point[0])
 
