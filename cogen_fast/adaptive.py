@@ -15,25 +15,31 @@ from cogen_fast.ops import dispatch
 from cogen_fast.ops.philox import Purpose
 from cogen_fast.paper import INTERRUPTED, refined_note
 from cogen_fast.problem import Problem
-from cogen_fast.sampler import dense, fallback, hmc, smc
+from cogen_fast.sampler import fallback, pool, smc
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.tuning import POPULATION
-from cogen_fast.sampler.weights import genealogical_variance, log_mean_weight, surviving_roots
+from cogen_fast.sampler.weights import (
+    log_mean_weight,
+    second_order,
+    surviving_roots,
+    variance_between,
+)
 
 Evidence = Literal["consistent", "frozen"]
 EVIDENCE: tuple[str, ...] = get_args(Evidence)
 _LEAST_BUDGET = 50  # gradients of a particle: with fewer, as many lone chains do better
-_MOST_IDS = 2**32  # of rows that the noise can name
 _OTHER_SEED = 0x9E3779B97F4A7C15
-_STARTS = 8  # of a lone chain's budget, one part goes to the energies it starts from
+_FORWARDS = 2  # that a gradient costs
+_STARTS = 8  # of a budget, one part goes to prior draws
+_MOST_ERROR = 2.0  # of a log normaliser: a larger one is not known well enough to be told
 _ALONE_REASON = (
     f"fewer than {POPULATION} chains, and a budget below {_LEAST_BUDGET} gradients for each of "
     f"{POPULATION} particles (budget * chains < {_LEAST_BUDGET * POPULATION}): lone chains whose "
     "temperatures follow their own energies have no weights to trust"
 )
 _ERROR_REASON = (
-    "too few prior draws have descendants to estimate an error (NaN there); give more populations, "
-    "or more chains"
+    f"the estimate scatters by more than {_MOST_ERROR:g} nats, too much for its own error to be "
+    "told; give more chains or populations, or moves (hmc_steps)"
 )
 
 
@@ -42,7 +48,8 @@ class Adaptive:
     """Every setting of an adaptive run but the generator and the data.
 
     ``chains`` are returned per population, of ``particles`` that run; ``alone`` where they are too
-    few to be a population and the budget forbids more.
+    few to be a population and the budget forbids more. Populations are islands that tune each
+    other; a single one is two islands of half the particles.
     """
 
     chains: int
@@ -54,6 +61,7 @@ class Adaptive:
     seed: int
     keep_trace: bool
     max_batch: int | None
+    most_draws: int = pool.DRAWS
 
     def __post_init__(self) -> None:
         for name in ("chains", "populations"):
@@ -86,14 +94,41 @@ class Adaptive:
     @property
     def particles(self) -> int:
         """How many run in each population."""
-        return self.chains if self.alone else max(self.chains, POPULATION)
+        if self.alone:
+            return self.chains
+        least = max(self.chains, POPULATION)
+        return least + least % 2 if self.populations == 1 else least
+
+    @property
+    def islands(self) -> int:
+        """How many run for each observation."""
+        return self.populations if self.alone else max(self.populations, 2)
+
+    @property
+    def _each(self) -> int:
+        """Particles of an island."""
+        return self.particles * self.populations // self.islands
+
+    @property
+    def _share(self) -> int | None:
+        """The budget of one run for each of its particles, in gradients."""
+        if self.budget is None:
+            return None
+        return max(self.budget * self.chains // (self.particles * self._runs), 1)
+
+    @property
+    def draws(self) -> int:
+        """Prior draws that are scored for each particle."""
+        if self._share is None:
+            return self.most_draws
+        return max(1, min(self.most_draws, _FORWARDS * self._share // _STARTS))
 
     def _within_budget(self) -> Annealing:
         """The annealing of one run, whose budget is counted per particle."""
-        if self.budget is None:
+        if self._share is None:
             return self.annealing
-        each = self.budget * self.chains // (self.particles * self._runs)
-        return replace(self.annealing, budget=max(each, 1))
+        scoring = 0 if self.alone else self.draws // _FORWARDS
+        return replace(self.annealing, budget=max(self._share - scoring, 1))
 
     def settings(self) -> dict[str, Any]:
         """As plain values, for the result and for the checkpoint's identity."""
@@ -102,6 +137,8 @@ class Adaptive:
             "chains": self.chains,
             "populations": self.populations,
             "particles": self.particles,
+            "islands": self.islands,
+            "draws": self.particles * self.populations * (1 if self.alone else self.draws),
             "kept": self.annealing.kept,
             "resample_below": self.annealing.resample_below,
             "leapfrog_steps": self.annealing.leapfrog_steps,
@@ -128,25 +165,17 @@ class Adaptive:
         return min(POPULATION, max(self.budget * self.chains // _STARTS, self.chains))
 
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> smc.Run:
-        """Prior draws; an observation's populations are neighbouring rows with own noise."""
-        count = problem.observation.count
-        given = hmc.noise_stream(self.seed, count, torch.device("cpu"), observation_ids)
-        ids = given.observation.tolist()
-        if max(ids) >= _MOST_IDS // self.populations:
-            raise ValueError(
-                f"observation_ids: expected numbers below 2^32 / {self.populations} populations, "
-                f"got {max(ids)}"
-            )
+        """Prior draws; an observation's islands are neighbouring rows with noise of their own."""
         state = smc.init(
             problem.target,
-            chains=self.particles,
+            chains=self._each,
+            islands=self.islands,
+            draws=self.draws,
             alone=self.alone,
             starts=self._starts,
             step_size_start=self.step_size,
-            observations=count * self.populations,
-            observation_ids=[
-                i * self.populations + r for i in ids for r in range(self.populations)
-            ],
+            observations=problem.observation.count,
+            observation_ids=observation_ids,
             seed=self.seed,
             **problem.how(),
         )
@@ -164,8 +193,6 @@ class Adaptive:
     def _anneal(
         self, problem: Problem, run: smc.Run, on_step: Callable[[smc.Run], None]
     ) -> smc.Run:
-        if problem.dense is not None and not self.alone:
-            return dense.smc_run(problem.dense, self._within_budget(), run, on_step)
         return smc.run(
             problem.target,
             self._within_budget(),
@@ -183,10 +210,15 @@ class Adaptive:
         refined = None if pilot.refined is None else 0
         state = smc.init(
             fallback.in_use(problem.target, refined),
-            chains=self.particles,
-            observations=len(pilot.state.beta),
-            observation_ids=pilot.state.hmc.stream.observation.tolist(),
+            chains=self._each,
+            islands=self.islands,
+            draws=self.draws,
+            observations=len(pilot.state.beta) // self.islands,
+            observation_ids=(
+                pilot.state.hmc.stream.observation[:: self.islands] // self.islands
+            ).tolist(),
             seed=(self.seed + _OTHER_SEED) % 2**64,
+            first_beta=pilot.state.first_beta,
             **problem.how(),
         )
         state = replace(
@@ -217,7 +249,8 @@ class Adaptive:
         state, infos = run.state, run.infos
         chosen = self._chosen(state, problem.backend)
         normaliser, error, reasons = self._normaliser(state, complete)
-        first = self.particles * torch.arange(self.populations, device=state.beta.device)
+        rows = len(state.beta) // problem.observation.count
+        first = self.draws * self._each * torch.arange(rows, device=state.beta.device)
         roots = state.roots + first.repeat(problem.observation.count)[:, None]
         return Outcome(
             latents=self._side_by_side(state.hmc.latents, chosen),
@@ -251,17 +284,20 @@ class Adaptive:
         All, or every k-th from a random one on. Resampling keeps relatives side by side, so these
         have ancestors as distinct as the ancestors' shares allow, and each is a fair draw.
         """
-        device, count = state.beta.device, len(state.beta)
+        device = state.beta.device
+        count = len(state.beta) * self.populations // self.islands
         index = torch.arange(self.chains, device=device)
         if self.chains == self.particles:
             return index.expand(count, -1)
         ops = dispatch.resolve(backend, device)
         uniform = ops.observation_uniforms(state.hmc.stream, Purpose.SELECT)
+        uniform = uniform[:: self.islands // self.populations]
         points = (index + uniform[:, None]) * (self.particles / self.chains)
         return points.floor().long().clamp(max=self.particles - 1)
 
     def _side_by_side(self, values: Tensor, chosen: Tensor) -> Tensor:
-        """``(B R, N, ...)`` to the chosen ones, ``(B, R chains, ...)``."""
+        """``(B T, N, ...)`` of islands to the chosen ones, ``(B, R chains, ...)``."""
+        values = values.reshape(len(chosen), self.particles, *values.shape[2:])
         index = chosen.reshape(*chosen.shape, *[1] * (values.ndim - 2))
         taken = values.gather(1, index.expand(*chosen.shape, *values.shape[2:]))
         return taken.reshape(-1, self.populations * self.chains, *values.shape[2:])
@@ -282,14 +318,25 @@ class Adaptive:
             return None, None, dict.fromkeys(("log_weights", *names), _ALONE_REASON)
         if not complete:
             return None, None, dict.fromkeys(names, INTERRUPTED)
-        each = log_mean_weight(state.log_weights).reshape(-1, self.populations)
-        variance = state.variance.reshape(-1, self.populations)
-        within = (torch.softmax(each, -1) ** 2 * variance).sum(-1)
-        members = torch.arange(self.populations, device=each.device).expand_as(each)
-        between = genealogical_variance(each, members)
-        error = torch.where(within.isfinite(), within, between).sqrt()
-        reasons = {"log_normaliser_error": _ERROR_REASON} if bool(error.isnan().any()) else {}
-        return log_mean_weight(each), error, reasons
+        each = log_mean_weight(state.log_weights).reshape(-1, self.islands)
+        error = self._error(each, state.variance.reshape(-1, self.islands))
+        unknown = error > _MOST_ERROR
+        reasons = {"log_normaliser_error": _ERROR_REASON} if bool(unknown.any()) else {}
+        if bool(unknown.all()):
+            return log_mean_weight(each), None, reasons
+        return log_mean_weight(each), torch.where(unknown, torch.nan, error), reasons
+
+    def _error(self, each: Tensor, variance: Tensor) -> Tensor:
+        """Root mean square error of the log mean of islands' estimates ``each`` ``(B, T)``.
+
+        By the ``variance`` that each has seen on its way, their mean in place of each one's for few
+        particles tell little, or by how the islands differ, whichever is larger; and by the bias of
+        a logarithm, minus half of the variance.
+        """
+        seen = second_order(variance.clamp(min=0.0).mean(-1, keepdim=True))
+        within = (torch.softmax(each, -1) ** 2 * seen).sum(-1)
+        found = within.maximum(variance_between(each))
+        return (found + 0.25 * found**2).sqrt()
 
     def _notes(self, complete: bool) -> list[str]:
         notes = []
@@ -299,6 +346,7 @@ class Adaptive:
             each = " of each population" if self.populations > 1 else ""
             chains = "1 chain" if self.chains == 1 else f"{self.chains} chains"
             notes.append(f"{self.particles} particles were run for {chains}{each}")
+        notes.append(f"each island began from the best of {self.draws * self._each} prior draws")
         if complete:
             frozen = self.evidence == "frozen"
             notes.append(

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cogen_fast.files import write_atomically
 from cogen_fast.ops.philox import NoiseStream
-from cogen_fast.sampler import ais, hmc, lone, smc, step_size, tuning
+from cogen_fast.sampler import ais, curvature, hmc, lone, smc, step_size, tuning
 
-_FORMAT = "cogen-fast run 3"
+_FORMAT = "cogen-fast run 4"
 _PROBE = "probe."
 _ON_HOST = "trace"
 _CLASSES: dict[str, type[Any]] = {
@@ -26,6 +26,8 @@ _CLASSES: dict[str, type[Any]] = {
         ais.Run,
         ais.AISState,
         ais.History,
+        curvature.Curvature,
+        curvature.Directions,
         hmc.HMCState,
         lone.Spread,
         smc.Run,

@@ -33,10 +33,11 @@ class Potential(Protocol):
     """A batched misfit energy over latents, apart from the Gaussian prior.
 
     Gradients need not be the energy's own: any field that is a function of each chain's latent
-    alone leaves the target exact. One whose energies cost something beside the gradients has more:
-    ``grad_alone(latents)``, without energies; ``forwards``, how many forwards an energy costs; and
-    ``finer``, the potential to fall back to where its gradients are too coarse, or None. One that
-    can be recorded has ``graphs``, which then replays the moves that follow it.
+    alone leaves the target exact. One may have ``energy(latents)``, without gradients. One whose
+    energies cost something beside the gradients has more: ``grad_alone(latents)``, without
+    energies; ``forwards``, how many forwards an energy costs; and ``finer``, the potential to fall
+    back to where its gradients are too coarse, or None. One that can be recorded has ``graphs``,
+    which then replays the moves that follow it.
     """
 
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,6 +49,12 @@ def gradients(potential: Potential, latents: Tensor) -> Tensor:
     """Gradients ``(B, N, d)`` where no energy is asked for."""
     alone: Callable[[Tensor], Tensor] | None = getattr(potential, "grad_alone", None)
     return potential.energy_and_grad(latents)[1] if alone is None else alone(latents)
+
+
+def energies(potential: Potential, latents: Tensor) -> Tensor:
+    """Energies ``(B, N)`` where no gradient is asked for."""
+    alone: Callable[[Tensor], Tensor] | None = getattr(potential, "energy", None)
+    return potential.energy_and_grad(latents)[0] if alone is None else alone(latents)
 
 
 def forwards(potential: Potential) -> int:
@@ -89,13 +96,20 @@ class EnergyPotential:
     def __init__(self, energy: Callable[[Tensor], Tensor]) -> None:
         if not callable(energy):
             raise TypeError(f"energy: expected a callable, got {type(energy).__name__}")
-        self.energy = energy
+        self._of_rows = energy
+
+    def energy(self, latents: Tensor) -> Tensor:
+        """Energies ``(B, N)`` float64 alone."""
+        with torch.no_grad():
+            energy = self._of_rows(latents.detach().flatten(0, 1))
+        check_energies("energy", energy, latents.shape[0] * latents.shape[1])
+        return energy.double().reshape(latents.shape[:2])
 
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Energies ``(B, N)`` float64 and gradients ``(B, N, d)`` of latents ``(B, N, d)``."""
         with torch.enable_grad():
             rows = latents.detach().flatten(0, 1).requires_grad_()
-            energy = self.energy(rows)
+            energy = self._of_rows(rows)
             check_energies("energy", energy, rows.shape[0])
             (grad,) = torch.autograd.grad(energy.sum(), rows)
         shape = latents.shape
@@ -282,6 +296,10 @@ class SplitPotential:
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Energies ``(B, N)`` float64 and gradients ``(B, N, d)`` of latents ``(B, N, d)``."""
         return self.energies.energy(latents), self.grad_alone(latents)
+
+    def energy(self, latents: Tensor) -> Tensor:
+        """Energies ``(B, N)`` float64 alone."""
+        return self.energies.energy(latents)
 
     def grad_alone(self, latents: Tensor) -> Tensor:
         """Gradients ``(B, N, d)`` alone."""

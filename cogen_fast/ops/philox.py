@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     JITTER = 4
     SELECT = 5
     TASK = 6
+    POOL = 7
 
 
 @dataclass(frozen=True)

@@ -127,25 +127,27 @@ def init(
         size = check_count("latent_size", latent_size)
         stream = noise_stream(seed, count, torch.device(device), observation_ids)
         ops = dispatch.resolve(backend, torch.device(device))
-        latents = ops.initial_latents(stream, chains, size, _check_dtype(dtype))
+        latents = ops.initial_latents(stream, chains, size, check_dtype(dtype))
     else:
         if latents.ndim != 3:
             raise ValueError(f"latents: expected shape (B, N, d), got {tuple(latents.shape)}")
-        _check_dtype(latents.dtype)
+        check_dtype(latents.dtype)
         stream = noise_stream(seed, latents.shape[0], latents.device, observation_ids)
         latents = latents.detach().clone()
     energy, grad = as_potential(target).energy_and_grad(latents)
-    _check_start(energy, grad)
+    check_start(energy, grad)
     return HMCState(latents, energy, grad.to(latents.dtype), stream)
 
 
-def _check_dtype(dtype: torch.dtype) -> torch.dtype:
+def check_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of latents; TypeError where it is neither float32 nor float64."""
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
     return dtype
 
 
-def _check_start(energy: Tensor, grad: Tensor) -> None:
+def check_start(energy: Tensor, grad: Tensor) -> None:
+    """Raise ValueError, saying which, where energies or gradients of chains are not finite."""
     bad = ~(energy.isfinite() & grad.isfinite().all(-1))
     if bad.any():
         where = [tuple(int(i) for i in row) for row in bad.nonzero()[:4]]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cogen_fast.arguments import check_choice, check_count, check_number, shown
-from cogen_fast.sampler import tuning
+from cogen_fast.sampler import islands, tuning
 from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
 
 _LEAST_FINAL_ROUNDS = 2
@@ -18,7 +18,8 @@ _LEAST_KEPT = 0.1  # where a step keeps less, one particle in ten carries it
 _ROUNDING = 1e-9
 _MODERATE_KEPT = 0.3  # longer trajectories are worth steps as large as this
 _UNKNOWN_TRAVEL = 10.0  # e-folds of beta assumed before the first is known
-MASSES = ("low-rank", "diagonal", "identity")
+_STEEPEST = math.e  # beta grows by no larger factor in one step
+MASSES = ("curvature", "identity")
 
 
 @dataclass(frozen=True)
@@ -26,23 +27,23 @@ class Annealing:
     """How a population goes from the prior to the posterior.
 
     ``kept`` is the share of the conditional effective sample size that a step of the inverse
-    temperature keeps; particles are resampled where their effective number falls below
-    ``resample_below`` of N. ``leapfrog_steps`` and ``hmc_steps`` fix L and M (None: tuned; L is
-    common to all observations of a call). ``mass`` "low-rank" follows the
-    stiffest directions of the population's gradients (`stiffness`), "diagonal" its variances.
+    temperature keeps, if energies are Gaussian; particles are resampled where their effective
+    number falls below ``resample_below`` of N. ``leapfrog_steps`` and ``hmc_steps`` fix L and M
+    (None: tuned; L is common to all observations of a call). ``mass`` "curvature" is what gradients
+    have shown of the posterior's precision (`curvature`).
     ``budget`` bounds the gradient evaluations of a particle; where it is short there are fewer
     moves, then larger steps, then shorter trajectories. There are ``final_rounds`` of moves at the
     posterior itself, where a small population's bias is forgotten: a number that looks at no
     energies, for to stop where they look settled would be to choose among samples.
     """
 
-    kept: float = 0.5
+    kept: float = 0.95
     resample_below: float = 0.5
     leapfrog_steps: int | None = None
     hmc_steps: int | None = None
-    mass: str = "low-rank"
+    mass: str = "curvature"
     budget: int | None = None
-    final_rounds: int = 8
+    final_rounds: int = 10
     rule: TuningRule = field(default_factory=TuningRule)
 
     def __post_init__(self) -> None:
@@ -68,8 +69,8 @@ class Standing:
     """What the pace is chosen by: where B observations stand.
 
     ``(B,)`` each: ``active``, ``beta``, ``sharpness`` (steps that keep ``exp(-1)`` per e-fold of
-    beta, 0 where unknown) and ``rounds`` made at beta = 1. ``size`` is the latents' d, ``spent``
-    the gradient evaluations of a particle so far.
+    beta) and ``rounds`` made at beta = 1; sharpness and ``tuning`` as others have found them.
+    ``size`` is the latents' d, ``spent`` the gradient evaluations of a particle so far.
     """
 
     active: Tensor
@@ -139,12 +140,31 @@ def choose(standing: Standing, annealing: Annealing) -> Pace:
     )
 
 
+def next_beta(
+    beta: Tensor, sharpness: Tensor, kept: Tensor, count: int, active: Tensor
+) -> Tensor:
+    """The next inverse temperature ``(B,)`` of each of ``count`` islands of an observation.
+
+    Energies that are Gaussian with standard deviation s keep ``exp(-(step s)^2)`` of the
+    conditional effective sample size; s is the mean of what the other islands have found, as
+    ``sharpness``, ``beta s`` at their own beta. One that is ahead of others has their deviation at
+    their beta, where it is larger, and waits for them; one that is behind has it at its own.
+    """
+    own, each = islands.pairs(beta, count)
+    deviation = islands.pairs(sharpness, count)[1] / torch.minimum(own, each)
+    others = islands.others_of_pairs(deviation)
+    step = torch.sqrt(-torch.log(kept)) / others.clamp(min=1e-300)
+    grown = torch.minimum(beta + step, _STEEPEST * beta).clamp(max=1.0)
+    grown = torch.where(kept > 0.0, grown, 1.0)
+    return torch.where(active & (beta < 1.0), grown, beta)
+
+
 def _read(standing: Standing) -> list[_Row]:
     tuned = standing.tuning
     columns = (
         standing.active,
         tuned.log_length - tuned.log_step,
-        tuned.memory,
+        tuned.memory.amax(-1),
         standing.beta,
         standing.sharpness,
         standing.rounds,

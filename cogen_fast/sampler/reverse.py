@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cogen_fast.density import Potential
 from cogen_fast.ops import dispatch
-from cogen_fast.sampler import hmc, smc, stiffness
+from cogen_fast.sampler import curvature, hmc, smc
 from cogen_fast.sampler.hmc import Energy
 from cogen_fast.sampler.smc import Choice
 from cogen_fast.sampler.tuning import TuningRule
@@ -41,11 +41,11 @@ def run(
     log_weights = torch.zeros_like(state.energy)
     for t in range(len(choices), 0, -1):
         choice = choices[t - 1]
-        turn = stiffness.basis(choice.stiff)
+        turn = curvature.basis(choice.stiff)
         for made in range(choice.hmc_steps):
             now = replace(choice, active=choice.active & (made < choice.moves))
             settings = smc.jittered(now, choice.step_size, rule, state.stream, ops)
             length = choice.leapfrog_steps
-            state = stiffness.transition(state, potential, settings, length, turn, ops).after
+            state = curvature.transition(state, potential, settings, length, turn, ops).after
         log_weights = log_weights - (betas[t] - betas[t - 1])[:, None] * state.energy
     return log_weights

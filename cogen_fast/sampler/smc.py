@@ -2,14 +2,15 @@
 
 Algorithm 1 with three changes (Del Moral, Doucet and Jasra 2006): the next inverse temperature is
 the one that keeps a set share of the conditional effective sample size (Zhou, Johansen and Aston
-2016); particles are resampled where their weights have become uneven; and moves are tuned by
-earlier moves (`tuning`, `pace`). Each observation has a schedule of its own and is frozen when it
-is done. ``init``, ``step(state) -> (state, info)`` and ``run`` are public, for loops of your own.
+2016); particles are resampled where their weights have become uneven; and moves tune themselves
+(`tuning`, `curvature`, `pace`). The particles of an observation live on islands that exchange none:
+whatever an island's particles move by was learnt from other islands (`islands`). Each island has a
+schedule of its own and is frozen when it is done. ``init``, ``step(state) -> (state, info)`` and
+``run`` are public, for loops of your own.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,56 +25,64 @@ from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.spec import TransitionSettings
-from cogen_fast.sampler import fallback, hmc, lone, pace, stiffness, tuning
+from cogen_fast.sampler import curvature, fallback, hmc, islands, lone, pace, pool, tuning
+from cogen_fast.sampler.curvature import Curvature, Directions
 from cogen_fast.sampler.hmc import Energy, HMCState
 from cogen_fast.sampler.lone import Spread
 from cogen_fast.sampler.pace import Annealing, Standing, least_kept
 from cogen_fast.sampler.tuning import POPULATION, Tuning, TuningRule
 from cogen_fast.sampler.weights import (
     effective_sample_size,
-    genealogical_variance,
     log_mean_weight,
-    surviving_roots,
+    normalised_weights,
 )
 
 _SHARPNESS_GAIN = 0.3
-_MASS_SHRINKAGE = 8.0
 _TIE = 1e-6  # from even weights a step keeps exactly what was asked: no matter for rounding
-_BLIND = math.e  # beta grows by no more where energies that are all alike cannot tell
+_REFRESHED = 64  # dimensions for each temperature that directions stay as they are
+_MOST_IDS = 2**32  # of rows that the noise can name
 
 
 @dataclass(frozen=True)
 class SMCState:
-    """Where B observations with N particles each stand.
+    """Where the islands of some observations stand: B rows of N particles each.
 
-    ``beta`` ``(B,)`` is the inverse temperature reached. ``log_weights`` ``(B, N)`` float64 hold
-    the mean weight up to the last resampling and each particle's own since, so that their log mean
-    is the log normaliser. ``roots`` ``(B, N)`` int64 is the prior draw each particle descends from.
-    ``resamplings`` ``(B,)`` counts resamplings and ``variance`` ``(B,)`` is the relative variance
-    of the normaliser's estimate by the genealogy. ``rounds`` ``(B,)`` counts temperatures spent at
-    beta = 1; ``finished`` ``(B,)`` marks what stands still. ``sharpness`` ``(B,)`` is a running
-    mean of the steps, each keeping ``exp(-1)``, that an e-fold of beta takes; ``jumped`` ``(B,)``
-    marks what a short budget drove to the end too fast; ``non_finite`` ``(B, N)`` counts proposals
-    that were not finite; ``spent`` the gradient evaluations of a particle, and ``forwards`` its
-    forwards beside them. ``curvature`` ``(B, d, d)`` is what `stiffness` knows; ``spread`` is there
-    for chains too few to be a population.
+    ``islands`` T is how many neighbouring rows are of one observation. ``beta`` ``(B,)`` is the
+    inverse temperature reached, ``first_beta`` the one that the prior pool allowed. ``log_weights``
+    ``(B, N)`` float64 hold the mean weight up to the last resampling and each particle's own since,
+    so that their log mean is the log normaliser; ``variance`` ``(B,)`` is the first-order relative
+    variance of that estimate, and ``lineage`` ``(B, N)`` what it remembers of the past
+    (`_weigh`). ``roots`` ``(B, N)`` int64 is the prior draw each particle descends from.
+    ``resamplings`` ``(B,)`` counts resamplings, ``rounds`` ``(B,)`` temperatures spent at beta = 1;
+    ``finished`` ``(B,)`` marks what stands still. ``tuning``, ``curvature`` and ``sharpness``
+    ``(B,)``, a running mean of the steps, each keeping ``exp(-1)``, that an e-fold of beta takes,
+    are what each row's particles have taught, for others to use; ``directions`` what a row's moves
+    follow. ``jumped`` ``(B,)`` marks what a short budget drove to the end too fast; ``non_finite``
+    ``(B, N)`` counts proposals that were not finite; ``spent`` the gradient evaluations of a
+    particle, ``forwards`` its forwards beside them, and ``temperatures`` the steps so far.
+    ``spread`` is there for chains too few to be a population.
     """
 
     hmc: HMCState
+    islands: int
     tuning: Tuning
+    curvature: Curvature
+    directions: Directions
+    sharpness: Tensor
     beta: Tensor
+    first_beta: Tensor
     log_weights: Tensor
+    variance: Tensor
+    lineage: Tensor
     roots: Tensor
     resamplings: Tensor
-    variance: Tensor
     rounds: Tensor
     finished: Tensor
-    sharpness: Tensor
     jumped: Tensor
     non_finite: Tensor
     spent: int
     forwards: int
-    curvature: Tensor
+    temperatures: int
     spread: Spread | None = None
 
 
@@ -84,10 +93,10 @@ class Choice:
     ``(B,)`` each: ``active`` observations move, to inverse temperature ``beta``, after resampling
     where ``resampled``, with ``step_size`` (before its jitter): of the first move when it is made,
     of the last once it is done, which is what another run should repeat. ``kept`` is
-    the share of the conditional effective sample size that was asked for, NaN where all particles
-    were copies of one another.
-    ``inverse_mass`` is ``(B, d)`` or None. L is common to all; ``moves`` ``(B,)`` int64 is each
-    one's M, and ``hmc_steps`` the largest of them.
+    the share of the conditional effective sample size that was asked for. ``inverse_mass``
+    ``(B, d)`` holds in the coordinates that `curvature.basis` makes of ``stiff`` ``(B, d, k)``;
+    both None for a mass of 1. L is common to all; ``moves`` ``(B,)`` int64 is each one's M, and
+    ``hmc_steps`` the largest of them.
     """
 
     active: Tensor
@@ -123,55 +132,126 @@ class SMCInfo:
 def init(
     target: Potential | Energy,
     *,
-    chains: int = POPULATION,
+    chains: int = POPULATION // 2,
+    islands: int = 2,
+    draws: int = pool.DRAWS,
+    latent_size: int | None = None,
+    latents: Tensor | None = None,
+    observations: int = 1,
+    observation_ids: Sequence[int] | None = None,
+    seed: int = 0,
     step_size_start: float | None = None,
+    first_beta: Tensor | None = None,
     alone: bool = False,
     starts: int = POPULATION,
-    **how: Any,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
 ) -> SMCState:
-    """Prior draws at beta_0 = 0; ``how`` goes to `hmc.init`. Costs one gradient.
+    """The start of ``islands`` T of ``chains`` N particles for each observation, B T rows in all.
 
-    ``latents`` ``(B, N, d)`` in their place (N = ``chains``) must be prior draws too. ``alone``:
-    the ``chains`` are no population. They are not resampled, and the inverse temperature grows by
-    what their own energies' recent spread allows; ``starts`` prior draws give the first.
+    ``draws`` prior draws for each particle are scored, a forward each, and particles resampled from
+    them at the inverse temperature that the other islands' draws allow (`pool`), or at
+    ``first_beta`` ``(B T,)``; then one gradient each. ``latents`` ``(B T, K, d)`` in the place of
+    those draws must be prior draws too. ``alone``: the ``chains`` are no population.
+    They are not resampled, and the inverse temperature grows by what their own energies' recent
+    spread allows; ``starts`` prior draws give the first. Other arguments as for `hmc.init`.
+
+    Raises TypeError or ValueError naming the argument.
     """
     if step_size_start is not None:
         check_number("step_size", step_size_start, above=0.0)
-    check_count("chains", chains)
-    given = how.get("latents")
-    if given is not None and (given.ndim != 3 or given.shape[1] != chains):
-        raise ValueError(f"latents: expected shape (B, {chains}, d), got {tuple(given.shape)}")
-    drawn = max(chains, starts) if alone and given is None else chains
-    potential = hmc.as_potential(target)
-    state = hmc.init(potential, chains=drawn, **how)
-    spread = lone.init(state.energy, chains) if alone else None
-    state = HMCState(
-        state.latents[:, :chains].contiguous(),
-        state.energy[:, :chains].contiguous(),
-        state.grad[:, :chains].contiguous(),
-        state.stream,
+    for name, value in (("chains", chains), ("islands", islands), ("draws", draws)):
+        check_count(name, value)
+    if latents is not None:
+        if latents.ndim != 3 or latents.shape[1] < chains or len(latents) % islands:
+            raise ValueError(
+                f"latents: expected shape (B, K, d), B a multiple of {islands} islands and K at "
+                f"least {chains}, got {tuple(latents.shape)}"
+            )
+        observations = len(latents) // islands
+    potential, where = hmc.as_potential(target), torch.device(device)
+    ids = _rows_of(observation_ids, check_count("observations", observations), islands)
+    if latents is None:
+        if latent_size is None:
+            raise ValueError("latent_size: expected a number where no latents are given, got None")
+        count = max(chains, starts) if alone else chains * draws
+        stream = hmc.noise_stream(seed, len(ids), where, ids)
+        ops = dispatch.resolve(backend, where)
+        size = check_count("latent_size", latent_size)
+        latents = ops.initial_latents(stream, count, size, hmc.check_dtype(dtype))
+    else:
+        hmc.check_dtype(latents.dtype)
+        stream = hmc.noise_stream(seed, len(ids), latents.device, ids)
+        ops = dispatch.resolve(backend, latents.device)
+    scored = latents.shape[1]
+    energy = pool.scores(potential, latents)
+    begun: pool.Start | None = None
+    spread = lone.init(energy, chains) if alone else None
+    if not alone:
+        begun = pool.start(latents, energy, chains, stream, islands, first_beta, ops)
+        latents = begun.latents
+    how: dict[str, Any] = {"seed": seed, "observation_ids": ids, "backend": backend}
+    state = hmc.init(potential, latents[:, :chains].contiguous(), **how)
+    return _begun(
+        state,
+        begun,
+        spread,
+        islands=islands,
+        step_size=step_size_start,
+        forwards=-(-scored // chains) + forwards(potential),
     )
-    count, _, size = state.latents.shape
+
+
+def _rows_of(observation_ids: Sequence[int] | None, count: int, islands: int) -> list[int]:
+    """The numbers that name B T rows in the noise, those of an observation side by side."""
+    given = hmc.noise_stream(0, count, torch.device("cpu"), observation_ids)
+    ids = given.observation.tolist()
+    if max(ids) >= _MOST_IDS // islands:
+        raise ValueError(
+            f"observation_ids: expected numbers below 2^32 / {islands} islands, got {max(ids)}"
+        )
+    return [i * islands + island for i in ids for island in range(islands)]
+
+
+def _begun(
+    state: HMCState,
+    begun: pool.Start | None,
+    spread: Spread | None,
+    *,
+    islands: int,
+    step_size: float | None,
+    forwards: int,
+) -> SMCState:
+    """The first state: at the inverse temperature of ``begun``, or at 0."""
+    count, chains, size = state.latents.shape
     device = state.latents.device
     zeros = torch.zeros(count, dtype=torch.float64, device=device)
     nothing = torch.zeros_like(zeros, dtype=torch.bool)
     none_yet = torch.zeros_like(zeros, dtype=torch.int64)
+    even = torch.zeros_like(state.energy)
+    own = torch.arange(chains, device=device).repeat(count, 1)
     return SMCState(
         hmc=state,
-        tuning=tuning.init(count, size, step_size_start, device),
-        beta=zeros,
-        log_weights=torch.zeros_like(state.energy),
-        roots=torch.arange(chains, device=device).repeat(count, 1),
+        islands=islands,
+        tuning=tuning.init(count, size, step_size, device),
+        curvature=curvature.init(state.latents),
+        directions=curvature.no_directions(state.latents),
+        sharpness=zeros if begun is None else begun.beta * begun.deviation,
+        beta=zeros if begun is None else begun.beta,
+        first_beta=zeros if begun is None else begun.beta,
+        log_weights=even if begun is None else even + begun.log_normaliser[:, None],
+        variance=zeros if begun is None else begun.variance,
+        lineage=even.clone(),
+        roots=own if begun is None else begun.roots,
         resamplings=none_yet,
-        variance=zeros.clone(),
         rounds=none_yet.clone(),
         finished=nothing,
-        sharpness=zeros.clone(),
         jumped=nothing.clone(),
         non_finite=torch.zeros_like(state.energy, dtype=torch.int64),
-        spent=-(-drawn // chains),
-        forwards=-(-drawn // chains) * forwards(potential),
-        curvature=stiffness.init(state.latents),
+        spent=1,
+        forwards=forwards,
+        temperatures=0,
         spread=spread,
     )
 
@@ -193,12 +273,10 @@ def step(
     ops = dispatch.resolve(backend, state.hmc.latents.device)
     adapts = choice is None
     if choice is None:
-        choice = choose(state, annealing, ops)
+        state, choice = choose(state, annealing)
     weighed = _weigh(state, choice.beta)
     resampled, ancestors = _resample(weighed, choice.resampled, ops)
-    log_step = torch.where(choice.active, choice.step_size.log(), state.tuning.log_step)
-    start = replace(resampled, tuning=replace(state.tuning, log_step=log_step))
-    moved, choice, acceptance = _move(start, potential, choice, annealing, adapts, ops)
+    moved, choice, acceptance = _move(resampled, potential, choice, annealing, adapts, ops)
     info = SMCInfo(
         choice,
         effective_sample_size(weighed.log_weights),
@@ -207,59 +285,94 @@ def step(
         torch.where(choice.active, moved.hmc.energy.std(-1, correction=0), torch.nan),
         ancestors,
     )
-    closed = _close(moved, choice, annealing)
-    return replace(closed, sharpness=_sharpness(state, choice, annealing)), info
+    return _close(moved, choice, annealing), info
 
 
-def choose(state: SMCState, annealing: Annealing, ops: Ops) -> Choice:
-    """What the population itself asks for; ValueError where every observation is finished."""
+def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
+    """What the other islands' particles ask for, and the state with the directions of its moves.
+
+    ValueError where every observation is finished.
+    """
     active, beta, size = ~state.finished, state.beta, state.hmc.latents.shape[-1]
-    standing = Standing(
-        active, beta, state.sharpness, state.rounds, state.tuning, size, state.spent
+    sharpness = islands.others(state.sharpness, state.islands)
+    known = tuning.of_others(state.tuning, state.islands)
+    chosen = pace.choose(
+        Standing(active, beta, sharpness, state.rounds, known, size, state.spent), annealing
     )
-    chosen = pace.choose(standing, annealing)
-    kept = chosen.kept
     if state.spread is None:
-        new_beta = ops.next_beta(state.hmc.energy, state.log_weights, beta, chosen.kept, active)
-        blind = _collapsed(state) & (chosen.kept > 0.0)
-        new_beta = torch.where(blind, torch.minimum(new_beta, _BLIND * beta), new_beta)
-        kept = torch.where(blind, torch.nan, kept)
+        new_beta = pace.next_beta(beta, state.sharpness, chosen.kept, state.islands, active)
     else:
         new_beta = torch.where(active, lone.next_beta(state.spread, beta, chosen.kept), beta)
-    weighed = _weigh(state, new_beta)
-    share = effective_sample_size(weighed.log_weights) / weighed.log_weights.shape[-1]
+    share = effective_sample_size(_weigh(state, new_beta).log_weights)
+    share = share / state.log_weights.shape[-1]
     # At the end weights are made even, so that particles are draws as they stand.
-    arrived = (new_beta >= 1.0) & (beta < 1.0)
+    arrived = (new_beta >= 1.0) & (state.rounds == 0)
     uneven = arrived | (share < annealing.resample_below + _TIE)
-    stiff, inverse_mass = _mass(state, weighed, annealing, new_beta)
-    return Choice(
+    if _follows_curvature(state, annealing):
+        state = replace(state, directions=_directions(state))
+        stiff = state.directions.vectors
+        inverse_mass = curvature.inverse_mass(state.directions, new_beta)
+        inverse_mass = inverse_mass.to(state.hmc.latents.dtype)
+    else:
+        stiff = inverse_mass = None
+        state = replace(state, tuning=tuning.sharpen(state.tuning, beta, new_beta, size))
+        known = tuning.of_others(state.tuning, state.islands)
+    choice = Choice(
         active,
-        kept,
+        chosen.kept,
         new_beta,
         active & uneven & (state.spread is None),
-        tuning.sharpen(state.tuning, beta, new_beta, size).log_step.exp(),
+        known.log_step.exp(),
         inverse_mass,
         stiff,
         chosen.moves,
         chosen.leapfrog_steps,
         chosen.hmc_steps,
     )
+    return state, choice
 
 
-def _collapsed(state: SMCState) -> Tensor:
-    """Whether all particles are copies of one another, ``(B,)``: their weights tell nothing."""
-    energy = state.hmc.energy
-    alike = (energy == energy[:, :1]).all(-1)
-    return alike & (surviving_roots(state.roots) < energy.shape[-1])
+def _follows_curvature(state: SMCState, annealing: Annealing) -> bool:
+    return annealing.mass == "curvature" and state.spread is None
+
+
+def _directions(state: SMCState) -> Directions:
+    """Those that the other islands' gradients show by now; with many dimensions not every time.
+
+    At the posterior itself they stay as they are.
+    """
+    if state.temperatures % -(-state.hmc.latents.shape[-1] // _REFRESHED):
+        return state.directions
+    seen = curvature.directions(curvature.of_others(state.curvature, state.islands))
+    learns, old = ~state.finished & (state.beta < 1.0), state.directions
+    return Directions(
+        torch.where(learns[:, None, None], seen.vectors, old.vectors),
+        torch.where(learns[:, None], seen.values, old.values),
+        torch.where(learns, seen.rest, old.rest),
+    )
 
 
 def _weigh(state: SMCState, beta: Tensor) -> SMCState:
-    """The state at ``beta``: log weights grow by ``log p_beta(z) - log p_old(z)`` before moves."""
-    increment = (beta - state.beta)[:, None] * state.hmc.energy
-    log_weights = state.log_weights - increment
-    variance = genealogical_variance(log_weights, state.roots)
-    variance = torch.where(beta > state.beta, variance, state.variance)
-    return replace(state, beta=beta, log_weights=log_weights, variance=variance)
+    """The state at ``beta``: log weights grow by ``log p_beta(z) - log p_old(z)`` before moves.
+
+    The log normaliser grows by the mean over particles of what each contributes, w. The variance of
+    the sum of such means is, to first order, that of each and twice its covariance with all before
+    it: particles share no more than their ancestors, so the sum over particles of ``w (w + 2 a)``
+    over ``N (N - 1)`` estimates it, a being what a particle's ancestors have contributed.
+    """
+    log_weights = state.log_weights - (beta - state.beta)[:, None] * state.hmc.energy
+    count = log_weights.shape[-1]
+    new, old = normalised_weights(log_weights), normalised_weights(state.log_weights)
+    contributed = count * (new - old)
+    past = state.lineage - state.lineage.mean(-1, keepdim=True)
+    seen = (contributed * (contributed + 2.0 * past)).sum(-1) / (count * max(count - 1, 1))
+    return replace(
+        state,
+        beta=beta,
+        log_weights=log_weights,
+        variance=state.variance + seen,
+        lineage=state.lineage + contributed,
+    )
 
 
 def _resample(state: SMCState, wanted: Tensor, ops: Ops) -> tuple[SMCState, Tensor]:
@@ -275,42 +388,15 @@ def _resample(state: SMCState, wanted: Tensor, ops: Ops) -> tuple[SMCState, Tens
         stream,
     )
     even = log_mean_weight(state.log_weights)[:, None]
-    log_weights = torch.where(wanted[:, None], even, state.log_weights)
-    roots = state.roots.gather(1, ancestors)
-    counted = state.resamplings + wanted
     resampled = replace(
-        state, hmc=chains, log_weights=log_weights, roots=roots, resamplings=counted
+        state,
+        hmc=chains,
+        log_weights=torch.where(wanted[:, None], even, state.log_weights),
+        lineage=state.lineage.gather(1, ancestors),
+        roots=state.roots.gather(1, ancestors),
+        resamplings=state.resamplings + wanted,
     )
     return resampled, ancestors
-
-
-def _mass(
-    state: SMCState, weighed: SMCState, annealing: Annealing, beta: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """Stiff directions and inverse mass, as ``annealing.mass`` says."""
-    if annealing.mass == "diagonal":
-        return None, _diagonal_mass(weighed)
-    directions = stiffness.count(state.hmc.latents.shape[-1])
-    if annealing.mass == "low-rank" and directions > 0 and state.spread is None:
-        stiff, inverse_mass = stiffness.directions(state.curvature, beta)
-        return stiff, inverse_mass.to(state.hmc.latents.dtype)
-    return None, None
-
-
-def _diagonal_mass(state: SMCState) -> Tensor:
-    """Inverse mass ``(B, d)``: the population's variances, drawn towards their mean.
-
-    Scaled to a geometric mean of 1, so that a step size keeps its meaning when the mass changes.
-    """
-    z = state.hmc.latents
-    trusted = state.log_weights if state.spread is None else torch.zeros_like(state.log_weights)
-    weights = torch.softmax(trusted, -1)[..., None].to(z.dtype)
-    variance = (weights * (z - (weights * z).sum(1, keepdim=True)) ** 2).sum(1)
-    particles = z.shape[1]
-    mean = variance.mean(-1, keepdim=True)
-    shrunk = (particles * variance + _MASS_SHRINKAGE * mean) / (particles + _MASS_SHRINKAGE)
-    shrunk = torch.where(mean > 0.0, shrunk, torch.ones_like(shrunk))
-    return shrunk / shrunk.log().mean(-1, keepdim=True).exp()
 
 
 def _move(
@@ -322,13 +408,12 @@ def _move(
     ops: Ops,
 ) -> tuple[SMCState, Choice, Tensor]:
     """Each observation's M transitions, what they were, and their mean acceptance ``(B,)``."""
-    turn = stiffness.basis(choice.stiff)
+    turn = curvature.basis(choice.stiff)
     total, step_size = torch.zeros_like(choice.beta), choice.step_size
-    made = replace(state, spent=0, forwards=0)  # what Python counts is no part of a recording
+    made = replace(state, spent=0, forwards=0, temperatures=0)  # no part of a recording
     for number in range(choice.hmc_steps):
         now = replace(choice, active=choice.active & (number < choice.moves), hmc_steps=1)
-        step_size = torch.where(now.active, made.tuning.log_step.exp(), step_size)
-        made, acceptance = replayed(
+        made, acceptance, used = replayed(
             potential,
             (annealing, adapts, ops.name),
             partial(_one_move, potential, annealing, adapts, ops),
@@ -336,11 +421,13 @@ def _move(
             now,
             turn,
         )
+        step_size = torch.where(now.active, used, step_size)
         total = total + torch.where(now.active, acceptance, 0.0)
     made = replace(
         made,
         spent=state.spent + choice.hmc_steps * choice.leapfrog_steps,
         forwards=state.forwards + choice.hmc_steps * forwards(potential),
+        temperatures=state.temperatures,
     )
     return made, replace(choice, step_size=step_size), total / choice.moves.clamp(min=1)
 
@@ -363,17 +450,23 @@ def _one_move(
     state: SMCState,
     choice: Choice,
     turn: Tensor | None,
-) -> tuple[SMCState, Tensor]:
-    """One transition with a jittered step size, and its mean acceptance ``(B,)``."""
-    tuned, curvature, spread, rule = state.tuning, state.curvature, state.spread, annealing.rule
-    settings = jittered(choice, tuned.log_step.exp(), rule, state.hmc.stream, ops)
+) -> tuple[SMCState, Tensor, Tensor]:
+    """One transition with a jittered step size; its mean acceptance and step size ``(B,)``."""
+    tuned, seen, spread, rule = state.tuning, state.curvature, state.spread, annealing.rule
+    used = tuning.of_others(tuned, state.islands)
+    step_size = used.log_step.exp() if adapts else choice.step_size
+    settings = jittered(choice, step_size, rule, state.hmc.stream, ops)
     length = choice.leapfrog_steps
-    made = stiffness.transition(state.hmc, potential, settings, length, turn, ops)
+    made = curvature.transition(state.hmc, potential, settings, length, turn, ops)
     chains, info = made.after, made.info
     if adapts:
-        tuned = tuning.update(tuned, made.start, made.end, info, settings, length, rule)
+        # At the posterior itself nothing is learnt, but by lone chains, which are no samples.
+        learns = choice.active & ((choice.beta < 1.0) | (spread is not None))
+        tuned = tuning.update(
+            tuned, used, made.start, made.end, info, settings, length, rule, learns
+        )
         if turn is not None:
-            curvature = stiffness.update(curvature, chains.grad, choice.beta, choice.active)
+            seen = curvature.update(seen, chains.grad, choice.beta, learns)
     if spread is not None:
         spread = lone.update(spread, chains.energy, choice.active)
     moved = replace(
@@ -381,24 +474,25 @@ def _one_move(
         hmc=chains,
         tuning=tuned,
         spread=spread,
-        curvature=curvature,
+        curvature=seen,
         non_finite=state.non_finite + info.non_finite,
     )
-    return moved, info.acceptance_probability.mean(-1)
+    return moved, info.acceptance_probability.mean(-1), step_size
 
 
-def _sharpness(state: SMCState, choice: Choice, annealing: Annealing) -> Tensor:
-    """The running mean after a step from ``state``; what came too fast teaches nothing."""
-    e_folds = torch.log(choice.beta / state.beta)
-    seen = torch.sqrt(-torch.log(choice.kept)) / e_folds
-    known = torch.where(state.sharpness > 0.0, state.sharpness, seen)
-    slow = choice.kept >= least_kept(annealing)
-    learns = choice.active & (state.beta > 0.0) & (e_folds > 0.0) & slow
-    return torch.where(learns, known.lerp(seen, _SHARPNESS_GAIN), state.sharpness)
+def _sharpness(state: SMCState, learns: Tensor) -> Tensor:
+    """The running mean of ``beta`` times the deviation of the energies after a temperature."""
+    if state.spread is None:
+        deviation = state.hmc.energy.std(-1, correction=min(1, state.hmc.energy.shape[-1] - 1))
+    else:
+        deviation = lone.deviation(state.spread)
+    seen = state.beta * deviation
+    mean = torch.where(state.sharpness > 0.0, state.sharpness.lerp(seen, _SHARPNESS_GAIN), seen)
+    return torch.where(learns, mean, state.sharpness)
 
 
 def _close(after: SMCState, choice: Choice, annealing: Annealing) -> SMCState:
-    """Counts at the end of a temperature, and who is finished."""
+    """Counts and lessons at the end of a temperature, and who is finished."""
     active = choice.active
     rounds = after.rounds + (active & (choice.beta >= 1.0))
     spent = annealing.budget is not None and after.spent >= annealing.budget
@@ -407,9 +501,11 @@ def _close(after: SMCState, choice: Choice, annealing: Annealing) -> SMCState:
     jumped = active & (choice.kept < least_kept(annealing)) & (rounds <= 1)
     return replace(
         after,
+        sharpness=_sharpness(after, active & (choice.beta < 1.0)),
         rounds=rounds,
         jumped=after.jumped | jumped,
         finished=after.finished | (active & ended),
+        temperatures=after.temperatures + 1,
     )
 
 
@@ -455,7 +551,8 @@ def run(
     """From the prior to the posterior, one temperature after the other.
 
     ``repeats`` takes another run's choices (of the same shapes) under this run's noise: an
-    unbiased estimate of the normaliser where that run had another seed. ``start`` continues an
+    unbiased estimate of the normaliser where that run had another seed, and this one begins at its
+    ``first_beta``. ``start`` continues an
     unfinished run. ``on_step`` sees the run after each temperature and may raise to end it. ``how``
     goes to `init`: ``chains``, ``latent_size``, ``observations``, ``seed``, ....
     """

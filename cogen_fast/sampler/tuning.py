@@ -1,7 +1,8 @@
 """Self-tuning moves: step size, trajectory length and how many moves a temperature needs.
 
 Constant-gain stochastic approximation, carried across temperatures, so that it follows a density
-that sharpens. A move is tuned by earlier moves only.
+that changes. What the moves of an island have taught is for the moves of other islands (`islands`),
+and nothing is learnt at the posterior itself.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from torch import Tensor
 
 from cogen_fast.arguments import check_count, check_number
 from cogen_fast.ops.spec import TransitionSettings
+from cogen_fast.sampler import islands
 from cogen_fast.sampler.hmc import HMCInfo, HMCState
 
 POPULATION = 16
 """Fewer particles than this are no population."""
-LADDER = (4, 8, 16, 32)
+LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Leapfrog steps that a tuned trajectory may have: few, so that a GPU can replay each."""
-_LOG_LONGEST = math.log(2.0)  # a prior scale of 1 is crossed by pi / 2
+_LOG_LONGEST = math.log(4.0)  # a scale of 1 is crossed by pi / 2, and scales are 1 or less
 _START_LENGTH = 1.2  # maximises the jump per gradient at a scale of 1: tan x = 2 x
 _STEEPEST = 2.0
+_EDGE = 8  # one part in so many of the directions is the stiffest, one the softest
+STATISTICS = 4
+"""Of which `Tuning.memory` has the correlation."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,16 @@ class TuningRule:
     there are fewer than 16 chains to average over) and the log trajectory length by ``length_gain``
     times the gradient of the log of the ChEES criterion per leapfrog step. A step size is
     multiplied by a random factor from ``1 - jitter`` to ``1 + jitter`` in each move. A temperature
-    has moves until energies keep at most ``remembered`` of their correlation with those at its
-    start, at most ``most_moves``.
+    has moves until energies and latents keep at most ``remembered`` of their correlation with those
+    at its start, at most ``most_moves``.
     """
 
-    target: float = 0.75
+    target: float = 0.9
     step_gain: float = 0.5
     length_gain: float = 0.05
-    memory_gain: float = 0.2
-    jitter: float = 0.1
-    remembered: float = 0.5
+    memory_gain: float = 0.1
+    jitter: float = 0.2
+    remembered: float = 0.6
     most_moves: int = 8
 
     def __post_init__(self) -> None:
@@ -56,10 +61,12 @@ class TuningRule:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What the moves of B observations are tuned to, all ``(B,)`` float64.
+    """What the moves of B islands have taught.
 
-    ``log_step`` and ``log_length`` are logarithms of step size and trajectory length (in units of
-    the prior); ``memory`` is the correlation of the particles' energies before and after one move.
+    ``log_step`` and ``log_length`` ``(B,)`` float64 are logarithms of the step size and trajectory
+    length that they ask for. ``memory`` ``(B, 4)`` float64 is the correlation, before and after one
+    move, of the energies, of all latent coordinates, and of the stiffest and the softest eighth of
+    them in the coordinates of the mass.
     """
 
     log_step: Tensor
@@ -67,18 +74,29 @@ class Tuning:
     memory: Tensor
 
 
-def init(observations: int, size: int, start: float | None, device: torch.device) -> Tuning:
+def init(count: int, size: int, start: float | None, device: torch.device) -> Tuning:
     """The start: step size ``start``, or one that suits a standard normal of that ``size``."""
     step = 0.5 * size**-0.25 if start is None else start
-    zeros = torch.zeros(observations, dtype=torch.float64, device=device)
-    return Tuning(zeros + math.log(step), zeros + math.log(_START_LENGTH), zeros.clone())
+    zeros = torch.zeros(count, dtype=torch.float64, device=device)
+    memory = torch.zeros(count, STATISTICS, dtype=torch.float64, device=device)
+    return Tuning(zeros + math.log(step), zeros + math.log(_START_LENGTH), memory)
+
+
+def of_others(tuning: Tuning, count: int) -> Tuning:
+    """What the other ones of ``count`` islands have learnt, in place of each one's own."""
+    return Tuning(
+        islands.others(tuning.log_step, count),
+        islands.others(tuning.log_length, count),
+        islands.others(tuning.memory, count),
+    )
 
 
 def sharpen(tuning: Tuning, beta: Tensor, new_beta: Tensor, size: int) -> Tuning:
     """The tuning for the first move at ``new_beta``: step sizes shrink with the density's scale.
 
     Where the misfit decides the step, its scale goes with ``beta^(-1/2)``; how far it does is told
-    by how much smaller than a standard normal's the step has become.
+    by how much smaller than a standard normal's the step has become. For moves whose mass does not
+    follow the scale itself.
     """
     share = (1.0 - torch.exp(2.0 * tuning.log_step) * math.sqrt(size)).clamp(0.0, 1.0)
     shrink = 0.5 * share * torch.log(new_beta / beta)
@@ -86,32 +104,35 @@ def sharpen(tuning: Tuning, beta: Tensor, new_beta: Tensor, size: int) -> Tuning
 
 
 def update(
-    tuning: Tuning,
+    known: Tuning,
+    used: Tuning,
     before: HMCState,
     after: HMCState,
     info: HMCInfo,
     settings: TransitionSettings,
     leapfrog_steps: int,
     rule: TuningRule,
+    learns: Tensor,
 ) -> Tuning:
-    """The tuning after one move made with ``settings``; only active observations learn."""
+    """What is known after one move made with ``settings``, which came from ``used``.
+
+    Step and length are what ``used`` had, moved by what this move has shown. Where ``learns``
+    ``(B,)`` is false nothing is learnt.
+    """
     acceptance = info.acceptance_probability.mean(-1)
-    # What few chains learn of themselves would steer them: the less of it, the fewer they are.
+    # What few chains show is noisy: the less of it, the fewer they are.
     gain = rule.step_gain * min(1.0, before.energy.shape[-1] / POPULATION)
-    log_step = tuning.log_step + gain * (acceptance - rule.target)
+    log_step = used.log_step + gain * (acceptance - rule.target)
     slope = _length_slope(before, info, settings, leapfrog_steps)
-    log_length = tuning.log_length + rule.length_gain * slope
+    log_length = used.log_length + rule.length_gain * slope
     # Kept near what the ladder can do, or it would run away while the ladder's end holds it.
     low, high = log_step + math.log(0.7 * LADDER[0]), log_step + math.log(1.4 * LADDER[-1])
     log_length = log_length.clamp(max=_LOG_LONGEST).maximum(low).minimum(high)
-    memory = tuning.memory.lerp(_correlation(before.energy, after.energy), rule.memory_gain)
-    if settings.active is None:
-        return Tuning(log_step, log_length, memory)
-    active = settings.active
+    memory = known.memory.lerp(correlations(before, after), rule.memory_gain)
     return Tuning(
-        torch.where(active, log_step, tuning.log_step),
-        torch.where(active, log_length, tuning.log_length),
-        torch.where(active, memory, tuning.memory),
+        torch.where(learns, log_step, known.log_step),
+        torch.where(learns, log_length, known.log_length),
+        torch.where(learns[:, None], memory, known.memory),
     )
 
 
@@ -142,13 +163,29 @@ def _length_slope(
     return torch.where(criterion > 0.0, slope, 0.0)
 
 
+def correlations(before: HMCState, after: HMCState) -> Tensor:
+    """Correlations over particles of a state with that one move later, ``(B, 4)`` as in `Tuning`.
+
+    Of latents it is that of all coordinates together, each about its mean.
+    """
+    a, b = before.latents.double(), after.latents.double()
+    edge = -(-a.shape[-1] // _EDGE)
+    parts = (
+        (before.energy[..., None], after.energy[..., None]),
+        (a, b),
+        (a[..., :edge], b[..., :edge]),
+        (a[..., -edge:], b[..., -edge:]),
+    )
+    return torch.stack([_correlation(x, y) for x, y in parts], -1)
+
+
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Correlation over particles, ``(B,)``; 1 where either does not vary."""
+    """Correlation over particles of ``(B, N, n)``, ``(B,)``; 1 where either does not vary."""
     # Told by the values: their distances from a rounded mean need not be 0.
-    alike = (a == a[:, :1]).all(-1) | (b == b[:, :1]).all(-1)
-    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
-    scale = ((a * a).sum(-1) * (b * b).sum(-1)).sqrt()
-    return torch.where(alike, 1.0, (a * b).sum(-1) / scale.clamp(min=1e-300))
+    alike = (a == a[:, :1]).all(-1).all(-1) | (b == b[:, :1]).all(-1).all(-1)
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    scale = ((a * a).sum((1, 2)) * (b * b).sum((1, 2))).sqrt()
+    return torch.where(alike, 1.0, (a * b).sum((1, 2)) / scale.clamp(min=1e-300))
 
 
 def leapfrog_steps(log_ratios: Sequence[float]) -> int:

@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-LEAST_ROOTS = 4
-
 
 def normalised_weights(log_weights: Tensor) -> Tensor:
     """Weights ``(..., N)`` that sum to one over chains."""
@@ -32,18 +30,19 @@ def surviving_roots(roots: Tensor) -> Tensor:
     return 1 + (ordered[..., 1:] != ordered[..., :-1]).sum(-1)
 
 
-def genealogical_variance(log_weights: Tensor, roots: Tensor) -> Tensor:
-    """Relative variance of the mean weight of one population, ``(B,)``.
+def second_order(variance: Tensor) -> Tensor:
+    """The variance of the log of a product of many factors, from the sum of their variances.
 
-    By the genealogy (Lee and Whiteley 2018): particles that descend from different prior draws
-    (``roots`` ``(B, N)``) are all but independent, so this is the usual variance of a mean, over
-    the draws' shares of the weight. It takes nothing off for the resamplings, as the published
-    estimator for multinomial resampling does by a factor ``N / (N - 1)`` each: systematic
-    resampling adds next to no variance. NaN where too few roots are left to say (fewer than four,
-    by weight).
+    The relative variance of a product of independent factors is that of ``exp(v) - 1``; with the
+    first two terms of it, measured errors of small populations are met up to variances of 4.
     """
-    weights = normalised_weights(log_weights)
-    concentration = (torch.zeros_like(weights).scatter_add(-1, roots, weights) ** 2).sum(-1)
-    count = weights.shape[-1]
-    variance = (concentration * count - 1.0).clamp(min=0.0) / max(count - 1, 1)
-    return torch.where(concentration * LEAST_ROOTS <= 1.0, variance, torch.nan)
+    return variance * (1.0 + 0.5 * variance)
+
+
+def variance_between(log_means: Tensor) -> Tensor:
+    """Relative variance of the mean of R independent estimates, ``(B, R)`` logarithms; ``(B,)``.
+
+    0 for a single one, which cannot tell.
+    """
+    shares, count = normalised_weights(log_means), log_means.shape[-1]
+    return ((shares**2).sum(-1) * count - 1.0).clamp(min=0.0) / max(count - 1, 1)

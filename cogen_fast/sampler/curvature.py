@@ -1,0 +1,219 @@
+"""A mass from the curvature that gradients have shown, in coordinates turned to its directions.
+
+At equilibrium the mean of ``beta grad E grad E'`` is E's mean Hessian where the data decide, and
+less where the prior does, so the gradients that particles have already paid for tell in which
+directions the density is narrow. These become the first coordinates of an orthogonal basis, where
+a diagonal mass, the precision ``1 + beta lambda`` of the posterior there, makes all scales alike:
+step sizes and trajectory lengths are then numbers without units. The prior is the same in every
+such basis. Which directions stand out beyond the noise of few gradients is told as for a spiked
+covariance (Baik and Silverstein 2006): the others share the mean of theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cogen_fast.density import Potential, gradients
+from cogen_fast.ops.dispatch import Ops
+from cogen_fast.ops.spec import TransitionSettings
+from cogen_fast.sampler import hmc, islands
+from cogen_fast.sampler.hmc import HMCInfo, HMCState
+
+_RANK = 1e-9  # of the largest eigenvalue: below it there is no direction
+MOST = 128
+"""Directions at most."""
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What gradients have shown of E's Hessian.
+
+    ``mean`` ``(B, d, d)`` float64 is the running mean of ``beta grad E grad E'``, and
+    ``inverse_count`` ``(B,)`` float64 one over the number of gradients that it amounts to, infinite
+    where there are none yet.
+    """
+
+    mean: Tensor
+    inverse_count: Tensor
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The stiffest directions: ``vectors`` ``(B, d, k)``, eigenvalues of E's Hessian ``(B, k)``.
+
+    The stiffest is first; ``rest`` ``(B,)`` is the mean eigenvalue of all further directions.
+    """
+
+    vectors: Tensor
+    values: Tensor
+    rest: Tensor
+
+
+def init(latents: Tensor) -> Curvature:
+    """No curvature known yet."""
+    count, _, size = latents.shape
+    mean = latents.new_zeros(count, size, size, dtype=torch.float64)
+    return Curvature(mean, torch.full_like(mean[:, 0, 0], math.inf))
+
+
+def gain(size: int) -> float:
+    """Weight of a move in the running mean: an e-fold of beta takes some ``sqrt(d)`` moves."""
+    return 0.5 / math.sqrt(size)
+
+
+def update(known: Curvature, grad: Tensor, beta: Tensor, active: Tensor) -> Curvature:
+    """The running mean with E's gradients ``grad`` ``(B, N, d)`` at ``beta`` ``(B,)``.
+
+    Only ``active`` observations learn. Until a mean over all moves so far weighs a move less,
+    it is that mean.
+    """
+    g = grad.double()
+    count, particles, size = g.shape
+    seen = beta[:, None, None] * (g.mT @ g) / particles
+    # One over the moves so far, this one included, were each to weigh alike.
+    even = 1.0 / (1.0 + 1.0 / (particles * known.inverse_count))
+    weight = torch.where(active, even.clamp(min=gain(size)), 0.0)
+    kept = torch.where(weight < 1.0, (1.0 - weight) ** 2 * known.inverse_count, 0.0)
+    inverse_count = kept + weight**2 / particles
+    mean = known.mean.lerp(seen, weight[:, None, None].expand(count, size, size))
+    return Curvature(mean, torch.where(active, inverse_count, known.inverse_count))
+
+
+def of_others(known: Curvature, count: int) -> Curvature:
+    """What the other ones of ``count`` islands have seen, in place of each one's own."""
+    inverse_count = islands.others(known.inverse_count, count) / max(count - 1, 1)
+    return Curvature(islands.others(known.mean, count), inverse_count)
+
+
+def no_directions(latents: Tensor) -> Directions:
+    """Those of no curvature at all."""
+    count, _, size = latents.shape
+    most = min(MOST, size)
+    values = latents.new_zeros(count, most, dtype=torch.float64)
+    vectors = filler(size).to(latents.device).expand(count, -1, -1)
+    return Directions(vectors, values, values[:, 0].clone())
+
+
+def directions(known: Curvature) -> Directions:
+    """The stiffest directions, at most `MOST`, their eigenvalues without what is noise.
+
+    Columns beyond the rank of the mean are fixed ones.
+    """
+    size = known.mean.shape[-1]
+    most = min(MOST, size)
+    ascending, vectors = torch.linalg.eigh(known.mean)
+    raw = ascending.flip(-1).clamp(min=0.0)
+    stiff = vectors.flip(-1)[..., :most]
+    values = denoised(raw, known.inverse_count)
+    rest = values[:, most:].mean(-1) if most < size else values[:, -1]
+    # Where gradients span fewer directions, rounding would choose the others.
+    spanned = raw[:, :most] > _RANK * raw[:, :1]
+    stiff = torch.where(spanned[:, None], stiff, filler(size).to(stiff.device))
+    return Directions(stiff, values[:, :most], rest)
+
+
+def denoised(values: Tensor, inverse_count: Tensor) -> Tensor:
+    """Eigenvalues ``(B, d)``, descending, of a mean over few gradients without their noise.
+
+    An eigenvalue stands out where it lies above ``m (1 + sqrt(g))^2``, m the mean of it and all
+    below, g their number over that of the gradients (Marchenko and Pastur); it then becomes the
+    one that shows itself so (Baik and Silverstein 2006, eq. 1.11 solved for the spike). The first
+    that does not, and all below, become their mean.
+    """
+    size = values.shape[-1]
+    number = torch.arange(size, 0, -1, device=values.device, dtype=values.dtype)
+    mean = values.flip(-1).cumsum(-1).flip(-1) / number
+    share = number * inverse_count[:, None].clamp(max=1.0)
+    stands_out = (values > mean * (1.0 + share.sqrt()) ** 2).cumprod(-1).bool()
+    first = stands_out.sum(-1, keepdim=True).clamp(max=size - 1)
+    noise, share = mean.gather(-1, first), share.gather(-1, first)
+    middle = values + noise * (1.0 - share)
+    root = (middle**2 - 4.0 * values * noise).clamp(min=0.0).sqrt()
+    return torch.where(stands_out, (0.5 * (middle + root)).maximum(noise), noise)
+
+
+def inverse_mass(known: Directions, beta: Tensor) -> Tensor:
+    """Variances of the posterior at ``beta`` in the turned coordinates, ``(B, d)`` float64."""
+    size, most = known.vectors.shape[-2:]
+    rest = known.rest[:, None].expand(-1, size - most)
+    return 1.0 / (1.0 + beta[:, None] * torch.cat([known.values, rest], -1))
+
+
+def filler(size: int) -> Tensor:
+    """Fixed columns ``(d, k)`` float64 in general position."""
+    random = torch.Generator().manual_seed(0)
+    return torch.randn(size, min(MOST, size), generator=random, dtype=torch.float64)
+
+
+def basis(stiff: Tensor | None) -> Tensor | None:
+    """An orthogonal ``(B, d, d)`` whose first columns span ``stiff``, one after the other.
+
+    It is the same for either sign of a column, which is an eigenvector's freedom.
+    """
+    if stiff is None:
+        return None
+    turn: Tensor = torch.linalg.qr(stiff, mode="complete").Q
+    return turn
+class TurnedPotential:
+    """A potential in coordinates ``y = z Q``."""
+
+    def __init__(self, potential: Potential, turn: Tensor) -> None:
+        self.potential, self.turn = potential, turn
+
+    def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """As the potential's, of and by y."""
+        energy, grad = self.potential.energy_and_grad(times(latents, self.turn.mT))
+        return energy, times(grad, self.turn)
+
+    def grad_alone(self, latents: Tensor) -> Tensor:
+        """The gradients alone."""
+        return times(gradients(self.potential, times(latents, self.turn.mT)), self.turn)
+
+
+def times(rows: Tensor, matrix: Tensor) -> Tensor:
+    """``rows @ matrix``, rounded once."""
+    return (rows.double() @ matrix).to(rows.dtype)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """One transition: the state ``after`` it, and ``start`` and ``end`` as the moves saw them."""
+
+    after: HMCState
+    start: HMCState
+    end: HMCState
+    info: HMCInfo
+
+
+def transition(
+    state: HMCState,
+    potential: Potential,
+    settings: TransitionSettings,
+    leapfrog_steps: int,
+    turn: Tensor | None,
+    ops: Ops,
+) -> Moved:
+    """`hmc.transition` in the coordinates ``y = z Q`` of ``turn`` (None: in z itself)."""
+    if turn is None:
+        after, info = hmc.transition(state, potential, settings, leapfrog_steps, ops)
+        return Moved(after, state, after, info)
+    latents, grad = times(state.latents, turn), times(state.grad, turn)
+    start = HMCState(latents, state.energy, grad, state.stream)
+    target = TurnedPotential(potential, turn)
+    end, info = hmc.transition(start, target, settings, leapfrog_steps, ops)
+    return Moved(_turned_back(end, start, state, turn), start, end, info)
+
+
+def _turned_back(end: HMCState, start: HMCState, before: HMCState, turn: Tensor) -> HMCState:
+    """``end`` in z again; chains that stand where they stood keep every bit."""
+    still = (end.latents == start.latents).all(-1, keepdim=True)
+    return HMCState(
+        torch.where(still, before.latents, times(end.latents, turn.mT)),
+        end.energy,
+        torch.where(still, before.grad, times(end.grad, turn.mT)),
+        end.stream,
+    )

@@ -1,0 +1,42 @@
+"""Islands: groups of particles that never exchange any, so that each can be tuned by the others.
+
+An island whose moves, temperatures and mass come from other islands alone is, given those, an
+ordinary SMC sampler with fixed kernels (the term is that of Vergé et al. 2015). Tuned by its own
+particles it would not be one: a particle far out in some direction has a large gradient there, by
+which that direction becomes heavy, and the particle stays. What an island teaches the others comes
+back to it through what they teach, but only as a number or a matrix over many particles that have
+moved since; and at beta = 1, where samples are made, nothing is learnt at all, so that moves
+forget it like anything else about their start.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def others(values: Tensor, islands: int) -> Tensor:
+    """The mean over the other islands of the same observation, in place of each one's own value.
+
+    ``values`` ``(B T, ...)`` has the T islands of an observation as neighbouring rows. An island
+    that is alone has only its own.
+    """
+    if islands == 1:
+        return values
+    each = values.reshape(-1, islands, *values.shape[1:])
+    mean = (each.sum(1, keepdim=True) - each) / (islands - 1)
+    return mean.reshape(values.shape)
+
+
+def pairs(values: Tensor, islands: int) -> tuple[Tensor, Tensor]:
+    """Of values ``(B T,)`` each island's own ``(B, T, 1)``, beside those of all ``(B, 1, T)``."""
+    each = values.reshape(-1, islands)
+    return each[:, :, None], each[:, None, :]
+
+
+def others_of_pairs(table: Tensor) -> Tensor:
+    """The mean over the other islands of what each has of them, ``(B, T, T)`` to ``(B T,)``."""
+    islands = table.shape[-1]
+    if islands == 1:
+        return table.flatten()
+    own = table.diagonal(dim1=-2, dim2=-1)
+    return ((table.sum(-1) - own) / (islands - 1)).flatten()

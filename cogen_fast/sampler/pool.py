@@ -1,0 +1,93 @@
+"""The prior pool: thousands of draws at a forward each, tempered exactly to where a few suffice.
+
+Particles begin as the best of many prior draws, by weight and not by rank: the pool is weighed for
+the inverse temperature at which its effective sample size is a few times the number of particles,
+and these are resampled from it. The mean weight of the pool is the first factor of the estimate of
+the normaliser, and unbiased.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cogen_fast.density import Potential, energies
+from cogen_fast.ops import reference
+from cogen_fast.ops.dispatch import Ops
+from cogen_fast.ops.philox import NoiseStream, Purpose
+from cogen_fast.sampler import islands
+from cogen_fast.sampler.hmc import check_start
+from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight
+
+DRAWS = 64
+"""Of the pool, for each particle."""
+_EFFECTIVE = 4.0  # times the number of particles that are resampled
+_MOST_KEPT = 0.5
+_SCORED_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Start:
+    """Particles of B islands at the inverse temperature that their pools allow.
+
+    ``latents`` ``(B, N, d)`` and the prior draw ``roots`` ``(B, N)`` int64 that each is; ``beta``,
+    the log mean weight ``log_normaliser`` and its relative ``variance``, and ``deviation``, the
+    standard deviation of the energies there, ``(B,)`` float64 each.
+    """
+
+    latents: Tensor
+    roots: Tensor
+    beta: Tensor
+    log_normaliser: Tensor
+    variance: Tensor
+    deviation: Tensor
+
+
+def scores(potential: Potential, latents: Tensor) -> Tensor:
+    """Energies ``(B, K)`` of many draws, a few at a time: their outputs need not fit in memory."""
+    rows = max(1, _SCORED_AT_ONCE // len(latents))
+    return torch.cat([energies(potential, part) for part in latents.split(rows, 1)], 1)
+
+
+def start(
+    draws: Tensor,
+    energy: Tensor,
+    particles: int,
+    stream: NoiseStream,
+    count: int,
+    beta: Tensor | None,
+    ops: Ops,
+) -> Start:
+    """``particles`` of each of ``count`` islands from their own ``draws`` ``(B, K, d)``.
+
+    Each island goes as far as the pools of the others allow on average (in ``log beta``), or to
+    ``beta`` where it is given. ``energy`` ``(B, K)`` is that of the draws; ValueError where one is
+    not finite.
+    """
+    check_start(energy, torch.zeros_like(draws))
+    size = energy.shape[-1]
+    if beta is None:
+        share = min(_MOST_KEPT, _EFFECTIVE * particles / size)
+        even, zero = torch.zeros_like(energy), torch.zeros_like(energy[:, 0])
+        reached = reference.next_beta(energy, even, zero, torch.full_like(zero, share), None)
+        beta = islands.others(reached.log(), count).exp().clamp(max=1.0)
+    log_weights = -beta[:, None] * energy
+    weights = torch.softmax(log_weights, -1)
+    mean = (weights * energy).sum(-1, keepdim=True)
+    deviation = (weights * (energy - mean) ** 2).sum(-1).sqrt()
+    upto = weights.cumsum(-1)
+    index = torch.arange(particles, device=draws.device)
+    uniform = ops.observation_uniforms(stream, Purpose.POOL)
+    points = (index + uniform[:, None]) / particles * upto[:, -1:]
+    roots = torch.searchsorted(upto, points, right=True).clamp(max=size - 1)
+    return Start(
+        draws.gather(1, roots[..., None].expand(-1, -1, draws.shape[-1])),
+        roots,
+        beta,
+        log_mean_weight(log_weights),
+        1.0 / effective_sample_size(log_weights) - 1.0 / size,
+        deviation,
+    )
