@@ -15,7 +15,7 @@ from cogen_fast.ops import dispatch
 from cogen_fast.ops.philox import Purpose
 from cogen_fast.paper import INTERRUPTED, refined_note
 from cogen_fast.problem import Problem
-from cogen_fast.sampler import dense, fallback, hmc, smc
+from cogen_fast.sampler import fallback, hmc, smc
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import genealogical_variance, log_mean_weight, surviving_roots
@@ -164,8 +164,6 @@ class Adaptive:
     def _anneal(
         self, problem: Problem, run: smc.Run, on_step: Callable[[smc.Run], None]
     ) -> smc.Run:
-        if problem.dense is not None and not self.alone:
-            return dense.smc_run(problem.dense, self._within_budget(), run, on_step)
         return smc.run(
             problem.target,
             self._within_budget(),
