@@ -1,5 +1,5 @@
-// What launches of runs for generators of dense layers share: the machine that a thread sees, and
-// the host's part with its errors in words. For files of device code, after COGEN_ISA.
+// Launches of runs for generators of dense layers: the machine that a thread sees, and the host's
+// part with its errors in words. For files of device code, after COGEN_ISA.
 #pragma once
 
 #include <cooperative_groups.h>
