@@ -29,12 +29,6 @@ struct CudaMachine {
     }
     return value;
   }
-  __device__ double warp_greatest(double value) const {
-    for (int apart = kWarp / 2; apart > 0; apart /= 2) {
-      value = fmax(value, __shfl_xor_sync(0xffffffffu, value, apart));
-    }
-    return value;
-  }
 };
 
 __device__ inline CudaMachine this_machine(char* shared) {
