@@ -34,8 +34,7 @@ SANITIZERS = ("memcheck", "racecheck", "synccheck")
 KERNELS = {
     "extension": (
         ("test_cuda.py",),
-        "(one_launch_equals and 2-20-20-2 and 100-published) or "
-        "(adaptive_run_in_one_launch_begins and low and 16 and 7)",
+        "one_launch_equals and 2-20-20-2 and 100-published",
     ),
     "triton": (
         ("test_ops.py", "test_folded.py"),

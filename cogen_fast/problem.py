@@ -25,6 +25,7 @@ from cogen_fast.warn import warn_user
 
 _FAST = "generator: its fast path, for images and their gradient by the latent"
 _NO_FAST = "generator: its fast path cannot be taken"
+_NO_WHOLE_RUNS = "dense layers with another method"
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,13 @@ def prepared(
     precision: Precision | None = None,
     compile: bool = False,
     cuda_graphs: bool = False,
+    whole_runs: bool = False,
 ) -> Iterator[Problem]:
     """Check generator and data and bind them; G is as it was when the context ends.
 
-    Inside, gradients are off but where a potential turns them on, and float32 is float32 (no TF32)
-    on CUDA. Raises TypeError or ValueError naming the argument at fault.
+    ``whole_runs`` says that the method makes them in C++ where it can (``Problem.dense``). Inside,
+    gradients are off but where a potential turns them on, and float32 is float32 (no TF32) on CUDA.
+    Raises TypeError or ValueError naming the argument at fault.
     """
     operator = as_operator(mask)
     with full_precision(), frozen(generator):
@@ -124,6 +127,7 @@ def prepared(
         problem = _fused(
             backend,
             Problem(adapter, observation, potential, ops.name, precision=precision or Precision()),
+            whole_runs,
         )
         if compile:
             problem = _compiled(problem)
@@ -177,7 +181,7 @@ def _with_graphs(problem: Problem) -> Problem:
     return replace(problem, graphs=graphs)
 
 
-def _fused(backend: str, problem: Problem) -> Problem:
+def _fused(backend: str, problem: Problem, whole_runs: bool) -> Problem:
     """With the generator's fast path or runs in C++, if asked for or the best there is."""
     adapter, observation = problem.adapter, problem.observation
     if backend not in ("auto", "fused"):
@@ -191,13 +195,15 @@ def _fused(backend: str, problem: Problem) -> Problem:
     if not dispatch.fuses(adapter.device):
         return problem
     layers = dense_layers(adapter.generator)
-    obstacle = _obstacle(layers, problem)
+    obstacle = _obstacle(layers, problem) or (None if whole_runs else _NO_WHOLE_RUNS)
     if layers is not None and obstacle is None:
         return replace(problem, backend="fused", dense=DenseProblem.of(layers, observation.spec))
     if backend == "fused":
+        device = adapter.device.type
         raise ValueError(
-            "backend: fused serves progressive generators and those of dense layers only, got "
-            f"{notes[0] if notes else obstacle}"
+            "backend: fused serves progressive generators and, with method='paper', those of dense "
+            f"layers only, got {notes[0] if notes else obstacle}; available for {device}: "
+            f"{', '.join(dispatch.available(device))}"
         )
     return problem
 

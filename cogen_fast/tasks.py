@@ -143,8 +143,9 @@ def cogenerate(
         observation_ids: numbers that name the observations in the noise (0 .. B-1).
         device: where to run (the device of G's weights). "cpu" or "cuda".
         backend: "auto", "fused", "native" (CPU), "triton" (CUDA) or "reference"; see
-            `cogen_fast.backends`. "auto" takes "fused", where it serves G: whole runs in one call
-            for small generators of dense layers, the z-gradient's fast path for progressive ones.
+            `cogen_fast.backends`. "auto" takes "fused", where it serves G: the z-gradient's fast
+            path for progressive generators and, with the paper's method, whole runs in one call for
+            small ones of dense layers.
         gradient_dtype: what gradients are computed in (G's own type, float32 for most). "bfloat16"
             and "float16" are cheaper on a GPU and leave the posterior exact: energies then take a
             forward of their own. Where acceptance suffers the run goes on in G's own type.
@@ -230,6 +231,7 @@ def cogenerate(
         precision=precision,
         compile=compile,
         cuda_graphs=cuda_graphs,
+        whole_runs=isinstance(plan, Paper),
     ) as problem:
         run, complete = Loop(plan, problem, path, interval).anneal(observation_ids, progress)
         outcome = plan.outcome(problem, run, complete)

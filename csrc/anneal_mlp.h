@@ -156,7 +156,6 @@ struct ChainsInLanes {
   // What happened in a transition.
   struct Outcome {
     double probability[kLanes], change[kLanes];
-    bool accepted[kLanes];
   };
 
   // Numbers of type T that a thread needs for itself.
@@ -226,7 +225,6 @@ struct ChainsInLanes {
       const Verdict verdict = metropolis(start[l], end, uniform[l]);
       out.probability[l] = verdict.probability;
       out.change[l] = verdict.change;
-      out.accepted[l] = verdict.accepted;
       keep[l] = verdict.accepted ? T(1) : T(0);
       if (verdict.accepted) tile.energy[l] = energy[l];
     }
@@ -245,7 +243,6 @@ struct UnitsInLanes {
 
   struct Outcome {
     double probability[1], change[1];
-    bool accepted[1];
   };
 
   static int64_t room(const Mlp<T>& net) {
@@ -290,7 +287,6 @@ struct UnitsInLanes {
     const Verdict verdict = metropolis(start, end, to_uniform<double>(words.w[0]));
     out.probability[0] = verdict.probability;
     out.change[0] = verdict.change;
-    out.accepted[0] = verdict.accepted;
     if (!verdict.accepted) return;
     tile.energy[0] = energy;
     for (int i = 0; i < size; ++i) {

@@ -9,6 +9,18 @@ namespace cogen {
 namespace COGEN_ISA {
 namespace {
 
+double mean_of(const double* values, int64_t count) {
+  double sum = 0.0;
+  for (int64_t n = 0; n < count; ++n) sum += values[n];
+  return sum / static_cast<double>(count);
+}
+
+double deviation_of(const double* values, int64_t count, double mean) {
+  double sum = 0.0;
+  for (int64_t n = 0; n < count; ++n) sum += (values[n] - mean) * (values[n] - mean);
+  return square_root(sum / static_cast<double>(count));
+}
+
 // Where everything lies in the memory of a run, in bytes from its start.
 template <class T, class Layout>
 struct Arena {
@@ -168,7 +180,7 @@ class Worker {
   }
 
   void adapted(int64_t t, int64_t m, int64_t b) const {
-    const double mean = mean_of(Alone{}, arena_.probability() + first_of(b), tiling_.chains);
+    const double mean = mean_of(arena_.probability() + first_of(b), tiling_.chains);
     const int64_t place = t * tiling_.observations + b;
     run_.step_used[place] = run_.step_size[b];
     run_.acceptance[place] =
@@ -180,8 +192,8 @@ class Worker {
   void describe(int64_t t) const {
     for (int64_t b = member_.id; b < tiling_.observations; b += member_.threads) {
       const double* energy = arena_.energy() + first_of(b);
-      const double mean = mean_of(Alone{}, energy, tiling_.chains);
-      const double deviation = deviation_of(Alone{}, energy, tiling_.chains, mean);
+      const double mean = mean_of(energy, tiling_.chains);
+      const double deviation = deviation_of(energy, tiling_.chains, mean);
       run_.energy_mean[t * tiling_.observations + b] = mean;
       run_.energy_std[t * tiling_.observations + b] = deviation;
     }

@@ -12,8 +12,4 @@ namespace cogen {
 std::string anneal_mlp_cuda(const MlpRun<float>& run, void* stream);
 std::string anneal_mlp_cuda(const MlpRun<double>& run, void* stream);
 
-// The same of the adaptive run, and waits for it: `progress` is the host's.
-std::string adapt_mlp_cuda(const AdaptiveRun<float>& run, Progress* progress, void* stream);
-std::string adapt_mlp_cuda(const AdaptiveRun<double>& run, Progress* progress, void* stream);
-
 }  // namespace cogen

@@ -13,7 +13,7 @@
 // A Machine says where a thread is (`thread` of `threads` in its block, `block` of `blocks`) and
 // what `shared` memory its block has; `warp_meets`, `block_meets` and `grid_meets` wait for the
 // others and let their writes be seen; `warp_sum` gives every lane the sum over its warp, in a
-// fixed order, `warp_greatest` the greatest that is a number.
+// fixed order.
 #pragma once
 
 #include "anneal_mlp.h"
@@ -130,8 +130,7 @@ COGEN_HD_LARGE ChainOutcome transition_in_thread(const Net& net, const Observed<
   typename ChainsInLanes<T>::Outcome outcome;
   ChainsInLanes<T>::transition(net, observed, stream, move, chain, room + 2 * latent_size(net),
                                outcome);
-  hand_over(chain, state, 0, 1, latent_size(net));
-  return {outcome.probability[0], outcome.change[0], outcome.accepted[0]};
+  return {outcome.probability[0], outcome.change[0]};
 }
 
 // A thread, a net of the kind Net: one of any widths, or one whose widths the compiler knows.
@@ -205,17 +204,14 @@ struct ChainOfWarp {
     chain.position = room;
     chain.momentum = room + padded(net.width[0]);
     T* const rest = room + 2 * padded(net.width[0]);
-    ChainOutcome outcome;
-    if (kInShared) {
+    if constexpr (kInShared) {
       const LayersTogether<T> layers{net, numbers, first};
-      outcome =
-          transition_in_warp<kHidden>(machine, net, layers, observed, stream, move, chain, rest);
+      return transition_in_warp<kHidden>(machine, net, layers, observed, stream, move, chain,
+                                         rest);
     } else {
-      outcome = transition_in_warp<kHidden>(machine, net, LayersApart<T>{net}, observed, stream,
-                                            move, chain, rest);
+      return transition_in_warp<kHidden>(machine, net, LayersApart<T>{net}, observed, stream, move,
+                                         chain, rest);
     }
-    hand_over(chain, state, machine.thread % kWarp, kWarp, net.width[0]);
-    return outcome;
   }
 };
 
@@ -232,30 +228,18 @@ COGEN_HD int64_t shared_bytes(const DeviceRun<T>& device) {
   return shared_bytes_for<Chain>(device.run.net, device.first, device.tile_chains);
 }
 
-// The values of all warps of a block, one after the other, folded into one.
-template <class Machine, class Fold>
-COGEN_HD double block_folded(const Machine& machine, double of_warp, const Fold& fold) {
+// The sum over a block, the same in all its threads: always in the same order.
+template <class Machine>
+COGEN_HD_CALLED double block_sum(const Machine machine, double value) {
+  const double of_warp = machine.warp_sum(value);
   if (machine.threads == kWarp) return of_warp;
   double* const values = reinterpret_cast<double*>(machine.shared);
   machine.block_meets();  // nobody reads the last ones any more
   if (machine.thread % kWarp == 0) values[machine.thread / kWarp] = of_warp;
   machine.block_meets();
   double all = values[0];
-  for (int w = 1; w < machine.threads / kWarp; ++w) all = fold(all, values[w]);
+  for (int w = 1; w < machine.threads / kWarp; ++w) all += values[w];
   return all;
-}
-
-// The same in all threads of a block, always in the same order.
-template <class Machine>
-COGEN_HD_CALLED double block_sum(const Machine machine, double value) {
-  return block_folded(machine, machine.warp_sum(value),
-                      [](double a, double b) { return a + b; });
-}
-
-template <class Machine>
-COGEN_HD_CALLED double block_greatest(const Machine machine, double value) {
-  return block_folded(machine, machine.warp_greatest(value),
-                      [](double a, double b) { return fmax(a, b); });
 }
 
 // --- the run ------------------------------------------------------------------------------------

@@ -36,15 +36,15 @@ struct Isa {
 };
 
 const Isa kPlain{"plain",
-                 {&plain::hmc_float, &plain::misfit_float, &plain::published_float, &plain::adaptive_float,
+                 {&plain::hmc_float, &plain::misfit_float, &plain::published_float,
                   &plain::progressive_float},
-                 {&plain::hmc_double, &plain::misfit_double, &plain::published_double, &plain::adaptive_double,
+                 {&plain::hmc_double, &plain::misfit_double, &plain::published_double,
                   &plain::progressive_double}};
 #if defined(COGEN_WITH_AVX2)
 const Isa kAvx2{"avx2",
-                {&avx2::hmc_float, &avx2::misfit_float, &avx2::published_float, &avx2::adaptive_float,
+                {&avx2::hmc_float, &avx2::misfit_float, &avx2::published_float,
                  &avx2::progressive_float},
-                {&avx2::hmc_double, &avx2::misfit_double, &avx2::published_double, &avx2::adaptive_double,
+                {&avx2::hmc_double, &avx2::misfit_double, &avx2::published_double,
                  &avx2::progressive_double}};
 #endif
 
@@ -542,103 +542,6 @@ void anneal_mlp_on_device(const py::dict& arguments, Address stream) {
 #endif
 }
 
-template <class T>
-AdaptiveRun<T> adaptive_run_of(const Fields& f) {
-  AdaptiveRun<T> run{};
-  run.net = mlp_of<T>(f);
-  run.shape = {f.get<std::int64_t>("observations"), f.get<std::int64_t>("chains"),
-               run.net.width[0]};
-  require_shape(run.shape);
-  run.observed = observed_of<T>(f);
-  run.each = f.get<std::int64_t>("each");
-  require(run.each >= 1, "each: expected at least 1");
-  run.seed = f.get<std::uint64_t>("seed");
-  run.observation = f.address<const std::int64_t>("observation");
-  run.latents = f.address<T>("latents");
-  run.energy = f.address<double>("energy");
-  run.grad = f.address<T>("grad");
-  run.log_weights = f.address<double>("log_weights");
-  run.roots = f.address<std::int64_t>("roots");
-  run.non_finite = f.address<std::int64_t>("non_finite");
-  run.curvature = f.address<double>("curvature");
-  run.filler = f.optional<const double>("filler");
-  run.at = {run.shape.observations,
-            f.address<double>("beta"),
-            f.address<double>("log_step"),
-            f.address<double>("log_length"),
-            f.address<double>("memory"),
-            f.address<double>("sharpness"),
-            f.address<double>("variance"),
-            f.address<std::int64_t>("resamplings"),
-            f.address<std::int64_t>("rounds"),
-            f.address<std::int64_t>("transition"),
-            f.address<bool>("finished"),
-            f.address<bool>("jumped")};
-  run.plan = {f.get<double>("kept"),
-              f.get<double>("resample_below"),
-              f.get<std::int64_t>("plan_leapfrog_steps"),
-              f.get<std::int64_t>("plan_hmc_steps"),
-              f.get<std::int64_t>("budget"),
-              f.get<std::int64_t>("final_rounds"),
-              static_cast<MassKind>(f.get<int>("mass")),
-              {f.get<double>("target_acceptance"), f.get<double>("step_gain"),
-               f.get<double>("length_gain"), f.get<double>("memory_gain"), f.get<double>("jitter"),
-               f.get<double>("remembered"), f.get<std::int64_t>("most_moves")}};
-  run.repeats = f.get<bool>("repeats");
-  run.spent = f.get<std::int64_t>("spent");
-  run.steps = f.get<std::int64_t>("steps");
-  run.out = {f.address<bool>("out_active"),
-             f.address<bool>("out_resampled"),
-             f.address<double>("out_kept"),
-             f.address<double>("out_beta"),
-             f.address<double>("out_step_size"),
-             f.address<T>("out_inverse_mass"),
-             f.optional<double>("out_stiff"),
-             f.address<std::int64_t>("out_moves"),
-             f.address<std::int64_t>("out_leapfrog_steps"),
-             f.address<std::int64_t>("out_hmc_steps"),
-             f.address<double>("out_effective_size"),
-             f.address<double>("out_acceptance"),
-             f.address<double>("out_energy_mean"),
-             f.address<double>("out_energy_std"),
-             f.address<std::int64_t>("out_ancestors")};
-  run.trace = f.optional<T>("trace");
-  return run;
-}
-
-template <class T>
-py::tuple adapt_mlp(const py::dict& arguments, int threads) {
-  const AdaptiveRun<T> run = adaptive_run_of<T>(Fields(arguments));
-  if (is_empty(run.shape)) return py::make_tuple(0, run.spent);
-  const AdaptiveOps<T>& adaptive = *ops<T>().adaptive;
-  Progress progress{};
-  {
-    const py::gil_scoped_release released;
-    Memory memory(adaptive.arena_bytes(run, threads));
-    progress = adaptive.anneal(run, memory.start(), threads);
-  }
-  return py::make_tuple(progress.steps, progress.spent);
-}
-
-template <class T>
-py::tuple adapt_mlp_on_device(const py::dict& arguments, Address stream) {
-#if defined(COGEN_WITH_CUDA)
-  const AdaptiveRun<T> run = adaptive_run_of<T>(Fields(arguments));
-  Progress progress{0, run.spent};
-  if (is_empty(run.shape)) return py::make_tuple(progress.steps, progress.spent);
-  std::string error;
-  {
-    const py::gil_scoped_release released;
-    error = adapt_mlp_cuda(run, &progress, at<void>(stream));
-  }
-  if (!error.empty()) throw std::runtime_error("adapt_mlp_cuda: " + error);
-  return py::make_tuple(progress.steps, progress.spent);
-#else
-  (void)arguments, (void)stream;
-  throw std::runtime_error("adapt_mlp_cuda: this extension was built without CUDA");
-#endif
-}
-
 // A progressive GAN.
 
 Cells cells_of(std::int64_t count, std::int64_t height, std::int64_t width) {
@@ -856,8 +759,6 @@ void bind_ops(py::module_& module, const std::string& suffix) {
   // These release the GIL themselves.
   module.def(("anneal_mlp" + suffix).c_str(), &anneal_mlp<T>);
   module.def(("anneal_mlp_cuda" + suffix).c_str(), &anneal_mlp_on_device<T>);
-  module.def(("adapt_mlp" + suffix).c_str(), &adapt_mlp<T>);
-  module.def(("adapt_mlp_cuda" + suffix).c_str(), &adapt_mlp_on_device<T>);
 }
 
 }  // namespace

@@ -247,73 +247,6 @@ struct MlpRun {
   T* trace;  // (steps, B, N, d) or null
 };
 
-struct TuningRule {
-  double target, step_gain, length_gain, memory_gain, jitter, remembered;
-  int64_t most_moves;
-};
-
-enum class MassKind : int { identity, diagonal, low_rank };
-
-// 0 leapfrog_steps or hmc_steps: tuned; 0 budget: none.
-struct AnnealingPlan {
-  double kept, resample_below;
-  int64_t leapfrog_steps, hmc_steps, budget, final_rounds;
-  MassKind mass;
-  TuningRule rule;
-};
-
-// Where B observations stand; (B,) each, read and written.
-struct Standing {
-  int64_t observations;
-  double *beta, *log_step, *log_length, *memory, *sharpness, *variance;
-  int64_t *resamplings, *rounds, *transition;
-  bool *finished, *jumped;
-};
-
-// What each temperature is done with, and how it went: (steps, B) each, but leapfrog_steps and
-// hmc_steps (steps,), inverse_mass (steps, B, d), stiff (steps, B, d, k), ancestors (steps, B, N).
-template <class T>
-struct Temperatures {
-  bool *active, *resampled;
-  double *kept, *beta, *step_size;
-  T* inverse_mass;
-  double* stiff;
-  int64_t *moves, *leapfrog_steps, *hmc_steps;
-  double *effective_size, *acceptance, *energy_mean, *energy_std;
-  int64_t* ancestors;
-};
-
-// A stretch of an adaptive run: until all are finished, `steps` temperatures at most. With
-// `repeats` the choices in `out` are taken, not made, and nothing is tuned. Of the B rows, `each`
-// neighbouring ones share an observation.
-template <class T>
-struct AdaptiveRun {
-  Shape shape;
-  Mlp<T> net;
-  MlpObserved<T> observed;
-  int64_t each;
-  uint64_t seed;
-  const int64_t* observation;  // (B,)
-  T* latents;                  // (B, N, d)
-  double* energy;              // (B, N)
-  T* grad;                     // (B, N, d)
-  double* log_weights;         // (B, N)
-  int64_t* roots;              // (B, N)
-  int64_t* non_finite;         // (B, N)
-  double* curvature;           // (B, d, d)
-  const double* filler;        // (d, k)
-  Standing at;
-  AnnealingPlan plan;
-  bool repeats;
-  int64_t spent, steps;
-  Temperatures<T> out;
-  T* trace;  // (steps, B, N, d) or null
-};
-
-struct Progress {
-  int64_t steps, spent;
-};
-
 // `arena` holds as many bytes as asked for, aligned to 64.
 template <class T>
 struct PublishedOps {
@@ -322,17 +255,10 @@ struct PublishedOps {
 };
 
 template <class T>
-struct AdaptiveOps {
-  int64_t (*arena_bytes)(const AdaptiveRun<T>&, int threads);
-  Progress (*anneal)(const AdaptiveRun<T>&, char* arena, int threads);
-};
-
-template <class T>
 struct CpuOps {
   const HmcOps<T>* hmc;
   const MisfitOps<T>* misfit;
   const PublishedOps<T>* published;
-  const AdaptiveOps<T>* adaptive;
   const ProgressiveOps<T>* progressive;
 };
 
@@ -357,8 +283,6 @@ void systematic(int64_t observations, int64_t chains, const double* log_weights,
   extern const MisfitOps<double> misfit_double; \
   extern const PublishedOps<float> published_float;   \
   extern const PublishedOps<double> published_double; \
-  extern const AdaptiveOps<float> adaptive_float;     \
-  extern const AdaptiveOps<double> adaptive_double;   \
   extern const ProgressiveOps<float> progressive_float;   \
   extern const ProgressiveOps<double> progressive_double; \
   }

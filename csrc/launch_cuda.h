@@ -1,5 +1,5 @@
-// What launches of runs for generators of dense layers share: the machine that a thread sees, and
-// the host's part with its errors in words. For files of device code, after COGEN_ISA.
+// Launches of runs for generators of dense layers: the machine that a thread sees, and the host's
+// part with its errors in words. For files of device code, after COGEN_ISA.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -26,12 +26,6 @@ struct CudaMachine {
   __device__ double warp_sum(double value) const {
     for (int apart = kWarp / 2; apart > 0; apart /= 2) {
       value += __shfl_xor_sync(0xffffffffu, value, apart);
-    }
-    return value;
-  }
-  __device__ double warp_greatest(double value) const {
-    for (int apart = kWarp / 2; apart > 0; apart /= 2) {
-      value = fmax(value, __shfl_xor_sync(0xffffffffu, value, apart));
     }
     return value;
   }

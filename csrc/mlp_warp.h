@@ -165,19 +165,7 @@ COGEN_HD void draw_in_warp(const Stream& stream, int lane, int size, uint32_t ch
 
 struct ChainOutcome {
   double probability, change;
-  bool accepted;
 };
-
-// A proposal, made where `made` says, to where it is `asked` for. A thread copies what it wrote
-// itself: every so many-th entry.
-template <class T>
-COGEN_HD void hand_over(const Tile<T>& made, const Tile<T>& asked, int first, int apart, int size) {
-  if (!asked.position) return;
-  for (int i = first; i < size; i += apart) {
-    asked.position[i] = made.position[i];
-    asked.momentum[i] = made.momentum[i];
-  }
-}
 
 // Numbers of type T that a warp needs for itself.
 template <class T>
@@ -243,7 +231,7 @@ COGEN_HD_LARGE ChainOutcome transition_in_warp(const Machine& machine, const Mlp
       chain.grad[i] = force[i];
     }
   }
-  return {verdict.probability, verdict.change, verdict.accepted};
+  return {verdict.probability, verdict.change};
 }
 
 }  // namespace COGEN_ISA

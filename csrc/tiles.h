@@ -6,7 +6,6 @@
 #endif
 
 #include "anneal_mlp.h"
-#include "crew.h"
 #include "kernels.h"
 
 namespace cogen {

@@ -41,8 +41,6 @@ def test_extension_without_cuda_says_so() -> None:
     for suffix in ("f32", "f64"):
         with pytest.raises(RuntimeError, match="built without CUDA"):
             getattr(native.extension(), f"anneal_mlp_cuda_{suffix}")({}, 0)
-        with pytest.raises(RuntimeError, match="built without CUDA"):
-            getattr(native.extension(), f"adapt_mlp_cuda_{suffix}")({}, 0)
 
 
 def test_import_loads_neither_triton_nor_the_extension() -> None:

@@ -112,6 +112,18 @@ def test_a_faster_way_is_kept(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.settings["backend"] == "fused"
 
 
+def test_dense_layers_are_compiled_where_no_whole_run_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = asked(monkeypatch, lambda generator: generator)
+    found = cogenerate(
+        network(), torch.zeros(5), torch.ones(5), noise_std=0.3, budget=60, progress=False,
+        compile=True,
+    )  # fmt: skip
+    assert len(seen) == 1
+    assert "generator: compiled by torch.compile" in found.notes
+
+
 def test_it_is_yes_or_no() -> None:
     with pytest.raises(TypeError, match=r"^compile: expected True or False, got 'yes'"):
         run(network(), compile="yes")

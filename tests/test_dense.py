@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast import AdaptationRule, checkpoint, cogenerate
+from cogen_fast.baselines import reconstruct
 from cogen_fast.generators import MLPGenerator
 from cogen_fast.ops import native
 from cogen_fast.ops.dense import ACTIVATIONS, DenseLayers, dense_layers, forward, unfit
 from cogen_fast.problem import Problem, prepared
-from cogen_fast.sampler import ais, dense, smc, stiffness
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler import ais, dense, hmc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ISAS = native.extension().build_info()["isa_usable"]
@@ -34,6 +35,13 @@ def network(sizes: tuple[int, ...], activation: str = "tanh", final: str | None 
 
 
 @contextmanager
+def whole_runs(net: Any, x: Any, mask: Any, **noise: Any) -> Iterator[Problem]:
+    with prepared(net, x, mask, whole_runs=True, **noise) as found:
+        assert found.dense is not None
+        yield found
+
+
+@contextmanager
 def problem(
     net: Any, observations: int = 1, hidden: tuple[int, ...] = (0,), **noise: Any
 ) -> Iterator[Problem]:
@@ -43,8 +51,7 @@ def problem(
     if outputs > 1:
         mask[list(hidden)] = 0
     x = random.normal(size=(observations, outputs)) * 0.5
-    with prepared(net, x, mask, **(noise or {"noise_std": 0.2})) as found:
-        assert found.dense is not None
+    with whole_runs(net, x, mask, **(noise or {"noise_std": 0.2})) as found:
         yield found
 
 
@@ -53,8 +60,6 @@ def assert_close(found: Any, expected: Any, tolerance: float = 1e-9, name: str =
     if is_dataclass(expected):
         for field in fields(expected):
             first, second = getattr(found, field.name), getattr(expected, field.name)
-            if field.name == "stiff" and second is not None:  # an eigenvector has either sign
-                first, second = first.abs(), second.abs()
             assert_close(first, second, tolerance, f"{name}.{field.name}")
     elif isinstance(expected, Tensor):
         assert found.dtype == expected.dtype and found.shape == expected.shape, name
@@ -166,7 +171,7 @@ def test_lone_chains_of_known_widths(hidden: int, activation: str, isa: str) -> 
         ):
             for form in ("posterior", "paper"):
                 moves = ais.Moves(hmc_steps=2, leapfrog_steps=5, form=form)
-                with prepared(net, x, mask, **noise) as found:
+                with whole_runs(net, x, mask, **noise) as found:
                     assert_close(*published(found, moves, 1))
     finally:
         native.extension().set_isa(ISAS[-1])
@@ -195,7 +200,7 @@ def test_weights_of_entries_and_nothing_hidden(chains: int) -> None:
         (np.ones(5), {"weight": np.arange(5) + 0.5}),
         (np.eye(5)[1], {"weight": 2.0}),
     ):
-        with prepared(net, x, mask, **noise) as found:
+        with whole_runs(net, x, mask, **noise) as found:
             assert_close(*published(found, ais.Moves(leapfrog_steps=2), chains))
 
 
@@ -289,102 +294,15 @@ def test_the_kind_of_adaptation_stays_that_of_the_run() -> None:
             dense.ais_run(found.dense, BETAS, ais.Moves(), start)
 
 
-# --- the adaptive run -----------------------------------------------------------------------------
-
-
-def adaptive(
-    found: Problem, plan: Annealing, chains: int, populations: int = 1, **how: Any
-) -> tuple[smc.Run, smc.Run]:
-    def start() -> smc.Run:
-        state = smc.init(
-            found.potential,
-            chains=chains,
-            observations=found.observation.count * populations,
-            seed=4,
-            **found.how(),
-        )
-        return smc.Run(state, trace=(state.hmc.latents,), **how)
-
-    assert found.dense is not None
-    ours = dense.smc_run(found.dense, plan, start())
-    return ours, smc.run(found.potential, plan, start=start())
-
-
-PLANS = {
-    "default": Annealing(),
-    "diagonal": Annealing(mass="diagonal"),
-    "identity": Annealing(mass="identity"),
-    "small-steps": Annealing(kept=0.9, resample_below=0.3),
-    "fixed-moves": Annealing(leapfrog_steps=5, hmc_steps=2, final_rounds=3),
-    **{f"budget-{n}": Annealing(budget=n) for n in (1, 3, 7, 20, 60, 200)},
-    "budget-fixed-length": Annealing(budget=50, leapfrog_steps=7),
-}
-
-
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-@pytest.mark.parametrize("sizes", [(2, 20, 20, 2), (7, 12, 5)], ids=["2-d", "7-d"])
-def test_the_adaptive_run_is_that_of_the_loop(sizes: tuple[int, ...], plan: Annealing) -> None:
-    """Two observations of two populations; 7 latents have stiff directions, 2 have none."""
-    with problem(network(sizes), observations=2) as found:
-        ours, theirs = adaptive(found, plan, 19, populations=2)
-    # Rounding grows along a run; choices and ancestors must be the same all the same.
-    assert_close(ours, theirs, 1e-5)
-    assert_close(ours.infos[0], theirs.infos[0], 1e-10)
-    assert ours.done and theirs.done
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("size", [3, 10, 31])
-def test_stiff_directions(size: int, isa: str) -> None:
-    native.extension().set_isa(isa)
-    try:
-        with problem(network((size, 16, 40)), noise_std=0.05) as found:
-            ours, theirs = adaptive(found, Annealing(budget=150), 33)
-    finally:
-        native.extension().set_isa(ISAS[-1])
-    few = 6
-    assert_close(ours.infos[:few], theirs.infos[:few], 1e-7)
-    assert ours.infos[few].choice.stiff is not None
-    assert stiffness.count(size) == ours.infos[few].choice.stiff.shape[-1]
-
-
-def test_choices_are_repeated() -> None:
-    with problem(network((7, 12, 5)), observations=2) as found:
-        pilot, _ = adaptive(found, Annealing(), 16)
-        ours, theirs = adaptive(found, Annealing(), 16, repeats=pilot.choices)
-    assert_close(ours, theirs, 1e-6)
-    assert len(ours.infos) == len(pilot.infos)
-
-
-def test_collapsed_populations_take_small_steps() -> None:
-    """Particles that are copies of one another cannot tell how far to go."""
-    with problem(network((2, 6, 3)), noise_std=1e-3) as found:
-        ours, theirs = adaptive(found, Annealing(budget=20), 16)
-    assert any(bool(info.choice.kept.isnan().any()) for info in theirs.infos)
-    assert_close(ours.infos, theirs.infos, 1e-5)
-
-
-@pytest.mark.parametrize("method", ["paper", "per-chain", "adaptive"])
-def test_either_path_goes_on_where_the_other_stopped(method: str) -> None:
+@adaptations
+def test_either_path_goes_on_where_the_other_stopped(per_chain: bool) -> None:
+    moves = OWN_STEPS if per_chain else ais.Moves(leapfrog_steps=3)
     with problem(network((2, 20, 20, 2))) as found:
         assert found.dense is not None
-        if method == "adaptive":
-            ours, theirs = adaptive(found, Annealing(), 16)
-            half = smc.Run(ours.state, trace=None)
-            state = smc.init(found.potential, chains=16, seed=4, **found.how())
-            half = smc.Run(state)
-            for _ in range(4):
-                after, info = smc.step(half.state, found.potential, Annealing())
-                half = replace(half, state=after, infos=(*half.infos, info))
-            mixed = dense.smc_run(found.dense, Annealing(), half)
-            assert_close(mixed.state, theirs.state, 1e-5)
-            assert_close(mixed.infos, theirs.infos, 1e-5)
-        else:
-            moves = OWN_STEPS if method == "per-chain" else ais.Moves(leapfrog_steps=3)
-            ours, theirs = published(found, moves, 9)
-            half = dense.ais_run(found.dense, BETAS[:2], moves, begun(found, moves, 9, len(BETAS)))
-            mixed = ais.run(found.potential, BETAS, len(BETAS), moves, start=half)
-            assert_close(mixed.state, theirs.state)
+        _, theirs = published(found, moves, 9)
+        half = dense.ais_run(found.dense, BETAS[:2], moves, begun(found, moves, 9, len(BETAS)))
+        mixed = ais.run(found.potential, BETAS, len(BETAS), moves, start=half)
+    assert_close(mixed.state, theirs.state)
 
 
 # --- through the front door -----------------------------------------------------------------------
@@ -393,20 +311,17 @@ def test_either_path_goes_on_where_the_other_stopped(method: str) -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        {},
-        {"populations": 3, "chains": 20},
-        {"evidence": "frozen"},
-        {"budget": 100, "polish": 5},
-        {"chains": 3},
-        {"method": "paper", "ais_steps": 6, "keep_trace": True},
-        {"method": "paper", "ais_steps": 6, "form": "paper"},
-        {"method": "paper", "ais_steps": 6, "adaptation": "per-chain", "chains": 9},
+        {"keep_trace": True},
+        {"form": "paper"},
+        {"adaptation": "per-chain", "chains": 9},
+        {"polish": 5},
     ],
 )
 @pytest.mark.filterwarnings("ignore:form")
 def test_results_are_those_of_the_general_path(how: dict[str, Any]) -> None:
     net, x = network((2, 12, 3)), np.array([0.3, np.nan, -0.2])
     options: dict[str, Any] = {"noise_std": 0.3, "progress": False, "seed": 2, **how}
+    options |= {"method": "paper", "ais_steps": 6}
     ours, theirs = (
         cogenerate(net, x, np.array([1, 0, 1]), backend=backend, **options)
         for backend in ("auto", "native")
@@ -418,29 +333,24 @@ def test_results_are_those_of_the_general_path(how: dict[str, Any]) -> None:
             assert_close(first, second, 1e-5, field.name)
 
 
+@adaptations
 @pytest.mark.parametrize("chains", [1, 40])
-@pytest.mark.parametrize("method", ["paper", "per-chain", "adaptive"])
-def test_threads_change_nothing(method: str, chains: int) -> None:
+def test_threads_change_nothing(chains: int, per_chain: bool) -> None:
     """Not one bit of any number, in single precision."""
     net = MLPGenerator((2, 20, 20, 2))
     net.load_state_dict(network((2, 20, 20, 2)).state_dict())
     x = torch.tensor([[0.1, 0.0], [0.2, 0.0], [0.3, 0.0]])
-    moves = OWN_STEPS if method == "per-chain" else ais.Moves(leapfrog_steps=5)
-    plan, runs = Annealing(), []
-    with prepared(net, x, np.array([1, 0]), noise_std=0.2) as found:
+    moves = OWN_STEPS if per_chain else ais.Moves(leapfrog_steps=5)
+    runs = []
+    with whole_runs(net, x, np.array([1, 0]), noise_std=0.2) as found:
         assert found.dense is not None
-        how: dict[str, Any] = {"chains": chains, "observations": 3, **found.how()}
-        first = ais.init(found.potential, moves, **how)
-        start = smc.init(found.potential, **how)
+        first = ais.init(found.potential, moves, chains=chains, observations=3, **found.how())
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             try:
-                if method != "adaptive":
-                    history = ais.History.empty(len(BETAS), first, True)
-                    begun = ais.Run(first, history, 0)
-                    runs.append(dense.ais_run(found.dense, BETAS, moves, begun))
-                else:
-                    runs.append(dense.smc_run(found.dense, plan, smc.Run(start)))
+                history = ais.History.empty(len(BETAS), first, True)
+                start = ais.Run(first, history, 0)
+                runs.append(dense.ais_run(found.dense, BETAS, moves, start))
             finally:
                 torch.set_num_threads(1)
     for other in runs[1:]:
@@ -559,8 +469,33 @@ class Lying(nn.Module):
 )
 def test_a_wish_that_cannot_be_met_is_refused(generator: Any, how: Any, reason: str) -> None:
     noise = {} if "misfit" in how else {"noise_std": 0.5}
-    options: dict[str, Any] = {"progress": False, "budget": 100, **noise, **how}
+    options: dict[str, Any] = {"method": "paper", "ais_steps": 3, "progress": False, **noise, **how}
     with pytest.raises(ValueError, match=f"^backend: fused serves .*{reason}"):
         cogenerate(generator, np.zeros(2), np.array([1, 0]), backend="fused", **options)
     result = cogenerate(generator, np.zeros(2), np.array([1, 0]), **options)
     assert result.settings["backend"] == "native"
+
+
+def test_other_methods_take_the_best_ops_there_are() -> None:
+    """And say so; that they make no whole runs is told before any sampling."""
+    net, x, mask = network((2, 12, 3)), np.array([0.3, np.nan, -0.2]), np.array([1, 0, 1])
+    noise: dict[str, Any] = {"noise_std": 0.3, "seed": 2}
+    adam: dict[str, Any] = {"method": "adam", "steps": 3, "learning_rate": 0.1}
+    for method in (
+        partial(cogenerate, net, x, mask, budget=100, progress=False, **noise),
+        partial(reconstruct, net, x, mask, **adam, **noise),
+    ):
+        found, native_ops = method(), method(backend="native")
+        assert found.settings["backend"] == "native" and "backend native" in found.notes
+        assert_close(found.latents, native_ops.latents, 0.0)
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytest.raises(
+                ValueError,
+                match=r"^backend: fused serves progressive generators and, with method='paper', "
+                r"those of dense layers only, got dense layers with another method; available for "
+                r"cpu: auto, reference, native$",
+            ),
+        ):
+            patch.setattr(hmc, "noise_stream", None)  # without noise nothing is sampled
+            method(backend="fused")

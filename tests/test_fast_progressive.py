@@ -487,7 +487,7 @@ def test_other_generators_are_called_themselves(make: Callable[[], Any]) -> None
 
 def test_fused_is_refused_for_other_generators() -> None:
     with (
-        pytest.raises(ValueError, match=r"^backend: fused serves progressive generators and those"),
+        pytest.raises(ValueError, match=r"^backend: fused serves progressive generators and, with"),
         problem_of(hooked(), "fused"),
     ):
         pass

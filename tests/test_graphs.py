@@ -244,6 +244,8 @@ def test_whole_runs_in_one_call_need_none(tape: Tape) -> None:
     assert found.settings["backend"] == "fused"
     assert tape.made == 0
     assert not any("CUDA" in note for note in found.notes)
+    found = run(network(), backend="auto")  # which is not made in one call
+    assert any("CUDA" in note for note in found.notes)
 
 
 def test_the_cpu_has_none() -> None:

@@ -218,9 +218,9 @@ def test_a_float64_generator_may_have_cheaper_gradients() -> None:
 
 
 def test_its_own_type_changes_nothing() -> None:
-    x = seeded(2, 6)
+    x, how = seeded(2, 6), {"method": "paper", "ais_steps": 6, "progress": False}
     usual, named = (
-        cogenerate(dense(), x, torch.ones(6), noise_std=0.3, seed=2, progress=False, **options)
+        cogenerate(dense(), x, torch.ones(6), noise_std=0.3, seed=2, **how, **options)
         for options in ({}, {"gradient_dtype": "float32", "energy_dtype": "float32"})
     )
     assert_same(usual, named, but=("settings",))

@@ -311,8 +311,14 @@ def ranks(model: Model, draw: Draw, design: Design, seed: int) -> Tensor:
     found = []
     for start in range(0, design.simulations, size):
         x, z = data[start : start + size], truth[start : start + size]
-        # Chunks of a size that stays in the cache cost half as much.
-        with prepared(model.generator, x, model.mask, noise_std=model.noise, max_batch=2048) as p:
+        with prepared(
+            model.generator,
+            x,
+            model.mask,
+            noise_std=model.noise,
+            max_batch=2048,  # of a size that stays in the cache, chunks cost half as much
+            whole_runs=isinstance(draw, PaperDraw),
+        ) as p:
             draws = draw(p, design.draws, seed + 1, range(start, start + len(x)))
             true = model.evaluate(p.potential, z[:, None])
             found.append((model.evaluate(p.potential, draws) < true).sum(1))

@@ -1,8 +1,7 @@
-"""Whole runs of generators of dense layers in C++: which generators, and the calls.
+"""Whole runs of generators of dense layers in C++: which generators, and the call.
 
-`dense_layers` says whether a module is one. `anneal` makes a stretch of the published run
-(`cogen_fast.sampler.ais` defines it), `adapt` one of the adaptive run (`cogen_fast.sampler.smc`),
-both on dictionaries of tensors that they read and write.
+`dense_layers` says whether a module is one. `anneal` makes a stretch of the published run, which
+`cogen_fast.sampler.ais` defines, on a dictionary of tensors that it reads and writes.
 """
 
 from __future__ import annotations
@@ -154,38 +153,16 @@ def anneal(
 
     On a CUDA device it is made on the current stream, and waited for.
     """
-    device = tensors["latents"].device
+    device, suffix = tensors["latents"].device, _suffix(tensors)
     arguments = _arguments(packed, spec, tensors, device) | dict(numbers)
-    if device.type == "cuda":
-        _check_words(tensors, numbers["steps"] * numbers["hmc_steps"])
-    _run("anneal_mlp", arguments, tensors, device)
-
-
-def adapt(
-    packed: Packed, spec: MisfitSpec, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
-) -> tuple[int, int]:
-    """A stretch of the adaptive run (AdaptiveRun): temperatures made, gradients spent in all.
-
-    On a CUDA device it is made on the current stream, and waited for.
-    """
-    device = tensors["latents"].device
-    arguments = _arguments(packed, spec, tensors, device) | dict(numbers)
-    steps, spent = _run("adapt_mlp", arguments, tensors, device)
-    return int(steps), int(spent)
-
-
-def _run(
-    op: str, arguments: dict[str, Any], tensors: Mapping[str, Tensor], device: torch.device
-) -> Any:
-    """The op of the extension for a device and a dtype, made to its end."""
-    suffix = _suffix(tensors)
     if device.type == "cpu":
-        return getattr(native.extension(), f"{op}_{suffix}")(arguments, torch.get_num_threads())
+        getattr(native.extension(), f"anneal_mlp_{suffix}")(arguments, torch.get_num_threads())
+        return
+    _check_words(tensors, numbers["steps"] * numbers["hmc_steps"])
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream()
-        outcome = getattr(native.extension(), f"{op}_cuda_{suffix}")(arguments, stream.cuda_stream)
+        getattr(native.extension(), f"anneal_mlp_cuda_{suffix}")(arguments, stream.cuda_stream)
         stream.synchronize()
-    return outcome
 
 
 def _arguments(

@@ -139,12 +139,12 @@ def _resolve(backend: str, device: str) -> Ops:
             return _resolve("auto", device)
         raise ValueError(
             f"backend: fused cannot serve cuda tensors here: {_cuda_failure()}; "
-            f"available for {device}: {', '.join(_available(device))}"
+            f"available for {device}: {', '.join(available(device))}"
         )
     if backend == "native" and device != "cpu":
         raise ValueError(
             f"backend: {backend} serves cpu tensors, got device {device}; "
-            f"available for {device}: {', '.join(_available(device))}"
+            f"available for {device}: {', '.join(available(device))}"
         )
     if backend in ("native", "fused"):
         native.extension()
@@ -173,7 +173,7 @@ def _asked_for_triton(device: str) -> Ops:
         raise ValueError(
             "backend: triton serves cuda tensors, got device cpu, which only its interpreter "
             "serves (TRITON_INTERPRET=1 in the environment from the start); "
-            f"available for {device}: {', '.join(_available(device))}"
+            f"available for {device}: {', '.join(available(device))}"
         )
     return _triton()
 
@@ -211,7 +211,8 @@ def fuses(device: torch.device) -> bool:
     return device.type in failures and failures[device.type]() is None
 
 
-def _available(device: str) -> list[str]:
+def available(device: str) -> list[str]:
+    """The backends whose ops serve tensors on a device."""
     names = ["auto", "reference"]
     if device == "cpu" and _extension_failure() is None:
         names.append("native")
@@ -229,7 +230,7 @@ class BackendReport:
     say anything. ``cuda_device`` is the name of torch's current CUDA device, None without one.
     ``auto`` maps a device to a backend, ``rejected`` a device to the others with the reason.
     ``fused`` names the devices on which whole runs of generators of dense layers are made in one
-    call: on a CUDA device those of the paper's method.
+    call, by the paper's method.
     """
 
     extension_failure: str | None

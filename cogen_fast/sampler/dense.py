@@ -1,7 +1,7 @@
-"""Both methods for generators of dense layers, many temperatures per call of the extension.
+"""The published run for generators of dense layers, many temperatures per call of the extension.
 
-`ais_run` and `smc_run` continue the runs of `cogen_fast.sampler.ais` and `smc`, which define them:
-states, infos and noise are the same, so either can go on where the other stopped.
+`ais_run` continues the run of `cogen_fast.sampler.ais`, which defines it: states, histories and
+noise are the same, so either can go on where the other stopped.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,32 +17,14 @@ from cogen_fast.ops import dense
 from cogen_fast.ops.dense import DenseLayers, Packed
 from cogen_fast.ops.philox import NoiseStream
 from cogen_fast.ops.spec import MisfitSpec
-from cogen_fast.sampler import ais, smc, stiffness
+from cogen_fast.sampler import ais
 from cogen_fast.sampler.hmc import HMCState
-from cogen_fast.sampler.pace import MASSES, Annealing
 from cogen_fast.sampler.schedule import Betas
-from cogen_fast.sampler.smc import Choice, SMCInfo, SMCState
 from cogen_fast.sampler.step_size import StepSizeState
-from cogen_fast.sampler.tuning import Tuning
 
 _SECONDS = 0.1  # a call takes about as long, so that progress is seen and Ctrl-C is heard
-_MOST = 256  # temperatures of an adaptive call, for what each leaves is kept in memory
-_MOST_APART = 1 << 22  # temperatures times chains that adapt by themselves, for the same reason
-_MASS_CODES = {"identity": 0, "diagonal": 1, "low-rank": 2}
-assert set(_MASS_CODES) == set(MASSES)
-_WRITTEN = (
-    "beta",
-    "log_weights",
-    "roots",
-    "resamplings",
-    "variance",
-    "rounds",
-    "finished",
-    "sharpness",
-    "jumped",
-    "non_finite",
-    "curvature",
-)
+# Temperatures times chains that adapt by themselves, for what each leaves is kept in memory.
+_MOST_APART = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -65,14 +46,13 @@ class _Stretch:
     def __init__(self) -> None:
         self.count = 1
 
-    def timed(self, work: Callable[[int], int], left: int) -> int:
-        """The temperatures made by ``work(count)``, at most ``left`` asked for."""
+    def timed(self, work: Callable[[int], None], left: int) -> None:
+        """``work(count)`` of temperatures, at most ``left``."""
         asked = min(self.count, left)
         start = time.monotonic()
-        made = work(asked)
+        work(asked)
         seconds = max(time.monotonic() - start, 1e-9)
         self.count = max(1, min(10 * asked, int(asked * _SECONDS / seconds)))
-        return made
 
 
 def ais_run(
@@ -89,10 +69,9 @@ def ais_run(
         most = max(1, _MOST_APART // start.state.hmc.energy.numel())
     while progress.done < len(betas):
 
-        def work(count: int) -> int:
+        def work(count: int) -> None:
             nonlocal progress
             progress = _ais_stretch(problem, betas, moves, progress, count)
-            return count
 
         stretch.timed(work, min(most, len(betas) - progress.done))
         if on_step is not None:
@@ -171,79 +150,6 @@ def _ais_stretch(
     return replace(run, state=after, done=done + count)
 
 
-def smc_run(
-    problem: DenseProblem,
-    annealing: Annealing,
-    start: smc.Run,
-    on_step: Callable[[smc.Run], None] | None = None,
-) -> smc.Run:
-    """`smc.run` from ``start`` on; ``on_step`` sees the run every tenth of a second or so."""
-    progress, stretch = start, _Stretch()
-    while not progress.done:
-        left = _MOST
-        if progress.repeats is not None:
-            left = min(left, len(progress.repeats) - len(progress.infos))
-
-        def work(count: int) -> int:
-            nonlocal progress
-            before = len(progress.infos)
-            progress = _smc_stretch(problem, annealing, progress, count)
-            return len(progress.infos) - before
-
-        stretch.timed(work, left)
-        if on_step is not None:
-            on_step(progress)
-    return progress
-
-
-def _smc_stretch(problem: DenseProblem, annealing: Annealing, run: smc.Run, count: int) -> smc.Run:
-    state, stream = run.state, run.state.hmc.stream
-    tensors = _chains(state.hmc) | {
-        "log_step": state.tuning.log_step.clone(),
-        "log_length": state.tuning.log_length.clone(),
-        "memory": state.tuning.memory.clone(),
-        "transition": stream.transition.clone(),
-    }
-    tensors |= {name: getattr(state, name).clone() for name in _WRITTEN}
-    out = _room(state, count)
-    if run.repeats is not None:
-        _write_choices(out, run.repeats[len(run.infos) :][:count])
-    rows, _, size = state.hmc.latents.shape
-    trace = None
-    if run.trace is not None:
-        trace = state.hmc.latents.new_empty(count, *state.hmc.latents.shape)
-    filler = stiffness.filler(size).to(state.beta.device)
-    steps, spent = dense.adapt(
-        problem.packed,
-        problem.spec,
-        tensors | {f"out_{name}": tensor for name, tensor in out.items()} | {"filler": filler},
-        _size(state.hmc)
-        | _plan(annealing)
-        | {
-            "each": rows // problem.spec.target.shape[0],
-            "seed": stream.seed,
-            "repeats": run.repeats is not None,
-            "spent": state.spent,
-            "steps": count,
-            "trace": 0 if trace is None else trace.data_ptr(),
-        },
-    )
-    out |= {name: out[name].cpu() for name in ("leapfrog_steps", "hmc_steps")}
-    infos = tuple(_info(out, t, annealing) for t in range(steps))
-    written: dict[str, Any] = {name: tensors[name] for name in _WRITTEN}
-    after = replace(
-        state,
-        hmc=_moved(tensors, NoiseStream(stream.seed, tensors["transition"], stream.observation)),
-        tuning=Tuning(tensors["log_step"], tensors["log_length"], tensors["memory"]),
-        spent=spent,
-        **written,
-    )
-    seen = run.trace
-    if seen is not None and trace is not None:  # the run's is on the CPU
-        seen = (*seen, *trace[:steps].cpu().unbind())
-    return replace(run, state=after, infos=(*run.infos, *infos), trace=seen)
-
-
 def _chains(state: HMCState) -> dict[str, Tensor]:
     """Copies to be changed, and the noise's place, which is not."""
     return {
@@ -262,79 +168,3 @@ def _size(state: HMCState) -> dict[str, int]:
 
 def _moved(tensors: dict[str, Tensor], stream: NoiseStream) -> HMCState:
     return HMCState(tensors["latents"], tensors["energy"], tensors["grad"], stream)
-
-
-def _plan(annealing: Annealing) -> dict[str, float | int]:
-    rule = annealing.rule
-    return {
-        "kept": annealing.kept,
-        "resample_below": annealing.resample_below,
-        "plan_leapfrog_steps": annealing.leapfrog_steps or 0,
-        "plan_hmc_steps": annealing.hmc_steps or 0,
-        "budget": annealing.budget or 0,
-        "final_rounds": annealing.final_rounds,
-        "mass": _MASS_CODES[annealing.mass],
-        "target_acceptance": rule.target,
-        "step_gain": rule.step_gain,
-        "length_gain": rule.length_gain,
-        "memory_gain": rule.memory_gain,
-        "jitter": rule.jitter,
-        "remembered": rule.remembered,
-        "most_moves": rule.most_moves,
-    }
-
-
-def _room(state: SMCState, count: int) -> dict[str, Tensor]:
-    """What a call writes of each temperature."""
-    rows, chains, size = state.hmc.latents.shape
-    per_row, device = (count, rows), state.beta.device
-
-    def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    numbers = ("kept", "beta", "step_size", "effective_size", "acceptance")
-    room = {name: zeros(*per_row) for name in (*numbers, "energy_mean", "energy_std")}
-    room |= {name: zeros(*per_row, dtype=torch.bool) for name in ("active", "resampled")}
-    room |= {name: zeros(count, dtype=torch.int64) for name in ("leapfrog_steps", "hmc_steps")}
-    room["moves"] = zeros(*per_row, dtype=torch.int64)
-    room["inverse_mass"] = state.hmc.latents.new_ones(*per_row, size)
-    room["stiff"] = zeros(*per_row, size, max(stiffness.count(size), 1))
-    room["ancestors"] = zeros(*per_row, chains, dtype=torch.int64)
-    return room
-
-
-def _write_choices(out: dict[str, Tensor], choices: tuple[Choice, ...]) -> None:
-    for t, choice in enumerate(choices):
-        for name in ("active", "resampled", "kept", "beta", "step_size", "moves"):
-            out[name][t] = getattr(choice, name)
-        if choice.inverse_mass is not None:
-            out["inverse_mass"][t] = choice.inverse_mass
-        if choice.stiff is not None:
-            out["stiff"][t] = choice.stiff
-        out["leapfrog_steps"][t] = choice.leapfrog_steps
-        out["hmc_steps"][t] = choice.hmc_steps
-
-
-def _info(out: dict[str, Tensor], t: int, annealing: Annealing) -> SMCInfo:
-    size = out["inverse_mass"].shape[-1]
-    turns = annealing.mass == "low-rank" and stiffness.count(size) > 0
-    choice = Choice(
-        out["active"][t],
-        out["kept"][t],
-        out["beta"][t],
-        out["resampled"][t],
-        out["step_size"][t],
-        out["inverse_mass"][t] if turns or annealing.mass == "diagonal" else None,
-        out["stiff"][t] if turns else None,
-        out["moves"][t],
-        int(out["leapfrog_steps"][t]),
-        int(out["hmc_steps"][t]),
-    )
-    return SMCInfo(
-        choice,
-        out["effective_size"][t],
-        out["acceptance"][t],
-        out["energy_mean"][t],
-        out["energy_std"][t],
-        out["ancestors"][t],
-    )

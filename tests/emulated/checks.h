@@ -5,7 +5,6 @@ namespace cogen {
 namespace driver {
 
 void check_emulated_published();
-void check_emulated_adaptive();
 
 }  // namespace driver
 }  // namespace cogen

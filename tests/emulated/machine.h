@@ -8,7 +8,6 @@
 #include <ucontext.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <functional>
 #include <memory>
@@ -37,7 +36,6 @@ struct EmulatedMachine {
   void block_meets() const;
   void grid_meets() const;
   double warp_sum(double value) const;
-  double warp_greatest(double value) const;
 };
 
 // `blocks` blocks of `threads` threads, each block with so many bytes of shared memory.
@@ -76,9 +74,8 @@ class Grid {
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
   }
 
-  // As a warp's shuffles would: in halves, pairs of lanes folding the same two numbers.
-  template <class Fold>
-  double warp_folded(double value, const Fold& fold) {
+  // As a warp's shuffles would: in halves, pairs of lanes adding the same two numbers.
+  double warp_sum(double value) {
     const size_t here = static_cast<size_t>(current_), lane = here % kLanesOfWarp;
     sums_[here] = value;
     wait(Wait::warp);
@@ -86,7 +83,7 @@ class Grid {
     std::copy_n(sums_.data() + here - lane, kLanesOfWarp, sums);
     for (size_t apart = kLanesOfWarp / 2; apart > 0; apart /= 2) {
       std::copy_n(sums, kLanesOfWarp, before);
-      for (size_t l = 0; l < kLanesOfWarp; ++l) sums[l] = fold(before[l], before[l ^ apart]);
+      for (size_t l = 0; l < kLanesOfWarp; ++l) sums[l] = before[l] + before[l ^ apart];
     }
     wait(Wait::warp);
     return sums[lane];
@@ -173,12 +170,7 @@ class Grid {
 inline void EmulatedMachine::warp_meets() const { grid->wait(Wait::warp); }
 inline void EmulatedMachine::block_meets() const { grid->wait(Wait::block); }
 inline void EmulatedMachine::grid_meets() const { grid->wait(Wait::grid); }
-inline double EmulatedMachine::warp_sum(double value) const {
-  return grid->warp_folded(value, [](double a, double b) { return a + b; });
-}
-inline double EmulatedMachine::warp_greatest(double value) const {
-  return grid->warp_folded(value, [](double a, double b) { return std::fmax(a, b); });
-}
+inline double EmulatedMachine::warp_sum(double value) const { return grid->warp_sum(value); }
 
 }  // namespace driver
 }  // namespace cogen

@@ -8,7 +8,6 @@
 int main() {
   using namespace cogen::driver;
   check_emulated_published();
-  check_emulated_adaptive();
   printf("%lld cases, %d failures\n", static_cast<long long>(cases_begun()), failures());
   return failures() == 0 ? 0 : 1;
 }

@@ -1,5 +1,5 @@
-// What the checks of both runs for generators of dense layers share: cases, a generator and what is
-// observed of it, and a transition, both in plain loops in double.
+// For the checks of runs for generators of dense layers: cases, a generator and what is observed of
+// it, and a transition, both in plain loops in double.
 //
 // Cases are dealt from decks: every value of every choice comes up, in combinations that are the
 // same everywhere.
@@ -14,7 +14,7 @@
 namespace cogen {
 namespace driver {
 
-constexpr uint32_t kMomentum = 1, kAccept = 2, kResample = 3, kJitter = 4;
+constexpr uint32_t kMomentum = 1, kAccept = 2;
 constexpr uint64_t kSeedLimit = std::numeric_limits<uint64_t>::max();
 constexpr int64_t kWordLimit = 0xFFFFFFFF;
 inline const std::vector<int> kThreads{1, 2, 3};
@@ -50,22 +50,21 @@ class Deck {
 };
 
 struct DenseCase {
-  int64_t observations, each, chains;
+  int64_t observations, chains;
   std::vector<int> widths;
   std::vector<Activation> activations;
   int mask, weight;  // 0 for none or a single number; bit 0: of entries, bit 1: of each observation
   bool ragged, extreme;
   uint64_t seed;
 
-  int64_t rows() const { return observations * each; }
   int size() const { return widths.front(); }
   int measured() const { return widths.back(); }
-  Shape shape() const { return {rows(), chains, size()}; }
+  Shape shape() const { return {observations, chains, size()}; }
 };
 
 inline std::string describe(const DenseCase& c) {
-  std::string text = "B=" + std::to_string(c.observations) + "x" + std::to_string(c.each) +
-                     " N=" + std::to_string(c.chains) + " widths=";
+  std::string text = "B=" + std::to_string(c.observations) + " N=" + std::to_string(c.chains) +
+                     " widths=";
   for (const int width : c.widths) text += std::to_string(width) + ",";
   text += " activations=";
   for (const Activation each : c.activations) text += std::to_string(static_cast<int>(each));
@@ -77,13 +76,11 @@ inline std::string describe(const DenseCase& c) {
 
 class Dealer {
  public:
-  Dealer(uint64_t seed, std::vector<int> layers, std::vector<int64_t> each)
-      : random_(seed), layers_(std::move(layers)), each_(std::move(each)) {}
+  Dealer(uint64_t seed, std::vector<int> layers) : random_(seed), layers_(std::move(layers)) {}
 
   DenseCase deal() {
     DenseCase c{};
     c.observations = observations_.deal(random_);
-    c.each = each_.deal(random_);
     c.chains = chains_.deal(random_);
     c.widths.push_back(sizes_.deal(random_));
     const int layers = layers_.deal(random_), hidden = hidden_.deal(random_);
@@ -102,7 +99,6 @@ class Dealer {
  private:
   Random random_;
   Deck<int> layers_;
-  Deck<int64_t> each_;
   Deck<int64_t> observations_{{1, 2, 3}}, chains_{{1, 2, 3, 4, 5, 16, 17, 33}};
   Deck<int> sizes_{{1, 2, 3, 5, 7, 13, 32}}, widths_{{1, 2, 7, 8, 9, 16, 20, 31, 32, 33, 65}};
   Deck<int> hidden_{{0, 0, 0, 16, 20, 32}}, rows_{{0, 1, 2, 3}}, masked_{{0, 1, 2}};
@@ -161,7 +157,7 @@ class Problem {
     return {target_.data(), c.mask ? mask_.data() : nullptr, c.mask & 2 ? all : 0, weight_.data(),
             c.weight & 2 ? weights : 0, (c.weight & 1) != 0};
   }
-  // Of observation b, of B / each.
+  // Of observation b.
   Evaluation evaluate(int64_t b, const std::vector<double>& z) const;
 
   DenseCase c;
@@ -292,9 +288,9 @@ struct Chains {
   Array<int64_t> non_finite;
 
   explicit Chains(const DenseCase& c)
-      : latents(c.rows() * c.chains * c.size(), c.ragged),
+      : latents(c.observations * c.chains * c.size(), c.ragged),
         grad(latents.size(), c.ragged),
-        energy(c.rows() * c.chains, c.ragged),
+        energy(c.observations * c.chains, c.ragged),
         log_weights(energy.size(), c.ragged),
         non_finite(energy.size(), c.ragged) {}
 
@@ -313,7 +309,7 @@ struct Chains {
     fill_uniform(log_weights, random, -1.0, 1.0);
     if (c.extreme) latents[0] = T(kNan);
     for (int64_t n = 0; n < energy.size(); ++n) {
-      const Evaluation found = problem.evaluate(n / c.chains / c.each, chain(n).latents);
+      const Evaluation found = problem.evaluate(n / c.chains, chain(n).latents);
       energy[n] = found.energy;
       for (int i = 0; i < c.size(); ++i) {
         grad[n * c.size() + i] = static_cast<T>(found.grad[static_cast<size_t>(i)]);
@@ -335,7 +331,6 @@ struct Chains {
 struct MoveOf {
   double beta, prior_weight, step_size;
   int64_t leapfrog_steps;
-  std::vector<double> inverse_mass;  // (d)
   uint64_t seed;
   uint32_t transition, observation;
 
@@ -351,13 +346,13 @@ struct Proposed {
   bool finite, doubtful;
 };
 
-inline std::vector<double> momentum_of(const MoveOf& move, int64_t chain) {
+inline std::vector<double> momentum_of(const MoveOf& move, size_t size, int64_t chain) {
   std::vector<double> momentum;
-  for (size_t i = 0; i < move.inverse_mass.size(); ++i) {
+  for (size_t i = 0; i < size; ++i) {
     const Words words = move.words(kMomentum, static_cast<uint32_t>(i / 4), chain);
     double pair[2];
     normal_pair(words.w[i % 4 / 2 * 2], words.w[i % 4 / 2 * 2 + 1], &pair[0], &pair[1]);
-    momentum.push_back(pair[i % 2] / std::sqrt(move.inverse_mass[i]));
+    momentum.push_back(pair[i % 2]);
   }
   return momentum;
 }
@@ -367,17 +362,17 @@ inline double hamiltonian(const MoveOf& move, const Chain& chain,
   double prior = 0.0, kinetic = 0.0;
   for (size_t i = 0; i < momentum.size(); ++i) {
     prior += chain.latents[i] * chain.latents[i];
-    kinetic += momentum[i] * momentum[i] * move.inverse_mass[i];
+    kinetic += momentum[i] * momentum[i];
   }
   return move.beta * chain.energy + move.prior_weight * 0.5 * prior + 0.5 * kinetic;
 }
 
-// Chain `number` of row b.
+// Chain `number` of observation b.
 template <class T>
 Proposed propose(const Problem<T>& problem, int64_t b, int64_t number, const Chain& start,
                  const MoveOf& move) {
   Proposed out{start, 0.0, 0.0, false, false};
-  std::vector<double> momentum = momentum_of(move, number);
+  std::vector<double> momentum = momentum_of(move, start.latents.size(), number);
   const double before = hamiltonian(move, start, momentum);
   const auto half_kick = [&] {
     for (size_t i = 0; i < momentum.size(); ++i) {
@@ -388,9 +383,9 @@ Proposed propose(const Problem<T>& problem, int64_t b, int64_t number, const Cha
   for (int64_t made = 0; made < move.leapfrog_steps; ++made) {
     half_kick();
     for (size_t i = 0; i < momentum.size(); ++i) {
-      out.end.latents[i] += move.step_size * move.inverse_mass[i] * momentum[i];
+      out.end.latents[i] += move.step_size * momentum[i];
     }
-    const Evaluation found = problem.evaluate(b / problem.c.each, out.end.latents);
+    const Evaluation found = problem.evaluate(b, out.end.latents);
     out.end.energy = found.energy;
     out.end.grad = found.grad;
     out.doubtful |= found.doubtful;
@@ -416,8 +411,8 @@ void check_chain(const Chain& before, const Chain& after, const Proposed& propos
   expect_close({"grad", after.grad}, proposed.end.grad, kTolerance<T>);
 }
 
-// The mean acceptance probability of a row, checked with all its chains. `starts` tells a chain's
-// state before the transition, `moves` what it is made with.
+// The mean acceptance probability of an observation, checked with all its chains. `starts` tells a
+// chain's state before the transition, `moves` what it is made with.
 template <class T, class Starts, class Moves>
 void check_transition(const Problem<T>& problem, int64_t b, const Starts& starts,
                       const std::vector<int64_t>& non_finite, const Chains<T>& after,
@@ -461,13 +456,13 @@ inline double deviation(const double* x, int64_t count) {
 // A run in memory of exactly the size that it asks for. What is in it differs with the number of
 // threads: a number that is read before it is written makes the results differ too.
 template <class Ops, class Run>
-auto call(const Ops& ops, const Run& run, int threads) {
+void call(const Ops& ops, const Run& run, int threads) {
   static constexpr int kFillings[] = {0xff, 0x00, 0x5a};  // the first is NaN
   const int64_t bytes = ops.arena_bytes(run, threads);
   Array<char> arena(bytes, false);
   if (reinterpret_cast<uintptr_t>(arena.data()) % 64 != 0) fail("arena_bytes: no multiple of 64");
   memset(arena.data(), kFillings[(threads - 1) % 3], static_cast<size_t>(bytes));
-  return ops.anneal(run, arena.data(), threads);
+  ops.anneal(run, arena.data(), threads);
 }
 
 // States and histories are structs of arrays, whose with_each(a, b, f) calls f(name, a's, b's).
@@ -485,8 +480,6 @@ Outputs outputs_of(const State& state) {
   });
   return out;
 }
-
-void check_adaptive();
 
 }  // namespace driver
 }  // namespace cogen

@@ -69,8 +69,8 @@ class Published {
     call(ops_, run_of(c_, problem_, state, now, from, betas_of(t + 1, 1), 1, weighs), 1);
     const double increment = beta - from;
     check(before, state, now, beta, weighs ? &increment : nullptr);
-    for (int64_t b = 0; b < c_.dense.rows(); ++b) {
-      const int64_t at = t * c_.dense.rows() + b;
+    for (int64_t b = 0; b < c_.dense.observations; ++b) {
+      const int64_t at = t * c_.dense.observations + b;
       history.acceptance[at] += now.acceptance[b] / static_cast<double>(c_.hmc_steps);
       history.step_used[at] = now.step_used[b];
       history.energy_mean[at] = now.energy_mean[b];
@@ -89,7 +89,7 @@ class Published {
       expect_close({"log_weights", {after.chains.log_weights[n]}}, {weighed},
                    rounding_bound<double>());
     }
-    for (int64_t b = 0; b < c_.dense.rows(); ++b) {
+    for (int64_t b = 0; b < c_.dense.observations; ++b) {
       if (c_.overflow) {
         check_overflow(b, before, after, now);
       } else {
@@ -121,7 +121,6 @@ class Published {
             c_.paper ? 1.0 - beta : 1.0,
             before.step_size[c_.per_chain ? b * c_.dense.chains + n : b],
             c_.leapfrog_steps,
-            std::vector<double>(static_cast<size_t>(c_.dense.size()), 1.0),
             c_.dense.seed,
             static_cast<uint32_t>(before.transition[b]),
             static_cast<uint32_t>(before.observation[b])};
@@ -200,7 +199,9 @@ void run_both_types(const PublishedCase& c) {
   run_published<double>(c);
 }
 
-void check_published() {
+}  // namespace
+
+void check_dense() {
   PublishedDealer dealer;
   for (int k = 0; k < 48; ++k) run_both_types(dealer.deal());
   // The hidden widths that the compiler knows, of one chain at a time.
@@ -238,13 +239,6 @@ void check_published() {
     c.overflow = true;
     run_both_types(c);
   }
-}
-
-}  // namespace
-
-void check_dense() {
-  check_published();
-  check_adaptive();
 }
 
 }  // namespace driver

@@ -38,10 +38,10 @@ struct PublishedState {
 
   explicit PublishedState(const PublishedCase& c)
       : chains(c.dense),
-        step_size(c.dense.rows() * c.steps_each(), c.dense.ragged),
-        running(c.dense.rows() * c.steps_each(), c.dense.ragged),
-        transition(c.dense.rows(), c.dense.ragged),
-        observation(c.dense.rows(), c.dense.ragged) {}
+        step_size(c.dense.observations * c.steps_each(), c.dense.ragged),
+        running(c.dense.observations * c.steps_each(), c.dense.ragged),
+        transition(c.dense.observations, c.dense.ragged),
+        observation(c.dense.observations, c.dense.ragged) {}
 
   template <class A, class B, class F>
   static void with_each(A& a, B& b, const F& f) {
@@ -59,11 +59,11 @@ struct PublishedHistory {
   Array<T> trace;
 
   PublishedHistory(const DenseCase& c, int64_t steps)
-      : acceptance(steps * c.rows(), c.ragged),
-        step_used(steps * c.rows(), c.ragged),
-        energy_mean(steps * c.rows(), c.ragged),
-        energy_std(steps * c.rows(), c.ragged),
-        trace(steps * c.rows() * c.chains * c.size(), c.ragged) {}
+      : acceptance(steps * c.observations, c.ragged),
+        step_used(steps * c.observations, c.ragged),
+        energy_mean(steps * c.observations, c.ragged),
+        energy_std(steps * c.observations, c.ragged),
+        trace(steps * c.observations * c.chains * c.size(), c.ragged) {}
 
   template <class A, class B, class F>
   static void with_each(A& a, B& b, const F& f) {
@@ -89,7 +89,7 @@ void start(const PublishedCase& c, const Problem<T>& problem, PublishedState<T>&
     fill_uniform(state.step_size, random, huge, 2.0 * huge);
   }
   const int64_t counters[] = {0, 7, kWordLimit - c.steps() * c.hmc_steps};
-  for (int64_t b = 0; b < c.dense.rows(); ++b) {
+  for (int64_t b = 0; b < c.dense.observations; ++b) {
     state.transition[b] = counters[(b + c.dense.chains) % 3];
     state.observation[b] = b == 1 ? kWordLimit : 5 * b;
   }
@@ -146,7 +146,7 @@ class PublishedDealer {
   }
 
  private:
-  Dealer dealer_{1, {1, 2, 3, 4, 5, 6, 7, 8}, {1}};
+  Dealer dealer_{1, {1, 2, 3, 4, 5, 6, 7, 8}};
   Deck<std::vector<double>> betas_{{{0.0, 0.1}, {0.2, 0.4, 0.4}, {0.01, 0.3, 0.9, 1.0}}};
   Deck<int64_t> moves_{{1, 2}}, lengths_{{1, 2, 3}};
   Deck<int> weights_{{0, 1}}, rule_{{0, 1, 1}}, paper_{{0, 0, 1}}, per_chain_{{0, 1}};
