@@ -19,9 +19,12 @@ from cogen_fast.sampler import fallback, pool, smc
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import (
+    error_of_log,
     log_mean_weight,
     second_order,
     surviving_roots,
+    tells_its_variance,
+    told,
     variance_between,
 )
 
@@ -31,6 +34,7 @@ _LEAST_BUDGET = 50  # gradients of a particle: with fewer, as many lone chains d
 _OTHER_SEED = 0x9E3779B97F4A7C15
 _FORWARDS = 2  # that a gradient costs
 _STARTS = 8  # of a budget, one part goes to prior draws
+_MANY_ISLANDS = 8  # whose differences tell the error well
 _MOST_ERROR = 2.0  # of a log normaliser: a larger one is not known well enough to be told
 _ALONE_REASON = (
     f"fewer than {POPULATION} chains, and a budget below {_LEAST_BUDGET} gradients for each of "
@@ -320,11 +324,11 @@ class Adaptive:
             return None, None, dict.fromkeys(names, INTERRUPTED)
         each = log_mean_weight(state.log_weights).reshape(-1, self.islands)
         error = self._error(each, state.variance.reshape(-1, self.islands))
-        unknown = error > _MOST_ERROR
-        reasons = {"log_normaliser_error": _ERROR_REASON} if bool(unknown.any()) else {}
-        if bool(unknown.all()):
-            return log_mean_weight(each), None, reasons
-        return log_mean_weight(each), torch.where(unknown, torch.nan, error), reasons
+        known = error <= _MOST_ERROR
+        if self.islands >= _MANY_ISLANDS:
+            known &= tells_its_variance(each)
+        reasons = {} if bool(known.all()) else {"log_normaliser_error": _ERROR_REASON}
+        return log_mean_weight(each), told(error, known), reasons
 
     def _error(self, each: Tensor, variance: Tensor) -> Tensor:
         """Root mean square error of the log mean of islands' estimates ``each`` ``(B, T)``.
@@ -335,8 +339,7 @@ class Adaptive:
         """
         seen = second_order(variance.clamp(min=0.0).mean(-1, keepdim=True))
         within = (torch.softmax(each, -1) ** 2 * seen).sum(-1)
-        found = within.maximum(variance_between(each))
-        return (found + 0.25 * found**2).sqrt()
+        return error_of_log(within.maximum(variance_between(each)))
 
     def _notes(self, complete: bool) -> list[str]:
         notes = []

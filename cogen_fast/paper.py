@@ -15,7 +15,14 @@ from cogen_fast.problem import Problem
 from cogen_fast.sampler import ais, dense, smc
 from cogen_fast.sampler.fallback import LEAST_ACCEPTANCE, WINDOW
 from cogen_fast.sampler.schedule import Betas
-from cogen_fast.sampler.weights import genealogical_variance, log_mean_weight, surviving_roots
+from cogen_fast.sampler.weights import (
+    error_of_log,
+    log_mean_weight,
+    surviving_roots,
+    tells_its_variance,
+    told,
+    variance_between,
+)
 
 _FORM_REASON = (
     "paper form: the prior fades out with the temperature, so exp(-E) need not have a finite "
@@ -167,12 +174,13 @@ class Paper:
         if not complete:
             return None, None, dict.fromkeys(names, INTERRUPTED)
         log_normaliser = log_mean_weight(state.log_weights)
-        error = genealogical_variance(state.log_weights, roots).sqrt()
+        error = error_of_log(variance_between(state.log_weights))
+        known = tells_its_variance(state.log_weights)
         reasons = {}
-        if bool(error.isnan().any()):
+        if not bool(known.all()):
             reasons["log_normaliser_error"] = _ERROR_REASON
         if self.betas[-1] < 1.0:
             reasons["log_evidence"] = (
                 f"the last inverse temperature is {self.betas[-1]:.6g}, below 1; see log_normaliser"
             )
-        return log_normaliser, error, reasons
+        return log_normaliser, told(error, known), reasons

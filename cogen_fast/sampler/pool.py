@@ -8,7 +8,6 @@ the normaliser, and unbiased.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch

@@ -46,3 +46,25 @@ def variance_between(log_means: Tensor) -> Tensor:
     """
     shares, count = normalised_weights(log_means), log_means.shape[-1]
     return ((shares**2).sum(-1) * count - 1.0).clamp(min=0.0) / max(count - 1, 1)
+
+
+def tells_its_variance(log_weights: Tensor) -> Tensor:
+    """Whether weights ``(..., N)`` are even enough for their variance to be told by them, ``(...)``.
+
+    An effective ``2 sqrt(N)``: with fewer, what a mean of heavy-tailed weights misses is in draws
+    that are not there.
+    """
+    return effective_sample_size(log_weights) >= 2.0 * math.sqrt(log_weights.shape[-1])
+
+
+def error_of_log(variance: Tensor) -> Tensor:
+    """Root mean square error of the log of an unbiased estimate of that relative ``variance``.
+
+    With its bias, to first order minus half of the variance.
+    """
+    return (variance + 0.25 * variance**2).sqrt()
+
+
+def told(error: Tensor, known: Tensor) -> Tensor | None:
+    """``error`` ``(B,)``, NaN where it is not ``known``; None where that is nowhere."""
+    return torch.where(known, error, torch.nan) if bool(known.any()) else None
