@@ -337,7 +337,7 @@ class Adaptive:
         particles tell little, or by how the islands differ, whichever is larger; and by the bias of
         a logarithm, minus half of the variance.
         """
-        seen = second_order(variance.clamp(min=0.0).mean(-1, keepdim=True))
+        seen = second_order(variance.clamp(min=0.0).mean(-1, keepdim=True), self._each)
         within = (torch.softmax(each, -1) ** 2 * seen).sum(-1)
         return error_of_log(within.maximum(variance_between(each)))
 

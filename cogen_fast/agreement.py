@@ -1,4 +1,4 @@
-"""Whether independent populations agree, told from plain tensors."""
+"""Whether groups of particles that ran apart agree, told from plain tensors."""
 
 from __future__ import annotations
 

@@ -12,14 +12,12 @@ from torch import Tensor
 from cogen_fast.agreement import disagreement
 
 _LEAST_EFFECTIVE = 4.0
-_LEAST_ROOTS = 3
 _LEAST_ACCEPTANCE = 0.3
 _MOST_NON_FINITE = 0.05
 _END = 4  # the last quarter of a run
 _SETTLED = 6.0  # standard errors, as if rounds and relatives were independent: they are not
 _FAR = 3.0  # noise standard deviations, root mean square
 _MOST_RHAT, _LEAST_P = 1.5, 0.005
-_MANY_POPULATIONS = 4
 _SHOWN = 4
 
 
@@ -27,11 +25,12 @@ _SHOWN = 4
 class Evidence:
     """What is looked at; shapes as in `cogen_fast.Result`.
 
-    ``effective_sample_size`` ``(B,)`` is None without weights and for one resampled population,
-    ``surviving_roots`` None where nothing is resampled; ``annealed``: by HMC moves, no baseline;
-    ``alone``: lone chains, no population; ``budgeted``: a budget was given. ``residual`` ``(B,)``
-    is the best sample's root mean square misfit in noise standard deviations, None where there is
-    no such noise.
+    ``effective_sample_size`` ``(B,)`` is None without weights; ``annealed``: by HMC moves, no
+    baseline; ``alone``: lone chains, no population; ``budgeted``: a budget was given.
+    ``populations`` per observation are what a user asked for, ``islands`` what ran, of
+    ``particles`` each; ``latents`` come from ``compared`` of them, side by side. ``scattered``
+    ``(B,)`` marks evidence whose error is not known. ``residual`` ``(B,)`` is the best sample's
+    root mean square misfit in noise standard deviations, None where there is no such noise.
     """
 
     complete: bool
@@ -41,11 +40,13 @@ class Evidence:
     budgeted: bool
     polished: bool
     populations: int
+    islands: int
+    particles: int
+    compared: int
     latents: Tensor
     residual: Tensor | None
     effective_sample_size: Tensor | None
-    surviving_roots: Tensor | None
-    particles: int
+    scattered: Tensor
     acceptance: Tensor
     betas: Tensor
     energies: Tensor
@@ -68,25 +69,32 @@ def diagnose(evidence: Evidence) -> list[str]:
         _acceptance,
         _settled,
         _weights,
-        _roots,
         _agreement,
+        _scatter,
         _reach,
         _finite,
     )
     return [found for check in checks if (found := check(evidence)) is not None]
 
 
-def _where(bad: Tensor, populations: int = 1) -> str:
-    """Which observations and populations, "" where there is only one of them."""
-    several = len(bad) > populations
-    names = []
-    for column in bad.nonzero().flatten().tolist():
-        observation, population = divmod(column, populations)
-        parts = [f"observation {observation}"] if several else []
-        parts += [f"population {population}"] if populations > 1 else []
-        names.append(" ".join(parts))
+def _where(run: Evidence, bad: Tensor) -> str:
+    """Which observations, or populations of them, "" where there is only one.
+
+    ``bad`` ``(B,)`` is one flag for each observation, or ``(B T,)`` one for each of its islands.
+    """
+    count, groups = len(run.energies), run.populations
+    if len(bad) == count:
+        groups = 1
+    elif groups < run.islands:  # the halves of one population
+        bad, groups = bad.reshape(count, -1).any(-1), 1
     if len(bad) == 1:
         return ""
+    names = []
+    for column in bad.nonzero().flatten().tolist():
+        observation, population = divmod(column, groups)
+        parts = [f"observation {observation}"] if count > 1 else []
+        parts += [f"population {population}"] if groups > 1 else []
+        names.append(" ".join(parts))
     return f" ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
 
 
@@ -123,7 +131,7 @@ def _jumped(run: Evidence) -> str | None:
     if not bool(run.jumped.any()):
         return None
     return (
-        f"the budget ended the run early{_where(run.jumped, run.populations)}: steps of the "
+        f"the budget ended the run early{_where(run, run.jumped)}: steps of the "
         "temperature were too large for their weights; give a larger budget"
     )
 
@@ -133,7 +141,7 @@ def _cut(run: Evidence) -> str | None:
     if not run.complete or not run.budgeted or run.moves == 0 or not bool(short.any()):
         return None
     return (
-        f"the budget ended the run early{_where(short, run.populations)}: "
+        f"the budget ended the run early{_where(run, short)}: "
         f"{int(run.rounds_missing.max())} rounds at the posterior are missing; give a larger budget"
     )
 
@@ -158,7 +166,7 @@ def _acceptance(run: Evidence) -> str | None:
         else "chains that stand still are no samples; give more ais_steps, a larger noise_std, or "
         "method='adaptive'"
     )
-    where = _where(low, run.populations)
+    where = _where(run, low)
     return f"acceptance too low: {ends[low].min():.2f} at the end{where}: {change}"
 
 
@@ -166,72 +174,72 @@ def _settled(run: Evidence) -> str | None:
     """At the posterior itself the mean energy must no longer fall."""
     if run.polished:  # the energies' spread is not that of samples
         return None
-    falling = torch.tensor([_falls(run, column) for column in range(run.betas.shape[1])])
+    count, columns = len(run.energies), run.betas.shape[1]
+    each = columns // count
+    falling = torch.tensor(
+        [_falls(run, range(each * i, each * (i + 1))) for i in range(count)], dtype=torch.bool
+    )
     if not bool(falling.any()):
         return None
     return (
-        f"energies not settled: still falling when the run ended{_where(falling, run.populations)};"
+        f"energies not settled: still falling when the run ended{_where(run, falling)};"
         f" {_larger_budget(run, 'give more moves (hmc_steps)')}"
     )
 
 
-def _falls(run: Evidence, column: int) -> bool:
-    """Whether the first rounds at the posterior lie clearly above the last."""
-    energies = run.energy_history[:, column]
-    there = (run.betas[:, column] >= 1.0) & energies.isfinite()
-    final = energies[there]
-    if len(final) < 2:
+def _falls(run: Evidence, columns: range) -> bool:
+    """Whether the first rounds at the posterior lie clearly above the last, over all islands."""
+    drops, variances = [], []
+    for column in columns:
+        energies = run.energy_history[:, column]
+        there = (run.betas[:, column] >= 1.0) & energies.isfinite()
+        final = energies[there]
+        if len(final) < 2:
+            continue
+        each = len(final) // 2
+        drops.append(float(final[:each].mean()) - float(final[-each:].mean()))
+        mean_square = float((run.energy_std[there, column] ** 2).mean())
+        variances.append(2.0 * mean_square / (each * run.particles))
+    if not drops:
         return False
-    each = len(final) // 2
-    drop = float(final[:each].mean()) - float(final[-each:].mean())
-    sd = float((run.energy_std[there, column] ** 2).mean().sqrt())
-    return drop > _SETTLED * sd * math.sqrt(2.0 / (each * run.particles))
+    return sum(drops) > _SETTLED * math.sqrt(sum(variances))
 
 
 def _weights(run: Evidence) -> str | None:
     effective = run.effective_sample_size
-    if effective is None:
+    if effective is None or run.adaptive:
         return None
     low = effective < min(_LEAST_EFFECTIVE, run.energies.shape[1] / 2)
     if not bool(low.any()):
         return None
-    change = (
-        f"populations disagree; {_larger_budget(run, 'give kept nearer to 1')}"
-        if run.adaptive
-        else "give more ais_steps"
-    )
     return (
         f"weights collapsed: an effective {effective[low].min():.1f} of {run.energies.shape[1]} "
-        f"samples{_where(low)}, evidence and weighted means rest on these; {change}"
+        f"samples{_where(run, low)}, evidence and weighted means rest on these; give more ais_steps"
     )
 
 
-def _roots(run: Evidence) -> str | None:
-    roots = run.surviving_roots
-    if roots is None or run.particles < _LEAST_ROOTS:
+def _scatter(run: Evidence) -> str | None:
+    if not run.adaptive or not bool(run.scattered.any()):
         return None
-    low = roots < _LEAST_ROOTS
-    if not bool(low.any()):
-        return None
-    many = run.populations >= _MANY_POPULATIONS
-    change = "give more chains" if many else "compare populations=4, or give more chains"
+    more = _larger_budget(run, "give more chains or populations, or moves (hmc_steps)")
     return (
-        f"few ancestors: all {run.particles} particles descend from {int(roots[low].min())} of the "
-        f"prior's draws{_where(low, run.populations)}, so modes may be missing; {change}"
+        f"evidence not known{_where(run, run.scattered)}: its estimate scatters too much to say by "
+        f"how much, which concerns no sample; to use it, {more}"
     )
 
 
 def _agreement(run: Evidence) -> str | None:
     if run.polished or not run.complete:
         return None
-    rhat, p = disagreement(run.latents, run.populations)
+    rhat, p = disagreement(run.latents, run.compared)
     apart = (rhat > _MOST_RHAT) & (p < _LEAST_P)
     if not bool(apart.any()):
         return None
     return (
-        f"populations disagree: R-hat {rhat[apart].max():.2f} of a latent coordinate"
-        f"{_where(apart)}, so some have missed modes that others found, or moves are too few; give "
-        "more chains, and take means with weighted=True"
+        f"islands disagree: R-hat {rhat[apart].max():.2f} of a latent coordinate"
+        f"{_where(run, apart)}: groups of particles that ran apart have found different modes, or "
+        f"moves are too few; {_larger_budget(run, 'give more chains or moves (hmc_steps)')}, and "
+        "take means with weighted=True"
     )
 
 
@@ -243,7 +251,7 @@ def _reach(run: Evidence) -> str | None:
         return None
     most = float(run.residual[far].max())
     return (
-        f"far from x_obs{_where(far)}: the best sample's misfit is {most:.3g} noise_std (RMS); "
+        f"far from x_obs{_where(run, far)}: the best sample's misfit is {most:.3g} noise_std (RMS); "
         "check the scale of x_obs, or give a larger noise_std"
     )
 

@@ -26,7 +26,7 @@ from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, normalised_weights
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
-_FORMAT = "cogen-fast result 4"
+_FORMAT = "cogen-fast result 5"
 GRADIENT_COST = 2
 """Of a z-gradient, in forwards."""
 ANNEALED = ("adaptive", "paper")
@@ -303,8 +303,13 @@ class Result:
 
     def _evidence(self) -> Evidence:
         adaptive = self.settings["method"] == "adaptive"
-        resampled = adaptive and self.log_weights is not None
-        single = resampled and self.settings["populations"] == 1
+        populations = self.settings.get("populations", 1)
+        particles = self.settings.get("particles", self.energies.shape[1])
+        islands = self.settings.get("islands", populations)
+        unknown = torch.zeros(len(self.energies), dtype=torch.bool)
+        if self.log_normaliser is not None:
+            error = self.log_normaliser_error
+            unknown = ~unknown if error is None else error.isnan()
         return Evidence(
             complete=self.complete,
             annealed=self._annealed,
@@ -312,12 +317,14 @@ class Result:
             alone=adaptive and self.settings["particles"] < POPULATION,
             budgeted=self.settings.get("budget") is not None,
             polished=self.settings.get("polish", 0) > 0,
-            populations=self.settings.get("populations", 1),
+            populations=populations,
+            islands=islands,
+            particles=particles * populations // islands,
+            compared=self._apart,
             latents=self.latents,
             residual=self._residual(),
-            effective_sample_size=None if single else self.effective_sample_size,
-            surviving_roots=self.surviving_roots if resampled else None,
-            particles=self.settings.get("particles", self.energies.shape[1]),
+            effective_sample_size=self.effective_sample_size,
+            scattered=unknown,
             acceptance=self.acceptance,
             betas=self.betas,
             energies=self.energies,
@@ -332,6 +339,13 @@ class Result:
     @property
     def _annealed(self) -> bool:
         return self.settings.get("method") in ANNEALED
+
+    @property
+    def _apart(self) -> int:
+        """How many equal groups of chains ran apart, side by side in what is returned."""
+        islands: int = self.settings.get("islands", 1)
+        populations: int = self.settings.get("populations", 1)
+        return islands if self.energies.shape[1] % islands == 0 else populations
 
     @property
     def _unit(self) -> str:
@@ -354,12 +368,13 @@ class Result:
         return missing.clamp(min=0)
 
     def to_arviz(self, *, outputs: bool = False) -> Any:
-        """The samples as ArviZ's data tree (extra ``arviz``): chain = population, draw = sample.
+        """The samples as ArviZ's data tree (extra ``arviz``): chain = island, draw = sample.
 
-        Group ``posterior`` has ``latent`` ``(R, N, B, d)``, its dimensions named chain, draw,
+        Islands are populations or, of a single one, its halves (where chains are even in number).
+        Group ``posterior`` has ``latent`` ``(T, n, B, d)``, its dimensions named chain, draw,
         observation and dimension, and, where asked for, ``output``;
         ``sample_stats`` has ``energy``, and ``log_weight`` where there is one. The paper's chains
-        are one population. Within a population, relatives stand side by side, so that ESS by
+        are one island. Within a population, relatives stand side by side, so that ESS by
         autocorrelation sees them. ImportError names the extra.
         """
         groups = {"posterior": {"latent": self.latents}, "sample_stats": {"energy": self.energies}}
@@ -367,9 +382,8 @@ class Result:
             groups["posterior"]["output"] = self.images
         if self.log_weights is not None:
             groups["sample_stats"]["log_weight"] = self.log_weights
-        populations = self.settings.get("populations", 1)
         plain = {
-            group: {name: _by_population(t, populations) for name, t in values.items()}
+            group: {name: _by_island(t, self._apart) for name, t in values.items()}
             for group, values in groups.items()
         }
         dims = {"latent": ["observation", "dimension"]}
@@ -377,19 +391,23 @@ class Result:
         return _arviz("arviz_base").from_dict(plain, dims=dims)
 
     def convergence(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Rank-normalised R-hat and bulk ESS over populations (Vehtari et al. 2021).
+        """Rank-normalised R-hat and bulk ESS over islands (Vehtari et al. 2021).
 
         Keys ``rhat_latent``, ``ess_latent`` ``(B, d)``, ``rhat_energy``, ``ess_energy`` ``(B,)``;
-        computed by ArviZ (extra ``arviz``). Few draws tell little. ValueError where there is one
-        population only, where one has fewer than 4 chains, and where they are polished.
+        computed by ArviZ (extra ``arviz``). Islands are populations or, of a single one, its
+        halves. Few draws tell little. ValueError where there is one island only, where one has
+        fewer than 4 chains, and where they are polished.
         """
-        populations = self.settings.get("populations", 1)
-        draws = self.energies.shape[1] // populations
-        if populations < 2:
-            raise ValueError("convergence: expected populations=2 or more in the run, got 1")
+        islands = self._apart
+        draws = self.energies.shape[1] // islands
+        if islands < 2:
+            raise ValueError(
+                "convergence: expected chains from two islands, of method='adaptive' with an even "
+                "number of chains or populations=2, got one"
+            )
         if draws < _LEAST_DRAWS:
             raise ValueError(
-                f"convergence: expected {_LEAST_DRAWS} chains or more in a population, got {draws}"
+                f"convergence: expected {_LEAST_DRAWS} chains or more of an island, got {draws}"
             )
         if self.settings.get("polish", 0) > 0:
             raise ValueError("convergence: expected samples, got best fits (polish)")
@@ -421,11 +439,8 @@ class Result:
                 f"{len(reached)} temperatures, {self.gradients:,} gradients{forwards} per "
                 f"{self._unit}, acceptance {reached.nanmean():.2f} ({_last(reached)} at the end)"
             )
-        if self.settings.get("method") == "adaptive":
-            facts["surviving roots"] = (
-                f"{_shown(self.surviving_roots)} of {self.settings['particles']} prior draws"
-            )
-        elif (ess := self.effective_sample_size) is not None:
+        ess = self.effective_sample_size
+        if self.settings.get("method") != "adaptive" and ess is not None:
             facts["effective sample size"] = f"{_shown(ess)} of {n}"
         for name in ("log_evidence", "log_normaliser"):
             if (value := getattr(self, name)) is not None:
@@ -441,9 +456,9 @@ class Result:
         )
 
 
-def _by_population(values: Tensor, populations: int) -> npt.NDArray[Any]:
-    """``(B, R N, ...)`` to ``(R, N, B, ...)``."""
-    split = values.reshape(values.shape[0], populations, -1, *values.shape[2:])
+def _by_island(values: Tensor, islands: int) -> npt.NDArray[Any]:
+    """``(B, T n, ...)`` to ``(T, n, B, ...)``."""
+    split = values.reshape(values.shape[0], islands, -1, *values.shape[2:])
     return split.movedim(0, 2).numpy()
 
 

@@ -23,6 +23,8 @@ from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.sampler import hmc, islands
 from cogen_fast.sampler.hmc import HMCInfo, HMCState
 
+_MOST_MEMORY = 0.99
+_RELATED = 2.0  # resampled particles share ancestors: so many times fewer are independent
 _RANK = 1e-9  # of the largest eigenvalue: below it there is no direction
 MOST = 128
 """Directions at most."""
@@ -98,17 +100,19 @@ def no_directions(latents: Tensor) -> Directions:
     return Directions(vectors, values, values[:, 0].clone())
 
 
-def directions(known: Curvature) -> Directions:
+def directions(known: Curvature, memory: Tensor) -> Directions:
     """The stiffest directions, at most `MOST`, their eigenvalues without what is noise.
 
-    Columns beyond the rank of the mean are fixed ones.
+    ``memory`` ``(B,)`` is the correlation of gradients with those one move before, by which they
+    amount to fewer independent ones. Columns beyond the rank of the mean are fixed ones.
     """
     size = known.mean.shape[-1]
     most = min(MOST, size)
     ascending, vectors = torch.linalg.eigh(known.mean)
     raw = ascending.flip(-1).clamp(min=0.0)
     stiff = vectors.flip(-1)[..., :most]
-    values = denoised(raw, known.inverse_count)
+    squared = memory.clamp(0.0, _MOST_MEMORY) ** 2  # the correlation of their products
+    values = denoised(raw, _RELATED * known.inverse_count * (1.0 + squared) / (1.0 - squared))
     rest = values[:, most:].mean(-1) if most < size else values[:, -1]
     # Where gradients span fewer directions, rounding would choose the others.
     spanned = raw[:, :most] > _RANK * raw[:, :1]
@@ -158,6 +162,8 @@ def basis(stiff: Tensor | None) -> Tensor | None:
         return None
     turn: Tensor = torch.linalg.qr(stiff, mode="complete").Q
     return turn
+
+
 class TurnedPotential:
     """A potential in coordinates ``y = z Q``."""
 

@@ -37,7 +37,7 @@ class Annealing:
     energies, for to stop where they look settled would be to choose among samples.
     """
 
-    kept: float = 0.95
+    kept: float = 0.96
     resample_below: float = 0.5
     leapfrog_steps: int | None = None
     hmc_steps: int | None = None
@@ -140,9 +140,7 @@ def choose(standing: Standing, annealing: Annealing) -> Pace:
     )
 
 
-def next_beta(
-    beta: Tensor, sharpness: Tensor, kept: Tensor, count: int, active: Tensor
-) -> Tensor:
+def next_beta(beta: Tensor, sharpness: Tensor, kept: Tensor, count: int, active: Tensor) -> Tensor:
     """The next inverse temperature ``(B,)`` of each of ``count`` islands of an observation.
 
     Energies that are Gaussian with standard deviation s keep ``exp(-(step s)^2)`` of the
@@ -161,10 +159,13 @@ def next_beta(
 
 def _read(standing: Standing) -> list[_Row]:
     tuned = standing.tuning
+    # Weights correct for what is slow on the way; at the posterior itself nothing does.
+    there, memory = standing.beta >= 1.0, tuned.memory
+    slowest = torch.where(there, memory.amax(-1), memory[:, tuning.OVERALL].amax(-1))
     columns = (
         standing.active,
         tuned.log_length - tuned.log_step,
-        tuned.memory.amax(-1),
+        slowest,
         standing.beta,
         standing.sharpness,
         standing.rounds,

@@ -25,6 +25,7 @@ DRAWS = 64
 """Of the pool, for each particle."""
 _EFFECTIVE = 4.0  # times the number of particles that are resampled
 _MOST_KEPT = 0.5
+_FURTHEST = 0.05  # inverse temperature: moves must learn what they are to be at the posterior
 _SCORED_AT_ONCE = 256
 
 
@@ -62,8 +63,8 @@ def start(
 ) -> Start:
     """``particles`` of each of ``count`` islands from their own ``draws`` ``(B, K, d)``.
 
-    Each island goes as far as the pools of the others allow on average (in ``log beta``), or to
-    ``beta`` where it is given. ``energy`` ``(B, K)`` is that of the draws; ValueError where one is
+    Each island goes as far as the pools of the others allow on average (in ``log beta``), at most
+    to 0.05, or to ``beta`` where it is given. ``energy`` ``(B, K)`` is that of the draws; ValueError where one is
     not finite.
     """
     check_start(energy, torch.zeros_like(draws))
@@ -72,7 +73,7 @@ def start(
         share = min(_MOST_KEPT, _EFFECTIVE * particles / size)
         even, zero = torch.zeros_like(energy), torch.zeros_like(energy[:, 0])
         reached = reference.next_beta(energy, even, zero, torch.full_like(zero, share), None)
-        beta = islands.others(reached.log(), count).exp().clamp(max=1.0)
+        beta = islands.others(reached.log(), count).exp().clamp(max=_FURTHEST)
     log_weights = -beta[:, None] * energy
     weights = torch.softmax(log_weights, -1)
     mean = (weights * energy).sum(-1, keepdim=True)

@@ -35,6 +35,7 @@ from cogen_fast.sampler.weights import (
     effective_sample_size,
     log_mean_weight,
     normalised_weights,
+    robust_deviation,
 )
 
 _SHARPNESS_GAIN = 0.3
@@ -309,7 +310,8 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
     arrived = (new_beta >= 1.0) & (state.rounds == 0)
     uneven = arrived | (share < annealing.resample_below + _TIE)
     if _follows_curvature(state, annealing):
-        state = replace(state, directions=_directions(state))
+        memory = known.memory[:, tuning.OF_LATENTS].amax(-1)
+        state = replace(state, directions=_directions(state, memory))
         stiff = state.directions.vectors
         inverse_mass = curvature.inverse_mass(state.directions, new_beta)
         inverse_mass = inverse_mass.to(state.hmc.latents.dtype)
@@ -336,14 +338,14 @@ def _follows_curvature(state: SMCState, annealing: Annealing) -> bool:
     return annealing.mass == "curvature" and state.spread is None
 
 
-def _directions(state: SMCState) -> Directions:
+def _directions(state: SMCState, memory: Tensor) -> Directions:
     """Those that the other islands' gradients show by now; with many dimensions not every time.
 
     At the posterior itself they stay as they are.
     """
     if state.temperatures % -(-state.hmc.latents.shape[-1] // _REFRESHED):
         return state.directions
-    seen = curvature.directions(curvature.of_others(state.curvature, state.islands))
+    seen = curvature.directions(curvature.of_others(state.curvature, state.islands), memory)
     learns, old = ~state.finished & (state.beta < 1.0), state.directions
     return Directions(
         torch.where(learns[:, None, None], seen.vectors, old.vectors),
@@ -483,7 +485,7 @@ def _one_move(
 def _sharpness(state: SMCState, learns: Tensor) -> Tensor:
     """The running mean of ``beta`` times the deviation of the energies after a temperature."""
     if state.spread is None:
-        deviation = state.hmc.energy.std(-1, correction=min(1, state.hmc.energy.shape[-1] - 1))
+        deviation = robust_deviation(state.hmc.energy)
     else:
         deviation = lone.deviation(state.spread)
     seen = state.beta * deviation

@@ -23,12 +23,15 @@ POPULATION = 16
 """Fewer particles than this are no population."""
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Leapfrog steps that a tuned trajectory may have: few, so that a GPU can replay each."""
-_LOG_LONGEST = math.log(4.0)  # a scale of 1 is crossed by pi / 2, and scales are 1 or less
-_START_LENGTH = 1.2  # maximises the jump per gradient at a scale of 1: tan x = 2 x
+_LOG_LONGEST = math.log(16.0)  # in units of the mass, in which a Gaussian is crossed by pi / 2
+_PRICE = 0.5  # power of its length that a trajectory's jump must be worth
+_START_LENGTH = 1.4  # where it is, at a scale of 1: tan x = 4 x
 _STEEPEST = 2.0
 _EDGE = 8  # one part in so many of the directions is the stiffest, one the softest
 STATISTICS = 4
 """Of which `Tuning.memory` has the correlation."""
+OVERALL, OF_LATENTS = slice(0, 2), slice(1, STATISTICS)
+"""Those of energies and of all latents; those of latents."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class TuningRule:
 
     After each move the log step size changes by ``step_gain (acceptance - target)`` (by less where
     there are fewer than 16 chains to average over) and the log trajectory length by ``length_gain``
-    times the gradient of the log of the ChEES criterion per leapfrog step. A step size is
+    times the gradient of the log of the ChEES criterion over the root of the length. A step size is
     multiplied by a random factor from ``1 - jitter`` to ``1 + jitter`` in each move. A temperature
     has moves until energies and latents keep at most ``remembered`` of their correlation with those
     at its start, at most ``most_moves``.
@@ -48,7 +51,7 @@ class TuningRule:
     length_gain: float = 0.05
     memory_gain: float = 0.1
     jitter: float = 0.2
-    remembered: float = 0.6
+    remembered: float = 0.7
     most_moves: int = 8
 
     def __post_init__(self) -> None:
@@ -139,7 +142,7 @@ def update(
 def _length_slope(
     state: HMCState, info: HMCInfo, settings: TransitionSettings, leapfrog_steps: int
 ) -> Tensor:
-    """Gradient of ``log(ChEES / length)`` by ``log length``, ``(B,)``, within +-2.
+    """Gradient of ``log(ChEES / sqrt(length))`` by ``log length``, ``(B,)``, within +-2.
 
     ChEES is ``E[(|z' - m|^2 - |z - m|^2)^2] / 4`` (Hoffman, Radul and Sountsov 2021, section 3), m
     the population's mean; proposals count by their acceptance probability. The velocity is that
@@ -158,7 +161,7 @@ def _length_slope(
     change = (proposed**2).sum(-1) - (from_mean**2).sum(-1)
     gain = (probability * change * (proposed * velocity).sum(-1)).sum(-1)
     criterion = (probability * change**2).sum(-1)
-    slope = 4.0 * length * gain / criterion.clamp(min=1e-300) - 1.0
+    slope = 4.0 * length * gain / criterion.clamp(min=1e-300) - _PRICE
     slope = slope.clamp(-_STEEPEST, _STEEPEST)
     return torch.where(criterion > 0.0, slope, 0.0)
 
