@@ -35,7 +35,7 @@ _OTHER_SEED = 0x9E3779B97F4A7C15
 _FORWARDS = 2  # that a gradient costs
 _STARTS = 8  # of a budget, one part goes to prior draws
 _MANY_ISLANDS = 8  # whose differences tell the error well
-_MOST_ERROR = 2.0  # of a log normaliser: a larger one is not known well enough to be told
+_MOST_ERROR = 3.0  # of a log normaliser: a larger one is not known well enough to be told
 _ALONE_REASON = (
     f"fewer than {POPULATION} chains, and a budget below {_LEAST_BUDGET} gradients for each of "
     f"{POPULATION} particles (budget * chains < {_LEAST_BUDGET * POPULATION}): lone chains whose "

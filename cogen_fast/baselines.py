@@ -25,9 +25,12 @@ from cogen_fast.problem import Problem, prepared
 from cogen_fast.result import Result
 from cogen_fast.sampler.weights import (
     effective_sample_size,
-    genealogical_variance,
+    error_of_log,
     log_mean_weight,
     surviving_roots,
+    tells_its_variance,
+    told,
+    variance_between,
 )
 
 Baseline = Literal["gd", "gd-multi", "adam", "adam-multi", "lbfgs", "lbfgs-multi", "sir"]
@@ -309,10 +312,10 @@ def _resampled(problem: Problem, stream: NoiseStream, plan: _Plan) -> Outcome:
     chosen = prior_draws.by_weight(energy, stream, plan.chains)
     latents = prior_draws.picked(pool, chosen).squeeze(1)
     log_weights, numbers = -energy.squeeze(1), chosen.squeeze(1)
-    draws = torch.arange(plan.starts, device=numbers.device).repeat(len(numbers), 1)
-    error = genealogical_variance(log_weights, draws).sqrt()
+    known = tells_its_variance(log_weights)
+    error = told(error_of_log(variance_between(log_weights)), known)
     reasons = {"log_weights": _SIR_REASON}
-    if bool(error.isnan().any()):
+    if not bool(known.all()):
         reasons["log_normaliser_error"] = _SIR_ERROR_REASON
     effective = ", ".join(f"{size:.3g}" for size in effective_sample_size(log_weights).tolist())
     return _outcome(

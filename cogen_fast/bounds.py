@@ -92,6 +92,7 @@ def bound_evidence(
         seed=seed,
         keep_trace=False,
         max_batch=max_batch,
+        most_draws=1,  # backwards, the step from a pool to the prior would be a large one
     )
     seed = method.seed
     with full_precision(), frozen(G):
@@ -110,8 +111,8 @@ def bound_evidence(
     ) as problem:
         forwards = method.go(problem, method.begin(problem, None), lambda run: None)
         assert forwards.repeats is not None
-        below = log_mean_weight(forwards.state.log_weights)
-        above = _from_above(problem, forwards, latents, chains, seed)
+        below = log_mean_weight(forwards.state.log_weights.reshape(simulations, -1))
+        above = _from_above(problem, forwards, latents, seed)
         constant = problem.observation.log_noise_constant
         assert constant is not None
     return EvidenceBounds(
@@ -138,16 +139,16 @@ def _simulate(
     return latents, exact + (sigma * noise.to(sigma)).reshape(exact.shape).to(exact)
 
 
-def _from_above(
-    problem: Problem, forwards: smc.Run, latents: Tensor, chains: int, seed: int
-) -> Tensor:
+def _from_above(problem: Problem, forwards: smc.Run, latents: Tensor, seed: int) -> Tensor:
     """Minus the log mean reciprocal weight of reverse runs from the exact draws, ``(S,)``."""
     assert forwards.repeats is not None
+    rows, each, size = forwards.state.hmc.latents.shape
+    start = latents.repeat_interleave(rows // len(latents), 0)[:, None]
     log_weights = reverse.run(
         problem.potential,
         forwards.repeats,
-        latents[:, None].expand(-1, chains, -1).contiguous(),
+        start.expand(-1, each, size).contiguous(),
         backend=problem.backend,
         seed=(seed + _BACKWARDS) % 2**64,
-    )
-    return math.log(chains) - torch.logsumexp(-log_weights, -1)
+    ).reshape(len(latents), -1)
+    return math.log(log_weights.shape[1]) - torch.logsumexp(-log_weights, -1)

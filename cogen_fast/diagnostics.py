@@ -251,8 +251,8 @@ def _reach(run: Evidence) -> str | None:
         return None
     most = float(run.residual[far].max())
     return (
-        f"far from x_obs{_where(run, far)}: the best sample's misfit is {most:.3g} noise_std (RMS); "
-        "check the scale of x_obs, or give a larger noise_std"
+        f"far from x_obs{_where(run, far)}: the best sample's misfit is {most:.3g} noise_std "
+        "(RMS); check the scale of x_obs, or give a larger noise_std"
     )
 
 

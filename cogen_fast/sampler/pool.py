@@ -49,7 +49,7 @@ class Start:
 def scores(potential: Potential, latents: Tensor) -> Tensor:
     """Energies ``(B, K)`` of many draws, a few at a time: their outputs need not fit in memory."""
     rows = max(1, _SCORED_AT_ONCE // len(latents))
-    return torch.cat([energies(potential, part) for part in latents.split(rows, 1)], 1)
+    return torch.cat([energies(potential, part) for part in torch.split(latents, rows, 1)], 1)
 
 
 def start(
@@ -64,8 +64,8 @@ def start(
     """``particles`` of each of ``count`` islands from their own ``draws`` ``(B, K, d)``.
 
     Each island goes as far as the pools of the others allow on average (in ``log beta``), at most
-    to 0.05, or to ``beta`` where it is given. ``energy`` ``(B, K)`` is that of the draws; ValueError where one is
-    not finite.
+    to 0.05, or to ``beta`` where it is given. ``energy`` ``(B, K)`` is that of the draws;
+    ValueError where one is not finite.
     """
     check_start(energy, torch.zeros_like(draws))
     size = energy.shape[-1]

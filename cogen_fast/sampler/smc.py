@@ -309,6 +309,8 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
     # At the end weights are made even, so that particles are draws as they stand.
     arrived = (new_beta >= 1.0) & (state.rounds == 0)
     uneven = arrived | (share < annealing.resample_below + _TIE)
+    stiff: Tensor | None = None
+    inverse_mass: Tensor | None = None
     if _follows_curvature(state, annealing):
         memory = known.memory[:, tuning.OF_LATENTS].amax(-1)
         state = replace(state, directions=_directions(state, memory))
@@ -316,7 +318,6 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
         inverse_mass = curvature.inverse_mass(state.directions, new_beta)
         inverse_mass = inverse_mass.to(state.hmc.latents.dtype)
     else:
-        stiff = inverse_mass = None
         state = replace(state, tuning=tuning.sharpen(state.tuning, beta, new_beta, size))
         known = tuning.of_others(state.tuning, state.islands)
     choice = Choice(

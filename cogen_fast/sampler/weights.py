@@ -51,7 +51,7 @@ def variance_between(log_means: Tensor) -> Tensor:
 
 
 def tells_its_variance(log_weights: Tensor) -> Tensor:
-    """Whether weights ``(..., N)`` are even enough for their variance to be told by them, ``(...)``.
+    """Whether weights ``(..., N)`` are even enough to tell their own variance, ``(...)``.
 
     An effective ``2 sqrt(N)``: with fewer, what a mean of heavy-tailed weights misses is in draws
     that are not there.
