@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -185,7 +186,7 @@ def test_nothing_is_learnt_at_the_posterior(count: int, mass: str) -> None:
     states = recorded(MIXED, Annealing(mass=mass), observations=3, islands=count)
     learnt = ("tuning.", "curvature.", "sharpness", "directions.")
     watched = taught = 0
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in itertools.pairwise(states):
         for row in range(3 * count):
             found = changed(before, after, row)
             if before.beta[row] < 1.0:
@@ -202,7 +203,7 @@ def test_nothing_is_learnt_at_the_posterior(count: int, mass: str) -> None:
 def test_lone_chains_go_on_learning() -> None:
     states = recorded(MIXED.rows([1]), Annealing(), chains=3, **LONE)
     there = [state for state in states if state.beta[0] == 1.0]
-    for before, after in zip(there, there[1:], strict=False):
+    for before, after in itertools.pairwise(there):
         assert {"tuning.log_step", "tuning.memory"} <= changed(before, after, 0)
 
 
