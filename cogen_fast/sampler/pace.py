@@ -218,9 +218,7 @@ def _fit(plan: _Plan, length: int, moves: int, annealing: Annealing) -> tuple[in
             steps = remaining / shorter - _LEAST_FINAL_ROUNDS
             if steps >= 1.0 and _kept(travel, steps) >= least:
                 return shorter, 1, steps
-    fixed = annealing.leapfrog_steps is not None
-    lengths = (*_shorter(length, annealing), *(() if fixed else range(3, 0, -1)))
-    last = next((n for n in lengths if n <= remaining), 0)
+    last = next((n for n in _shorter(length, annealing) if n <= remaining), 0)
     return max(last, 1), min(last, 1), 0.0
 
 
