@@ -283,7 +283,7 @@ class Adaptive:
         )
 
     def _chosen(self, state: smc.SMCState, backend: str) -> Tensor:
-        """Which particles are returned, ``(B R, chains)``.
+        """Which particles of each population are returned, ``(B R, chains)``.
 
         All, or every k-th from a random one on. Resampling keeps relatives side by side, so these
         have ancestors as distinct as the ancestors' shares allow, and each is a fair draw.
@@ -361,5 +361,5 @@ class Adaptive:
 
 
 def _rows(columns: Sequence[Tensor], like: Tensor) -> Tensor:
-    """``(T, B R)``, also where there is none yet."""
+    """``(T, B S)`` of S islands, also where there is none yet."""
     return torch.stack(tuple(columns)) if columns else like.new_empty(0, len(like))
