@@ -127,11 +127,23 @@ class Adaptive:
             return self.most_draws
         return max(1, min(self.most_draws, _FORWARDS * self._share // _STARTS))
 
+    @property
+    def _starts(self) -> int:
+        """Prior draws that tell lone chains their first step."""
+        if self.budget is None:
+            return POPULATION
+        return min(POPULATION, max(self.budget * self.chains // _STARTS, self.chains))
+
+    @property
+    def _pool(self) -> int:
+        """Prior draws that are scored on each island."""
+        return self._starts if self.alone else self.draws * self._each
+
     def _within_budget(self) -> Annealing:
         """The annealing of one run, whose budget is counted per particle."""
         if self._share is None:
             return self.annealing
-        scoring = 0 if self.alone else self.draws // _FORWARDS
+        scoring = -(-self._pool // self._each) // _FORWARDS
         return replace(self.annealing, budget=max(self._share - scoring, 1))
 
     def settings(self) -> dict[str, Any]:
@@ -142,7 +154,7 @@ class Adaptive:
             "populations": self.populations,
             "particles": self.particles,
             "islands": self.islands,
-            "draws": self.particles * self.populations * (1 if self.alone else self.draws),
+            "draws": self._pool * self.islands,
             "kept": self.annealing.kept,
             "resample_below": self.annealing.resample_below,
             "leapfrog_steps": self.annealing.leapfrog_steps,
@@ -160,13 +172,6 @@ class Adaptive:
     def identity(self) -> Mapping[str, str]:
         """What else a checkpoint must agree with."""
         return {"keep_trace": str(self.keep_trace)}
-
-    @property
-    def _starts(self) -> int:
-        """Prior draws that tell lone chains their first step."""
-        if self.budget is None:
-            return POPULATION
-        return min(POPULATION, max(self.budget * self.chains // _STARTS, self.chains))
 
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> smc.Run:
         """Prior draws; an observation's islands are neighbouring rows with noise of their own."""
@@ -254,7 +259,7 @@ class Adaptive:
         chosen = self._chosen(state, problem.backend)
         normaliser, error, reasons = self._normaliser(state, complete)
         rows = len(state.beta) // problem.observation.count
-        first = self.draws * self._each * torch.arange(rows, device=state.beta.device)
+        first = self._pool * torch.arange(rows, device=state.beta.device)
         roots = state.roots + first.repeat(problem.observation.count)[:, None]
         return Outcome(
             latents=self._side_by_side(state.hmc.latents, chosen),
@@ -283,7 +288,7 @@ class Adaptive:
         )
 
     def _chosen(self, state: smc.SMCState, backend: str) -> Tensor:
-        """Which particles are returned, ``(B R, chains)``.
+        """Which particles of each population are returned, ``(B R, chains)``.
 
         All, or every k-th from a random one on. Resampling keeps relatives side by side, so these
         have ancestors as distinct as the ancestors' shares allow, and each is a fair draw.
@@ -349,7 +354,7 @@ class Adaptive:
             each = " of each population" if self.populations > 1 else ""
             chains = "1 chain" if self.chains == 1 else f"{self.chains} chains"
             notes.append(f"{self.particles} particles were run for {chains}{each}")
-        notes.append(f"each island began from the best of {self.draws * self._each} prior draws")
+        notes.append(f"each island began from the best of {self._pool} prior draws")
         if complete:
             frozen = self.evidence == "frozen"
             notes.append(
@@ -361,5 +366,5 @@ class Adaptive:
 
 
 def _rows(columns: Sequence[Tensor], like: Tensor) -> Tensor:
-    """``(T, B R)``, also where there is none yet."""
+    """``(T, B S)`` of S islands, also where there is none yet."""
     return torch.stack(tuple(columns)) if columns else like.new_empty(0, len(like))

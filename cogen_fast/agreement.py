@@ -5,30 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_MOST_DRAWS = 64  # of a population: enough for a verdict, and quick
+_MOST_DRAWS = 64  # of an island: enough for a verdict, and quick
 _SHUFFLES = 999
 
 
-def disagreement(latents: Tensor, populations: int) -> tuple[Tensor, Tensor]:
-    """Largest R-hat of a coordinate over R populations (Gelman and Rubin 1992), and its p-value.
+def disagreement(latents: Tensor, islands: int, least: float) -> tuple[Tensor, Tensor]:
+    """Largest R-hat of a coordinate over S islands (Gelman and Rubin 1992), and its p-value.
 
-    ``latents`` ``(B, R N, d)``, those of a population side by side; both ``(B,)``. The p-value is
-    that of the largest R-hat among populations whose draws are shuffled, which a few draws never
-    make small. 1 and 1 for one population, or for one draw of each.
+    ``latents`` ``(B, S N, d)``, those of an island side by side; both ``(B,)``. The p-value is
+    that of the largest R-hat among islands whose draws are shuffled, which a few draws never
+    make small; it takes time, and is 1 where R-hat is at most ``least``. 1 and 1 for one island, or
+    for one draw of each.
     """
     ones = torch.ones(len(latents))
-    if populations < 2 or latents.shape[1] < 2 * populations:
+    if islands < 2 or latents.shape[1] < 2 * islands:
         return ones, ones.clone()
     random = torch.Generator().manual_seed(0)
-    found = [_of_one(each, populations, random) for each in latents.double()]
+    found = [_of_one(each, islands, least, random) for each in latents.double()]
     largest, p = torch.tensor(found).T
     return largest, p
 
 
-def _of_one(latents: Tensor, populations: int, random: torch.Generator) -> tuple[float, float]:
-    draws = latents.reshape(populations, -1, latents.shape[-1])
+def _of_one(
+    latents: Tensor, islands: int, least: float, random: torch.Generator
+) -> tuple[float, float]:
+    draws = latents.reshape(islands, -1, latents.shape[-1])
     draws = draws[:, :: -(-draws.shape[1] // _MOST_DRAWS)]
     seen = _largest(draws)
+    if seen <= least:
+        return seen, 1.0
     pooled = draws.flatten(0, 1)
     shuffled = 0
     for _ in range(_SHUFFLES):
@@ -38,7 +43,7 @@ def _of_one(latents: Tensor, populations: int, random: torch.Generator) -> tuple
 
 
 def _largest(draws: Tensor) -> float:
-    """The largest R-hat of ``(R, N, d)`` over coordinates."""
+    """The largest R-hat of ``(S, N, d)`` over coordinates."""
     count = draws.shape[1]
     within = draws.var(1).mean(0)
     between = draws.mean(1).var(0)

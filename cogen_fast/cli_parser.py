@@ -251,7 +251,7 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         "--populations",
         type=int,
         metavar="R",
-        help="independent populations of N images each, to tell how far they agree (1)",
+        help="populations of N images each, to tell how far they agree (1, which is two halves)",
     )
     add(
         "--evidence",
@@ -264,9 +264,9 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="S",
         help="share of the effective sample size that a step of the temperature keeps; nearer to "
-        "1: smaller steps (0.5)",
+        "1: smaller steps (0.96)",
     )
-    add("--mass", choices=MASSES, help="mass of the moves, learnt or not (low-rank)")
+    add("--mass", choices=MASSES, help="mass of the moves, learnt or not (curvature)")
     add(
         "--polish",
         type=int,

@@ -129,7 +129,7 @@ def check_energies(name: str, energy: object, count: int) -> None:
 class GeneratorPotential:
     """Misfit energy ``E(z)`` of B observations through a generator.
 
-    Latents of R B rows (`energy_and_grad`) are R neighbouring populations of each observation.
+    Latents of S B rows (`energy_and_grad`) are S neighbouring islands of each observation.
     ``max_batch`` bounds the rows of one call to the generator (None: all at once). On out-of-memory
     it is halved, for good, and the call repeated; the halvings are counted in ``halvings``.
     """

@@ -231,8 +231,8 @@ def _scatter(run: Evidence) -> str | None:
 def _agreement(run: Evidence) -> str | None:
     if run.polished or not run.complete:
         return None
-    rhat, p = disagreement(run.latents, run.compared)
-    apart = (rhat > _MOST_RHAT) & (p < _LEAST_P)
+    rhat, p = disagreement(run.latents, run.compared, _MOST_RHAT)
+    apart = p < _LEAST_P
     if not bool(apart.any()):
         return None
     return (

@@ -32,7 +32,7 @@ GRADIENT_COST = 2
 ANNEALED = ("adaptive", "paper")
 """Methods that anneal; others are `cogen_fast.baselines`."""
 _TILES = 8
-_LEAST_DRAWS = 4  # of a population, split in halves
+_LEAST_DRAWS = 4  # of an island, which R-hat splits in halves
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 _OPTIONAL = {
     "completed",
@@ -59,23 +59,26 @@ class Result:
         log_normaliser: ``log mean w``, the estimate of ``log E_prior[exp(-beta E)]`` at the last
             inverse temperature, ``(B,)`` float64, or None.
         log_normaliser_error: its standard error, and that of the log evidence, ``(B,)`` float64,
-            NaN where it cannot be told; or None.
+            NaN where it is not known; None where it is known for no observation.
         log_evidence: log evidence of the measurements, ``(B,)`` float64, or None.
         reasons: why each None (and NaN error) above is one, by attribute name.
         roots: the prior draw that each chain descends from, ``(B, N)`` int64.
-        surviving_roots: how many prior draws have descendants in a population, ``(B R,)`` int64.
-        betas: inverse temperatures, ``(T, B)`` float64; with R populations ``(T, B R)``, those of
-            an observation side by side, here and below.
-        acceptance, step_size, energy_history, energy_std: per temperature, ``(T, B)`` float64, the
-            last two the mean and standard deviation of the energies of all particles that ran; NaN
-            where not reached or finished before. Of step sizes that are the chains' own, the mean.
+        surviving_roots: how many prior draws have descendants on an island, ``(B S,)`` int64. The
+            S islands of an observation stand side by side, here and below. With the adaptive method
+            they are its R populations, or the two halves of a single one
+            (``settings["islands"]``); else S is 1.
+        betas: inverse temperatures, ``(T, B S)`` float64.
+        acceptance, step_size, energy_history, energy_std: per temperature, ``(T, B S)`` float64;
+            the last two are mean and standard deviation of the energies of all particles that ran;
+            NaN where not reached or finished before. Of step sizes that are the chains' own, the
+            mean.
         leapfrog_steps, hmc_steps: L and M per temperature, ``(T,)`` int64; with the adaptive method
             the largest M of any observation.
-        jumped: whether a short budget forced too large steps, ``(B R,)`` bool.
-        rounds: temperatures spent at beta = 1, ``(B R,)`` int64.
+        jumped: whether a short budget forced too large steps, ``(B S,)`` bool.
+        rounds: temperatures spent at beta = 1, ``(B S,)`` int64.
         gradients: gradient evaluations of each particle that ran.
-        forwards: its forwards beside them, for energies in another type than the gradients; 0 where
-            one evaluation gives both.
+        forwards: its forwards beside them: its share of the scored prior draws, and energies in
+            another type than the gradients.
         non_finite: proposals of each chain that were not finite, ``(B, N)`` int64.
         x_obs: the measurements ``(B, ...)``, 0 where hidden; ``observed``: bool, None for all.
         complete: False where the run was interrupted, at ``beta_reached``.
@@ -297,7 +300,8 @@ class Result:
         """What is wrong with the run and what to change, a sentence each; empty if nothing is.
 
         Looks at interruption, lone chains, budget, acceptance, energies at the end, weights,
-        ancestors, populations, how near x_obs is, and proposals that were not finite.
+        whether islands agree, whether the error of the evidence is known, how near x_obs is, and
+        proposals that were not finite.
         """
         return diagnose(self._evidence())
 
@@ -363,7 +367,7 @@ class Result:
         return residual
 
     def _rounds_missing(self) -> Tensor:
-        """Rounds at the posterior that the budget cut off, ``(B T,)``: 0 where most were made."""
+        """Rounds at the posterior that the budget cut off, ``(B S,)``: 0 where most were made."""
         planned: int = self.settings.get("final_rounds", 0)
         return torch.where(2 * self.rounds < planned, planned - self.rounds, 0)
 

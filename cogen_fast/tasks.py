@@ -57,7 +57,7 @@ def cogenerate(
     populations: int | None = None,
     evidence: Evidence | None = None,
     kept: float | None = None,
-    mass: Literal["low-rank", "diagonal", "identity"] | None = None,
+    mass: Literal["curvature", "identity"] | None = None,
     ais_steps: int | None = None,
     hmc_steps: int | None = None,
     leapfrog_steps: int | None = None,
@@ -103,20 +103,24 @@ def cogenerate(
         preset: settings of a published run by name (`cogen_fast.PRESETS`); what is given beside it
             wins.
         chains: samples N per observation and population (adaptive 16, paper 4). The adaptive method
-            runs at least 16 particles and returns this many of them.
-        budget: adaptive; most gradient evaluations per returned chain, polishing included. Without
-            one a run takes as many as it needs, without end where ``G`` cannot come near ``x_obs``.
-            Observations of a call share it as a clock. With fewer than 16 chains and ``budget *
-            chains`` below 800, chains run alone: no resampling, no weights, and modes in wrong
-            shares.
-        populations: adaptive; independent populations per observation, for R-hat and errors (1).
+            runs at least 16 particles (an even number of them, in one population) and returns this
+            many.
+        budget: adaptive; most gradient evaluations per returned chain, polishing included, and the
+            scored prior draws at two for a gradient. Without one a run takes as many as it needs,
+            without end where ``G`` cannot come near ``x_obs``. Observations of a call share it as a
+            clock. With fewer than 16 chains and ``budget * chains`` below 800, chains run alone: no
+            resampling, no weights, and modes in wrong shares.
+        populations: adaptive; R of N chains each per observation (1). They are islands: groups of
+            particles that exchange none and are tuned by one another. One population is two islands
+            of half its particles. Each begins from the best of up to 64 prior draws for each of its
+            particles. More populations tell R-hat and the error of the evidence better.
         evidence: adaptive; "consistent", or "frozen": a second run repeats every choice of the
             first under other noise, which makes the estimate unbiased. What is returned, samples
             too, is then the second run's.
         kept: adaptive; share of the conditional effective sample size that a step of the inverse
-            temperature keeps (0.5). Nearer to 1: more temperatures.
-        mass: adaptive; of the moves: "low-rank" (default) slows the stiffest directions that the
-            population's gradients show, "diagonal" takes its variances as inverse mass, "identity".
+            temperature keeps (0.96). Nearer to 1: more temperatures.
+        mass: adaptive; of the moves: "curvature" (default), the precision of the posterior that the
+            gradients of the other islands show, in their stiffest directions; or "identity".
         ais_steps: paper; number T of inverse temperatures (500; a given array has its own number).
         hmc_steps: transitions M per temperature (adaptive: tuned; paper 1).
         leapfrog_steps: leapfrog steps L per transition (adaptive: tuned, and then common to all

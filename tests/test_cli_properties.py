@@ -203,7 +203,7 @@ ADAPTIVE: dict[str, tuple[list[str], list[str]]] = {
     "--populations": (["1", "2"], ["0", "-1", "x"]),
     "--evidence": (["consistent"], ["frozen", "x", ""]),  # too few chains for frozen
     "--kept": (["0.5", "0.9"], ["0", "1", "-1", "nan", "x"]),
-    "--mass": (["diagonal"], ["full", ""]),
+    "--mass": (["curvature", "identity"], ["full", "low-rank", ""]),
     "--method": (["adaptive"], ["x", ""]),
 }
 PAPER: dict[str, tuple[list[str], list[str]]] = {

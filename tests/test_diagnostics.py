@@ -33,7 +33,7 @@ def run(**options: Any) -> Result:
 
 
 def healthy() -> Evidence:
-    """Two observations, 16 particles, ten temperatures, the last four at beta = 1."""
+    """Two observations of two islands, 16 particles, ten temperatures, four of them at beta = 1."""
     column = torch.tensor([0.001, 0.003, 0.01, 0.03, 0.1, 0.5, 1.0, 1.0, 1.0, 1.0])
     energy = torch.linspace(40.0, 1.0, 10)
     energy[6:] = 1.0
@@ -45,20 +45,22 @@ def healthy() -> Evidence:
         polished=False,
         annealed=True,
         populations=1,
+        islands=2,
+        compared=2,
         latents=torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0)),
         residual=torch.tensor([1.0, 0.5]),
         effective_sample_size=None,
-        surviving_roots=torch.tensor([8, 9]),
-        particles=16,
-        acceptance=torch.full((10, 2), 0.75),
-        betas=column[:, None].repeat(1, 2),
+        scattered=torch.tensor([False, False]),
+        particles=8,
+        acceptance=torch.full((10, 4), 0.75),
+        betas=column[:, None].repeat(1, 4),
         energies=torch.linspace(0.0, 2.0, 16).repeat(2, 1),
-        energy_std=torch.full((10, 2), 0.6),
-        energy_history=energy[:, None].repeat(1, 2),
+        energy_std=torch.full((10, 4), 0.6),
+        energy_history=energy[:, None].repeat(1, 4),
         non_finite=torch.zeros(2, 16, dtype=torch.int64),
         moves=20,
-        jumped=torch.zeros(2, dtype=torch.bool),
-        rounds_missing=torch.zeros(2, dtype=torch.int64),
+        jumped=torch.zeros(4, dtype=torch.bool),
+        rounds_missing=torch.zeros(4, dtype=torch.int64),
     )
 
 
@@ -68,20 +70,11 @@ def changed(values: Tensor, row: Any, column: int, value: float) -> Tensor:
     return values
 
 
-def of_two_populations() -> dict[str, Any]:
-    """What has a column for each population; those of observation 1 lie apart in one coordinate."""
+def apart() -> Tensor:
+    """Latents of two islands; those of observation 1 lie apart in one coordinate."""
     latents = healthy().latents.clone()
     latents[1, 8:, 2] += 5.0
-    doubled = {
-        name: getattr(healthy(), name).repeat_interleave(2, -1)
-        for name in ("betas", "acceptance", "energy_history", "energy_std", "jumped")
-    }
-    return doubled | {
-        "latents": latents,
-        "surviving_roots": torch.full((4,), 8),
-        "rounds_missing": torch.zeros(4, dtype=torch.int64),
-        "particles": 8,
-    }
+    return latents
 
 
 def test_nothing_is_wrong_with_a_healthy_run() -> None:
@@ -99,28 +92,32 @@ def test_lone_chains_are_told_of_a_real_run() -> None:
 SICK: dict[str, tuple[dict[str, Any], str]] = {
     "interrupted": ({"complete": False}, "interrupted: .*checkpoint="),
     "alone": (
-        {"alone": True, "surviving_roots": None},
+        {"alone": True},
         "lone chains: .*modes have wrong shares.*chains=16 or a larger budget",
     ),
     "budget": (
-        {"jumped": torch.tensor([False, True])},
+        {"jumped": torch.tensor([False, False, False, True])},
         r"budget ended the run early \(observation 1\).*larger budget",
     ),
     "no-moves": (
-        {"moves": 0, "rounds_missing": torch.tensor([7, 7])},
+        {"moves": 0, "rounds_missing": torch.tensor([7, 7, 7, 7])},
         "no moves: .*prior's draws.*larger budget",
     ),
     "rounds": (
-        {"rounds_missing": torch.tensor([0, 3])},
+        {"rounds_missing": torch.tensor([0, 0, 0, 3])},
         r"budget ended the run early \(observation 1\): 3 rounds .*larger budget",
     ),
     "far": (
         {"residual": torch.tensor([1.0, 7.25])},
         r"far from x_obs \(observation 1\): .* 7.25 noise_std .*scale of x_obs",
     ),
-    "populations": (
-        {"populations": 2, **of_two_populations()},
-        r"populations disagree: R-hat \d.* \(observation 1\).*weighted=True",
+    "islands": (
+        {"latents": apart()},
+        r"islands disagree: R-hat \d.* \(observation 1\).*larger budget.*weighted=True",
+    ),
+    "islands-without-budget": (
+        {"latents": apart(), "budgeted": False},
+        r"islands disagree: .*give more chains or moves \(hmc_steps\)",
     ),
     "acceptance": (
         {"acceptance": changed(healthy().acceptance, slice(7, 10), 0, 0.1)},
@@ -128,23 +125,26 @@ SICK: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "acceptance-paper": (
         {
-            "acceptance": changed(healthy().acceptance, slice(7, 10), 1, 0.0),
+            "acceptance": changed(healthy().acceptance, slice(7, 10), 2, 0.0),
             "adaptive": False,
-            "surviving_roots": None,
         },
         r"acceptance too low: 0.00 .*observation 1.*ais_steps.*method='adaptive'",
     ),
     "energies": (
-        {"energy_history": changed(healthy().energy_history, slice(6, 8), 1, 2.0)},
+        {"energy_history": changed(healthy().energy_history, slice(6, 8), 2, 3.0)},
         r"energies not settled.*observation 1",
     ),
     "weights": (
-        {"effective_sample_size": torch.tensor([1.2, 12.0])},
+        {"effective_sample_size": torch.tensor([1.2, 12.0]), "adaptive": False},
         r"weights collapsed: an effective 1.2 of 16 samples \(observation 0\)",
     ),
-    "ancestors": (
-        {"surviving_roots": torch.tensor([5, 1])},
-        r"few ancestors: all 16 particles descend from 1 .*observation 1.*populations=4",
+    "evidence": (
+        {"scattered": torch.tensor([False, True])},
+        r"evidence not known \(observation 1\): .*concerns no sample.*larger budget",
+    ),
+    "evidence-without-budget": (
+        {"scattered": torch.tensor([True, True]), "budgeted": False},
+        r"evidence not known \(observation 0, observation 1\): .*more chains or populations",
     ),
     "non-finite": (
         {"non_finite": torch.full((2, 16), 2, dtype=torch.int64)},
@@ -163,9 +163,11 @@ def test_each_illness_is_told_alone(change: dict[str, Any], words: str) -> None:
 
 
 def test_populations_are_named() -> None:
-    sick = {"jumped": torch.tensor([False, False, True, False]), "populations": 2}
-    found = diagnose(replace(healthy(), **(of_two_populations() | sick)))
+    jumped = torch.tensor([False, False, True, False])
+    found = diagnose(replace(healthy(), populations=2, jumped=jumped))
     assert "(observation 1 population 0)" in found[0]
+    halves = diagnose(replace(healthy(), jumped=jumped))
+    assert "(observation 1)" in halves[0]
     one = diagnose(
         replace(run(populations=4, budget=12)._evidence(), jumped=torch.tensor([True] * 8))
     )
@@ -187,25 +189,25 @@ def test_exact_runs_are_seldom_called_unsettled(chains: int) -> None:
 
 
 def test_an_energy_that_falls_by_chance_is_no_illness() -> None:
-    # sd / sqrt(16) is 0.15 here, that of the difference of means of two as much; six are allowed,
-    # for rounds and relatives are not independent.
-    history = changed(healthy().energy_history, slice(6, 8), 1, 1.0 + 0.8)
+    # sd / sqrt(8) is 0.21 here, that of the difference of means of two rounds as much, and that of
+    # the sum over two islands 0.3; six are allowed, for rounds and relatives are not independent.
+    history = changed(healthy().energy_history, slice(6, 8), 2, 1.0 + 1.7)
     assert diagnose(replace(healthy(), energy_history=history)) == []
 
 
 def test_one_observation_is_not_numbered() -> None:
     sick = replace(
         healthy(),
-        acceptance=torch.zeros(10, 1),
-        betas=healthy().betas[:, :1],
-        energy_history=healthy().energy_history[:, :1],
+        acceptance=torch.zeros(10, 2),
+        betas=healthy().betas[:, :2],
+        energy_history=healthy().energy_history[:, :2],
         energies=healthy().energies[:1],
-        jumped=torch.zeros(1, dtype=torch.bool),
-        surviving_roots=torch.tensor([8]),
+        jumped=torch.zeros(2, dtype=torch.bool),
+        scattered=torch.zeros(1, dtype=torch.bool),
         latents=healthy().latents[:1],
         residual=None,
-        energy_std=torch.full((10, 1), 0.6),
-        rounds_missing=torch.zeros(1, dtype=torch.int64),
+        energy_std=torch.full((10, 2), 0.6),
+        rounds_missing=torch.zeros(2, dtype=torch.int64),
     )
     assert "observation" not in diagnose(sick)[0]
 
@@ -258,7 +260,7 @@ def test_populations_that_differ_have_a_large_rhat() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"chains": 3, "populations": 4}, "expected 4 chains or more in a population, got 3"),
+        ({"chains": 3, "populations": 4}, "expected 4 chains or more of an island, got 3"),
         ({"chains": 16, "populations": 2, "polish": 3}, r"expected samples, got best fits"),
     ],
     ids=["few-draws", "polished"],
@@ -269,9 +271,24 @@ def test_convergence_needs_draws(options: dict[str, Any], words: str) -> None:
 
 
 @needs_arviz
-def test_convergence_needs_populations() -> None:
-    with pytest.raises(ValueError, match=r"convergence: expected populations=2 or more.*got 1"):
-        run(chains=20).convergence()
+def test_convergence_over_the_halves_of_a_default_run() -> None:
+    result = run()
+    found = result.convergence()
+    assert found["rhat_latent"].shape == (2, 2)
+    latents = result.latents.clone()
+    latents[:, 8:] += 10.0
+    assert (replace(result, latents=latents).convergence()["rhat_latent"] > 1.5).all()
+
+
+@needs_arviz
+@pytest.mark.parametrize(
+    "options",
+    [{"chains": 17}, {"method": "paper", "ais_steps": 5, "chains": 16}],
+    ids=["odd", "paper"],
+)
+def test_convergence_needs_two_islands(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"convergence: .*an even number of chains.*got one"):
+        run(**options).convergence()
 
 
 # --- evidence from both sides ---------------------------------------------------------------------
@@ -303,9 +320,10 @@ def test_reverse_runs_estimate_the_reciprocal_without_bias() -> None:
 
     how: dict[str, Any] = {"latent_size": SIZE, "observations": SETS, "dtype": torch.float64}
     # Small steps of the temperature, so that reciprocal weights have a moderate variance.
-    pilot = smc.run(energy, Annealing(kept=0.98), chains=16, seed=3, **how)
-    start = z[:, None].expand(-1, 16, -1).contiguous()
-    log_weights = reverse.run(energy, pilot.choices, start, seed=5)
+    # And no pool: backwards, from where it leads to the prior is one step.
+    pilot = smc.run(energy, Annealing(kept=0.99), chains=8, draws=1, seed=3, **how)
+    start = z.repeat_interleave(2, 0)[:, None].expand(-1, 8, -1).contiguous()
+    log_weights = reverse.run(energy, pilot.choices, start, seed=5).reshape(SETS, 16)
     ratio = torch.exp(exact[:, None] - log_weights).mean(-1)
     error = float(ratio.std()) / math.sqrt(SETS)
     assert abs(float(ratio.mean()) - 1.0) < 4.0 * error

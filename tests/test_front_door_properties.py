@@ -269,7 +269,7 @@ ADAPTIVE = {
     "populations": st.integers(1, 3),
     "evidence": st.sampled_from(["consistent", "frozen"]),
     "kept": st.floats(0.01, 0.99),
-    "mass": st.just("diagonal"),
+    "mass": st.sampled_from(["curvature", "identity"]),
     "hmc_steps": st.integers(1, 3),
     "leapfrog_steps": st.integers(1, 4),
     "step_size": st.floats(1e-3, 3.0),

@@ -4,7 +4,8 @@ A latent z* from the prior and data made from it are one draw of their joint dis
 exact posterior draws given those data are exchangeable: the rank of ``f(z*)`` among K independent
 draws is uniform on 0 .. K, for any statistic f. Particles of one population share ancestors, so
 each draw comes from a population of its own, and it is chosen at random, by its weight if it has
-one.
+one. Populations of the adaptive method tune one another: they exchange numbers, never particles,
+and given what the others have taught each is a sampler of its own.
 
 S simulations see a shift of about ``4 / sqrt(S)`` posterior standard deviations and no less; where
 the posterior is known (`linear_posterior`), comparison with it sees far smaller ones. Three checks
@@ -181,7 +182,8 @@ Draw = Callable[[Problem, int, int, Sequence[int]], Tensor]
 class AdaptiveDraw:
     """One particle, each as likely, of each of K populations of the adaptive method.
 
-    Resampling leaves particles in an order that is not random: the first is no fair draw.
+    The K are the islands of one run and share no particle (a single one is two halves). Resampling
+    leaves particles in an order that is not random: the first is no fair draw.
     """
 
     chains: int = 16
@@ -449,13 +451,14 @@ def evidence(
 ) -> Tensor:
     """Frozen evidence over exact evidence, whose mean is 1 without bias: one z-score.
 
-    A pilot's choices are repeated under another seed. Each population has data of its own.
+    A pilot's choices are repeated under another seed. Each population has data of its own, and its
+    ``particles`` live on two islands, whose mean weight is the estimate.
     """
     model, annealing = linear_gaussian(), annealing or Annealing()
     _, x = model.simulate(populations, seed)
     *_, exact = linear_posterior(model, x)
     options: dict[str, Any] = {
-        "chains": particles,
+        "chains": particles // 2,
         "latent_size": 5,
         "observations": populations,
         "dtype": torch.float64,
@@ -463,5 +466,13 @@ def evidence(
     }
     with prepared(model.generator.double(), x.double(), model.mask, noise_std=model.noise) as p:
         pilot = smc.run(p.potential, annealing, seed=seed + 1, **options)
-        again = smc.run(p.potential, annealing, repeats=pilot.choices, seed=seed + 2, **options)
-    return z_scores((log_mean_weight(again.state.log_weights) - exact).exp(), 1.0)
+        again = smc.run(
+            p.potential,
+            annealing,
+            repeats=pilot.choices,
+            first_beta=pilot.state.first_beta,
+            seed=seed + 2,
+            **options,
+        )
+    log_weights = again.state.log_weights.reshape(populations, -1)
+    return z_scores((log_mean_weight(log_weights) - exact).exp(), 1.0)

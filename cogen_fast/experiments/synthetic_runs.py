@@ -28,7 +28,7 @@ from cogen_fast.experiments.five_gaussians import (
     tuned_rate,
 )
 from cogen_fast.presets import PRESETS
-from cogen_fast.result import GRADIENT_COST, Result
+from cogen_fast.result import Result
 from cogen_fast.sampler.schedule import Sigmoid
 from cogen_fast.tasks import cogenerate
 
@@ -203,7 +203,7 @@ def _adaptive(generator: nn.Module, seed: int, effort: Effort) -> Line:
     return line(
         "adaptive (the default)",
         squared_error(result.images).flatten(),
-        GRADIENT_COST * result.gradients,
+        result.cost // effort.chains,
         f"w {_WEIGHT:g}, {effort.populations} populations of {effort.chains} particles",
         _shares_by_evidence(result),
     )

@@ -29,7 +29,7 @@ def run(
     """Log weights ``(B, N)`` of chains that run a fixed schedule backwards.
 
     ``latents`` ``(B, N, d)`` are exact posterior draws (one per observation may stand for all N);
-    ``choices`` those of a finished `smc.run` of the same B, whose moves are reversible. The mean of
+    ``choices`` those of a finished `smc.run` of B rows, whose moves are reversible. The mean of
     ``exp(-log_weights)`` estimates ``1 / normaliser`` without bias, so minus its logarithm lies
     above the log normaliser on average (Grosse, Ghahramani and Adams 2015, section 3). ``how`` goes
     to `hmc.init`: the seed must not be that of ``choices``.
