@@ -38,7 +38,7 @@ class Annealing:
     energies, for to stop where they look settled would be to choose among samples.
     """
 
-    kept: float = 0.96
+    kept: float = 0.97
     resample_below: float = 0.5
     leapfrog_steps: int | None = None
     hmc_steps: int | None = None
