@@ -103,7 +103,7 @@ def test_what_is_remembered_by_hand() -> None:
 
 
 def test_correlations_are_those_of_what_was_kept() -> None:
-    # z' = c z + sqrt(1 - c^2) x, c by direction: of 20,000 chains to four times (1 - c^2) / sqrt(n).
+    # z' = c z + sqrt(1 - c^2) x, c by direction: of 20,000 chains to four (1 - c^2) / sqrt(n).
     n = 20_000
     state = some_state(1, n, 16)
     kept = torch.linspace(0.9, 0.1, 16, dtype=F64)
@@ -274,8 +274,8 @@ def test_lengths_stay_within_what_the_ladder_can_do() -> None:
 
 def test_the_step_size_goes_to_the_target_from_both_sides() -> None:
     # Exact draws of a standard normal in 20 dimensions for every move: acceptance is a function of
-    # the step size but for the noise of 3,000 chains. It falls all along for a single leapfrog step;
-    # where several cross a Gaussian in half a period it rises again.
+    # the step size but for the noise of 3,000 chains. It falls all along for one leapfrog step; where
+    # several cross a Gaussian in half a period it rises again.
     rule, d, chains = TuningRule(), 20, 3000
     ends = []
     for start in (1e-1, 1.8):
