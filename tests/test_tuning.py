@@ -274,7 +274,7 @@ def test_lengths_stay_within_what_the_ladder_can_do() -> None:
 
 def test_the_step_size_goes_to_the_target_from_both_sides() -> None:
     # Exact draws of a standard normal in 20 dimensions for every move: acceptance is a function of
-    # the step size but for the noise of 3,000 chains. It falls all along for one leapfrog step; where
+    # the step size but for the noise of 3,000 chains. It falls all along for one leapfrog step; if
     # several cross a Gaussian in half a period it rises again.
     rule, d, chains = TuningRule(), 20, 3000
     ends = []
