@@ -121,11 +121,8 @@ def _adaptive(problem: Problem, budget: int, log: Log, polish: int = 0) -> Outco
         **problem.noise,
     )
     seconds = time.monotonic() - start
-    ends = result.acceptance[-1].mean()
-    remark = (
-        f"{len(result.betas)} temperatures, acceptance {ends:.2f} at the end, "
-        f"{int(result.surviving_roots[0])} roots"
-    )
+    ends = result.acceptance[-1].nanmean()  # NaN of an island that was done before
+    remark = f"{len(result.betas)} temperatures, acceptance {ends:.2f} at the end"
     return Outcome(problem.error(result.images[0]), result.gradients, seconds, remark)
 
 

@@ -1,7 +1,8 @@
 """Simulation-based calibration of every method: ``python benchmarks/calibration.py [--quick]``.
 
 Each piece is a method on a problem; `cogen_fast.experiments.calibration` says what is tested. A
-finished piece is a line of ``benchmarks/results/calibration.jsonl``: start it again and it goes on.
+piece is made in parts, each a line of ``benchmarks/results/calibration.jsonl``: start it again and
+it goes on.
 Ends with a table and, once all are there, ``calibration.json``; exits with 1 where ranks are not
 uniform. What is simulated and the bound are fixed here: one false alarm in 1,000 correct runs of
 all pieces, by Bonferroni's inequality over pieces, statistics and both tests. Lone chains are shown
@@ -30,7 +31,8 @@ from cogen_fast.experiments.calibration import (
     Design,
     Draw,
     PaperDraw,
-    calibrate,
+    calibrated,
+    ranks,
 )
 from cogen_fast.sampler.pace import Annealing
 
@@ -38,13 +40,20 @@ _RESULTS = Path(__file__).parent / "results"
 _FALSE_ALARM = 1e-3
 _SEED = 20
 _DRAWS = 7
-_SIMULATIONS = {"linear": 4000, "gan-2d": 4000, "conv-8": 1000, "fashion-32": 40}
+_SIMULATIONS = {
+    "linear": 4000,
+    "gan-2d": 4000,
+    "conv-8": 1000,
+    "linear-64": 4000,
+    "fashion-32": 40,
+    "fashion-32-64": 200,
+}
 _QUICK_SIMULATIONS = {"linear": 400, "gan-2d": 400, "conv-8": 80}
 METHODS: dict[str, Draw] = {
     "adaptive-16": AdaptiveDraw(),
     "adaptive-16, one a call": AdaptiveDraw(),
     "adaptive-64": AdaptiveDraw(chains=64),
-    "kept 0.9": AdaptiveDraw(annealing=Annealing(kept=0.9)),
+    "kept 0.7": AdaptiveDraw(annealing=Annealing(kept=0.7)),
     "frozen": AdaptiveDraw(evidence="frozen"),
     # Fewer than 16 chains and a budget just too small for 16 particles: lone chains.
     "4 alone": AdaptiveDraw(chains=4, budget=199),
@@ -52,13 +61,15 @@ METHODS: dict[str, Draw] = {
     "paper": PaperDraw(),
 }
 _ALONE = ("4 alone", "1 alone")
+_PER_PART = {"linear-64": 400, "fashion-32": 20, "fashion-32-64": 10}  # simulations
+_PER_CALL = {"linear-64": 50, "fashion-32": 10, "fashion-32-64": 5}  # that fit in memory
 _SMALL = tuple(_QUICK_SIMULATIONS)
 _PIECES = [
     (problem, method)
     for problem in _SMALL
     for method in METHODS
     if method != "paper" or problem == "linear"
-] + [("fashion-32", "adaptive-16")]
+] + [(problem, "adaptive-16") for problem in _SIMULATIONS if problem not in _SMALL]
 _QUICK_PIECES = [(problem, "adaptive-16") for problem in _SMALL]
 
 
@@ -70,6 +81,13 @@ class Piece:
     method: str
     design: Design
 
+    @property
+    def parts(self) -> list[range]:
+        """What is done at a time: as much as takes some minutes."""
+        size = _PER_PART.get(self.problem, self.design.simulations)
+        count = self.design.simulations
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
 
 def _pieces(quick: bool) -> list[Piece]:
     chosen, counts = (_QUICK_PIECES, _QUICK_SIMULATIONS) if quick else (_PIECES, _SIMULATIONS)
@@ -80,35 +98,50 @@ def _pieces(quick: bool) -> list[Piece]:
 
 
 def _design(problem: str, method: str, simulations: int) -> Design:
-    if problem not in _SMALL:  # few draws, and few data sets in memory
-        return Design(simulations, 3, 10)
-    return Design(simulations, _DRAWS, 1 if method.endswith("one a call") else None)
+    if problem not in _SMALL:
+        return Design(simulations, 3, _PER_CALL[problem])
+    return Design(simulations, _DRAWS, 1 if method.endswith("one a call") else 400)
 
 
-def _work(piece: Piece) -> dict[str, Any]:
-    """The line of a piece: its statistics' histograms and p-values."""
-    torch.set_num_threads(1)  # small matrices: a second thread only waits, a second piece does not
+def _work(piece: Piece, part: range) -> dict[str, Any]:
+    """A part's line: its ranks."""
+    torch.set_num_threads(1)  # small matrices: a second thread only waits, a second part does not
     start = time.monotonic()
-    found = calibrate(MODELS[piece.problem](), METHODS[piece.method], piece.design, _SEED)
-    return {
-        "seconds": round(time.monotonic() - start, 1),
-        "statistics": [asdict(statistic) for statistic in found],
-    }
+    model, method = MODELS[piece.problem](), METHODS[piece.method]
+    rows = ranks(model, method, piece.design, _SEED, part)
+    return {"seconds": round(time.monotonic() - start, 1), "ranks": rows.tolist()}
 
 
-def _key(piece: Piece) -> dict[str, Any]:
-    return {"problem": piece.problem, "method": piece.method, **asdict(piece.design)}
+def _key(piece: Piece, part: range) -> dict[str, Any]:
+    design = asdict(piece.design)
+    return {"problem": piece.problem, "method": piece.method, **design, "start": part.start}
 
 
 def _run(pieces: list[Piece], log: Log, jobs: int) -> list[dict[str, Any]]:
-    """Every piece's line; those not yet in the log are worked on, ``jobs`` at a time."""
-    missing = [piece for piece in pieces if not any(log.find(**_key(piece)))]
+    """Every piece's figures; parts not yet in the log are worked on, ``jobs`` at a time."""
+    every = [(piece, part) for piece in pieces for part in piece.parts]
+    missing = [(piece, part) for piece, part in every if not any(log.find(**_key(piece, part)))]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_work, piece): piece for piece in missing}
+        futures = {pool.submit(_work, *each): each for each in missing}
         for future in as_completed(futures):
-            log.add(**_key(futures[future]), **future.result())
-            print(_row(log.lines[-1]), flush=True)
-    return [next(log.find(**_key(piece))) for piece in pieces]
+            piece, part = futures[future]
+            log.add(**_key(piece, part), **future.result())
+            print(f"{piece.problem}, {piece.method}: {part.start} to {part.stop}", flush=True)
+    return [_judged(piece, log) for piece in pieces]
+
+
+def _judged(piece: Piece, log: Log) -> dict[str, Any]:
+    """A piece's line of the table: its statistics' histograms and p-values."""
+    lines = [next(log.find(**_key(piece, part))) for part in piece.parts]
+    rows = torch.cat([torch.tensor(line["ranks"]) for line in lines])
+    found = calibrated(MODELS[piece.problem](), rows, piece.design)
+    return {
+        "problem": piece.problem,
+        "method": piece.method,
+        **asdict(piece.design),
+        "seconds": sum(line["seconds"] for line in lines),
+        "statistics": [asdict(statistic) for statistic in found],
+    }
 
 
 def _worst(line: dict[str, Any]) -> tuple[float, str]:

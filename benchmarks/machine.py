@@ -17,8 +17,13 @@ _SOURCES = frozenset({".cpp", ".cu", ".h", ".py", ".safetensors", ".toml", ".txt
 
 def digest(*more: str) -> str:
     """Of what the package is built from, and of ``more`` files or folders of the checkout."""
+    return digest_of(*_BUILT, *more)
+
+
+def digest_of(*names: str) -> str:
+    """Of the sources in files or folders of the checkout."""
     found = hashlib.sha256()
-    for name in (*_BUILT, *more):
+    for name in names:
         place = ROOT / name
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.suffix in _SOURCES:

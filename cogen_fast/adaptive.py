@@ -329,7 +329,7 @@ class Adaptive:
             return None, None, dict.fromkeys(names, INTERRUPTED)
         each = log_mean_weight(state.log_weights).reshape(-1, self.islands)
         error = self._error(each, state.variance.reshape(-1, self.islands))
-        known = error <= _MOST_ERROR
+        known = (error <= _MOST_ERROR) & ~state.jumped.reshape(-1, self.islands).any(-1)
         if self.islands >= _MANY_ISLANDS:
             known &= tells_its_variance(each)
         reasons = {} if bool(known.all()) else {"log_normaliser_error": _ERROR_REASON}

@@ -264,7 +264,7 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="S",
         help="share of the effective sample size that a step of the temperature keeps; nearer to "
-        "1: smaller steps (0.96)",
+        "1: smaller steps (0.97)",
     )
     add("--mass", choices=MASSES, help="mass of the moves, learnt or not (curvature)")
     add(

@@ -29,6 +29,7 @@ _FORM_REASON = (
     "integral and the weights mean nothing; use form='posterior'"
 )
 _ERROR_REASON = "too few chains carry the weights to estimate an error (NaN there)"
+_LEAST_EFFECTIVE = 3.0  # times the root of the number of chains
 INTERRUPTED = "the run was interrupted before its last moves"
 _PER_CHAIN_NOTE = (
     "each chain adapted its own step size, which biases samples and weights, however many chains "
@@ -175,7 +176,7 @@ class Paper:
             return None, None, dict.fromkeys(names, INTERRUPTED)
         log_normaliser = log_mean_weight(state.log_weights)
         error = error_of_log(variance_between(state.log_weights))
-        known = tells_its_variance(state.log_weights)
+        known = tells_its_variance(state.log_weights, _LEAST_EFFECTIVE)
         reasons = {}
         if not bool(known.all()):
             reasons["log_normaliser_error"] = _ERROR_REASON

@@ -367,9 +367,9 @@ class Result:
         return residual
 
     def _rounds_missing(self) -> Tensor:
-        """Rounds at the posterior that the budget cut off, ``(B S,)``."""
-        missing: Tensor = self.settings.get("final_rounds", 0) - self.rounds
-        return missing.clamp(min=0)
+        """Rounds at the posterior that the budget cut off, ``(B S,)``: 0 where most were made."""
+        planned: int = self.settings.get("final_rounds", 0)
+        return torch.where(2 * self.rounds < planned, planned - self.rounds, 0)
 
     def to_arviz(self, *, outputs: bool = False) -> Any:
         """The samples as ArviZ's data tree (extra ``arviz``): chain = island, draw = sample.

@@ -118,7 +118,7 @@ def cogenerate(
             first under other noise, which makes the estimate unbiased. What is returned, samples
             too, is then the second run's.
         kept: adaptive; share of the conditional effective sample size that a step of the inverse
-            temperature keeps (0.96). Nearer to 1: more temperatures.
+            temperature keeps (0.97). Nearer to 1: more temperatures.
         mass: adaptive; of the moves: "curvature" (default), the precision of the posterior that the
             gradients of the other islands show, in their stiffest directions; or "identity".
         ais_steps: paper; number T of inverse temperatures (500; a given array has its own number).

@@ -814,7 +814,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"populations": 2}, "populations: 1 there, 2 here"),
         ({"budget": 500}, "budget: None there, 500 here"),
         ({"evidence": "frozen"}, "evidence: consistent there, frozen here"),
-        ({"kept": 0.6}, "kept: 0.96 there, 0.6 here"),
+        ({"kept": 0.6}, "kept: 0.97 there, 0.6 here"),
         ({"mass": "identity"}, "mass: curvature there, identity here"),
         ({"leapfrog_steps": 4}, "leapfrog_steps: None there, 4 here"),
         ({"hmc_steps": 1}, "hmc_steps: None there, 1 here"),

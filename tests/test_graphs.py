@@ -32,7 +32,7 @@ BACKEND = "triton" if INTERPRETED else "reference"
 SHOWN = ("settings", "notes")
 RUNS: dict[str, dict[str, Any]] = {
     "adaptive": {},
-    "diagonal": {"mass": "diagonal"},
+    "identity": {"mass": "identity"},
     "populations": {"populations": 2, "hmc_steps": 3},
     "alone": {"chains": 2, "budget": 60},
     "frozen": {"evidence": "frozen", "budget": 120},

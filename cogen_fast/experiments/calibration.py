@@ -44,7 +44,8 @@ class Model:
     """A generator in eval mode with outputs of any shape, what is observed of it, and the noise.
 
     ``mask`` has the output's shape, 1 where observed. ``hidden`` is an entry of the flat output
-    that is not observed, and ``latents`` the coordinates of z that serve as statistics.
+    that is not observed, and ``latents`` the coordinates of z that serve as statistics, beside
+    ``projections`` fixed random ones.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Model:
     latent_size: int
     hidden: int
     latents: tuple[int, ...]
+    projections: int = 0
 
     def simulate(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Latents ``(count, d)`` from the prior, and data of each ``(count, ...)``."""
@@ -66,14 +68,21 @@ class Model:
     @property
     def statistics(self) -> tuple[str, ...]:
         """Names of what `evaluate` gives."""
-        return (*(f"z{i}" for i in self.latents), "|z|^2", "misfit", "hidden")
+        random = (f"random {i}" for i in range(self.projections))
+        return (*(f"z{i}" for i in self.latents), *random, "|z|^2", "misfit", "hidden")
 
     def evaluate(self, potential: GeneratorPotential, z: Tensor) -> Tensor:
         """The statistics ``(S, K, F)`` float64 of latents ``(S, K, d)`` of S data sets."""
         outputs = potential.outputs(z).flatten(2)
         columns = [z[..., i] for i in self.latents]
+        columns += (z @ self._directions().to(z)).unbind(-1)
         columns += [(z.double() ** 2).sum(-1), potential.energy(z), outputs[..., self.hidden]]
         return torch.stack([column.double() for column in columns], dim=-1)
+
+    def _directions(self) -> Tensor:
+        """Columns ``(d, projections)`` that are the same in every run."""
+        random = torch.Generator().manual_seed(0)
+        return torch.randn(self.latent_size, self.projections, generator=random)
 
 
 def linear_gaussian() -> Model:
@@ -167,11 +176,44 @@ def garments() -> Model:
     return Model(demo.GENERATOR, generator.eval(), mask, demo.NOISE_STD, size, hidden, (0, 1))
 
 
+def wide_linear() -> Model:
+    """``x = A z`` in 64 dimensions, 48 of 64 entries observed, singular values from 9 down: 9 / k.
+
+    Half of the directions that are observed are narrow, and 16 are free.
+    """
+    random, size, seen = torch.Generator().manual_seed(4), 64, 48
+    left, right = (torch.linalg.qr(torch.randn(size, size, generator=random)).Q for _ in range(2))
+    layer = nn.Linear(size, size, bias=False)
+    layer.weight.data = (left / (torch.arange(size) + 1.0)) @ right * 9.0
+    mask = (torch.arange(size) < seen).long()
+    frozen = layer.eval().requires_grad_(False)
+    return Model("linear-64", frozen, mask, 0.1, size, size - 1, (0, 1), projections=4)
+
+
+def all_garments() -> Model:
+    """The shipped garments with the right half hidden, all of their 64 latents free."""
+    mask = torch.ones(1, 32, 32)
+    mask[..., 16:] = 0
+    hidden = 10 * 32 + 24
+    return Model(
+        f"{demo.GENERATOR}-64",
+        pretrained(demo.GENERATOR).eval(),
+        mask,
+        demo.NOISE_STD,
+        64,
+        hidden,
+        (),
+        projections=4,
+    )
+
+
 MODELS: dict[str, Callable[[], Model]] = {
     "linear": linear_gaussian,
     "gan-2d": five_gaussians,
     "conv-8": convolutional,
     "fashion-32": garments,
+    "linear-64": wide_linear,
+    "fashion-32-64": all_garments,
 }
 
 Draw = Callable[[Problem, int, int, Sequence[int]], Tensor]
@@ -182,8 +224,9 @@ Draw = Callable[[Problem, int, int, Sequence[int]], Tensor]
 class AdaptiveDraw:
     """One particle, each as likely, of each of K populations of the adaptive method.
 
-    The K are the islands of one run and share no particle (a single one is two halves). Resampling
-    leaves particles in an order that is not random: the first is no fair draw.
+    With `ranks` K is 1, for each of K copies of the data: every draw is of a run of its own, in
+    default settings. Resampling leaves particles in an order that is not random: the first is no
+    fair draw.
     """
 
     chains: int = 16
@@ -294,7 +337,11 @@ class Calibration:
 
 def calibrate(model: Model, draw: Draw, design: Design, seed: int) -> list[Calibration]:
     """Simulate, draw and rank: one `Calibration` per statistic of the model."""
-    rows = ranks(model, draw, design, seed)
+    return calibrated(model, ranks(model, draw, design, seed), design)
+
+
+def calibrated(model: Model, rows: Tensor, design: Design) -> list[Calibration]:
+    """What `ranks` ``(S, F)`` say of each statistic."""
     return [
         Calibration(
             name,
@@ -306,25 +353,46 @@ def calibrate(model: Model, draw: Draw, design: Design, seed: int) -> list[Calib
     ]
 
 
-def ranks(model: Model, draw: Draw, design: Design, seed: int) -> Tensor:
-    """Ranks ``(S, F)`` int64 of the true statistics among those of the draws, 0 .. K."""
+def ranks(model: Model, draw: Draw, design: Design, seed: int, part: range | None = None) -> Tensor:
+    """Ranks ``(S, F)`` int64 of the true statistics among those of the draws, 0 .. K.
+
+    ``part`` is of which simulations, for what is done in pieces: neighbours, as many as some calls
+    take.
+    """
     truth, data = model.simulate(design.simulations, seed)
+    part = part or range(design.simulations)
     size = design.per_call or design.simulations
     found = []
-    for start in range(0, design.simulations, size):
-        x, z = data[start : start + size], truth[start : start + size]
-        with prepared(
-            model.generator,
-            x,
-            model.mask,
-            noise_std=model.noise,
-            max_batch=2048,  # of a size that stays in the cache, chunks cost half as much
-            whole_runs=isinstance(draw, PaperDraw),
-        ) as p:
-            draws = draw(p, design.draws, seed + 1, range(start, start + len(x)))
-            true = model.evaluate(p.potential, z[:, None])
-            found.append((model.evaluate(p.potential, draws) < true).sum(1))
+    for start in range(part.start, part.stop, size):
+        numbers = range(start, min(start + size, part.stop))
+        found.append(_ranks(model, draw, design.draws, seed, numbers, truth, data))
     return torch.cat(found)
+
+
+def _ranks(
+    model: Model,
+    draw: Draw,
+    draws: int,
+    seed: int,
+    numbers: range,
+    truth: Tensor,
+    data: Tensor,
+) -> Tensor:
+    """Those of the simulations ``numbers``, made in one call."""
+    copies = draws if isinstance(draw, AdaptiveDraw) else 1
+    z = truth[numbers.start : numbers.stop].repeat_interleave(copies, 0)
+    with prepared(
+        model.generator,
+        data[numbers.start : numbers.stop].repeat_interleave(copies, 0),
+        model.mask,
+        noise_std=model.noise,
+        max_batch=2048,  # of a size that stays in the cache, chunks cost half as much
+        whole_runs=isinstance(draw, PaperDraw),
+    ) as p:
+        ids = range(numbers.start * copies, numbers.stop * copies)
+        found = model.evaluate(p.potential, draw(p, draws // copies, seed + 1, ids))
+        below = found < model.evaluate(p.potential, z[:, None])
+    return below.reshape(len(numbers), draws, -1).sum(1)
 
 
 def _histogram(column: Tensor, design: Design) -> Tensor:

@@ -11,6 +11,7 @@ forget it like anything else about their start.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -23,8 +24,11 @@ def others(values: Tensor, islands: int) -> Tensor:
     if islands == 1:
         return values
     each = values.reshape(-1, islands, *values.shape[1:])
-    mean = (each.sum(1, keepdim=True) - each) / (islands - 1)
-    return mean.reshape(values.shape)
+    # Those before it and those after it: a sum of all less its own would have its rounding.
+    none = torch.zeros_like(each[:, :1])
+    before = torch.cat([none, each[:, :-1].cumsum(1)], 1)
+    after = torch.cat([each[:, 1:].flip(1).cumsum(1).flip(1), none], 1)
+    return ((before + after) / (islands - 1)).reshape(values.shape)
 
 
 def pairs(values: Tensor, islands: int) -> tuple[Tensor, Tensor]:
@@ -38,5 +42,5 @@ def others_of_pairs(table: Tensor) -> Tensor:
     islands = table.shape[-1]
     if islands == 1:
         return table.flatten()
-    own = table.diagonal(dim1=-2, dim2=-1)
-    return ((table.sum(-1) - own) / (islands - 1)).flatten()
+    own = torch.eye(islands, dtype=torch.bool, device=table.device)
+    return (table.masked_fill(own, 0.0).sum(-1) / (islands - 1)).flatten()

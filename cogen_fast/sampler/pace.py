@@ -14,6 +14,7 @@ from cogen_fast.sampler import islands, tuning
 from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
 
 _LEAST_FINAL_ROUNDS = 2
+_LEAST_LENGTH = 3  # of a trajectory: shorter ones walk at random
 _LEAST_KEPT = 0.1  # where a step keeps less, one particle in ten carries it
 _ROUNDING = 1e-9
 _MODERATE_KEPT = 0.3  # longer trajectories are worth steps as large as this
@@ -37,7 +38,7 @@ class Annealing:
     energies, for to stop where they look settled would be to choose among samples.
     """
 
-    kept: float = 0.96
+    kept: float = 0.97
     resample_below: float = 0.5
     leapfrog_steps: int | None = None
     hmc_steps: int | None = None
@@ -218,13 +219,12 @@ def _fit(plan: _Plan, length: int, moves: int, annealing: Annealing) -> tuple[in
             steps = remaining / shorter - _LEAST_FINAL_ROUNDS
             if steps >= 1.0 and _kept(travel, steps) >= least:
                 return shorter, 1, steps
-    fixed = annealing.leapfrog_steps is not None
-    lengths = (*_shorter(length, annealing), *(() if fixed else range(3, 0, -1)))
-    last = next((n for n in lengths if n <= remaining), 0)
+    last = next((n for n in _shorter(length, annealing, 1) if n <= remaining), 0)
     return max(last, 1), min(last, 1), 0.0
 
 
-def _shorter(length: int, annealing: Annealing) -> Sequence[int]:
+def _shorter(length: int, annealing: Annealing, least: int = _LEAST_LENGTH) -> Sequence[int]:
+    """Lengths to choose from, the longest first: down to ``least``, unless L is fixed."""
     if annealing.leapfrog_steps is not None:
         return (length,)
-    return [n for n in reversed(LADDER) if n <= length]
+    return [n for n in reversed(LADDER) if min(least, length) <= n <= length]

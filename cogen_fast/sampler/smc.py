@@ -318,8 +318,9 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
         inverse_mass = curvature.inverse_mass(state.directions, new_beta)
         inverse_mass = inverse_mass.to(state.hmc.latents.dtype)
     else:
+        # By each row's own way: that of the others follows from this row's energies.
+        known = tuning.sharpen(known, beta, new_beta, size)
         state = replace(state, tuning=tuning.sharpen(state.tuning, beta, new_beta, size))
-        known = tuning.of_others(state.tuning, state.islands)
     choice = Choice(
         active,
         chosen.kept,
@@ -416,15 +417,19 @@ def _move(
     made = replace(state, spent=0, forwards=0, temperatures=0)  # no part of a recording
     for number in range(choice.hmc_steps):
         now = replace(choice, active=choice.active & (number < choice.moves), hmc_steps=1)
-        made, acceptance, used = replayed(
+        used = tuning.of_others(made.tuning, made.islands)
+        if number == 0:
+            used = replace(used, log_step=choice.step_size.log())
+        made, acceptance, step_used = replayed(
             potential,
             (annealing, adapts, ops.name),
             partial(_one_move, potential, annealing, adapts, ops),
             made,
             now,
+            used,
             turn,
         )
-        step_size = torch.where(now.active, used, step_size)
+        step_size = torch.where(now.active, step_used, step_size)
         total = total + torch.where(now.active, acceptance, 0.0)
     made = replace(
         made,
@@ -452,11 +457,11 @@ def _one_move(
     ops: Ops,
     state: SMCState,
     choice: Choice,
+    used: Tuning,
     turn: Tensor | None,
 ) -> tuple[SMCState, Tensor, Tensor]:
     """One transition with a jittered step size; its mean acceptance and step size ``(B,)``."""
     tuned, seen, spread, rule = state.tuning, state.curvature, state.spread, annealing.rule
-    used = tuning.of_others(tuned, state.islands)
     step_size = used.log_step.exp() if adapts else choice.step_size
     settings = jittered(choice, step_size, rule, state.hmc.stream, ops)
     length = choice.leapfrog_steps

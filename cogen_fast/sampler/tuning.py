@@ -79,7 +79,7 @@ class Tuning:
 
 def init(count: int, size: int, start: float | None, device: torch.device) -> Tuning:
     """The start: step size ``start``, or one that suits a standard normal of that ``size``."""
-    step = 0.5 * size**-0.25 if start is None else start
+    step = 0.7 * size**-0.25 if start is None else start
     zeros = torch.zeros(count, dtype=torch.float64, device=device)
     memory = torch.zeros(count, STATISTICS, dtype=torch.float64, device=device)
     return Tuning(zeros + math.log(step), zeros + math.log(_START_LENGTH), memory)

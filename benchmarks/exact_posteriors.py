@@ -1,0 +1,377 @@
+"""Samples, their spread, the evidence and its error against posteriors that are known exactly.
+
+    python benchmarks/exact_posteriors.py [--quick] [--cells 'iso-100-*' ...] [--rivals]
+
+A cell is a model of `cogen_fast.experiments.exact_models`, a number of latents, a noise, and N:
+200 independent repetitions with default settings, as a batch of equal observations whose noise
+differs. Cells of two modes have R populations of 16 each, 1,024 of them in all. `paper-...` cells
+are the published method's, with an annealing that is slow enough. ``--rivals`` runs BlackJAX
+(extra ``peers``) on some cells with the gradients that ours took there (`exact_rivals`).
+
+Every finished piece is a line of ``benchmarks/results/exact_posteriors.jsonl``: start it again and
+it goes on. Lines of another state of the sampler's sources are not looked at. ``--quick`` is a
+first piece of the cells of up to 64 latents. Ends with the table of all that is there, which is
+also ``exact_posteriors.md`` beside the log. To use two cores, start the command twice, each pinned
+to one (``taskset``), with different ``--cells``.
+
+A cell passes where the mean energy is within four standard errors, latents' variances are within
+2 % or four standard errors in every direction looked at, the log of the mean evidence is within
+three of its errors, and the runs' own errors of the log evidence, doubled, cover it in 90 % of the
+runs that give one, less the binomial error of that share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from log import Log
+from machine import digest_of
+from torch import Tensor
+
+from cogen_fast import Result
+from cogen_fast.experiments.exact_models import (
+    FOLDS,
+    SCALES,
+    LinearGaussian,
+    TwoModes,
+    draws,
+    log_mean_and_error,
+    share_and_error,
+)
+from cogen_fast.result import GRADIENT_COST
+
+_RESULTS = Path(__file__).parent / "results"
+_METHOD = ("cogen_fast/adaptive.py", "cogen_fast/paper.py", "cogen_fast/sampler")
+_SIZES, _NOISES, _CHAINS = (8, 20, 64, 100, 512), (0.1, 0.3), (16, 64)
+_REPETITIONS = 200
+_QUICK_SIZE = 64
+_MODE_SIZES, _POPULATIONS, _MODE_CHAINS = (2, 5, 20), (16, 64, 256), 16
+_IN_ALL, _AT_ONCE = 1024, 256  # populations
+_PAPER_SIZES, _PAPER_NOISE, _PAPER_STEPS, _PAPER_LENGTH = (8, 20), 0.3, 2000, 10
+_COVERED = 0.9
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A linear model of d latents, the noise, and N; by the default method or the published one."""
+
+    model: str
+    size: int
+    noise: float
+    chains: int
+    method: str = "adaptive"
+
+    @property
+    def name(self) -> str:
+        """Unique among cells."""
+        before = "" if self.method == "adaptive" else f"{self.method}-"
+        return f"{before}{self.model}-{self.size}-{self.noise:g}-{self.chains}"
+
+    @property
+    def quick(self) -> bool:
+        """Whether ``--quick`` looks at it."""
+        small = self.size <= _QUICK_SIZE and self.chains == _CHAINS[0]
+        return small and self.method == "adaptive"
+
+    @property
+    def exact(self) -> LinearGaussian:
+        """The model."""
+        return LinearGaussian.named(self.model, self.size, self.noise)
+
+    @property
+    def pieces(self) -> Sequence[range]:
+        """Numbers of the repetitions that run together."""
+        each = 8 if self.size > 100 else 50
+        return [range(first, first + each) for first in range(0, _REPETITIONS, each)]
+
+    def run(self, ids: range) -> dict[str, Any]:
+        """What the repetitions of a piece gave, as plain numbers."""
+        exact = self.exact
+        result = draws(exact, ids, chains=self.chains, **self._settings())
+        assert result.log_evidence is not None
+        return _cost(result) | {
+            "energy": _short(result.energies.mean(1)),
+            "energy_at_posterior": _short(_at_posterior(result)),
+            "variances": {
+                name: _short(each)
+                for name, each in exact.relative_variances(result.latents).items()
+            },
+            "log_evidence_off": _short(result.log_evidence - exact.log_evidence),
+            "log_evidence_error": _errors(result),
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        if self.method == "adaptive":
+            return {}
+        return {
+            "method": "paper",
+            "form": "posterior",
+            "schedule": "geometric",
+            "ais_steps": _PAPER_STEPS,
+            "leapfrog_steps": _PAPER_LENGTH,
+        }
+
+
+@dataclass(frozen=True)
+class ModesCell:
+    """A model of two modes, and how many populations tell their masses."""
+
+    model: str
+    size: int
+    populations: int
+
+    @property
+    def name(self) -> str:
+        """Unique among cells."""
+        return f"{self.model}-{self.size}-{self.populations}"
+
+    @property
+    def quick(self) -> bool:
+        """Whether ``--quick`` looks at it."""
+        return self.populations == _POPULATIONS[1]
+
+    @property
+    def exact(self) -> TwoModes:
+        """The model."""
+        return TwoModes(self.model, self.size)
+
+    @property
+    def pieces(self) -> Sequence[range]:
+        """Numbers of the repetitions that run together."""
+        each = _AT_ONCE // self.populations
+        return [range(i * each, (i + 1) * each) for i in range(_IN_ALL // _AT_ONCE)]
+
+    def run(self, ids: range) -> dict[str, Any]:
+        """What the repetitions of a piece gave, as plain numbers, for each population too."""
+        exact, shape = self.exact, (len(ids), self.populations, _MODE_CHAINS)
+        result = draws(exact, ids, chains=_MODE_CHAINS, populations=self.populations)
+        assert result.log_weights is not None and result.log_evidence is not None
+        log_weights = result.log_weights.reshape(shape)
+        right = (result.latents[..., 0] >= 0.0).double().reshape(shape)
+        return _cost(result) | {
+            "log_weights": [_short(row) for row in torch.logsumexp(log_weights, -1)],
+            "right": [_short(row) for row in (torch.softmax(log_weights, -1) * right).sum(-1)],
+            "log_evidence_off": _short(result.log_evidence - exact.log_evidence),
+            "log_evidence_error": _errors(result),
+        }
+
+
+def cells() -> Iterator[Cell | ModesCell]:
+    """The cheapest first."""
+    for chains in _CHAINS:
+        for size in _SIZES:
+            for noise in _NOISES:
+                for model in SCALES:
+                    yield Cell(model, size, noise, chains)
+    for size in _MODE_SIZES:
+        for populations in _POPULATIONS:
+            for model in FOLDS:
+                yield ModesCell(model, size, populations)
+    for size in _PAPER_SIZES:
+        for model in SCALES:
+            yield Cell(model, size, _PAPER_NOISE, _CHAINS[0], "paper")
+
+
+def _short(values: Tensor) -> list[float]:
+    return [float(f"{value:.6g}") for value in values.tolist()]
+
+
+def _cost(result: Result) -> dict[str, float]:
+    """Of each particle, in gradients."""
+    return {
+        "gradients": result.gradients + result.forwards / GRADIENT_COST,
+        "temperatures": len(result.betas),
+    }
+
+
+def _at_posterior(result: Result) -> Tensor:
+    """The mean energy over all moves at beta = 1, ``(B,)``."""
+    there = (result.betas == 1.0) & result.acceptance.isfinite()
+    energy = torch.where(there, result.energy_history, torch.nan).nanmean(0)
+    return energy.reshape(len(result.energies), -1).mean(1)
+
+
+def _errors(result: Result) -> list[float | None]:
+    error = result.log_normaliser_error
+    if error is None:
+        return [None] * len(result.energies)
+    return [None if math.isnan(value) else value for value in _short(error)]
+
+
+def _run(cell: Cell | ModesCell, log: Log, sources: str, quick: bool) -> None:
+    for ids in cell.pieces[:1] if quick else cell.pieces:
+        key = {"cell": cell.name, "first": ids.start, "sources": sources}
+        if any(log.find(**key)):
+            continue
+        start = time.monotonic()
+        found = cell.run(ids)
+        seconds = round(time.monotonic() - start, 1)
+        log.add(**key, seconds=seconds, threads=torch.get_num_threads(), **found)
+        print(f"{cell.name} from {ids.start}: {seconds} s", flush=True)
+
+
+# --- what the pieces say --------------------------------------------------------------------------
+
+
+def _joined(lines: Sequence[dict[str, Any]], *names: str) -> Tensor:
+    """A column of all pieces of a cell, one after the other; NaN for None."""
+    rows: list[Any] = []
+    for line in lines:
+        for name in names:
+            line = line[name]
+        rows.extend(line)
+    return torch.from_numpy(np.array(rows, dtype=np.float64))
+
+
+def _mean(lines: Sequence[dict[str, Any]], name: str) -> float:
+    return sum(line[name] for line in lines) / len(lines)
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+
+
+@dataclass(frozen=True)
+class Covered:
+    """How many of the runs that give an error have the truth within two of it."""
+
+    within: int
+    given: int
+    runs: int
+
+    @classmethod
+    def of(cls, off: Tensor, error: Tensor) -> Covered:
+        """From distances to the truth, and errors with NaN where there is none."""
+        given = error.isfinite()
+        return cls(int((off.abs() <= 2.0 * error).sum()), int(given.sum()), len(off))
+
+    @property
+    def fails(self) -> bool:
+        """Below 90 %, less the binomial error."""
+        if self.given == 0:
+            return False
+        least = _COVERED - math.sqrt(_COVERED * (1.0 - _COVERED) / self.given)
+        return self.within < least * self.given
+
+    def __str__(self) -> str:
+        share = f"{100.0 * self.within / self.given:.0f} %" if self.given else "-"
+        return f"{share} of {100.0 * self.given / self.runs:.0f} %"
+
+
+def _verdict(failures: Sequence[str]) -> str:
+    return "**" + ", ".join(failures) + "**" if failures else "pass"
+
+
+def _row(cell: Cell, lines: Sequence[dict[str, Any]]) -> str:
+    failures = []
+    mean, error = _mean_and_error(_joined(lines, "energy"))
+    z = (mean - cell.exact.mean_energy) / error
+    if abs(z) >= 4.0:
+        failures.append("energy")
+    spreads = []
+    for name in lines[0]["variances"]:
+        ratio, error = _mean_and_error(_joined(lines, "variances", name))
+        if abs(ratio - 1.0) > max(0.02, 4.0 * error):
+            failures.append(f"variance ({name})")
+        spreads.append((name, ratio, error))
+    off = _joined(lines, "log_evidence_off")
+    together, error = log_mean_and_error(off)
+    if abs(together) > 3.0 * error:
+        failures.append("log evidence")
+    covered = Covered.of(off, _joined(lines, "log_evidence_error"))
+    if covered.fails:
+        failures.append("coverage")
+    everywhere, stiffest = (f"{ratio:.3f} ± {error:.3f}" for _, ratio, error in spreads[:2])
+    worst = max(spreads[2:], key=lambda each: abs(each[1] - 1.0) / each[2])
+    return (
+        f"| {cell.name} | {len(off)} | {_mean(lines, 'gradients'):.0f} | "
+        f"{_mean(lines, 'temperatures'):.0f} | {mean:.2f} ({cell.exact.mean_energy:.2f}) | "
+        f"{z:+.1f} | {everywhere} | {stiffest} | {worst[1]:.3f} ± {worst[2]:.3f} | "
+        f"{off.mean():+.2f} | {off.std():.2f} | {together:+.2f} ± {error:.2f} | {covered} | "
+        f"{_verdict(failures)} |"
+    )
+
+
+def _modes_row(cell: ModesCell, lines: Sequence[dict[str, Any]]) -> str:
+    log_weights, right = _joined(lines, "log_weights"), _joined(lines, "right")
+    share, share_error = share_and_error(right.flatten(), log_weights.flatten())
+    shares = torch.tensor([share_and_error(*pair) for pair in zip(right, log_weights, strict=True)])
+    off = _joined(lines, "log_evidence_off")
+    _, error = log_mean_and_error(log_weights.flatten())
+    together, _ = log_mean_and_error(off)
+    covered = Covered.of(off, _joined(lines, "log_evidence_error"))
+    share_covered = Covered.of(shares[:, 0] - cell.exact.right, shares[:, 1])
+    failures = []
+    if abs(share - cell.exact.right) > 3.0 * share_error:
+        failures.append("share")
+    if abs(together) > 3.0 * error:
+        failures.append("log evidence")
+    if covered.fails:
+        failures.append("coverage")
+    whole = float(((right == 0.0) | (right == 1.0)).double().mean())
+    deviation = float(log_weights.std())
+    return (
+        f"| {cell.name} | {len(off)} | {_mean(lines, 'gradients'):.0f} | "
+        f"{_mean(lines, 'temperatures'):.0f} | {share:.3f} ± {share_error:.3f} "
+        f"({cell.exact.right:.3f}) | {100.0 * whole:.0f} % | {share_covered} | {deviation:.2f} | "
+        f"{together:+.3f} ± {error:.3f} | {covered} | {_verdict(failures)} |"
+    )
+
+
+_HEAD = (
+    "| model, latents, noise, N | runs | gradients | temperatures | energy (exact) | z | "
+    "variance, all | stiffest | worst of 4 random | log evidence off, mean | sd of a run | "
+    "log of the mean off | covered, of given | verdict |"
+)
+_MODES_HEAD = (
+    "| model, latents, R | runs | gradients | temperatures | right (exact) | populations in one "
+    "mode | share covered | sd of a population | log evidence off | covered, of given | verdict |"
+)
+
+
+def _rule(head: str) -> str:
+    return "|---" * (head.count("|") - 1) + "|"
+
+
+def table(log: Log, sources: str) -> str:
+    """All cells that are there, as Markdown."""
+    linear, modes = [_HEAD, _rule(_HEAD)], [_MODES_HEAD, _rule(_MODES_HEAD)]
+    for cell in cells():
+        lines = list(log.find(cell=cell.name, sources=sources))
+        if not lines:
+            continue
+        if isinstance(cell, Cell):
+            linear.append(_row(cell, lines))
+        else:
+            modes.append(_modes_row(cell, lines))
+    return "\n".join([*linear, "", *modes])
+
+
+def main() -> None:
+    """Run what is not in the log, then print the table and write it down."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", nargs="+", default=["*"], help="patterns of names (all)")
+    parser.add_argument("--quick", action="store_true", help="first pieces of small cells")
+    parser.add_argument("--rivals", action="store_true", help="BlackJAX on some of the cells")
+    options = parser.parse_args()
+    log, sources = Log(_RESULTS / "exact_posteriors.jsonl"), digest_of(*_METHOD)
+    for cell in cells():
+        wanted = any(fnmatch(cell.name, pattern) for pattern in options.cells)
+        if wanted and (cell.quick or not options.quick):
+            _run(cell, log, sources, options.quick)
+    text = table(log, sources)
+    print(text)
+    (_RESULTS / "exact_posteriors.md").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

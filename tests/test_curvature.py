@@ -1,0 +1,466 @@
+"""The mass from curvature: what gradients show, what of it is noise, and moves in its basis."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from annealed import (
+    F64,
+    ROUNDING,
+    LinearGaussian,
+    assert_mean,
+    begun,
+    native,
+    normal,
+    rotation,
+    sample,
+)
+from runs import both_backends
+from torch import Tensor
+
+from cogen_fast.ops.philox import Purpose, normals, uniforms
+from cogen_fast.sampler import curvature, smc
+from cogen_fast.sampler.curvature import Curvature, Directions
+from cogen_fast.sampler.pace import MASSES, Annealing
+from cogen_fast.sampler.smc import Choice
+from cogen_fast.sampler.tuning import TuningRule
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NONE_FORGOTTEN = torch.zeros(1, dtype=F64)
+
+
+def known(mean: Tensor, inverse_count: float = 0.0) -> Curvature:
+    """A mean over so many gradients that none of it is noise, or over few."""
+    return Curvature(mean, torch.full_like(mean[:, 0, 0], inverse_count))
+
+
+def tensor(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=F64)
+
+
+# --- the running mean -----------------------------------------------------------------------------
+
+
+def test_the_first_moves_count_alike() -> None:
+    # Until a mean over all weighs one less than the gain, 0.5 / sqrt(25): ten moves.
+    grads = [normal(2, 4, 25, seed=k).float() for k in range(10)]
+    beta, both = tensor(0.1, 0.7), torch.tensor([True, True])
+    found = curvature.init(grads[0])
+    assert found.inverse_count.tolist() == [math.inf, math.inf]
+    for number, grad in enumerate(grads, 1):
+        found = curvature.update(found, grad, beta, both)
+        seen = torch.cat(grads[:number], 1).double()
+        mean = beta[:, None, None] * (seen.mT @ seen) / seen.shape[1]
+        torch.testing.assert_close(found.mean, mean, **ROUNDING)
+        assert found.inverse_count.tolist() == pytest.approx([1.0 / (4.0 * number)] * 2)
+
+
+def test_later_moves_count_by_the_gain() -> None:
+    # Weights g (1 - g)^k: the mean follows what has changed, as exp(-g t), and its noise is that
+    # of (2 - g) / g moves.
+    size, particles = 16, 4
+    gain = curvature.gain(size)
+    assert gain == 0.125
+    grad, active = normal(1, particles, size, seed=1), torch.tensor([True])
+    found = known(torch.zeros(1, size, size, dtype=F64))
+    for number in range(1, 300):
+        found = curvature.update(found, grad, tensor(1.0), active)
+        if number in (1, 7):
+            expected = (1.0 - (1.0 - gain) ** number) * (grad.mT @ grad) / particles
+            torch.testing.assert_close(found.mean, expected, **ROUNDING)
+    assert found.inverse_count.item() == pytest.approx(gain / (2.0 - gain) / particles, rel=1e-9)
+
+
+def test_who_is_not_active_learns_nothing() -> None:
+    grad, active = normal(3, 4, 5, seed=1), torch.tensor([True, False, True])
+    none = curvature.init(grad)
+    some = curvature.update(none, grad, tensor(0.1, 0.2, 0.3), torch.tensor([True, True, True]))
+    for start in (none, some):
+        found = curvature.update(start, 2.0 * grad, tensor(0.1, 0.2, 0.3), active)
+        assert torch.equal(found.mean[1], start.mean[1])
+        assert torch.equal(found.inverse_count[1], start.inverse_count[1])
+        assert (found.mean[::2] != start.mean[::2]).all()
+
+
+def test_the_mean_is_the_hessian_at_equilibrium_where_the_data_decide() -> None:
+    # Of E(z) = (k z)^2 / 2 at beta, whose posterior's precision is 1 + beta k^2: the mean of
+    # beta k^4 z^2 is k^2 times beta k^2 / (1 + beta k^2). Squares of n normals vary by 2 / n.
+    k, n = tensor(1.0, 30.0, 1000.0), 100_000
+    for beta in (0.01, 1.0):
+        data = beta * k * k
+        z = normal(1, n, 3, seed=3) / (1.0 + data).sqrt()
+        found = curvature.update(
+            curvature.init(z), k * k * z, tensor(beta), torch.tensor([True])
+        ).mean[0]
+        ratio = found.diagonal() / k**2 * (1.0 + data) / data
+        assert (ratio - 1.0).abs().max() < 4.0 * math.sqrt(2.0 / n)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_what_others_have_seen_is_a_mean_over_more_gradients(count: int) -> None:
+    each = Curvature(normal(4, 3, 3, seed=1), tensor(0.1, 0.2, 0.3, 0.6))
+    found = curvature.of_others(each, count)
+    if count == 1:
+        assert torch.equal(found.mean, each.mean)
+        assert torch.equal(found.inverse_count, each.inverse_count)
+    elif count == 2:
+        assert torch.equal(found.mean, each.mean[[1, 0, 3, 2]])
+        assert found.inverse_count.tolist() == [0.2, 0.1, 0.6, 0.3]
+    else:
+        torch.testing.assert_close(found.mean[0], each.mean[1:].mean(0))
+        expected = [1.1 / 9.0, 1.0 / 9.0, 0.9 / 9.0, 0.6 / 9.0]
+        assert found.inverse_count.tolist() == pytest.approx(expected)
+
+
+# --- what is noise --------------------------------------------------------------------------------
+
+
+def of_spikes(spikes: list[float], size: int, gradients: int, seed: int) -> Tensor:
+    """Descending eigenvalues of the mean of g g' of ``gradients``, noise of 1 beside the spikes."""
+    scale = torch.ones(size, dtype=F64)
+    scale[: len(spikes)] = tensor(*spikes)
+    drawn = normal(gradients, size, seed=seed) * scale.sqrt()
+    values: Tensor = torch.linalg.eigvalsh(drawn.T @ drawn / gradients)
+    return values.flip(-1)
+
+
+def test_spikes_are_told_as_large_as_they_are() -> None:
+    # 200 times as many gradients in 100 dimensions. What shows itself of a spike s has a deviation
+    # of about s sqrt(2 / 200) = 0.1 s, and a mean of 200 one of 0.007 s; beside what is left out of
+    # order 1 / 200.
+    spikes = [100.0, 20.0, 5.0]
+    raw = torch.stack([of_spikes(spikes, 100, 200, seed) for seed in range(200)])
+    found = curvature.denoised(raw, torch.full((200,), 1.0 / 200.0, dtype=F64))
+    ratio = found[:, :3].mean(0) / tensor(*spikes)
+    assert ((ratio - 1.0).abs() < 4.0 * 0.007 + 0.005).all()
+    assert raw[:, 2].mean() > 1.08 * spikes[2]  # as it shows itself: g / (s - 1) more, g = 1 / 2
+    # All else is noise of 1, but for what the largest of it seems to be one time in five.
+    assert (found[:, 4:] - 1.0).abs().mean() < 0.05
+    flat = (found[:, 3:] == found[:, -1:]).all(-1).double().mean()
+    assert flat > 0.7
+
+
+def test_a_spike_by_the_closed_form() -> None:
+    # One of s beside d - 1 of 1 shows itself as s (1 + g / (s - 1)), g = (d - 1) / n.
+    spike = tensor(4.0, 10.0, 1e4)
+    for size, gradients in ((20, 40), (20, 1000), (100, 80)):
+        share = (size - 1.0) / gradients
+        shown = spike * (1.0 + share / (spike - 1.0))
+        values = torch.cat([shown[:, None], torch.ones(3, size - 1, dtype=F64)], -1)
+        found = curvature.denoised(7.0 * values, torch.full((3,), 1.0 / gradients, dtype=F64))
+        expected = torch.cat([spike[:, None], torch.ones(3, size - 1, dtype=F64)], -1)
+        torch.testing.assert_close(found, 7.0 * expected, rtol=1e-12, atol=0)
+
+
+def test_noise_alone_becomes_its_mean() -> None:
+    # Within the edge (1 + sqrt(g))^2 of Marchenko and Pastur; just beyond it something is there.
+    size, gradients = 64, 256
+    edge = 2.25
+    below = torch.linspace(edge, 0.25, size, dtype=F64)
+    values = below / below.mean()
+    assert values[0] < edge
+    one = torch.full((1,), 1.0 / gradients, dtype=F64)
+    found = curvature.denoised(values[None], one)
+    torch.testing.assert_close(found, torch.ones(1, size, dtype=F64))
+    values = torch.ones(1, size, dtype=F64)
+    values[0, 0] = 2.31  # with it the mean is a 48th larger
+    found = curvature.denoised(values, one)
+    assert 1.5 < found[0, 0] < 1.9  # a spike of 1 + sqrt(g) is the least that shows
+    assert torch.equal(found[0, 1:], torch.ones(size - 1, dtype=F64))
+
+
+def test_nothing_known_and_everything_known() -> None:
+    values = tensor(9.0, 4.0, 2.0, 2.0, 1.0, 0.0)[None]
+    everything = curvature.denoised(values, NONE_FORGOTTEN)
+    torch.testing.assert_close(everything, values)
+    # As many gradients as one: only what is far above four means stands out.
+    nothing = curvature.denoised(values, torch.full((1,), math.inf, dtype=F64))
+    torch.testing.assert_close(nothing, torch.full((1, 6), 3.0, dtype=F64))
+    assert (curvature.denoised(0.0 * values, NONE_FORGOTTEN) == 0.0).all()
+
+
+def test_relatives_and_slow_gradients_are_fewer() -> None:
+    # Half as many for what particles share, and (1 - c^2) / (1 + c^2) of them where moves keep a
+    # correlation of c: what stands out of 1,000 need not of as many that are alike.
+    axes, spikes = rotation(20, seed=1), torch.ones(20, dtype=F64)
+    spikes[0] = 1.5
+    mean = ((axes * spikes) @ axes.T).expand(4, -1, -1)
+    memory = tensor(-0.5, 0.0, 0.9, 1.0)  # at most 0.99 counts
+    found = curvature.directions(known(mean, 1.0 / 1000.0), memory).values
+    assert torch.equal(found[0], found[1])
+    assert found[0, 0] > 1.3
+    torch.testing.assert_close(found[2:], torch.full((2, 20), 1.025, dtype=F64))
+
+
+# --- directions and the mass ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [0.01, 1.0])
+@pytest.mark.parametrize("d", [2, 7, 30])
+def test_the_mass_is_the_posterior_where_the_hessian_is_known(d: int, beta: float) -> None:
+    # Variances in the turned coordinates, which turned back are the posterior's covariance.
+    target = LinearGaussian(d=d, measured=max(1, d - 2), sigma=0.3)
+    found = curvature.directions(known(target.hessian()[None]), NONE_FORGOTTEN)
+    turn = curvature.basis(found.vectors)
+    assert turn is not None
+    variances = curvature.inverse_mass(found, tensor(beta))
+    _, covariance = target.posterior(beta)
+    back = (turn[0] * variances[0]) @ turn[0].T
+    torch.testing.assert_close(back, covariance, rtol=1e-8, atol=1e-10)
+    assert (found.values.diff() <= 0.0).all()  # the stiffest is first
+
+
+def test_beyond_the_most_directions_there_is_one_mean() -> None:
+    size = curvature.MOST + 12
+    values = torch.linspace(90.0, 1.0, size, dtype=F64)
+    found = curvature.directions(known(torch.diag(values)[None]), NONE_FORGOTTEN)
+    assert found.vectors.shape == (1, size, curvature.MOST)
+    torch.testing.assert_close(found.values[0], values[: curvature.MOST])
+    assert found.rest.item() == pytest.approx(values[curvature.MOST :].mean().item())
+    mass = curvature.inverse_mass(found, tensor(0.5))
+    expected = 1.0 / (1.0 + 0.5 * torch.cat([values[: curvature.MOST], found.rest.expand(12)]))
+    torch.testing.assert_close(mass[0], expected)
+
+
+def test_without_curvature_the_inverse_mass_is_one() -> None:
+    latents = normal(3, 4, 6, seed=1)
+    noise = -1e-12 * torch.eye(6, dtype=F64)  # rounding may leave less than nothing
+    found = curvature.directions(known(noise.expand(3, -1, -1)), tensor(0.0, 0.0, 0.0))
+    for nothing in (curvature.no_directions(latents), found):
+        mass = curvature.inverse_mass(nothing, tensor(0.0, 0.3, 1.0))
+        assert torch.equal(mass, torch.ones(3, 6, dtype=F64))
+        turn = curvature.basis(nothing.vectors)
+        assert turn is not None
+        torch.testing.assert_close(turn.mT @ turn, torch.eye(6, dtype=F64).expand(3, -1, -1))
+
+
+def test_directions_beyond_the_rank_are_not_left_to_rounding() -> None:
+    axis = rotation(9, seed=4)[:, :1]
+    one = 7.0 * axis @ axis.T
+    random = torch.Generator().manual_seed(3)
+    rounded = one + 1e-14 * torch.randn(9, 9, generator=random, dtype=F64)
+    both = torch.stack([one, 0.5 * (rounded + rounded.T)])
+    found = curvature.directions(known(both), tensor(0.0, 0.0))
+    turn = curvature.basis(found.vectors)
+    assert turn is not None
+    torch.testing.assert_close(turn[0], turn[1], rtol=0, atol=1e-11)
+    torch.testing.assert_close(turn[0, :, :1] * turn[0, :, :1].mT, axis @ axis.T)
+    expected = torch.tensor([1.0 / 8.0, *[1.0] * 8], dtype=F64)
+    mass = curvature.inverse_mass(found, tensor(1.0, 1.0))
+    torch.testing.assert_close(mass, expected.expand(2, -1))
+
+
+def test_the_basis_is_the_same_for_either_sign_of_a_direction() -> None:
+    stiff = rotation(9, seed=4)[None, :, :3]
+    signs = torch.tensor([1.0, -1.0, -1.0], dtype=F64)
+    turn, other = curvature.basis(stiff), curvature.basis(stiff * signs)
+    torch.testing.assert_close(turn, other)
+
+
+@pytest.mark.parametrize(("size", "count"), [(3, 1), (6, 6), (30, 10), (140, 128)])
+def test_the_basis_starts_with_the_stiff_directions(size: int, count: int) -> None:
+    stiff = torch.stack([rotation(size, seed)[:, :count] for seed in (1, 2)])
+    turn = curvature.basis(stiff)
+    assert turn is not None
+    assert turn.shape == (2, size, size)
+    torch.testing.assert_close(turn.mT @ turn, torch.eye(size, dtype=F64).expand(2, -1, -1))
+    along = turn[:, :, :count].mT @ stiff
+    signs = along.diagonal(dim1=1, dim2=2).sign()
+    torch.testing.assert_close(along, torch.diag_embed(signs), rtol=1e-12, atol=1e-12)
+    assert curvature.basis(None) is None
+
+
+@pytest.mark.parametrize(("d", "every"), [(20, 1), (64, 1), (65, 2), (130, 3)])
+def test_many_dimensions_have_new_directions_less_often(d: int, every: int) -> None:
+    target = LinearGaussian(d=d, measured=5, sigma=0.02)
+    state = begun(target, latent_size=d, chains=4)
+    seen: list[Directions] = []
+    for _ in range(7):
+        state, _ = smc.step(state, target, Annealing(leapfrog_steps=1, hmc_steps=1))
+        seen.append(state.directions)
+    assert (state.beta < 1.0).all()
+    anew = [not torch.equal(a.values, b.values) for a, b in itertools.pairwise(seen)]
+    # The first that is told after the first move is of temperature number `every`.
+    assert anew == [number % every == 0 for number in range(1, 7)]
+
+
+# --- moves in the basis ---------------------------------------------------------------------------
+
+
+def turned_choice(b: int, d: int, k: int, step_size: float, length: int, moves: int) -> Choice:
+    """Any basis, any mass: what a temperature at beta = 0.4 and on might be done with."""
+    return Choice(
+        active=torch.ones(b, dtype=torch.bool),
+        kept=torch.full((b,), 0.5, dtype=F64),
+        beta=0.4 + 0.1 * torch.arange(b, dtype=F64),
+        resampled=torch.zeros(b, dtype=torch.bool),
+        step_size=torch.full((b,), step_size, dtype=F64),
+        inverse_mass=normal(b, d, seed=2).abs() + 0.2,
+        stiff=torch.stack([rotation(d, seed)[:, :k] for seed in range(b)]),
+        moves=torch.full((b,), moves),
+        leapfrog_steps=length,
+        hmc_steps=moves,
+    )
+
+
+@both_backends
+def test_a_turned_transition_is_one_with_a_dense_mass(backend: str) -> None:
+    # In z throughout: the inverse mass Q diag(m) Q', momenta of the density N(0, Q diag(1 / m) Q').
+    b, n, d = 2, 30, 6
+    target = LinearGaussian(d=d, measured=4, sigma=4.0)
+    state = begun(target, chains=n, latent_size=d, islands=b)
+    choice = turned_choice(b, d, 2, 0.7, 3, 1)
+    rule = Annealing(rule=TuningRule(jitter=0.0))
+    after, info = smc.step(state, target, rule, choice=choice, backend=backend)
+    assert choice.inverse_mass is not None
+    turn = curvature.basis(choice.stiff)
+    assert turn is not None
+    stream = state.hmc.stream
+    drawn = normals(stream, Purpose.MOMENTUM, n, d, F64)
+    u = uniforms(stream, Purpose.ACCEPT, n, F64)
+    total = 0
+    for row in range(b):
+        beta, m, q = choice.beta[row], choice.inverse_mass[row], turn[row]
+        inverse = q @ torch.diag(m) @ q.T
+        z = state.hmc.latents[row]
+        p = (drawn[row] / m.sqrt()) @ q.T
+
+        def hamiltonian(z: Tensor, p: Tensor, beta: Tensor, inverse: Tensor) -> Tensor:
+            energy, _ = target.energy_and_grad(z)
+            return beta * energy + 0.5 * (z * z).sum(-1) + 0.5 * ((p @ inverse) * p).sum(-1)
+
+        def force(z: Tensor, beta: Tensor) -> Tensor:
+            return -beta * target.energy_and_grad(z)[1] - z
+
+        start = hamiltonian(z, p, beta, inverse)
+        end = z
+        for _ in range(3):
+            p = p + 0.35 * force(end, beta)
+            end = end + 0.7 * p @ inverse
+            p = p + 0.35 * force(end, beta)
+        probability = (start - hamiltonian(end, p, beta, inverse)).exp().clamp(max=1.0)
+        taken = u[row] < probability
+        total += int(taken.sum())
+        expected = torch.where(taken[:, None], end, z)
+        energy, grad = target.energy_and_grad(expected)
+        torch.testing.assert_close(after.hmc.latents[row], expected, **ROUNDING)
+        torch.testing.assert_close(after.hmc.energy[row], energy, **ROUNDING)
+        torch.testing.assert_close(after.hmc.grad[row], grad, **ROUNDING)
+        torch.testing.assert_close(info.acceptance[row], probability.mean(), **ROUNDING)
+    assert 0.2 * b * n < total < 0.95 * b * n
+
+
+@both_backends
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_turning_leaves_refused_chains_as_they_are(backend: str, dtype: torch.dtype) -> None:
+    target, d = LinearGaussian(d=6, measured=4, sigma=2.0), 6
+    state = begun(target, chains=40, latent_size=d, islands=3, dtype=dtype)
+    choice = turned_choice(3, d, 2, 1.1, 3, 1)
+    assert choice.inverse_mass is not None
+    choice = dataclasses.replace(
+        choice,
+        inverse_mass=choice.inverse_mass.to(dtype),
+        active=torch.tensor([True, True, False]),
+        step_size=torch.tensor([1.1, 100.0, 1.1], dtype=F64),
+        moves=torch.tensor([1, 1, 0]),
+    )
+    before = state.hmc
+    turn = curvature.basis(choice.stiff)
+    after = smc.step(state, target, Annealing(), choice=choice, backend=backend)[0].hmc
+    ops = native(backend)
+    settings = smc.jittered(choice, choice.step_size, TuningRule(), before.stream, ops)
+    made = curvature.transition(before, target, settings, 3, turn, ops)
+    refused = ~made.info.accepted
+    assert 2 < int(refused[0].sum()) < 38
+    assert refused[1:].all()
+    assert torch.equal(after.latents[refused], before.latents[refused])
+    assert torch.equal(after.grad[refused], before.grad[refused])
+    assert torch.equal(after.energy[refused], before.energy[refused])
+    assert (after.latents[~refused] != before.latents[~refused]).any(-1).all()
+    # Those that moved have the energy of where they are, not of where turning back would round to.
+    energy, _ = target.energy_and_grad(after.latents)
+    torch.testing.assert_close(after.energy, energy, rtol=1e-14, atol=0)
+
+
+@both_backends
+def test_a_turned_mass_leaves_exact_draws_exact(backend: str) -> None:
+    # Forty moves at the posterior, whose basis, mass and steps were fixed before: 20,000
+    # independent chains. A leapfrog step without its accept test would be off by a tenth.
+    b, n, d = 40, 500, 6
+    target = LinearGaussian(d=d, measured=4, sigma=2.0)
+    mean, covariance = target.posterior()
+    root = torch.linalg.cholesky(covariance)
+    draws = mean + normal(b, n, d, seed=6) @ root.T
+    how: dict[str, Any] = {"chains": n, "seed": 8, "backend": backend}
+    state = smc.init(target, latents=draws, first_beta=torch.zeros(b, dtype=F64), **how)
+    state = dataclasses.replace(state, beta=torch.ones(b, dtype=F64))
+    pilot = turned_choice(b, d, 2, 0.6, 3, 1)
+    acceptance = []
+    for k in range(40):
+        choice = dataclasses.replace(
+            pilot,
+            beta=state.beta,
+            stiff=torch.stack([rotation(d, 100 * k + row)[:, :2] for row in range(b)]),
+        )
+        state, info = smc.step(state, target, Annealing(), choice=choice, backend=backend)
+        acceptance.append(info.acceptance.mean().item())
+    assert 0.5 < np.mean(acceptance) < 0.9
+    assert state.log_weights.abs().max() < 1e-14
+    z = torch.linalg.solve_triangular(root, (state.hmc.latents - mean).mT, upper=False).mT
+    start = torch.linalg.solve_triangular(root, (draws - mean).mT, upper=False).mT
+    assert ((z * start).mean((0, 1)) < 0.1).all()  # nothing is left of the start
+    pairs = (z[..., :, None] * z[..., None, :]).flatten(2)
+    for values, expected in ((z, torch.zeros(d)), (pairs, torch.eye(d).flatten())):
+        rows = values.flatten(0, 1)
+        errors = rows.std(0) / math.sqrt(b * n)
+        assert ((rows.mean(0) - expected).abs() <= 4.0 * errors).all()
+        assert (errors < 0.015).all()
+
+
+# --- what it is for -------------------------------------------------------------------------------
+
+
+class Stiff:
+    """``E(z) = |c (v z - y)|^2 / 2``: the direction v is c times narrower than the prior."""
+
+    def __init__(self, size: int, precision: float) -> None:
+        self.v, self.precision, self.centre = rotation(size, seed=3)[:, 0], precision, 0.7
+
+    def energy_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        away = z.double() @ self.v - self.centre
+        grad = self.precision * away[..., None] * self.v
+        return 0.5 * self.precision * away**2, grad.to(z.dtype)
+
+
+def test_one_stiff_direction_does_not_hold_up_the_others() -> None:
+    # 1,000 times narrower, of 30. A leapfrog step is stable below two deviations of the narrowest
+    # direction, 0.002, and tuned ones stay within an update of that, a factor exp(0.5 (1 - 0.9)).
+    # With scales all alike, a standard normal in 30 dimensions takes some 0.5.
+    d, b = 30, 30
+    target = Stiff(d, 1000.0**2 - 1.0)
+    steps = {}
+    for mass in MASSES:
+        how: dict[str, Any] = {"chains": 32, "observations": b, "latent_size": d, "seed": 5}
+        run = sample(target, Annealing(mass=mass), **how)
+        steps[mass] = run.infos[-1].choice.step_size
+        if mass == "identity":
+            continue
+        z = run.state.hmc.latents
+        along = 1000.0 * (z @ target.v - target.centre * (1.0 - 1e-6))
+        across = z - (z @ target.v)[..., None] * target.v
+        # Means of two islands, which are independent of others: 29 directions of variance 1 beside.
+        for values, expected in (
+            (along, 0.0), (along**2, 1.0), ((across**2).sum(-1), 29.0),
+        ):  # fmt: skip
+            means = values.mean(-1).reshape(b, 2).mean(-1)
+            assert_mean(means, expected)
+            assert means.std() / math.sqrt(b) < 0.05 * max(expected, 1.0)
+    assert steps["identity"].max() < 0.002 * math.exp(0.05)
+    assert steps["curvature"].min() > 0.2

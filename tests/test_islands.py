@@ -1,0 +1,228 @@
+"""Islands: what each moves by comes from the others, and from nobody at the posterior."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from annealed import F64, LONE, MIXED, all_masses, begun, changed, normal, recorded
+from torch import Tensor
+
+from cogen_fast.sampler import curvature, islands, pace, smc, tuning
+from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.smc import SMCState
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# --- by hand --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]),
+        (2, [2.0, 1.0, 8.0, 4.0, 32.0, 16.0]),
+        (3, [3.0, 2.5, 1.5, 24.0, 20.0, 12.0]),
+        (6, [12.4, 12.2, 11.8, 11.0, 9.4, 6.2]),
+    ],
+)
+def test_others_by_hand(count: int, expected: list[float]) -> None:
+    values = 2.0 ** torch.arange(6, dtype=F64)
+    found = islands.others(values, count)
+    assert found.tolist() == pytest.approx(expected, rel=1e-14)
+    # Whatever stands in the further dimensions.
+    deep = torch.stack([values, -values], -1)[:, None].expand(-1, 3, -1)
+    for column, sign in ((0, 1.0), (1, -1.0)):
+        mean = islands.others(deep, count)[:, 2, column]
+        torch.testing.assert_close(mean, sign * found)
+
+
+def test_pairs_by_hand() -> None:
+    own, each = islands.pairs(torch.arange(6.0), 3)
+    assert own.tolist() == [[[0.0], [1.0], [2.0]], [[3.0], [4.0], [5.0]]]
+    assert each.tolist() == [[[0.0, 1.0, 2.0]], [[3.0, 4.0, 5.0]]]
+
+
+def test_others_of_pairs_by_hand() -> None:
+    table = torch.tensor([[[100.0, 1.0, 2.0], [3.0, 100.0, 5.0], [7.0, 11.0, 100.0]]])
+    assert islands.others_of_pairs(table).tolist() == [1.5, 4.0, 9.0]
+    assert islands.others_of_pairs(torch.tensor([[[3.0]], [[4.0]]])).tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_others_of_pairs_are_others_where_the_pair_does_not_matter(count: int) -> None:
+    values = normal(10, seed=1)
+    table = islands.pairs(values, count)[1].expand(-1, count, -1)
+    torch.testing.assert_close(islands.others_of_pairs(table), islands.others(values, count))
+
+
+# --- whose choices they are -----------------------------------------------------------------------
+
+CHOSEN = ("beta", "step_size", "moves", "inverse_mass", "stiff", "kept")
+FIXED = Annealing(leapfrog_steps=4)  # L is common to all rows of a call
+
+
+def choices(state: SMCState, annealing: Annealing) -> dict[str, Tensor]:
+    """What each row would do next, without resampling, which is by each one's own weights."""
+    after, choice = smc.choose(state, annealing)
+    found = {name: getattr(choice, name) for name in CHOSEN}
+    found["directions"] = after.directions.values
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def differ(one: dict[str, Tensor], other: dict[str, Tensor], row: int) -> set[str]:
+    return {name for name in one if not torch.equal(one[name][row], other[name][row])}
+
+
+def under_way(count: int, mass: str, temperatures: int = 6) -> SMCState:
+    """Three observations of some islands each on their way, none of them near the end."""
+    target = MIXED.rows([1, 2, 2])
+    state = begun(target, observations=3, islands=count)
+    for _ in range(temperatures):
+        state, _ = smc.step(state, target, annealing(mass))
+    assert (state.beta < 0.5).all()
+    return state
+
+
+def annealing(mass: str) -> Annealing:
+    return dataclasses.replace(FIXED, mass=mass)
+
+
+def taught_otherwise(state: SMCState, row: int) -> SMCState:
+    """The state had one row's particles taught something else."""
+
+    def put(values: Tensor, change: Any) -> Tensor:
+        values = values.clone()
+        values[row] = change(values[row])
+        return values
+
+    tuned, seen = state.tuning, state.curvature
+    size = seen.mean.shape[-1]
+    spike = normal(size, 1, seed=4)
+    return dataclasses.replace(
+        state,
+        tuning=tuning.Tuning(
+            put(tuned.log_step, lambda x: x - 0.7),
+            put(tuned.log_length, lambda x: x + 0.4),
+            put(tuned.memory, lambda x: 0.0 * x + 0.95),
+        ),
+        curvature=curvature.Curvature(
+            put(seen.mean, lambda x: 3.0 * x + 1e3 * spike @ spike.T),
+            put(seen.inverse_count, lambda x: 2.0 * x),
+        ),
+        sharpness=put(state.sharpness, lambda x: 1.7 * x),
+    )
+
+
+@all_masses
+@pytest.mark.parametrize("count", [2, 3])
+def test_what_an_island_has_learnt_is_for_the_others_alone(count: int, mass: str) -> None:
+    state, rule = under_way(count, mass), annealing(mass)
+    before = choices(state, rule)
+    expected = {"beta", "step_size", "moves"}
+    if mass == "curvature":
+        expected |= {"inverse_mass", "stiff", "directions"}
+    for row in range(3 * count):
+        after = choices(taught_otherwise(state, row), rule)
+        for each in range(3 * count):
+            found = differ(before, after, each)
+            sibling = each // count == row // count and each != row
+            # Of two others, one that is taught otherwise needs not change a count of moves.
+            assert expected - {"moves"} <= found <= expected if sibling else found == set()
+        moves = {int(m) for m in after["moves"] - before["moves"]}
+        assert moves > {0} or count > 2
+
+
+def with_other_particles(state: SMCState, row: int, target: Any) -> SMCState:
+    """The state with one row's particles elsewhere, their weights uneven."""
+    chains, weights = state.hmc, state.log_weights.clone()
+    weights[row] += 0.3 * normal(weights.shape[1], seed=6)
+    moved = 0.5 * chains.latents + 0.4 * normal(*chains.latents.shape, seed=5)
+    this = (torch.arange(len(weights)) == row)[:, None]
+    energy, grad = target.energy_and_grad(moved)
+    other = dataclasses.replace(
+        chains,
+        latents=torch.where(this[..., None], moved, chains.latents),
+        energy=torch.where(this, energy, chains.energy),
+        grad=torch.where(this[..., None], grad, chains.grad),
+    )
+    return dataclasses.replace(state, hmc=other, log_weights=weights)
+
+
+@all_masses
+@pytest.mark.parametrize("count", [2, 3])
+def test_no_island_is_moved_by_what_its_own_particles_are(count: int, mass: str) -> None:
+    target = MIXED.rows([1, 2, 2])
+    # With a single move, others' answers to what they were taught are not back yet.
+    state, rule = under_way(count, mass), dataclasses.replace(annealing(mass), hmc_steps=1)
+    known = choices(state, rule)
+    before = choices(smc.step(state, target, rule)[0], rule)
+    for row in range(count):
+        other = with_other_particles(state, row, target)
+        assert all(differ(known, choices(other, rule), each) == set() for each in range(3 * count))
+        after = choices(smc.step(other, target, rule)[0], rule)
+        for each in range(3 * count):
+            found = differ(before, after, each)
+            if each // count == row // count and each != row:
+                assert {"beta", "step_size"} <= found
+                assert ("inverse_mass" in found) == (mass == "curvature")
+            else:
+                assert found == set()
+
+
+def test_an_island_alone_learns_from_itself() -> None:
+    state = recorded(MIXED.rows([2]), FIXED, islands=1)[6]
+    found = differ(choices(state, FIXED), choices(taught_otherwise(state, 0), FIXED), 0)
+    assert found >= {"beta", "step_size", "inverse_mass", "moves"}
+
+
+@all_masses
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_nothing_is_learnt_at_the_posterior(count: int, mass: str) -> None:
+    states = recorded(MIXED, Annealing(mass=mass), observations=3, islands=count)
+    learnt = ("tuning.", "curvature.", "sharpness", "directions.")
+    watched = taught = 0
+    for before, after in itertools.pairwise(states):
+        for row in range(3 * count):
+            found = changed(before, after, row)
+            if before.beta[row] < 1.0:
+                taught += any(name.startswith(learnt) for name in found)
+            elif not before.finished[row]:
+                assert "hmc.latents" in found
+                assert not any(name.startswith(learnt) for name in found), found
+                watched += 1
+    # Every row has its rounds there but the one it arrives in.
+    assert watched == 3 * count * (Annealing().final_rounds - 1)
+    assert taught > 3 * count
+
+
+def test_lone_chains_go_on_learning() -> None:
+    states = recorded(MIXED.rows([1]), Annealing(), chains=3, **LONE)
+    there = [state for state in states if state.beta[0] == 1.0]
+    for before, after in itertools.pairwise(there):
+        assert {"tuning.log_step", "tuning.memory"} <= changed(before, after, 0)
+
+
+def test_the_last_lesson_is_of_the_step_before_the_posterior() -> None:
+    # A row that is made to arrive in this step learns nothing by its moves there.
+    state = begun(MIXED.rows([1]))
+    gone = dataclasses.replace(state, beta=torch.full_like(state.beta, 0.9))
+    after, choice = smc.choose(gone, FIXED)
+    assert choice.beta.tolist() == [1.0, 1.0]
+    moved, _ = smc.step(gone, MIXED.rows([1]), FIXED)
+    for row in range(2):
+        assert not {n for n in changed(after, moved, row) if n.startswith(("tuning", "curvature"))}
+    assert torch.equal(moved.sharpness, state.sharpness)
+
+
+def test_temperatures_follow_the_others_energies_and_not_ones_own() -> None:
+    beta = torch.full((6,), 0.01, dtype=F64)
+    sharp = torch.tensor([1.0, 2.0, 4.0, 3.0, 3.0, 3.0], dtype=F64)
+    kept, active = torch.full_like(beta, 0.96), torch.ones(6, dtype=torch.bool)
+    step = (pace.next_beta(beta, sharp, kept, 3, active) - beta) / beta
+    relative = step / step[3]
+    assert relative.tolist() == pytest.approx([3.0 / 3.0, 3.0 / 2.5, 3.0 / 1.5, 1.0, 1.0, 1.0])
