@@ -31,7 +31,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 # Files of minutes: begun last, one process would be at them when the others are done.
-SLOWEST = ("test_sanitizers.py", "test_triton.py", "test_smc.py", "test_image_study.py")
+SLOWEST = ("test_sanitizers.py", "test_triton.py", "test_estimates.py", "test_image_study.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
