@@ -289,64 +289,91 @@ class Covered:
         return f"{share} of {100.0 * self.given / self.runs:.0f} %"
 
 
-def _verdict(failures: Sequence[str]) -> str:
-    return "**" + ", ".join(failures) + "**" if failures else "pass"
+@dataclass(frozen=True)
+class Part:
+    """Some columns of a row, and what fails in them."""
+
+    columns: tuple[str, ...]
+    failures: tuple[str, ...] = ()
 
 
-def _row(cell: Cell, lines: Sequence[dict[str, Any]]) -> str:
-    failures = []
+def _row(*parts: Part) -> str:
+    columns = [column for part in parts for column in part.columns]
+    failures = [failure for part in parts for failure in part.failures]
+    verdict = "**" + ", ".join(failures) + "**" if failures else "pass"
+    return "| " + " | ".join([*columns, verdict]) + " |"
+
+
+def _effort(cell: Cell | ModesCell, lines: Sequence[dict[str, Any]]) -> Part:
+    runs = len(_joined(lines, "log_evidence_off"))
+    means = (f"{_mean(lines, name):.0f}" for name in ("gradients", "temperatures"))
+    return Part((cell.name, f"{runs}", *means))
+
+
+def _energy(cell: Cell, lines: Sequence[dict[str, Any]]) -> Part:
     mean, error = _mean_and_error(_joined(lines, "energy"))
-    z = (mean - cell.exact.mean_energy) / error
-    if abs(z) >= 4.0:
-        failures.append("energy")
-    spreads = []
-    for name in lines[0]["variances"]:
-        ratio, error = _mean_and_error(_joined(lines, "variances", name))
-        if abs(ratio - 1.0) > max(0.02, 4.0 * error):
-            failures.append(f"variance ({name})")
-        spreads.append((name, ratio, error))
-    off = _joined(lines, "log_evidence_off")
-    together, error = log_mean_and_error(off)
-    if abs(together) > 3.0 * error:
-        failures.append("log evidence")
+    exact = cell.exact.mean_energy
+    z = (mean - exact) / error
+    failures = ("energy",) if abs(z) >= 4.0 else ()
+    return Part((f"{mean:.2f} ({exact:.2f})", f"{z:+.1f}"), failures)
+
+
+def _variances(lines: Sequence[dict[str, Any]]) -> Part:
+    names = tuple(lines[0]["variances"])
+    found = {name: _mean_and_error(_joined(lines, "variances", name)) for name in names}
+    failures = (
+        f"variance ({name})"
+        for name, (ratio, error) in found.items()
+        if abs(ratio - 1.0) > max(0.02, 4.0 * error)
+    )
+    worst = max(names[2:], key=lambda name: abs(found[name][0] - 1.0) / found[name][1])
+    shown = (
+        f"{ratio:.3f} ± {error:.3f}"
+        for ratio, error in (found[name] for name in (*names[:2], worst))
+    )
+    return Part(tuple(shown), tuple(failures))
+
+
+def _evidence(off: Tensor, lines: Sequence[dict[str, Any]], each: Tensor | None = None) -> Part:
+    """Of runs that are ``off`` so far; the jackknife leaves out one of them, or of ``each``."""
+    together, _ = log_mean_and_error(off)
+    _, error = log_mean_and_error(off if each is None else each)
     covered = Covered.of(off, _joined(lines, "log_evidence_error"))
-    if covered.fails:
-        failures.append("coverage")
-    everywhere, stiffest = (f"{ratio:.3f} ± {error:.3f}" for _, ratio, error in spreads[:2])
-    worst = max(spreads[2:], key=lambda each: abs(each[1] - 1.0) / each[2])
-    return (
-        f"| {cell.name} | {len(off)} | {_mean(lines, 'gradients'):.0f} | "
-        f"{_mean(lines, 'temperatures'):.0f} | {mean:.2f} ({cell.exact.mean_energy:.2f}) | "
-        f"{z:+.1f} | {everywhere} | {stiffest} | {worst[1]:.3f} ± {worst[2]:.3f} | "
-        f"{off.mean():+.2f} | {off.std():.2f} | {together:+.2f} ± {error:.2f} | {covered} | "
-        f"{_verdict(failures)} |"
+    wrong = abs(together) > 3.0 * error
+    failures = ("log evidence",) * wrong + ("coverage",) * covered.fails
+    return Part((f"{together:+.3f} ± {error:.3f}", str(covered)), failures)
+
+
+def _linear_row(cell: Cell, lines: Sequence[dict[str, Any]]) -> str:
+    off = _joined(lines, "log_evidence_off")
+    single = Part((f"{off.mean():+.2f}", f"{off.std():.2f}"))
+    return _row(
+        _effort(cell, lines), _energy(cell, lines), _variances(lines), single, _evidence(off, lines)
     )
 
 
 def _modes_row(cell: ModesCell, lines: Sequence[dict[str, Any]]) -> str:
     log_weights, right = _joined(lines, "log_weights"), _joined(lines, "right")
-    share, share_error = share_and_error(right.flatten(), log_weights.flatten())
-    shares = torch.tensor([share_and_error(*pair) for pair in zip(right, log_weights, strict=True)])
     off = _joined(lines, "log_evidence_off")
-    _, error = log_mean_and_error(log_weights.flatten())
-    together, _ = log_mean_and_error(off)
-    covered = Covered.of(off, _joined(lines, "log_evidence_error"))
-    share_covered = Covered.of(shares[:, 0] - cell.exact.right, shares[:, 1])
-    failures = []
-    if abs(share - cell.exact.right) > 3.0 * share_error:
-        failures.append("share")
-    if abs(together) > 3.0 * error:
-        failures.append("log evidence")
-    if covered.fails:
-        failures.append("coverage")
-    whole = float(((right == 0.0) | (right == 1.0)).double().mean())
-    deviation = float(log_weights.std())
-    return (
-        f"| {cell.name} | {len(off)} | {_mean(lines, 'gradients'):.0f} | "
-        f"{_mean(lines, 'temperatures'):.0f} | {share:.3f} ± {share_error:.3f} "
-        f"({cell.exact.right:.3f}) | {100.0 * whole:.0f} % | {share_covered} | {deviation:.2f} | "
-        f"{together:+.3f} ± {error:.3f} | {covered} | {_verdict(failures)} |"
+    return _row(
+        _effort(cell, lines),
+        _share(cell.exact.right, right, log_weights),
+        Part((f"{log_weights.std():.2f}",)),
+        _evidence(off, lines, log_weights.flatten()),
     )
+
+
+def _share(exact: float, right: Tensor, log_weights: Tensor) -> Part:
+    """The mass right of 0: of all populations together, and of each run ``(B, R)``."""
+    share, error = share_and_error(right.flatten(), log_weights.flatten())
+    runs = torch.tensor([share_and_error(*pair) for pair in zip(right, log_weights, strict=True)])
+    whole = float(((right == 0.0) | (right == 1.0)).double().mean())
+    columns = (
+        f"{share:.3f} ± {error:.3f} ({exact:.3f})",
+        f"{100.0 * whole:.0f} %",
+        str(Covered.of(runs[:, 0] - exact, runs[:, 1])),
+    )
+    return Part(columns, ("share",) if abs(share - exact) > 3.0 * error else ())
 
 
 _HEAD = (
@@ -403,7 +430,7 @@ def table(log: Log, sources: str) -> str:
         if not lines:
             continue
         if isinstance(cell, Cell):
-            linear.append(_row(cell, lines))
+            linear.append(_linear_row(cell, lines))
             rivals.extend(_rivals_rows(cell, lines, log))
         else:
             modes.append(_modes_row(cell, lines))
