@@ -10,9 +10,10 @@ are the published method's, with an annealing that is slow enough. ``--rivals`` 
 
 Every finished piece is a line of ``benchmarks/results/exact_posteriors.jsonl``: start it again and
 it goes on. Lines of another state of the sampler's sources are not looked at. ``--quick`` is a
-first piece of the cells of up to 64 latents. Ends with the table of all that is there, which is
-also ``exact_posteriors.md`` beside the log. To use two cores, start the command twice, each pinned
-to one (``taskset``), with different ``--cells``.
+first piece of the cells with at most 100 latents and N = 16, or R = 64. Ends with the table of all
+that is there, which is also ``exact_posteriors.md`` beside the log. To use two cores, start the
+command twice, each pinned to one (``taskset``), with different ``--cells``; once more, with cells
+of no name, writes the table of both.
 
 A cell passes where the mean energy is within four standard errors, latents' variances are within
 2 % or four standard errors in every direction looked at, the log of the mean evidence is within
@@ -53,10 +54,11 @@ _RESULTS = Path(__file__).parent / "results"
 _METHOD = ("cogen_fast/adaptive.py", "cogen_fast/paper.py", "cogen_fast/sampler")
 _SIZES, _NOISES, _CHAINS = (8, 20, 64, 100, 512), (0.1, 0.3), (16, 64)
 _REPETITIONS = 200
-_QUICK_SIZE = 64
+_QUICK_SIZE = 100
 _MODE_SIZES, _POPULATIONS, _MODE_CHAINS = (2, 5, 20), (16, 64, 256), 16
 _IN_ALL, _AT_ONCE = 1024, 256  # populations
-_PAPER_SIZES, _PAPER_NOISE, _PAPER_STEPS, _PAPER_LENGTH = (8, 20), 0.3, 2000, 10
+_PAPER_SIZES, _PAPER_NOISE, _PAPER_STEPS, _PAPER_LENGTH = (8, 20), 0.3, 1600, 10
+_PAPER_AT_ONE = np.ones(400)  # samples lag behind the temperature, which their weights make up for
 _COVERED = 0.9
 
 
@@ -115,8 +117,7 @@ class Cell:
         return {
             "method": "paper",
             "form": "posterior",
-            "schedule": "geometric",
-            "ais_steps": _PAPER_STEPS,
+            "schedule": np.concatenate([np.geomspace(1e-4, 1.0, _PAPER_STEPS), _PAPER_AT_ONE]),
             "leapfrog_steps": _PAPER_LENGTH,
         }
 
@@ -181,6 +182,10 @@ def cells() -> Iterator[Cell | ModesCell]:
             yield Cell(model, size, _PAPER_NOISE, _CHAINS[0], "paper")
 
 
+_AGAINST = tuple(Cell(model, size, 0.1, 16) for size in (20, 64, 100) for model in SCALES)
+"""Cells that rivals run too."""
+
+
 def _short(values: Tensor) -> list[float]:
     return [float(f"{value:.6g}") for value in values.tolist()]
 
@@ -217,6 +222,23 @@ def _run(cell: Cell | ModesCell, log: Log, sources: str, quick: bool) -> None:
         seconds = round(time.monotonic() - start, 1)
         log.add(**key, seconds=seconds, threads=torch.get_num_threads(), **found)
         print(f"{cell.name} from {ids.start}: {seconds} s", flush=True)
+
+
+def _run_rivals(cell: Cell, log: Log, sources: str) -> None:
+    """The whole grid, with the gradients that ours took; nothing where ours has not run."""
+    import exact_rivals
+
+    lines = list(log.find(cell=cell.name, sources=sources))
+    if not lines:
+        return
+    gradients = round(_mean(lines, "gradients"))
+    for rival in exact_rivals.RIVALS:
+        for how in exact_rivals.settings(rival, gradients):
+            key = {"rival": rival, "against": cell.name, "budget": gradients, "how": how}
+            if not any(log.find(**key)):
+                found = exact_rivals.run(rival, cell.exact, cell.chains, gradients, how)
+                log.add(**key, **found)
+                print(f"{cell.name} {rival} {how}: {found['energy']:.3g}", flush=True)
 
 
 # --- what the pieces say --------------------------------------------------------------------------
@@ -338,22 +360,54 @@ _MODES_HEAD = (
 )
 
 
+_RIVALS_HEAD = (
+    "| model, latents, noise, N | method | gradients | rms error of energy | its bias | "
+    "rms error of log evidence | settings |"
+)
+
+
+def _rivals_rows(cell: Cell, lines: Sequence[dict[str, Any]], log: Log) -> list[str]:
+    """Errors of one run, ours first; none where there is no rival's."""
+    off = _joined(lines, "energy_at_posterior") - cell.exact.mean_energy
+    evidence = _root_mean_square(_joined(lines, "log_evidence_off"))
+    budget = round(_mean(lines, "gradients"))
+    rows = [
+        f"| {cell.name} | ours | {budget} | {_root_mean_square(off):.3g} | {off.mean():+.3g} | "
+        f"{evidence:.2f} | default |"
+    ]
+    tried = list(log.find(against=cell.name, budget=budget))
+    for rival in dict.fromkeys(line["rival"] for line in tried):
+        best = min((t for t in tried if t["rival"] == rival), key=lambda line: line["energy"])
+        told = f"{best['log_evidence']:.2f}" if "log_evidence" in best else "-"
+        how = ", ".join(f"{name} {value}" for name, value in best["how"].items())
+        rows.append(
+            f"| {cell.name} | {rival} | {best['gradients']:.0f} | {best['energy']:.3g} | "
+            f"{best['energy_bias']:+.3g} | {told} | {how}; {best['remark']} |"
+        )
+    return rows if tried else []
+
+
+def _root_mean_square(values: Tensor) -> float:
+    return float((values**2).mean().sqrt())
+
+
 def _rule(head: str) -> str:
     return "|---" * (head.count("|") - 1) + "|"
 
 
 def table(log: Log, sources: str) -> str:
     """All cells that are there, as Markdown."""
-    linear, modes = [_HEAD, _rule(_HEAD)], [_MODES_HEAD, _rule(_MODES_HEAD)]
+    linear, modes, rivals = ([head, _rule(head)] for head in (_HEAD, _MODES_HEAD, _RIVALS_HEAD))
     for cell in cells():
         lines = list(log.find(cell=cell.name, sources=sources))
         if not lines:
             continue
         if isinstance(cell, Cell):
             linear.append(_row(cell, lines))
+            rivals.extend(_rivals_rows(cell, lines, log))
         else:
             modes.append(_modes_row(cell, lines))
-    return "\n".join([*linear, "", *modes])
+    return "\n".join([*linear, "", *modes, "", *rivals])
 
 
 def main() -> None:
@@ -368,6 +422,8 @@ def main() -> None:
         wanted = any(fnmatch(cell.name, pattern) for pattern in options.cells)
         if wanted and (cell.quick or not options.quick):
             _run(cell, log, sources, options.quick)
+            if options.rivals and cell in _AGAINST:
+                _run_rivals(cell, log, sources)
     text = table(log, sources)
     print(text)
     (_RESULTS / "exact_posteriors.md").write_text(text + "\n")

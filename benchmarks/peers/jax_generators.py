@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array, lax
 from torch import nn
 
+from cogen_fast.experiments.exact_models import LinearGaussian
 from cogen_fast.generators import ProgressiveGenerator
 
 Generator = Callable[[Array], Array]
@@ -49,6 +50,12 @@ def _dense_layers(weights: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarr
         return [(weights[f"w{i}"], weights[f"b{i}"]) for i in range(1, number + 1)]
     names = [f"layers.{i}" for i in range(number)]
     return [(_array(weights[f"{n}.weight"]).T, _array(weights[f"{n}.bias"])) for n in names]
+
+
+def linear_gaussian(model: LinearGaussian) -> Generator:
+    """Twin of an exact model: rows ``(n, d)`` to outputs ``(n, d)``."""
+    turn, scales = jnp.asarray(model.turn, jnp.float32), jnp.asarray(model.scales, jnp.float32)
+    return lambda rows: jnp.matmul(rows, turn, precision=_EXACT) * scales
 
 
 def dcgan(module: nn.Module) -> Generator:

@@ -13,7 +13,7 @@ there, nor resampled: it takes one more step, which we make (``steps_at_one``).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from jax import Array
 from jax.scipy.special import logsumexp
 
 # 1 - t rounds below t = 1/2, so that the last temperature may be a rounding error short of 1.
-_NEARLY_ONE = 1.0 - 1e-6
+NEARLY_ONE = 1.0 - 1e-6
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Outcome:
         temperatures: ``(steps,)`` at which the particles were moved; the last is 1 unless
             ``max_gradients`` came first.
         acceptance, step_sizes: ``(steps,)`` means over particles and moves.
+        energies: ``(steps,)`` means over particles of ``weight ||...||^2`` after the moves.
         gradients_per_chain: value-and-gradient evaluations of one particle.
         forwards_per_chain: evaluations of one particle without a gradient, on top of those.
         seconds_compile, seconds_run: tracing and compiling; running.
@@ -52,6 +53,7 @@ class Outcome:
     temperatures: np.ndarray
     acceptance: np.ndarray
     step_sizes: np.ndarray
+    energies: np.ndarray
     gradients_per_chain: int
     forwards_per_chain: int
     seconds_compile: float
@@ -65,6 +67,7 @@ class _Trace(NamedTuple):
     temperatures: Array
     acceptance: Array
     step_sizes: Array
+    energies: Array
 
 
 class _Carry(NamedTuple):
@@ -84,14 +87,19 @@ class _Carry(NamedTuple):
 class _Settings:
     particles: int
     latent_size: int
-    target_ess: float
-    mcmc_steps: int
-    leapfrog_steps: int
-    step_size: float
-    target_acceptance: float
-    adapt_mass: bool
-    steps_at_one: int
-    max_gradients: int
+    target_ess: float = 0.5
+    mcmc_steps: int = 2
+    leapfrog_steps: int = 10
+    step_size: float = 0.1
+    target_acceptance: float = 0.8
+    adapt_mass: bool = False
+    steps_at_one: int = 1
+    max_gradients: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            needed = self.gradients_per_step
+            raise ValueError(f"max_gradients: expected at least {needed}, got {self.max_gradients}")
 
     @property
     def gradients_per_step(self) -> int:
@@ -105,8 +113,8 @@ class _Settings:
 
     @property
     def forwards_per_step(self) -> int:
-        """Of one particle: its likelihood for the next temperature, and for its weight."""
-        return 2
+        """Of one particle: its likelihood for the next temperature, its weight, and the trace."""
+        return 3
 
     @property
     def max_steps(self) -> int:
@@ -165,9 +173,6 @@ def sample(
         steps_at_one,
         max_gradients,
     )
-    if settings.max_steps < 1:
-        needed = settings.gradients_per_step
-        raise ValueError(f"max_gradients: expected at least {needed}, got {max_gradients}")
     target = jnp.asarray(x_obs)
 
     def log_likelihood(z: Array) -> Array:
@@ -179,6 +184,30 @@ def sample(
     compiled = time.perf_counter()
     end = jax.block_until_ready(run(jax.random.key(seed)))
     return _outcome(end, settings, compiled - start, time.perf_counter() - compiled)
+
+
+def repetitions(
+    log_likelihood: Callable[[Array], Array],
+    latent_size: int,
+    particles: int,
+    seeds: Sequence[int],
+    **how: Any,
+) -> list[Outcome]:
+    """Independent runs under as many ``seeds``, in one compiled call.
+
+    ``log_likelihood`` is of one row of latents; ``how`` as for `sample`. Seconds are each one's
+    share.
+    """
+    settings = _Settings(particles, latent_size, **how)
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
+    start = time.perf_counter()
+    run = jax.jit(jax.vmap(partial(_run, log_likelihood, settings))).lower(keys).compile()
+    compiled = time.perf_counter()
+    ends = jax.block_until_ready(run(keys))
+    done = time.perf_counter()
+    share = (compiled - start) / len(seeds), (done - compiled) / len(seeds)
+    each = (jax.tree.map(lambda leaf, i=i: leaf[i], ends) for i in range(len(seeds)))
+    return [_outcome(end, settings, *share) for end in each]
 
 
 def _run(log_likelihood: Callable[[Array], Array], settings: _Settings, key: Array) -> _Carry:
@@ -211,7 +240,7 @@ def _start(log_likelihood: Callable[[Array], Array], settings: _Settings, key: A
         step_sizes=jnp.full(settings.particles, settings.step_size),
         inverse_mass=jnp.ones(settings.latent_size),
         log_evidence=logsumexp(log_weights) - jnp.log(settings.particles),
-        trace=_Trace(empty, empty, empty),
+        trace=_Trace(empty, empty, empty, empty),
     )
 
 
@@ -224,11 +253,12 @@ def _step(log_likelihood: Callable[[Array], Array], settings: _Settings, carry: 
     smc, info = _algorithm(log_likelihood, settings, carry).step(step_key, carry.smc)
     rates = info.update_info.acceptance_rate  # (particles, mcmc_steps)
     now = carry.smc.tempering_param
-    row = _Trace(now, rates.mean(), carry.step_sizes.mean())
+    energy = -jax.vmap(log_likelihood)(smc.particles).mean()
+    row = _Trace(now, rates.mean(), carry.step_sizes.mean(), energy)
     return _Carry(
         key=key,
         steps=carry.steps + 1,
-        steps_at_one=carry.steps_at_one + (now >= _NEARLY_ONE),
+        steps_at_one=carry.steps_at_one + (now >= NEARLY_ONE),
         smc=smc,
         step_sizes=update_scale_from_acceptance_rate(
             carry.step_sizes, rates.mean(1), settings.target_acceptance
@@ -268,15 +298,16 @@ def _algorithm(
 def _outcome(end: _Carry, settings: _Settings, compile_: float, run: float) -> Outcome:
     steps = int(end.steps)
     done = int(end.steps_at_one) > 0
-    temperatures, acceptance, step_sizes = (np.asarray(a)[:steps] for a in end.trace)
+    temperatures, acceptance, step_sizes, energies = (np.asarray(a)[:steps] for a in end.trace)
     return Outcome(
         latents=np.asarray(end.smc.particles),
         temperatures=temperatures,
         acceptance=acceptance,
         step_sizes=step_sizes,
+        energies=energies,
         gradients_per_chain=steps * settings.gradients_per_step,
         # The start finds the first temperature and the weights for it in the same way.
-        forwards_per_chain=(steps + 1) * settings.forwards_per_step,
+        forwards_per_chain=(steps + 1) * settings.forwards_per_step - 1,
         seconds_compile=compile_,
         seconds_run=run,
         log_evidence=float(end.log_evidence) if done else None,

@@ -20,13 +20,15 @@ from dcgan import data_folder, load_faces
 from torch import Tensor, nn
 
 from cogen_fast import load_generator
+from cogen_fast.experiments.calibration import z_scores
+from cogen_fast.experiments.exact_models import LinearGaussian
 from cogen_fast.generators import ProgressiveGenerator
 
 jax = pytest.importorskip("jax", reason="the twins need jax (extra `peers`)")
 pytest.importorskip("blackjax", reason="the rival needs blackjax (extra `peers`)")
 
 import jax.numpy as jnp  # noqa: E402
-from peers import jax_generators  # noqa: E402
+from peers import jax_generators, nuts, tempered_smc  # noqa: E402
 from peers.tempered_smc import Outcome, sample  # noqa: E402
 
 _ROWS = 7
@@ -233,3 +235,43 @@ def test_smc_keeps_to_its_budget() -> None:
     assert outcome.log_evidence is None
     with pytest.raises(ValueError, match="max_gradients"):
         _LINEAR.run(particles=50, seed=0, max_gradients=5)
+
+
+_EXACT = LinearGaussian.named("stiff", 8, 0.3)
+
+
+def _exact_log_likelihood(z: jax.Array) -> jax.Array:
+    return -0.5 / _EXACT.noise**2 * jnp.sum(jax_generators.linear_gaussian(_EXACT)(z[None]) ** 2)
+
+
+def test_twin_of_an_exact_model() -> None:
+    rows = torch.randn(_ROWS, 8, generator=torch.Generator().manual_seed(4))
+    ours = np.asarray(jax_generators.linear_gaussian(_EXACT)(rows.numpy()))
+    assert _relative_error(ours, _EXACT.generator(rows).numpy()) < 1e-5
+
+
+def test_repetitions_recover_an_exact_model() -> None:
+    # Sixteen independent runs: correct ones break 4.5 errors with a probability of 4e-4.
+    outcomes = tempered_smc.repetitions(
+        _exact_log_likelihood,
+        8,
+        64,
+        range(16),
+        target_ess=0.8,
+        steps_at_one=10,
+        max_gradients=2000,
+    )
+    energies = torch.tensor([float(outcome.energies[-10:].mean()) for outcome in outcomes])
+    assert abs(z_scores(energies, _EXACT.mean_energy)) < 4.5
+    assert all(outcome.temperatures[-10] >= tempered_smc.NEARLY_ONE for outcome in outcomes)
+    assert len({outcome.log_evidence for outcome in outcomes}) == 16
+
+
+def test_nuts_recovers_an_exact_model_with_the_gradients_it_is_given() -> None:
+    outcome = nuts.repetitions(
+        _exact_log_likelihood, 8, 4, 16, 4000, nuts.Settings(step_size=0.05, doublings=6)
+    )
+    assert abs(z_scores(torch.from_numpy(outcome.energies), _EXACT.mean_energy)) < 4.5
+    assert (outcome.gradients <= 4000).all()
+    assert (outcome.gradients > 3000).all()
+    assert (outcome.draws > outcome.warmup / 4).all()

@@ -39,7 +39,6 @@ from cogen_fast.sampler.weights import (
 )
 
 _SHARPNESS_GAIN = 0.3
-_TIE = 1e-6  # from even weights a step keeps exactly what was asked: no matter for rounding
 _REFRESHED = 64  # dimensions for each temperature that directions stay as they are
 _MOST_IDS = 2**32  # of rows that the noise can name
 
@@ -308,7 +307,7 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
     share = share / state.log_weights.shape[-1]
     # At the end weights are made even, so that particles are draws as they stand.
     arrived = (new_beta >= 1.0) & (state.rounds == 0)
-    uneven = arrived | (share < annealing.resample_below + _TIE)
+    uneven = arrived | (share < annealing.resample_below)
     stiff: Tensor | None = None
     inverse_mass: Tensor | None = None
     if _follows_curvature(state, annealing):

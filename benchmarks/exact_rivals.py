@@ -1,0 +1,100 @@
+"""BlackJAX on exact models with as many gradients a particle as ours took: errors of one run.
+
+Tempered SMC goes on at temperature 1 until its gradients are spent, and its estimate of the mean
+energy is that over all steps there, as ours; that of NUTS is over all draws. Forwards that the
+rivals spend beside their gradients are not counted, and the settings are the best of a small grid,
+told by the very runs that count: both in their favour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from peers import jax_generators, nuts, tempered_smc
+
+from cogen_fast.experiments.exact_models import LinearGaussian
+
+RIVALS = ("tempered SMC", "NUTS")
+REPETITIONS = 40
+_SMC = {"target_ess": (0.5, 0.8, 0.9), "mcmc_steps": (1, 4), "leapfrog_steps": (4, 10)}
+_SMC_LEAST_STEPS = 12  # temperatures: a setting that leaves fewer is not tried
+_NUTS = {"step_size": (0.02, 0.1), "doublings": (4, 7)}
+
+
+def settings(rival: str, gradients: int) -> Iterator[dict[str, Any]]:
+    """The grid of a rival."""
+    grid = _NUTS if rival == "NUTS" else _SMC
+    for values in product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        if rival == "NUTS" or gradients // _of_a_step(chosen) >= _SMC_LEAST_STEPS:
+            yield chosen
+
+
+def _of_a_step(chosen: dict[str, Any]) -> int:
+    return 1 + chosen["mcmc_steps"] * chosen["leapfrog_steps"]
+
+
+def run(
+    rival: str, model: LinearGaussian, chains: int, gradients: int, how: dict[str, Any]
+) -> dict[str, Any]:
+    """Root mean square errors of the mean energy and the log evidence, over repetitions."""
+    found = _nuts if rival == "NUTS" else _tempered
+    return found(model, chains, gradients, how)
+
+
+def _log_likelihood(model: LinearGaussian) -> Callable[[jax.Array], jax.Array]:
+    twin, weight = jax_generators.linear_gaussian(model), 0.5 / model.noise**2
+    return lambda z: -weight * jnp.sum(twin(z[None]) ** 2)
+
+
+def _nuts(
+    model: LinearGaussian, chains: int, gradients: int, how: dict[str, Any]
+) -> dict[str, Any]:
+    outcome = nuts.repetitions(
+        _log_likelihood(model), model.size, chains, REPETITIONS, gradients, nuts.Settings(**how)
+    )
+    return _energy(outcome.energies, model) | {
+        "gradients": float(outcome.gradients.mean()),
+        "remark": f"{outcome.warmup} steps of adaptation, then {outcome.draws.mean():.0f} draws",
+    }
+
+
+def _tempered(
+    model: LinearGaussian, chains: int, gradients: int, how: dict[str, Any]
+) -> dict[str, Any]:
+    outcomes = tempered_smc.repetitions(
+        _log_likelihood(model),
+        model.size,
+        chains,
+        range(REPETITIONS),
+        step_size=model.size**-0.25,
+        steps_at_one=gradients,
+        max_gradients=gradients,
+        **how,
+    )
+    temperatures = np.stack([outcome.temperatures for outcome in outcomes])
+    there = temperatures >= tempered_smc.NEARLY_ONE
+    spent = {
+        "gradients": outcomes[0].gradients_per_chain,
+        "remark": f"at 1 for {there.sum(1).mean():.0f} of {there.shape[1]} steps",
+    }
+    if not there.any(1).all():
+        return spent | {"energy": math.inf, "energy_bias": math.inf, "log_evidence": math.inf}
+    energies = np.stack([outcome.energies for outcome in outcomes])
+    constant = 0.5 * model.size * math.log(2.0 * math.pi * model.noise**2)
+    off = [
+        (outcome.log_evidence or math.nan) - constant - model.log_evidence for outcome in outcomes
+    ]
+    found = _energy((energies * there).sum(1) / there.sum(1), model)
+    return spent | found | {"log_evidence": math.sqrt(np.mean(np.square(off)))}
+
+
+def _energy(estimates: np.ndarray, model: LinearGaussian) -> dict[str, float]:
+    off = estimates.astype(np.float64) - model.mean_energy
+    return {"energy": math.sqrt(np.mean(off**2)), "energy_bias": float(off.mean())}

@@ -1,0 +1,406 @@
+"""The pace of annealing: the next temperature, and L, M and steps within a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from annealed import F64, LONE, MIXED, LinearGaussian, all_masses, begun, normal, sample
+from torch import Tensor
+
+from cogen_fast.sampler import pace, smc
+from cogen_fast.sampler.pace import Annealing, Standing
+from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def tensor(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=F64)
+
+
+# --- the next temperature -------------------------------------------------------------------------
+
+
+def after(beta: Tensor, sharpness: Tensor, kept: float = 0.96, count: int = 2) -> list[float]:
+    every = torch.ones_like(beta, dtype=torch.bool)
+    share = torch.full_like(beta, kept)
+    found: list[float] = pace.next_beta(beta, sharpness, share, count, every).tolist()
+    return found
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.9, 0.96])
+def test_gaussian_energies_keep_the_share_asked_for(kept: float) -> None:
+    # Of the conditional effective sample size (E w)^2 / E w^2, with 400,000 energies of standard
+    # deviation 25, by the delta method within four standard errors.
+    beta, deviation, n = 0.02, 25.0, 400_000
+    (there, _) = after(tensor(beta, beta), tensor(beta * deviation, beta * deviation), kept)
+    w = (-(there - beta) * deviation * normal(n, seed=1)).exp()
+    found = w.mean() ** 2 / (w * w).mean()
+    spread = found * (2.0 * w / w.mean() - w * w / (w * w).mean())
+    error = float(spread.std()) / math.sqrt(n)
+    assert abs(found.item() - kept) < 4.0 * error
+    assert error < 0.01
+
+
+def test_a_large_run_keeps_the_share_asked_for() -> None:
+    # Energies of 40 measurements are those of a chi square of k = 40 at most: with c^2 =
+    # -log(kept) the share is exp(-c^2 + c^3 sqrt(8 / k)) to the next order, 0.014 more than 0.9;
+    # the deviation is a mean over some three steps, in which it grows. 0.02 beside that is what
+    # 1,000 particles leave of the mean, 0.06 of each.
+    target = LinearGaussian(d=40, measured=40, sigma=0.3)
+    how: dict[str, Any] = {"chains": 1000, "latent_size": 40, "keep_trace": True}
+    run = sample(target, Annealing(kept=0.9, resample_below=0.999), **how)
+    assert run.trace is not None
+    beta, shares = run.infos[0].choice.beta, []
+    for number, info in enumerate(run.infos[1:], 1):
+        step = info.choice.beta - beta
+        if info.choice.beta.max() == 1.0:
+            break
+        logs = -step[:, None] * target.energy(run.trace[number])
+        w = (logs - logs.amax(-1, keepdim=True)).exp()
+        shares.append(w.mean(-1) ** 2 / (w * w).mean(-1))
+        beta = info.choice.beta
+    found = torch.stack(shares[3:])  # the pool's deviation is soon forgotten
+    assert len(found) > 10
+    assert (found.mean(0) - 0.91).abs().max() < 0.02
+    assert (found - 0.9).abs().max() < 0.06
+
+
+def test_the_next_temperature_by_hand() -> None:
+    # Others' deviations 40 and 20 of energies at 0.1: steps of c over them.
+    c = math.sqrt(-math.log(0.96))
+    assert after(tensor(0.1, 0.1), tensor(2.0, 4.0)) == pytest.approx([0.1 + c / 40, 0.1 + c / 20])
+    # One behind has the others' deviation at its own temperature, one ahead at theirs.
+    found = after(tensor(0.1, 0.4), tensor(2.0, 2.0))
+    assert found == pytest.approx([0.1 + c / 20.0, 0.4 + c / 20.0])
+    # Of several the mean.
+    found = after(tensor(0.1, 0.2, 0.4), tensor(2.0, 4.0, 8.0), count=3)
+    expected = [0.1 + c / 60.0, 0.2 + c / ((20.0 + 40.0) / 2.0), 0.4 + c / 20.0]
+    assert found == pytest.approx(expected)
+    # An island alone has its own, and observations nothing of each other.
+    assert after(tensor(0.1, 0.1), tensor(2.0, 4.0), count=1) == pytest.approx(
+        [0.1 + c / 20, 0.1 + c / 40]
+    )
+
+
+def test_one_ahead_waits_for_the_others() -> None:
+    # From far apart in log beta, both by the same rule: their ratio goes to 1.
+    beta, sharp = tensor(0.001, 0.02), tensor(3.0, 3.0)
+    ratios = []
+    for _ in range(60):
+        beta = tensor(*after(beta, sharp))
+        ratios.append((beta[1] / beta[0]).item())
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[-1] < 1.5
+    assert beta.max() < 1.0
+
+
+def test_no_step_is_larger_than_an_e_fold() -> None:
+    assert after(tensor(0.01, 0.01), tensor(0.0, 1e-9)) == pytest.approx([0.01 * math.e] * 2)
+    assert after(tensor(0.5, 0.01), tensor(0.0, 0.0)) == pytest.approx([1.0, 0.01 * math.e])
+
+
+def test_no_temperature_is_beyond_the_end() -> None:
+    for beta in (0.37, 0.9, 0.999999, 1.0):
+        assert after(tensor(beta, beta), tensor(0.01, 0.01)) == [1.0, 1.0]
+
+
+def test_nothing_kept_is_a_jump_and_who_stands_still_does_not_move() -> None:
+    beta, sharp = tensor(0.1, 0.1, 0.3, 1.0), tensor(1.0, 1.0, 1.0, 1.0)
+    kept, active = tensor(0.0, 0.96, 0.0, 0.96), torch.tensor([True, True, False, True])
+    found = pace.next_beta(beta, sharp, kept, 2, active)
+    assert found[0] == 1.0
+    assert 0.1 < found[1] < 0.4
+    assert found[2:].tolist() == [0.3, 1.0]
+
+
+# --- budgets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("annealing", "how"),
+    [
+        (Annealing(), {}),
+        (Annealing(), {"observations": 3}),
+        (Annealing(mass="identity", hmc_steps=3), {"observations": 3, "islands": 3}),
+        (Annealing(leapfrog_steps=1), {"observations": 3}),
+        (Annealing(leapfrog_steps=5, hmc_steps=2), {}),
+        (Annealing(leapfrog_steps=40), {}),
+        (Annealing(kept=0.9), {"chains": 3, **LONE}),
+    ],
+    ids=[
+        "tuned", "three-observations", "three-moves", "one-step", "five-steps-twice",
+        "forty-steps", "lone",
+    ],
+)  # fmt: skip
+def test_a_budget_is_kept_and_the_posterior_reached(
+    annealing: Annealing, how: dict[str, Any]
+) -> None:
+    every = annealing == Annealing() and not how
+    for budget in (*range(1, 61 if every else 25), *range(61, 302, 60), 97):
+        target = MIXED.rows([0, 1, 2] if "observations" in how else [1])
+        run = sample(target, dataclasses.replace(annealing, budget=budget), draws=8, **how)
+        assert target.calls == run.state.spent
+        assert run.state.spent <= budget
+        assert (run.state.beta == 1.0).all()
+        assert run.state.finished.all()
+        assert (run.state.rounds >= 1).all()
+        lengths = {info.choice.leapfrog_steps for info in run.infos if info.choice.hmc_steps}
+        if annealing.leapfrog_steps is None:
+            assert lengths <= {*LADDER}
+        else:
+            assert max(lengths, default=0) <= annealing.leapfrog_steps
+
+
+def test_what_is_affordable_fits_and_leaves_something_for_the_posterior() -> None:
+    travels = (0.0, 0.3, 2.0, 8.3, 40.0)
+    cases = itertools.product((None, 1, 5, 24), range(301), travels, (1, 3, 8), (8.0, 1.0, 0.0))
+    for fixed, remaining, travel, moves, rounds in cases:
+        annealing = Annealing(leapfrog_steps=fixed, kept=0.5)
+        plan = pace._Plan(remaining, travel, rounds)
+        for length in LADDER if fixed is None else (fixed,):
+            count, made, steps = pace._fit(plan, length, moves, annealing)
+            assert 0 <= made <= moves
+            assert 1 <= count <= length
+            assert count * made <= remaining
+            assert made > 0 or remaining < (fixed or 1)
+            # A step that does not end the way leaves one more trajectory at least, as does any
+            # where all rounds are missing.
+            if travel > 0.0 and steps > (0.0 if rounds == 8.0 else 1.0):
+                assert remaining - count * made >= count
+            # Nobody jumps who has a trajectory for the way and two for the end.
+            assert steps > 0.0 or travel == 0.0 or remaining < 3 * (fixed or 1)
+
+
+@all_masses
+def test_short_budgets_say_that_they_jumped(mass: str) -> None:
+    for budget, jumped in ((1, True), (8, True), (400, False)):
+        run = sample(MIXED.rows([1]), Annealing(budget=budget, mass=mass))
+        assert run.state.jumped.tolist() == [jumped] * 2
+    # Three observations have five steps and two rounds of L = 4 for the way of the sharpest: the
+    # mildest arrives without a jump.
+    annealing = Annealing(budget=1 + 4 * 7, leapfrog_steps=4, mass=mass)
+    run = sample(MIXED, annealing, observations=3)
+    assert run.state.jumped.tolist() == [False, False, *run.state.jumped[2:].tolist()]
+    moving = torch.ones(6, dtype=torch.bool)
+    forced = torch.zeros(6, dtype=torch.bool)
+    for info in run.infos:
+        forced |= moving & (info.choice.kept < 0.1)
+        moving = info.choice.beta < 1.0
+    assert torch.equal(run.state.jumped, forced)
+    assert forced.any()
+    assert not sample(MIXED, Annealing(mass=mass), observations=3).state.jumped.any()
+
+
+def test_a_small_share_that_was_asked_for_is_no_jump() -> None:
+    assert pace.least_kept(Annealing()) == 0.1
+    assert pace.least_kept(Annealing(kept=0.1)) == pytest.approx(0.1)
+    assert pace.least_kept(Annealing(kept=0.02)) == pytest.approx(0.02)
+    for budget in (None, 10**6):
+        run = sample(MIXED, Annealing(kept=0.08, budget=budget), observations=3)
+        assert not run.state.jumped.any()
+    assert (run.state.sharpness > 0.0).all()  # such steps teach something too
+    # With seven gradients it takes larger ones, but for the mildest of the three.
+    short = sample(MIXED, Annealing(kept=0.08, budget=8), observations=3)
+    assert short.state.jumped.tolist() == [False, False, True, True, True, True]
+
+
+def test_more_budget_means_smaller_steps_then_more_moves() -> None:
+    kept, moves = [], []
+    for budget in (3, 10, 20, 40, 80, 160, 320, 640, 10**6):
+        annealing = Annealing(budget=budget, leapfrog_steps=4, kept=0.5)
+        state = begun(MIXED.rows([2]))
+        forgetful = dataclasses.replace(state.tuning, memory=0.95 + 0.0 * state.tuning.memory)
+        _, choice = smc.choose(dataclasses.replace(state, tuning=forgetful), annealing)
+        kept.append(choice.kept[0].item())
+        moves.append(choice.hmc_steps)
+    assert kept == sorted(kept)
+    assert moves == sorted(moves)
+    assert kept[0] == 0.0
+    assert kept[-1] == 0.5
+    assert moves[0] == 0
+    assert moves[-1] == 7
+    assert moves[kept.index(0.5) - 1] == 1  # steps first, then moves
+    how: dict[str, Any] = {"target": MIXED.rows([2])}
+    free, ample = sample(**how), sample(**how, annealing=Annealing(budget=10**6))
+    assert free.infos[0].choice.kept.tolist() == [0.96, 0.96]
+    assert torch.equal(free.infos[0].choice.beta, ample.infos[0].choice.beta)
+
+
+STEP = math.sqrt(math.log(2.0))  # of the energies' deviation, that keeps half
+FITS: dict[str, tuple[int, float, int, int, int, int | None, tuple[int, int, float]]] = {
+    # remaining, travel, L, M, rounds missing, fixed L: 10 steps of the asked share and 5 rounds at
+    # the end.
+    "all-affordable": (8 * 15 * 3, 10 * STEP, 8, 3, 5, None, (8, 3, 10.0)),
+    "not-all-moves": (8 * 15 * 3 - 1, 10 * STEP, 8, 3, 5, None, (8, 2, 10.0)),
+    "one-move": (8 * 15, 10 * STEP, 8, 3, 5, None, (8, 1, 10.0)),
+    "larger-steps": (8 * 15 - 1, 10 * STEP, 8, 3, 5, None, (8, 1, 119 / 8 - 2)),
+    # exp(-log 2 (10 / s)^2) >= 0.3 to s = 7.588, so from 76.7 gradients on.
+    "largest-steps": (77, 10 * STEP, 8, 3, 5, None, (8, 1, 77 / 8 - 2)),
+    "shorter": (76, 10 * STEP, 8, 3, 5, None, (6, 1, 76 / 6 - 2)),
+    "shorter-if-it-may": (76, 10 * STEP, 8, 3, 5, 8, (8, 1, 76 / 8 - 2)),
+    "much-shorter": (30, 10 * STEP, 8, 3, 5, None, (3, 1, 30 / 3 - 2)),
+    # 0.1 is kept to s = 5.487.
+    "too-large-steps": (9, 10 * STEP, 8, 3, 5, None, (1, 1, 7.0)),
+    "anything-below": (7, 10 * STEP, 8, 3, 5, None, (2, 1, 7 / 2 - 2)),
+    "a-single-step": (6, 10 * STEP, 8, 3, 5, None, (2, 1, 1.0)),
+    "the-least-way": (3, 10 * STEP, 8, 3, 5, None, (1, 1, 1.0)),
+    "a-jump": (2, 10 * STEP, 8, 3, 5, None, (2, 1, 0.0)),
+    "a-jump-of-fixed-length": (23, 10 * STEP, 8, 3, 5, 8, (8, 1, 0.0)),
+    "one-left": (1, 10 * STEP, 8, 3, 5, None, (1, 1, 0.0)),
+    "nothing-left": (0, 10 * STEP, 8, 3, 5, None, (1, 0, 0.0)),
+    "too-little-left": (7, 10 * STEP, 8, 3, 5, 8, (1, 0, 0.0)),
+    "at-the-end": (8 * 5 * 3, 0.0, 8, 3, 5, None, (8, 3, 0.0)),
+    # Only the rounds still missing need gradients; there is one at least.
+    "two-rounds-missing": (8 * 2 * 3, 0.0, 8, 3, 2, None, (8, 3, 0.0)),
+    "not-for-all-their-moves": (8 * 2 * 3 - 1, 0.0, 8, 3, 2, None, (8, 2, 0.0)),
+    "the-last-round": (8 * 3, 0.0, 8, 3, 1, None, (8, 3, 0.0)),
+    "a-round-too-many": (8 * 3, 0.0, 8, 3, 0, None, (8, 3, 0.0)),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_what_fits_into_a_budget_by_hand(name: str) -> None:
+    remaining, travel, length, moves, rounds, fixed, expected = FITS[name]
+    annealing = Annealing(leapfrog_steps=fixed, final_rounds=9, kept=0.5)
+    found = pace._fit(pace._Plan(remaining, travel, rounds), length, moves, annealing)
+    assert found[:2] == expected[:2]
+    assert found[2] == pytest.approx(expected[2], rel=1e-12, abs=1e-12)
+
+
+def test_the_share_that_steps_keep_by_hand() -> None:
+    assert pace._kept(0.0, 3.0) == 1.0
+    assert pace._kept(0.0, 0.0) == 1.0
+    assert pace._kept(5.0, 0.0) == 0.0
+    assert pace._kept(10 * STEP, 10.0) == pytest.approx(0.5, rel=1e-12)
+
+
+def test_the_way_to_the_posterior_by_hand() -> None:
+    def travel(beta: float, sharpness: float) -> float:
+        return pace._travel(pace._Row(True, 0.0, 0.5, beta, sharpness, 0.0), 8)
+
+    assert travel(1.0, 3.0) == 0.0
+    assert travel(math.exp(-2.0), 3.0) == pytest.approx(6.0)  # known: 3 steps an e-fold
+    floor = 0.6 * 2.0  # sqrt(8 / 2), nearly
+    assert travel(math.exp(-2.0), 0.0) == pytest.approx(2.0 * floor)
+    assert travel(math.exp(-2.0), 0.1) == pytest.approx(2.0 * floor)
+    assert travel(0.0, 3.0) == pytest.approx(30.0)  # ten e-folds before one is known
+
+
+# --- who chooses it -------------------------------------------------------------------------------
+
+
+def standing(**changes: Any) -> Standing:
+    tuned = Tuning(
+        tensor(0.1, 0.05, 0.9).log(),
+        tensor(1.6, 0.2, 0.9).log(),
+        torch.stack(
+            [tensor(0.9, 0.3, 0.99, 0.99), tensor(0.2, 0.8, 0.95, 0.4), tensor(*4 * [0.99])]
+        ),
+    )
+    values: dict[str, Any] = {
+        "active": torch.tensor([True, True, False]),
+        "beta": tensor(0.1, 0.5, 1.0),
+        "sharpness": torch.zeros(3, dtype=F64),
+        "rounds": torch.tensor([0, 0, 8]),
+        "tuning": tuned,
+        "size": 8,
+        "spent": 10,
+    }
+    return Standing(**values | changes)
+
+
+def test_the_pace_is_chosen_by_those_that_move() -> None:
+    # Ratios 16 and 4 (1 for the one that stands still): 8. On the way energies and all latents
+    # count, 0.9 and 0.8: 0.9^4 and 0.8^2 are the first below 0.7.
+    chosen = pace.choose(standing(), Annealing(kept=0.7))
+    assert (chosen.leapfrog_steps, chosen.hmc_steps) == (8, 4)
+    assert chosen.moves.tolist() == [4, 2, 0]
+    assert chosen.moves.dtype is torch.int64
+    assert chosen.kept.tolist() == [0.7, 0.7, 0.7]
+    fixed = pace.choose(standing(), Annealing(leapfrog_steps=6, hmc_steps=5))
+    assert (fixed.leapfrog_steps, fixed.hmc_steps) == (6, 5)
+    assert fixed.moves.tolist() == [5, 5, 0]
+
+
+def test_at_the_posterior_the_slowest_directions_count_too() -> None:
+    # 0.99 and 0.95: eight moves at most, and 0.95^7 is the first below 0.7.
+    there = standing(beta=tensor(1.0, 1.0, 1.0))
+    assert pace.choose(there, Annealing()).moves.tolist() == [8, 7, 0]
+    patient = Annealing(rule=TuningRule(most_moves=100))
+    assert pace.choose(there, patient).moves.tolist() == [36, 7, 0]
+
+
+def test_nobody_left_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^state: expected an observation that is not finished"):
+        pace.choose(standing(active=torch.zeros(3, dtype=torch.bool)), Annealing())
+
+
+# Ways of 0.6 sqrt(8 / 2) times log 10 and log 2; the finished one is not on its way.
+WAYS = [1.2 * math.log(10.0), 1.2 * math.log(2.0)]
+
+
+def test_steps_are_planned_for_the_one_farthest_off() -> None:
+    annealing = Annealing(kept=0.9, budget=10 + 60)
+    chosen = pace.choose(standing(), annealing)
+    steps = 60 / 8 - 2.0
+    assert WAYS[0] / math.sqrt(-math.log(0.9)) > steps
+    assert (chosen.leapfrog_steps, chosen.moves.tolist()) == (8, [1, 1, 0])
+    expected = [min(0.9, math.exp(-((way / steps) ** 2))) for way in WAYS]
+    assert chosen.kept[:2].tolist() == pytest.approx(expected, rel=1e-12)
+    assert expected[0] < 0.9
+
+
+def test_moves_within_a_budget_are_common() -> None:
+    # By the mean of the memories, 0.85: three moves, where 8.5 steps of the farthest and 10 rounds
+    # of 3 L = 24 gradients are affordable.
+    least = math.ceil(24.0 * (WAYS[0] / math.sqrt(-math.log(0.9)) + 10.0))
+    assert least == 445
+    for left, moves in ((10**6, 3), (445, 3), (444, 2)):
+        chosen = pace.choose(standing(), Annealing(kept=0.9, budget=10 + left))
+        assert (chosen.leapfrog_steps, chosen.moves.tolist()) == (8, [moves, moves, 0])
+        assert chosen.kept[:2].tolist() == [0.9, 0.9]
+        assert chosen.hmc_steps == moves
+
+
+def test_rounds_are_planned_for_the_one_with_most_missing() -> None:
+    # At the end: 10 - 3 rounds of 8 L = 64 gradients; the finished one's 8 do not count.
+    there: dict[str, Any] = {"beta": torch.ones(3, dtype=F64), "rounds": torch.tensor([3, 6, 8])}
+    for left, moves in ((448, 8), (447, 7), (56, 1)):
+        chosen = pace.choose(standing(**there), Annealing(budget=10 + left))
+        assert (chosen.leapfrog_steps, chosen.moves.tolist()) == (8, [moves, moves, 0])
+    # With one more made they are six.
+    there["rounds"] = torch.tensor([4, 6, 8])
+    assert pace.choose(standing(**there), Annealing(budget=10 + 384)).moves.tolist() == [8, 8, 0]
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("kept", v) for v in (0.0, 1.0, -0.1, 1.5, math.nan, "0.5", None, True)),
+        *(("resample_below", v) for v in (0.0, 1.0, -1, math.inf, "often", None, True)),
+        *(("leapfrog_steps", v) for v in (0, -1, 2.0, True, "4")),
+        *(("hmc_steps", v) for v in (0, -1, 2.0, True)),
+        *(("budget", v) for v in (0, -5, 1e3, True)),
+        *(("final_rounds", v) for v in (0, 1.5, None, True)),
+        *(("mass", v) for v in ("full", "diagonal", "low-rank", 1, False, None)),
+    ],
+    ids=lambda v: v if isinstance(v, str) and v in Annealing.__dataclass_fields__ else repr(v),
+)
+def test_annealing_names_the_argument_at_fault(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: expected .*got {value!r}"):
+        Annealing(**{name: value})
+
+
+def test_a_rule_must_be_a_tuning_rule() -> None:
+    for value in (None, 0.75, {"target": 0.8}, TuningRule):
+        with pytest.raises(TypeError, match=r"^rule: expected a TuningRule, got "):
+            Annealing(rule=value)  # type: ignore[arg-type]
