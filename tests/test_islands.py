@@ -174,6 +174,30 @@ def test_no_island_is_moved_by_what_its_own_particles_are(count: int, mass: str)
                 assert found == set()
 
 
+@all_masses
+@pytest.mark.parametrize("count", [2, 3])
+def test_later_moves_too_are_by_what_others_have_learnt(count: int, mass: str) -> None:
+    # The second of two has the step size that the first of the others asks for.
+    target = MIXED.rows([1, 2, 2])
+    state, rule = under_way(count, mass), dataclasses.replace(annealing(mass), hmc_steps=2)
+    before = smc.step(state, target, rule)[1].choice.step_size
+    for row in range(count):
+        other = with_other_particles(state, row, target)
+        after = smc.step(other, target, rule)[1].choice.step_size
+        mates = [each for each in range(count) if each != row]
+        assert (after != before).nonzero().flatten().tolist() == mates
+
+
+@all_masses
+def test_the_first_move_is_by_the_step_that_was_chosen(mass: str) -> None:
+    # Islands that are not equally fast on their way have scales that shrink by different factors.
+    state = taught_otherwise(under_way(3, mass), 1)
+    rule = dataclasses.replace(annealing(mass), hmc_steps=1)
+    _, chosen = smc.choose(state, rule)
+    _, info = smc.step(state, MIXED.rows([1, 2, 2]), rule)
+    torch.testing.assert_close(info.choice.step_size, chosen.step_size, rtol=1e-13, atol=0)
+
+
 def test_an_island_alone_learns_from_itself() -> None:
     state = recorded(MIXED.rows([2]), FIXED, islands=1)[6]
     found = differ(choices(state, FIXED), choices(taught_otherwise(state, 0), FIXED), 0)

@@ -103,16 +103,20 @@ def test_copies_of_one_particle_part_in_their_first_move() -> None:
         assert len(after.hmc.latents[b].unique(dim=0)) >= 7
 
 
-def test_roots_follow_ancestors() -> None:
-    target, roots = LinearGaussian(sigma=0.05), []
-    for state, info in _steps(target, chains=40, observations=2):
-        if roots:
-            assert torch.equal(state.roots, roots[-1].gather(1, info.ancestors))
-        roots.append(state.roots)
-    counts = [len(set(row)) for row in roots[-1].tolist()]
-    assert surviving_roots(roots[-1]).tolist() == counts
+def test_what_is_known_of_the_past_follows_ancestors() -> None:
+    target = LinearGaussian(sigma=0.05)
+    state = begun(target, chains=40, observations=2)
+    while not state.finished.all():
+        before = state
+        state, info = smc.step(state, target, Annealing())
+        weighed = smc._weigh(before, info.choice.beta)
+        for name in ("roots", "lineage"):
+            old, new = getattr(weighed, name), getattr(state, name)
+            assert torch.equal(new, old.gather(1, info.ancestors)), name
+    assert state.resamplings.sum() > 4  # more often than at the end
+    counts = [len(set(row)) for row in state.roots.tolist()]
+    assert surviving_roots(state.roots).tolist() == counts
     assert max(counts) < 30
-    assert max(counts) < int(surviving_roots(roots[0]).min())
 
 
 # --- who moves ------------------------------------------------------------------------------------
