@@ -571,7 +571,7 @@ def test_a_whole_run_has_the_ordinary_statistics() -> None:
             generator,
             x,
             mask,
-            noise_std=2.0,
+            noise_std=4.0,  # at which the weights of 200 chains tell their own error
             method="paper",
             chains=200,
             ais_steps=60,
