@@ -173,8 +173,8 @@ def test_what_is_affordable_fits_and_leaves_something_for_the_posterior() -> Non
             # where all rounds are missing.
             if travel > 0.0 and steps > (0.0 if rounds == 8.0 else 1.0):
                 assert remaining - count * made >= count
-            # Nobody jumps who has a trajectory for the way and two for the end.
-            assert steps > 0.0 or travel == 0.0 or remaining < 3 * (fixed or 1)
+            # Nobody jumps who has a trajectory of three steps for the way and two for the end.
+            assert steps > 0.0 or travel == 0.0 or remaining < 3 * (fixed or min(length, 3))
 
 
 @all_masses

@@ -231,11 +231,14 @@ def _begun(
     none_yet = torch.zeros_like(zeros, dtype=torch.int64)
     even = torch.zeros_like(state.energy)
     own = torch.arange(chains, device=device).repeat(count, 1)
+    seen = curvature.init(state.latents)
+    if begun is not None:  # so that the first moves have a mass
+        seen = curvature.update(seen, state.grad, begun.beta, ~nothing)
     return SMCState(
         hmc=state,
         islands=islands,
         tuning=tuning.init(count, size, step_size, device),
-        curvature=curvature.init(state.latents),
+        curvature=seen,
         directions=curvature.no_directions(state.latents),
         sharpness=zeros if begun is None else begun.beta * begun.deviation,
         beta=zeros if begun is None else begun.beta,
