@@ -67,8 +67,8 @@ def plain() -> Many:
 
 @pytest.fixture(scope="module")
 def turned() -> Many:
-    """600 in six dimensions, in large steps."""
-    return many(300, 16, Annealing(kept=0.7), d=6, measured=3)
+    """800 in six dimensions, in large steps."""
+    return many(400, 16, Annealing(kept=0.7), d=6, measured=3)
 
 
 @pytest.fixture(scope="module")

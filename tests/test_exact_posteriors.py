@@ -212,7 +212,7 @@ def go_on_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smc, "_directions", anew)
 
 
-PLANTED = Cell("decay", 20, 0.1, 96)
+PLANTED = Cell("decay", 20, 0.1, 240)
 
 
 def test_islands_that_learn_from_themselves_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

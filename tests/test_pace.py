@@ -182,11 +182,9 @@ def test_short_budgets_say_that_they_jumped(mass: str) -> None:
     for budget, jumped in ((1, True), (8, True), (400, False)):
         run = sample(MIXED.rows([1]), Annealing(budget=budget, mass=mass))
         assert run.state.jumped.tolist() == [jumped] * 2
-    # Three observations have five steps and two rounds of L = 4 for the way of the sharpest: the
-    # mildest arrives without a jump.
+    # Three observations have five steps and two rounds of L = 4 for the way of the sharpest.
     annealing = Annealing(budget=1 + 4 * 7, leapfrog_steps=4, mass=mass)
     run = sample(MIXED, annealing, observations=3)
-    assert run.state.jumped.tolist() == [False, False, *run.state.jumped[2:].tolist()]
     moving = torch.ones(6, dtype=torch.bool)
     forced = torch.zeros(6, dtype=torch.bool)
     for info in run.infos:
@@ -205,9 +203,9 @@ def test_a_small_share_that_was_asked_for_is_no_jump() -> None:
         run = sample(MIXED, Annealing(kept=0.08, budget=budget), observations=3)
         assert not run.state.jumped.any()
     assert (run.state.sharpness > 0.0).all()  # such steps teach something too
-    # With seven gradients it takes larger ones, but for the mildest of the three.
+    # With seven gradients it takes larger ones.
     short = sample(MIXED, Annealing(kept=0.08, budget=8), observations=3)
-    assert short.state.jumped.tolist() == [False, False, True, True, True, True]
+    assert short.state.jumped.all()
 
 
 def test_more_budget_means_smaller_steps_then_more_moves() -> None:
@@ -228,7 +226,7 @@ def test_more_budget_means_smaller_steps_then_more_moves() -> None:
     assert moves[kept.index(0.5) - 1] == 1  # steps first, then moves
     how: dict[str, Any] = {"target": MIXED.rows([2])}
     free, ample = sample(**how), sample(**how, annealing=Annealing(budget=10**6))
-    assert free.infos[0].choice.kept.tolist() == [0.96, 0.96]
+    assert free.infos[0].choice.kept.tolist() == [Annealing.kept] * 2
     assert torch.equal(free.infos[0].choice.beta, ample.infos[0].choice.beta)
 
 
@@ -245,11 +243,12 @@ FITS: dict[str, tuple[int, float, int, int, int, int | None, tuple[int, int, flo
     "shorter": (76, 10 * STEP, 8, 3, 5, None, (6, 1, 76 / 6 - 2)),
     "shorter-if-it-may": (76, 10 * STEP, 8, 3, 5, 8, (8, 1, 76 / 8 - 2)),
     "much-shorter": (30, 10 * STEP, 8, 3, 5, None, (3, 1, 30 / 3 - 2)),
-    # 0.1 is kept to s = 5.487.
-    "too-large-steps": (9, 10 * STEP, 8, 3, 5, None, (1, 1, 7.0)),
-    "anything-below": (7, 10 * STEP, 8, 3, 5, None, (2, 1, 7 / 2 - 2)),
-    "a-single-step": (6, 10 * STEP, 8, 3, 5, None, (2, 1, 1.0)),
-    "the-least-way": (3, 10 * STEP, 8, 3, 5, None, (1, 1, 1.0)),
+    # 0.1 is kept to s = 5.487, so from 22.5 gradients on in trajectories of three, the least.
+    "too-large-steps": (23, 10 * STEP, 8, 3, 5, None, (3, 1, 23 / 3 - 2)),
+    "anything-below": (22, 10 * STEP, 8, 3, 5, None, (6, 1, 22 / 6 - 2)),
+    "a-single-step": (9, 10 * STEP, 8, 3, 5, None, (3, 1, 1.0)),
+    "shorter-from-the-start": (3, 10 * STEP, 1, 3, 5, None, (1, 1, 1.0)),
+    "too-little-for-a-way": (8, 10 * STEP, 8, 3, 5, None, (8, 1, 0.0)),
     "a-jump": (2, 10 * STEP, 8, 3, 5, None, (2, 1, 0.0)),
     "a-jump-of-fixed-length": (23, 10 * STEP, 8, 3, 5, 8, (8, 1, 0.0)),
     "one-left": (1, 10 * STEP, 8, 3, 5, None, (1, 1, 0.0)),

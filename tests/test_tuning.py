@@ -65,7 +65,7 @@ def some_move(b: int, n: int, d: int) -> tuple[HMCState, HMCState, HMCInfo, Tran
 
 def test_the_start_suits_a_standard_normal() -> None:
     start = tuning.init(2, 16, None, torch.device("cpu"))
-    assert start.log_step.exp().tolist() == pytest.approx([0.25, 0.25])
+    assert start.log_step.exp().tolist() == pytest.approx([0.35, 0.35])
     assert start.log_length.exp().tolist() == pytest.approx([1.4, 1.4])
     assert torch.equal(start.memory, torch.zeros(2, 4, dtype=F64))
     given = tuning.init(1, 16, 0.3, torch.device("cpu"))
