@@ -614,15 +614,10 @@ def assert_gradients_are_told(case: Case, result: Result, rows: int) -> None:
     assert rest == 0
     chains = options.get("chains", 4)
     particles = result.settings.get("particles", chains)
-    first = particles
-    if runs_alone(options):
-        # The first temperature of lone chains needs the spread of this many prior draws.
-        first = min(POPULATION, max(chains, options["budget"] * chains // 8))
-    later = (result.gradients - -(-first // particles)) * particles
-    assert rows_of_one == first + later
+    assert rows_of_one == result.gradients * particles
     if "budget" in options:
         starts = 2 if options.get("evidence") == "frozen" else 1
-        assert rows_of_one <= max(options["budget"] * chains, starts * first)
+        assert rows_of_one <= max(options["budget"] * chains, starts * particles)
 
 
 def wrong_together(options: dict[str, Any]) -> set[str]:
