@@ -15,6 +15,7 @@ from cogen_fast.ops import dispatch
 from cogen_fast.ops.philox import Purpose
 from cogen_fast.paper import INTERRUPTED, refined_note
 from cogen_fast.problem import Problem
+from cogen_fast.result import GRADIENT_COST
 from cogen_fast.sampler import fallback, pool, smc
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.tuning import POPULATION
@@ -32,7 +33,6 @@ Evidence = Literal["consistent", "frozen"]
 EVIDENCE: tuple[str, ...] = get_args(Evidence)
 _LEAST_BUDGET = 50  # gradients of a particle: with fewer, as many lone chains do better
 _OTHER_SEED = 0x9E3779B97F4A7C15
-_FORWARDS = 2  # that a gradient costs
 _STARTS = 8  # of a budget, one part goes to prior draws
 _MANY_ISLANDS = 8  # whose differences tell the error well
 _MOST_ERROR = 3.0  # of a log normaliser: a larger one is not known well enough to be told
@@ -125,7 +125,7 @@ class Adaptive:
         """Prior draws that are scored for each particle."""
         if self._share is None:
             return self.most_draws
-        return max(1, min(self.most_draws, _FORWARDS * self._share // _STARTS))
+        return max(1, min(self.most_draws, GRADIENT_COST * self._share // _STARTS))
 
     @property
     def _starts(self) -> int:
@@ -143,7 +143,7 @@ class Adaptive:
         """The annealing of one run, whose budget is counted per particle."""
         if self._share is None:
             return self.annealing
-        scoring = -(-self._pool // self._each) // _FORWARDS
+        scoring = -(-self._pool // self._each) // GRADIENT_COST
         return replace(self.annealing, budget=max(self._share - scoring, 1))
 
     def settings(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from cogen_fast.agreement import disagreement
 
 _LEAST_EFFECTIVE = 4.0
-_LEAST_ACCEPTANCE = 0.3
+_LEAST_ACCEPTANCE = 0.1  # then one particle in three makes none of ten moves
 _MOST_NON_FINITE = 0.05
 _END = 4  # the last quarter of a run
 _SETTLED = 6.0  # standard errors, as if rounds and relatives were independent: they are not
@@ -146,17 +146,21 @@ def _cut(run: Evidence) -> str | None:
     )
 
 
-def _ends(history: Tensor) -> Tensor:
-    """Mean of the last quarter of each column's finite rows; NaN where there are none."""
+def _ends(history: Tensor, betas: Tensor) -> Tensor:
+    """Mean of each column's finite rows at the posterior, or of their last quarter if that is more.
+
+    NaN where there are none.
+    """
     columns = []
-    for column in history.T:
-        known = column[column.isfinite()]
-        columns.append(known[-max(1, len(known) // _END) :].mean())
+    for column, beta in zip(history.T, betas.T, strict=True):
+        finite = column.isfinite()
+        known, there = column[finite], int((beta[finite] >= 1.0).sum())
+        columns.append(known[-max(1, there, len(known) // _END) :].mean())
     return torch.stack(columns)
 
 
 def _acceptance(run: Evidence) -> str | None:
-    ends = _ends(run.acceptance)
+    ends = _ends(run.acceptance, run.betas)
     low = ends < _LEAST_ACCEPTANCE
     if not bool(low.any()):
         return None

@@ -15,21 +15,25 @@ from cogen_fast.problem import Problem
 from cogen_fast.sampler import ais, dense, smc
 from cogen_fast.sampler.fallback import LEAST_ACCEPTANCE, WINDOW
 from cogen_fast.sampler.schedule import Betas
+from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import (
     error_of_log,
     log_mean_weight,
     surviving_roots,
-    tells_its_variance,
     told,
     variance_between,
+    variance_if_gaussian,
 )
 
 _FORM_REASON = (
     "paper form: the prior fades out with the temperature, so exp(-E) need not have a finite "
     "integral and the weights mean nothing; use form='posterior'"
 )
-_ERROR_REASON = "too few chains carry the weights to estimate an error (NaN there)"
-_LEAST_EFFECTIVE = 3.0  # times the root of the number of chains
+_ERROR_REASON = (
+    f"fewer than {POPULATION} chains, or weights too uneven for so few, to estimate an error (NaN "
+    "there)"
+)
+_MOST_VARIANCE = 1.0  # relative, of the mean weight: beyond it so few do not tell it
 INTERRUPTED = "the run was interrupted before its last moves"
 _PER_CHAIN_NOTE = (
     "each chain adapted its own step size, which biases samples and weights, however many chains "
@@ -175,8 +179,9 @@ class Paper:
         if not complete:
             return None, None, dict.fromkeys(names, INTERRUPTED)
         log_normaliser = log_mean_weight(state.log_weights)
-        error = error_of_log(variance_between(state.log_weights))
-        known = tells_its_variance(state.log_weights, _LEAST_EFFECTIVE)
+        variance = variance_between(state.log_weights)
+        variance = variance.maximum(variance_if_gaussian(state.log_weights))
+        known = (variance <= _MOST_VARIANCE) & (state.log_weights.shape[-1] >= POPULATION)
         reasons = {}
         if not bool(known.all()):
             reasons["log_normaliser_error"] = _ERROR_REASON
@@ -184,4 +189,4 @@ class Paper:
             reasons["log_evidence"] = (
                 f"the last inverse temperature is {self.betas[-1]:.6g}, below 1; see log_normaliser"
             )
-        return log_normaliser, told(error, known), reasons
+        return log_normaliser, told(error_of_log(variance), known), reasons

@@ -10,9 +10,7 @@ from torch import Tensor
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
 from cogen_fast.problem import Problem
-from cogen_fast.sampler import hmc
-
-_SCORING_BATCH = 256
+from cogen_fast.sampler import hmc, pool
 
 
 def noise(problem: Problem, seed: int, observation_ids: Sequence[int] | None) -> NoiseStream:
@@ -33,10 +31,10 @@ def scored(
 ) -> tuple[Tensor, Tensor]:
     """Prior draws ``(B, runs, draws, d)``, and their energies, huge where they are not finite.
 
-    One forward each, `_SCORING_BATCH` of them at a time.
+    One forward each.
     """
     latents = drawn(problem, stream, runs * draws)
-    energy = _scores(problem, latents)
+    energy = pool.scores(problem.potential, latents)
     energy = torch.where(energy.isfinite(), energy, torch.finfo(energy.dtype).max)
     shape = (problem.observation.count, runs, draws)
     return latents.reshape(*shape, -1), energy.reshape(shape)
@@ -72,10 +70,3 @@ def by_weight(energy: Tensor, stream: NoiseStream, count: int) -> Tensor:
 def picked(pools: Tensor, chosen: Tensor) -> Tensor:
     """Of pools ``(B, R, K, d)`` the draws numbered ``(B, R, n)``: ``(B, R, n, d)``."""
     return pools.gather(2, chosen[..., None].expand(-1, -1, -1, pools.shape[-1]))
-
-
-def _scores(problem: Problem, latents: Tensor) -> Tensor:
-    """Energies of many draws, a few at a time: thousands of outputs need not fit in memory."""
-    rows = max(1, _SCORING_BATCH // problem.observation.count)
-    pieces = [problem.potential.energy(part) for part in torch.split(latents, rows, dim=1)]
-    return torch.cat(pieces, dim=1)

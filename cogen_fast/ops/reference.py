@@ -211,15 +211,24 @@ def next_beta(
 def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | None) -> Tensor:
     """Systematic resampling: which particle each of N takes the place of, ``(B, N)`` int64.
 
-    One ``uniform`` ``(B,)`` per observation places N equidistant points on the cumulated weights.
     Observations that are not ``wanted`` (``(B,)`` bool, None for all) keep every particle.
     """
+    count = log_weights.shape[-1]
+    ancestors = systematic(log_weights, uniform, count)
+    if wanted is None:
+        return ancestors
+    return torch.where(wanted[:, None], ancestors, torch.arange(count, device=ancestors.device))
+
+
+def systematic(log_weights: Tensor, uniform: Tensor, count: int) -> Tensor:
+    """``count`` of the particles of ``log_weights`` ``(B, K)``, by weight: ``(B, count)`` int64.
+
+    One ``uniform`` ``(B,)`` per observation places equidistant points on the cumulated weights.
+    """
     upto = torch.softmax(log_weights, -1).cumsum(-1)
-    count = upto.shape[-1]
     index = torch.arange(count, device=upto.device)
     points = (index + uniform[:, None]) / count * upto[:, -1:]
-    ancestors = torch.searchsorted(upto, points, right=True).clamp(max=count - 1)
-    return ancestors if wanted is None else torch.where(wanted[:, None], ancestors, index)
+    return torch.searchsorted(upto, points, right=True).clamp(max=upto.shape[-1] - 1)
 
 
 def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:

@@ -27,6 +27,7 @@ _EFFECTIVE = 4.0  # times the number of particles that are resampled
 _MOST_KEPT = 0.5
 _FURTHEST = 0.05  # inverse temperature: moves must learn what they are to be at the posterior
 _SCORED_AT_ONCE = 256
+_BISECTIONS, _RANGE = 50, 40.0  # of beta's binary logarithm
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ def scores(potential: Potential, latents: Tensor) -> Tensor:
     return torch.cat([energies(potential, part) for part in torch.split(latents, rows, 1)], 1)
 
 
+def untempered(draws: Tensor, particles: int) -> Start:
+    """The first ``particles`` of ``draws`` ``(B, K, d)`` as they are, at beta = 0."""
+    zero = draws.new_zeros(len(draws), dtype=torch.float64)
+    roots = torch.arange(particles, device=draws.device).repeat(len(draws), 1)
+    return Start(draws[:, :particles].contiguous(), roots, zero, zero, zero, zero)
+
+
 def start(
     draws: Tensor,
     energy: Tensor,
@@ -71,18 +79,13 @@ def start(
     size = energy.shape[-1]
     if beta is None:
         share = min(_MOST_KEPT, _EFFECTIVE * particles / size)
-        even, zero = torch.zeros_like(energy), torch.zeros_like(energy[:, 0])
-        reached = reference.next_beta(energy, even, zero, torch.full_like(zero, share), None)
-        beta = islands.others(reached.log(), count).exp().clamp(max=_FURTHEST)
+        beta = islands.others(_reached(energy, share).log(), count).exp().clamp(max=_FURTHEST)
     log_weights = -beta[:, None] * energy
     weights = torch.softmax(log_weights, -1)
     mean = (weights * energy).sum(-1, keepdim=True)
     deviation = (weights * (energy - mean) ** 2).sum(-1).sqrt()
-    upto = weights.cumsum(-1)
-    index = torch.arange(particles, device=draws.device)
     uniform = ops.observation_uniforms(stream, Purpose.POOL)
-    points = (index + uniform[:, None]) / particles * upto[:, -1:]
-    roots = torch.searchsorted(upto, points, right=True).clamp(max=size - 1)
+    roots = reference.systematic(log_weights, uniform, particles)
     return Start(
         draws.gather(1, roots[..., None].expand(-1, -1, draws.shape[-1])),
         roots,
@@ -91,3 +94,21 @@ def start(
         1.0 / effective_sample_size(log_weights) - 1.0 / size,
         deviation,
     )
+
+
+def _reached(energy: Tensor, share: float) -> Tensor:
+    """The largest beta, ``(B,)``, at which weights keep that ``share`` of their number effective.
+
+    From 2^-40 to 1, by bisection: no energies can bring a run to a halt.
+    """
+
+    def enough(beta: Tensor) -> Tensor:
+        effective = effective_sample_size(-beta[:, None] * energy)
+        return effective >= share * energy.shape[-1]
+
+    below, above = torch.full_like(energy[:, 0], -_RANGE), torch.zeros_like(energy[:, 0])
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (below + above)
+        fine = enough(torch.exp2(middle))
+        below, above = torch.where(fine, middle, below), torch.where(fine, above, middle)
+    return torch.exp2(below)

@@ -170,29 +170,27 @@ def init(
                 f"least {chains}, got {tuple(latents.shape)}"
             )
         observations = len(latents) // islands
-    potential, where = hmc.as_potential(target), torch.device(device)
+    potential = hmc.as_potential(target)
     ids = _rows_of(observation_ids, check_count("observations", observations), islands)
+    where = torch.device(device) if latents is None else latents.device
+    stream = hmc.noise_stream(seed, len(ids), where, ids)
+    ops = dispatch.resolve(backend, where)
     if latents is None:
         if latent_size is None:
             raise ValueError("latent_size: expected a number where no latents are given, got None")
         count = max(chains, starts) if alone else chains * draws
-        stream = hmc.noise_stream(seed, len(ids), where, ids)
-        ops = dispatch.resolve(backend, where)
         size = check_count("latent_size", latent_size)
         latents = ops.initial_latents(stream, count, size, hmc.check_dtype(dtype))
-    else:
-        hmc.check_dtype(latents.dtype)
-        stream = hmc.noise_stream(seed, len(ids), latents.device, ids)
-        ops = dispatch.resolve(backend, latents.device)
+    hmc.check_dtype(latents.dtype)
     scored = latents.shape[1]
     energy = pool.scores(potential, latents)
-    begun: pool.Start | None = None
     spread = lone.init(energy, chains) if alone else None
-    if not alone:
+    if alone:
+        begun = pool.untempered(latents, chains)
+    else:
         begun = pool.start(latents, energy, chains, stream, islands, first_beta, ops)
-        latents = begun.latents
     how: dict[str, Any] = {"seed": seed, "observation_ids": ids, "backend": backend}
-    state = hmc.init(potential, latents[:, :chains].contiguous(), **how)
+    state = hmc.init(potential, begun.latents, **how)
     return _begun(
         state,
         begun,
@@ -216,37 +214,33 @@ def _rows_of(observation_ids: Sequence[int] | None, count: int, islands: int) ->
 
 def _begun(
     state: HMCState,
-    begun: pool.Start | None,
+    begun: pool.Start,
     spread: Spread | None,
     *,
     islands: int,
     step_size: float | None,
     forwards: int,
 ) -> SMCState:
-    """The first state: at the inverse temperature of ``begun``, or at 0."""
-    count, chains, size = state.latents.shape
-    device = state.latents.device
-    zeros = torch.zeros(count, dtype=torch.float64, device=device)
-    nothing = torch.zeros_like(zeros, dtype=torch.bool)
-    none_yet = torch.zeros_like(zeros, dtype=torch.int64)
+    """The first state: at the inverse temperature of ``begun``."""
+    count, _, size = state.latents.shape
+    nothing = torch.zeros_like(begun.beta, dtype=torch.bool)
+    none_yet = torch.zeros_like(begun.beta, dtype=torch.int64)
     even = torch.zeros_like(state.energy)
-    own = torch.arange(chains, device=device).repeat(count, 1)
-    seen = curvature.init(state.latents)
-    if begun is not None:  # so that the first moves have a mass
-        seen = curvature.update(seen, state.grad, begun.beta, ~nothing)
+    # So that the first moves have a mass.
+    seen = curvature.update(curvature.init(state.latents), state.grad, begun.beta, ~nothing)
     return SMCState(
         hmc=state,
         islands=islands,
-        tuning=tuning.init(count, size, step_size, device),
+        tuning=tuning.init(count, size, step_size, begun.beta.device),
         curvature=seen,
         directions=curvature.no_directions(state.latents),
-        sharpness=zeros if begun is None else begun.beta * begun.deviation,
-        beta=zeros if begun is None else begun.beta,
-        first_beta=zeros if begun is None else begun.beta,
-        log_weights=even if begun is None else even + begun.log_normaliser[:, None],
-        variance=zeros if begun is None else begun.variance,
+        sharpness=begun.beta * begun.deviation,
+        beta=begun.beta,
+        first_beta=begun.beta,
+        log_weights=even + begun.log_normaliser[:, None],
+        variance=begun.variance,
         lineage=even.clone(),
-        roots=own if begun is None else begun.roots,
+        roots=begun.roots,
         resamplings=none_yet,
         rounds=none_yet.clone(),
         finished=nothing,
@@ -306,8 +300,7 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
         new_beta = pace.next_beta(beta, state.sharpness, chosen.kept, state.islands, active)
     else:
         new_beta = torch.where(active, lone.next_beta(state.spread, beta, chosen.kept), beta)
-    share = effective_sample_size(_weigh(state, new_beta).log_weights)
-    share = share / state.log_weights.shape[-1]
+    share = effective_sample_size(_log_weights(state, new_beta)) / state.log_weights.shape[-1]
     # At the end weights are made even, so that particles are draws as they stand.
     arrived = (new_beta >= 1.0) & (state.rounds == 0)
     uneven = arrived | (share < annealing.resample_below)
@@ -358,15 +351,20 @@ def _directions(state: SMCState, memory: Tensor) -> Directions:
     )
 
 
+def _log_weights(state: SMCState, beta: Tensor) -> Tensor:
+    """Those at ``beta``: they grow by ``log p_beta(z) - log p_old(z)`` before moves."""
+    return state.log_weights - (beta - state.beta)[:, None] * state.hmc.energy
+
+
 def _weigh(state: SMCState, beta: Tensor) -> SMCState:
-    """The state at ``beta``: log weights grow by ``log p_beta(z) - log p_old(z)`` before moves.
+    """The state at ``beta``, before moves.
 
     The log normaliser grows by the mean over particles of what each contributes, w. The variance of
     the sum of such means is, to first order, that of each and twice its covariance with all before
     it: particles share no more than their ancestors, so the sum over particles of ``w (w + 2 a)``
     over ``N (N - 1)`` estimates it, a being what a particle's ancestors have contributed.
     """
-    log_weights = state.log_weights - (beta - state.beta)[:, None] * state.hmc.energy
+    log_weights = _log_weights(state, beta)
     count = log_weights.shape[-1]
     new, old = normalised_weights(log_weights), normalised_weights(state.log_weights)
     contributed = count * (new - old)

@@ -50,13 +50,24 @@ def variance_between(log_means: Tensor) -> Tensor:
     return ((shares**2).sum(-1) * count - 1.0).clamp(min=0.0) / max(count - 1, 1)
 
 
-def tells_its_variance(log_weights: Tensor, least: float = 2.0) -> Tensor:
+def variance_if_gaussian(log_weights: Tensor) -> Tensor:
+    """Relative variance of the mean of N weights, if their logarithms are Gaussian, ``(...)``.
+
+    By the deviation of the bulk of them, which few can tell where the few largest of them, which
+    make the mean, cannot.
+    """
+    count = log_weights.shape[-1]
+    squared = robust_deviation(log_weights) ** 2 * (1.0 + 2.0 / count)
+    return torch.expm1(squared) / count
+
+
+def tells_its_variance(log_weights: Tensor) -> Tensor:
     """Whether weights ``(..., N)`` are even enough to tell their own variance, ``(...)``.
 
-    An effective ``least sqrt(N)``: with fewer, what a mean of heavy-tailed weights misses is in
+    An effective ``2 sqrt(N)``: with fewer, what a mean of heavy-tailed weights misses is in
     draws that are not there.
     """
-    return effective_sample_size(log_weights) >= least * math.sqrt(log_weights.shape[-1])
+    return effective_sample_size(log_weights) >= 2.0 * math.sqrt(log_weights.shape[-1])
 
 
 def error_of_log(variance: Tensor) -> Tensor:
