@@ -367,9 +367,9 @@ class Result:
         return residual
 
     def _rounds_missing(self) -> Tensor:
-        """Rounds at the posterior that the budget cut off, ``(B S,)``: 0 where most were made."""
+        """Rounds at the posterior that the budget cut off, ``(B S,)``: 0 where enough were made."""
         planned: int = self.settings.get("final_rounds", 0)
-        return torch.where(2 * self.rounds < planned, planned - self.rounds, 0)
+        return torch.where(4 * self.rounds < planned, planned - self.rounds, 0)
 
     def to_arviz(self, *, outputs: bool = False) -> Any:
         """The samples as ArviZ's data tree (extra ``arviz``): chain = island, draw = sample.

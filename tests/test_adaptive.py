@@ -134,7 +134,7 @@ def test_without_a_method_the_run_is_adaptive() -> None:
 
 def test_what_is_asked_for_is_used() -> None:
     result = run(
-        kept=0.8, mass="identity", leapfrog_steps=5, hmc_steps=2, step_size=0.07, budget=400
+        kept=0.8, mass="identity", leapfrog_steps=5, hmc_steps=2, step_size=0.07, budget=900
     )
     assert set(result.leapfrog_steps.tolist()) == {5}
     assert set(result.hmc_steps.tolist()) == {2}

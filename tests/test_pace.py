@@ -167,12 +167,13 @@ def test_what_is_affordable_fits_and_leaves_something_for_the_posterior() -> Non
             count, made, steps = pace._fit(plan, length, moves, annealing)
             assert 0 <= made <= moves
             assert 1 <= count <= length
-            assert count * made <= remaining
+            spent = count * (made if travel > 0.0 else pace._of_round(made, annealing))
+            assert spent <= remaining
             assert made > 0 or remaining < (fixed or 1)
             # A step that does not end the way leaves one more trajectory at least, as does any
             # where all rounds are missing.
             if travel > 0.0 and steps > (0.0 if rounds == 8.0 else 1.0):
-                assert remaining - count * made >= count
+                assert remaining - spent >= count
             # Nobody jumps who has a trajectory of three steps for the way and two for the end.
             assert steps > 0.0 or travel == 0.0 or remaining < 3 * (fixed or min(length, 3))
 
@@ -233,9 +234,9 @@ def test_more_budget_means_smaller_steps_then_more_moves() -> None:
 STEP = math.sqrt(math.log(2.0))  # of the energies' deviation, that keeps half
 FITS: dict[str, tuple[int, float, int, int, int, int | None, tuple[int, int, float]]] = {
     # remaining, travel, L, M, rounds missing, fixed L: 10 steps of the asked share and 5 rounds at
-    # the end.
-    "all-affordable": (8 * 15 * 3, 10 * STEP, 8, 3, 5, None, (8, 3, 10.0)),
-    "not-all-moves": (8 * 15 * 3 - 1, 10 * STEP, 8, 3, 5, None, (8, 2, 10.0)),
+    # the end, of a third of M moves.
+    "all-affordable": (8 * 35, 10 * STEP, 8, 3, 5, None, (8, 3, 10.0)),
+    "not-all-moves": (8 * 35 - 1, 10 * STEP, 8, 3, 5, None, (8, 2, 10.0)),
     "one-move": (8 * 15, 10 * STEP, 8, 3, 5, None, (8, 1, 10.0)),
     "larger-steps": (8 * 15 - 1, 10 * STEP, 8, 3, 5, None, (8, 1, 119 / 8 - 2)),
     # exp(-log 2 (10 / s)^2) >= 0.3 to s = 7.588, so from 76.7 gradients on.
@@ -254,12 +255,12 @@ FITS: dict[str, tuple[int, float, int, int, int, int | None, tuple[int, int, flo
     "one-left": (1, 10 * STEP, 8, 3, 5, None, (1, 1, 0.0)),
     "nothing-left": (0, 10 * STEP, 8, 3, 5, None, (1, 0, 0.0)),
     "too-little-left": (7, 10 * STEP, 8, 3, 5, 8, (1, 0, 0.0)),
-    "at-the-end": (8 * 5 * 3, 0.0, 8, 3, 5, None, (8, 3, 0.0)),
+    "at-the-end": (8 * 5 * 2, 0.0, 8, 6, 5, None, (8, 6, 0.0)),
     # Only the rounds still missing need gradients; there is one at least.
-    "two-rounds-missing": (8 * 2 * 3, 0.0, 8, 3, 2, None, (8, 3, 0.0)),
-    "not-for-all-their-moves": (8 * 2 * 3 - 1, 0.0, 8, 3, 2, None, (8, 2, 0.0)),
-    "the-last-round": (8 * 3, 0.0, 8, 3, 1, None, (8, 3, 0.0)),
-    "a-round-too-many": (8 * 3, 0.0, 8, 3, 0, None, (8, 3, 0.0)),
+    "two-rounds-missing": (8 * 2 * 2, 0.0, 8, 6, 2, None, (8, 6, 0.0)),
+    "not-for-all-their-moves": (8 * 2 * 2 - 1, 0.0, 8, 6, 2, None, (8, 3, 0.0)),
+    "the-last-round": (8 * 2, 0.0, 8, 6, 1, None, (8, 6, 0.0)),
+    "a-round-too-many": (8 * 2, 0.0, 8, 6, 0, None, (8, 6, 0.0)),
 }
 
 
@@ -328,11 +329,11 @@ def test_the_pace_is_chosen_by_those_that_move() -> None:
 
 
 def test_at_the_posterior_the_slowest_directions_count_too() -> None:
-    # 0.99 and 0.95: eight moves at most, and 0.95^7 is the first below 0.7.
+    # 0.99 and 0.95: eight moves at most, and 0.95^7 is the first below 0.7; a third of these.
     there = standing(beta=tensor(1.0, 1.0, 1.0))
-    assert pace.choose(there, Annealing()).moves.tolist() == [8, 7, 0]
+    assert pace.choose(there, Annealing()).moves.tolist() == [3, 3, 0]
     patient = Annealing(rule=TuningRule(most_moves=100))
-    assert pace.choose(there, patient).moves.tolist() == [36, 7, 0]
+    assert pace.choose(there, patient).moves.tolist() == [12, 3, 0]
 
 
 def test_nobody_left_is_an_error() -> None:
@@ -356,9 +357,9 @@ def test_steps_are_planned_for_the_one_farthest_off() -> None:
 
 
 def test_moves_within_a_budget_are_common() -> None:
-    # By the mean of the memories, 0.85: three moves, where 8.5 steps of the farthest and 10 rounds
-    # of 3 L = 24 gradients are affordable.
-    least = math.ceil(24.0 * (WAYS[0] / math.sqrt(-math.log(0.9)) + 10.0))
+    # By the mean of the memories, 0.85: three moves, where 8.5 steps of the farthest of 3 L = 24
+    # gradients and 30 rounds of L are affordable.
+    least = math.ceil(24.0 * WAYS[0] / math.sqrt(-math.log(0.9)) + 8.0 * 30.0)
     assert least == 445
     for left, moves in ((10**6, 3), (445, 3), (444, 2)):
         chosen = pace.choose(standing(), Annealing(kept=0.9, budget=10 + left))
@@ -368,14 +369,14 @@ def test_moves_within_a_budget_are_common() -> None:
 
 
 def test_rounds_are_planned_for_the_one_with_most_missing() -> None:
-    # At the end: 10 - 3 rounds of 8 L = 64 gradients; the finished one's 8 do not count.
-    there: dict[str, Any] = {"beta": torch.ones(3, dtype=F64), "rounds": torch.tensor([3, 6, 8])}
-    for left, moves in ((448, 8), (447, 7), (56, 1)):
+    # At the end: 30 - 3 rounds of 3 L = 24 gradients; the finished one's 28 do not count.
+    there: dict[str, Any] = {"beta": torch.ones(3, dtype=F64), "rounds": torch.tensor([3, 6, 28])}
+    for left, moves in ((648, 3), (647, 2), (432, 2), (431, 1), (216, 1)):
         chosen = pace.choose(standing(**there), Annealing(budget=10 + left))
         assert (chosen.leapfrog_steps, chosen.moves.tolist()) == (8, [moves, moves, 0])
-    # With one more made they are six.
-    there["rounds"] = torch.tensor([4, 6, 8])
-    assert pace.choose(standing(**there), Annealing(budget=10 + 384)).moves.tolist() == [8, 8, 0]
+    # With one more made they are 26.
+    there["rounds"] = torch.tensor([4, 6, 28])
+    assert pace.choose(standing(**there), Annealing(budget=10 + 624)).moves.tolist() == [3, 3, 0]
 
 
 # --- arguments ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from cogen_fast.sampler import islands, tuning
 from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
 
 _LEAST_FINAL_ROUNDS = 2
+_SHORTER = 3  # times fewer moves in a round at the posterior
 _LEAST_LENGTH = 3  # of a trajectory: shorter ones walk at random
 _LEAST_KEPT = 0.1  # where a step keeps less, one particle in ten carries it
 _ROUNDING = 1e-9
@@ -35,7 +36,8 @@ class Annealing:
     ``budget`` bounds the gradient evaluations of a particle; where it is short there are fewer
     moves, then larger steps, then shorter trajectories. There are ``final_rounds`` of moves at the
     posterior itself, where a small population's bias is forgotten: a number that looks at no
-    energies, for to stop where they look settled would be to choose among samples.
+    energies, for to stop where they look settled would be to choose among samples. A round has a
+    third of the moves of a temperature.
     """
 
     kept: float = 0.97
@@ -44,7 +46,7 @@ class Annealing:
     hmc_steps: int | None = None
     mass: str = "curvature"
     budget: int | None = None
-    final_rounds: int = 10
+    final_rounds: int = 30
     rule: TuningRule = field(default_factory=TuningRule)
 
     def __post_init__(self) -> None:
@@ -131,7 +133,7 @@ def choose(standing: Standing, annealing: Annealing) -> Pace:
         )
         moves = [common] * len(rows)
         kept = [min(annealing.kept, _kept(_travel(row, standing.size), steps)) for row in rows]
-    moves = [each if row.active else 0 for each, row in zip(moves, rows, strict=True)]
+    moves = [_made(each, row, annealing) for each, row in zip(moves, rows, strict=True)]
     device = standing.beta.device
     return Pace(
         torch.tensor(kept, dtype=torch.float64).to(device),
@@ -175,6 +177,21 @@ def _read(standing: Standing) -> list[_Row]:
     return [_Row(bool(active), *numbers) for active, *numbers in stacked.tolist()]
 
 
+def _made(moves: int, row: _Row, annealing: Annealing) -> int:
+    """How many of a temperature's ``moves`` are made where the observation stands."""
+    if not row.active:
+        return 0
+    return _of_round(moves, annealing) if row.beta >= 1.0 else moves
+
+
+def _of_round(moves: int, annealing: Annealing) -> int:
+    """Those of one round at the posterior, where a temperature would have ``moves``, unless fixed.
+
+    There are rounds enough, and more of them tell more about the posterior than longer ones.
+    """
+    return moves if annealing.hmc_steps is not None else -(-moves // _SHORTER)
+
+
 def _travel(row: _Row, size: int) -> float:
     """How far an observation still is from beta = 1, in steps that keep ``exp(-1)``.
 
@@ -210,10 +227,10 @@ def _fit(plan: _Plan, length: int, moves: int, annealing: Annealing) -> tuple[in
     """
     remaining, travel = plan.remaining, plan.travel
     wanted = travel / math.sqrt(-math.log(annealing.kept))
-    rounds = max(plan.rounds, 1.0)
-    affordable = int(remaining / ((wanted + rounds) * length))
-    if affordable >= 1:
-        return length, min(moves, affordable), wanted
+    rounds, steps = max(plan.rounds, 1.0), max(wanted, 1.0) if travel > 0.0 else 0.0
+    for fewer in range(moves, 0, -1):
+        if (steps * fewer + rounds * _of_round(fewer, annealing)) * length <= remaining:
+            return length, fewer, wanted
     for least in (_MODERATE_KEPT, _LEAST_KEPT, 0.0):
         for shorter in _shorter(length, annealing):
             steps = remaining / shorter - _LEAST_FINAL_ROUNDS
