@@ -153,13 +153,18 @@ def filler(size: int) -> Tensor:
     return torch.randn(size, min(MOST, size), generator=random, dtype=torch.float64)
 
 
-def basis(stiff: Tensor | None) -> Tensor | None:
+def unturned(latents: Tensor) -> Tensor:
+    """The basis of the coordinates as they are, ``(B, d, d)`` float64."""
+    count, _, size = latents.shape
+    unit = torch.eye(size, dtype=torch.float64, device=latents.device)
+    return unit.expand(count, -1, -1)
+
+
+def basis(stiff: Tensor) -> Tensor:
     """An orthogonal ``(B, d, d)`` whose first columns span ``stiff``, one after the other.
 
     It is the same for either sign of a column, which is an eigenvector's freedom.
     """
-    if stiff is None:
-        return None
     turn: Tensor = torch.linalg.qr(stiff, mode="complete").Q
     return turn
 

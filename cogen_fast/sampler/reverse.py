@@ -41,7 +41,7 @@ def run(
     log_weights = torch.zeros_like(state.energy)
     for t in range(len(choices), 0, -1):
         choice = choices[t - 1]
-        turn = curvature.basis(choice.stiff)
+        turn = None if choice.stiff is None else curvature.basis(choice.stiff)
         for made in range(choice.hmc_steps):
             now = replace(choice, active=choice.active & (made < choice.moves))
             settings = smc.jittered(now, choice.step_size, rule, state.stream, ops)

@@ -57,10 +57,11 @@ class SMCState:
     ``finished`` ``(B,)`` marks what stands still. ``tuning``, ``curvature`` and ``sharpness``
     ``(B,)``, a running mean of the steps, each keeping ``exp(-1)``, that an e-fold of beta takes,
     are what each row's particles have taught, for others to use; ``directions`` what a row's moves
-    follow. ``jumped`` ``(B,)`` marks what a short budget drove to the end too fast; ``non_finite``
-    ``(B, N)`` counts proposals that were not finite; ``spent`` the gradient evaluations of a
-    particle, ``forwards`` its forwards beside them, and ``temperatures`` the steps so far.
-    ``spread`` is there for chains too few to be a population.
+    follow, and ``turn`` ``(B, d, d)`` the basis made of them. ``jumped`` ``(B,)`` marks what a
+    short budget drove to the end too fast; ``non_finite`` ``(B, N)`` counts proposals that were not
+    finite; ``spent`` the gradient evaluations of a particle, ``forwards`` its forwards beside them,
+    and ``temperatures`` the steps so far. ``spread`` is there for chains too few to be a
+    population.
     """
 
     hmc: HMCState
@@ -68,6 +69,7 @@ class SMCState:
     tuning: Tuning
     curvature: Curvature
     directions: Directions
+    turn: Tensor
     sharpness: Tensor
     beta: Tensor
     first_beta: Tensor
@@ -234,6 +236,7 @@ def _begun(
         tuning=tuning.init(count, size, step_size, begun.beta.device),
         curvature=seen,
         directions=curvature.no_directions(state.latents),
+        turn=curvature.unturned(state.latents),
         sharpness=begun.beta * begun.deviation,
         beta=begun.beta,
         first_beta=begun.beta,
@@ -271,6 +274,8 @@ def step(
     adapts = choice is None
     if choice is None:
         state, choice = choose(state, annealing)
+    elif choice.stiff is not None:
+        state = replace(state, turn=curvature.basis(choice.stiff))
     weighed = _weigh(state, choice.beta)
     resampled, ancestors = _resample(weighed, choice.resampled, ops)
     moved, choice, acceptance = _move(resampled, potential, choice, annealing, adapts, ops)
@@ -308,7 +313,7 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
     inverse_mass: Tensor | None = None
     if _follows_curvature(state, annealing):
         memory = known.memory[:, tuning.OF_LATENTS].amax(-1)
-        state = replace(state, directions=_directions(state, memory))
+        state = _turned(state, memory)
         stiff = state.directions.vectors
         inverse_mass = curvature.inverse_mass(state.directions, new_beta)
         inverse_mass = inverse_mass.to(state.hmc.latents.dtype)
@@ -335,20 +340,23 @@ def _follows_curvature(state: SMCState, annealing: Annealing) -> bool:
     return annealing.mass == "curvature" and state.spread is None
 
 
-def _directions(state: SMCState, memory: Tensor) -> Directions:
-    """Those that the other islands' gradients show by now; with many dimensions not every time.
+def _turned(state: SMCState, memory: Tensor) -> SMCState:
+    """With the directions that the other islands' gradients show by now.
 
-    At the posterior itself they stay as they are.
+    With many dimensions not every time; at the posterior itself they stay as they are.
     """
     if state.temperatures % -(-state.hmc.latents.shape[-1] // _REFRESHED):
-        return state.directions
-    seen = curvature.directions(curvature.of_others(state.curvature, state.islands), memory)
+        return state
     learns, old = ~state.finished & (state.beta < 1.0), state.directions
-    return Directions(
+    if not bool(learns.any()):
+        return state
+    seen = curvature.directions(curvature.of_others(state.curvature, state.islands), memory)
+    directions = Directions(
         torch.where(learns[:, None, None], seen.vectors, old.vectors),
         torch.where(learns[:, None], seen.values, old.values),
         torch.where(learns, seen.rest, old.rest),
     )
+    return replace(state, directions=directions, turn=curvature.basis(directions.vectors))
 
 
 def _log_weights(state: SMCState, beta: Tensor) -> Tensor:
@@ -412,7 +420,6 @@ def _move(
     ops: Ops,
 ) -> tuple[SMCState, Choice, Tensor]:
     """Each observation's M transitions, what they were, and their mean acceptance ``(B,)``."""
-    turn = curvature.basis(choice.stiff)
     total, step_size = torch.zeros_like(choice.beta), choice.step_size
     made = replace(state, spent=0, forwards=0, temperatures=0)  # no part of a recording
     for number in range(choice.hmc_steps):
@@ -427,7 +434,6 @@ def _move(
             made,
             now,
             used,
-            turn,
         )
         step_size = torch.where(now.active, step_used, step_size)
         total = total + torch.where(now.active, acceptance, 0.0)
@@ -458,13 +464,13 @@ def _one_move(
     state: SMCState,
     choice: Choice,
     used: Tuning,
-    turn: Tensor | None,
 ) -> tuple[SMCState, Tensor, Tensor]:
     """One transition with a jittered step size; its mean acceptance and step size ``(B,)``."""
     tuned, seen, spread, rule = state.tuning, state.curvature, state.spread, annealing.rule
     step_size = used.log_step.exp() if adapts else choice.step_size
     settings = jittered(choice, step_size, rule, state.hmc.stream, ops)
     length = choice.leapfrog_steps
+    turn = None if choice.stiff is None else state.turn
     made = curvature.transition(state.hmc, potential, settings, length, turn, ops)
     chains, info = made.after, made.info
     if adapts:
