@@ -403,15 +403,27 @@ def _rivals_rows(cell: Cell, lines: Sequence[dict[str, Any]], log: Log) -> list[
         f"{evidence:.2f} | default |"
     ]
     tried = list(log.find(against=cell.name, budget=budget))
-    for rival in dict.fromkeys(line["rival"] for line in tried):
-        best = min((t for t in tried if t["rival"] == rival), key=lambda line: line["energy"])
+    for best in _best(tried):
         told = f"{best['log_evidence']:.2f}" if "log_evidence" in best else "-"
         how = ", ".join(f"{name} {value}" for name, value in best["how"].items())
         rows.append(
-            f"| {cell.name} | {rival} | {best['gradients']:.0f} | {best['energy']:.3g} | "
+            f"| {cell.name} | {best['rival']} | {best['gradients']:.0f} | {best['energy']:.3g} | "
             f"{best['energy_bias']:+.3g} | {told} | {how}; {best['remark']} |"
         )
     return rows if tried else []
+
+
+def _best(tried: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each rival the settings that are best by the energy, and those by the log evidence."""
+    found: list[dict[str, Any]] = []
+    for rival in dict.fromkeys(line["rival"] for line in tried):
+        of_rival = [line for line in tried if line["rival"] == rival]
+        for quantity in ("energy", "log_evidence"):
+            told = [line for line in of_rival if math.isfinite(line.get(quantity, math.nan))]
+            best = min(told, key=lambda line: line[quantity], default=None)
+            if best is not None and best not in found:
+                found.append(best)
+    return found
 
 
 def _root_mean_square(values: Tensor) -> float:
