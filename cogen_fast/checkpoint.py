@@ -17,7 +17,7 @@ from cogen_fast.files import write_atomically
 from cogen_fast.ops.philox import NoiseStream
 from cogen_fast.sampler import ais, curvature, hmc, lone, smc, step_size, tuning
 
-_FORMAT = "cogen-fast run 4"
+_FORMAT = "cogen-fast run 5"
 _PROBE = "probe."
 _ON_HOST = "trace"
 _CLASSES: dict[str, type[Any]] = {
@@ -40,6 +40,7 @@ _CLASSES: dict[str, type[Any]] = {
     )
 }
 _NAMES = {c: name for name, c in _CLASSES.items()}
+_Held = dict[tuple[int, bool], tuple[str, Tensor]]
 
 
 def save(path: Path, run: Any, identity: Mapping[str, str], probes: Mapping[str, Tensor]) -> None:
@@ -48,9 +49,9 @@ def save(path: Path, run: Any, identity: Mapping[str, str], probes: Mapping[str,
     ``identity`` names the inputs and settings that it belongs to; ``probes`` holds what functions
     give at fixed latents, which tells one from another where there are no weights to hash.
     """
-    tensors: dict[str, Tensor] = {}
-    tree = _encode(run, "run", tensors)
-    tensors |= {_PROBE + name: value for name, value in probes.items()}
+    held: _Held = {}
+    tree = _encode(run, "run", held)
+    tensors = dict(held.values()) | {_PROBE + name: value for name, value in probes.items()}
     # Copies: the format refuses tensors that share memory.
     kept = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     metadata = {
@@ -95,16 +96,16 @@ def load(
     return run
 
 
-def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """A tree of plain values that names the tensors, which are put into ``tensors``."""
+def _encode(value: Any, name: str, held: _Held) -> Any:
+    """A tree of plain values that names the tensors, which are put into ``held`` once each."""
     if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"tensor": name}
+        key = (id(value), _ON_HOST in name.split("."))
+        return {"tensor": held.setdefault(key, (name, value))[0]}
     if isinstance(value, tuple):
-        return [_encode(each, f"{name}.{i}", tensors) for i, each in enumerate(value)]
+        return [_encode(each, f"{name}.{i}", held) for i, each in enumerate(value)]
     if is_dataclass(value):
         inner = {
-            f.name: _encode(getattr(value, f.name), f"{name}.{f.name}", tensors)
+            f.name: _encode(getattr(value, f.name), f"{name}.{f.name}", held)
             for f in fields(value)
         }
         return {"class": _NAMES[type(value)], "fields": inner}

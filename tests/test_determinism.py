@@ -155,6 +155,18 @@ def test_a_finished_run_is_read_back_without_moving(tmp_path: Path) -> None:
     assert generator.calls == 6  # the checks of G, and the outputs
 
 
+def test_what_several_temperatures_share_is_saved_once(tmp_path: Path) -> None:
+    # In 130 latents directions are looked for at every third temperature.
+    path = tmp_path / "run.safetensors"
+    how: dict[str, Any] = {"noise_std": 1.0, "latent_shape": 130, "progress": False}
+    result = cogenerate(lambda z: z, torch.zeros(1, 130), torch.ones(130), checkpoint=path, **how)
+    betas = result.betas[:, 0]
+    learning = int((betas < 1.0).sum()) + 1
+    saved = [name for name in load_file(path) if name.endswith((".stiff", ".vectors"))]
+    assert learning > 6
+    assert len(saved) <= -(-learning // 3)
+
+
 def test_a_checkpoint_is_saved_as_often_as_asked(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
 
@@ -378,7 +390,7 @@ def test_a_file_of_another_kind_is_refused(interrupted: Path, tmp_path: Path) ->
     path = tmp_path / "run.safetensors"
     path.write_bytes(interrupted.read_bytes())
     rewritten(path)
-    with pytest.raises(ValueError, match=r"checkpoint: .* is no 'cogen-fast run 4' file"):
+    with pytest.raises(ValueError, match=r"checkpoint: .* is no 'cogen-fast run 5' file"):
         run(Failing(), checkpoint=path)
 
 
