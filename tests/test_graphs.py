@@ -33,7 +33,7 @@ SHOWN = ("settings", "notes")
 RUNS: dict[str, dict[str, Any]] = {
     "adaptive": {},
     "identity": {"mass": "identity"},
-    "populations": {"populations": 2, "hmc_steps": 3},
+    "populations": {"populations": 3, "hmc_steps": 3},
     "alone": {"chains": 2, "budget": 60},
     "frozen": {"evidence": "frozen", "budget": 120},
     "paper": {"method": "paper", "ais_steps": 9, "leapfrog_steps": 3},
