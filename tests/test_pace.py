@@ -238,13 +238,16 @@ FITS: dict[str, tuple[int, float, int, int, int, int | None, tuple[int, int, flo
     "all-affordable": (8 * 35, 10 * STEP, 8, 3, 5, None, (8, 3, 10.0)),
     "not-all-moves": (8 * 35 - 1, 10 * STEP, 8, 3, 5, None, (8, 2, 10.0)),
     "one-move": (8 * 15, 10 * STEP, 8, 3, 5, None, (8, 1, 10.0)),
-    "larger-steps": (8 * 15 - 1, 10 * STEP, 8, 3, 5, None, (8, 1, 119 / 8 - 2)),
-    # exp(-log 2 (10 / s)^2) >= 0.3 to s = 7.588, so from 76.7 gradients on.
-    "largest-steps": (77, 10 * STEP, 8, 3, 5, None, (8, 1, 77 / 8 - 2)),
-    "shorter": (76, 10 * STEP, 8, 3, 5, None, (6, 1, 76 / 6 - 2)),
+    "larger-steps": (8 * 15 - 1, 10 * STEP, 8, 3, 5, None, (8, 1, 119 / 8 - 5)),
+    # exp(-log 2 (10 / s)^2) >= 0.3 to s = 7.588, so from 100.7 gradients on.
+    "largest-steps": (101, 10 * STEP, 8, 3, 5, None, (8, 1, 101 / 8 - 5)),
+    "shorter": (100, 10 * STEP, 8, 3, 5, None, (6, 1, 100 / 6 - 5)),
+    "eight-rounds-at-most": (100, 10 * STEP, 8, 3, 30, None, (6, 1, 100 / 6 - 8)),
+    # 0.1 is kept to s = 5.487, then with two rounds.
     "shorter-if-it-may": (76, 10 * STEP, 8, 3, 5, 8, (8, 1, 76 / 8 - 2)),
-    "much-shorter": (30, 10 * STEP, 8, 3, 5, None, (3, 1, 30 / 3 - 2)),
-    # 0.1 is kept to s = 5.487, so from 22.5 gradients on in trajectories of three, the least.
+    "much-shorter": (38, 10 * STEP, 8, 3, 5, None, (3, 1, 38 / 3 - 5)),
+    "fewer-rounds": (30, 10 * STEP, 8, 3, 5, None, (4, 1, 30 / 4 - 2)),
+    # So from 22.5 gradients on in trajectories of three, the least.
     "too-large-steps": (23, 10 * STEP, 8, 3, 5, None, (3, 1, 23 / 3 - 2)),
     "anything-below": (22, 10 * STEP, 8, 3, 5, None, (6, 1, 22 / 6 - 2)),
     "a-single-step": (9, 10 * STEP, 8, 3, 5, None, (3, 1, 1.0)),
@@ -346,9 +349,9 @@ WAYS = [1.2 * math.log(10.0), 1.2 * math.log(2.0)]
 
 
 def test_steps_are_planned_for_the_one_farthest_off() -> None:
-    annealing = Annealing(kept=0.9, budget=10 + 60)
+    annealing = Annealing(kept=0.9, budget=10 + 120)
     chosen = pace.choose(standing(), annealing)
-    steps = 60 / 8 - 2.0
+    steps = 120 / 8 - 8.0
     assert WAYS[0] / math.sqrt(-math.log(0.9)) > steps
     assert (chosen.leapfrog_steps, chosen.moves.tolist()) == (8, [1, 1, 0])
     expected = [min(0.9, math.exp(-((way / steps) ** 2))) for way in WAYS]

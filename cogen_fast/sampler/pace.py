@@ -13,7 +13,7 @@ from cogen_fast.arguments import check_choice, check_count, check_number, shown
 from cogen_fast.sampler import islands, tuning
 from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
 
-_LEAST_FINAL_ROUNDS = 2
+_LEAST_FINAL_ROUNDS, _MODERATE_FINAL_ROUNDS = 2, 8
 _SHORTER = 3  # times fewer moves in a round at the posterior
 _LEAST_LENGTH = 3  # of a trajectory: shorter ones walk at random
 _LEAST_KEPT = 0.1  # where a step keeps less, one particle in ten carries it
@@ -231,9 +231,14 @@ def _fit(plan: _Plan, length: int, moves: int, annealing: Annealing) -> tuple[in
     for fewer in range(moves, 0, -1):
         if (steps * fewer + rounds * _of_round(fewer, annealing)) * length <= remaining:
             return length, fewer, wanted
-    for least in (_MODERATE_KEPT, _LEAST_KEPT, 0.0):
+    enough = min(rounds, _MODERATE_FINAL_ROUNDS)
+    for least, reserved in (
+        (_MODERATE_KEPT, enough),
+        (_LEAST_KEPT, _LEAST_FINAL_ROUNDS),
+        (0.0, _LEAST_FINAL_ROUNDS),
+    ):
         for shorter in _shorter(length, annealing):
-            steps = remaining / shorter - _LEAST_FINAL_ROUNDS
+            steps = remaining / shorter - reserved
             if steps >= 1.0 and _kept(travel, steps) >= least:
                 return shorter, 1, steps
     last = next((n for n in _shorter(length, annealing, 1) if n <= remaining), 0)

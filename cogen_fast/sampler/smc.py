@@ -370,7 +370,8 @@ def _weigh(state: SMCState, beta: Tensor) -> SMCState:
     The log normaliser grows by the mean over particles of what each contributes, w. The variance of
     the sum of such means is, to first order, that of each and twice its covariance with all before
     it: particles share no more than their ancestors, so the sum over particles of ``w (w + 2 a)``
-    over ``N (N - 1)`` estimates it, a being what a particle's ancestors have contributed.
+    over ``N (N - 1)`` estimates it, a being what a particle's ancestors have contributed. Where few
+    ancestors are left it is too small: what was lost with the others does not show.
     """
     log_weights = _log_weights(state, beta)
     count = log_weights.shape[-1]
