@@ -105,8 +105,7 @@ def _encode(value: Any, name: str, held: _Held) -> Any:
         return [_encode(each, f"{name}.{i}", held) for i, each in enumerate(value)]
     if is_dataclass(value):
         inner = {
-            f.name: _encode(getattr(value, f.name), f"{name}.{f.name}", held)
-            for f in fields(value)
+            f.name: _encode(getattr(value, f.name), f"{name}.{f.name}", held) for f in fields(value)
         }
         return {"class": _NAMES[type(value)], "fields": inner}
     return {"plain": value}
