@@ -16,7 +16,8 @@ from cogen_fast.tasks import inpaint
 GENERATOR = "fashion-32"
 GARMENT = "boot"
 NOISE_STD = 0.3  # well above what the generator misses of a boot, so that samples differ
-_CHAINS, _BUDGET = 8, 800  # sixteen particles run for them, with 400 gradients each, of which prior draws take 32
+# Sixteen particles run for them, with 400 gradients each, of which prior draws take 32.
+_CHAINS, _BUDGET = 8, 800
 _SIDE = 32
 _HOLE = (slice(3, 22), slice(3, 29))
 
