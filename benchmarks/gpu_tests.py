@@ -38,7 +38,7 @@ KERNELS = {
     ),
     "triton": (
         ("test_ops.py", "test_folded.py"),
-        "(triton and (3x7x129 or adaptation_matches or next_beta_matches or ancestors_match or "
+        "(triton and (3x7x129 or adaptation_matches or ancestors_match or "
         "(misfit_float32 and (3x5x7 or 2x7x5 or 1x9x15)))) or kernels_on_a_gpu",
     ),
 }

@@ -1,7 +1,6 @@
-// What the adaptive loop does between moves: the next inverse temperature of a population, and its
-// resampling. cogen_fast/ops/reference.py is the definition. Populations are a few dozen to a few
-// thousand particles and this runs once per temperature, so it is plain code for every instruction
-// set.
+// What the adaptive loop does between moves: the resampling of a population.
+// cogen_fast/ops/reference.py is the definition. Populations are a few dozen to a few thousand
+// particles and this runs once per temperature, so it is plain code for every instruction set.
 #include <cmath>
 #include <vector>
 
@@ -28,39 +27,6 @@ double greatest_over(int64_t count, double start, const Value& value) {
   return top;
 }
 
-// log sum_n exp(log_weights_n - increment (energy_n - low)), which neither over- nor underflows.
-double log_sum(const double* log_weights, const double* energy, int64_t count, double low,
-               double increment) {
-  // An energy may be infinite, and 0 times it is nothing here.
-  const auto term = [&](int64_t n) {
-    return increment > 0.0 ? log_weights[n] - increment * (energy[n] - low) : log_weights[n];
-  };
-  const double top = greatest_over(count, -HUGE_VAL, term);
-  return top + std::log(sum_over(count, [&](int64_t n) { return std::exp(term(n) - top); }));
-}
-
-double next_inverse_temperature(const double* energy, const double* log_weights, int64_t count,
-                                double beta, double kept) {
-  const double low = -greatest_over(count, -energy[0], [&](int64_t n) { return -energy[n]; });
-  const double room = 1.0 - beta;
-  const double least = std::log(kept) + log_sum(log_weights, energy, count, low, 0.0);
-  // The logarithm of the conditional effective sample size as a share of the particles, against
-  // that of `kept`.
-  const auto enough = [&](double increment) {
-    return 2.0 * log_sum(log_weights, energy, count, low, increment) -
-               log_sum(log_weights, energy, count, low, 2.0 * increment) >=
-           least;
-  };
-  if (enough(room)) return 1.0;
-  double below = -kBisectionRange, above = 0.0;
-  for (int i = 0; i < kBisections; ++i) {
-    const double middle = 0.5 * (below + above);
-    (enough(room * std::exp2(middle)) ? below : above) = middle;
-  }
-  const double found = beta + room * std::exp2(below);
-  return found > beta ? found : 1.0;
-}
-
 // Ancestors by systematic resampling, which never decrease. `upto` has room for as many numbers.
 void systematic_ancestors(const double* log_weights, int64_t count, double uniform, double* upto,
                           int64_t* out) {
@@ -79,18 +45,6 @@ void systematic_ancestors(const double* log_weights, int64_t count, double unifo
 }
 
 }  // namespace
-
-void next_beta(int64_t observations, int64_t chains, const double* energy,
-               const double* log_weights, const double* beta, const double* kept,
-               const bool* active, double* out) {
-  for (int64_t b = 0; b < observations; ++b) {
-    const int64_t at = b * chains;
-    const bool moves = !active || active[b];
-    out[b] = moves ? next_inverse_temperature(energy + at, log_weights + at, chains, beta[b],
-                                              kept[b])
-                   : beta[b];
-  }
-}
 
 void systematic(int64_t observations, int64_t chains, const double* log_weights,
                 const double* uniform, const bool* wanted, int64_t* out) {

@@ -282,19 +282,6 @@ void adapt_step_size(std::int64_t observations, std::int64_t chains, Address ste
        at<double>(new_step_size), at<double>(new_running)});
 }
 
-void next_inverse_temperature(std::int64_t observations, std::int64_t chains, Address energy,
-                              Address log_weights, Address beta, Address kept, Address active,
-                              Address out) {
-  require_population(observations, chains);
-  if (observations == 0) return;
-  for (const Address each : {energy, log_weights, beta, kept, out}) {
-    require_address(each, "next_beta");
-  }
-  next_beta(observations, chains, at<const double>(energy), at<const double>(log_weights),
-            at<const double>(beta), at<const double>(kept), at<const bool>(active),
-            at<double>(out));
-}
-
 void systematic_ancestors(std::int64_t observations, std::int64_t chains, Address log_weights,
                           Address uniform, Address wanted, Address out) {
   require_population(observations, chains);
@@ -768,7 +755,6 @@ PYBIND11_MODULE(_native, module) {
   cogen::bind_ops<float>(module, "_f32");
   cogen::bind_ops<double>(module, "_f64");
   module.def("adapt_step_size", &cogen::adapt_step_size, cogen::ReleaseGil());
-  module.def("next_beta", &cogen::next_inverse_temperature, cogen::ReleaseGil());
   module.def("systematic_ancestors", &cogen::systematic_ancestors, cogen::ReleaseGil());
   module.def("observation_uniforms", &cogen::observation_uniforms, cogen::ReleaseGil());
   module.def("noise", &cogen::noise, cogen::ReleaseGil());

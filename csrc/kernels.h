@@ -262,16 +262,7 @@ struct CpuOps {
   const ProgressiveOps<T>* progressive;
 };
 
-// Between moves, float64 only; `active` and `wanted` may be null for all.
-
-// Steps of the bisection, and the negative binary logarithm of the smallest share of the way to 1
-// that it takes.
-constexpr int kBisections = 50;
-constexpr double kBisectionRange = 40.0;
-
-void next_beta(int64_t observations, int64_t chains, const double* energy,
-               const double* log_weights, const double* beta, const double* kept,
-               const bool* active, double* out);
+// Between moves, float64 only; `wanted` may be null for all.
 void systematic(int64_t observations, int64_t chains, const double* log_weights,
                 const double* uniform, const bool* wanted, int64_t* out);
 

@@ -22,7 +22,6 @@ OPS = (
     "continue_trajectory",
     "accept_select",
     "adapt_step_size",
-    "next_beta",
     "systematic_ancestors",
     "observation_uniforms",
     "misfit",

@@ -225,19 +225,6 @@ def adaptations(draw: st.DrawFn, odd: bool) -> Arguments:
 
 
 @st.composite
-def temperatures(draw: st.DrawFn, odd: bool) -> Arguments:
-    make = Maker(draw, odd)
-    b, n = draw(st.integers(0, 3)), draw(st.integers(1, 9))
-    return {
-        "energy": make.normals(b, n, scale=draw(st.sampled_from([1e-6, 1.0, 1e3, 1e9]))),
-        "log_weights": make.normals(b, n),
-        "beta": make.between(0.0, 1.0, b),
-        "kept": make.between(0.05, 0.95, b),
-        "active": make.flags(b),
-    }
-
-
-@st.composite
 def resamplings(draw: st.DrawFn, odd: bool) -> Arguments:
     make = Maker(draw, odd)
     b, n = draw(st.integers(0, 3)), draw(st.integers(1, 9))
@@ -408,27 +395,6 @@ def check_adapt(a: Arguments) -> None:
     agree(ours[1], exact[1], 1e-13 * size)
 
 
-def kept_at(a: Arguments, beta: Tensor) -> Tensor:
-    """The share of the conditional effective sample size that is kept at ``beta``."""
-    energy, log_weights = a["energy"].detach(), a["log_weights"].detach()
-    step = (beta - a["beta"].detach())[:, None] * (energy - energy.min(-1, keepdim=True).values)
-    once, twice = (torch.logsumexp(log_weights - k * step, -1) for k in (1.0, 2.0))
-    return (2.0 * once - twice - torch.logsumexp(log_weights, -1)).exp()
-
-
-def check_next_beta(a: Arguments) -> None:
-    ours, exact = native.next_beta(**a), reference.next_beta(**a)
-    room = 1.0 - a["beta"].detach()
-    near = (ours - exact).abs() <= 1e-9 * room + 1e-15
-    # Where the curve is flat, rounding may decide: then both must keep what was asked for.
-    kept = a["kept"].detach()
-    flat = ((kept_at(a, ours) - kept).abs() < 1e-9) & ((kept_at(a, exact) - kept).abs() < 1e-9)
-    odd = ~exact.isfinite() | ~ours.isfinite()
-    assert (near | flat | odd).all(), (ours, exact)
-    assert torch.equal(ours.isnan(), exact.isnan())
-    assert ((ours <= 1.0) | ours.isnan()).all()
-
-
 def check_ancestors(a: Arguments) -> None:
     ours, exact = native.systematic_ancestors(**a), reference.systematic_ancestors(**a)
     count = ours.shape[1]
@@ -477,7 +443,6 @@ OPS: dict[str, tuple[Callable[[bool], st.SearchStrategy[Arguments]], Callable[..
     "continue_trajectory": (continued, check_continue),
     "accept_select": (transitions, check_accept),
     "adapt_step_size": (adaptations, check_adapt),
-    "next_beta": (temperatures, check_next_beta),
     "systematic_ancestors": (resamplings, check_ancestors),
     "observation_uniforms": (lots, check_uniforms),
     "misfit": (misfits, check_misfit),
@@ -666,7 +631,6 @@ RAW: dict[str, list[str]] = {
         "target", "decay", "increase", "decrease", "minimum", "maximum", "new_step_size",
         "new_running_acceptance",
     ],
-    "next_beta": [*POPULATION, "energy", "log_weights", "beta", "kept", "active", "out"],
     "systematic_ancestors": [*POPULATION, "log_weights", "uniform", "active", "out"],
     "observation_uniforms": ["observations", "purpose", *NOISE, "out"],
     "noise": ["kind", "is_double", "purpose", *SHAPE, *NOISE, "out", "threads"],
@@ -703,7 +667,7 @@ TOO_LARGE = {
     "is_double": ["yes"],
     "steps_each": [0, -1, 2, 4, 2**62],
 }
-POPULATION_OPS = ("adapt_step_size", "next_beta", "systematic_ancestors")
+POPULATION_OPS = ("adapt_step_size", "systematic_ancestors")
 
 
 @st.composite
@@ -782,7 +746,7 @@ def one_output() -> Arguments:
 
 def one_population() -> Arguments:
     zeros, half = torch.zeros(1, 4, dtype=F64), torch.full((1,), 0.5, dtype=F64)
-    return {"energy": zeros, "log_weights": zeros, "beta": half, "kept": half, "active": None}
+    return {"log_weights": zeros, "uniform": half, "wanted": None}
 
 
 def one_transition() -> Arguments:
@@ -798,8 +762,10 @@ def one_transition() -> Arguments:
 
 
 FIRST: dict[str, Callable[[], Arguments]] = {
-    "misfit": one_output, "next_beta": one_population, "begin_trajectory": one_transition,
-}  # fmt: skip
+    "misfit": one_output,
+    "systematic_ancestors": one_population,
+    "begin_trajectory": one_transition,
+}
 
 
 @pytest.mark.parametrize("path", ["x", "spec.target", "spec.weight"])
@@ -814,8 +780,8 @@ def test_lazily_negated_tensors(path: str) -> None:
         ("misfit", "observation", None),
         ("misfit", "x", None),
         ("misfit", "spec.target", [[0.0]]),
-        ("next_beta", "energy", None),
-        ("next_beta", "kept", [0.5]),
+        ("systematic_ancestors", "log_weights", None),
+        ("systematic_ancestors", "uniform", [0.5]),
         ("begin_trajectory", "latents", None),
         ("begin_trajectory", "energy", [[0.0]]),
         ("begin_trajectory", "settings.beta", None),
@@ -846,11 +812,6 @@ def test_outputs_without_observations() -> None:
     arguments = replaced(one_output(), "spec.target", torch.zeros(0, 1))
     with pytest.raises(ValueError, match=r"^spec\.target: expected a row for 1 "):
         native.misfit(**arguments)
-
-
-def test_a_particle_of_infinite_energy() -> None:
-    energy = torch.tensor([[torch.inf, 0.0, 1.0, 2.0]], dtype=F64)
-    check_next_beta(one_population() | {"energy": energy})
 
 
 SEARCHES: dict[str, Callable[[], None]] = {

@@ -263,19 +263,12 @@ def test_a_failed_load_is_remembered_and_says_why(monkeypatch: pytest.MonkeyPatc
 
 TABLE, EACH = torch.zeros(B, N, dtype=F64), torch.full((B,), 0.5, dtype=F64)
 BETWEEN_MOVES: dict[str, dict[str, Any]] = {
-    "next_beta": {
-        "energy": TABLE,
-        "log_weights": TABLE,
-        "beta": EACH,
-        "kept": EACH,
-        "active": EACH > 0,
-    },
     "systematic_ancestors": {"log_weights": TABLE, "uniform": EACH, "wanted": EACH > 0},
     "observation_uniforms": {"stream": _state()["stream"], "purpose": Purpose.RESAMPLE},
 }
-PATHS = [
-    (op, name) for op in ("next_beta", "systematic_ancestors") for name in BETWEEN_MOVES[op]
-] + [("observation_uniforms", f"stream.{part}") for part in ("transition", "observation")]
+PATHS = [("systematic_ancestors", name) for name in BETWEEN_MOVES["systematic_ancestors"]] + [
+    ("observation_uniforms", f"stream.{part}") for part in ("transition", "observation")
+]
 
 
 @pytest.mark.parametrize("op", BETWEEN_MOVES)
@@ -292,10 +285,9 @@ def test_wrong_arguments_between_moves(fast: Any, op: str, path: str) -> None:
     def call(value: Any) -> None:
         function(**_replaced(arguments, path, value))
 
-    # The first table gives the sizes: a longer one puts the next argument in the wrong.
-    others = {"next_beta": "log_weights", "systematic_ancestors": "uniform"}
-    blamed = others[op] if good.ndim == 2 and name == next(iter(arguments)) else path
-    blamed = "stream.observation" if path == "stream.transition" else blamed
+    # The first argument gives the sizes: a longer one puts the next in the wrong.
+    next_ones = {"log_weights": "uniform", "stream.transition": "stream.observation"}
+    blamed = next_ones.get(path, path)
     with pytest.raises(ValueError, match=_message(blamed, "shape", "")):
         call(torch.zeros(7, *good.shape[1:], dtype=good.dtype))
     with pytest.raises(TypeError, match=_message(path, "dtype", "torch.float16")):
@@ -305,15 +297,11 @@ def test_wrong_arguments_between_moves(fast: Any, op: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (B,), (B, 0), (B, N, 1)], ids=str)
-@pytest.mark.parametrize(
-    ("op", "name"), [("next_beta", "energy"), ("systematic_ancestors", "log_weights")]
-)
-def test_populations_have_two_dimensions(
-    fast: Any, op: str, name: str, shape: tuple[int, ...]
-) -> None:
-    arguments = _replaced(BETWEEN_MOVES[op], name, torch.zeros(shape, dtype=F64))
-    with pytest.raises(ValueError, match=_message(name, "shape (B, N) with N > 0", str(shape))):
-        getattr(fast, op)(**arguments)
+def test_populations_have_two_dimensions(fast: Any, shape: tuple[int, ...]) -> None:
+    good, table = BETWEEN_MOVES["systematic_ancestors"], torch.zeros(shape, dtype=F64)
+    expected = _message("log_weights", "shape (B, N) with N > 0", str(shape))
+    with pytest.raises(ValueError, match=expected):
+        fast.systematic_ancestors(**_replaced(good, "log_weights", table))
 
 
 def test_seeds_of_observation_uniforms(fast: Any) -> None:
@@ -334,7 +322,6 @@ def test_native_refuses_counters_of_more_than_32_bits_for_observation_uniforms()
 
 def test_no_observations_between_moves(fast: Any) -> None:
     table, each = TABLE[:0], EACH[:0]
-    assert fast.next_beta(table, table, each, each, None).shape == (0,)
     assert fast.systematic_ancestors(table, each, None).shape == (0, N)
     none = torch.zeros(0, dtype=torch.int64)
     stream = NoiseStream(0, none, none)
@@ -344,9 +331,7 @@ def test_no_observations_between_moves(fast: Any) -> None:
 def test_extension_repeats_the_checks_of_populations() -> None:
     module = native.extension()
     with pytest.raises(ValueError, match="chains: expected at least 1"):
-        module.next_beta(1, 0, 0, 0, 0, 0, 0, 0)
-    with pytest.raises(ValueError, match="next_beta: null pointer"):
-        module.next_beta(1, 1, 0, 0, 0, 0, 0, 0)
+        module.systematic_ancestors(1, 0, 0, 0, 0, 0)
     with pytest.raises(ValueError, match="observations: expected at least 0"):
         module.systematic_ancestors(-1, 1, 0, 0, 0, 0)
     with pytest.raises(ValueError, match="systematic_ancestors: null pointer"):

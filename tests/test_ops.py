@@ -7,28 +7,18 @@ same inputs, within bounds written down from the rounding of each operation (U i
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from implementations import INTERPRETED
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from cogen_fast.ops import native, reference
 from cogen_fast.ops.philox import NoiseStream, Purpose, normals, uniforms
 from cogen_fast.ops.reference import Proposal, Selected
-from cogen_fast.ops.spec import (
-    BISECTION_RANGE,
-    BISECTIONS,
-    AdaptationRule,
-    MisfitSpec,
-    TransitionSettings,
-)
+from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
 
 U = 2.0**-24
 NORMAL_ERROR = 1e-6
@@ -570,212 +560,16 @@ def _strided(value: Tensor) -> Tensor:
     return wide[..., 0]
 
 
-# --- the adaptive loop: next inverse temperature, resampling --------------------------------------
+# --- the adaptive loop: resampling ----------------------------------------------------------------
 
-Array = npt.NDArray[np.float64]
 POPULATIONS = [(1, 1), (1, 2), (1, 7), (4, 1), (3, 16), (2, 97), (2, 1009), (1, 2053)]
-KEPT = [0.02, 0.5, 1.0 - 1e-6]
-if INTERPRETED:  # which takes a fifth of a second for each observation's bisection
-    POPULATIONS = [(1, 1), (2, 97), (1, 2053)]
-
 populations = pytest.mark.parametrize(
     "population", POPULATIONS, ids=lambda p: "x".join(map(str, p))
 )
 
 
-def _population(b: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Energies of a sharp posterior, uneven weights, inverse temperatures from 0 on."""
-    rng = torch.Generator().manual_seed(100 * b + n)
-    energy = 3e5 + 40.0 * torch.randn(b, n, generator=rng, dtype=torch.float64)
-    log_weights = torch.randn(b, n, generator=rng, dtype=torch.float64) - 900.0
-    return energy, log_weights, 0.1 * torch.arange(b, dtype=torch.float64)
-
-
 def _filled(value: float, like: Tensor) -> Tensor:
     return torch.full(like.shape[:1], value, dtype=torch.float64)
-
-
-def _log_kept_share(energy: Tensor, log_weights: Tensor, increment: Tensor) -> Array:
-    """Log of ``(sum W w)^2 / sum W w^2`` for ``w = exp(-increment E)``, by sums of logarithms."""
-    e, logs = energy.numpy(), log_weights.numpy()
-    logs = logs - np.logaddexp.reduce(logs, -1, keepdims=True)
-    steps = increment.numpy()[:, None] * (e - e.min(-1, keepdims=True))
-    first = np.logaddexp.reduce(logs - steps, -1)
-    result: Array = 2.0 * first - np.logaddexp.reduce(logs - 2.0 * steps, -1)
-    return result
-
-
-def _rounding(log_weights: Tensor) -> float:
-    """Of the logarithm of a share: a few operations on logarithms of weights, and sums of N."""
-    return 8.0 * (float(log_weights.abs().max()) + log_weights.shape[-1]) * 2.0**-53
-
-
-@populations
-@pytest.mark.parametrize("kept", KEPT)
-def test_next_beta_matches_reference(fast: Any, population: tuple[int, int], kept: float) -> None:
-    energy, log_weights, beta = _population(*population)
-    share = _filled(kept, beta)
-    ours = fast.next_beta(energy, log_weights, beta, share, None)
-    exact = reference.next_beta(energy, log_weights, beta, share, None)
-    # Rounding of the log share over its slope by the log of the step; and where bisection ends.
-    step = exact - beta
-    ends = [_log_kept_share(energy, log_weights, step * f) for f in (1.0 - 1e-4, 1.0 + 1e-4)]
-    slope = torch.from_numpy(ends[0] - ends[1]) / 2e-4
-    relative = _rounding(log_weights) / slope + BISECTION_RANGE * math.log(2) / 2.0**BISECTIONS
-    arrived = exact == 1.0
-    assert torch.equal(arrived, ours == 1.0)
-    _within(ours[~arrived], exact[~arrived], (relative * step + 2.0**-53)[~arrived])
-
-
-@populations
-@pytest.mark.parametrize("kept", KEPT)
-def test_next_beta_keeps_the_share_that_was_asked_for(
-    ops: Any, population: tuple[int, int], kept: float
-) -> None:
-    energy, log_weights, beta = _population(*population)
-    new = ops.next_beta(energy, log_weights, beta, _filled(kept, beta), None)
-    on_the_way = np.exp(_log_kept_share(energy, log_weights, 1.0 - beta))
-    arrived = (new == 1.0).numpy()
-    assert (arrived == (on_the_way >= kept)).all()
-    found = np.exp(_log_kept_share(energy, log_weights, new - beta))
-    assert (np.abs(found - kept) <= 1e-9)[~arrived].all()
-    assert (new > beta).all()
-
-
-@pytest.mark.skipif(INTERPRETED, reason="too few populations, see above")
-def test_the_populations_arrive_and_do_not(ops: Any) -> None:
-    arrived = []
-    for population in POPULATIONS:
-        energy, log_weights, beta = _population(*population)
-        new = ops.next_beta(energy, log_weights, beta, _filled(0.5, beta), None)
-        assert population[1] > 1 or bool((new == 1.0).all())  # one particle loses nothing
-        arrived += (new == 1.0).tolist()
-    assert 5 < sum(arrived) < len(arrived) - 5
-
-
-def test_next_beta_goes_to_one_where_enough_is_kept_on_the_way(ops: Any) -> None:
-    energy, log_weights, beta = _population(3, 16)
-    enough = np.exp(_log_kept_share(energy, log_weights, 1.0 - beta))
-    # Just below what the whole way keeps: there; just above: not quite.
-    below, above = (torch.from_numpy(enough * f) for f in (1.0 - 1e-9, 1.0 + 1e-9))
-    assert ops.next_beta(energy, log_weights, beta, below, None).tolist() == [1.0] * 3
-    assert (ops.next_beta(energy, log_weights, beta, above, None) < 1.0).all()
-
-
-@populations
-def test_next_beta_falls_with_the_share_to_keep(ops: Any, population: tuple[int, int]) -> None:
-    energy, log_weights, beta = _population(*population)
-    asked = [0.0, 0.01, 0.1, 0.3, 0.5, 0.501, 0.9, 1.0 - 1e-3, 1.0 - 1e-9]
-    found = [ops.next_beta(energy, log_weights, beta, _filled(k, beta), None) for k in asked]
-    assert (found[0] == 1.0).all()
-    falls = torch.stack(found).diff(dim=0)
-    assert (falls <= 0.0).all()
-    assert population[1] == 1 or bool((found[-1] < found[0]).all())
-
-
-def test_next_beta_counts_weights(ops: Any) -> None:
-    # A particle of no weight is not there, whatever its energy; equal ones count as one of all.
-    energy, log_weights, beta = _population(2, 16)
-    share = _filled(0.5, beta)
-    plain = ops.next_beta(energy, log_weights, beta, share, None)
-    assert (plain < 1.0).all()
-    none = torch.full((2, 1), -torch.inf, dtype=torch.float64)
-    for level in (0.0, 1e7):
-        energies = torch.cat([energy, torch.full_like(none, level)], -1)
-        with_ghost = ops.next_beta(energies, torch.cat([log_weights, none], -1), beta, share, None)
-        torch.testing.assert_close(with_ghost, plain, rtol=1e-10, atol=0)
-    doubled = ops.next_beta(energy.repeat(1, 2), log_weights.repeat(1, 2), beta, share, None)
-    torch.testing.assert_close(doubled, plain, rtol=1e-10, atol=0)
-    even = ops.next_beta(energy, torch.zeros_like(log_weights), beta, share, None)
-    assert ((even - plain).abs() > 1e-6).all()
-
-
-@pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.9])
-@pytest.mark.parametrize("faint", [-2000.0, -700.0, -40.0])
-def test_next_beta_where_the_lowest_particle_has_next_to_no_weight(
-    ops: Any, faint: float, kept: float
-) -> None:
-    # Its own increment and those of the others lie farther apart than float64 reaches.
-    energy = torch.tensor([[1e5, 1e5, 1e5 + 3.0, 0.0]], dtype=torch.float64)
-    log_weights = torch.tensor([[0.0, 0.5, 0.0, faint]], dtype=torch.float64)
-    beta = torch.zeros(1, dtype=torch.float64)
-    new = ops.next_beta(energy, log_weights, beta, _filled(kept, beta), None)
-    if kept == 0.0:
-        assert new.item() == 1.0
-    else:
-        assert abs(np.exp(_log_kept_share(energy, log_weights, new)).item() - kept) <= 1e-9
-
-
-@pytest.mark.parametrize("level", [-1e6, -1e4, 1e6])
-def test_next_beta_does_not_depend_on_the_level_of_the_weights(ops: Any, level: float) -> None:
-    energy, log_weights, _ = _population(3, 97)
-    beta = torch.zeros(3, dtype=torch.float64)
-    plain = ops.next_beta(energy, log_weights, beta, _filled(0.5, beta), None)
-    assert (plain < 1.0).all()
-    shifted = log_weights + level
-    # What the shift itself rounds off the weights counts as much as the op's own rounding; near
-    # exp(-(s sd)^2) a step follows the log share with half of log 2 or more.
-    found = ops.next_beta(energy, shifted, beta, _filled(0.5, beta), None)
-    _within(found, plain, 2.0 * _rounding(shifted) / math.log(2.0) * plain)
-
-
-EXTREME = {
-    "spread-1e30": [n * 1e29 for n in range(11)],
-    "spread-1e300": [n * 1e299 for n in range(-5, 6)],
-    "one-far-below": [0.0] * 15 + [-1e9],
-    "one-far-above": [0.0] * 15 + [1e12],
-    "all-equal": [7.25e5] * 16,
-    "all-but-equal": [1e6 + 1e-9 * n for n in range(16)],
-    "two": [0.0, 1e30],
-    "one": [1e30],
-}
-STARTS = {"zero": 0.0, "middle": 0.3, "near-one": 1.0 - 1e-9, "last-before-one": 1.0 - 2.0**-53}
-EXTREME_KEPT = [0.0, 1e-3, 0.3, 0.5, 0.99, 1.0 - 1e-6]
-if INTERPRETED:
-    STARTS, EXTREME_KEPT = {"zero": 0.0, "near-one": 1.0 - 1e-9}, [0.0, 0.5]
-
-
-@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS.keys())
-@pytest.mark.parametrize("values", EXTREME.values(), ids=EXTREME.keys())
-def test_next_beta_of_extreme_energies(ops: Any, values: list[float], start: float) -> None:
-    energy = torch.tensor([values], dtype=torch.float64)
-    beta = torch.full((1,), start, dtype=torch.float64)
-    log_weights = torch.zeros_like(energy)
-    least = (1.0 - start) * 2.0**-BISECTION_RANGE
-    for kept in EXTREME_KEPT:
-        new = ops.next_beta(energy, log_weights, beta, _filled(kept, beta), None)
-        assert start < new.item() <= 1.0
-        assert start + least <= new.item()
-        way = np.exp(_log_kept_share(energy, log_weights, 1.0 - beta)).item()
-        if kept < way * (1.0 - 1e-12):
-            assert new.item() == 1.0
-        if start == 0.0 and 2.0 * least < new.item() < 1.0:
-            found = np.exp(_log_kept_share(energy, log_weights, new)).item()
-            assert abs(found - kept) <= 1e-9
-
-
-@pytest.mark.parametrize("spread", [1e18, 1e30, 1e300], ids=lambda s: f"{s:g}")
-def test_next_beta_never_stands_still(ops: Any, spread: float) -> None:
-    # The smallest step is 2^-40 of the way to 1, which float64 tells from none until 2^-13 before
-    # it; from there on the step is all that is left.
-    energy = spread * torch.linspace(0.0, 1.0, 16, dtype=torch.float64).expand(6, -1).contiguous()
-    starts = [0.0, 0.3, 0.999, 1.0 - 1e-5, 1.0 - 1e-9, 1.0 - 2.0**-53]
-    beta = torch.tensor(starts, dtype=torch.float64)
-    new = ops.next_beta(energy, torch.zeros_like(energy), beta, _filled(0.5, beta), None)
-    assert (new > beta).all()
-    assert (new[:3] < 1.0).all()
-    assert new[3:].tolist() == [1.0] * 3
-
-
-def test_next_beta_stays_at_one_and_where_it_is_not_active(ops: Any) -> None:
-    energy, log_weights, _ = _population(4, 16)
-    beta = torch.tensor([1.0, 1.0, 0.123456789, 1.0 - 2.0**-53], dtype=torch.float64)
-    active = torch.tensor([True, False, False, False])
-    share = _filled(0.9, beta)
-    assert torch.equal(ops.next_beta(energy, log_weights, beta, share, active), beta)
-    moved = ops.next_beta(energy, log_weights, beta, share, ~active)
-    assert moved[2] > beta[2]
-    assert moved[0] == 1.0
 
 
 UNIFORMS = [2.0**-24, 0.25, 0.7, 1.0 - 2.0**-24]
@@ -889,14 +683,10 @@ def test_uniforms_for_resampling_and_jitter_repeat_no_other_draw(ops: Any) -> No
 
 
 def test_populations_need_not_be_contiguous(fast: Any) -> None:
-    energy, log_weights, beta = _population(3, 7)
-    share, flags = _filled(0.5, beta), torch.tensor([True, False, True])
-    arguments = (energy, log_weights, beta, share, flags)
-    strided = fast.next_beta(*map(_strided, arguments))
-    assert torch.equal(strided, fast.next_beta(*arguments))
-    uneven, uniform = _uneven(3, 7, 2.0), _filled(0.3, beta)
-    strided = fast.systematic_ancestors(_strided(uneven), _strided(uniform), _strided(flags))
-    assert torch.equal(strided, fast.systematic_ancestors(uneven, uniform, flags))
+    log_weights, flags = _uneven(3, 7, 2.0), torch.tensor([True, False, True])
+    arguments = (log_weights, _filled(0.3, log_weights), flags)
+    strided = fast.systematic_ancestors(*map(_strided, arguments))
+    assert torch.equal(strided, fast.systematic_ancestors(*arguments))
     words = NoiseStream(1, torch.arange(3), torch.arange(3) + 5)
     spaced = NoiseStream(1, _strided(words.transition), _strided(words.observation))
     for purpose in (Purpose.RESAMPLE, Purpose.JITTER):

@@ -33,7 +33,6 @@ TOO_LONG = (
     "agree_with_quadrature",
     "error_is_of_second_order",
     "fair_over_its_uniform",
-    "level_of_the_weights",
 )
 
 
@@ -54,7 +53,7 @@ def test_the_tests_of_the_ops_pass_under_the_interpreter() -> None:
 
 DOUBLES = (
     "hamiltonian energy beta prior_weight step_size proposed_energy out_energy out_probability "
-    "out_change new_step_size new_running running probability log_weights kept upto uniform "
+    "out_change new_step_size new_running running probability log_weights upto uniform "
     "partials"
 )
 LATENTS = (
@@ -86,8 +85,6 @@ KERNELS: list[tuple[str, dict[str, Any]]] = [
     ("accept_select", NARROW | SHARED | NO_MASS | ALL),
     ("adapt_step_size", RULE | OWN | {"BLOCK": 1024}),
     ("adapt_step_size", RULE | SHARED | ALL | {"BLOCK": 1}),
-    ("next_beta", {"BLOCK": 1024}),
-    ("next_beta", ALL | {"BLOCK": 16}),
     ("cumulate_weights", {"BLOCK": 1024}),
     ("systematic_ancestors", {"BLOCK": 1024}),
     ("systematic_ancestors", {"BLOCK": 1, "wanted": None}),
@@ -103,7 +100,6 @@ def _types(kernel: str, dtype: str) -> Mapping[str, str]:
     """Of a kernel's parameters; those not named are sizes."""
     outputs = {
         "initial_latents": dtype,
-        "next_beta": "*fp64",
         "observation_uniforms": "*fp64",
         "systematic_ancestors": "*i64",
     }

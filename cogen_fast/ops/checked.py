@@ -250,38 +250,6 @@ class Adapting(NamedTuple):
         )
 
 
-class Tempering(NamedTuple):
-    """What `reference.next_beta` takes."""
-
-    shape: tuple[int, int]
-    energy: Tensor
-    log_weights: Tensor
-    beta: Tensor
-    kept: Tensor
-    active: Tensor | None
-
-    @classmethod
-    def of(
-        cls,
-        energy: Tensor,
-        log_weights: Tensor,
-        beta: Tensor,
-        kept: Tensor,
-        active: Tensor | None,
-        device: torch.device = CPU,
-    ) -> Tempering:
-        """The same, checked."""
-        shape = population_of("energy", energy)
-        return cls(
-            shape,
-            check("energy", energy, shape, torch.float64, device),
-            check("log_weights", log_weights, shape, torch.float64, device),
-            check("beta", beta, shape[:1], torch.float64, device),
-            check("kept", kept, shape[:1], torch.float64, device),
-            check_active("active", active, shape[0], device),
-        )
-
-
 class Resampling(NamedTuple):
     """What `reference.systematic_ancestors` takes."""
 

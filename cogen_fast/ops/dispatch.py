@@ -63,15 +63,6 @@ class OpFunctions(Protocol):
         rule: AdaptationRule,
     ) -> tuple[Tensor, Tensor]: ...
 
-    def next_beta(
-        self,
-        energy: Tensor,
-        log_weights: Tensor,
-        beta: Tensor,
-        kept: Tensor,
-        active: Tensor | None,
-    ) -> Tensor: ...
-
     def systematic_ancestors(
         self, log_weights: Tensor, uniform: Tensor, wanted: Tensor | None
     ) -> Tensor: ...
@@ -97,7 +88,6 @@ class _ModuleOps:
         self.continue_trajectory = functions.continue_trajectory
         self.accept_select = functions.accept_select
         self.adapt_step_size = functions.adapt_step_size
-        self.next_beta = functions.next_beta
         self.systematic_ancestors = functions.systematic_ancestors
         self.observation_uniforms = functions.observation_uniforms
         self.misfit = functions.misfit

@@ -22,7 +22,6 @@ from cogen_fast.ops.checked import (
     Planes,
     Resampling,
     Settings,
-    Tempering,
     check_stream,
 )
 from cogen_fast.ops.checks import check_sizes, require_float
@@ -202,24 +201,6 @@ def adapt_step_size(
         new_running.data_ptr(),
     )
     return new_step_size, new_running
-
-
-def next_beta(
-    energy: Tensor, log_weights: Tensor, beta: Tensor, kept: Tensor, active: Tensor | None
-) -> Tensor:
-    """The next inverse temperature of each observation; see `reference.next_beta`."""
-    given = Tempering.of(energy, log_weights, beta, kept, active)
-    out = torch.empty_like(given.beta)
-    extension().next_beta(
-        *given.shape,
-        given.energy.data_ptr(),
-        given.log_weights.data_ptr(),
-        given.beta.data_ptr(),
-        given.kept.data_ptr(),
-        address(given.active),
-        out.data_ptr(),
-    )
-    return out
 
 
 def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | None) -> Tensor:

@@ -15,13 +15,7 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu
 
 from cogen_fast.ops.philox import NoiseStream, Purpose, normals, uniforms
-from cogen_fast.ops.spec import (
-    BISECTION_RANGE,
-    BISECTIONS,
-    AdaptationRule,
-    MisfitSpec,
-    TransitionSettings,
-)
+from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
 
 PIXEL_NORM_EPSILON = 1e-8
 
@@ -175,37 +169,6 @@ def adapt_step_size(
     if rule.per_chain:
         active = active[:, None]
     return torch.where(active, step, step_size), torch.where(active, running, running_acceptance)
-
-
-def next_beta(
-    energy: Tensor, log_weights: Tensor, beta: Tensor, kept: Tensor, active: Tensor | None
-) -> Tensor:
-    """The next inverse temperature of each observation, ``(B,)``, at most 1.
-
-    The largest one at which the conditional effective sample size of the incremental weights
-    ``exp(-(beta' - beta) E)`` is still ``kept`` (``(B,)``, a share of the particles): Zhou,
-    Johansen and Aston 2016, eq. 3. ``energy`` and ``log_weights`` are ``(B, N)``. Found by a fixed
-    number of bisections of the logarithm of the increment, which is at least 2^-40 of what is left
-    to 1, and all of it where that is lost in rounding: no energies can bring a run to a halt.
-    """
-    excess = energy - energy.min(-1, keepdim=True).values
-    room = 1.0 - beta
-    least = torch.log(kept) + torch.logsumexp(log_weights, -1)
-
-    def enough(increment: Tensor) -> Tensor:
-        # In logarithms: the likeliest particle may be one of next to no weight.
-        once, twice = (log_weights - k * increment[:, None] * excess for k in (1.0, 2.0))
-        return 2.0 * torch.logsumexp(once, -1) - torch.logsumexp(twice, -1) >= least
-
-    below = torch.full_like(beta, -BISECTION_RANGE)
-    above = torch.zeros_like(beta)
-    for _ in range(BISECTIONS):
-        middle = 0.5 * (below + above)
-        fine = enough(room * torch.exp2(middle))
-        below, above = torch.where(fine, middle, below), torch.where(fine, above, middle)
-    found = beta + room * torch.exp2(below)
-    found = torch.where(enough(room) | (found <= beta), 1.0, found)
-    return found if active is None else torch.where(active, found, beta)
 
 
 def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | None) -> Tensor:

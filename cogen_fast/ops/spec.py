@@ -27,12 +27,6 @@ class TransitionSettings:
     active: Tensor | None = None
 
 
-BISECTIONS = 50
-"""Halvings of the search for the next inverse temperature."""
-BISECTION_RANGE = 40.0
-"""It takes increments of at least 2^-40 of the way to 1."""
-
-
 @dataclass(frozen=True)
 class AdaptationRule:
     """The published step-size rule (paper, section 3; method notes: "Step size").

@@ -12,14 +12,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cogen_fast.ops import philox, spec
+from cogen_fast.ops import philox
 
 _PURPOSE_SHIFT = tl.constexpr(philox.PURPOSE_SHIFT)
 _LATENT = tl.constexpr(int(philox.Purpose.LATENT))
 _MOMENTUM = tl.constexpr(int(philox.Purpose.MOMENTUM))
 _ACCEPT = tl.constexpr(int(philox.Purpose.ACCEPT))
-_BISECTIONS = tl.constexpr(spec.BISECTIONS)
-_BISECTION_RANGE = tl.constexpr(spec.BISECTION_RANGE)
 
 
 # --- noise ----------------------------------------------------------------------------------------
@@ -431,78 +429,6 @@ def adapt_step_size(
         )
         tl.store(new_step_size + b, step)
         tl.store(new_running + b, rate)
-
-
-@triton.jit
-def _log_share(log_weights, energy, count, low, increment, BLOCK: tl.constexpr):
-    """Log of ``(sum_n w_n e_n)^2 / sum_n w_n e_n^2``, ``e_n = exp(-increment (E_n - low))``."""
-    lane = tl.arange(0, BLOCK)
-    top_once = tl.full([BLOCK], -float("inf"), tl.float64)
-    top_twice = tl.full([BLOCK], -float("inf"), tl.float64)
-    for start in range(0, count, BLOCK):
-        n = start + lane
-        weight = tl.load(log_weights + n, mask=n < count, other=-float("inf"))
-        # An energy may be infinite, and 0 times it is nothing here.
-        excess = tl.load(energy + n, mask=n < count, other=low) - low
-        loss = tl.where(increment > 0.0, increment * excess, 0.0)
-        top_once = tl.maximum(top_once, weight - loss)
-        top_twice = tl.maximum(top_twice, weight - 2.0 * loss)
-    once, twice = tl.max(top_once, 0), tl.max(top_twice, 0)
-    sum_once = tl.full([BLOCK], 0.0, tl.float64)
-    sum_twice = tl.full([BLOCK], 0.0, tl.float64)
-    for start in range(0, count, BLOCK):
-        n = start + lane
-        weight = tl.load(log_weights + n, mask=n < count, other=-float("inf"))
-        excess = tl.load(energy + n, mask=n < count, other=low) - low
-        loss = tl.where(increment > 0.0, increment * excess, 0.0)
-        sum_once += tl.exp(weight - loss - once)
-        sum_twice += tl.exp(weight - 2.0 * loss - twice)
-    once += tl.log(tl.sum(sum_once, 0))
-    return 2.0 * once - twice - tl.log(tl.sum(sum_twice, 0))
-
-
-@triton.jit
-def _log_sum(log_weights, count, BLOCK: tl.constexpr):
-    """Log of ``sum_n w_n``."""
-    lane = tl.arange(0, BLOCK)
-    top = tl.full([BLOCK], -float("inf"), tl.float64)
-    for start in range(0, count, BLOCK):
-        n = start + lane
-        top = tl.maximum(top, tl.load(log_weights + n, mask=n < count, other=-float("inf")))
-    most = tl.max(top, 0)
-    total = tl.zeros([BLOCK], tl.float64)
-    for start in range(0, count, BLOCK):
-        n = start + lane
-        total += tl.exp(tl.load(log_weights + n, mask=n < count, other=-float("inf")) - most)
-    return most + tl.log(tl.sum(total, 0))
-
-
-@triton.jit(do_not_specialize=["chains"])
-def next_beta(out, energy, log_weights, beta, kept, active, chains, BLOCK: tl.constexpr):
-    """The next inverse temperature of one observation."""
-    b = tl.program_id(0).to(tl.int64)
-    energy += b * chains
-    log_weights += b * chains
-    lowest = tl.full([BLOCK], float("inf"), tl.float64)
-    for start in range(0, chains, BLOCK):
-        n = start + tl.arange(0, BLOCK)
-        lowest = tl.minimum(lowest, tl.load(energy + n, mask=n < chains, other=float("inf")))
-    low = tl.min(lowest, 0)
-    old = tl.load(beta + b)
-    room = 1.0 - old
-    least = tl.log(tl.load(kept + b)) + _log_sum(log_weights, chains, BLOCK)
-    below, above = 0.0 * room - _BISECTION_RANGE, 0.0 * room
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (below + above)
-        share = _log_share(log_weights, energy, chains, low, room * tl.exp2(middle), BLOCK)
-        below = tl.where(share >= least, middle, below)
-        above = tl.where(share >= least, above, middle)
-    found = old + room * tl.exp2(below)
-    whole = _log_share(log_weights, energy, chains, low, room, BLOCK)
-    found = tl.where((whole >= least) | (found <= old), 1.0, found)
-    if active is not None:
-        found = tl.where(tl.load(active + b) != 0, found, old)
-    tl.store(out + b, found)
 
 
 @triton.jit(do_not_specialize=["chains"])

@@ -27,7 +27,6 @@ from cogen_fast.ops.checked import (
     Planes,
     Resampling,
     Settings,
-    Tempering,
     check_stream,
 )
 from cogen_fast.ops.checks import check_sizes, require_float, require_tensor
@@ -265,27 +264,6 @@ def adapt_step_size(
         minimum=rule.minimum,
         maximum=rule.maximum,
         PER_CHAIN=rule.per_chain,
-        BLOCK=_block(chains),
-    )
-    return out
-
-
-def next_beta(
-    energy: Tensor, log_weights: Tensor, beta: Tensor, kept: Tensor, active: Tensor | None
-) -> Tensor:
-    """The next inverse temperature of each observation; see `reference.next_beta`."""
-    device = _device("energy", energy)
-    given = Tempering.of(energy, log_weights, beta, kept, active, device)
-    observations, chains = given.shape
-    out = torch.empty_like(given.beta)
-    _launch(
-        kernels.next_beta,
-        observations,
-        device,
-        out,
-        *given[1:-1],
-        _bytes(given.active),
-        chains,
         BLOCK=_block(chains),
     )
     return out
