@@ -35,15 +35,16 @@ _LEAST_BUDGET = 50  # gradients of a particle: with fewer, as many lone chains d
 _OTHER_SEED = 0x9E3779B97F4A7C15
 _STARTS = 8  # of a budget, one part goes to prior draws
 _MANY_ISLANDS = 8  # whose differences tell the error well
-_MOST_ERROR = 3.0  # of a log normaliser: a larger one is not known well enough to be told
+_MOST_LEAST_ERROR = 1.5  # of a log normaliser, were moves to forget everything: see `_known`
+_MOST_ERROR = 6.0
 _ALONE_REASON = (
     f"fewer than {POPULATION} chains, and a budget below {_LEAST_BUDGET} gradients for each of "
     f"{POPULATION} particles (budget * chains < {_LEAST_BUDGET * POPULATION}): lone chains whose "
     "temperatures follow their own energies have no weights to trust"
 )
 _ERROR_REASON = (
-    f"the estimate scatters by more than {_MOST_ERROR:g} nats, too much for its own error to be "
-    "told; give more chains or populations, or moves (hmc_steps)"
+    "the estimate scatters too much for its own error to be told; give more chains or populations, "
+    "or moves (hmc_steps)"
 )
 
 
@@ -143,7 +144,7 @@ class Adaptive:
         """The annealing of one run, whose budget is counted per particle."""
         if self._share is None:
             return self.annealing
-        scoring = -(-self._pool // self._each) // GRADIENT_COST
+        scoring = -(-self._pool // (self._each * GRADIENT_COST))
         return replace(self.annealing, budget=max(self._share - scoring, 1))
 
     def settings(self) -> dict[str, Any]:
@@ -328,23 +329,41 @@ class Adaptive:
         if not complete:
             return None, None, dict.fromkeys(names, INTERRUPTED)
         each = log_mean_weight(state.log_weights).reshape(-1, self.islands)
-        error = self._error(each, state.variance.reshape(-1, self.islands))
-        known = (error <= _MOST_ERROR) & ~state.jumped.reshape(-1, self.islands).any(-1)
-        if self.islands >= _MANY_ISLANDS:
-            known &= tells_its_variance(each)
+        error = self._error(each, state)
+        known = self._known(each, error, state)
         reasons = {} if bool(known.all()) else {"log_normaliser_error": _ERROR_REASON}
         return log_mean_weight(each), told(error, known), reasons
 
-    def _error(self, each: Tensor, variance: Tensor) -> Tensor:
+    def _known(self, each: Tensor, error: Tensor, state: smc.SMCState) -> Tensor:
+        """Whether an error can be relied on, ``(B,)``.
+
+        An error that comes from few lineages scatters itself, and to tell it only where it is small
+        would be to tell those that are too small. So it is told by the least that it can be, of
+        which all runs of a problem have about the same, and by its own size in the extreme only.
+        """
+        known = (error <= _MOST_ERROR) & ~state.jumped.reshape(-1, self.islands).any(-1)
+        least = self._within(each, state.least_variance)
+        known &= error_of_log(least) <= _MOST_LEAST_ERROR
+        return known & tells_its_variance(each) if self.islands >= _MANY_ISLANDS else known
+
+    def _error(self, each: Tensor, state: smc.SMCState) -> Tensor:
         """Root mean square error of the log mean of islands' estimates ``each`` ``(B, T)``.
 
-        By the ``variance`` that each has seen on its way, their mean in place of each one's for few
-        particles tell little, or by how the islands differ, whichever is larger; and by the bias of
-        a logarithm, minus half of the variance.
+        By the variance that each has seen on its way or by how the islands differ, whichever is
+        larger; and by the bias of a logarithm, minus half of the variance.
         """
-        seen = second_order(variance.clamp(min=0.0).mean(-1, keepdim=True), self._each)
-        within = (torch.softmax(each, -1) ** 2 * seen).sum(-1)
+        within = self._within(each, state.variance)
         return error_of_log(within.maximum(variance_between(each)))
+
+    def _within(self, each: Tensor, variance: Tensor) -> Tensor:
+        """Relative variance of islands' mean by the ``variance`` ``(B T,)`` that each has seen.
+
+        Their mean in place of each one's, for few particles tell little.
+        """
+        mean = variance.reshape(each.shape).clamp(min=0.0).mean(-1, keepdim=True)
+        seen = second_order(mean, self._each)
+        within: Tensor = (torch.softmax(each, -1) ** 2 * seen).sum(-1)
+        return within
 
     def _notes(self, complete: bool) -> list[str]:
         notes = []

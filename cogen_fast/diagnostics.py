@@ -165,7 +165,7 @@ def _acceptance(run: Evidence) -> str | None:
     if not bool(low.any()):
         return None
     change = (
-        f"{_larger_budget(run, 'give kept nearer to 1')}, so that the step size can follow"
+        f"{_larger_budget(run, 'give more chains')}, so that the step size suits all of them"
         if run.adaptive
         else "chains that stand still are no samples; give more ais_steps, a larger noise_std, or "
         "method='adaptive'"

@@ -314,6 +314,7 @@ class Result:
         if self.log_normaliser is not None:
             error = self.log_normaliser_error
             unknown = ~unknown if error is None else error.isnan()
+        compared, latents = self._compared()
         return Evidence(
             complete=self.complete,
             annealed=self._annealed,
@@ -324,8 +325,8 @@ class Result:
             populations=populations,
             islands=islands,
             particles=particles * populations // islands,
-            compared=self._apart,
-            latents=self.latents,
+            compared=compared,
+            latents=latents,
             residual=self._residual(),
             effective_sample_size=self.effective_sample_size,
             scattered=unknown,
@@ -350,6 +351,18 @@ class Result:
         islands: int = self.settings.get("islands", 1)
         populations: int = self.settings.get("populations", 1)
         return islands if self.energies.shape[1] % islands == 0 else populations
+
+    def _compared(self) -> tuple[int, Tensor]:
+        """That number, and the latents of equally many chains of each.
+
+        Of an odd number of chains of two halves the middle one can be of either.
+        """
+        chains: int = self.latents.shape[1]
+        halves = self.settings.get("populations") == 1 and self.settings.get("islands") == 2
+        if not halves or chains % 2 == 0 or chains == 1:
+            return self._apart, self.latents
+        half = chains // 2
+        return 2, torch.cat([self.latents[:, :half], self.latents[:, -half:]], 1)
 
     @property
     def _unit(self) -> str:

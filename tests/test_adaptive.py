@@ -425,11 +425,12 @@ def test_the_smallest_budgets_of_lone_chains_are_kept(chains: int) -> None:
         result, gradients, forwards = counted(batch=1, chains=chains, budget=budget)
         assert forwards == min(16, max(budget * chains // 8, chains))
         assert gradients == chains * result.gradients
-        assert gradients + forwards // 2 <= budget * chains + chains // 2
+        # A scored draw and a gradient are one and a half.
+        assert gradients + forwards / 2 <= max(budget, 1.5) * chains
         assert result.beta_reached == 1.0
         assert result.latents.isfinite().all()
         moved = not any(line.startswith("no moves") for line in result.diagnose())
-        assert moved == (budget > 1)
+        assert moved == (budget > 2)
 
 
 @pytest.mark.parametrize(("budget", "draws"), [(None, 64), (400, 64), (100, 25), (16, 4), (3, 1)])

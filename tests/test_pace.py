@@ -149,7 +149,9 @@ def test_a_budget_is_kept_and_the_posterior_reached(
         assert run.state.spent <= budget
         assert (run.state.beta == 1.0).all()
         assert run.state.finished.all()
-        assert (run.state.rounds >= 1).all()
+        made = [i.choice.active & (i.choice.beta >= 1.0) & (i.choice.moves > 0) for i in run.infos]
+        assert torch.equal(run.state.rounds, torch.stack(made).sum(0))
+        assert (run.state.rounds >= 1).all() or run.infos[-1].choice.hmc_steps == 0
         lengths = {info.choice.leapfrog_steps for info in run.infos if info.choice.hmc_steps}
         if annealing.leapfrog_steps is None:
             assert lengths <= {*LADDER}
@@ -238,14 +240,15 @@ FITS: dict[str, tuple[int, float, int, int, int, int | None, tuple[int, int, flo
     "all-affordable": (8 * 35, 10 * STEP, 8, 3, 5, None, (8, 3, 10.0)),
     "not-all-moves": (8 * 35 - 1, 10 * STEP, 8, 3, 5, None, (8, 2, 10.0)),
     "one-move": (8 * 15, 10 * STEP, 8, 3, 5, None, (8, 1, 10.0)),
-    "larger-steps": (8 * 15 - 1, 10 * STEP, 8, 3, 5, None, (8, 1, 119 / 8 - 5)),
-    # exp(-log 2 (10 / s)^2) >= 0.3 to s = 7.588, so from 100.7 gradients on.
-    "largest-steps": (101, 10 * STEP, 8, 3, 5, None, (8, 1, 101 / 8 - 5)),
-    "shorter": (100, 10 * STEP, 8, 3, 5, None, (6, 1, 100 / 6 - 5)),
-    "eight-rounds-at-most": (100, 10 * STEP, 8, 3, 30, None, (6, 1, 100 / 6 - 8)),
+    "larger-steps": (8 * 15 - 1, 10 * STEP, 8, 3, 5, None, (8, 1, 119 / 8 - 4)),
+    # exp(-log 2 (10 / s)^2) >= 0.3 to s = 7.588, so from 92.7 gradients on
+    # with the four rounds that make eight with those made.
+    "largest-steps": (93, 10 * STEP, 8, 3, 5, None, (8, 1, 93 / 8 - 4)),
+    "shorter": (92, 10 * STEP, 8, 3, 5, None, (6, 1, 92 / 6 - 4)),
+    "eight-rounds-at-most": (100, 10 * STEP, 8, 3, 9, None, (6, 1, 100 / 6 - 8)),
     # 0.1 is kept to s = 5.487, then with two rounds.
     "shorter-if-it-may": (76, 10 * STEP, 8, 3, 5, 8, (8, 1, 76 / 8 - 2)),
-    "much-shorter": (38, 10 * STEP, 8, 3, 5, None, (3, 1, 38 / 3 - 5)),
+    "much-shorter": (38, 10 * STEP, 8, 3, 5, None, (3, 1, 38 / 3 - 4)),
     "fewer-rounds": (30, 10 * STEP, 8, 3, 5, None, (4, 1, 30 / 4 - 2)),
     # So from 22.5 gradients on in trajectories of three, the least.
     "too-large-steps": (23, 10 * STEP, 8, 3, 5, None, (3, 1, 23 / 3 - 2)),
@@ -256,8 +259,8 @@ FITS: dict[str, tuple[int, float, int, int, int, int | None, tuple[int, int, flo
     "a-jump": (2, 10 * STEP, 8, 3, 5, None, (2, 1, 0.0)),
     "a-jump-of-fixed-length": (23, 10 * STEP, 8, 3, 5, 8, (8, 1, 0.0)),
     "one-left": (1, 10 * STEP, 8, 3, 5, None, (1, 1, 0.0)),
-    "nothing-left": (0, 10 * STEP, 8, 3, 5, None, (1, 0, 0.0)),
-    "too-little-left": (7, 10 * STEP, 8, 3, 5, 8, (1, 0, 0.0)),
+    "nothing-left": (0, 10 * STEP, 8, 3, 5, None, (8, 0, 0.0)),
+    "too-little-left": (7, 10 * STEP, 8, 3, 5, 8, (8, 0, 0.0)),
     "at-the-end": (8 * 5 * 2, 0.0, 8, 6, 5, None, (8, 6, 0.0)),
     # Only the rounds still missing need gradients; there is one at least.
     "two-rounds-missing": (8 * 2 * 2, 0.0, 8, 6, 2, None, (8, 6, 0.0)),
@@ -380,6 +383,30 @@ def test_rounds_are_planned_for_the_one_with_most_missing() -> None:
     # With one more made they are 26.
     there["rounds"] = torch.tensor([4, 6, 28])
     assert pace.choose(standing(**there), Annealing(budget=10 + 624)).moves.tolist() == [3, 3, 0]
+
+
+def test_rounds_at_the_posterior_are_reserved_once() -> None:
+    # Of eight three-step rounds that fit exactly, each leaves the others what they need.
+    remaining, lengths = 24, []
+    for rounds in range(30, 22, -1):
+        length, moves, _ = pace._fit(pace._Plan(remaining, 0.0, rounds), 8, 1, Annealing())
+        lengths.append(length * moves)
+        remaining -= length * moves
+    assert lengths == [3] * 8
+
+
+def test_a_fixed_number_of_moves_is_kept_within_a_budget() -> None:
+    annealing = Annealing(hmc_steps=4, final_rounds=9, kept=0.5)
+    for remaining, expected in (
+        (8 * 4 * (10 + 9), (8, 4, 10.0)),
+        (8 * 4 * (10 + 9) - 1, (8, 4, 607 / 32 - 8)),
+        (3 * 4 * 8, (3, 4, 6.0)),  # 0.1 is kept to s = 5.487, with two rounds
+        (3 * 4, (3, 4, 0.0)),
+        (3, (3, 1, 0.0)),  # less than these cost
+    ):
+        found = pace._fit(pace._Plan(remaining, 10 * STEP, 9), 8, 4, annealing)
+        assert found[:2] == expected[:2]
+        assert found[2] == pytest.approx(expected[2], rel=1e-12, abs=1e-12)
 
 
 # --- arguments ------------------------------------------------------------------------------------

@@ -245,15 +245,27 @@ def test_given_latents_are_the_pool() -> None:
     assert torch.equal(whole.hmc.latents, latents[:, :16])
 
 
-def test_draws_that_are_not_finite_are_named() -> None:
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_draws_that_are_not_finite_have_no_weight(bad: float) -> None:
+    # The others are all alike, so their share is the normaliser.
     def energy(z: Tensor) -> Tensor:
-        return torch.where(z[..., 0] > 2.5, torch.nan, (z**2).sum(-1))
+        return torch.where(z[..., 0] > 0.5, bad, 0.0 * z.sum(-1))
 
-    drawn = hmc.init(lambda z: 0.0 * z.sum(-1), chains=160, latent_size=2, observations=2)
-    row, chain = (drawn.latents[..., 0] > 2.5).nonzero()[0].tolist()
-    how: dict[str, Any] = {"latent_size": 2, "chains": 16, "draws": 10}
-    with pytest.raises(ValueError, match=rf"^energy: expected finite .*\({row}, {chain}\)"):
-        smc.init(energy, **how)
+    how: dict[str, Any] = {"chains": 160, "latent_size": 2, "observations": 2}
+    drawn = hmc.init(lambda z: 0.0 * z.sum(-1), **how).latents
+    state = smc.init(energy, latent_size=2, chains=16, draws=10)
+    sound = drawn[..., 0] <= 0.5
+    assert 0 < int(sound[0].sum()) < 160
+    assert sound.gather(1, state.roots).all()
+    expected = sound.double().mean(-1).log()
+    torch.testing.assert_close(log_mean_weight(state.log_weights), expected, rtol=0, atol=1e-12)
+    assert state.beta.tolist() == [0.05] * 2
+    assert state.sharpness.tolist() == [0.0] * 2
+
+
+def test_draws_of_which_none_is_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^energy: expected finite .* none of 160 on an island"):
+        smc.init(lambda z: z.sum(-1) / 0.0, latent_size=2, chains=16, draws=10)
 
 
 # --- lone chains have none ------------------------------------------------------------------------

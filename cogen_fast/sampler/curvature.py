@@ -70,8 +70,7 @@ def gain(size: int) -> float:
 def update(known: Curvature, grad: Tensor, beta: Tensor, active: Tensor) -> Curvature:
     """The running mean with E's gradients ``grad`` ``(B, N, d)`` at ``beta`` ``(B,)``.
 
-    Only ``active`` observations learn. Until a mean over all moves so far weighs a move less,
-    it is that mean.
+    Only ``active`` observations learn. The first moves, up to one over `gain` of them, weigh alike.
     """
     g = grad.double()
     count, particles, size = g.shape

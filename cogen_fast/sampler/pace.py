@@ -223,26 +223,33 @@ class _Plan:
 def _fit(plan: _Plan, length: int, moves: int, annealing: Annealing) -> tuple[int, int, float]:
     """L, M and the number of steps of the temperature that fit.
 
-    Fewer moves first, then larger steps, then shorter trajectories, then steps larger still.
+    Fewer moves first, then larger steps, then shorter trajectories, then steps larger still; eight
+    rounds at the posterior are kept before trajectories are, two before steps are.
     """
     remaining, travel = plan.remaining, plan.travel
     wanted = travel / math.sqrt(-math.log(annealing.kept))
-    rounds, steps = max(plan.rounds, 1.0), max(wanted, 1.0) if travel > 0.0 else 0.0
-    for fewer in range(moves, 0, -1):
-        if (steps * fewer + rounds * _of_round(fewer, annealing)) * length <= remaining:
+    rounds, least_steps = max(plan.rounds, 1.0), 1.0 if travel > 0.0 else 0.0
+    fewest = 1 if annealing.hmc_steps is None else moves
+    for fewer in range(moves, fewest - 1, -1):
+        spent = max(wanted, least_steps) * fewer + rounds * _of_round(fewer, annealing)
+        if spent * length <= remaining:
             return length, fewer, wanted
-    enough = min(rounds, _MODERATE_FINAL_ROUNDS)
+    made = annealing.final_rounds - rounds
+    enough = max(min(annealing.final_rounds, _MODERATE_FINAL_ROUNDS) - made, 1.0)
     for least, reserved in (
         (_MODERATE_KEPT, enough),
         (_LEAST_KEPT, _LEAST_FINAL_ROUNDS),
         (0.0, _LEAST_FINAL_ROUNDS),
     ):
         for shorter in _shorter(length, annealing):
-            steps = remaining / shorter - reserved
-            if steps >= 1.0 and _kept(travel, steps) >= least:
-                return shorter, 1, steps
-    last = next((n for n in _shorter(length, annealing, 1) if n <= remaining), 0)
-    return max(last, 1), min(last, 1), 0.0
+            steps = remaining / (shorter * fewest) - reserved
+            if steps >= least_steps and _kept(travel, steps) >= least:
+                return shorter, fewest, steps
+    for each in dict.fromkeys((fewest, 1)):
+        for shorter in _shorter(length, annealing, 1):
+            if shorter * each <= remaining:
+                return shorter, each, 0.0
+    return length, 0, 0.0
 
 
 def _shorter(length: int, annealing: Annealing, least: int = _LEAST_LENGTH) -> Sequence[int]:

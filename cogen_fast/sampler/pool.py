@@ -18,7 +18,6 @@ from cogen_fast.ops import reference
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.sampler import islands
-from cogen_fast.sampler.hmc import check_start
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight
 
 DRAWS = 64
@@ -73,17 +72,23 @@ def start(
 
     Each island goes as far as the pools of the others allow on average (in ``log beta``), at most
     to 0.05, or to ``beta`` where it is given. ``energy`` ``(B, K)`` is that of the draws;
-    ValueError where one is not finite.
+    one that is not finite has no weight, like a proposal. ValueError where none is finite.
     """
-    check_start(energy, torch.zeros_like(draws))
-    size = energy.shape[-1]
+    sound = energy.isfinite()
+    if not bool(sound.any(-1).all()):
+        raise ValueError(
+            f"energy: expected finite energies of prior draws, got none of {energy.shape[-1]} on "
+            "an island; does G give finite outputs?"
+        )
+    energy, seen = torch.where(sound, energy, torch.inf), torch.where(sound, energy, 0.0)
+    scored = energy.shape[-1]
     if beta is None:
-        share = min(_MOST_KEPT, _EFFECTIVE * particles / size)
+        share = min(_MOST_KEPT, _EFFECTIVE * particles / scored)
         beta = islands.others(_reached(energy, share).log(), count).exp().clamp(max=_FURTHEST)
     log_weights = -beta[:, None] * energy
     weights = torch.softmax(log_weights, -1)
-    mean = (weights * energy).sum(-1, keepdim=True)
-    deviation = (weights * (energy - mean) ** 2).sum(-1).sqrt()
+    mean = (weights * seen).sum(-1, keepdim=True)
+    deviation = (weights * (seen - mean) ** 2).sum(-1).sqrt()
     uniform = ops.observation_uniforms(stream, Purpose.POOL)
     roots = reference.systematic(log_weights, uniform, particles)
     return Start(
@@ -91,7 +96,7 @@ def start(
         roots,
         beta,
         log_mean_weight(log_weights),
-        1.0 / effective_sample_size(log_weights) - 1.0 / size,
+        1.0 / effective_sample_size(log_weights) - 1.0 / scored,
         deviation,
     )
 

@@ -51,17 +51,17 @@ class SMCState:
     inverse temperature reached, ``first_beta`` the one that the prior pool allowed. ``log_weights``
     ``(B, N)`` float64 hold the mean weight up to the last resampling and each particle's own since,
     so that their log mean is the log normaliser; ``variance`` ``(B,)`` is the first-order relative
-    variance of that estimate, and ``lineage`` ``(B, N)`` what it remembers of the past
-    (`_weigh`). ``roots`` ``(B, N)`` int64 is the prior draw each particle descends from.
-    ``resamplings`` ``(B,)`` counts resamplings, ``rounds`` ``(B,)`` temperatures spent at beta = 1;
-    ``finished`` ``(B,)`` marks what stands still. ``tuning``, ``curvature`` and ``sharpness``
-    ``(B,)``, a running mean of the steps, each keeping ``exp(-1)``, that an e-fold of beta takes,
-    are what each row's particles have taught, for others to use; ``directions`` what a row's moves
-    follow, and ``turn`` ``(B, d, d)`` the basis made of them. ``jumped`` ``(B,)`` marks what a
-    short budget drove to the end too fast; ``non_finite`` ``(B, N)`` counts proposals that were not
-    finite; ``spent`` the gradient evaluations of a particle, ``forwards`` its forwards beside them,
-    and ``temperatures`` the steps so far. ``spread`` is there for chains too few to be a
-    population.
+    variance of that estimate, ``least_variance`` ``(B,)`` what it were if moves forgot everything,
+    and ``lineage`` ``(B, N)`` what it remembers of the past (`_weigh`). ``roots`` ``(B, N)`` int64
+    is the prior draw each particle descends from. ``resamplings`` ``(B,)`` counts resamplings,
+    ``rounds`` ``(B,)`` temperatures spent at beta = 1; ``finished`` ``(B,)`` marks what stands
+    still. ``tuning``, ``curvature`` and ``sharpness`` ``(B,)``, a running mean of the steps, each
+    keeping ``exp(-1)``, that an e-fold of beta takes, are what each row's particles have taught,
+    for others to use; ``directions`` what a row's moves follow, and ``turn`` ``(B, d, d)`` the
+    basis made of them. ``jumped`` ``(B,)`` marks what a short budget drove to the end too fast;
+    ``non_finite`` ``(B, N)`` counts proposals that were not finite; ``spent`` the gradient
+    evaluations of a particle, ``forwards`` its forwards beside them, and ``temperatures`` the steps
+    so far. ``spread`` is there for chains too few to be a population.
     """
 
     hmc: HMCState
@@ -75,6 +75,7 @@ class SMCState:
     first_beta: Tensor
     log_weights: Tensor
     variance: Tensor
+    least_variance: Tensor
     lineage: Tensor
     roots: Tensor
     resamplings: Tensor
@@ -242,6 +243,7 @@ def _begun(
         first_beta=begun.beta,
         log_weights=even + begun.log_normaliser[:, None],
         variance=begun.variance,
+        least_variance=begun.variance,
         lineage=even.clone(),
         roots=begun.roots,
         resamplings=none_yet,
@@ -274,8 +276,9 @@ def step(
     adapts = choice is None
     if choice is None:
         state, choice = choose(state, annealing)
-    elif choice.stiff is not None:
-        state = replace(state, turn=curvature.basis(choice.stiff))
+    elif choice.stiff is not None and choice.stiff is not state.directions.vectors:
+        directions = replace(state.directions, vectors=choice.stiff)
+        state = replace(state, directions=directions, turn=curvature.basis(choice.stiff))
     weighed = _weigh(state, choice.beta)
     resampled, ancestors = _resample(weighed, choice.resampled, ops)
     moved, choice, acceptance = _move(resampled, potential, choice, annealing, adapts, ops)
@@ -378,12 +381,15 @@ def _weigh(state: SMCState, beta: Tensor) -> SMCState:
     new, old = normalised_weights(log_weights), normalised_weights(state.log_weights)
     contributed = count * (new - old)
     past = state.lineage - state.lineage.mean(-1, keepdim=True)
-    seen = (contributed * (contributed + 2.0 * past)).sum(-1) / (count * max(count - 1, 1))
+    pairs = count * max(count - 1, 1)
+    alone = (contributed * contributed).sum(-1) / pairs
+    seen = alone + 2.0 * (contributed * past).sum(-1) / pairs
     return replace(
         state,
         beta=beta,
         log_weights=log_weights,
         variance=state.variance + seen,
+        least_variance=state.least_variance + alone,
         lineage=state.lineage + contributed,
     )
 
@@ -509,10 +515,11 @@ def _sharpness(state: SMCState, learns: Tensor) -> Tensor:
 def _close(after: SMCState, choice: Choice, annealing: Annealing) -> SMCState:
     """Counts and lessons at the end of a temperature, and who is finished."""
     active = choice.active
-    rounds = after.rounds + (active & (choice.beta >= 1.0))
+    there = active & (choice.beta >= 1.0)
+    rounds = after.rounds + (there & (choice.moves > 0))
     spent = annealing.budget is not None and after.spent >= annealing.budget
     over = (choice.moves == 0) | spent
-    ended = (rounds >= annealing.final_rounds) | ((rounds >= 1) & over)
+    ended = (rounds >= annealing.final_rounds) | (there & over)
     jumped = active & (choice.kept < least_kept(annealing)) & (rounds <= 1)
     return replace(
         after,

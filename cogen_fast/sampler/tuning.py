@@ -201,7 +201,7 @@ def leapfrog_steps(log_ratios: Sequence[float]) -> int:
 
 
 def moves_needed(memory: float, rule: TuningRule) -> int:
-    """Moves after which energies have forgotten enough of their start."""
+    """Moves after which what keeps ``memory`` at each has forgotten enough, if there are so many."""
     kept = min(max(memory, 0.0), 0.999)
     if kept <= rule.remembered:
         return 1
