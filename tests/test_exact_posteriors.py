@@ -29,7 +29,7 @@ from cogen_fast.experiments.exact_models import (
     share_and_error,
 )
 from cogen_fast.sampler import curvature, islands, smc, tuning
-from cogen_fast.sampler.curvature import Curvature, Directions
+from cogen_fast.sampler.curvature import Curvature
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -199,17 +199,18 @@ def learn_from_oneself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def go_on_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the posterior itself too."""
-    tune, learn, find = tuning.update, curvature.update, smc._directions
+    tune, learn, find = tuning.update, curvature.update, smc._turned
 
     def always(known: Curvature, grad: Tensor, beta: Tensor, active: Tensor) -> Curvature:
         return learn(known, grad, beta, torch.ones_like(active))
 
-    def anew(state: smc.SMCState, memory: Tensor) -> Directions:
-        return find(replace(state, beta=torch.zeros_like(state.beta)), memory)
+    def anew(state: smc.SMCState, memory: Tensor) -> smc.SMCState:
+        turned = find(replace(state, beta=torch.zeros_like(state.beta)), memory)
+        return replace(turned, beta=state.beta)
 
     monkeypatch.setattr(tuning, "update", lambda *a: tune(*a[:-1], torch.ones_like(a[-1])))
     monkeypatch.setattr(curvature, "update", always)
-    monkeypatch.setattr(smc, "_directions", anew)
+    monkeypatch.setattr(smc, "_turned", anew)
 
 
 PLANTED = Cell("decay", 20, 0.1, 240)

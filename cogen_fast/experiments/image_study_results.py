@@ -162,4 +162,6 @@ def _stuck(records: Sequence[Record], method: str) -> float | None:
     if runs[0] is None:
         return None
     chains: list[float] = [value for run in runs for value in run if value is not None]
+    if not chains:  # the budget allowed no move
+        return None
     return sum(value < STUCK for value in chains) / len(chains)
