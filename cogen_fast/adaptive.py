@@ -35,8 +35,8 @@ _LEAST_BUDGET = 50  # gradients of a particle: with fewer, as many lone chains d
 _OTHER_SEED = 0x9E3779B97F4A7C15
 _STARTS = 8  # of a budget, one part goes to prior draws
 _MANY_ISLANDS = 8  # whose differences tell the error well
-_MOST_LEAST_ERROR = 1.5  # of a log normaliser, were moves to forget everything: see `_known`
-_MOST_ERROR = 6.0
+# Of a log normaliser, in nats; the first is that of moves that forget everything (see `_known`).
+_MOST_LEAST_ERROR, _MOST_ERROR = 1.5, 6.0
 _ALONE_REASON = (
     f"fewer than {POPULATION} chains, and a budget below {_LEAST_BUDGET} gradients for each of "
     f"{POPULATION} particles (budget * chains < {_LEAST_BUDGET * POPULATION}): lone chains whose "

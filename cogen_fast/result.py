@@ -353,9 +353,10 @@ class Result:
         return islands if self.energies.shape[1] % islands == 0 else populations
 
     def _compared(self) -> tuple[int, Tensor]:
-        """That number, and the latents of equally many chains of each.
+        """How many groups of chains `diagnose` compares, and the latents of equally many of each.
 
-        Of an odd number of chains of two halves the middle one can be of either.
+        Where an odd number of chains comes from two halves, the middle chain, which can be of
+        either half, is left out.
         """
         chains: int = self.latents.shape[1]
         halves = self.settings.get("populations") == 1 and self.settings.get("islands") == 2

@@ -223,8 +223,9 @@ class _Plan:
 def _fit(plan: _Plan, length: int, moves: int, annealing: Annealing) -> tuple[int, int, float]:
     """L, M and the number of steps of the temperature that fit.
 
-    Fewer moves first, then larger steps, then shorter trajectories, then steps larger still; eight
-    rounds at the posterior are kept before trajectories are, two before steps are.
+    Fewer moves first (unless M is fixed), then larger steps, then shorter trajectories, then steps
+    larger still. Trajectories are shortened before less than eight rounds at the posterior, those
+    already made among them, are left; where that does not suffice two are kept.
     """
     remaining, travel = plan.remaining, plan.travel
     wanted = travel / math.sqrt(-math.log(annealing.kept))
@@ -245,7 +246,7 @@ def _fit(plan: _Plan, length: int, moves: int, annealing: Annealing) -> tuple[in
             steps = remaining / (shorter * fewest) - reserved
             if steps >= least_steps and _kept(travel, steps) >= least:
                 return shorter, fewest, steps
-    for each in dict.fromkeys((fewest, 1)):
+    for each in (fewest, 1):
         for shorter in _shorter(length, annealing, 1):
             if shorter * each <= remaining:
                 return shorter, each, 0.0

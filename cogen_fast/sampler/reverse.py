@@ -39,9 +39,11 @@ def run(
     state = hmc.init(potential, latents, backend=backend, **how)
     betas = [torch.zeros_like(choices[0].beta), *(choice.beta for choice in choices)]
     log_weights = torch.zeros_like(state.energy)
+    stiff = turn = None
     for t in range(len(choices), 0, -1):
         choice = choices[t - 1]
-        turn = None if choice.stiff is None else curvature.basis(choice.stiff)
+        if choice.stiff is not None and choice.stiff is not stiff:  # several temperatures share it
+            stiff, turn = choice.stiff, curvature.basis(choice.stiff)
         for made in range(choice.hmc_steps):
             now = replace(choice, active=choice.active & (made < choice.moves))
             settings = smc.jittered(now, choice.step_size, rule, state.stream, ops)

@@ -201,7 +201,7 @@ def leapfrog_steps(log_ratios: Sequence[float]) -> int:
 
 
 def moves_needed(memory: float, rule: TuningRule) -> int:
-    """Moves after which what keeps ``memory`` at each has forgotten enough; at most so many."""
+    """How many moves forget enough, ``most_moves`` at most; one keeps a correlation ``memory``."""
     kept = min(max(memory, 0.0), 0.999)
     if kept <= rule.remembered:
         return 1

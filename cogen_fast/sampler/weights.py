@@ -53,8 +53,8 @@ def variance_between(log_means: Tensor) -> Tensor:
 def variance_if_gaussian(log_weights: Tensor) -> Tensor:
     """Relative variance of the mean of N weights, if their logarithms are Gaussian, ``(...)``.
 
-    By the deviation of the bulk of them, which few can tell where the few largest of them, which
-    make the mean, cannot.
+    By the deviation of the bulk of the logarithms, which even few weights tell. The sample variance
+    of the weights themselves rests on the few largest, and is too small where these are missing.
     """
     count = log_weights.shape[-1]
     squared = robust_deviation(log_weights) ** 2 * (1.0 + 2.0 / count)
