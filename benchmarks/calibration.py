@@ -2,12 +2,12 @@
 
 Each piece is a method on a problem; `cogen_fast.experiments.calibration` says what is tested. A
 piece is made in parts, each a line of ``benchmarks/results/calibration.jsonl``: start it again and
-it goes on.
-Ends with a table and, once all are there, ``calibration.json``; exits with 1 where ranks are not
-uniform. What is simulated and the bound are fixed here: one false alarm in 1,000 correct runs of
-all pieces, by Bonferroni's inequality over pieces, statistics and both tests. Lone chains are shown
-beside them and not judged: a chain without weights or company ends in the mode it fell into, so it
-cannot be calibrated, and `Result.diagnose` says so.
+it goes on; lines of another state of the sampler's sources are not looked at. Ends with a table
+and, once all are there, ``calibration.json``; exits with 1 where ranks are not uniform. What is
+simulated and the bound are fixed here: one false alarm in 1,000 correct runs of all pieces, by
+Bonferroni's inequality over pieces, statistics and both tests. Lone chains are shown beside them
+and not judged: a chain without weights or company ends in the mode it fell into, so it cannot be
+calibrated, and `Result.diagnose` says so.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from log import Log
+from machine import digest_of_method
 
 from cogen_fast.experiments.calibration import (
     MODELS,
@@ -37,6 +38,7 @@ from cogen_fast.experiments.calibration import (
 from cogen_fast.sampler.pace import Annealing
 
 _RESULTS = Path(__file__).parent / "results"
+_TESTED = "cogen_fast/experiments/calibration.py"
 _FALSE_ALARM = 1e-3
 _SEED = 20
 _DRAWS = 7
@@ -114,7 +116,8 @@ def _work(piece: Piece, part: range) -> dict[str, Any]:
 
 def _key(piece: Piece, part: range) -> dict[str, Any]:
     design = asdict(piece.design)
-    return {"problem": piece.problem, "method": piece.method, **design, "start": part.start}
+    key = {"problem": piece.problem, "method": piece.method, **design, "start": part.start}
+    return {**key, "sources": digest_of_method(_TESTED)}
 
 
 def _run(pieces: list[Piece], log: Log, jobs: int) -> list[dict[str, Any]]:

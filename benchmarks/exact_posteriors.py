@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 from log import Log
-from machine import digest_of
+from machine import digest_of_method
 from torch import Tensor
 
 from cogen_fast import Result
@@ -51,7 +51,6 @@ from cogen_fast.experiments.exact_models import (
 from cogen_fast.result import GRADIENT_COST
 
 _RESULTS = Path(__file__).parent / "results"
-_METHOD = ("cogen_fast/adaptive.py", "cogen_fast/paper.py", "cogen_fast/sampler")
 _SIZES, _NOISES, _CHAINS = (8, 20, 64, 100, 512), (0.1, 0.3), (16, 64)
 _REPETITIONS = 200
 _QUICK_SIZE = 100
@@ -456,7 +455,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="first pieces of small cells")
     parser.add_argument("--rivals", action="store_true", help="BlackJAX on some of the cells")
     options = parser.parse_args()
-    log, sources = Log(_RESULTS / "exact_posteriors.jsonl"), digest_of(*_METHOD)
+    log, sources = Log(_RESULTS / "exact_posteriors.jsonl"), digest_of_method()
     for cell in cells():
         wanted = any(fnmatch(cell.name, pattern) for pattern in options.cells)
         if wanted and (cell.quick or not options.quick):

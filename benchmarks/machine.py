@@ -12,15 +12,21 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 _BUILT = ("CMakeLists.txt", "pyproject.toml", "cogen_fast", "csrc")
+_METHOD = ("cogen_fast/adaptive.py", "cogen_fast/paper.py", "cogen_fast/sampler")
 _SOURCES = frozenset({".cpp", ".cu", ".h", ".py", ".safetensors", ".toml", ".txt"})
 
 
 def digest(*more: str) -> str:
     """Of what the package is built from, and of ``more`` files or folders of the checkout."""
-    return digest_of(*_BUILT, *more)
+    return _digest_of(*_BUILT, *more)
 
 
-def digest_of(*names: str) -> str:
+def digest_of_method(*more: str) -> str:
+    """Of what decides which samples are drawn, and of ``more`` files or folders of the checkout."""
+    return _digest_of(*_METHOD, *more)
+
+
+def _digest_of(*names: str) -> str:
     """Of the sources in files or folders of the checkout."""
     found = hashlib.sha256()
     for name in names:

@@ -6,7 +6,8 @@ the same face with its right half hidden, four populations, whose agreement Arvi
 ``arviz``). Energies of a posterior that is nearly Gaussian average d / 2 = 50 where noise is small.
 
 Every finished piece is a line of ``benchmarks/results/noise_levels.jsonl``: start it again and it
-goes on. Ends with the table; half a face is drawn in ``noise_levels_half.png``.
+goes on; lines of another state of the sampler's sources are not looked at. Ends with the table;
+half a face is drawn in ``noise_levels_half.png``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from dcgan import block_mask, load_faces, own_faces
 from log import Log
+from machine import digest_of_method
 from torch import Tensor
 
 from cogen_fast import cogenerate
@@ -102,13 +104,14 @@ def _truth() -> tuple[torch.nn.Module, Tensor]:
 PROBLEMS = {"linear": (_linear, _NOISES), "face": (_face, _NOISES), "half": (_half, (_HALF_NOISE,))}
 
 
-def table(log: Log) -> str:
+def table(log: Log, sources: str) -> str:
     """One row per piece."""
     rows = [f"{'problem':<8}{'noise':>6}{'temperatures':>14}{'gradients':>11}{'accept':>8}"]
     rows[0] += f"{'at the end':>11}{'energy':>9}{'s':>8}  more"
     shown = ("z", "error_median", "error_worst", "rhat_energy", "rhat_latent_median")
     pieces = [(name, noise) for name, (_, noises) in PROBLEMS.items() for noise in noises]
-    for line in sorted(log.lines, key=lambda line: pieces.index((line["problem"], line["noise"]))):
+    made = log.find(sources=sources)
+    for line in sorted(made, key=lambda line: pieces.index((line["problem"], line["noise"]))):
         more = [f"{name} {line[name]:.3g}" for name in shown if name in line]
         more += [f"{name} {line[name]}" for name in line if name.startswith("hidden")]
         rows.append(
@@ -122,18 +125,19 @@ def table(log: Log) -> str:
 
 def main() -> None:
     """Run what is not in the log, then print the table."""
-    log = Log(_RESULTS / "noise_levels.jsonl")
+    log, sources = Log(_RESULTS / "noise_levels.jsonl"), digest_of_method()
     threads = torch.get_num_threads()
     for name, (work, noises) in PROBLEMS.items():
         torch.set_num_threads(1 if name == "linear" else threads)
         for noise in noises:
-            if not any(log.find(problem=name, noise=noise)):
+            key = {"problem": name, "noise": noise, "sources": sources}
+            if not any(log.find(**key)):
                 start = time.monotonic()
                 found = work(noise)
                 seconds = round(time.monotonic() - start, 1)
-                log.add(problem=name, noise=noise, seconds=seconds, **found)
+                log.add(**key, seconds=seconds, **found)
                 print(f"{name} {noise}: {found}", flush=True)
-    print(table(log))
+    print(table(log, sources))
 
 
 if __name__ == "__main__":
