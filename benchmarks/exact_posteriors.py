@@ -181,7 +181,12 @@ def cells() -> Iterator[Cell | ModesCell]:
             yield Cell(model, size, _PAPER_NOISE, _CHAINS[0], "paper")
 
 
-_AGAINST = tuple(Cell(model, size, 0.1, 16) for size in (20, 64, 100) for model in SCALES)
+_AGAINST = tuple(
+    Cell(model, size, noise, 16)
+    for size, noises in ((20, _NOISES), (64, _NOISES), (100, _NOISES), (512, _NOISES[:1]))
+    for noise in noises
+    for model in SCALES
+)
 """Cells that rivals run too."""
 
 

@@ -35,8 +35,7 @@ _LEAST_BUDGET = 50  # gradients of a particle: with fewer, as many lone chains d
 _OTHER_SEED = 0x9E3779B97F4A7C15
 _STARTS = 8  # of a budget, one part goes to prior draws
 _MANY_ISLANDS = 8  # whose differences tell the error well
-# Of a log normaliser, in nats; the first is that of moves that forget everything (see `_known`).
-_MOST_LEAST_ERROR, _MOST_ERROR = 1.5, 6.0
+_MOST_LEAST_ERROR = 4.0  # of a log normaliser, in nats, were moves to forget everything
 _ALONE_REASON = (
     f"fewer than {POPULATION} chains, and a budget below {_LEAST_BUDGET} gradients for each of "
     f"{POPULATION} particles (budget * chains < {_LEAST_BUDGET * POPULATION}): lone chains whose "
@@ -339,9 +338,9 @@ class Adaptive:
 
         An error that comes from few lineages scatters itself, and to tell it only where it is small
         would be to tell those that are too small. So it is told by the least that it can be, of
-        which all runs of a problem have about the same, and by its own size in the extreme only.
+        which all runs of a problem have about the same.
         """
-        known = (error <= _MOST_ERROR) & ~state.jumped.reshape(-1, self.islands).any(-1)
+        known = error.isfinite() & ~state.jumped.reshape(-1, self.islands).any(-1)
         least = self._within(each, state.least_variance)
         known &= error_of_log(least) <= _MOST_LEAST_ERROR
         return known & tells_its_variance(each) if self.islands >= _MANY_ISLANDS else known
