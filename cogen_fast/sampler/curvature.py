@@ -73,14 +73,14 @@ def update(known: Curvature, grad: Tensor, beta: Tensor, active: Tensor) -> Curv
     Only ``active`` observations learn. The first moves, up to one over `gain` of them, weigh alike.
     """
     g = grad.double()
-    count, particles, size = g.shape
-    seen = beta[:, None, None] * (g.mT @ g) / particles
+    _, particles, size = g.shape
     # One over the moves so far, this one included, were each to weigh alike.
     even = 1.0 / (1.0 + 1.0 / (particles * known.inverse_count))
     weight = torch.where(active, even.clamp(min=gain(size)), 0.0)
     kept = torch.where(weight < 1.0, (1.0 - weight) ** 2 * known.inverse_count, 0.0)
     inverse_count = kept + weight**2 / particles
-    mean = known.mean.lerp(seen, weight[:, None, None].expand(count, size, size))
+    seen = (weight * beta / particles)[:, None, None] * g
+    mean = torch.baddbmm((1.0 - weight)[:, None, None] * known.mean, seen.mT, g)
     return Curvature(mean, torch.where(active, inverse_count, known.inverse_count))
 
 
