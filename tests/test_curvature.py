@@ -48,6 +48,11 @@ def tensor(*values: float) -> Tensor:
 # --- the running mean -----------------------------------------------------------------------------
 
 
+def covariance(grad: Tensor) -> Tensor:
+    """Of gradients ``(B, N, d)``, N - 1 the divisor."""
+    return torch.stack([torch.cov(each.double().T) for each in grad])
+
+
 def test_the_first_moves_count_alike() -> None:
     # Until a mean over all weighs one less than the gain, 0.5 / sqrt(25): ten moves.
     grads = [normal(2, 4, 25, seed=k).float() for k in range(10)]
@@ -56,10 +61,9 @@ def test_the_first_moves_count_alike() -> None:
     assert found.inverse_count.tolist() == [math.inf, math.inf]
     for number, grad in enumerate(grads, 1):
         found = curvature.update(found, grad, beta, both)
-        seen = torch.cat(grads[:number], 1).double()
-        mean = beta[:, None, None] * (seen.mT @ seen) / seen.shape[1]
-        torch.testing.assert_close(found.mean, mean, **ROUNDING)
-        assert found.inverse_count.tolist() == pytest.approx([1.0 / (4.0 * number)] * 2)
+        mean = torch.stack([covariance(each) for each in grads[:number]]).mean(0)
+        torch.testing.assert_close(found.mean, beta[:, None, None] * mean, **ROUNDING)
+        assert found.inverse_count.tolist() == pytest.approx([1.0 / (3.0 * number)] * 2)
 
 
 def test_later_moves_count_by_the_gain() -> None:
@@ -73,9 +77,10 @@ def test_later_moves_count_by_the_gain() -> None:
     for number in range(1, 300):
         found = curvature.update(found, grad, tensor(1.0), active)
         if number in (1, 7):
-            expected = (1.0 - (1.0 - gain) ** number) * (grad.mT @ grad) / particles
+            expected = (1.0 - (1.0 - gain) ** number) * covariance(grad)
             torch.testing.assert_close(found.mean, expected, **ROUNDING)
-    assert found.inverse_count.item() == pytest.approx(gain / (2.0 - gain) / particles, rel=1e-9)
+    count = (particles - 1) * (2.0 - gain) / gain
+    assert found.inverse_count.item() == pytest.approx(1.0 / count, rel=1e-9)
 
 
 def test_who_is_not_active_learns_nothing() -> None:
@@ -90,17 +95,24 @@ def test_who_is_not_active_learns_nothing() -> None:
 
 
 def test_the_mean_is_the_hessian_at_equilibrium_where_the_data_decide() -> None:
-    # Of E(z) = (k z)^2 / 2 at beta, whose posterior's precision is 1 + beta k^2: the mean of
-    # beta k^4 z^2 is k^2 times beta k^2 / (1 + beta k^2). Squares of n normals vary by 2 / n.
-    k, n = tensor(1.0, 30.0, 1000.0), 100_000
+    # Of E(z) = k^2 (z - x)^2 / 2 at beta, whose posterior's precision is 1 + beta k^2: beta k^4
+    # times its variance is k^2 times beta k^2 / (1 + beta k^2), wherever its mean is. Squares of n
+    # normals vary by 2 / n.
+    k, x, n = tensor(1.0, 30.0, 1000.0), tensor(3.0, -2.0, 1.0), 100_000
     for beta in (0.01, 1.0):
         data = beta * k * k
-        z = normal(1, n, 3, seed=3) / (1.0 + data).sqrt()
+        z = x * data / (1.0 + data) + normal(1, n, 3, seed=3) / (1.0 + data).sqrt()
         found = curvature.update(
-            curvature.init(z), k * k * z, tensor(beta), torch.tensor([True])
+            curvature.init(z), k * k * (z - x), tensor(beta), torch.tensor([True])
         ).mean[0]
         ratio = found.diagonal() / k**2 * (1.0 + data) / data
         assert (ratio - 1.0).abs().max() < 4.0 * math.sqrt(2.0 / n)
+
+
+def test_a_single_particle_shows_nothing() -> None:
+    z = normal(2, 1, 3, seed=1)
+    found = curvature.update(curvature.init(z), z, tensor(0.5, 1.0), torch.tensor([True, True]))
+    assert torch.equal(found.mean, torch.zeros(2, 3, 3, dtype=F64))
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -1,12 +1,14 @@
 """A mass from the curvature that gradients have shown, in coordinates turned to its directions.
 
-At equilibrium the mean of ``beta grad E grad E'`` is E's mean Hessian where the data decide, and
-less where the prior does, so the gradients that particles have already paid for tell in which
-directions the density is narrow. These become the first coordinates of an orthogonal basis, where
-a diagonal mass, the precision ``1 + beta lambda`` of the posterior there, makes all scales alike:
-step sizes and trajectory lengths are then numbers without units. The prior is the same in every
-such basis. Which directions stand out beyond the noise of few gradients is told as for a spiked
-covariance (Baik and Silverstein 2006): the others share the mean of theirs.
+At equilibrium beta times the covariance of ``grad E`` is E's mean Hessian where the data decide,
+and less where the prior does, so the gradients that particles have already paid for tell in which
+directions the density is narrow. (Their mean is no curvature: it balances the prior's pull, and
+taken for one it would make heavy the very direction in which the density moves as beta grows.)
+These become the first coordinates of an orthogonal basis, where a diagonal mass, the precision
+``1 + beta lambda`` of the posterior there, makes all scales alike: step sizes and trajectory
+lengths are then numbers without units. The prior is the same in every such basis. Which directions
+stand out beyond the noise of few gradients is told as for a spiked covariance (Baik and Silverstein
+2006): the others share the mean of theirs.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ MOST = 128
 class Curvature:
     """What gradients have shown of E's Hessian.
 
-    ``mean`` ``(B, d, d)`` float64 is the running mean of ``beta grad E grad E'``, and
-    ``inverse_count`` ``(B,)`` float64 one over the number of gradients that it amounts to, infinite
-    where there are none yet.
+    ``mean`` ``(B, d, d)`` float64 is the running mean of beta times the covariance of ``grad E``,
+    and ``inverse_count`` ``(B,)`` float64 one over the number of gradients, less one for each
+    move's mean, that it amounts to, infinite where there are none yet.
     """
 
     mean: Tensor
@@ -70,10 +72,12 @@ def gain(size: int) -> float:
 def update(known: Curvature, grad: Tensor, beta: Tensor, active: Tensor) -> Curvature:
     """The running mean with E's gradients ``grad`` ``(B, N, d)`` at ``beta`` ``(B,)``.
 
-    Only ``active`` observations learn. The first moves, up to one over `gain` of them, weigh alike.
+    Only ``active`` observations learn, and nothing from a single particle. The first moves, up to
+    one over `gain` of them, weigh alike.
     """
     g = grad.double()
-    _, particles, size = g.shape
+    g = g - g.mean(1, keepdim=True)
+    particles, size = max(g.shape[1] - 1, 1), g.shape[2]
     # One over the moves so far, this one included, were each to weigh alike.
     even = 1.0 / (1.0 + 1.0 / (particles * known.inverse_count))
     weight = torch.where(active, even.clamp(min=gain(size)), 0.0)
