@@ -1,5 +1,6 @@
 """BlackJAX on exact models with as many gradients a particle as ours took: errors of one run.
 
+Each repetition has a data set of its own, drawn from the model, the first of those that ours has.
 Tempered SMC goes on at temperature 1 until its gradients are spent, and its estimate of the mean
 energy is that over all steps there, as ours; that of NUTS is over all draws. Forwards that the
 rivals spend beside their gradients are not counted, and the settings are the best of a small grid,
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from peers import jax_generators, nuts, tempered_smc
+from torch import Tensor
 
 from cogen_fast.experiments.exact_models import LinearGaussian
 
@@ -48,18 +50,19 @@ def run(
     return found(model, chains, gradients, how)
 
 
-def _log_likelihood(model: LinearGaussian) -> Callable[[jax.Array], jax.Array]:
+def _log_likelihood(model: LinearGaussian) -> Callable[[jax.Array, jax.Array], jax.Array]:
     twin, weight = jax_generators.linear_gaussian(model), 0.5 / model.noise**2
-    return lambda z: -weight * jnp.sum(twin(z[None]) ** 2)
+    return lambda z, x: -weight * jnp.sum((twin(z[None])[0] - x) ** 2)
 
 
 def _nuts(
     model: LinearGaussian, chains: int, gradients: int, how: dict[str, Any]
 ) -> dict[str, Any]:
+    x = model.data(range(REPETITIONS))
     outcome = nuts.repetitions(
-        _log_likelihood(model), model.size, chains, REPETITIONS, gradients, nuts.Settings(**how)
+        _log_likelihood(model), x.numpy(), model.size, chains, gradients, nuts.Settings(**how)
     )
-    return _energy(outcome.energies, model) | {
+    return _energy(outcome.energies, model, x) | {
         "gradients": float(outcome.gradients.mean()),
         "remark": f"{outcome.warmup} steps of adaptation, then {outcome.draws.mean():.0f} draws",
     }
@@ -68,11 +71,12 @@ def _nuts(
 def _tempered(
     model: LinearGaussian, chains: int, gradients: int, how: dict[str, Any]
 ) -> dict[str, Any]:
+    x = model.data(range(REPETITIONS))
     outcomes = tempered_smc.repetitions(
         _log_likelihood(model),
+        x.numpy(),
         model.size,
         chains,
-        range(REPETITIONS),
         step_size=model.size**-0.25,
         steps_at_one=gradients,
         max_gradients=gradients,
@@ -88,13 +92,12 @@ def _tempered(
         return spent | {"energy": math.inf, "energy_bias": math.inf, "log_evidence": math.inf}
     energies = np.stack([outcome.energies for outcome in outcomes])
     constant = 0.5 * model.size * math.log(2.0 * math.pi * model.noise**2)
-    off = [
-        (outcome.log_evidence or math.nan) - constant - model.log_evidence for outcome in outcomes
-    ]
-    found = _energy((energies * there).sum(1) / there.sum(1), model)
+    estimates = np.array([outcome.log_evidence or math.nan for outcome in outcomes])
+    off = estimates - constant - model.log_evidence(x).numpy()
+    found = _energy((energies * there).sum(1) / there.sum(1), model, x)
     return spent | found | {"log_evidence": math.sqrt(np.mean(np.square(off)))}
 
 
-def _energy(estimates: np.ndarray, model: LinearGaussian) -> dict[str, float]:
-    off = estimates.astype(np.float64) - model.mean_energy
+def _energy(estimates: np.ndarray, model: LinearGaussian, x: Tensor) -> dict[str, float]:
+    off = estimates.astype(np.float64) - model.mean_energy(x).numpy()
     return {"energy": math.sqrt(np.mean(off**2)), "energy_bias": float(off.mean())}

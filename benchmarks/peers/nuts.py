@@ -49,29 +49,38 @@ class Settings:
 
 
 def repetitions(
-    log_likelihood: Callable[[Array], Array],
+    log_likelihood: Callable[[Array, Array], Array],
+    data: np.ndarray,
     latent_size: int,
     chains: int,
-    seeds: int,
     gradients: int,
     settings: Settings,
 ) -> Outcome:
-    """Independent runs, each chain of which may spend ``gradients``, on average over its run.
+    """Independent runs on ``data`` ``(R, ...)``, each chain of which may spend ``gradients``.
 
-    ``log_likelihood`` is of one row of latents, whose prior is standard normal.
+    On average over a run. ``log_likelihood(z, x)`` is of one row of latents, whose prior is
+    standard normal, and one of ``data``.
     """
-    warm = partial(_warm, log_likelihood, latent_size, settings)
-    pilot = jax.random.split(jax.random.key(_PILOT_KEY), _PILOT_CHAINS)
-    _, cost = jax.jit(jax.vmap(partial(warm, _PILOT_STEPS)))(pilot)
+    pilot_keys = jax.random.split(jax.random.key(_PILOT_KEY), _PILOT_CHAINS)
+    pilot_data = jnp.asarray(data)[jnp.arange(_PILOT_CHAINS) % len(data)]
+
+    def warm(steps: int, key: Array, x: Array) -> tuple[Adapted, Array]:
+        return _warm(partial(log_likelihood, x=x), latent_size, settings, steps, key)
+
+    _, cost = jax.jit(jax.vmap(partial(warm, _PILOT_STEPS)))(pilot_keys, pilot_data)
     warmup = max(1, int(0.5 * gradients / float(cost.mean()) * _PILOT_STEPS))
-    keys = jax.random.split(jax.random.key(0), seeds * chains)
-    adapted, spent = jax.jit(jax.vmap(partial(warm, warmup)))(keys)
+    keys = jax.random.split(jax.random.key(0), len(data) * chains)
+    each = jnp.repeat(jnp.asarray(data), chains, 0)
+    adapted, spent = jax.jit(jax.vmap(partial(warm, warmup)))(keys, each)
     most = max(1, int(gradients) // _CHEAPEST)
-    draw = partial(_draw, log_likelihood, settings, most)
-    energy, steps = jax.jit(jax.vmap(draw))(keys, adapted)
-    shape = (seeds, chains, -1)
-    energy, steps = (np.asarray(each).reshape(shape).mean(1) for each in (energy, steps))
-    spent = np.asarray(spent).reshape(seeds, chains).mean(1)
+
+    def draw(key: Array, x: Array, adapted: Adapted) -> tuple[Array, Array]:
+        return _draw(partial(log_likelihood, x=x), settings, most, key, adapted)
+
+    energy, steps = jax.jit(jax.vmap(draw))(keys, each, adapted)
+    shape = (len(data), chains, -1)
+    energy, steps = (np.asarray(found).reshape(shape).mean(1) for found in (energy, steps))
+    spent = np.asarray(spent).reshape(len(data), chains).mean(1)
     return _outcome(energy, spent[:, None] + steps.cumsum(1), gradients, warmup)
 
 

@@ -13,7 +13,7 @@ there, nor resampled: it takes one more step, which we make (``steps_at_one``).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -187,26 +187,30 @@ def sample(
 
 
 def repetitions(
-    log_likelihood: Callable[[Array], Array],
+    log_likelihood: Callable[[Array, Array], Array],
+    data: np.ndarray,
     latent_size: int,
     particles: int,
-    seeds: Sequence[int],
     **how: Any,
 ) -> list[Outcome]:
-    """Independent runs under as many ``seeds``, in one compiled call.
+    """Independent runs on ``data`` ``(R, ...)``, a seed each, in one compiled call.
 
-    ``log_likelihood`` is of one row of latents; ``how`` as for `sample`. Seconds are each one's
-    share.
+    ``log_likelihood(z, x)`` is of one row of latents and one of ``data``; ``how`` as for `sample`.
+    Seconds are each one's share.
     """
     settings = _Settings(particles, latent_size, **how)
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
+    keys = jax.vmap(jax.random.key)(jnp.arange(len(data)))
+
+    def one(key: Array, x: Array) -> _Carry:
+        return _run(partial(log_likelihood, x=x), settings, key)
+
     start = time.perf_counter()
-    run = jax.jit(jax.vmap(partial(_run, log_likelihood, settings))).lower(keys).compile()
+    run = jax.jit(jax.vmap(one)).lower(keys, jnp.asarray(data)).compile()
     compiled = time.perf_counter()
-    ends = jax.block_until_ready(run(keys))
+    ends = jax.block_until_ready(run(keys, jnp.asarray(data)))
     done = time.perf_counter()
-    share = (compiled - start) / len(seeds), (done - compiled) / len(seeds)
-    each = (jax.tree.map(lambda leaf, i=i: leaf[i], ends) for i in range(len(seeds)))
+    share = (compiled - start) / len(data), (done - compiled) / len(data)
+    each = (jax.tree.map(lambda leaf, i=i: leaf[i], ends) for i in range(len(data)))
     return [_outcome(end, settings, *share) for end in each]
 
 

@@ -240,8 +240,12 @@ def test_smc_keeps_to_its_budget() -> None:
 _EXACT = LinearGaussian.named("stiff", 8, 0.3)
 
 
-def _exact_log_likelihood(z: jax.Array) -> jax.Array:
-    return -0.5 / _EXACT.noise**2 * jnp.sum(jax_generators.linear_gaussian(_EXACT)(z[None]) ** 2)
+_DATA = _EXACT.data(range(16))
+
+
+def _exact_log_likelihood(z: jax.Array, x: jax.Array) -> jax.Array:
+    residual = jax_generators.linear_gaussian(_EXACT)(z[None])[0] - x
+    return -0.5 / _EXACT.noise**2 * jnp.sum(residual**2)
 
 
 def test_twin_of_an_exact_model() -> None:
@@ -254,24 +258,25 @@ def test_repetitions_recover_an_exact_model() -> None:
     # Sixteen independent runs: correct ones break 4.5 errors with a probability of 4e-4.
     outcomes = tempered_smc.repetitions(
         _exact_log_likelihood,
+        _DATA.numpy(),
         8,
         64,
-        range(16),
         target_ess=0.8,
         steps_at_one=10,
         max_gradients=2000,
     )
     energies = torch.tensor([float(outcome.energies[-10:].mean()) for outcome in outcomes])
-    assert abs(z_scores(energies, _EXACT.mean_energy)) < 4.5
+    assert abs(z_scores(energies - _EXACT.mean_energy(_DATA), 0.0)) < 4.5
     assert all(outcome.temperatures[-10] >= tempered_smc.NEARLY_ONE for outcome in outcomes)
     assert len({outcome.log_evidence for outcome in outcomes}) == 16
 
 
 def test_nuts_recovers_an_exact_model_with_the_gradients_it_is_given() -> None:
     outcome = nuts.repetitions(
-        _exact_log_likelihood, 8, 4, 16, 4000, nuts.Settings(step_size=0.05, doublings=6)
+        _exact_log_likelihood, _DATA.numpy(), 8, 4, 4000, nuts.Settings(0.05, doublings=6)
     )
-    assert abs(z_scores(torch.from_numpy(outcome.energies), _EXACT.mean_energy)) < 4.5
+    energies = torch.from_numpy(outcome.energies)
+    assert abs(z_scores(energies - _EXACT.mean_energy(_DATA), 0.0)) < 4.5
     assert (outcome.gradients <= 4000).all()
     assert (outcome.gradients > 3000).all()
     assert (outcome.draws > outcome.warmup / 4).all()

@@ -1,15 +1,16 @@
 """Models whose posterior, mean energy and log evidence are known, in any number of dimensions.
 
-Everything is observed and is 0, with Gaussian noise. `LinearGaussian` has one mode and any scales;
+Everything is observed, with Gaussian noise. `LinearGaussian` has one mode and any scales;
 `TwoModes` has two along its first latent, of a mass that is told by quadrature. `draws` runs a
-sampler on many equal observations, each a repetition of its own; `log_mean_and_error` tells how
-far such repetitions fix the evidence.
+sampler on many data sets, each a repetition of its own, drawn from the model: a posterior about the
+prior's own centre would be an easy one, to which annealing need not carry any particle.
+`log_mean_and_error` tells how far such repetitions fix the evidence.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cogen_fast.ops.philox import Purpose, normals
 from cogen_fast.result import Result
+from cogen_fast.sampler.hmc import noise_stream
 from cogen_fast.sampler.weights import log_mean_weight
 from cogen_fast.tasks import cogenerate
 
@@ -51,7 +54,8 @@ class LinearGaussian:
     """``G(z) = (z Q) * a`` for singular values ``a`` ``(d,)`` float64, and the noise's deviation.
 
     Q is a fixed random rotation, so that no axis of z is special. In the turned coordinates
-    ``y = z Q`` the posterior is ``N(0, 1 / (1 + r))``, ``r = (a / noise)^2``.
+    ``y = z Q`` the posterior of data x is ``N(x a / noise^2 / (1 + r), 1 / (1 + r))``,
+    ``r = (a / noise)^2``. Data ``x`` are ``(B, d)``, closed forms of them ``(B,)`` float64.
     """
 
     scales: Tensor
@@ -91,22 +95,35 @@ class LinearGaussian:
         return 1.0 / (1.0 + self._ratios)
 
     @property
-    def mean_energy(self) -> float:
+    def _marginal(self) -> Tensor:
+        """Variances of the data, ``(d,)``."""
+        return self.scales**2 + self.noise**2
+
+    def data(self, ids: Sequence[int]) -> Tensor:
+        """A data set for each of ``ids``, drawn from the model, float32."""
+        return (_normals(ids, self.size) * self._marginal.sqrt()).float()
+
+    def means(self, x: Tensor) -> Tensor:
+        """Of the posterior in the turned coordinates, ``(B, d)``."""
+        return x.double() * self.scales / self.noise**2 * self.variances
+
+    def mean_energy(self, x: Tensor) -> Tensor:
         """Of the misfit, under the posterior."""
-        return 0.5 * float((self._ratios * self.variances).sum())
+        residual = (x.double() - self.means(x) * self.scales) / self.noise
+        return 0.5 * (residual**2 + self._ratios * self.variances).sum(-1)
 
-    @property
-    def log_evidence(self) -> float:
-        """Of the measurements."""
-        return -0.5 * float(torch.log(2.0 * math.pi * (self.scales**2 + self.noise**2)).sum())
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """Of the data."""
+        squares = x.double() ** 2 / self._marginal
+        return -0.5 * (squares + torch.log(2.0 * math.pi * self._marginal)).sum(-1)
 
-    def relative_variances(self, latents: Tensor) -> dict[str, Tensor]:
-        """Second moments of latents ``(B, N, d)`` over the exact ones, ``(B,)`` each; all are 1.
+    def relative_variances(self, latents: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """Squares of latents ``(B, N, d)`` about exact means over exact variances, ``(B,)`` each.
 
-        Means over the chains: of all directions together, of the stiffest one, and of four fixed
-        random ones.
+        Means over the chains, which are 1: of all directions together, of the stiffest one, and of
+        four fixed random ones.
         """
-        turned = latents.double() @ self.turn
+        turned = latents.double() @ self.turn - self.means(x)[:, None]
         random = torch.Generator().manual_seed(1)
         directions = torch.randn(self.size, _DIRECTIONS, generator=random, dtype=torch.float64)
         along = (turned @ directions) ** 2 / (self.variances @ directions**2)
@@ -133,7 +150,7 @@ them comes late. The first jumps at 0.
 
 @dataclass(frozen=True)
 class TwoModes:
-    """The first of d latents is seen through a map of `FOLDS`, the others directly."""
+    """The first of d latents is seen through a map of `FOLDS`, and is 0; the others directly."""
 
     name: str
     size: int
@@ -159,20 +176,34 @@ class TwoModes:
         return right / (left + right)
 
     @property
-    def log_evidence(self) -> float:
-        """Of the measurements."""
-        others = LinearGaussian(_iso(self.size - 1), self.noise).log_evidence
-        return math.log(sum(self._masses)) + others
+    def _others(self) -> LinearGaussian:
+        return LinearGaussian(_iso(self.size - 1), self.noise)
+
+    def data(self, ids: Sequence[int]) -> Tensor:
+        """A data set ``(d,)`` for each of ``ids``, drawn from the model but for the first, 0."""
+        return torch.nn.functional.pad(self._others.data(ids), (1, 0))
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """Of data ``(B, d)``, ``(B,)``."""
+        return math.log(sum(self._masses)) + self._others.log_evidence(x[:, 1:])
 
 
-def draws(model: LinearGaussian | TwoModes, ids: range, **options: Any) -> Result:
-    """`cogenerate` on as many equal observations as there are ``ids``, which name their noise.
+def _normals(ids: Sequence[int], size: int) -> Tensor:
+    """Standard normals ``(B, d)`` float64, each row a function of its number alone."""
+    stream = noise_stream(0, len(ids), torch.device("cpu"), ids)
+    return normals(stream, Purpose.TASK, 1, size, torch.float64)[:, 0]
+
+
+def draws(
+    model: LinearGaussian | TwoModes, ids: Sequence[int], x: Tensor | None = None, **options: Any
+) -> Result:
+    """`cogenerate` on the model's data of ``ids``, or on ``x`` ``(B, d)``; ids name the noise.
 
     What ``options`` do not say has its default.
     """
     return cogenerate(
         model.generator,
-        torch.zeros(len(ids), model.size),
+        model.data(ids) if x is None else x,
         torch.ones(model.size),
         noise_std=model.noise,
         latent_shape=model.size,
