@@ -6,8 +6,10 @@ A cell is a model of `cogen_fast.experiments.exact_models`, a number of latents,
 200 independent repetitions with default settings, each on a data set of its own, drawn from the
 model. Cells of two modes have R populations of 16 each, 1,024 of them in all. `paper-...` cells are
 the published method's, with an annealing that is slow enough; in `centred-...` cells all data are
-0, whose posterior has the prior's mean. ``--rivals`` runs BlackJAX (extra ``peers``) on some cells,
-on data drawn alike and with the gradients that ours took there (`exact_rivals`).
+0, whose posterior has the prior's mean. Gradients are those of a particle in a batch of 50 data
+sets (8 in 512 latents), and of a data set that runs alone. ``--rivals`` runs BlackJAX (extra
+``peers``) on some cells, on data drawn alike and with the gradients that ours took in a batch
+(`exact_rivals`).
 
 Every finished piece is a line of ``benchmarks/results/exact_posteriors.jsonl``: start it again and
 it goes on. Lines of another state of the sampler's sources are not looked at. ``--quick`` is a
@@ -54,7 +56,7 @@ from cogen_fast.result import GRADIENT_COST
 _RESULTS = Path(__file__).parent / "results"
 _MODELS = "cogen_fast/experiments/exact_models.py"
 _SIZES, _NOISES, _CHAINS = (8, 20, 64, 100, 512), (0.1, 0.3), (16, 64)
-_REPETITIONS = 200
+_REPETITIONS, _ALONE = 200, 4
 _QUICK_SIZE = 100
 _MODE_SIZES, _POPULATIONS, _MODE_CHAINS = (2, 5, 20), (16, 64, 256), 16
 _IN_ALL, _AT_ONCE = 1024, 256  # populations
@@ -239,6 +241,15 @@ def _run(cell: Cell | ModesCell, log: Log, sources: str, quick: bool) -> None:
         print(f"{cell.name} from {ids.start}: {seconds} s", flush=True)
 
 
+def _run_alone(cell: Cell, log: Log, sources: str) -> None:
+    """What one data set takes by itself: in a batch nobody is done before the slowest are."""
+    for number in range(_ALONE):
+        key = {"alone": cell.name, "first": number, "sources": sources}
+        if not any(log.find(**key)):
+            result = draws(cell.exact, [number], chains=cell.chains)
+            log.add(**key, **_cost(result))
+
+
 def _run_rivals(cell: Cell, log: Log, sources: str) -> None:
     """The whole grid, with the gradients that ours took; nothing where ours has not run."""
     import exact_rivals
@@ -319,10 +330,12 @@ def _row(*parts: Part) -> str:
     return "| " + " | ".join([*columns, verdict]) + " |"
 
 
-def _effort(cell: Cell | ModesCell, lines: Sequence[dict[str, Any]]) -> Part:
+def _effort(
+    cell: Cell | ModesCell, lines: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]] = ()
+) -> Part:
     runs = len(_joined(lines, "log_evidence_off"))
-    means = (f"{_mean(lines, name):.0f}" for name in ("gradients", "temperatures"))
-    return Part((cell.name, f"{runs}", *means))
+    means = [f"{_mean(each, 'gradients'):.0f}" for each in (lines, alone) if each]
+    return Part((cell.name, f"{runs}", " / ".join(means), f"{_mean(lines, 'temperatures'):.0f}"))
 
 
 def _energy(lines: Sequence[dict[str, Any]]) -> Part:
@@ -359,11 +372,17 @@ def _evidence(off: Tensor, lines: Sequence[dict[str, Any]], each: Tensor | None 
     return Part((f"{together:+.3f} ± {error:.3f}", str(covered)), failures)
 
 
-def _linear_row(cell: Cell, lines: Sequence[dict[str, Any]]) -> str:
+def _linear_row(
+    cell: Cell, lines: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]]
+) -> str:
     off = _joined(lines, "log_evidence_off")
     single = Part((f"{off.mean():+.2f}", f"{off.std():.2f}"))
     return _row(
-        _effort(cell, lines), _energy(lines), _variances(lines), single, _evidence(off, lines)
+        _effort(cell, lines, alone),
+        _energy(lines),
+        _variances(lines),
+        single,
+        _evidence(off, lines),
     )
 
 
@@ -392,7 +411,8 @@ def _share(exact: float, right: Tensor, log_weights: Tensor) -> Part:
 
 
 _HEAD = (
-    "| model, latents, noise, N | runs | gradients | temperatures | energy (exact) | z | "
+    "| model, latents, noise, N | runs | gradients, in a batch / alone | temperatures | "
+    "energy (exact) | z | "
     "variance, all | stiffest | worst of 4 random | log evidence off, mean | sd of a run | "
     "log of the mean off | covered, of given | verdict |"
 )
@@ -457,7 +477,9 @@ def table(log: Log, sources: str) -> str:
         if not lines:
             continue
         if isinstance(cell, Cell):
-            linear.append(_linear_row(cell, lines))
+            linear.append(
+                _linear_row(cell, lines, list(log.find(alone=cell.name, sources=sources)))
+            )
             rivals.extend(_rivals_rows(cell, lines, log))
         else:
             modes.append(_modes_row(cell, lines))
@@ -476,6 +498,8 @@ def main() -> None:
         wanted = any(fnmatch(cell.name, pattern) for pattern in options.cells)
         if wanted and (cell.quick or not options.quick):
             _run(cell, log, sources, options.quick)
+            if isinstance(cell, Cell) and not cell.kind and not options.quick:
+                _run_alone(cell, log, sources)
             if options.rivals and cell in _AGAINST:
                 _run_rivals(cell, log, sources)
     text = table(log, sources)
