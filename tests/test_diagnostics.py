@@ -89,7 +89,7 @@ def test_a_real_run_with_defaults_is_healthy(seed: int) -> None:
 @pytest.mark.parametrize("chains", [16, 17])
 def test_halves_in_different_modes_are_told_of_a_real_run(chains: int) -> None:
     # Two modes so sharp that each particle keeps its own, and some halves of eight hold one alone.
-    x = torch.full((24, 1), 4.0)
+    x = torch.full((96, 1), 4.0)
     how: dict[str, Any] = {"latent_shape": 1, "noise_std": 0.01, "progress": False}
     result = cogenerate(lambda z: z**2, x, torch.ones(1), chains=chains, **how)
     assert any(line.startswith("islands disagree: ") for line in result.diagnose())

@@ -257,7 +257,7 @@ def test_a_mean_gradient_taken_for_curvature_is_found(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(curvature, "update", about_zero)
     cell = Cell("iso", 64, 0.1, 48)
-    assert log_mean_and_error(off(cell.model, cell.run()))[1] > 0.5
+    assert off(cell.model, cell.run()).std() > 2.0
 
 
 PLANTED = Cell("decay", 20, 0.1, 240, centred=True)

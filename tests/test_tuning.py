@@ -255,7 +255,7 @@ def test_lengths_stay_within_what_the_ladder_can_do() -> None:
     state = some_state(1, 4, 2)
     full = torch.ones(1, 4, dtype=F64)
     info = HMCInfo(full, full > 0, full, Proposal(state.latents, state.latents, full))
-    rule = TuningRule(step_gain=0.0)
+    rule = TuningRule(step_gain=0.0, length_gain=0.0)
     for eps, length, expected in (
         (0.1, 0.01, 0.1 * 0.7),
         (0.01, 1.9, 0.01 * 1.4 * 32),
@@ -267,6 +267,21 @@ def test_lengths_stay_within_what_the_ladder_can_do() -> None:
         found = tuning.update(start, start, state, state, info, AT_ONCE, 4, rule, LEARNS)
         assert found.log_length.exp().item() == pytest.approx(expected, rel=1e-12)
         assert found.memory[0].tolist() == pytest.approx([0.1] * 4)
+
+
+def test_without_a_slope_the_length_goes_back_to_where_it_started() -> None:
+    state = some_state(1, 4, 2)
+    full = torch.ones(1, 4, dtype=F64)
+    info = HMCInfo(full, full > 0, full, Proposal(state.latents, state.latents, full))
+    rule, begun = TuningRule(step_gain=0.0), tuning.init(1, 2, 0.3, torch.device("cpu")).log_length
+    for length in (0.7, 2.8):
+        now = tuned(0.3, length)
+        distances = []
+        for _ in range(200):
+            now = tuning.update(now, now, state, state, info, AT_ONCE, 4, rule, LEARNS)
+            distances.append((now.log_length - begun).abs().item())
+        assert distances == sorted(distances, reverse=True)
+        assert distances[-1] == pytest.approx(math.log(2.0) * (1.0 - 0.5 * 0.05) ** 200)
 
 
 # --- the step -------------------------------------------------------------------------------------

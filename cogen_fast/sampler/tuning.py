@@ -27,6 +27,7 @@ _LOG_LONGEST = math.log(16.0)  # in units of the mass, in which a Gaussian is cr
 _PRICE = 0.5  # power of its length that a trajectory's jump must be worth
 _START_LENGTH = 1.4  # where it is, at a scale of 1: tan x = 4 x
 _STEEPEST = 2.0
+_PULL = 0.5  # of the log length to where it started: what few particles show of it is mostly noise
 _EDGE = 8  # one part in so many of the directions is the stiffest, one the softest
 STATISTICS = 4
 """Of which `Tuning.memory` has the correlation."""
@@ -40,10 +41,11 @@ class TuningRule:
 
     After each move the log step size changes by ``step_gain (acceptance - target)`` (by less where
     there are fewer than 16 chains to average over) and the log trajectory length by ``length_gain``
-    times the gradient of the log of the ChEES criterion over the root of the length. A step size is
-    multiplied by a random factor from ``1 - jitter`` to ``1 + jitter`` in each move. A temperature
-    has moves until energies and latents keep at most ``remembered`` of their correlation with those
-    at its start, at most ``most_moves``.
+    times the gradient of the log of the ChEES criterion over the root of the length, less half of
+    its distance from where it started. A step size is multiplied by a random factor from
+    ``1 - jitter`` to ``1 + jitter`` in each move. A temperature has moves until energies and
+    latents keep at most ``remembered`` of their correlation with those at its start, at most
+    ``most_moves``.
     """
 
     target: float = 0.9
@@ -127,6 +129,7 @@ def update(
     gain = rule.step_gain * min(1.0, before.energy.shape[-1] / POPULATION)
     log_step = used.log_step + gain * (acceptance - rule.target)
     slope = _length_slope(before, info, settings, leapfrog_steps)
+    slope = slope - _PULL * (used.log_length - math.log(_START_LENGTH))
     log_length = used.log_length + rule.length_gain * slope
     # Kept near what the ladder can do, or it would run away while the ladder's end holds it.
     low, high = log_step + math.log(0.7 * LADDER[0]), log_step + math.log(1.4 * LADDER[-1])
