@@ -38,7 +38,7 @@ from cogen_fast.experiments.calibration import (
 from cogen_fast.sampler.pace import Annealing
 
 _RESULTS = Path(__file__).parent / "results"
-_TESTED = "cogen_fast/experiments/calibration.py"
+_SOURCES = digest_of_method("cogen_fast/experiments/calibration.py")
 _FALSE_ALARM = 1e-3
 _SEED = 20
 _DRAWS = 7
@@ -117,7 +117,7 @@ def _work(piece: Piece, part: range) -> dict[str, Any]:
 def _key(piece: Piece, part: range) -> dict[str, Any]:
     design = asdict(piece.design)
     key = {"problem": piece.problem, "method": piece.method, **design, "start": part.start}
-    return {**key, "sources": digest_of_method(_TESTED)}
+    return {**key, "sources": _SOURCES}
 
 
 def _run(pieces: list[Piece], log: Log, jobs: int) -> list[dict[str, Any]]:
