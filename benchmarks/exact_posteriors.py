@@ -7,8 +7,9 @@ A cell is a model of `cogen_fast.experiments.exact_models`, a number of latents,
 model. Cells of two modes have R populations of 16 each, 4,096 of them in all. `paper-...` cells are
 the published method's, with an annealing that is slow enough; in `centred-...` cells all data are
 0, whose posterior has the prior's mean. Gradients are those of a particle in a batch of 50 data
-sets (8 in 512 latents), and of a data set that runs alone. ``--rivals`` runs BlackJAX (extra
-``peers``) on some cells, on data drawn alike and with the gradients that ours took in a batch
+sets, and of a data set that runs alone; in 512 latents each runs alone, since the matrices of
+several would not fit into a cache. ``--rivals`` runs BlackJAX (extra ``peers``) on some cells, on
+data drawn alike and with the gradients that ours took, in a batch where there is one
 (`exact_rivals`).
 
 Every finished piece is a line of ``benchmarks/results/exact_posteriors.jsonl``: start it again and
@@ -56,7 +57,7 @@ from cogen_fast.result import GRADIENT_COST
 _RESULTS = Path(__file__).parent / "results"
 _MODELS = "cogen_fast/experiments/exact_models.py"
 _SIZES, _NOISES, _CHAINS = (8, 20, 64, 100, 512), (0.1, 0.3), (16, 64)
-_REPETITIONS, _ALONE = 200, 4
+_REPETITIONS, _TOGETHER, _ALONE = 200, 50, 4
 _QUICK_SIZE = 100
 _MODE_SIZES, _POPULATIONS, _MODE_CHAINS = (2, 5, 20), (16, 64, 256), 16
 _IN_ALL, _AT_ONCE = 4096, 256  # populations
@@ -91,6 +92,11 @@ class Cell:
         return small and not self.kind
 
     @property
+    def together(self) -> int:
+        """How many repetitions run at a time."""
+        return _TOGETHER if self.size <= _QUICK_SIZE else 1
+
+    @property
     def exact(self) -> LinearGaussian:
         """The model."""
         return LinearGaussian.named(self.model, self.size, self.noise)
@@ -98,8 +104,8 @@ class Cell:
     @property
     def pieces(self) -> Sequence[range]:
         """Numbers of the repetitions that run together."""
-        each = 8 if self.size > 100 else 50
-        return [range(first, first + each) for first in range(0, _REPETITIONS, each)]
+        firsts = range(0, _REPETITIONS, self.together)
+        return [range(first, first + self.together) for first in firsts]
 
     def run(self, ids: range) -> dict[str, Any]:
         """What the repetitions of a piece gave, as plain numbers."""
@@ -246,7 +252,7 @@ def _run(cell: Cell | ModesCell, log: Log, sources: str, quick: bool) -> None:
 
 def _run_alone(cell: Cell, log: Log, sources: str) -> None:
     """What one data set takes by itself: in a batch nobody is done before the slowest are."""
-    for number in range(_ALONE):
+    for number in range(_ALONE if cell.together > 1 else 0):
         key = {"alone": cell.name, "first": number, "sources": sources}
         if not any(log.find(**key)):
             result = draws(cell.exact, [number], chains=cell.chains)
@@ -334,10 +340,11 @@ def _row(*parts: Part) -> str:
 
 
 def _effort(
-    cell: Cell | ModesCell, lines: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]] = ()
+    cell: Cell | ModesCell, lines: Sequence[dict[str, Any]], *gradients: Sequence[dict[str, Any]]
 ) -> Part:
+    """``gradients``: the lines whose means are shown, side by side."""
     runs = len(_joined(lines, "log_evidence_off"))
-    means = [f"{_mean(each, 'gradients'):.0f}" for each in (lines, alone) if each]
+    means = [f"{_mean(each, 'gradients'):.0f}" if each else "-" for each in gradients]
     return Part((cell.name, f"{runs}", " / ".join(means), f"{_mean(lines, 'temperatures'):.0f}"))
 
 
@@ -381,7 +388,7 @@ def _linear_row(
     off = _joined(lines, "log_evidence_off")
     single = Part((f"{off.mean():+.2f}", f"{off.std():.2f}"))
     return _row(
-        _effort(cell, lines, alone),
+        _effort(cell, lines, lines if cell.together > 1 else (), alone),
         _energy(lines),
         _variances(lines),
         single,
@@ -393,7 +400,7 @@ def _modes_row(cell: ModesCell, lines: Sequence[dict[str, Any]]) -> str:
     log_weights, right = _joined(lines, "log_weights"), _joined(lines, "right")
     off = _joined(lines, "log_evidence_off")
     return _row(
-        _effort(cell, lines),
+        _effort(cell, lines, lines),
         _share(cell.exact.right, right, log_weights),
         Part((f"{log_weights.std():.2f}",)),
         _evidence(off, lines, log_weights.flatten()),
@@ -480,9 +487,8 @@ def table(log: Log, sources: str) -> str:
         if not lines:
             continue
         if isinstance(cell, Cell):
-            linear.append(
-                _linear_row(cell, lines, list(log.find(alone=cell.name, sources=sources)))
-            )
+            alone = list(log.find(alone=cell.name, sources=sources))
+            linear.append(_linear_row(cell, lines, alone if cell.together > 1 else lines))
             rivals.extend(_rivals_rows(cell, lines, log))
         else:
             modes.append(_modes_row(cell, lines))
@@ -501,7 +507,7 @@ def main() -> None:
         wanted = any(fnmatch(cell.name, pattern) for pattern in options.cells)
         if wanted and (cell.quick or not options.quick):
             _run(cell, log, sources, options.quick)
-            if isinstance(cell, Cell) and not cell.kind and not options.quick:
+            if isinstance(cell, Cell) and not (cell.kind or options.quick):
                 _run_alone(cell, log, sources)
             if options.rivals and cell in _AGAINST:
                 _run_rivals(cell, log, sources)
