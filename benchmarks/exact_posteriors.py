@@ -6,11 +6,11 @@ A cell is a model of `cogen_fast.experiments.exact_models`, a number of latents,
 200 independent repetitions with default settings, each on a data set of its own, drawn from the
 model. Cells of two modes have R populations of 16 each, 4,096 of them in all. `paper-...` cells are
 the published method's, with an annealing that is slow enough; in `centred-...` cells all data are
-0, whose posterior has the prior's mean. Gradients are those of a particle in a batch of 50 data
-sets, and of a data set that runs alone; in 512 latents each runs alone, since the matrices of
-several would not fit into a cache. ``--rivals`` runs BlackJAX (extra ``peers``) on some cells, on
-data drawn alike and with the gradients that ours took, in a batch where there is one
-(`exact_rivals`).
+0, whose posterior has the prior's mean; a `bounded-...` cell has a budget of 2,500 gradients.
+Gradients are those of a particle in a batch of 50 data sets, and of a data set that runs alone; in
+512 latents each runs alone, since the matrices of several would not fit into a cache. ``--rivals``
+runs BlackJAX (extra ``peers``) on some cells, on data drawn alike and with the gradients that ours
+took, in a batch where there is one (`exact_rivals`).
 
 Every finished piece is a line of ``benchmarks/results/exact_posteriors.jsonl``: start it again and
 it goes on. Lines of another state of the sampler's sources are not looked at. ``--quick`` is a
@@ -59,6 +59,7 @@ _MODELS = "cogen_fast/experiments/exact_models.py"
 _SIZES, _NOISES, _CHAINS = (8, 20, 64, 100, 512), (0.1, 0.3), (16, 64)
 _REPETITIONS, _TOGETHER, _ALONE = 200, 50, 4
 _QUICK_SIZE = 100
+_BUDGET = 2500
 _MODE_SIZES, _POPULATIONS, _MODE_CHAINS = (2, 5, 20), (16, 64, 256), 16
 _IN_ALL, _AT_ONCE = 4096, 256  # populations
 _PAPER_SIZES, _PAPER_NOISE, _PAPER_STEPS, _PAPER_LENGTH = (8, 20), 0.3, 1600, 10
@@ -70,7 +71,8 @@ _COVERED = 0.9
 class Cell:
     """A linear model of d latents, the noise, and N.
 
-    ``kind`` is "paper" for the published method, "centred" for data of 0, else empty.
+    ``kind`` is "paper" for the published method, "centred" for data of 0, "bounded" for a budget,
+    else empty.
     """
 
     model: str
@@ -127,6 +129,8 @@ class Cell:
         }
 
     def _settings(self) -> dict[str, Any]:
+        if self.kind == "bounded":
+            return {"budget": _BUDGET}
         if self.kind != "paper":
             return {}
         return {
@@ -201,6 +205,7 @@ def cells() -> Iterator[Cell | ModesCell]:
     for size in _SIZES[:-1]:
         for model in SCALES:
             yield Cell(model, size, _NOISES[0], _CHAINS[0], "centred")
+    yield Cell("iso", _SIZES[-1], _NOISES[0], _CHAINS[0], "bounded")
 
 
 _AGAINST = tuple(
