@@ -174,7 +174,7 @@ class ModesCell:
         """What the repetitions of a piece gave, as plain numbers, for each population too."""
         exact, shape = self.exact, (len(ids), self.populations, _MODE_CHAINS)
         x = exact.data(ids)
-        result = draws(exact, ids, chains=_MODE_CHAINS, populations=self.populations)
+        result = draws(exact, ids, x, chains=_MODE_CHAINS, populations=self.populations)
         assert result.log_weights is not None and result.log_evidence is not None
         log_weights = result.log_weights.reshape(shape)
         # Less what is exact: so that data sets count alike.
@@ -257,7 +257,7 @@ def _run(cell: Cell | ModesCell, log: Log, sources: str, quick: bool) -> None:
 
 def _run_alone(cell: Cell, log: Log, sources: str) -> None:
     """What one data set takes by itself: in a batch nobody is done before the slowest are."""
-    for number in range(_ALONE if cell.together > 1 else 0):
+    for number in range(_ALONE):
         key = {"alone": cell.name, "first": number, "sources": sources}
         if not any(log.find(**key)):
             result = draws(cell.exact, [number], chains=cell.chains)
@@ -390,10 +390,11 @@ def _evidence(off: Tensor, lines: Sequence[dict[str, Any]], each: Tensor | None 
 def _linear_row(
     cell: Cell, lines: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]]
 ) -> str:
+    batched, alone = (lines, alone) if cell.together > 1 else ([], lines)
     off = _joined(lines, "log_evidence_off")
     single = Part((f"{off.mean():+.2f}", f"{off.std():.2f}"))
     return _row(
-        _effort(cell, lines, lines if cell.together > 1 else (), alone),
+        _effort(cell, lines, batched, alone),
         _energy(lines),
         _variances(lines),
         single,
@@ -493,7 +494,7 @@ def table(log: Log, sources: str) -> str:
             continue
         if isinstance(cell, Cell):
             alone = list(log.find(alone=cell.name, sources=sources))
-            linear.append(_linear_row(cell, lines, alone if cell.together > 1 else lines))
+            linear.append(_linear_row(cell, lines, alone))
             rivals.extend(_rivals_rows(cell, lines, log))
         else:
             modes.append(_modes_row(cell, lines))
@@ -512,7 +513,7 @@ def main() -> None:
         wanted = any(fnmatch(cell.name, pattern) for pattern in options.cells)
         if wanted and (cell.quick or not options.quick):
             _run(cell, log, sources, options.quick)
-            if isinstance(cell, Cell) and not (cell.kind or options.quick):
+            if isinstance(cell, Cell) and cell.together > 1 and not (cell.kind or options.quick):
                 _run_alone(cell, log, sources)
             if options.rivals and cell in _AGAINST:
                 _run_rivals(cell, log, sources)
