@@ -20,13 +20,14 @@ from cogen_fast.sampler import fallback, pool, smc
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import (
+    deviation_of_mean,
     error_of_log,
     log_mean_weight,
     second_order,
     surviving_roots,
-    tells_its_variance,
     told,
     variance_between,
+    variance_if_gaussian,
 )
 
 Evidence = Literal["consistent", "frozen"]
@@ -42,8 +43,8 @@ _ALONE_REASON = (
     "temperatures follow their own energies have no weights to trust"
 )
 _ERROR_REASON = (
-    "the estimate scatters too much for its own error to be told; give more chains or populations, "
-    "or moves (hmc_steps)"
+    "the estimate scatters too much for its own error to be told; give populations=8, more chains, "
+    "or more moves (hmc_steps)"
 )
 
 
@@ -337,22 +338,26 @@ class Adaptive:
         """Whether an error can be relied on, ``(B,)``.
 
         An error that comes from few lineages scatters itself, and to tell it only where it is small
-        would be to tell those that are too small. So it is told by the least that it can be, of
-        which all runs of a problem have about the same.
+        would be to tell those that are too small. So whether it is told depends on the least that
+        it can be, which scatters less.
         """
         known = error.isfinite() & ~state.jumped.reshape(-1, self.islands).any(-1)
         least = self._within(each, state.least_variance)
-        known &= error_of_log(least) <= _MOST_LEAST_ERROR
-        return known & tells_its_variance(each) if self.islands >= _MANY_ISLANDS else known
+        return known & (error_of_log(least) <= _MOST_LEAST_ERROR)
 
     def _error(self, each: Tensor, state: smc.SMCState) -> Tensor:
         """Root mean square error of the log mean of islands' estimates ``each`` ``(B, T)``.
 
-        By the variance that each has seen on its way or by how the islands differ, whichever is
-        larger; and by the bias of a logarithm, minus half of the variance.
+        The largest of what the variances tell that each has seen on its way (by lineages, and by
+        how much moves forget), of what the differences of islands tell, and of their logarithms'
+        own standard error. A variance comes with the bias of a logarithm, minus half of it.
         """
-        within = self._within(each, state.variance)
-        return error_of_log(within.maximum(variance_between(each)))
+        least = self._within(each, state.least_variance)
+        within = self._within(each, state.variance).maximum(least)
+        between = variance_between(each)
+        if self.islands >= _MANY_ISLANDS:
+            between = between.maximum(variance_if_gaussian(each))
+        return error_of_log(within.maximum(between)).maximum(deviation_of_mean(each))
 
     def _within(self, each: Tensor, variance: Tensor) -> Tensor:
         """Relative variance of islands' mean by the ``variance`` ``(B T,)`` that each has seen.

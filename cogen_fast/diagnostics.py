@@ -18,6 +18,7 @@ _END = 4  # the last quarter of a run
 _SETTLED = 6.0  # standard errors, as if rounds and relatives were independent: they are not
 _FAR = 3.0  # noise standard deviations, root mean square
 _MOST_RHAT, _LEAST_P = 1.5, 0.005
+_MOST_LEAD = 8.0  # nats: then one island has all the weight, by a factor of 3,000
 _SHOWN = 4
 
 
@@ -29,7 +30,8 @@ class Evidence:
     baseline; ``alone``: lone chains, no population; ``budgeted``: a budget was given.
     ``populations`` per observation are what a user asked for, ``islands`` what ran, of
     ``particles`` each; ``latents`` come from ``compared`` of them, side by side. ``scattered``
-    ``(B,)`` marks evidence whose error is not known. ``residual`` ``(B,)`` is the best sample's
+    ``(B,)`` marks evidence whose error is not known; ``lead`` ``(B,)`` is how far the log evidence
+    of the best island lies above the median of all, in nats, None without weights. ``residual`` ``(B,)`` is the best sample's
     root mean square misfit in noise standard deviations, None where there is no such noise.
     """
 
@@ -47,6 +49,7 @@ class Evidence:
     residual: Tensor | None
     effective_sample_size: Tensor | None
     scattered: Tensor
+    lead: Tensor | None
     acceptance: Tensor
     betas: Tensor
     energies: Tensor
@@ -70,6 +73,7 @@ def diagnose(evidence: Evidence) -> list[str]:
         _settled,
         _weights,
         _agreement,
+        _unequal,
         _scatter,
         _reach,
         _finite,
@@ -225,7 +229,7 @@ def _weights(run: Evidence) -> str | None:
 def _scatter(run: Evidence) -> str | None:
     if not run.adaptive or not bool(run.scattered.any()):
         return None
-    more = _larger_budget(run, "give more chains or populations, or moves (hmc_steps)")
+    more = _larger_budget(run, "give populations=8, more chains, or more moves (hmc_steps)")
     return (
         f"evidence not known{_where(run, run.scattered)}: its estimate scatters too much to say by "
         f"how much, which concerns no sample; to use it, {more}"
@@ -244,6 +248,20 @@ def _agreement(run: Evidence) -> str | None:
         f"{_where(run, apart)}: groups of particles that ran apart have found different modes, or "
         f"moves are too few; {_larger_budget(run, 'give more chains or moves (hmc_steps)')}, and "
         "take means with weighted=True"
+    )
+
+
+def _unequal(run: Evidence) -> str | None:
+    if run.lead is None or not run.adaptive or not run.complete or run.polished:
+        return None
+    unequal = run.lead > _MOST_LEAD
+    if not bool(unequal.any()):
+        return None
+    return (
+        f"islands are unequal{_where(run, unequal)}: the log evidence of the best is "
+        f"{run.lead[unequal].max():.0f} nats above their median, so most have missed what it found;"
+        f" {_larger_budget(run, 'give more chains or populations')}, and take means with "
+        "weighted=True"
     )
 
 

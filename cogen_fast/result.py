@@ -23,7 +23,7 @@ from cogen_fast.arguments import check_path
 from cogen_fast.diagnostics import Evidence, diagnose
 from cogen_fast.files import opened_npz, write_atomically
 from cogen_fast.sampler.tuning import POPULATION
-from cogen_fast.sampler.weights import effective_sample_size, normalised_weights
+from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
 _FORMAT = "cogen-fast result 5"
@@ -300,8 +300,8 @@ class Result:
         """What is wrong with the run and what to change, a sentence each; empty if nothing is.
 
         Looks at interruption, lone chains, budget, acceptance, energies at the end, weights,
-        whether islands agree, whether the error of the evidence is known, how near x_obs is, and
-        proposals that were not finite.
+        whether islands agree and weigh alike, whether the error of the evidence is known, how near
+        x_obs is, and proposals that were not finite.
         """
         return diagnose(self._evidence())
 
@@ -330,6 +330,7 @@ class Result:
             residual=self._residual(),
             effective_sample_size=self.effective_sample_size,
             scattered=unknown,
+            lead=self._lead(),
             acceptance=self.acceptance,
             betas=self.betas,
             energies=self.energies,
@@ -364,6 +365,13 @@ class Result:
             return self._apart, self.latents
         half = chains // 2
         return 2, torch.cat([self.latents[:, :half], self.latents[:, -half:]], 1)
+
+    def _lead(self) -> Tensor | None:
+        """How far the best island's log evidence lies above the islands' median, ``(B,)``."""
+        if self.log_weights is None:
+            return None
+        each = log_mean_weight(self.log_weights.unflatten(1, (self._apart, -1)))
+        return each.amax(-1) - each.median(-1).values
 
     @property
     def _unit(self) -> str:

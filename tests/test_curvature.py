@@ -322,6 +322,7 @@ def turned_choice(b: int, d: int, k: int, step_size: float, length: int, moves: 
         kept=torch.full((b,), 0.5, dtype=F64),
         beta=0.4 + 0.1 * torch.arange(b, dtype=F64),
         resampled=torch.zeros(b, dtype=torch.bool),
+        slow=torch.zeros(b, dtype=torch.bool),
         step_size=torch.full((b,), step_size, dtype=F64),
         inverse_mass=normal(b, d, seed=2).abs() + 0.2,
         stiff=torch.stack([rotation(d, seed)[:, :k] for seed in range(b)]),

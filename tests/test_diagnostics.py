@@ -51,6 +51,7 @@ def healthy() -> Evidence:
         residual=torch.tensor([1.0, 0.5]),
         effective_sample_size=None,
         scattered=torch.tensor([False, False]),
+        lead=torch.tensor([7.9, 0.0]),
         particles=8,
         acceptance=torch.full((10, 4), 0.75),
         betas=column[:, None].repeat(1, 4),
@@ -129,6 +130,14 @@ SICK: dict[str, tuple[dict[str, Any], str]] = {
         {"latents": apart(), "budgeted": False},
         r"islands disagree: .*give more chains or moves \(hmc_steps\)",
     ),
+    "unequal": (
+        {"lead": torch.tensor([0.0, 8.6])},
+        r"islands are unequal \(observation 1\): .* 9 nats above .*larger budget.*weighted=True",
+    ),
+    "unequal-without-budget": (
+        {"lead": torch.tensor([11.0, 8.6]), "budgeted": False},
+        r"unequal \(observation 0, observation 1\): .* 11 nats .*more chains or populations",
+    ),
     "acceptance": (
         {"acceptance": changed(healthy().acceptance, slice(6, 10), 0, 0.05)},
         r"acceptance too low: 0.05 at the end \(observation 0\)",
@@ -154,7 +163,7 @@ SICK: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "evidence-without-budget": (
         {"scattered": torch.tensor([True, True]), "budgeted": False},
-        r"evidence not known \(observation 0, observation 1\): .*more chains or populations",
+        r"evidence not known \(observation 0, observation 1\): .*populations=8, more chains",
     ),
     "non-finite": (
         {"non_finite": torch.full((2, 16), 2, dtype=torch.int64)},
@@ -214,6 +223,7 @@ def test_one_observation_is_not_numbered() -> None:
         energies=healthy().energies[:1],
         jumped=torch.zeros(2, dtype=torch.bool),
         scattered=torch.zeros(1, dtype=torch.bool),
+        lead=torch.zeros(1),
         latents=healthy().latents[:1],
         residual=None,
         energy_std=torch.full((10, 2), 0.6),
@@ -331,7 +341,7 @@ def test_reverse_runs_estimate_the_reciprocal_without_bias() -> None:
     how: dict[str, Any] = {"latent_size": SIZE, "observations": SETS, "dtype": torch.float64}
     # Small steps of the temperature, so that reciprocal weights have a moderate variance.
     # And no pool: backwards, from where it leads to the prior is one step.
-    pilot = smc.run(energy, Annealing(kept=0.99), chains=8, draws=1, seed=3, **how)
+    pilot = smc.run(energy, Annealing(kept=0.99, hmc_steps=4), chains=8, draws=1, seed=3, **how)
     start = z.repeat_interleave(2, 0)[:, None].expand(-1, 8, -1).contiguous()
     log_weights = reverse.run(energy, pilot.choices, start, seed=5).reshape(SETS, 16)
     ratio = torch.exp(exact[:, None] - log_weights).mean(-1)

@@ -225,7 +225,7 @@ def test_more_budget_means_smaller_steps_then_more_moves() -> None:
     assert kept[0] == 0.0
     assert kept[-1] == 0.5
     assert moves[0] == 0
-    assert moves[-1] == 7
+    assert moves[-1] == 8
     assert moves[kept.index(0.5) - 1] == 1  # steps first, then moves
     how: dict[str, Any] = {"target": MIXED.rows([2])}
     free, ample = sample(**how), sample(**how, annealing=Annealing(budget=10**6))
@@ -288,7 +288,7 @@ def test_the_share_that_steps_keep_by_hand() -> None:
 
 def test_the_way_to_the_posterior_by_hand() -> None:
     def travel(beta: float, sharpness: float) -> float:
-        return pace._travel(pace._Row(True, 0.0, 0.5, beta, sharpness, 0.0), 8)
+        return pace._travel(pace._Row(True, 0.0, 0.5, 0.9, beta, sharpness, 0.0), 8)
 
     assert travel(1.0, 3.0) == 0.0
     assert travel(math.exp(-2.0), 3.0) == pytest.approx(6.0)  # known: 3 steps an e-fold
@@ -306,8 +306,9 @@ def standing(**changes: Any) -> Standing:
         tensor(0.1, 0.05, 0.9).log(),
         tensor(1.6, 0.2, 0.9).log(),
         torch.stack(
-            [tensor(0.9, 0.3, 0.99, 0.99), tensor(0.2, 0.8, 0.95, 0.4), tensor(*4 * [0.99])]
+            [tensor(0.75, 0.3, 0.99, 0.99), tensor(0.2, 0.72, 0.95, 0.4), tensor(*4 * [0.99])]
         ),
+        tensor(0.9, 0.5, 0.1),
     )
     values: dict[str, Any] = {
         "active": torch.tensor([True, True, False]),
@@ -323,15 +324,26 @@ def standing(**changes: Any) -> Standing:
 
 def test_the_pace_is_chosen_by_those_that_move() -> None:
     # Ratios 16 and 4 (1 for the one that stands still): 8. On the way energies and all latents
-    # count, 0.9 and 0.8: 0.9^4 and 0.8^2 are the first below 0.7.
+    # count, 0.75 and 0.72: 0.75^6 and 0.72^5 are the first below 0.2.
     chosen = pace.choose(standing(), Annealing(kept=0.7))
-    assert (chosen.leapfrog_steps, chosen.hmc_steps) == (8, 4)
-    assert chosen.moves.tolist() == [4, 2, 0]
+    assert (chosen.leapfrog_steps, chosen.hmc_steps) == (8, 6)
+    assert chosen.moves.tolist() == [6, 5, 0]
     assert chosen.moves.dtype is torch.int64
     assert chosen.kept.tolist() == [0.7, 0.7, 0.7]
     fixed = pace.choose(standing(), Annealing(leapfrog_steps=6, hmc_steps=5))
     assert (fixed.leapfrog_steps, fixed.hmc_steps) == (6, 5)
     assert fixed.moves.tolist() == [5, 5, 0]
+
+
+def test_poor_moves_are_no_guide_to_how_many_it_takes() -> None:
+    # Accepted less often than every other time: the most moves, but not at the posterior.
+    tuned = dataclasses.replace(standing().tuning, acceptance=tensor(0.499, 0.501, 0.1))
+    assert pace.choose(standing(tuning=tuned), Annealing()).moves.tolist() == [8, 5, 0]
+    there = standing(tuning=tuned, beta=tensor(1.0, 1.0, 1.0))
+    at_ease = standing(beta=tensor(1.0, 1.0, 1.0))
+    for patience in (8, 100):
+        rule = Annealing(rule=TuningRule(most_moves=patience))
+        assert torch.equal(pace.choose(there, rule).moves, pace.choose(at_ease, rule).moves)
 
 
 def test_at_the_posterior_the_slowest_directions_count_too() -> None:
@@ -363,11 +375,11 @@ def test_steps_are_planned_for_the_one_farthest_off() -> None:
 
 
 def test_moves_within_a_budget_are_common() -> None:
-    # By the mean of the memories, 0.85: three moves, where 8.5 steps of the farthest of 3 L = 24
-    # gradients and 30 rounds of L are affordable.
-    least = math.ceil(24.0 * WAYS[0] / math.sqrt(-math.log(0.9)) + 8.0 * 30.0)
-    assert least == 445
-    for left, moves in ((10**6, 3), (445, 3), (444, 2)):
+    # By the mean of the memories, 0.735: six moves, where 8.5 steps of the farthest of 6 L = 48
+    # gradients and 30 rounds of 2 L are affordable.
+    least = math.ceil(48.0 * WAYS[0] / math.sqrt(-math.log(0.9)) + 16.0 * 30.0)
+    assert least == 889
+    for left, moves in ((10**6, 6), (889, 6), (888, 5)):
         chosen = pace.choose(standing(), Annealing(kept=0.9, budget=10 + left))
         assert (chosen.leapfrog_steps, chosen.moves.tolist()) == (8, [moves, moves, 0])
         assert chosen.kept[:2].tolist() == [0.9, 0.9]

@@ -40,6 +40,7 @@ def tuned(
         (ones * step).log(),
         (ones * length).log(),
         torch.full((count, tuning.STATISTICS), memory, dtype=F64),
+        ones * tuning.POOR,
     )
 
 
@@ -68,6 +69,7 @@ def test_the_start_suits_a_standard_normal() -> None:
     assert start.log_step.exp().tolist() == pytest.approx([0.35, 0.35])
     assert start.log_length.exp().tolist() == pytest.approx([1.4, 1.4])
     assert torch.equal(start.memory, torch.zeros(2, 4, dtype=F64))
+    assert start.acceptance.tolist() == [0.5, 0.5]
     given = tuning.init(1, 16, 0.3, torch.device("cpu"))
     assert given.log_step.exp().item() == pytest.approx(0.3)
 
@@ -102,6 +104,15 @@ def test_what_is_remembered_by_hand() -> None:
         assert len(set(expected)) == 4
 
 
+def test_the_acceptance_known_is_a_running_mean_by_hand() -> None:
+    before, after, info, settings = some_move(2, 30, 3)
+    known, both = tuned(0.1, count=2), torch.tensor([True, True])
+    rule = TuningRule(memory_gain=0.25)
+    found = tuning.update(known, known, before, after, info, settings, 3, rule, both)
+    expected = 0.75 * 0.5 + 0.25 * info.acceptance_probability.mean(-1)
+    torch.testing.assert_close(found.acceptance, expected, **ROUNDING)
+
+
 def test_correlations_are_those_of_what_was_kept() -> None:
     # z' = c z + sqrt(1 - c^2) x, c by direction: of 20,000 chains to four (1 - c^2) / sqrt(n).
     n = 20_000
@@ -127,12 +138,12 @@ def test_who_does_not_learn_stays_as_known() -> None:
     learns = torch.tensor([True, False, True])
     found = tuning.update(known, used, before, after, info, settings, 6, TuningRule(), learns)
     assert changed(known, found, 1) == set()
-    assert changed(known, found, 0) == {"log_step", "log_length", "memory"}
+    assert changed(known, found, 0) == {"log_step", "log_length", "memory", "acceptance"}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_what_others_have_learnt_is_their_mean(count: int) -> None:
-    each = Tuning(normal(6, seed=1), normal(6, seed=2), normal(6, 4, seed=3))
+    each = Tuning(normal(6, seed=1), normal(6, seed=2), normal(6, 4, seed=3), normal(6, seed=4))
     found = tuning.of_others(each, count)
     for field in dataclasses.fields(Tuning):
         values = getattr(each, field.name)
@@ -266,7 +277,7 @@ def test_lengths_stay_within_what_the_ladder_can_do() -> None:
         # Proposals that stay where they were have no slope, and forget nothing.
         found = tuning.update(start, start, state, state, info, AT_ONCE, 4, rule, LEARNS)
         assert found.log_length.exp().item() == pytest.approx(expected, rel=1e-12)
-        assert found.memory[0].tolist() == pytest.approx([0.1] * 4)
+        assert found.memory[0].tolist() == pytest.approx([0.3] * 4)
 
 
 def test_without_a_slope_the_length_goes_back_to_where_it_started() -> None:
@@ -330,15 +341,15 @@ def test_a_step_shrinks_with_the_scale_by_hand() -> None:
 
 def test_the_step_size_to_repeat_is_that_of_the_last_move() -> None:
     # Moves that were refused shrink it; an observation that moves less often keeps its own.
-    state = begun(MIXED, observations=3, step_size_start=3)
-    memory = torch.tensor([0.0, 0.8, 0.95], dtype=F64)  # for M of 1, 2 and 7
+    state = begun(MIXED, observations=3, step_size_start=300)
+    memory = torch.tensor([0.0, 0.71, 0.75], dtype=F64)  # for M of 1, 5 and 6
     memory = memory.repeat_interleave(2)[:, None].expand(-1, 4)
     state = dataclasses.replace(state, tuning=dataclasses.replace(state.tuning, memory=memory))
     _, chosen = smc.choose(state, Annealing())
     _, info = smc.step(state, MIXED, Annealing())
-    assert info.choice.moves.tolist() == [1, 1, 2, 2, 7, 7]
+    assert info.choice.moves.tolist() == [1, 1, 5, 5, 6, 6]
     first, last = (choice.step_size.reshape(3, 2) for choice in (chosen, info.choice))
-    torch.testing.assert_close(first, torch.full((3, 2), 3.0, dtype=F64))
+    torch.testing.assert_close(first, torch.full((3, 2), 300.0, dtype=F64))
     torch.testing.assert_close(last[0], first[0], rtol=1e-14, atol=0)
     assert (last[2] < last[1]).all() and (last[1] < last[0]).all()
 
@@ -359,21 +370,22 @@ def test_lengths_of_the_ladder_by_hand(ratios: list[float], expected: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("memory", "expected"),
+    ("memory", "left", "expected"),
     [
-        (0.0, 1), (-0.9, 1), (0.7, 1), (0.71, 2), (0.83, 2), (0.84, 3), (0.95, 7), (0.96, 8),
-        (0.999, 8), (1.5, 8),
+        (0.0, 0.7, 1), (-0.9, 0.7, 1), (0.7, 0.7, 1), (0.71, 0.7, 2), (0.83, 0.7, 2),
+        (0.84, 0.7, 3), (0.95, 0.7, 7), (0.96, 0.7, 8), (0.999, 0.7, 8), (1.5, 0.7, 8),
+        (0.7, 0.2, 1), (0.71, 0.2, 5), (0.76, 0.2, 6), (0.77, 0.2, 7), (0.9, 0.2, 8),
     ],
     ids=str,
 )  # fmt: skip
-def test_moves_needed_by_hand(memory: float, expected: int) -> None:
-    # The least M with memory^M <= 0.7, at most 8.
-    assert tuning.moves_needed(memory, TuningRule()) == expected
+def test_moves_needed_by_hand(memory: float, left: float, expected: int) -> None:
+    # One where memory <= 0.7, else the least M with memory^M <= left, at most 8.
+    assert tuning.moves_needed(memory, left, TuningRule()) == expected
 
 
 def test_moves_of_other_rules_by_hand() -> None:
-    assert tuning.moves_needed(0.9, TuningRule(remembered=0.1, most_moves=50)) == 22
-    assert tuning.moves_needed(0.9, TuningRule(remembered=0.1, most_moves=5)) == 5
+    assert tuning.moves_needed(0.9, 0.1, TuningRule(remembered=0.1, most_moves=50)) == 22
+    assert tuning.moves_needed(0.9, 0.1, TuningRule(remembered=0.1, most_moves=5)) == 5
 
 
 def test_tuned_runs_take_their_length_from_the_ladder() -> None:
@@ -412,7 +424,7 @@ def test_rounds_and_moves_that_were_fixed() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((n, v) for n in ("target", "remembered", "memory_gain") for v in (0.0, 1.0, -0.5, "1")),
+        *((n, v) for n in ("target", "remembered", "left", "memory_gain") for v in (0.0, 1.0, -0.5, "1")),
         *((n, v) for n in ("step_gain", "length_gain") for v in (-0.1, math.inf, math.nan, None)),
         *(("jitter", v) for v in (-0.1, 1.0, 2.0, math.nan, "0.1")),
         *(("most_moves", v) for v in (0, -1, 2.0, None, True)),

@@ -7,10 +7,13 @@ import math
 
 import pytest
 import torch
-from annealed import F64, LinearGaussian, begun, normal
+from annealed import F64, LinearGaussian, begun, native, normal
 
 from cogen_fast.sampler import smc
+from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.tuning import correlations
 from cogen_fast.sampler.weights import (
+    deviation_of_mean,
     effective_sample_size,
     error_of_log,
     log_mean_weight,
@@ -64,6 +67,15 @@ def test_the_variance_between_estimates_by_hand() -> None:
     assert variance_between(tensor(3.0, -2.0)[:, None]).tolist() == [0.0, 0.0]
     one_of_all = tensor(0.0, -1e9, -1e9)[None]
     assert variance_between(one_of_all).item() == pytest.approx(1.0)
+
+
+def test_the_deviation_of_a_mean_by_hand() -> None:
+    # Logarithms: unlike the relative variance of weights it has no bound.
+    found = deviation_of_mean(torch.stack([tensor(1, 3, 5, 7), tensor(-40, 40, -40, 40)]))
+    expected = [math.sqrt(20.0 / 3.0 / 4.0), math.sqrt(6400.0 / 3.0 / 4.0)]
+    assert found.tolist() == pytest.approx([expected[0], 20.0 * math.sqrt(16.0 / 12.0)])
+    assert found[1].item() == pytest.approx(expected[1])
+    assert deviation_of_mean(tensor(3.0, -5.0)[:, None]).tolist() == [0.0, 0.0]
 
 
 def test_the_variance_between_estimates_is_unbiased_to_first_order() -> None:
@@ -138,14 +150,16 @@ def test_the_robust_deviation_is_that_of_a_gaussian() -> None:
 def test_without_resampling_the_variance_is_that_of_a_mean(betas: tuple[float, ...]) -> None:
     # However many steps the weights have grown in: of N independent ones, var(w) / N / mean(w)^2.
     target = LinearGaussian(sigma=0.7)
-    zeros = torch.zeros(4, dtype=F64)
+    zeros, fast = torch.zeros(4, dtype=F64), torch.zeros(4, dtype=torch.bool)
     state = begun(target, observations=2, first_beta=zeros, draws=1)
     assert torch.equal(state.variance, zeros)
     for beta in betas:
-        state = smc._weigh(state, zeros + beta)
+        state = smc._weigh(state, zeros + beta, fast)
     weights = (-0.3 * state.hmc.energy).exp()
     expected = weights.var(-1) / 16.0 / weights.mean(-1) ** 2
     torch.testing.assert_close(state.variance, expected, rtol=1e-10, atol=0)
+    if len(betas) == 1:  # nothing to be related to
+        torch.testing.assert_close(state.least_variance, expected, rtol=1e-10, atol=0)
     assert (expected > 0.005).all()
 
 
@@ -154,9 +168,43 @@ def test_what_ancestors_have_contributed_counts_again(level: float) -> None:
     # Twice the covariance of this factor with what came before, less what all share.
     state = begun(LinearGaussian(sigma=0.7), islands=1, first_beta=torch.zeros(1, dtype=F64))
     past, beta = normal(1, 16, seed=1), tensor(0.1)
-    after = smc._weigh(dataclasses.replace(state, lineage=past + level), beta)
+    after = smc._weigh(dataclasses.replace(state, lineage=past + level), beta, beta > 1.0)
     own = 16.0 * torch.softmax(-0.1 * state.hmc.energy, -1) - 1.0
     both = torch.stack([own[0], past[0]]).cov()
     expected = both[0, 0] + 2.0 * both[0, 1]
     torch.testing.assert_close(after.variance[0], expected / 16.0, rtol=1e-9, atol=0)
     torch.testing.assert_close(after.lineage, past + level + own)
+
+
+def test_what_moves_retain_counts_where_they_are_slow_by_hand() -> None:
+    # (1 + r) / (1 - r), r the larger of two correlations, within [0, 0.99].
+    state = begun(LinearGaussian(sigma=0.7), islands=4, first_beta=torch.zeros(4, dtype=F64))
+    left = torch.stack([tensor(0.1, 0.5), tensor(0.6, -0.2), tensor(-0.3, -0.1), tensor(1.0, 0.4)])
+    state = dataclasses.replace(state, retained=left)
+    for slow in (True, False):
+        after = smc._weigh(state, 0.3 + state.beta, torch.full((4,), slow))
+        alone = after.variance  # nothing came before
+        factors = tensor(3.0, 4.0, 1.0, 199.0) if slow else 1.0
+        torch.testing.assert_close(after.least_variance, factors * alone, rtol=1e-10, atol=0)
+
+
+def test_what_a_temperature_retains_is_a_running_mean() -> None:
+    # Of the correlations over all its moves; nothing at the posterior, and nothing of who is done.
+    target, annealing = LinearGaussian(sigma=0.05), Annealing(hmc_steps=3)
+    state = begun(target, observations=2)
+    known = torch.zeros(4, 2, dtype=F64)
+    for number in range(200):
+        if state.finished.all():
+            break
+        before = state
+        state, info = smc.step(state, target, annealing)
+        start = smc._resample(
+            smc._weigh(before, info.choice.beta, info.choice.slow), info.choice.resampled, native()
+        )[0]
+        found = correlations(start.hmc, state.hmc)[:, :2]
+        learns = info.choice.active & (info.choice.beta < 1.0)
+        mean = known + (0.3 if number else 1.0) * (found - known)
+        known = torch.where(learns[:, None], mean, known)
+        torch.testing.assert_close(state.retained, known, rtol=1e-9, atol=1e-9)
+    assert state.finished.all()
+    assert (known != 0.0).all()

@@ -1,7 +1,8 @@
 """Models whose posterior, mean energy and log evidence are known, in any number of dimensions.
 
 Everything is observed, with Gaussian noise. `LinearGaussian` has one mode and any scales;
-`TwoModes` has two along its first latent, of a mass that is told by quadrature. `draws` runs a
+`TwoModes` has two along its first latent, of a mass that is told by quadrature; `Saturated` is flat
+over most of the prior, as networks of rectifiers are, and known by quadrature too. `draws` runs a
 sampler on many data sets, each a repetition of its own, drawn from the model: a posterior about the
 prior's own centre would be an easy one, to which annealing need not carry any particle.
 `log_mean_and_error` tells how far such repetitions fix the evidence.
@@ -28,6 +29,7 @@ _STIFFEST, _STIFF, _SOFT = (10.0, 3.0), 6, 0.3
 _DECAY = 9.0
 _DIRECTIONS = 4
 _FURTHEST, _POINTS = 9.0, 2_000_001  # of the quadrature: both modes are at least 0.02 wide
+_FEWER_POINTS = 20_001  # maps of `FLAT` are smooth, or have a kink, over 0.01
 
 
 def _iso(size: int) -> Tensor:
@@ -188,6 +190,83 @@ class TwoModes:
         return math.log(sum(self._masses)) + self._others.log_evidence(x[:, 1:])
 
 
+def _relu(z: Tensor) -> Tensor:
+    return torch.relu(z - 1.0)
+
+
+def _relu_deep(z: Tensor) -> Tensor:
+    return torch.relu(2.0 * torch.relu(z - 0.3) - 0.5)
+
+
+def _sigmoid(z: Tensor) -> Tensor:
+    return torch.sigmoid(30.0 * (z - 1.0))
+
+
+FLAT: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "relu": (_relu, 0.5),
+    "relu-deep": (_relu_deep, 0.5),
+    "sigmoid": (_sigmoid, 0.5),
+    "step": (_sigmoid, 1.0),
+}
+"""Maps of one latent that are flat for most of the prior's draws, and what data are about."""
+
+
+@dataclass(frozen=True)
+class Saturated:
+    """Each of d latents is seen through a map of `FLAT`, on whose flat part the data say nothing.
+
+    Data are about a value for which every latent must leave that part, d times in a row: the prior
+    is far from the posterior, and gradients are 0 until a particle happens to be near.
+    """
+
+    name: str
+    size: int
+    noise: float = 0.1
+
+    def generator(self, z: Tensor) -> Tensor:
+        """Of rows of latents."""
+        return FLAT[self.name][0](z)
+
+    def data(self, ids: Sequence[int]) -> Tensor:
+        """A data set ``(d,)`` for each of ``ids``: the value, and noise."""
+        return (FLAT[self.name][1] + self.noise * _normals(ids, self.size)).float()
+
+    def _integrals(self, x: Tensor) -> Tensor:
+        """Of the joint density with ``x`` ``(B, d)`` over each latent: times 1, z, z^2 and E."""
+        z = torch.linspace(-_FURTHEST, _FURTHEST, _FEWER_POINTS, dtype=torch.float64)
+        outputs, log_prior = FLAT[self.name][0](z), -0.5 * z**2
+        constant = 2.0 * _FURTHEST / (_FEWER_POINTS - 1) / (2.0 * math.pi * self.noise)
+        rows = []
+        for row in x.double():
+            energy = 0.5 * ((row[:, None] - outputs) / self.noise) ** 2
+            density = torch.exp(log_prior - energy) * constant
+            parts = torch.stack([torch.ones_like(z), z, z**2])
+            rows.append(torch.cat([density @ parts.T, (density * energy).sum(-1)[:, None]], -1))
+        return torch.stack(rows)
+
+    def mean_energy(self, x: Tensor) -> Tensor:
+        """Of the misfit, under the posterior."""
+        found = self._integrals(x)
+        return (found[..., 3] / found[..., 0]).sum(-1)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """Of the data."""
+        return self._integrals(x)[..., 0].log().sum(-1)
+
+    def relative_variances(self, latents: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """As `LinearGaussian.relative_variances`; of its directions, the first latent's."""
+        found = self._integrals(x)
+        means = found[..., 1] / found[..., 0]
+        variances = found[..., 2] / found[..., 0] - means**2
+        away = latents.double() - means[:, None]
+        random = torch.Generator().manual_seed(1)
+        directions = torch.randn(self.size, _DIRECTIONS, generator=random, dtype=torch.float64)
+        along = (away @ directions) ** 2 / (variances @ directions**2)[:, None]
+        each = away**2 / variances[:, None]
+        named = {"all": each.mean((1, 2)), "first": each[..., 0].mean(1)}
+        return named | {f"random {i}": along[..., i].mean(1) for i in range(_DIRECTIONS)}
+
+
 def _normals(ids: Sequence[int], size: int) -> Tensor:
     """Standard normals ``(B, d)`` float64, each row a function of its number alone."""
     stream = noise_stream(0, len(ids), torch.device("cpu"), ids)
@@ -195,7 +274,7 @@ def _normals(ids: Sequence[int], size: int) -> Tensor:
 
 
 def draws(
-    model: LinearGaussian | TwoModes, ids: Sequence[int], x: Tensor | None = None, **options: Any
+    model: LinearGaussian | TwoModes | Saturated, ids: Sequence[int], x: Tensor | None = None, **options: Any
 ) -> Result:
     """`cogenerate` on the model's data of ``ids``, or on ``x`` ``(B, d)``; ids name the noise.
 

@@ -3,10 +3,13 @@
 An island whose moves, temperatures and mass come from other islands alone is, given those, an
 ordinary SMC sampler with fixed kernels (the term is that of Vergé et al. 2015). Tuned by its own
 particles it would not be one: a particle far out in some direction has a large gradient there, by
-which that direction becomes heavy, and the particle stays. What an island teaches the others comes
-back to it through what they teach, but only as a number or a matrix over many particles that have
-moved since; and at beta = 1, where samples are made, nothing is learnt at all, so that moves
-forget it like anything else about their start.
+which that direction becomes heavy, and the particle stays. The mass and the temperatures are taught
+in one direction only: what an island has seen is for the others, who do not pass it on. Step size
+and trajectory length are passed on, each move correcting what it was made with, so of two islands
+either has half of these from itself, some moves old; they are two numbers over all particles, and
+an island tuned by itself in these alone is held to closed forms in ``tests/test_exact_posteriors.py``. An
+island that has come to beta = 1, where samples are made, learns nothing more by its own moves,
+while its mates may still be on their way and teach it.
 """
 
 from __future__ import annotations

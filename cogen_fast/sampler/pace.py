@@ -105,6 +105,7 @@ class _Row:
     active: bool
     log_ratio: float  # of trajectory length to step size
     memory: float
+    acceptance: float
     beta: float
     sharpness: float
     rounds: float
@@ -118,19 +119,21 @@ def choose(standing: Standing, annealing: Annealing) -> Pace:
         raise ValueError("state: expected an observation that is not finished, all are")
     length = annealing.leapfrog_steps or tuning.leapfrog_steps([row.log_ratio for row in moving])
     count = annealing.hmc_steps
-    moves = [count or tuning.moves_needed(row.memory, annealing.rule) for row in rows]
+    moves = [count or _moves(row.memory, row.acceptance, row.beta, annealing.rule) for row in rows]
     kept = [annealing.kept] * len(rows)
     if annealing.budget is not None:
         # Whoever moves costs a gradient of all: a budget is a clock that a call shares.
-        mean = sum(row.memory for row in moving) / len(moving)
+        memory, acceptance, beta = (
+            sum(getattr(row, name) for row in moving) / len(moving)
+            for name in ("memory", "acceptance", "beta")
+        )
         plan = _Plan(
             annealing.budget - standing.spent,
             max(_travel(row, standing.size) for row in moving),
             annealing.final_rounds - min(row.rounds for row in moving),
         )
-        length, common, steps = _fit(
-            plan, length, count or tuning.moves_needed(mean, annealing.rule), annealing
-        )
+        wanted = count or _moves(memory, acceptance, beta, annealing.rule)
+        length, common, steps = _fit(plan, length, wanted, annealing)
         moves = [common] * len(rows)
         kept = [min(annealing.kept, _kept(_travel(row, standing.size), steps)) for row in rows]
     moves = [_made(each, row, annealing) for each, row in zip(moves, rows, strict=True)]
@@ -163,18 +166,28 @@ def next_beta(beta: Tensor, sharpness: Tensor, kept: Tensor, count: int, active:
 def _read(standing: Standing) -> list[_Row]:
     tuned = standing.tuning
     # Weights correct for what is slow on the way; at the posterior itself nothing does.
-    there, memory = standing.beta >= 1.0, tuned.memory
-    slowest = torch.where(there, memory.amax(-1), memory[:, tuning.OVERALL].amax(-1))
+    there = standing.beta >= 1.0
+    slowest = torch.where(there, tuned.memory.amax(-1), tuning.slowest_on_the_way(tuned))
     columns = (
         standing.active,
         tuned.log_length - tuned.log_step,
         slowest,
+        tuned.acceptance,
         standing.beta,
         standing.sharpness,
         standing.rounds,
     )
     stacked = torch.stack([column.double() for column in columns], dim=-1)
     return [_Row(bool(active), *numbers) for active, *numbers in stacked.tolist()]
+
+
+def _moves(memory: float, acceptance: float, beta: float, rule: TuningRule) -> int:
+    """How many a temperature needs, or a round at the posterior before it is divided."""
+    if beta >= 1.0:
+        return tuning.moves_needed(memory, rule.remembered, rule)
+    if acceptance < tuning.POOR:
+        return rule.most_moves
+    return tuning.moves_needed(memory, rule.left, rule)
 
 
 def _made(moves: int, row: _Row, annealing: Annealing) -> int:

@@ -40,6 +40,7 @@ from cogen_fast.sampler.weights import (
 
 _SHARPNESS_GAIN = 0.3
 _REFRESHED = 64  # dimensions for each temperature that directions stay as they are
+_MOST_RETAINED = 0.99
 _MOST_IDS = 2**32  # of rows that the noise can name
 
 
@@ -51,8 +52,10 @@ class SMCState:
     inverse temperature reached, ``first_beta`` the one that the prior pool allowed. ``log_weights``
     ``(B, N)`` float64 hold the mean weight up to the last resampling and each particle's own since,
     so that their log mean is the log normaliser; ``variance`` ``(B,)`` is the first-order relative
-    variance of that estimate, ``least_variance`` ``(B,)`` what it were if moves forgot everything,
-    and ``lineage`` ``(B, N)`` what it remembers of the past (`_weigh`). ``roots`` ``(B, N)`` int64
+    variance of that estimate by what is seen of lineages, ``least_variance`` ``(B,)`` by how much
+    moves forget, ``retained`` ``(B, 2)``, which is a running mean of the correlations of energies
+    and of latents before and after all moves of a temperature, and ``lineage`` ``(B, N)`` what
+    particles remember of the past (`_weigh`). ``roots`` ``(B, N)`` int64
     is the prior draw each particle descends from. ``resamplings`` ``(B,)`` counts resamplings,
     ``rounds`` ``(B,)`` temperatures spent at beta = 1; ``finished`` ``(B,)`` marks what stands
     still. ``tuning``, ``curvature`` and ``sharpness`` ``(B,)``, a running mean of the steps, each
@@ -76,6 +79,7 @@ class SMCState:
     log_weights: Tensor
     variance: Tensor
     least_variance: Tensor
+    retained: Tensor
     lineage: Tensor
     roots: Tensor
     resamplings: Tensor
@@ -96,7 +100,8 @@ class Choice:
     ``(B,)`` each: ``active`` observations move, to inverse temperature ``beta``, after resampling
     where ``resampled``, with ``step_size`` (before its jitter): of the first move when it is made,
     of the last once it is done, which is what another run should repeat. ``kept`` is
-    the share of the conditional effective sample size that was asked for. ``inverse_mass``
+    the share of the conditional effective sample size that was asked for; ``slow`` marks where one
+    move is not enough to forget (`TuningRule.remembered`). ``inverse_mass``
     ``(B, d)`` holds in the coordinates that `curvature.basis` makes of ``stiff`` ``(B, d, k)``;
     both None for a mass of 1. L is common to all; ``moves`` ``(B,)`` int64 is each one's M, and
     ``hmc_steps`` the largest of them.
@@ -106,6 +111,7 @@ class Choice:
     kept: Tensor
     beta: Tensor
     resampled: Tensor
+    slow: Tensor
     step_size: Tensor
     inverse_mass: Tensor | None
     stiff: Tensor | None
@@ -244,6 +250,7 @@ def _begun(
         log_weights=even + begun.log_normaliser[:, None],
         variance=begun.variance,
         least_variance=begun.variance,
+        retained=even.new_zeros(count, 2),
         lineage=even.clone(),
         roots=begun.roots,
         resamplings=none_yet,
@@ -279,9 +286,10 @@ def step(
     elif choice.stiff is not None and choice.stiff is not state.directions.vectors:
         directions = replace(state.directions, vectors=choice.stiff)
         state = replace(state, directions=directions, turn=curvature.basis(choice.stiff))
-    weighed = _weigh(state, choice.beta)
+    weighed = _weigh(state, choice.beta, choice.slow)
     resampled, ancestors = _resample(weighed, choice.resampled, ops)
     moved, choice, acceptance = _move(resampled, potential, choice, annealing, adapts, ops)
+    moved = replace(moved, retained=_retained(resampled, moved, choice, annealing.rule))
     info = SMCInfo(
         choice,
         effective_sample_size(weighed.log_weights),
@@ -329,6 +337,7 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
         chosen.kept,
         new_beta,
         active & uneven & (state.spread is None),
+        _slow(state.tuning, annealing.rule) | _slow(known, annealing.rule),
         known.log_step.exp(),
         inverse_mass,
         stiff,
@@ -337,6 +346,10 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
         chosen.hmc_steps,
     )
     return state, choice
+
+
+def _slow(known: Tuning, rule: TuningRule) -> Tensor:
+    return tuning.slowest_on_the_way(known) > rule.remembered
 
 
 def _follows_curvature(state: SMCState, annealing: Annealing) -> bool:
@@ -367,14 +380,16 @@ def _log_weights(state: SMCState, beta: Tensor) -> Tensor:
     return state.log_weights - (beta - state.beta)[:, None] * state.hmc.energy
 
 
-def _weigh(state: SMCState, beta: Tensor) -> SMCState:
+def _weigh(state: SMCState, beta: Tensor, slow: Tensor) -> SMCState:
     """The state at ``beta``, before moves.
 
     The log normaliser grows by the mean over particles of what each contributes, w. The variance of
     the sum of such means is, to first order, that of each and twice its covariance with all before
     it: particles share no more than their ancestors, so the sum over particles of ``w (w + 2 a)``
     over ``N (N - 1)`` estimates it, a being what a particle's ancestors have contributed. Where few
-    ancestors are left it is too small: what was lost with the others does not show.
+    ancestors are left it is too small: what was lost with the others does not show. Where moves are
+    ``slow`` ``(B,)`` it is at least ``(1 + r) / (1 - r)`` times that of independent means, r being
+    the correlation that all moves of a temperature have left.
     """
     log_weights = _log_weights(state, beta)
     count = log_weights.shape[-1]
@@ -384,12 +399,13 @@ def _weigh(state: SMCState, beta: Tensor) -> SMCState:
     pairs = count * max(count - 1, 1)
     alone = (contributed * contributed).sum(-1) / pairs
     seen = alone + 2.0 * (contributed * past).sum(-1) / pairs
+    retained = torch.where(slow, state.retained.amax(-1).clamp(0.0, _MOST_RETAINED), 0.0)
     return replace(
         state,
         beta=beta,
         log_weights=log_weights,
         variance=state.variance + seen,
-        least_variance=state.least_variance + alone,
+        least_variance=state.least_variance + alone * (1.0 + retained) / (1.0 - retained),
         lineage=state.lineage + contributed,
     )
 
@@ -499,6 +515,14 @@ def _one_move(
         non_finite=state.non_finite + info.non_finite,
     )
     return moved, info.acceptance_probability.mean(-1), step_size
+
+
+def _retained(before: SMCState, after: SMCState, choice: Choice, rule: TuningRule) -> Tensor:
+    """The running mean with what a temperature's moves have left, ``(B, 2)``; first, its own."""
+    left = tuning.correlations(before.hmc, after.hmc)[:, tuning.OVERALL]
+    gain = rule.memory_gain if before.temperatures else 1.0
+    moved = choice.active & (choice.beta < 1.0)
+    return torch.where(moved[:, None], before.retained.lerp(left, gain), before.retained)
 
 
 def _sharpness(state: SMCState, learns: Tensor) -> Tensor:

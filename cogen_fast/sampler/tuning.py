@@ -2,7 +2,7 @@
 
 Constant-gain stochastic approximation, carried across temperatures, so that it follows a density
 that changes. What the moves of an island have taught is for the moves of other islands (`islands`),
-and nothing is learnt at the posterior itself.
+and nothing is learnt by moves at the posterior itself.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _START_LENGTH = 1.4  # where it is, at a scale of 1: tan x = 4 x
 _STEEPEST = 2.0
 _PULL = 0.5  # of the log length to where it started: what few particles show of it is mostly noise
 _EDGE = 8  # one part in so many of the directions is the stiffest, one the softest
+POOR = 0.5
+"""Acceptance below which moves are no guide to what they forget; what is assumed of the first."""
 STATISTICS = 4
 """Of which `Tuning.memory` has the correlation."""
 OVERALL, OF_LATENTS = slice(0, 2), slice(1, STATISTICS)
@@ -43,21 +45,25 @@ class TuningRule:
     there are fewer than 16 chains to average over) and the log trajectory length by ``length_gain``
     times the gradient of the log of the ChEES criterion over the root of the length, less half of
     its distance from where it started. A step size is multiplied by a random factor from
-    ``1 - jitter`` to ``1 + jitter`` in each move. A temperature has moves until energies and
-    latents keep at most ``remembered`` of their correlation with those at its start, at most
-    ``most_moves``.
+    ``1 - jitter`` to ``1 + jitter`` in each move. One move is enough where it keeps at most
+    ``remembered`` of the correlation of energies and latents with those before it; else a
+    temperature has moves until they keep at most ``left``, and the posterior until they keep
+    ``remembered``; at most ``most_moves``. A temperature has that many, too, while moves are
+    accepted less often than every other time, for then they are no guide to how many it takes.
+    ``memory_gain`` is the weight of the last move in what is known of correlation and acceptance.
     """
 
     target: float = 0.9
     step_gain: float = 0.5
     length_gain: float = 0.05
-    memory_gain: float = 0.1
+    memory_gain: float = 0.3
     jitter: float = 0.2
     remembered: float = 0.7
+    left: float = 0.2
     most_moves: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("target", "remembered", "memory_gain"):
+        for name in ("target", "remembered", "left", "memory_gain"):
             check_number(name, getattr(self, name), above=0.0, below=1.0)
         for name, below in (("step_gain", math.inf), ("length_gain", math.inf), ("jitter", 1.0)):
             check_number(name, getattr(self, name), above=0.0, below=below, zero=True)
@@ -71,12 +77,13 @@ class Tuning:
     ``log_step`` and ``log_length`` ``(B,)`` float64 are logarithms of the step size and trajectory
     length that they ask for. ``memory`` ``(B, 4)`` float64 is the correlation, before and after one
     move, of the energies, of all latent coordinates, and of the stiffest and the softest eighth of
-    them in the coordinates of the mass.
+    them in the coordinates of the mass; ``acceptance`` ``(B,)`` float64 its acceptance probability.
     """
 
     log_step: Tensor
     log_length: Tensor
     memory: Tensor
+    acceptance: Tensor
 
 
 def init(count: int, size: int, start: float | None, device: torch.device) -> Tuning:
@@ -84,7 +91,12 @@ def init(count: int, size: int, start: float | None, device: torch.device) -> Tu
     step = 0.7 * size**-0.25 if start is None else start
     zeros = torch.zeros(count, dtype=torch.float64, device=device)
     memory = torch.zeros(count, STATISTICS, dtype=torch.float64, device=device)
-    return Tuning(zeros + math.log(step), zeros + math.log(_START_LENGTH), memory)
+    return Tuning(zeros + math.log(step), zeros + math.log(_START_LENGTH), memory, zeros + POOR)
+
+
+def slowest_on_the_way(tuning: Tuning) -> Tensor:
+    """What the moves of a temperature before the last keep at most, ``(B,)``."""
+    return tuning.memory[:, OVERALL].amax(-1)
 
 
 def of_others(tuning: Tuning, count: int) -> Tuning:
@@ -93,6 +105,7 @@ def of_others(tuning: Tuning, count: int) -> Tuning:
         islands.others(tuning.log_step, count),
         islands.others(tuning.log_length, count),
         islands.others(tuning.memory, count),
+        islands.others(tuning.acceptance, count),
     )
 
 
@@ -135,10 +148,12 @@ def update(
     low, high = log_step + math.log(0.7 * LADDER[0]), log_step + math.log(1.4 * LADDER[-1])
     log_length = log_length.clamp(max=_LOG_LONGEST).maximum(low).minimum(high)
     memory = known.memory.lerp(correlations(before, after), rule.memory_gain)
+    accepted = known.acceptance.lerp(acceptance, rule.memory_gain)
     return Tuning(
         torch.where(learns, log_step, known.log_step),
         torch.where(learns, log_length, known.log_length),
         torch.where(learns[:, None], memory, known.memory),
+        torch.where(learns, accepted, known.acceptance),
     )
 
 
@@ -203,9 +218,12 @@ def leapfrog_steps(log_ratios: Sequence[float]) -> int:
     return min(LADDER, key=lambda count: abs(math.log(count) - wanted))
 
 
-def moves_needed(memory: float, rule: TuningRule) -> int:
-    """How many moves forget enough, ``most_moves`` at most; one keeps a correlation ``memory``."""
+def moves_needed(memory: float, left: float, rule: TuningRule) -> int:
+    """How many moves keep at most ``left``, where one keeps a correlation ``memory``.
+
+    One where that forgets enough by itself, and ``most_moves`` at most.
+    """
     kept = min(max(memory, 0.0), 0.999)
     if kept <= rule.remembered:
         return 1
-    return min(rule.most_moves, math.ceil(math.log(rule.remembered) / math.log(kept)))
+    return min(rule.most_moves, math.ceil(math.log(left) / math.log(kept)))

@@ -50,6 +50,15 @@ def variance_between(log_means: Tensor) -> Tensor:
     return ((shares**2).sum(-1) * count - 1.0).clamp(min=0.0) / max(count - 1, 1)
 
 
+def deviation_of_mean(log_means: Tensor) -> Tensor:
+    """Standard error of the mean of R independent logarithms ``(B, R)``, ``(B,)``; 0 for one.
+
+    Unlike `variance_between`, at most 1, it has no bound, and says how far apart two of them are.
+    """
+    count = log_means.shape[-1]
+    return log_means.std(-1) / math.sqrt(count) if count > 1 else torch.zeros_like(log_means[..., 0])
+
+
 def variance_if_gaussian(log_weights: Tensor) -> Tensor:
     """Relative variance of the mean of N weights, if their logarithms are Gaussian, ``(...)``.
 
