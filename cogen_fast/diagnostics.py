@@ -31,8 +31,9 @@ class Evidence:
     ``populations`` per observation are what a user asked for, ``islands`` what ran, of
     ``particles`` each; ``latents`` come from ``compared`` of them, side by side. ``scattered``
     ``(B,)`` marks evidence whose error is not known; ``lead`` ``(B,)`` is how far the log evidence
-    of the best island lies above the median of all, in nats, None without weights. ``residual`` ``(B,)`` is the best sample's
-    root mean square misfit in noise standard deviations, None where there is no such noise.
+    of the best island lies above the median of all, in nats, None without weights. ``residual``
+    ``(B,)`` is the best sample's root mean square misfit in noise standard deviations, None where
+    there is no such noise.
     """
 
     complete: bool

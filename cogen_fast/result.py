@@ -370,7 +370,7 @@ class Result:
         """How far the best island's log evidence lies above the islands' median, ``(B,)``."""
         if self.log_weights is None:
             return None
-        each = log_mean_weight(self.log_weights.unflatten(1, (self._apart, -1)))
+        each = log_mean_weight(self.log_weights.reshape(len(self.log_weights), self._apart, -1))
         return each.amax(-1) - each.median(-1).values
 
     @property

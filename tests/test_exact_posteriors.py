@@ -206,7 +206,14 @@ def test_errors_of_evidence_cover_it(drawn: tuple[LinearGaussian, Result]) -> No
     assert within >= 0.9 * given - 3.1 * math.sqrt(0.09 * given)
 
 
-FLAT_CELLS = (("relu", 8), ("relu", 20), ("relu-deep", 4), ("relu-deep", 20), ("sigmoid", 8), ("step", 8))
+FLAT_CELLS = (
+    ("relu", 8),
+    ("relu", 20),
+    ("relu-deep", 4),
+    ("relu-deep", 20),
+    ("sigmoid", 8),
+    ("step", 8),
+)
 
 
 @pytest.mark.parametrize("populations", [1, 8])

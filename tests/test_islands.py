@@ -119,6 +119,7 @@ def taught_otherwise(state: SMCState, row: int) -> SMCState:
             put(tuned.log_length, lambda x: x + 0.4),
             put(tuned.memory, lambda x: 0.0 * x + 0.95),
             tuned.acceptance,
+            tuned.forgetting,
         ),
         curvature=curvature.Curvature(
             put(seen.mean, lambda x: 3.0 * x + 1e3 * spike @ spike.T),

@@ -288,7 +288,7 @@ def test_the_share_that_steps_keep_by_hand() -> None:
 
 def test_the_way_to_the_posterior_by_hand() -> None:
     def travel(beta: float, sharpness: float) -> float:
-        return pace._travel(pace._Row(True, 0.0, 0.5, 0.9, beta, sharpness, 0.0), 8)
+        return pace._travel(pace._Row(True, 0.0, 0.5, 0.9, 1.0, beta, sharpness, 0.0), 8)
 
     assert travel(1.0, 3.0) == 0.0
     assert travel(math.exp(-2.0), 3.0) == pytest.approx(6.0)  # known: 3 steps an e-fold
@@ -309,6 +309,7 @@ def standing(**changes: Any) -> Standing:
             [tensor(0.75, 0.3, 0.99, 0.99), tensor(0.2, 0.72, 0.95, 0.4), tensor(*4 * [0.99])]
         ),
         tensor(0.9, 0.5, 0.1),
+        tensor(1.0, 1.0, 1.0),
     )
     values: dict[str, Any] = {
         "active": torch.tensor([True, True, False]),
@@ -333,6 +334,15 @@ def test_the_pace_is_chosen_by_those_that_move() -> None:
     fixed = pace.choose(standing(), Annealing(leapfrog_steps=6, hmc_steps=5))
     assert (fixed.leapfrog_steps, fixed.hmc_steps) == (6, 5)
     assert fixed.moves.tolist() == [5, 5, 0]
+
+
+def test_there_are_fewer_moves_where_further_ones_forget_little() -> None:
+    # Of the five and four beyond the first; not at the posterior, where nothing makes up for them.
+    for forgetting, moves in ((0.5, [3, 3, 0]), (0.0, [1, 1, 0]), (0.7, [5, 4, 0])):
+        tuned = dataclasses.replace(standing().tuning, forgetting=tensor(*3 * [forgetting]))
+        assert pace.choose(standing(tuning=tuned), Annealing()).moves.tolist() == moves
+        there = standing(tuning=tuned, beta=tensor(1.0, 1.0, 1.0))
+        assert pace.choose(there, Annealing()).moves.tolist() == [3, 3, 0]
 
 
 def test_poor_moves_are_no_guide_to_how_many_it_takes() -> None:

@@ -41,6 +41,7 @@ def tuned(
         (ones * length).log(),
         torch.full((count, tuning.STATISTICS), memory, dtype=F64),
         ones * tuning.POOR,
+        ones,
     )
 
 
@@ -113,6 +114,51 @@ def test_the_acceptance_known_is_a_running_mean_by_hand() -> None:
     torch.testing.assert_close(found.acceptance, expected, **ROUNDING)
 
 
+def test_what_further_moves_forget_by_hand() -> None:
+    # Rows: each forgets alike; none does; half of what could be is; the latents are slower; more
+    # than all; a single move; one that does not learn.
+    one = torch.tensor(
+        [[0.9, 0.1], [0.9, 0.1], [0.8, 0.1], [0.1, 0.8], [0.5, 0.1], [0.9, 0], [0.9, 0]]
+    )
+    whole = torch.tensor(
+        [
+            [0.9**4, 0.1],
+            [0.9, 0.0],
+            [0.8 - 0.5 * 0.16, 0.1],
+            [0.9, 0.64],
+            [-0.3, 0],
+            [0.9, 0],
+            [0.9, 0],
+        ]
+    )
+    moves = torch.tensor([4, 3, 2, 2, 5, 1, 3])
+    known = dataclasses.replace(tuned(0.1, count=7), forgetting=torch.full((7,), 0.4, dtype=F64))
+    learns = torch.arange(7) < 6
+    rule = TuningRule(memory_gain=0.5)
+    after = tuning.learn_forgetting(known, one.double(), whole.double(), moves, rule, learns)
+    expected = [0.7, 0.2, 0.45, 0.7, 0.7, 0.4 + 0.1 * 0.6, 0.4]
+    assert after.forgetting.tolist() == pytest.approx(expected, rel=1e-5)
+    assert {f for r in range(7) for f in changed(known, after, r)} == {"forgetting"}
+
+
+def test_forgetting_is_told_by_the_first_move_and_by_all() -> None:
+    # Of the same state: a single move is the first of four.
+    target = LinearGaussian(sigma=0.1)
+    state = begun(target, observations=2)
+    for _ in range(5):
+        state, _ = smc.step(state, target, Annealing())
+    ends = [smc.step(state, target, Annealing(hmc_steps=m))[0] for m in (1, 4)]
+    _, choice = smc.choose(state, Annealing(hmc_steps=4))
+    start = smc._resample(smc._weigh(state, choice.beta, choice.slow), choice.resampled, native())[
+        0
+    ]
+    one, whole = (tuning.correlations(start.hmc, end.hmc)[:, :2] for end in ends)
+    moves, learns = torch.full((4,), 4), torch.ones(4, dtype=torch.bool)
+    found = tuning.learn_forgetting(state.tuning, one, whole, moves, TuningRule(), learns)
+    torch.testing.assert_close(found.forgetting, ends[1].tuning.forgetting, rtol=1e-6, atol=1e-8)
+    assert (found.forgetting < 1.0).any()
+
+
 def test_correlations_are_those_of_what_was_kept() -> None:
     # z' = c z + sqrt(1 - c^2) x, c by direction: of 20,000 chains to four (1 - c^2) / sqrt(n).
     n = 20_000
@@ -143,7 +189,12 @@ def test_who_does_not_learn_stays_as_known() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_what_others_have_learnt_is_their_mean(count: int) -> None:
-    each = Tuning(normal(6, seed=1), normal(6, seed=2), normal(6, 4, seed=3), normal(6, seed=4))
+    each = Tuning(
+        normal(6, seed=1),
+        normal(6, seed=2),
+        normal(6, 4, seed=3),
+        *(normal(6, seed=s) for s in (4, 5)),
+    )
     found = tuning.of_others(each, count)
     for field in dataclasses.fields(Tuning):
         values = getattr(each, field.name)
@@ -424,7 +475,11 @@ def test_rounds_and_moves_that_were_fixed() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((n, v) for n in ("target", "remembered", "left", "memory_gain") for v in (0.0, 1.0, -0.5, "1")),
+        *(
+            (n, v)
+            for n in ("target", "remembered", "left", "memory_gain")
+            for v in (0.0, 1.0, -0.5, "1")
+        ),
         *((n, v) for n in ("step_gain", "length_gain") for v in (-0.1, math.inf, math.nan, None)),
         *(("jitter", v) for v in (-0.1, 1.0, 2.0, math.nan, "0.1")),
         *(("most_moves", v) for v in (0, -1, 2.0, None, True)),

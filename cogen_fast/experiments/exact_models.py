@@ -274,7 +274,10 @@ def _normals(ids: Sequence[int], size: int) -> Tensor:
 
 
 def draws(
-    model: LinearGaussian | TwoModes | Saturated, ids: Sequence[int], x: Tensor | None = None, **options: Any
+    model: LinearGaussian | TwoModes | Saturated,
+    ids: Sequence[int],
+    x: Tensor | None = None,
+    **options: Any,
 ) -> Result:
     """`cogenerate` on the model's data of ``ids``, or on ``x`` ``(B, d)``; ids name the noise.
 

@@ -7,8 +7,8 @@ which that direction becomes heavy, and the particle stays. The mass and the tem
 in one direction only: what an island has seen is for the others, who do not pass it on. Step size
 and trajectory length are passed on, each move correcting what it was made with, so of two islands
 either has half of these from itself, some moves old; they are two numbers over all particles, and
-an island tuned by itself in these alone is held to closed forms in ``tests/test_exact_posteriors.py``. An
-island that has come to beta = 1, where samples are made, learns nothing more by its own moves,
+``tests/test_exact_posteriors.py`` holds an island that tunes itself in these alone to closed forms.
+An island that has come to beta = 1, where samples are made, learns nothing more by its own moves,
 while its mates may still be on their way and teach it.
 """
 

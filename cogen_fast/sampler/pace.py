@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import torch
 from torch import Tensor
@@ -106,6 +106,7 @@ class _Row:
     log_ratio: float  # of trajectory length to step size
     memory: float
     acceptance: float
+    forgetting: float
     beta: float
     sharpness: float
     rounds: float
@@ -119,20 +120,16 @@ def choose(standing: Standing, annealing: Annealing) -> Pace:
         raise ValueError("state: expected an observation that is not finished, all are")
     length = annealing.leapfrog_steps or tuning.leapfrog_steps([row.log_ratio for row in moving])
     count = annealing.hmc_steps
-    moves = [count or _moves(row.memory, row.acceptance, row.beta, annealing.rule) for row in rows]
+    moves = [count or _moves(row, annealing.rule) for row in rows]
     kept = [annealing.kept] * len(rows)
     if annealing.budget is not None:
         # Whoever moves costs a gradient of all: a budget is a clock that a call shares.
-        memory, acceptance, beta = (
-            sum(getattr(row, name) for row in moving) / len(moving)
-            for name in ("memory", "acceptance", "beta")
-        )
         plan = _Plan(
             annealing.budget - standing.spent,
             max(_travel(row, standing.size) for row in moving),
             annealing.final_rounds - min(row.rounds for row in moving),
         )
-        wanted = count or _moves(memory, acceptance, beta, annealing.rule)
+        wanted = count or _moves(_mean(moving), annealing.rule)
         length, common, steps = _fit(plan, length, wanted, annealing)
         moves = [common] * len(rows)
         kept = [min(annealing.kept, _kept(_travel(row, standing.size), steps)) for row in rows]
@@ -173,6 +170,7 @@ def _read(standing: Standing) -> list[_Row]:
         tuned.log_length - tuned.log_step,
         slowest,
         tuned.acceptance,
+        tuned.forgetting,
         standing.beta,
         standing.sharpness,
         standing.rounds,
@@ -181,13 +179,20 @@ def _read(standing: Standing) -> list[_Row]:
     return [_Row(bool(active), *numbers) for active, *numbers in stacked.tolist()]
 
 
-def _moves(memory: float, acceptance: float, beta: float, rule: TuningRule) -> int:
+def _mean(rows: Sequence[_Row]) -> _Row:
+    """What the rows are on average."""
+    columns = zip(*(astuple(row)[1:] for row in rows), strict=True)
+    return _Row(True, *(sum(column) / len(rows) for column in columns))
+
+
+def _moves(row: _Row, rule: TuningRule) -> int:
     """How many a temperature needs, or a round at the posterior before it is divided."""
-    if beta >= 1.0:
-        return tuning.moves_needed(memory, rule.remembered, rule)
-    if acceptance < tuning.POOR:
+    if row.beta >= 1.0:
+        return tuning.moves_needed(row.memory, rule.remembered, rule)
+    if row.acceptance < tuning.POOR:
         return rule.most_moves
-    return tuning.moves_needed(memory, rule.left, rule)
+    further = tuning.moves_needed(row.memory, rule.left, rule) - 1
+    return 1 + round(row.forgetting * further)
 
 
 def _made(moves: int, row: _Row, annealing: Annealing) -> int:

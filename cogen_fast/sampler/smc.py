@@ -289,7 +289,6 @@ def step(
     weighed = _weigh(state, choice.beta, choice.slow)
     resampled, ancestors = _resample(weighed, choice.resampled, ops)
     moved, choice, acceptance = _move(resampled, potential, choice, annealing, adapts, ops)
-    moved = replace(moved, retained=_retained(resampled, moved, choice, annealing.rule))
     info = SMCInfo(
         choice,
         effective_sample_size(weighed.log_weights),
@@ -458,6 +457,8 @@ def _move(
             now,
             used,
         )
+        if number == 0:
+            one = tuning.correlations(state.hmc, made.hmc)[:, tuning.OVERALL]
         step_size = torch.where(now.active, step_used, step_size)
         total = total + torch.where(now.active, acceptance, 0.0)
     made = replace(
@@ -466,6 +467,8 @@ def _move(
         forwards=state.forwards + choice.hmc_steps * forwards(potential),
         temperatures=state.temperatures,
     )
+    if choice.hmc_steps:
+        made = _learn(state, made, one, choice, annealing.rule, adapts)
     return made, replace(choice, step_size=step_size), total / choice.moves.clamp(min=1)
 
 
@@ -517,12 +520,23 @@ def _one_move(
     return moved, info.acceptance_probability.mean(-1), step_size
 
 
-def _retained(before: SMCState, after: SMCState, choice: Choice, rule: TuningRule) -> Tensor:
-    """The running mean with what a temperature's moves have left, ``(B, 2)``; first, its own."""
+def _learn(
+    before: SMCState,
+    after: SMCState,
+    one: Tensor,
+    choice: Choice,
+    rule: TuningRule,
+    adapts: bool,
+) -> SMCState:
+    """With what is retained after a temperature's moves; after the first of them it was ``one``."""
     left = tuning.correlations(before.hmc, after.hmc)[:, tuning.OVERALL]
     gain = rule.memory_gain if before.temperatures else 1.0
     moved = choice.active & (choice.beta < 1.0)
-    return torch.where(moved[:, None], before.retained.lerp(left, gain), before.retained)
+    retained = torch.where(moved[:, None], before.retained.lerp(left, gain), before.retained)
+    tuned = after.tuning
+    if adapts:
+        tuned = tuning.learn_forgetting(tuned, one, left, choice.moves, rule, moved)
+    return replace(after, retained=retained, tuning=tuned)
 
 
 def _sharpness(state: SMCState, learns: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ _PRICE = 0.5  # power of its length that a trajectory's jump must be worth
 _START_LENGTH = 1.4  # where it is, at a scale of 1: tan x = 4 x
 _STEEPEST = 2.0
 _PULL = 0.5  # of the log length to where it started: what few particles show of it is mostly noise
+_HOPE = 0.1  # of the way to 1, of which `learn_forgetting` tells
+_LEAST_MEMORY, _MOST_MEMORY = 0.001, 0.999
 _EDGE = 8  # one part in so many of the directions is the stiffest, one the softest
 POOR = 0.5
 """Acceptance below which moves are no guide to what they forget; what is assumed of the first."""
@@ -48,9 +50,10 @@ class TuningRule:
     ``1 - jitter`` to ``1 + jitter`` in each move. One move is enough where it keeps at most
     ``remembered`` of the correlation of energies and latents with those before it; else a
     temperature has moves until they keep at most ``left``, and the posterior until they keep
-    ``remembered``; at most ``most_moves``. A temperature has that many, too, while moves are
-    accepted less often than every other time, for then they are no guide to how many it takes.
-    ``memory_gain`` is the weight of the last move in what is known of correlation and acceptance.
+    ``remembered``; at most ``most_moves``, and fewer where further moves have been seen to forget
+    less than the first (`Tuning.forgetting`), as between modes. A temperature has ``most_moves``
+    while moves are accepted less often than every other time, for then they are no guide to how
+    many it takes. ``memory_gain`` is the weight of the last move in what is known of all these.
     """
 
     target: float = 0.9
@@ -78,12 +81,15 @@ class Tuning:
     length that they ask for. ``memory`` ``(B, 4)`` float64 is the correlation, before and after one
     move, of the energies, of all latent coordinates, and of the stiffest and the softest eighth of
     them in the coordinates of the mass; ``acceptance`` ``(B,)`` float64 its acceptance probability.
+    ``forgetting`` ``(B,)`` float64, from 0 to 1, is what several moves have forgotten beyond the
+    first, as a share of what they would have, had each forgotten alike.
     """
 
     log_step: Tensor
     log_length: Tensor
     memory: Tensor
     acceptance: Tensor
+    forgetting: Tensor
 
 
 def init(count: int, size: int, start: float | None, device: torch.device) -> Tuning:
@@ -91,7 +97,9 @@ def init(count: int, size: int, start: float | None, device: torch.device) -> Tu
     step = 0.7 * size**-0.25 if start is None else start
     zeros = torch.zeros(count, dtype=torch.float64, device=device)
     memory = torch.zeros(count, STATISTICS, dtype=torch.float64, device=device)
-    return Tuning(zeros + math.log(step), zeros + math.log(_START_LENGTH), memory, zeros + POOR)
+    return Tuning(
+        zeros + math.log(step), zeros + math.log(_START_LENGTH), memory, zeros + POOR, zeros + 1.0
+    )
 
 
 def slowest_on_the_way(tuning: Tuning) -> Tensor:
@@ -106,6 +114,7 @@ def of_others(tuning: Tuning, count: int) -> Tuning:
         islands.others(tuning.log_length, count),
         islands.others(tuning.memory, count),
         islands.others(tuning.acceptance, count),
+        islands.others(tuning.forgetting, count),
     )
 
 
@@ -154,7 +163,29 @@ def update(
         torch.where(learns, log_length, known.log_length),
         torch.where(learns[:, None], memory, known.memory),
         torch.where(learns, accepted, known.acceptance),
+        known.forgetting,
     )
+
+
+def learn_forgetting(
+    known: Tuning, one: Tensor, whole: Tensor, moves: Tensor, rule: TuningRule, learns: Tensor
+) -> Tuning:
+    """What is known after a temperature of ``moves`` ``(B,)``, of how several of them forget.
+
+    ``one`` and ``whole`` ``(B, 2)`` are correlations over its first move and over all, of which the
+    slower one counts. A single move tells nothing: then what is known goes back to 1, slowly, so
+    that several are tried again.
+    """
+    slower = one.argmax(-1, keepdim=True)
+    first = one.gather(-1, slower)[:, 0].clamp(_LEAST_MEMORY, _MOST_MEMORY)
+    further = first - whole.gather(-1, slower)[:, 0]
+    several = moves > 1
+    share = further / torch.where(several, first - first**moves, 1.0)
+    old = known.forgetting
+    seen = torch.where(
+        several, old.lerp(share.clamp(0.0, 1.0), rule.memory_gain), old + _HOPE * (1.0 - old)
+    )
+    return replace(known, forgetting=torch.where(learns, seen, old))
 
 
 def _length_slope(
@@ -223,7 +254,7 @@ def moves_needed(memory: float, left: float, rule: TuningRule) -> int:
 
     One where that forgets enough by itself, and ``most_moves`` at most.
     """
-    kept = min(max(memory, 0.0), 0.999)
+    kept = min(max(memory, 0.0), _MOST_MEMORY)
     if kept <= rule.remembered:
         return 1
     return min(rule.most_moves, math.ceil(math.log(left) / math.log(kept)))

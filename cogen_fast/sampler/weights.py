@@ -56,7 +56,9 @@ def deviation_of_mean(log_means: Tensor) -> Tensor:
     Unlike `variance_between`, at most 1, it has no bound, and says how far apart two of them are.
     """
     count = log_means.shape[-1]
-    return log_means.std(-1) / math.sqrt(count) if count > 1 else torch.zeros_like(log_means[..., 0])
+    return (
+        log_means.std(-1) / math.sqrt(count) if count > 1 else torch.zeros_like(log_means[..., 0])
+    )
 
 
 def variance_if_gaussian(log_weights: Tensor) -> Tensor:
