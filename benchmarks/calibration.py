@@ -2,9 +2,10 @@
 
 Each piece is a method on a problem; `cogen_fast.experiments.calibration` says what is tested. A
 piece is made in parts, each a line of ``benchmarks/results/calibration.jsonl``: start it again and
-it goes on; lines of another state of the sampler's sources are not looked at. Ends with a table
-and, once all are there, ``calibration.json``; exits with 1 where ranks are not uniform. What is
-simulated and the bound are fixed here: one false alarm in 1,000 correct runs of all pieces, by
+it goes on; lines of another state of the sampler's sources are not looked at, but with ``--again``,
+which makes the first part of a piece and takes the others over where that is the same. Ends with a
+table and, once all are there, ``calibration.json``; exits with 1 where ranks are not uniform. What
+is simulated and the bound are fixed here: one false alarm in 1,000 correct runs of all pieces, by
 Bonferroni's inequality over pieces, statistics and both tests. Lone chains are shown beside them
 and not judged: a chain without weights or company ends in the mode it fell into, so it cannot be
 calibrated, and `Result.diagnose` says so.
@@ -63,6 +64,7 @@ METHODS: dict[str, Draw] = {
     "paper": PaperDraw(),
 }
 _ALONE = ("4 alone", "1 alone")
+_OF_PIECE = ("problem", "method")
 _PER_PART = {"linear-64": 400, "fashion-32": 20, "fashion-32-64": 5}  # simulations
 # Those that fit in memory; with all latents free a few take many times as long as the others, and
 # a call ends when its slowest does.
@@ -116,6 +118,18 @@ def _work(piece: Piece, part: range) -> dict[str, Any]:
     return {"seconds": round(time.monotonic() - start, 1), "ranks": rows.tolist()}
 
 
+def _take_over(pieces: list[Piece], log: Log) -> None:
+    """What other sources have made, where a part that is made again shows it to be the same."""
+    for piece in pieces:
+        first = piece.parts[0]
+        key = {name: value for name, value in _key(piece, first).items() if name in _OF_PIECE}
+        if any(log.find(**key)) and not any(log.find(**_key(piece, first))):
+            made = _key(piece, first) | _work(piece, first)
+            del made["sources"]
+            taken = log.take_over(key, _SOURCES, made)
+            print(f"{piece.problem}, {piece.method}: {len(taken)} parts taken over", flush=True)
+
+
 def _key(piece: Piece, part: range) -> dict[str, Any]:
     design = asdict(piece.design)
     key = {"problem": piece.problem, "method": piece.method, **design, "start": part.start}
@@ -167,13 +181,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="adaptive method only, under a minute")
     parser.add_argument("--problems", nargs="+", choices=tuple(MODELS), default=list(MODELS))
+    parser.add_argument("--again", action="store_true", help="take over what has not changed")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--out", type=Path, default=_RESULTS)
     options = parser.parse_args()
     name = "calibration-quick" if options.quick else "calibration"
     log = Log(options.out / f"{name}.jsonl")
     every = _pieces(options.quick)
-    lines = _run([piece for piece in every if piece.problem in options.problems], log, options.jobs)
+    wanted = [piece for piece in every if piece.problem in options.problems]
+    if options.again:
+        _take_over(wanted, log)
+    lines = _run(wanted, log, options.jobs)
     statistics = {name: len(model().statistics) for name, model in MODELS.items()}
     tests = 2 * sum(statistics[piece.problem] for piece in every if piece.method not in _ALONE)
     bound = _FALSE_ALARM / tests

@@ -1,6 +1,6 @@
 """Samples, their spread, the evidence and its error against posteriors that are known exactly.
 
-    python benchmarks/exact_posteriors.py [--quick] [--cells 'iso-100-*' ...] [--rivals]
+    python benchmarks/exact_posteriors.py [--quick] [--cells 'iso-100-*' ...] [--again] [--rivals]
 
 A cell is a model of `cogen_fast.experiments.exact_models`, a number of latents, a noise, and N:
 200 independent repetitions with default settings, each on a data set of its own, drawn from the
@@ -15,7 +15,9 @@ runs BlackJAX (extra ``peers``) on some cells, on data drawn alike and with the 
 took, in a batch where there is one (`exact_rivals`).
 
 Every finished piece is a line of ``benchmarks/results/exact_posteriors.jsonl``: start it again and
-it goes on. Lines of another state of the sampler's sources are not looked at. ``--quick`` is a
+it goes on. Lines of another state of the sampler's sources are not looked at, but with ``--again``:
+that makes the first piece of a cell and, where it is the same to the last digit, takes the others
+over. ``--quick`` is a
 first piece of the cells with at most 100 latents and N = 16, or R = 64. Ends with the table of all
 that is there, which is also ``exact_posteriors.md`` beside the log. To use two cores, start the
 command twice, each pinned to one (``taskset``), with different ``--cells``; once more, with cells
@@ -273,6 +275,19 @@ def _run(cell: Cell | ModesCell, log: Log, sources: str, quick: bool) -> None:
         print(f"{cell.name} from {ids.start}: {seconds} s", flush=True)
 
 
+def _run_again(cell: Cell | ModesCell, log: Log, sources: str) -> None:
+    """Take over what other sources have made, where a piece made again shows it to be the same."""
+    key = {"cell": cell.name}
+    if any(log.find(**key, sources=sources)) or not any(log.find(**key)):
+        return
+    made = {**key, "first": 0, **cell.run(cell.pieces[0])}
+    taken = log.take_over(key, sources, made)
+    if taken:
+        for line in list(log.find(alone=cell.name, sources=taken[0]["sources"])):
+            log.add(**line | {"sources": sources})
+    print(f"{cell.name}: {len(taken)} pieces taken over", flush=True)
+
+
 def _run_alone(cell: Cell, log: Log, sources: str) -> None:
     """What one data set takes by itself: in a batch nobody is done before the slowest are."""
     for number in range(_ALONE):
@@ -526,12 +541,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", nargs="+", default=["*"], help="patterns of names (all)")
     parser.add_argument("--quick", action="store_true", help="first pieces of small cells")
+    parser.add_argument("--again", action="store_true", help="take over what has not changed")
     parser.add_argument("--rivals", action="store_true", help="BlackJAX on some of the cells")
     options = parser.parse_args()
     log, sources = Log(_RESULTS / "exact_posteriors.jsonl"), digest_of_method(_MODELS)
     for cell in cells():
         wanted = any(fnmatch(cell.name, pattern) for pattern in options.cells)
         if wanted and (cell.quick or not options.quick):
+            if options.again:
+                _run_again(cell, log, sources)
             _run(cell, log, sources, options.quick)
             if isinstance(cell, Cell) and cell.together > 1 and not (cell.kind or options.quick):
                 _run_alone(cell, log, sources)
