@@ -13,7 +13,7 @@ from torch import Tensor
 from cogen_fast.loop import Outcome, Position
 from cogen_fast.problem import Problem
 from cogen_fast.sampler import ais, dense, smc
-from cogen_fast.sampler.fallback import LEAST_ACCEPTANCE, WINDOW
+from cogen_fast.sampler.fallback import LEAST_ACCEPTANCE, LEAST_TUNED, WINDOW
 from cogen_fast.sampler.schedule import Betas
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import (
@@ -45,8 +45,9 @@ def refined_note(run: ais.Run | smc.Run) -> list[str]:
     """What is said where gradients of reduced precision were given up."""
     if run.refined is None:
         return []
+    least = LEAST_TUNED if isinstance(run, smc.Run) else LEAST_ACCEPTANCE
     return [
-        f"acceptance below {LEAST_ACCEPTANCE} over {WINDOW} temperatures: gradients of the finer "
+        f"acceptance below {least} over {WINDOW} temperatures: gradients of the finer "
         f"type after {run.refined} temperatures"
     ]
 

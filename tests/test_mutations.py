@@ -167,11 +167,11 @@ def weights_after_the_move(patch: pytest.MonkeyPatch) -> None:
     weigh, move = smc._weigh, smc._move
     came_from: list[Tensor] = []
 
-    def later(state: Any, beta: Any) -> Any:
+    def later(state: Any, beta: Any, slow: Any) -> Any:
         came_from[:] = [state.beta]
         even = torch.zeros_like(state.hmc.energy)
         with_none = replace(state, hmc=replace(state.hmc, energy=even))
-        return replace(weigh(with_none, beta), hmc=state.hmc)
+        return replace(weigh(with_none, beta, slow), hmc=state.hmc)
 
     def moved(state: Any, *rest: Any) -> Any:
         after, choice, acceptance = move(state, *rest)

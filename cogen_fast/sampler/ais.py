@@ -254,7 +254,8 @@ def run(
         state, info = step(progress.state, field, beta, moves, backend=backend)
         progress.history.record(progress.done, state, info)
         progress = replace(progress, state=state, done=progress.done + 1)
-        if fallback.is_due(field, progress.history.acceptance[: progress.done]):
+        acceptance = progress.history.acceptance[: progress.done]
+        if fallback.is_due(field, acceptance, fallback.LEAST_ACCEPTANCE):
             chains, cost = fallback.refined(state.hmc, field)
             state = replace(state, hmc=chains, forwards=state.forwards + cost)
             progress = replace(progress, state=state, refined=progress.done)

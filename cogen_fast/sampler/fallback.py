@@ -17,7 +17,10 @@ from cogen_fast.density import Potential, finer, forwards
 from cogen_fast.sampler.hmc import HMCState
 
 LEAST_ACCEPTANCE = 0.3
-"""An observation that stays below this asks for finer gradients."""
+"""An observation that stays below this asks for finer gradients, by the published step-size rule."""
+LEAST_TUNED = 0.6
+"""The same of moves that tune themselves, whose target is 0.9: sooner, for they make up for poor
+gradients by shorter steps and more moves, which costs more than finer gradients would."""
 WINDOW = 5
 """For so many temperatures."""
 
@@ -28,15 +31,16 @@ def in_use(potential: Potential, refined: int | None) -> Potential:
     return potential if refined is None or better is None else better
 
 
-def is_due(potential: Potential, acceptance: Tensor | Sequence[Tensor]) -> bool:
+def is_due(potential: Potential, acceptance: Tensor | Sequence[Tensor], least: float) -> bool:
     """Whether to fall back from ``potential``, given the acceptance ``(B,)`` of each temperature.
 
-    Reads from the device, where there is something to fall back to.
+    Where it is below ``least`` on average over the last few. Reads from the device, where there is
+    something to fall back to.
     """
     if finer(potential) is None or len(acceptance) < WINDOW:
         return False
     last = torch.stack(tuple(acceptance[-WINDOW:]))
-    return bool((last.mean(0) < LEAST_ACCEPTANCE).any())  # false for NaN: not moving
+    return bool((last.mean(0) < least).any())  # false for NaN: not moving
 
 
 def refined(state: HMCState, potential: Potential) -> tuple[HMCState, int]:

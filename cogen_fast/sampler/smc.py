@@ -634,9 +634,8 @@ def run(
         trace = progress.trace
         trace = None if trace is None else (*trace, state.hmc.latents.cpu())
         progress = replace(progress, state=state, infos=(*progress.infos, info), trace=trace)
-        if choice is None and fallback.is_due(
-            field, [i.acceptance for i in progress.infos[-fallback.WINDOW :]]
-        ):
+        last = [each.acceptance for each in progress.infos[-fallback.WINDOW :]]
+        if choice is None and fallback.is_due(field, last, fallback.LEAST_TUNED):
             chains, cost = fallback.refined(state.hmc, field)
             cost += state.forwards
             state = replace(state, hmc=chains, spent=state.spent + 1, forwards=cost)
