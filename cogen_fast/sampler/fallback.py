@@ -17,7 +17,7 @@ from cogen_fast.density import Potential, finer, forwards
 from cogen_fast.sampler.hmc import HMCState
 
 LEAST_ACCEPTANCE = 0.3
-"""An observation that stays below this asks for finer gradients, by the published step-size rule."""
+"""An observation below this asks for finer gradients, by the published step-size rule."""
 LEAST_TUNED = 0.6
 """The same of moves that tune themselves, whose target is 0.9: sooner, for they make up for poor
 gradients by shorter steps and more moves, which costs more than finer gradients would."""
