@@ -5,10 +5,10 @@
 A cell is a model of `cogen_fast.experiments.exact_models`, a number of latents, a noise, and N:
 200 independent repetitions with default settings, each on a data set of its own, drawn from the
 model. Cells of two modes have R populations of 16 each, 4,096 of them in all; models called "relu",
-"relu-deep", "sigmoid" and "step" are flat over most of the prior. `paper-...` cells are
-the published method's, with an annealing that is slow enough; in `centred-...` cells all data are
-0, whose posterior has the prior's mean; a `bounded-...` cell has a budget of 2,500 gradients, and
-an `eight-...` cell eight populations.
+"relu-deep", "sigmoid" and "step" are flat over most of the prior, "abs" and "sine" have modes that
+no move joins, in every latent. `paper-...` cells are the published method's, with an annealing that
+is slow enough; in `centred-...` cells all data are 0, whose posterior has the prior's mean; a
+`bounded-...` cell has a budget of 2,500 gradients, and an `eight-...` cell eight populations.
 Gradients are those of a particle in a batch of 50 data sets, and of a data set that runs alone; in
 512 latents each runs alone, since the matrices of several would not fit into a cache. ``--rivals``
 runs BlackJAX (extra ``peers``) on some cells, on data drawn alike and with the gradients that ours
@@ -49,11 +49,11 @@ from torch import Tensor
 
 from cogen_fast import Result
 from cogen_fast.experiments.exact_models import (
-    FLAT,
     FOLDS,
+    MAPS,
     SCALES,
+    Elementwise,
     LinearGaussian,
-    Saturated,
     TwoModes,
     draws,
     log_mean_and_error,
@@ -68,7 +68,7 @@ _REPETITIONS, _TOGETHER, _ALONE = 200, 50, 4
 _QUICK_SIZE = 100
 _BUDGET = 2500
 _EIGHT, _EIGHT_SIZE = 8, 64
-_FLAT_SIZES = (8, 20)
+_ELEMENTWISE_SIZES = (4, 8, 20)
 _MODE_SIZES, _POPULATIONS, _MODE_CHAINS = (2, 5, 20), (16, 64, 256), 16
 _IN_ALL, _AT_ONCE = 4096, 256  # populations
 _PAPER_SIZES, _PAPER_NOISE, _PAPER_STEPS, _PAPER_LENGTH = (8, 20), 0.3, 1600, 10
@@ -78,7 +78,7 @@ _COVERED = 0.9
 
 @dataclass(frozen=True)
 class Cell:
-    """A model of d latents, linear or flat, the noise, and N.
+    """A model of d latents, linear or one of `MAPS`, the noise, and N.
 
     ``kind`` is "paper" for the published method, "centred" for data of 0, "bounded" for a budget,
     "eight" for as many populations, else empty.
@@ -108,10 +108,10 @@ class Cell:
         return _TOGETHER if self.size <= _QUICK_SIZE else 1
 
     @property
-    def exact(self) -> LinearGaussian | Saturated:
+    def exact(self) -> LinearGaussian | Elementwise:
         """The model."""
-        if self.model in FLAT:
-            return Saturated(self.model, self.size, self.noise)
+        if self.model in MAPS:
+            return Elementwise(self.model, self.size, self.noise)
         return LinearGaussian.named(self.model, self.size, self.noise)
 
     @property
@@ -218,13 +218,13 @@ def cells() -> Iterator[Cell | ModesCell]:
     for size in _SIZES[:-1]:
         for model in SCALES:
             yield Cell(model, size, _NOISES[0], _CHAINS[0], "centred")
-    for size in _FLAT_SIZES:
-        for model in FLAT:
+    for size in _ELEMENTWISE_SIZES:
+        for model in MAPS:
             yield Cell(model, size, _NOISES[0], _CHAINS[0])
     for model in SCALES:
         yield Cell(model, _EIGHT_SIZE, _NOISES[0], _CHAINS[0], "eight")
-    for model in FLAT:
-        yield Cell(model, _FLAT_SIZES[0], _NOISES[0], _CHAINS[0], "eight")
+    for model in MAPS:
+        yield Cell(model, _ELEMENTWISE_SIZES[1], _NOISES[0], _CHAINS[0], "eight")
     yield Cell("iso", _SIZES[-1], _NOISES[0], _CHAINS[0], "bounded")
 
 

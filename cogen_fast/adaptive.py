@@ -36,15 +36,15 @@ _LEAST_BUDGET = 50  # gradients of a particle: with fewer, as many lone chains d
 _OTHER_SEED = 0x9E3779B97F4A7C15
 _STARTS = 8  # of a budget, one part goes to prior draws
 _MANY_ISLANDS = 8  # whose differences tell the error well
-_MOST_LEAST_ERROR = 4.0  # of a log normaliser, in nats, were moves to forget everything
+_MOST_EXPECTED = 4.0  # error of a log normaliser, in nats
 _ALONE_REASON = (
     f"fewer than {POPULATION} chains, and a budget below {_LEAST_BUDGET} gradients for each of "
     f"{POPULATION} particles (budget * chains < {_LEAST_BUDGET * POPULATION}): lone chains whose "
     "temperatures follow their own energies have no weights to trust"
 )
 _ERROR_REASON = (
-    "the estimate scatters too much for its own error to be told; give populations=8, more chains, "
-    "or more moves (hmc_steps)"
+    "the estimate scatters too much for its own error to be told, or a budget made its steps too "
+    "large; give populations=8, more chains, more moves (hmc_steps), or a larger budget"
 )
 
 
@@ -338,12 +338,12 @@ class Adaptive:
         """Whether an error can be relied on, ``(B,)``.
 
         An error that comes from few lineages scatters itself, and to tell it only where it is small
-        would be to tell those that are too small. So whether it is told depends on the least that
-        it can be, which scatters less.
+        would be to tell those that are too small. So whether it is told depends on the one that is
+        expected by how much moves forget, which scatters less.
         """
         known = error.isfinite() & ~state.jumped.reshape(-1, self.islands).any(-1)
-        least = self._within(each, state.least_variance)
-        return known & (error_of_log(least) <= _MOST_LEAST_ERROR)
+        expected = self._within(each, state.expected_variance)
+        return known & (error_of_log(expected) <= _MOST_EXPECTED)
 
     def _error(self, each: Tensor, state: smc.SMCState) -> Tensor:
         """Root mean square error of the log mean of islands' estimates ``each`` ``(B, T)``.
@@ -352,8 +352,8 @@ class Adaptive:
         how much moves forget), of what the differences of islands tell, and of their logarithms'
         own standard error. A variance comes with the bias of a logarithm, minus half of it.
         """
-        least = self._within(each, state.least_variance)
-        within = self._within(each, state.variance).maximum(least)
+        expected = self._within(each, state.expected_variance)
+        within = self._within(each, state.variance).maximum(expected)
         between = variance_between(each)
         if self.islands >= _MANY_ISLANDS:
             between = between.maximum(variance_if_gaussian(each))

@@ -233,7 +233,8 @@ def _scatter(run: Evidence) -> str | None:
     more = _larger_budget(run, "give populations=8, more chains, or more moves (hmc_steps)")
     return (
         f"evidence not known{_where(run, run.scattered)}: its estimate scatters too much to say by "
-        f"how much, which concerns no sample; to use it, {more}"
+        "how much; samples need not be wrong for that, but where moves forget slowly they may lag "
+        f"behind too; {more}"
     )
 
 
@@ -258,10 +259,11 @@ def _unequal(run: Evidence) -> str | None:
     unequal = run.lead > _MOST_LEAD
     if not bool(unequal.any()):
         return None
+    others = "the other one" if run.islands == 2 else "the median of all"
     return (
         f"islands are unequal{_where(run, unequal)}: the log evidence of the best is "
-        f"{run.lead[unequal].max():.0f} nats above their median, so most have missed what it found;"
-        f" {_larger_budget(run, 'give more chains or populations')}, and take means with "
+        f"{run.lead[unequal].max():.0f} nats above {others}, which may have missed what it found; "
+        f"{_larger_budget(run, 'give more chains or populations')}, and take means with "
         "weighted=True"
     )
 

@@ -314,7 +314,7 @@ class Result:
         if self.log_normaliser is not None:
             error = self.log_normaliser_error
             unknown = ~unknown if error is None else error.isnan()
-        compared, latents = self._compared()
+        compared, latents = self._compared(self.latents)
         return Evidence(
             complete=self.complete,
             annealed=self._annealed,
@@ -353,24 +353,25 @@ class Result:
         populations: int = self.settings.get("populations", 1)
         return islands if self.energies.shape[1] % islands == 0 else populations
 
-    def _compared(self) -> tuple[int, Tensor]:
-        """How many groups of chains `diagnose` compares, and the latents of equally many of each.
+    def _compared(self, values: Tensor) -> tuple[int, Tensor]:
+        """How many groups of chains `diagnose` compares, and ``values`` of equally many of each.
 
         Where an odd number of chains comes from two halves, the middle chain, which can be of
         either half, is left out.
         """
-        chains: int = self.latents.shape[1]
+        chains = values.shape[1]
         halves = self.settings.get("populations") == 1 and self.settings.get("islands") == 2
         if not halves or chains % 2 == 0 or chains == 1:
-            return self._apart, self.latents
+            return self._apart, values
         half = chains // 2
-        return 2, torch.cat([self.latents[:, :half], self.latents[:, -half:]], 1)
+        return 2, torch.cat([values[:, :half], values[:, -half:]], 1)
 
     def _lead(self) -> Tensor | None:
         """How far the best island's log evidence lies above the islands' median, ``(B,)``."""
         if self.log_weights is None:
             return None
-        each = log_mean_weight(self.log_weights.reshape(len(self.log_weights), self._apart, -1))
+        groups, log_weights = self._compared(self.log_weights)
+        each = log_mean_weight(log_weights.reshape(len(log_weights), groups, -1))
         return each.amax(-1) - each.median(-1).values
 
     @property

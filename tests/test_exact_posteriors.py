@@ -20,11 +20,11 @@ from torch import Tensor
 from cogen_fast import Result
 from cogen_fast.experiments.calibration import z_scores
 from cogen_fast.experiments.exact_models import (
-    FLAT,
     FOLDS,
+    MAPS,
     SCALES,
+    Elementwise,
     LinearGaussian,
-    Saturated,
     TwoModes,
     draws,
     log_mean_and_error,
@@ -184,7 +184,7 @@ def test_variances_are_exact_in_every_direction(drawn: tuple[LinearGaussian, Res
     assert max(map(abs, scores.values())) < BOUND, scores
 
 
-def off(model: LinearGaussian | TwoModes | Saturated, result: Result) -> Tensor:
+def off(model: LinearGaussian | TwoModes | Elementwise, result: Result) -> Tensor:
     """Distances of the log evidence to the exact one."""
     assert result.log_evidence is not None
     return result.log_evidence - model.log_evidence(result.x_obs)
@@ -206,11 +206,23 @@ def test_errors_of_evidence_cover_it(drawn: tuple[LinearGaussian, Result]) -> No
     assert within >= 0.9 * given - 3.1 * math.sqrt(0.09 * given)
 
 
+def told(model: Elementwise, result: Result) -> Tensor:
+    """Errors of the evidence, which must be told for three runs of four and cover as above."""
+    error, found = result.log_normaliser_error, off(model, result)
+    assert error is not None
+    given = int(error.isfinite().sum())
+    assert given >= 0.75 * len(error)
+    within = int((found.abs() <= 2.0 * error).sum())
+    assert within >= 0.9 * given - 3.1 * math.sqrt(0.09 * given)
+    return error
+
+
 FLAT_CELLS = (
     ("relu", 8),
     ("relu", 20),
     ("relu-deep", 4),
     ("relu-deep", 20),
+    ("sigmoid", 4),
     ("sigmoid", 8),
     ("step", 8),
 )
@@ -219,24 +231,32 @@ FLAT_CELLS = (
 @pytest.mark.parametrize("populations", [1, 8])
 @pytest.mark.parametrize(("name", "size"), FLAT_CELLS)
 def test_evidence_of_generators_that_are_flat(name: str, size: int, populations: int) -> None:
-    # Its distribution is skewed: the log mean is held by Markov's inequality from above alone. Told
-    # where the least error allows it; where told it covers as with linear models.
-    model, count = Saturated(name, size), 96 if populations == 1 else 32
+    # Its distribution is skewed, so that no sample mean of it tells whether it is unbiased.
+    model, count = Elementwise(name, size), 96 if populations == 1 else 32
     result = draws(model, range(count), populations=populations)
-    error, found = result.log_normaliser_error, off(model, result)
-    assert error is not None
-    together, _ = log_mean_and_error(found)
-    assert together < math.log(1000.0)
-    given = int(error.isfinite().sum())
-    within = int((found.abs() <= 2.0 * error).sum())
-    assert given >= 0.75 * count
-    assert within >= 0.9 * given - 3.1 * math.sqrt(0.09 * given)
-    assert found.abs().median() < (1.5 if populations == 1 else 0.6)
+    told(model, result)
+    assert off(model, result).abs().median() < (1.5 if populations == 1 else 0.6)
 
 
-@pytest.mark.parametrize("name", FLAT)
-def test_flat_models_by_prior_draws(name: str) -> None:
-    model = Saturated(name, 2, noise=0.4)
+@pytest.mark.parametrize("populations", [1, 8])
+@pytest.mark.parametrize(("name", "size"), [("abs", 4), ("abs", 20), ("sine", 8)])
+def test_modes_that_moves_do_not_join(name: str, size: int, populations: int) -> None:
+    # They are alike, so that particles which stay in theirs are samples as good as any, and the
+    # evidence is known as well as with one mode.
+    model, count = Elementwise(name, size), 96 if populations == 1 else 32
+    result = draws(model, range(count), populations=populations)
+    found = off(model, result)
+    assert told(model, result).nanmedian() < 2.0 * float((found**2).mean().sqrt())
+    together, error = log_mean_and_error(found)
+    assert abs(together) < EVIDENCE_BOUND * error
+    assert abs(z_scores(result.energies.mean(1) - model.mean_energy(result.x_obs), 0.0)) < BOUND
+    for each in model.relative_variances(result.latents, result.x_obs).values():
+        assert abs(z_scores(each, 1.0)) < BOUND
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_elementwise_models_by_prior_draws(name: str) -> None:
+    model = Elementwise(name, 2, noise=0.4)
     random = torch.Generator().manual_seed(5)
     z = torch.randn(100, 20_000, 2, generator=random, dtype=F64)
     x = torch.tensor([[0.4, 0.9]])
@@ -313,9 +333,11 @@ PLANTED = Cell("decay", 20, 0.1, 240, centred=True)
 
 def test_step_size_and_length_of_ones_own_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of two islands either has half of these from itself, by way of the other; here all.
+    of_others = tuning.of_others
+
     def own(known: tuning.Tuning, count: int) -> tuning.Tuning:
-        memory = islands.others(known.memory, count)
-        return replace(known, memory=memory, acceptance=islands.others(known.acceptance, count))
+        theirs = of_others(known, count)
+        return replace(theirs, log_step=known.log_step, log_length=known.log_length)
 
     monkeypatch.setattr(tuning, "of_others", own)
     for cell in (PLANTED, Cell("stiff", 64, 0.1, 64)):
@@ -337,6 +359,7 @@ def test_islands_that_learn_from_themselves_are_found(monkeypatch: pytest.Monkey
 def test_samples_by_the_old_rule_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     learn_from_oneself(monkeypatch)
     go_on_learning(monkeypatch)
+    # In 20 latents moves forget so fast by now that it does no harm that shows.
     cell = Cell("stiff", 64, 0.1, 32)
     result = cell.run()
     energy = result.energies.mean(1) - cell.model.mean_energy(result.x_obs)

@@ -118,8 +118,8 @@ def taught_otherwise(state: SMCState, row: int) -> SMCState:
             put(tuned.log_step, lambda x: x - 0.7),
             put(tuned.log_length, lambda x: x + 0.4),
             put(tuned.memory, lambda x: 0.0 * x + 0.95),
-            tuned.acceptance,
-            tuned.forgetting,
+            put(tuned.acceptance, lambda x: 0.0 * x + 0.3),
+            put(tuned.forgetting, lambda x: 0.0 * x + 0.2),
         ),
         curvature=curvature.Curvature(
             put(seen.mean, lambda x: 3.0 * x + 1e3 * spike @ spike.T),

@@ -159,7 +159,7 @@ def test_without_resampling_the_variance_is_that_of_a_mean(betas: tuple[float, .
     expected = weights.var(-1) / 16.0 / weights.mean(-1) ** 2
     torch.testing.assert_close(state.variance, expected, rtol=1e-10, atol=0)
     if len(betas) == 1:  # nothing to be related to
-        torch.testing.assert_close(state.least_variance, expected, rtol=1e-10, atol=0)
+        torch.testing.assert_close(state.expected_variance, expected, rtol=1e-10, atol=0)
     assert (expected > 0.005).all()
 
 
@@ -177,22 +177,21 @@ def test_what_ancestors_have_contributed_counts_again(level: float) -> None:
 
 
 def test_what_moves_retain_counts_where_they_are_slow_by_hand() -> None:
-    # (1 + r) / (1 - r), r the larger of two correlations, within [0, 0.99].
+    # (1 + r) / (1 - r) for r within [0, 0.99].
     state = begun(LinearGaussian(sigma=0.7), islands=4, first_beta=torch.zeros(4, dtype=F64))
-    left = torch.stack([tensor(0.1, 0.5), tensor(0.6, -0.2), tensor(-0.3, -0.1), tensor(1.0, 0.4)])
-    state = dataclasses.replace(state, retained=left)
+    state = dataclasses.replace(state, retained=tensor(0.5, 0.6, -0.3, 1.0))
     for slow in (True, False):
         after = smc._weigh(state, 0.3 + state.beta, torch.full((4,), slow))
         alone = after.variance  # nothing came before
         factors = tensor(3.0, 4.0, 1.0, 199.0) if slow else 1.0
-        torch.testing.assert_close(after.least_variance, factors * alone, rtol=1e-10, atol=0)
+        torch.testing.assert_close(after.expected_variance, factors * alone, rtol=1e-10, atol=0)
 
 
 def test_what_a_temperature_retains_is_a_running_mean() -> None:
     # Of the correlations over all its moves; nothing at the posterior, and nothing of who is done.
     target, annealing = LinearGaussian(sigma=0.05), Annealing(hmc_steps=3)
     state = begun(target, observations=2)
-    known = torch.zeros(4, 2, dtype=F64)
+    known = torch.zeros(4, dtype=F64)
     for number in range(200):
         if state.finished.all():
             break
@@ -201,10 +200,10 @@ def test_what_a_temperature_retains_is_a_running_mean() -> None:
         start = smc._resample(
             smc._weigh(before, info.choice.beta, info.choice.slow), info.choice.resampled, native()
         )[0]
-        found = correlations(start.hmc, state.hmc)[:, :2]
+        found = correlations(start.hmc, state.hmc)[:, 0]
         learns = info.choice.active & (info.choice.beta < 1.0)
         mean = known + (0.3 if number else 1.0) * (found - known)
-        known = torch.where(learns[:, None], mean, known)
+        known = torch.where(learns, mean, known)
         torch.testing.assert_close(state.retained, known, rtol=1e-9, atol=1e-9)
     assert state.finished.all()
     assert (known != 0.0).all()

@@ -1,8 +1,9 @@
 """Models whose posterior, mean energy and log evidence are known, in any number of dimensions.
 
 Everything is observed, with Gaussian noise. `LinearGaussian` has one mode and any scales;
-`TwoModes` has two along its first latent, of a mass that is told by quadrature; `Saturated` is flat
-over most of the prior, as networks of rectifiers are, and known by quadrature too. `draws` runs a
+`TwoModes` has two along its first latent, of a mass that is told by quadrature; `Elementwise` maps
+each latent by itself and is known by quadrature too, flat over most of the prior, as networks of
+rectifiers are, or with as many modes as sums of them can have. `draws` runs a
 sampler on many data sets, each a repetition of its own, drawn from the model: a posterior about the
 prior's own centre would be an easy one, to which annealing need not carry any particle.
 `log_mean_and_error` tells how far such repetitions fix the evidence.
@@ -29,7 +30,7 @@ _STIFFEST, _STIFF, _SOFT = (10.0, 3.0), 6, 0.3
 _DECAY = 9.0
 _DIRECTIONS = 4
 _FURTHEST, _POINTS = 9.0, 2_000_001  # of the quadrature: both modes are at least 0.02 wide
-_FEWER_POINTS = 20_001  # maps of `FLAT` are smooth, or have a kink, over 0.01
+_FEWER_POINTS = 20_001  # each of `MAPS` is smooth or straight over ten of these
 
 
 def _iso(size: int) -> Tensor:
@@ -202,21 +203,31 @@ def _sigmoid(z: Tensor) -> Tensor:
     return torch.sigmoid(30.0 * (z - 1.0))
 
 
-FLAT: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+def _sine(z: Tensor) -> Tensor:
+    return torch.sin(4.0 * z)
+
+
+MAPS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "relu": (_relu, 0.5),
     "relu-deep": (_relu_deep, 0.5),
     "sigmoid": (_sigmoid, 0.5),
     "step": (_sigmoid, 1.0),
+    "abs": (torch.abs, 0.5),
+    "sine": (_sine, 0.5),
 }
-"""Maps of one latent that are flat for most of the prior's draws, and what data are about."""
+"""Maps of one latent, and what data are about.
+
+The first four are flat for most of the prior's draws, and only the rest of them comes near the
+data; the last two come near them in two places of each latent, or more, which no move joins.
+"""
 
 
 @dataclass(frozen=True)
-class Saturated:
-    """Each of d latents is seen through a map of `FLAT`, on whose flat part the data say nothing.
+class Elementwise:
+    """Each of d latents is seen through one of the `MAPS`.
 
-    Data are about a value for which every latent must leave that part, d times in a row: the prior
-    is far from the posterior, and gradients are 0 until a particle happens to be near.
+    Where that is flat, every latent must leave its flat part, on which gradients are 0 until a
+    particle happens to be near its end.
     """
 
     name: str
@@ -225,16 +236,16 @@ class Saturated:
 
     def generator(self, z: Tensor) -> Tensor:
         """Of rows of latents."""
-        return FLAT[self.name][0](z)
+        return MAPS[self.name][0](z)
 
     def data(self, ids: Sequence[int]) -> Tensor:
         """A data set ``(d,)`` for each of ``ids``: the value, and noise."""
-        return (FLAT[self.name][1] + self.noise * _normals(ids, self.size)).float()
+        return (MAPS[self.name][1] + self.noise * _normals(ids, self.size)).float()
 
     def _integrals(self, x: Tensor) -> Tensor:
         """Of the joint density with ``x`` ``(B, d)`` over each latent: times 1, z, z^2 and E."""
         z = torch.linspace(-_FURTHEST, _FURTHEST, _FEWER_POINTS, dtype=torch.float64)
-        outputs, log_prior = FLAT[self.name][0](z), -0.5 * z**2
+        outputs, log_prior = MAPS[self.name][0](z), -0.5 * z**2
         constant = 2.0 * _FURTHEST / (_FEWER_POINTS - 1) / (2.0 * math.pi * self.noise)
         rows = []
         for row in x.double():
@@ -254,7 +265,7 @@ class Saturated:
         return self._integrals(x)[..., 0].log().sum(-1)
 
     def relative_variances(self, latents: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """As `LinearGaussian.relative_variances`; of its directions, the first latent's."""
+        """As `LinearGaussian.relative_variances`, with the first latent for the stiffest."""
         found = self._integrals(x)
         means = found[..., 1] / found[..., 0]
         variances = found[..., 2] / found[..., 0] - means**2
@@ -274,7 +285,7 @@ def _normals(ids: Sequence[int], size: int) -> Tensor:
 
 
 def draws(
-    model: LinearGaussian | TwoModes | Saturated,
+    model: LinearGaussian | TwoModes | Elementwise,
     ids: Sequence[int],
     x: Tensor | None = None,
     **options: Any,

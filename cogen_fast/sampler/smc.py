@@ -52,11 +52,11 @@ class SMCState:
     inverse temperature reached, ``first_beta`` the one that the prior pool allowed. ``log_weights``
     ``(B, N)`` float64 hold the mean weight up to the last resampling and each particle's own since,
     so that their log mean is the log normaliser; ``variance`` ``(B,)`` is the first-order relative
-    variance of that estimate by what is seen of lineages, ``least_variance`` ``(B,)`` by how much
-    moves forget, ``retained`` ``(B, 2)``, which is a running mean of the correlations of energies
-    and of latents before and after all moves of a temperature, and ``lineage`` ``(B, N)`` what
-    particles remember of the past (`_weigh`). ``roots`` ``(B, N)`` int64
-    is the prior draw each particle descends from. ``resamplings`` ``(B,)`` counts resamplings,
+    variance of that estimate as lineages show it, ``expected_variance`` ``(B,)`` what one expects
+    by how much moves forget. For these (`_weigh`) ``lineage`` ``(B, N)`` is what particles have
+    contributed in the past, and ``retained`` ``(B,)`` a running mean of the correlation between
+    energies before and after all moves of a temperature. ``roots`` ``(B, N)`` int64 is the prior
+    draw each particle descends from. ``resamplings`` ``(B,)`` counts resamplings,
     ``rounds`` ``(B,)`` temperatures spent at beta = 1; ``finished`` ``(B,)`` marks what stands
     still. ``tuning``, ``curvature`` and ``sharpness`` ``(B,)``, a running mean of the steps, each
     keeping ``exp(-1)``, that an e-fold of beta takes, are what each row's particles have taught,
@@ -78,7 +78,7 @@ class SMCState:
     first_beta: Tensor
     log_weights: Tensor
     variance: Tensor
-    least_variance: Tensor
+    expected_variance: Tensor
     retained: Tensor
     lineage: Tensor
     roots: Tensor
@@ -249,8 +249,8 @@ def _begun(
         first_beta=begun.beta,
         log_weights=even + begun.log_normaliser[:, None],
         variance=begun.variance,
-        least_variance=begun.variance,
-        retained=even.new_zeros(count, 2),
+        expected_variance=begun.variance,
+        retained=torch.zeros_like(begun.variance),
         lineage=even.clone(),
         roots=begun.roots,
         resamplings=none_yet,
@@ -386,9 +386,10 @@ def _weigh(state: SMCState, beta: Tensor, slow: Tensor) -> SMCState:
     the sum of such means is, to first order, that of each and twice its covariance with all before
     it: particles share no more than their ancestors, so the sum over particles of ``w (w + 2 a)``
     over ``N (N - 1)`` estimates it, a being what a particle's ancestors have contributed. Where few
-    ancestors are left it is too small: what was lost with the others does not show. Where moves are
-    ``slow`` ``(B,)`` it is at least ``(1 + r) / (1 - r)`` times that of independent means, r being
-    the correlation that all moves of a temperature have left.
+    ancestors are left it is too small: what was lost with the others does not show. So where moves
+    are ``slow`` ``(B,)`` one expects ``(1 + r) / (1 - r)`` times that of independent means, r being
+    the correlation that all moves of a temperature leave of energies, by which particles contribute
+    (that of latents says less: between modes that are alike it stays 1, and does no harm).
     """
     log_weights = _log_weights(state, beta)
     count = log_weights.shape[-1]
@@ -398,13 +399,13 @@ def _weigh(state: SMCState, beta: Tensor, slow: Tensor) -> SMCState:
     pairs = count * max(count - 1, 1)
     alone = (contributed * contributed).sum(-1) / pairs
     seen = alone + 2.0 * (contributed * past).sum(-1) / pairs
-    retained = torch.where(slow, state.retained.amax(-1).clamp(0.0, _MOST_RETAINED), 0.0)
+    retained = torch.where(slow, state.retained.clamp(0.0, _MOST_RETAINED), 0.0)
     return replace(
         state,
         beta=beta,
         log_weights=log_weights,
         variance=state.variance + seen,
-        least_variance=state.least_variance + alone * (1.0 + retained) / (1.0 - retained),
+        expected_variance=state.expected_variance + alone * (1.0 + retained) / (1.0 - retained),
         lineage=state.lineage + contributed,
     )
 
@@ -528,11 +529,11 @@ def _learn(
     rule: TuningRule,
     adapts: bool,
 ) -> SMCState:
-    """With what is retained after a temperature's moves; after the first of them it was ``one``."""
+    """With what a temperature's moves have shown; ``one`` ``(B, 2)`` is what the first retained."""
     left = tuning.correlations(before.hmc, after.hmc)[:, tuning.OVERALL]
     gain = rule.memory_gain if before.temperatures else 1.0
     moved = choice.active & (choice.beta < 1.0)
-    retained = torch.where(moved[:, None], before.retained.lerp(left, gain), before.retained)
+    retained = torch.where(moved, before.retained.lerp(left[:, 0], gain), before.retained)
     tuned = after.tuning
     if adapts:
         tuned = tuning.learn_forgetting(tuned, one, left, choice.moves, rule, moved)

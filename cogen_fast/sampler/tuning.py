@@ -28,7 +28,7 @@ _PRICE = 0.5  # power of its length that a trajectory's jump must be worth
 _START_LENGTH = 1.4  # where it is, at a scale of 1: tan x = 4 x
 _STEEPEST = 2.0
 _PULL = 0.5  # of the log length to where it started: what few particles show of it is mostly noise
-_HOPE = 0.1  # of the way to 1, of which `learn_forgetting` tells
+_HOPE = 0.1  # how fast `Tuning.forgetting` goes back to 1 where single moves tell nothing of it
 _LEAST_MEMORY, _MOST_MEMORY = 0.001, 0.999
 _EDGE = 8  # one part in so many of the directions is the stiffest, one the softest
 POOR = 0.5
