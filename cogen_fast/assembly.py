@@ -15,6 +15,8 @@ from cogen_fast.result import Result
 
 OF_SAMPLES = ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence")
 """What only samples have: None, with a reason, where best fits are returned."""
+_OF_FITS = ("fit_images", "fit_latents", "fit_energies")
+_NO_FITS = "only where samples are polished (polish) are there fits beside them"
 
 
 def assemble(
@@ -25,12 +27,17 @@ def assemble(
     images = potential.outputs(outcome.latents).cpu()
     values, observed = observation.measured_values.cpu(), observation.observed
     observed = None if observed is None else observed.cpu()
+    fits = None
+    if outcome.fit_latents is not None:
+        fits = potential.outputs(outcome.fit_latents).cpu()
     completed = None
     if isinstance(observation.operator, Mask) and observed is not None:
         completed = torch.where(observed[:, None], values[:, None], images)
     evidence, reasons = _evidence(outcome, observation)
     if completed is None:
         reasons["completed"] = "only where a mask hides entries can observed ones be pasted back"
+    if fits is None:
+        reasons |= dict.fromkeys(_OF_FITS, _NO_FITS)
     notes = [observation.noise, f"backend {problem.backend}", *problem.notes, *outcome.notes]
     halvings, most = problem.halvings
     if halvings:
@@ -45,6 +52,7 @@ def assemble(
     return Result(
         images=images,
         completed=completed,
+        fit_images=fits,
         log_evidence=evidence,
         x_obs=values,
         observed=observed,

@@ -27,7 +27,8 @@ from cogen_fast.result import Result
 _OK, _MISTAKE, _INTERRUPTED = 0, 2, 130
 # ImportError: a backend or a library that was asked for and is not there.
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError)
-_FILES = ("grid.png", "result.npz", "result.json")
+_ESTIMATE = "estimate.png"
+_FILES = ("grid.png", "result.npz", "result.json", _ESTIMATE)
 _CHAIN = re.compile(r"chain_\d{3,}\.png")
 _SAMPLER_OPTIONS = (
     "method",
@@ -39,7 +40,6 @@ _SAMPLER_OPTIONS = (
     "kept",
     "mass",
     "polish",
-    "polish_method",
     "ais_steps",
     "hmc_steps",
     "leapfrog_steps",
@@ -185,10 +185,11 @@ def _save(result: Result, arguments: argparse.Namespace) -> None:
     names = numbered_names("chain", len(images))
     for name, image in zip(names, images, strict=True):
         write_png(folder / name, image.numpy())
+    write_png(folder / _ESTIMATE, result.pasted(result.estimate)[0].numpy())
     if not arguments.quiet:
         chains = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
         print(result)
-        print(f"wrote {folder / 'grid.png'}, result.npz, result.json, {chains}")
+        print(f"wrote {folder / 'grid.png'}, {_ESTIMATE}, result.npz, result.json, {chains}")
 
 
 def _convert(arguments: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ _METHODS_HELP = """\
 what --methods takes, with commas between:
   ais               the published algorithm; with --preset a published run of it
   adaptive          the default of the other commands
-  adaptive-polish   its samples, then optimised: best fits
+  adaptive-polish   the best fits found from its samples
   gd, adam, lbfgs   an optimiser of the misfit from one random start
   gd-multi, adam-multi, lbfgs-multi
                     the same from the best of many (the paper: gd-multi)

@@ -18,7 +18,7 @@ from cogen_fast.generators.pretrained import HELD_OUT, VARIANCES
 from cogen_fast.precision import ENERGY_DTYPES, GRADIENT_DTYPES
 from cogen_fast.sampler.pace import MASSES
 from cogen_fast.sampler.schedule import NAMED
-from cogen_fast.tasks import ADAPTATIONS, METHODS, POLISH_METHODS
+from cogen_fast.tasks import ADAPTATIONS, METHODS
 
 _INPAINT_HELP = """\
 Fill in the hidden part of an image: draw images of a trained generator that
@@ -272,13 +272,7 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="K",
-        help="gradients of optimisation after sampling: best fits in place of samples (0)",
-    )
-    add(
-        "--polish-method",
-        choices=POLISH_METHODS,
-        default="adam",
-        help="how to polish (adam)",
+        help="gradients of L-BFGS from every sample in the end: best fits beside them (0)",
     )
     add("--hmc-steps", type=int, metavar="M", help="moves of each chain per temperature (tuned)")
     add("--leapfrog-steps", type=int, metavar="L", help="gradients in each move (tuned)")

@@ -41,7 +41,6 @@ class Evidence:
     adaptive: bool
     alone: bool
     budgeted: bool
-    polished: bool
     populations: int
     islands: int
     particles: int
@@ -181,8 +180,6 @@ def _acceptance(run: Evidence) -> str | None:
 
 def _settled(run: Evidence) -> str | None:
     """At the posterior itself the mean energy must no longer fall."""
-    if run.polished:  # the energies' spread is not that of samples
-        return None
     count, columns = len(run.energies), run.betas.shape[1]
     each = columns // count
     falling = torch.tensor(
@@ -239,7 +236,7 @@ def _scatter(run: Evidence) -> str | None:
 
 
 def _agreement(run: Evidence) -> str | None:
-    if run.polished or not run.complete:
+    if not run.complete:
         return None
     rhat, p = disagreement(run.latents, run.compared, _MOST_RHAT)
     apart = p < _LEAST_P
@@ -254,7 +251,7 @@ def _agreement(run: Evidence) -> str | None:
 
 
 def _unequal(run: Evidence) -> str | None:
-    if run.lead is None or not run.adaptive or not run.complete or run.polished:
+    if run.lead is None or not run.adaptive or not run.complete:
         return None
     unequal = run.lead > _MOST_LEAD
     if not bool(unequal.any()):

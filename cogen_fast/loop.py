@@ -55,6 +55,8 @@ class Outcome:
     beta_reached: float
     gradients: int
     forwards: int
+    fit_latents: Tensor | None = None
+    fit_energies: Tensor | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

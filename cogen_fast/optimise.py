@@ -13,7 +13,7 @@ from cogen_fast.density import Potential
 
 _POLISH_RATE = 0.01
 _MEMORY = 10
-_FIRST_STEP = 0.01  # length of the first L-BFGS step, in units of sqrt(d)
+_FIRST_STEP = 0.1  # length of the first L-BFGS step, in units of sqrt(d)
 _SHRINK, _ARMIJO = 0.5, 1e-4
 
 
@@ -163,9 +163,3 @@ def _two_loops(grad: Tensor, pairs: deque[tuple[Tensor, Tensor]]) -> Tensor:
         beta = rho * _dot(change, r)[..., None]
         r = r + step * (alpha - beta)
     return torch.neg(r).to(grad.dtype)
-
-
-POLISHERS: dict[str, Callable[[Potential, Tensor, int], tuple[Tensor, Tensor]]] = {
-    "adam": adam,
-    "lbfgs": lbfgs,
-}

@@ -26,7 +26,7 @@ from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
-_FORMAT = "cogen-fast result 5"
+_FORMAT = "cogen-fast result 6"
 GRADIENT_COST = 2
 """Of a z-gradient, in forwards."""
 ANNEALED = ("adaptive", "paper")
@@ -36,6 +36,9 @@ _LEAST_DRAWS = 4  # of an island, which R-hat splits in halves
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 _OPTIONAL = {
     "completed",
+    "fit_images",
+    "fit_latents",
+    "fit_energies",
     "log_weights",
     "log_normaliser",
     "log_normaliser_error",
@@ -53,6 +56,10 @@ class Result:
     Attributes:
         images: ``G(z)`` as it is, ``(B, N, *output_shape)``.
         completed: ``images`` with the observed entries pasted back, for masks; else None.
+        fit_images, fit_latents, fit_energies: best fits found from each sample by optimising the
+            misfit, of the shapes of ``images``, ``latents`` and ``energies``, whose order they
+            have; None without ``polish``. They are no samples: each fits x_obs at least as well as
+            the sample it comes from.
         latents: ``(B, N, d)``.
         energies: misfit energies ``E(z)``, ``(B, N)`` float64.
         log_weights: AIS log weights ``(B, N)`` float64, or None.
@@ -90,6 +97,9 @@ class Result:
 
     images: Tensor
     completed: Tensor | None
+    fit_images: Tensor | None
+    fit_latents: Tensor | None
+    fit_energies: Tensor | None
     latents: Tensor
     energies: Tensor
     log_weights: Tensor | None
@@ -128,7 +138,8 @@ class Result:
     def cost(self) -> int:
         """Forwards spent on each observation by all that ran, a z-gradient counted as 2.
 
-        The N forwards that give ``images`` in the end are not in it, with any method.
+        The forwards that give ``images`` and ``fit_images`` in the end are not in it, with any
+        method.
         """
         populations, chains = self.settings.get("populations", 1), self.settings["chains"]
         particles = self.settings.get("particles", chains)
@@ -146,6 +157,34 @@ class Result:
     def best_images(self) -> Tensor:
         """``G(z)`` of the chain of lowest energy, ``(B, *output_shape)``."""
         return self.images[torch.arange(len(self.images)), self.best]
+
+    @property
+    def fit(self) -> Tensor:
+        """The image that fits x_obs best, ``(B, *output_shape)``: of the fits, or of the samples.
+
+        By the misfit alone, without the prior; where that leaves much open it is one of many.
+        """
+        if self.fit_images is None or self.fit_energies is None:
+            return self.best_images
+        return self.fit_images[torch.arange(len(self.images)), self.fit_energies.argmin(-1)]
+
+    @property
+    def estimate(self) -> Tensor:
+        """The one image to show if only one can be shown, ``(B, *output_shape)``.
+
+        The mean of the fits, or without ``polish`` of the samples: where several images are
+        possible their mean has a lower expected squared error than any of them.
+        """
+        return self.mean() if self.fit_images is None else self.fit_images.mean(1)
+
+    def pasted(self, images: Tensor) -> Tensor:
+        """``images`` ``(B, *output_shape)`` with the observed entries in place, where masks hide.
+
+        With other operators as they are.
+        """
+        if self.completed is None or self.observed is None:
+            return images
+        return torch.where(self.observed, self.x_obs, images)
 
     def weights(self) -> Tensor:
         """Weights ``(B, N)`` that sum to 1; ValueError where the run has none, with the reason."""
@@ -178,9 +217,10 @@ class Result:
     ) -> Image.Image:
         """A picture: per observation what was observed, up to ``tiles`` chains, mean and spread.
 
-        Chains come in order of energy. ``truth`` ``(B, C, H, W)``, or without B for one, comes
-        first where it is known. Written to ``path`` as PNG where given. ValueError for outputs that
-        are no images of 1 or 3 channels, and for a ``truth`` of another shape.
+        With ``polish`` there is the `estimate`, too. Chains come in order of energy. ``truth``
+        ``(B, C, H, W)``, or without B for one, comes first where it is known. Written to ``path``
+        as PNG where given. ValueError for outputs that are no images of 1 or 3 channels, and for a
+        ``truth`` of another shape.
         """
         target = None if path is None else check_path("path", path)
         rows = [self._tiles(b, tiles) for b in range(len(self.images))]
@@ -209,6 +249,9 @@ class Result:
         for i in order:
             label = f"chain {i}, E {self.energies[b, i].item():.4g}"
             tiles.append(plots.Tile(label, plots.to_pixels(shown[b, i].numpy())))
+        if self.fit_images is not None:
+            fit = plots.to_pixels(self.fit_images[b].mean(0).numpy())
+            tiles.append(plots.Tile("estimate", fit))
         spread = self.std()[b].mean(0).numpy()
         top = float(spread.max())
         tiles.append(plots.Tile("mean", plots.to_pixels(self.mean()[b].numpy())))
@@ -321,7 +364,6 @@ class Result:
             adaptive=adaptive,
             alone=adaptive and self.settings["particles"] < POPULATION,
             budgeted=self.settings.get("budget") is not None,
-            polished=self.settings.get("polish", 0) > 0,
             populations=populations,
             islands=islands,
             particles=particles * populations // islands,
@@ -423,7 +465,7 @@ class Result:
         Keys ``rhat_latent``, ``ess_latent`` ``(B, d)``, ``rhat_energy``, ``ess_energy`` ``(B,)``;
         computed by ArviZ (extra ``arviz``). Islands are populations or, of a single one, its
         halves. Few draws tell little. ValueError where there is one island only, where one has
-        fewer than 4 chains, and where they are polished.
+        fewer than 4 chains.
         """
         islands = self._apart
         draws = self.energies.shape[1] // islands
@@ -436,8 +478,6 @@ class Result:
             raise ValueError(
                 f"convergence: expected {_LEAST_DRAWS} chains or more of an island, got {draws}"
             )
-        if self.settings.get("polish", 0) > 0:
-            raise ValueError("convergence: expected samples, got best fits (polish)")
         stats, tree = _arviz("arviz_stats"), self.to_arviz()
         found = {}
         for name, group in (("latent", "posterior"), ("energy", "sample_stats")):

@@ -22,12 +22,12 @@ from cogen_fast.arguments import (
     check_whole,
     shown,
 )
-from cogen_fast.assembly import OF_SAMPLES, assemble
+from cogen_fast.assembly import assemble
 from cogen_fast.density import FORMS, Form
 from cogen_fast.loop import Loop, Method, Outcome
 from cogen_fast.observation import AveragePool, Mask, Stride, UserMisfit, as_operator
 from cogen_fast.ops.spec import AdaptationRule
-from cogen_fast.optimise import POLISHERS
+from cogen_fast.optimise import lbfgs
 from cogen_fast.paper import Paper
 from cogen_fast.precision import Precision
 from cogen_fast.presets import DEFAULTS, Preset, find_preset
@@ -40,9 +40,7 @@ from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.warn import warn_user
 
 METHODS = ANNEALED
-POLISH_METHODS = tuple(POLISHERS)
 ADAPTATIONS = ("published", "per-chain")
-_POLISH_REASON = "polished: these are best fits and no samples"
 
 
 def cogenerate(
@@ -66,7 +64,6 @@ def cogenerate(
     schedule: Any = None,
     form: Form | None = None,
     polish: int = 0,
-    polish_method: Literal["adam", "lbfgs"] = "adam",
     noise_std: Any = None,
     weight: Any = None,
     misfit: UserMisfit | None = None,
@@ -134,9 +131,8 @@ def cogenerate(
             inverse temperatures ``beta_1 .. beta_T``, or a schedule object.
         form: "posterior" (default), ``beta E + |z|^2 / 2``; or, with the paper's method, "paper",
             ``beta E + (1 - beta) |z|^2 / 2``, without weights and evidence.
-        polish: gradients of an optimisation of the misfit from every sample in the end, for the
-            best fit in place of samples (0). Without weights and evidence.
-        polish_method: "adam" or "lbfgs".
+        polish: gradients of L-BFGS on the misfit from every sample in the end (0): best fits beside
+            the samples, which stay as they are (`Result.fit_images`, `Result.estimate`).
         noise_std: noise standard deviation in units of ``x_obs``, a number or broadcastable to the
             measurements. 0.1 for images in [-1, 1]; must be given (or ``weight``) otherwise.
         weight: factor of the squared error in place of ``1 / (2 noise_std^2)``.
@@ -208,11 +204,6 @@ def cogenerate(
     check_flag("compile", compile)
     check_flag("cuda_graphs", cuda_graphs)
     polish = check_whole("polish", polish, 0)
-    check_choice("polish_method", polish_method, POLISH_METHODS)
-    if polish and evidence == "frozen":
-        raise ValueError(
-            f"polish: leaves no evidence, expected 0 with evidence='frozen', got {polish}"
-        )
     precision = Precision(gradient_dtype, energy_dtype)
     path = None if checkpoint is None else _checkpoint_path(checkpoint)
     interval = check_number("checkpoint_seconds", checkpoint_seconds, above=0.0, zero=True)
@@ -241,13 +232,13 @@ def cogenerate(
         outcome = plan.outcome(problem, run, complete)
         if polish and complete:
             try:
-                outcome = _polished(outcome, problem, polish, polish_method)
+                outcome = _polished(outcome, problem, polish)
             except KeyboardInterrupt:
                 if path is not None:
                     raise  # the checkpoint holds the samples
-                outcome.notes.append("polishing was interrupted: these are the samples")
+                outcome.notes.append("polishing was interrupted: there are no fits")
                 polish = 0
-        settings = plan.settings() | {"polish": polish, "polish_method": polish_method}
+        settings = plan.settings() | {"polish": polish}
         settings |= precision.settings() | {"compile": compile, "cuda_graphs": cuda_graphs}
         if budget is not None:
             settings["budget"] = int(budget)  # as it was asked for, polishing included
@@ -414,17 +405,13 @@ def _checkpoint_path(checkpoint: Any) -> Path:
     return path
 
 
-def _polished(outcome: Outcome, problem: Problem, steps: int, method: str) -> Outcome:
-    """The best fits that optimisation finds from the samples; no samples themselves."""
-    latents, energies = POLISHERS[method](problem.potential, outcome.latents, steps)
+def _polished(outcome: Outcome, problem: Problem, steps: int) -> Outcome:
+    """With the best fits that optimisation finds from the samples, beside these."""
+    latents, energies = lbfgs(problem.potential, outcome.latents, steps)
     return replace(
         outcome,
-        latents=latents,
-        energies=energies,
-        log_weights=None,
-        log_normaliser=None,
-        log_normaliser_error=None,
+        fit_latents=latents,
+        fit_energies=energies,
         gradients=outcome.gradients + steps,
-        reasons=outcome.reasons | dict.fromkeys(OF_SAMPLES, _POLISH_REASON),
-        notes=[*outcome.notes, f"polished by {steps} steps of {method}: best fits, no samples"],
+        notes=[*outcome.notes, f"fits beside the samples: {steps} gradients of L-BFGS from each"],
     )

@@ -14,7 +14,7 @@ import torch
 from runs import Failing, assert_same, both_backends, network
 from torch import Tensor, nn
 
-from cogen_fast import Result, cogenerate
+from cogen_fast import Operator, Result, cogenerate
 from cogen_fast.adaptive import Adaptive
 from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
 from cogen_fast.problem import prepared
@@ -538,11 +538,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"observation_ids": [2**32 // 3, 1], "populations": 3},
         r"observation_ids: expected numbers below 2\^32 / 3 islands, got 1431655765",
     ),
-    "polish-frozen": ({"polish": 3, "evidence": "frozen"}, "polish: .*'frozen', got 3"),
     "polish-all": ({"polish": 30, "budget": 30}, "polish: expected less than budget=30, got 30"),
     **{f"polish-{v!r}": ({"polish": v}, f"polish: .*{v!r}") for v in (-1, True, 2.5, "10", None)},
-    "polish_method": ({"polish": 5, "polish_method": "sgd"}, "polish_method: .*'adam'.*'sgd'"),
-    "polish_method-alone": ({"polish_method": "sgd"}, "polish_method: .*'lbfgs'.*'sgd'"),
     **{f"chains-{v!r}": ({"chains": v}, f"chains: .*{v!r}") for v in (0, -1, 2.0, True)},
     **{f"populations-{v!r}": ({"populations": v}, f"populations: .*{v!r}") for v in (0, 1.5, True)},
     **{f"budget-{v!r}": ({"budget": v}, f"budget: .*{v!r}") for v in (0, -1, 1e3, True)},
@@ -572,40 +569,62 @@ def test_what_belongs_to_both_is_refused_by_neither() -> None:
 # --- polish ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["adam", "lbfgs"])
+FITS = ("fit_images", "fit_latents", "fit_energies")
+
+
 @pytest.mark.parametrize(
-    "how", [{}, {"chains": 3, "budget": 80}, {"method": "paper", "ais_steps": 5}]
+    "how",
+    [
+        {},
+        {"chains": 3, "budget": 80},
+        {"evidence": "frozen", "populations": 2},
+        {"method": "paper", "ais_steps": 5},
+    ],
+    ids=["default", "lone", "frozen", "paper"],
 )
-def test_polish_lowers_every_energy_and_says_so(how: dict[str, Any], method: Any) -> None:
+def test_fits_are_beside_the_samples_and_fit_better(how: dict[str, Any]) -> None:
     more = {"budget": how["budget"] + 40} if "budget" in how else {}  # polishing is paid from it
-    plain, polished = run(**how), run(polish=40, polish_method=method, **how | more)
-    assert (polished.energies <= plain.energies).all()
-    assert (polished.energies < plain.energies).double().mean() > 0.9
-    # Forty steps of 0.01 are 0.2 of way in each coordinate at most; L-BFGS goes farther.
-    assert polished.energies.mean() < (0.95 if method == "adam" else 0.7) * plain.energies.mean()
+    plain, polished = run(**how), run(polish=40, **how | more)
+    shown = (*FITS, "gradients", "settings", "notes", "reasons")
+    assert_same(polished, plain, but=shown)
+    assert polished.fit_energies is not None and polished.fit_latents is not None
+    assert (polished.fit_energies <= plain.energies).all()
+    assert (polished.fit_energies < plain.energies).double().mean() > 0.9
+    assert polished.fit_energies.mean() < 0.7 * plain.energies.mean()
+    torch.testing.assert_close(polished.fit_images, network()(polished.fit_latents).detach())
     assert polished.gradients == plain.gradients + 40
-    for name in ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence"):
-        assert getattr(polished, name) is None
-        assert "best fits and no samples" in polished.reasons[name]
-    assert f"polished by 40 steps of {method}: best fits, no samples" in polished.notes
+    assert "fits beside the samples: 40 gradients of L-BFGS from each" in polished.notes
     assert polished.settings["polish"] == 40
-    assert polished.settings["polish_method"] == method
     assert polished.settings.get("budget") == more.get("budget")
-    torch.testing.assert_close(polished.images, network()(polished.latents).detach())
-    # All that was found on the way is as it was.
-    for name in ("betas", "acceptance", "energy_history", "roots", "surviving_roots", "jumped"):
-        np.testing.assert_array_equal(getattr(polished, name), getattr(plain, name))
+    assert polished.diagnose() == plain.diagnose()
 
 
-def test_polished_energies_are_not_taken_for_unsettled_ones() -> None:
-    assert not any("settled" in line for line in run().diagnose())
-    assert not any("settled" in line for line in run(polish=30).diagnose())
+def test_the_fit_and_the_estimate() -> None:
+    plain, polished = run(), run(polish=20)
+    assert polished.fit_images is not None and polished.fit_energies is not None
+    torch.testing.assert_close(polished.estimate, polished.fit_images.mean(1))
+    for b, best in enumerate(polished.fit_energies.argmin(-1).tolist()):
+        assert torch.equal(polished.fit[b], polished.fit_images[b, best])
+    assert torch.equal(plain.estimate, plain.mean())
+    assert torch.equal(plain.fit, plain.best_images)
 
 
-def test_no_polish_is_no_polish() -> None:
-    result = run(polish=0, polish_method="lbfgs")
-    assert_same(result, run(), but=("settings",))
-    assert not any("polished" in note for note in result.notes)
+def test_what_is_observed_is_pasted_into_an_estimate() -> None:
+    result = run(polish=5)
+    pasted, observed = result.pasted(result.estimate), torch.from_numpy(MASK).bool()
+    assert torch.equal(pasted[:, observed], x_obs()[:, observed])
+    assert torch.equal(pasted[:, ~observed], result.estimate[:, ~observed])
+    whole = run(mask=Operator(lambda x: 1.0 * x))
+    assert torch.equal(whole.pasted(whole.estimate), whole.estimate)
+
+
+def test_no_polish_is_no_fits() -> None:
+    result = run(polish=0)
+    assert_same(result, run())
+    for name in FITS:
+        assert getattr(result, name) is None
+        assert "polish" in result.reasons[name]
+    assert not any("fits" in note for note in result.notes)
 
 
 def test_an_interrupted_run_is_not_polished() -> None:
@@ -614,12 +633,11 @@ def test_an_interrupted_run_is_not_polished() -> None:
     assert_same(result, run(Failing(40)), but=("settings",))
 
 
-@pytest.mark.parametrize("method", ["adam", "lbfgs"])
-def test_ctrl_c_while_polishing_returns_the_samples(method: Any, tmp_path: Path) -> None:
+def test_ctrl_c_while_polishing_returns_the_samples(tmp_path: Path) -> None:
     whole = Failing()
-    polished = run(whole, polish=20, polish_method=method)
-    note = "polishing was interrupted: these are the samples"
-    result = run(Failing(whole.calls - 6), polish=20, polish_method=method)
+    polished = run(whole, polish=20)
+    note = "polishing was interrupted: there are no fits"
+    result = run(Failing(whole.calls - 6), polish=20)
     assert_same(result, run(backend="native"), but=("settings", "notes"))
     assert result.notes[-1] == note
     assert note not in polished.notes
@@ -627,10 +645,10 @@ def test_ctrl_c_while_polishing_returns_the_samples(method: Any, tmp_path: Path)
     # With a checkpoint the run is saved before: polishing can start from it again.
     path = tmp_path / "run.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        run(Failing(whole.calls - 5), polish=20, polish_method=method, checkpoint=path)
+        run(Failing(whole.calls - 5), polish=20, checkpoint=path)
     generator = Failing()
-    assert_same(run(generator, polish=20, polish_method=method, checkpoint=path), polished)
-    assert generator.calls == 5 + 20 + 1  # the checks of G, the steps, the outputs
+    assert_same(run(generator, polish=20, checkpoint=path), polished)
+    assert generator.calls == 5 + 20 + 2  # the checks of G, the steps, the outputs of both
 
 
 # --- seeds ----------------------------------------------------------------------------------------
@@ -910,8 +928,8 @@ def test_what_cannot_be_told_is_null_in_json(tmp_path: Path) -> None:
 
 def test_a_result_of_another_format_is_refused(tmp_path: Path) -> None:
     path = run().save(tmp_path) / "result.json"
-    path.write_text(path.read_text().replace("cogen-fast result 5", "cogen-fast result 9"))
-    with pytest.raises(ValueError, match=r"^directory: .*'cogen-fast result 5'.*result 9"):
+    path.write_text(path.read_text().replace("cogen-fast result 6", "cogen-fast result 9"))
+    with pytest.raises(ValueError, match=r"^directory: .*'cogen-fast result 6'.*result 9"):
         Result.load(tmp_path)
 
 

@@ -125,12 +125,16 @@ def test_inpaint_writes_result_and_one_picture_per_chain(
     assert inpaint(checkpoint, picture, out, "--seed", "5") == 0
     assert {p.name for p in out.iterdir()} == {
         "grid.png",
+        "estimate.png",
         "result.npz",
         "result.json",
         "chain_000.png",
         "chain_001.png",
     }
     result = cogen_fast.Result.load(out)
+    estimate = result.pasted(result.estimate)[0].numpy().clip(-1, 1).astype(np.float64)
+    levels = np.rint((estimate + 1) * 127.5).transpose(1, 2, 0)
+    assert np.array_equal(pixels_of(out / "estimate.png"), levels)
     assert result.completed is not None
     assert result.settings["seed"] == 5 and result.settings["leapfrog_steps"] == 2
     for i, image in enumerate(result.completed[0].numpy()):

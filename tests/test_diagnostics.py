@@ -42,7 +42,6 @@ def healthy() -> Evidence:
         adaptive=True,
         alone=False,
         budgeted=True,
-        polished=False,
         annealed=True,
         populations=1,
         islands=2,
@@ -303,9 +302,8 @@ def test_populations_that_differ_have_a_large_rhat() -> None:
     ("options", "words"),
     [
         ({"chains": 3, "populations": 4}, "expected 4 chains or more of an island, got 3"),
-        ({"chains": 16, "populations": 2, "polish": 3}, r"expected samples, got best fits"),
     ],
-    ids=["few-draws", "polished"],
+    ids=["few-draws"],
 )
 def test_convergence_needs_draws(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"^convergence: {words}"):

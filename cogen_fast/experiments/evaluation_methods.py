@@ -25,8 +25,8 @@ def method_named(
 ) -> Method:
     """The method of that name, with what it takes of the settings.
 
-    "ais" is the published algorithm, "adaptive" this package's own, "adaptive-polish" the same with
-    its samples made best fits; the others are `cogen_fast.baselines`.
+    "ais" is the published algorithm, "adaptive" this package's own, "adaptive-polish" the same by
+    the best fits found from its samples; the others are `cogen_fast.baselines`.
 
     Args:
         preset: of "ais", one of `cogen_fast.PRESETS`.

@@ -21,13 +21,19 @@ _END = 4  # acceptance is that of the last quarter
 
 
 def record_of(result: Result, case: Case, b: int) -> Record:
-    """What is kept of observation ``b``; "metrics" as `cogen_fast.metrics.summarise` has them."""
-    images, truth, hidden = result.images[b], case.truth[b].cpu(), case.hidden[b].cpu()
+    """What is kept of observation ``b``; "metrics" as `cogen_fast.metrics.summarise` has them.
+
+    They are of the fits where samples were polished; coverage is of samples.
+    """
+    truth, hidden = case.truth[b].cpu(), case.hidden[b].cpu()
     weights = None if result.log_weights is None else result.weights()[b]
+    images, energies, shares = result.images[b], result.energies[b], weights
+    if result.fit_images is not None and result.fit_energies is not None:
+        images, energies, shares = result.fit_images[b], result.fit_energies[b], None
     record: Record = {
         "cost": result.cost,
-        "energies": result.energies[b].tolist(),
-        "metrics": metrics.summarise(images, truth, result.energies[b], hidden, weights=weights),
+        "energies": energies.tolist(),
+        "metrics": metrics.summarise(images, truth, energies, hidden, weights=shares),
         "diagnosis": result.diagnose(),
     }
     method = result.settings["method"]
@@ -35,9 +41,9 @@ def record_of(result: Result, case: Case, b: int) -> Record:
         each = result.acceptance.shape[1] // len(result.images)
         columns = result.acceptance[:, b * each : (b + 1) * each]
         record["acceptance"] = [_end(column) for column in columns.T]
-    if method == "sir" or (method in ANNEALED and result.settings["polish"] == 0):
-        shares = metrics.coverage(images, truth, hidden, weights=weights).tolist()
-        record["coverage"] = dict(zip(map(str, metrics.LEVELS), shares, strict=True))
+    if method == "sir" or method in ANNEALED:
+        found = metrics.coverage(result.images[b], truth, hidden, weights=weights).tolist()
+        record["coverage"] = dict(zip(map(str, metrics.LEVELS), found, strict=True))
     return record
 
 
@@ -48,9 +54,11 @@ def _end(column: Tensor) -> float:
 
 
 def pictures_of(result: Result) -> dict[str, npt.NDArray[np.uint8]]:
-    """Of each image the best chain by energy and the mean, ``(B, C, H, W)``."""
-    mean = result.mean(weighted=result.log_weights is not None)
-    return {"best": _levels(result.best_images), "mean": _levels(mean)}
+    """Of each image the best by energy and the mean, of fits or samples, ``(B, C, H, W)``."""
+    mean = result.estimate
+    if result.fit_images is None:
+        mean = result.mean(weighted=result.log_weights is not None)
+    return {"best": _levels(result.fit), "mean": _levels(mean)}
 
 
 def _levels(images: Tensor) -> npt.NDArray[np.uint8]:
