@@ -250,8 +250,8 @@ class Result:
             label = f"chain {i}, E {self.energies[b, i].item():.4g}"
             tiles.append(plots.Tile(label, plots.to_pixels(shown[b, i].numpy())))
         if self.fit_images is not None:
-            fit = plots.to_pixels(self.fit_images[b].mean(0).numpy())
-            tiles.append(plots.Tile("estimate", fit))
+            estimate = plots.to_pixels(self.pasted(self.estimate)[b].numpy())
+            tiles.append(plots.Tile("estimate", estimate))
         spread = self.std()[b].mean(0).numpy()
         top = float(spread.max())
         tiles.append(plots.Tile("mean", plots.to_pixels(self.mean()[b].numpy())))

@@ -1069,6 +1069,18 @@ def test_the_grid_shows_the_completions(picture: Result) -> None:
     np.testing.assert_array_equal(tile[14::28, 14::28], expected.astype(np.uint8))
 
 
+def test_the_grid_shows_the_estimate_where_there_are_fits(picture: Result) -> None:
+    mask = (random(4, 4, seed=2) > 0).int()
+    polished = inpaint(convolutional(), image(2), mask, polish=3, **FAST)
+    pixels = np.asarray(polished.grid())
+    assert pixels.shape[1] == np.asarray(picture.grid()).shape[1] + 116
+    place = 4 + 4 * 116  # after what was observed and three chains
+    tile = pixels[4 + 18 : 4 + 18 + 112, place : place + 112]
+    estimate = polished.pasted(polished.estimate)[0].clamp(-1.0, 1.0)
+    expected = ((estimate + 1.0) * 127.5).round().permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(tile[14::28, 14::28], expected.astype(np.uint8))
+
+
 def test_low_resolution_observations_have_a_tile_too() -> None:
     result = super_resolve(convolutional(), image()[:, :2, :2], 2, **FAST)
     assert result.grid().size == (6 * 116 + 4, 134 + 4)
