@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogen_fast.loop import Outcome
+from cogen_fast.loop import INTERRUPTED, Outcome
 from cogen_fast.observation import Mask, Observation
 from cogen_fast.problem import Problem
 from cogen_fast.result import Result
@@ -16,6 +16,7 @@ from cogen_fast.result import Result
 OF_SAMPLES = ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence")
 """What only samples have: None, with a reason, where best fits are returned."""
 _OF_FITS = ("fit_images", "fit_latents", "fit_energies")
+_GIVEN = "the noise was given"
 _NO_FITS = "only where samples are polished (polish) are there fits beside them"
 
 
@@ -36,6 +37,8 @@ def assemble(
     evidence, reasons = _evidence(outcome, observation)
     if completed is None:
         reasons["completed"] = "only where a mask hides entries can observed ones be pasted back"
+    if outcome.noise_std is None:
+        reasons["noise_std"] = _GIVEN if observation.noise_bounds is None else INTERRUPTED
     if fits is None:
         reasons |= dict.fromkeys(_OF_FITS, _NO_FITS)
     notes = [observation.noise, f"backend {problem.backend}", *problem.notes, *outcome.notes]

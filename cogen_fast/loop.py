@@ -20,6 +20,9 @@ from cogen_fast import checkpoint as checkpoints
 from cogen_fast.adapter import tensor_bytes
 from cogen_fast.problem import Problem
 
+INTERRUPTED = "the run was interrupted before its last moves"
+"""Why there is no such thing in an unfinished outcome."""
+
 
 @dataclass(frozen=True)
 class Position:
@@ -57,6 +60,7 @@ class Outcome:
     forwards: int
     fit_latents: Tensor | None = None
     fit_energies: Tensor | None = None
+    noise_std: Tensor | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

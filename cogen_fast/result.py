@@ -39,6 +39,7 @@ _OPTIONAL = {
     "fit_images",
     "fit_latents",
     "fit_energies",
+    "noise_std",
     "log_weights",
     "log_normaliser",
     "log_normaliser_error",
@@ -61,7 +62,10 @@ class Result:
             have; None without ``polish``. They are no samples: each fits x_obs at least as well as
             the sample it comes from.
         latents: ``(B, N, d)``.
-        energies: misfit energies ``E(z)``, ``(B, N)`` float64.
+        energies: misfit energies ``E(z)``, ``(B, N)`` float64; where the noise was inferred, those
+            at its mean precision.
+        noise_std: the standard deviation of the noise that goes with each sample, ``(B, N)``
+            float64, where it was inferred; else None.
         log_weights: AIS log weights ``(B, N)`` float64, or None.
         log_normaliser: ``log mean w``, the estimate of ``log E_prior[exp(-beta E)]`` at the last
             inverse temperature, ``(B,)`` float64, or None.
@@ -102,6 +106,7 @@ class Result:
     fit_energies: Tensor | None
     latents: Tensor
     energies: Tensor
+    noise_std: Tensor | None
     log_weights: Tensor | None
     log_normaliser: Tensor | None
     log_normaliser_error: Tensor | None

@@ -24,8 +24,16 @@ from cogen_fast.arguments import (
 )
 from cogen_fast.assembly import assemble
 from cogen_fast.density import FORMS, Form
+from cogen_fast.inferred_noise import InferredNoise
 from cogen_fast.loop import Loop, Method, Outcome
-from cogen_fast.observation import AveragePool, Mask, Stride, UserMisfit, as_operator
+from cogen_fast.observation import (
+    AveragePool,
+    Mask,
+    Stride,
+    UserMisfit,
+    as_operator,
+    is_unknown,
+)
 from cogen_fast.ops.spec import AdaptationRule
 from cogen_fast.optimise import lbfgs
 from cogen_fast.paper import Paper
@@ -134,7 +142,9 @@ def cogenerate(
         polish: gradients of L-BFGS on the misfit from every sample in the end (0): best fits beside
             the samples, which stay as they are (`Result.fit_images`, `Result.estimate`).
         noise_std: noise standard deviation in units of ``x_obs``, a number or broadcastable to the
-            measurements. 0.1 for images in [-1, 1]; must be given (or ``weight``) otherwise.
+            measurements. 0.1 for images in [-1, 1]; must be given (or ``weight``) otherwise. "auto"
+            or an `UnknownNoise` infers one for each observation beside its latents (adaptive,
+            without ``evidence="frozen"``): ``Result.noise_std``.
         weight: factor of the squared error in place of ``1 / (2 noise_std^2)``.
         misfit: ``misfit(prediction, target) -> (n,)`` in place of the squared error; both arguments
             have hidden entries set to 0.
@@ -211,7 +221,9 @@ def cogenerate(
     if _chosen_method(method, preset, only_paper, only_adaptive) == "paper":
         plan = _paper(base, preset, rule, ais_steps, schedule, form, common, running)
     else:
-        plan = _adaptive(common | only_adaptive | {"budget": _unpolished(budget, polish)}, running)
+        given = common | only_adaptive | {"budget": _unpolished(budget, polish)}
+        adaptive = _adaptive(given, running)
+        plan = InferredNoise(adaptive) if is_unknown(noise_std) else adaptive
     with prepared(
         G,
         x_obs,
@@ -227,6 +239,7 @@ def cogenerate(
         compile=compile,
         cuda_graphs=cuda_graphs,
         whole_runs=isinstance(plan, Paper),
+        infers_noise=isinstance(plan, InferredNoise),
     ) as problem:
         run, complete = Loop(plan, problem, path, interval).anneal(observation_ids, progress)
         outcome = plan.outcome(problem, run, complete)
