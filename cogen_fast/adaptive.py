@@ -32,10 +32,11 @@ from cogen_fast.sampler.weights import (
 
 Evidence = Literal["consistent", "frozen"]
 EVIDENCE: tuple[str, ...] = get_args(Evidence)
-_LEAST_BUDGET = 50  # gradients of a particle: with fewer, as many lone chains do better
+_LEAST_BUDGET = 30  # gradients of a particle: with fewer, as many lone chains do better
 OTHER_SEED = 0x9E3779B97F4A7C15
 """Added to the seed for noise that is another than the first annealing's."""
 _STARTS = 8  # of a budget, one part goes to prior draws
+_MOST_DRAWS = 4  # times as many as without a budget
 _MANY_ISLANDS = 8  # whose differences tell the error well
 _MOST_EXPECTED = 4.0  # error of a log normaliser, in nats
 _ALONE_REASON = (
@@ -127,7 +128,8 @@ class Adaptive:
         """Prior draws that are scored for each particle."""
         if self.share is None:
             return self.most_draws
-        return max(1, min(self.most_draws, GRADIENT_COST * self.share // _STARTS))
+        most = _MOST_DRAWS * self.most_draws
+        return max(1, min(most, GRADIENT_COST * self.share // _STARTS))
 
     @property
     def _starts(self) -> int:

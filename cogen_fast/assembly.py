@@ -47,7 +47,7 @@ def assemble(
         notes.append(f"out of memory: max_batch was lowered to {most}")
     if problem.graphs is not None:
         notes.append(problem.graphs.note)
-    said = ("reasons", "notes")
+    said = ("reasons", "notes", "energy_unit")
     found: dict[str, Any] = {
         f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in said
     }

@@ -181,14 +181,15 @@ class InferredNoise:
         """
         if run.chains is None or run.moves is None:
             return self.base.outcome(problem, run.annealing, False)
-        unit = self._unit(run).repeat_interleave(self.base.islands)
+        of_each = self._unit(run)
+        unit = of_each.repeat_interleave(self.base.islands)
         _, least = self._measured(problem)
         found = self.base.outcome(problem, _rescaled(run, unit, least), complete)
         low, _ = _bounds(problem)
         chosen = self.base.chosen(run.annealing.state, problem.backend)
         beta = run.chains.beta.reshape(len(unit), -1)
         noise = low[:, None] / self.base.side_by_side(beta, chosen).sqrt()
-        return replace(found, noise_std=noise)
+        return replace(found, noise_std=noise, energy_unit=of_each)
 
     def _unit(self, run: NoiseRun) -> Tensor:
         """The mean of beta over each observation's chains, by their islands' evidence, ``(B,)``."""

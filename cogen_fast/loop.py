@@ -35,7 +35,11 @@ class Position:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method hands back; `cogen_fast.Result` says what the fields mean."""
+    """What a method hands back; `cogen_fast.Result` says what the fields mean.
+
+    ``energy_unit`` ``(B,)`` is what energies are multiples of, in those of the problem's potential;
+    None where they are these.
+    """
 
     latents: Tensor
     energies: Tensor
@@ -61,6 +65,7 @@ class Outcome:
     fit_latents: Tensor | None = None
     fit_energies: Tensor | None = None
     noise_std: Tensor | None = None
+    energy_unit: Tensor | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

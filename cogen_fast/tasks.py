@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cogen_fast import fits
 from cogen_fast.adaptive import Adaptive, Evidence
 from cogen_fast.arguments import (
     check_choice,
@@ -19,13 +20,13 @@ from cogen_fast.arguments import (
     check_number,
     check_path,
     check_seed,
-    check_whole,
     shown,
 )
 from cogen_fast.assembly import assemble
 from cogen_fast.density import FORMS, Form
+from cogen_fast.fits import Fits
 from cogen_fast.inferred_noise import InferredNoise
-from cogen_fast.loop import Loop, Method, Outcome
+from cogen_fast.loop import Loop, Method
 from cogen_fast.observation import (
     AveragePool,
     Mask,
@@ -35,11 +36,10 @@ from cogen_fast.observation import (
     is_unknown,
 )
 from cogen_fast.ops.spec import AdaptationRule
-from cogen_fast.optimise import lbfgs
 from cogen_fast.paper import Paper
 from cogen_fast.precision import Precision
 from cogen_fast.presets import DEFAULTS, Preset, find_preset
-from cogen_fast.problem import Problem, prepared
+from cogen_fast.problem import prepared
 from cogen_fast.result import ANNEALED, Result
 from cogen_fast.sampler import ais
 from cogen_fast.sampler.pace import Annealing
@@ -71,7 +71,7 @@ def cogenerate(
     adaptation: AdaptationRule | Literal["published", "per-chain"] | None = "published",
     schedule: Any = None,
     form: Form | None = None,
-    polish: int = 0,
+    polish: int | Literal["auto"] = 0,
     noise_std: Any = None,
     weight: Any = None,
     misfit: UserMisfit | None = None,
@@ -140,7 +140,10 @@ def cogenerate(
         form: "posterior" (default), ``beta E + |z|^2 / 2``; or, with the paper's method, "paper",
             ``beta E + (1 - beta) |z|^2 / 2``, without weights and evidence.
         polish: gradients of L-BFGS on the misfit from every sample in the end (0): best fits beside
-            the samples, which stay as they are (`Result.fit_images`, `Result.estimate`).
+            the samples, which stay as they are (`Result.fit_images`, `Result.estimate`). "auto":
+            twice as many as the data decide directions (30 to 120), or an eighth of the run's if
+            that is more; with a budget two fifths of it, for as many of the best samples (and, of
+            lone chains, of prior draws) as these are enough for.
         noise_std: noise standard deviation in units of ``x_obs``, a number or broadcastable to the
             measurements. 0.1 for images in [-1, 1]; must be given (or ``weight``) otherwise. "auto"
             or an `UnknownNoise` infers one for each observation beside its latents (adaptive,
@@ -213,16 +216,17 @@ def cogenerate(
     check_flag("progress", progress)
     check_flag("compile", compile)
     check_flag("cuda_graphs", cuda_graphs)
-    polish = check_whole("polish", polish, 0)
+    polish = fits.checked(polish)
     precision = Precision(gradient_dtype, energy_dtype)
     path = None if checkpoint is None else _checkpoint_path(checkpoint)
     interval = check_number("checkpoint_seconds", checkpoint_seconds, above=0.0, zero=True)
     plan: Method
     if _chosen_method(method, preset, only_paper, only_adaptive) == "paper":
+        fitting, _ = fits.planned(polish, None, 1)
         plan = _paper(base, preset, rule, ais_steps, schedule, form, common, running)
     else:
-        given = common | only_adaptive | {"budget": _unpolished(budget, polish)}
-        adaptive = _adaptive(given, running)
+        fitting, left = _fits(polish, budget, chains, populations)
+        adaptive = _adaptive(common | only_adaptive | {"budget": left}, running)
         plan = InferredNoise(adaptive) if is_unknown(noise_std) else adaptive
     with prepared(
         G,
@@ -243,15 +247,17 @@ def cogenerate(
     ) as problem:
         run, complete = Loop(plan, problem, path, interval).anneal(observation_ids, progress)
         outcome = plan.outcome(problem, run, complete)
-        if polish and complete:
+        fit_settings = fits.NONE
+        if fitting is not None and complete:
             try:
-                outcome = _polished(outcome, problem, polish)
+                outcome, fit_settings = fits.found(
+                    outcome, problem, fitting, int(seed), observation_ids
+                )
             except KeyboardInterrupt:
                 if path is not None:
                     raise  # the checkpoint holds the samples
                 outcome.notes.append("polishing was interrupted: there are no fits")
-                polish = 0
-        settings = plan.settings() | {"polish": polish}
+        settings = plan.settings() | fit_settings
         settings |= precision.settings() | {"compile": compile, "cuda_graphs": cuda_graphs}
         if budget is not None:
             settings["budget"] = int(budget)  # as it was asked for, polishing included
@@ -293,14 +299,14 @@ def super_resolve(
     return cogenerate(G, low_res, operators[chosen](factor), **options)
 
 
-def _unpolished(budget: Any, polish: int) -> int | None:
-    """The budget of the annealing, ``polish`` taken off."""
-    if budget is None:
-        return None
-    left = check_count("budget", budget) - polish
-    if left < 1:
-        raise ValueError(f"polish: expected less than budget={shown(budget)}, got {polish}")
-    return left
+def _fits(
+    polish: fits.Polish, budget: Any, chains: Any, populations: Any
+) -> tuple[Fits | None, Any]:
+    """The fits, and the budget of the annealing."""
+    if budget is not None:
+        budget = check_count("budget", budget)
+    each = POPULATION if chains is None else check_count("chains", chains)
+    return fits.planned(polish, budget, each * check_count("populations", populations or 1))
 
 
 def _chosen_method(
@@ -416,15 +422,3 @@ def _checkpoint_path(checkpoint: Any) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"checkpoint: expected a file in an existing folder, got {path}")
     return path
-
-
-def _polished(outcome: Outcome, problem: Problem, steps: int) -> Outcome:
-    """With the best fits that optimisation finds from the samples, beside these."""
-    latents, energies = lbfgs(problem.potential, outcome.latents, steps)
-    return replace(
-        outcome,
-        fit_latents=latents,
-        fit_energies=energies,
-        gradients=outcome.gradients + steps,
-        notes=[*outcome.notes, f"fits beside the samples: {steps} gradients of L-BFGS from each"],
-    )

@@ -19,7 +19,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "__init__",
         "experiments",
         "training baselines ends bounds tasks",
-        "inferred_noise",
+        "fits inferred_noise",
         "adaptive",
         "paper",
         "loop prior_draws assembly",
@@ -50,7 +50,7 @@ IMPORTS = {
 FROM_RESULT_UP = {part for part, rank in RANK.items() if rank <= RANK["result"]} - {"sampler"}
 IMPORTED_BY = {
     "generators": {"cli", "__init__", "experiments", "training", "tasks", "generators"},
-    "optimise": {"baselines", "ends", "inferred_noise", "tasks"},
+    "optimise": {"baselines", "ends", "fits", "inferred_noise"},
     "plots": FROM_RESULT_UP,
     "diagnostics": FROM_RESULT_UP,
     "metrics": FROM_RESULT_UP,
