@@ -110,8 +110,8 @@ def _decided(fits: Fits, outcome: Outcome, problem: Problem) -> _Made:
     # Few gradients of lone chains do not outdo as many prior draws.
     for_draws = fits.spend // _OF_FITS if outcome.log_weights is None else 0
     left = fits.spend - for_draws
-    steps = min(deep, left)
-    return _Made(steps, min(left // steps, chains), GRADIENT_COST * for_draws)
+    count = min(max(left // deep, 1), chains)
+    return _Made(left // count, count, GRADIENT_COST * for_draws)
 
 
 def _deep(problem: Problem) -> int:

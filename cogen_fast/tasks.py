@@ -113,8 +113,8 @@ def cogenerate(
         budget: adaptive; most gradient evaluations per returned chain, polishing included, and the
             scored prior draws at two for a gradient. Without one a run takes as many as it needs,
             without end where ``G`` cannot come near ``x_obs``. Observations of a call share it as a
-            clock. With fewer than 16 chains and ``budget * chains`` below 800, chains run alone: no
-            resampling, no weights, and modes in wrong shares.
+            clock. With fewer than 16 chains, and less than 480 gradients of all for sampling, they
+            run alone: no resampling, no weights, and modes in wrong shares.
         populations: adaptive; R of N chains each per observation (1). They are islands: groups of
             particles that exchange none and are tuned by one another. One population is two islands
             of half its particles. Each begins from the best of up to 64 prior draws for each of its
@@ -143,7 +143,7 @@ def cogenerate(
             the samples, which stay as they are (`Result.fit_images`, `Result.estimate`). "auto":
             twice as many as the data decide directions (30 to 120), or an eighth of the run's if
             that is more; with a budget two fifths of it, for as many of the best samples (and, of
-            lone chains, of prior draws) as these are enough for.
+            lone chains, of prior draws) as these are enough for; none with the paper's method.
         noise_std: noise standard deviation in units of ``x_obs``, a number or broadcastable to the
             measurements. 0.1 for images in [-1, 1]; must be given (or ``weight``) otherwise. "auto"
             or an `UnknownNoise` infers one for each observation beside its latents (adaptive,
@@ -222,7 +222,7 @@ def cogenerate(
     interval = check_number("checkpoint_seconds", checkpoint_seconds, above=0.0, zero=True)
     plan: Method
     if _chosen_method(method, preset, only_paper, only_adaptive) == "paper":
-        fitting, _ = fits.planned(polish, None, 1)
+        fitting, _ = fits.planned(0 if polish == "auto" else polish, None, 1)
         plan = _paper(base, preset, rule, ais_steps, schedule, form, common, running)
     else:
         fitting, left = _fits(polish, budget, chains, populations)
@@ -273,11 +273,11 @@ def inpaint(
     """Fill the hidden part of an image: `cogenerate` with a mask, 1 = observed, 0 = hidden.
 
     ``image`` is ``(C, H, W)`` or a batch of it, in [-1, 1]; ``mask`` broadcasts to it, ``(H, W)``
-    included. ``options`` are those of `cogenerate`.
+    included. ``options`` are those of `cogenerate`, but that ``polish`` is "auto" by default.
     """
     if not isinstance(operator := as_operator(mask), Mask):
         raise TypeError(f"mask: expected an array of 0 and 1, got {operator!r}; use cogenerate")
-    return cogenerate(G, image, operator, **options)
+    return cogenerate(G, image, operator, **{"polish": "auto"} | options)
 
 
 def super_resolve(
@@ -292,11 +292,12 @@ def super_resolve(
 
     ``low_res`` is ``(C, H / factor, W / factor)`` or a batch of it, in [-1, 1]. ``downsample`` says
     how it came about: "average" of blocks (the paper's text) or every ``factor``-th pixel, "stride"
-    (the authors' program). ``options`` are those of `cogenerate`.
+    (the authors' program). ``options`` are those of `cogenerate`, but that ``polish`` is "auto" by
+    default.
     """
     operators = {"average": AveragePool, "stride": Stride}
     chosen = check_choice("downsample", downsample, tuple(operators))
-    return cogenerate(G, low_res, operators[chosen](factor), **options)
+    return cogenerate(G, low_res, operators[chosen](factor), **{"polish": "auto"} | options)
 
 
 def _fits(

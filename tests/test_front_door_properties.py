@@ -582,7 +582,7 @@ def runs_alone(options: dict[str, Any]) -> bool:
     if options.get("method") == "paper" or budget is None or chains >= POPULATION:
         return False
     runs = 2 if options.get("evidence") == "frozen" else 1
-    return bool((budget - options.get("polish", 0)) * chains < runs * 50 * POPULATION)
+    return bool((budget - options.get("polish", 0)) * chains < runs * 30 * POPULATION)
 
 
 def expected_warnings(case: Case) -> set[str]:
