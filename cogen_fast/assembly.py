@@ -11,12 +11,11 @@ from torch import Tensor
 from cogen_fast.loop import INTERRUPTED, Outcome
 from cogen_fast.observation import Mask, Observation
 from cogen_fast.problem import Problem
-from cogen_fast.result import Result
+from cogen_fast.result import NOISE_GIVEN, Result
 
 OF_SAMPLES = ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence")
 """What only samples have: None, with a reason, where best fits are returned."""
 _OF_FITS = ("fit_images", "fit_latents", "fit_energies")
-_GIVEN = "the noise was given"
 _NO_FITS = "only where samples are polished (polish) are there fits beside them"
 
 
@@ -38,7 +37,7 @@ def assemble(
     if completed is None:
         reasons["completed"] = "only where a mask hides entries can observed ones be pasted back"
     if outcome.noise_std is None:
-        reasons["noise_std"] = _GIVEN if observation.noise_bounds is None else INTERRUPTED
+        reasons["noise_std"] = NOISE_GIVEN if observation.noise_bounds is None else INTERRUPTED
     if fits is None:
         reasons |= dict.fromkeys(_OF_FITS, _NO_FITS)
     notes = [observation.noise, f"backend {problem.backend}", *problem.notes, *outcome.notes]

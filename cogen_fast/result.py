@@ -31,6 +31,8 @@ GRADIENT_COST = 2
 """Of a z-gradient, in forwards."""
 ANNEALED = ("adaptive", "paper")
 """Methods that anneal; others are `cogen_fast.baselines`."""
+NOISE_GIVEN = "the noise was given"
+"""Why there is no ``noise_std`` in most results."""
 _TILES = 8
 _EXACT = 1e-4  # of the samples' mean energy
 _LEAST_DRAWS = 4  # of an island, which R-hat splits in halves
@@ -528,6 +530,8 @@ class Result:
             if (value := getattr(self, name)) is not None:
                 facts[name.replace("_", " ")] = _shown(value) + self._error_shown()
         for reason in dict.fromkeys(self.reasons.values()):
+            if reason == NOISE_GIVEN:
+                continue  # what everybody expects
             names = [name.replace("_", " ") for name, why in self.reasons.items() if why == reason]
             facts["no " + ", ".join(names)] = reason
         return "\n".join(

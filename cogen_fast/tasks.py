@@ -307,7 +307,8 @@ def _fits(
     if budget is not None:
         budget = check_count("budget", budget)
     each = POPULATION if chains is None else check_count("chains", chains)
-    return fits.planned(polish, budget, each * check_count("populations", populations or 1))
+    apart = 1 if populations is None else check_count("populations", populations)
+    return fits.planned(polish, budget, each * apart)
 
 
 def _chosen_method(

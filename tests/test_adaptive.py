@@ -968,8 +968,8 @@ def test_what_cannot_be_told_is_null_in_json(tmp_path: Path) -> None:
 
 def test_a_result_of_another_format_is_refused(tmp_path: Path) -> None:
     path = run().save(tmp_path) / "result.json"
-    path.write_text(path.read_text().replace("cogen-fast result 6", "cogen-fast result 9"))
-    with pytest.raises(ValueError, match=r"^directory: .*'cogen-fast result 6'.*result 9"):
+    path.write_text(path.read_text().replace("cogen-fast result 7", "cogen-fast result 9"))
+    with pytest.raises(ValueError, match=r"^directory: .*'cogen-fast result 7'.*result 9"):
         Result.load(tmp_path)
 
 
