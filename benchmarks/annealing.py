@@ -124,7 +124,7 @@ def _adaptive(problem: Problem, budget: int, log: Log, polish: int = 0) -> Outco
     images = result.images if result.fit_images is None else result.fit_images
     ends = result.acceptance[-1].nanmean()  # NaN of an island that was done before
     remark = f"{len(result.betas)} temperatures, acceptance {ends:.2f} at the end"
-    return Outcome(problem.error(images[0]), result.gradients, seconds, remark)
+    return Outcome(problem.error(images[0]), result.gradients + polish, seconds, remark)
 
 
 def _polished(problem: Problem, budget: int, log: Log) -> Outcome:

@@ -13,7 +13,14 @@ from cogen_fast.generators import (
     pretrained,
     save_generator,
 )
-from cogen_fast.observation import AveragePool, Mask, MeasurementOperator, Operator, Stride
+from cogen_fast.observation import (
+    AveragePool,
+    Mask,
+    MeasurementOperator,
+    Operator,
+    Stride,
+    UnknownNoise,
+)
 from cogen_fast.ops.dispatch import backends
 from cogen_fast.ops.spec import AdaptationRule
 from cogen_fast.presets import PRESETS, Preset
@@ -33,6 +40,7 @@ __all__ = [
     "Preset",
     "Result",
     "Stride",
+    "UnknownNoise",
     "backends",
     "bound_evidence",
     "cogenerate",

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cogen_fast.arguments import check_choice, check_count, check_seed
-from cogen_fast.loop import Outcome, Position
+from cogen_fast.loop import INTERRUPTED, Outcome, Position
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.philox import Purpose
-from cogen_fast.paper import INTERRUPTED, refined_note
+from cogen_fast.paper import refined_note
 from cogen_fast.problem import Problem
 from cogen_fast.result import GRADIENT_COST
 from cogen_fast.sampler import fallback, pool, smc
@@ -32,9 +32,11 @@ from cogen_fast.sampler.weights import (
 
 Evidence = Literal["consistent", "frozen"]
 EVIDENCE: tuple[str, ...] = get_args(Evidence)
-_LEAST_BUDGET = 50  # gradients of a particle: with fewer, as many lone chains do better
-_OTHER_SEED = 0x9E3779B97F4A7C15
+_LEAST_BUDGET = 30  # gradients of a particle: with fewer, as many lone chains do better
+OTHER_SEED = 0x9E3779B97F4A7C15
+"""Added to the seed for noise that is another than the first annealing's."""
 _STARTS = 8  # of a budget, one part goes to prior draws
+_MOST_DRAWS = 4  # times as many as without a budget
 _MANY_ISLANDS = 8  # whose differences tell the error well
 _MOST_EXPECTED = 4.0  # error of a log normaliser, in nats
 _ALONE_REASON = (
@@ -110,12 +112,12 @@ class Adaptive:
         return self.populations if self.alone else max(self.populations, 2)
 
     @property
-    def _each(self) -> int:
+    def each(self) -> int:
         """Particles of an island."""
         return self.particles * self.populations // self.islands
 
     @property
-    def _share(self) -> int | None:
+    def share(self) -> int | None:
         """The budget of one run for each of its particles, in gradients."""
         if self.budget is None:
             return None
@@ -124,9 +126,10 @@ class Adaptive:
     @property
     def draws(self) -> int:
         """Prior draws that are scored for each particle."""
-        if self._share is None:
+        if self.share is None:
             return self.most_draws
-        return max(1, min(self.most_draws, GRADIENT_COST * self._share // _STARTS))
+        most = _MOST_DRAWS * self.most_draws
+        return max(1, min(most, GRADIENT_COST * self.share // _STARTS))
 
     @property
     def _starts(self) -> int:
@@ -138,14 +141,14 @@ class Adaptive:
     @property
     def _pool(self) -> int:
         """Prior draws that are scored on each island."""
-        return self._starts if self.alone else self.draws * self._each
+        return self._starts if self.alone else self.draws * self.each
 
-    def _within_budget(self) -> Annealing:
+    def within_budget(self) -> Annealing:
         """The annealing of one run, whose budget is counted per particle."""
-        if self._share is None:
+        if self.share is None:
             return self.annealing
-        scoring = -(-self._pool // (self._each * GRADIENT_COST))
-        return replace(self.annealing, budget=max(self._share - scoring, 1))
+        scoring = -(-self._pool // (self.each * GRADIENT_COST))
+        return replace(self.annealing, budget=max(self.share - scoring, 1))
 
     def settings(self) -> dict[str, Any]:
         """As plain values, for the result and for the checkpoint's identity."""
@@ -174,11 +177,19 @@ class Adaptive:
         """What else a checkpoint must agree with."""
         return {"keep_trace": str(self.keep_trace)}
 
-    def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> smc.Run:
-        """Prior draws; an observation's islands are neighbouring rows with noise of their own."""
+    def begin(
+        self,
+        problem: Problem,
+        observation_ids: Sequence[int] | None,
+        first_beta: Tensor | None = None,
+    ) -> smc.Run:
+        """Prior draws; an observation's islands are neighbouring rows with noise of their own.
+
+        ``first_beta``: the inverse temperature that they are tempered to, as for `smc.init`.
+        """
         state = smc.init(
             problem.target,
-            chains=self._each,
+            chains=self.each,
             islands=self.islands,
             draws=self.draws,
             alone=self.alone,
@@ -187,6 +198,7 @@ class Adaptive:
             observations=problem.observation.count,
             observation_ids=observation_ids,
             seed=self.seed,
+            first_beta=first_beta,
             **problem.how(),
         )
         return smc.Run(state, trace=(state.hmc.latents.cpu(),) if self.keep_trace else None)
@@ -205,7 +217,7 @@ class Adaptive:
     ) -> smc.Run:
         return smc.run(
             problem.target,
-            self._within_budget(),
+            self.within_budget(),
             start=run,
             backend=problem.backend,
             on_step=on_step,
@@ -220,14 +232,14 @@ class Adaptive:
         refined = None if pilot.refined is None else 0
         state = smc.init(
             fallback.in_use(problem.target, refined),
-            chains=self._each,
+            chains=self.each,
             islands=self.islands,
             draws=self.draws,
             observations=len(pilot.state.beta) // self.islands,
             observation_ids=(
                 pilot.state.hmc.stream.observation[:: self.islands] // self.islands
             ).tolist(),
-            seed=(self.seed + _OTHER_SEED) % 2**64,
+            seed=(self.seed + OTHER_SEED) % 2**64,
             first_beta=pilot.state.first_beta,
             **problem.how(),
         )
@@ -257,20 +269,20 @@ class Adaptive:
     def outcome(self, problem: Problem, run: smc.Run, complete: bool) -> Outcome:
         """What the run has found: ``chains`` of each population, side by side."""
         state, infos = run.state, run.infos
-        chosen = self._chosen(state, problem.backend)
+        chosen = self.chosen(state, problem.backend)
         normaliser, error, reasons = self._normaliser(state, complete)
         rows = len(state.beta) // problem.observation.count
         first = self._pool * torch.arange(rows, device=state.beta.device)
         roots = state.roots + first.repeat(problem.observation.count)[:, None]
         return Outcome(
-            latents=self._side_by_side(state.hmc.latents, chosen),
-            energies=self._side_by_side(state.hmc.energy, chosen),
-            log_weights=None if self.alone else self._side_by_side(state.log_weights, chosen),
+            latents=self.side_by_side(state.hmc.latents, chosen),
+            energies=self.side_by_side(state.hmc.energy, chosen),
+            log_weights=None if self.alone else self.side_by_side(state.log_weights, chosen),
             log_normaliser=normaliser,
             log_normaliser_error=error,
-            roots=self._side_by_side(roots, chosen),
+            roots=self.side_by_side(roots, chosen),
             surviving_roots=surviving_roots(state.roots),
-            non_finite=self._side_by_side(state.non_finite, chosen),
+            non_finite=self.side_by_side(state.non_finite, chosen),
             betas=_rows([i.choice.beta for i in infos], state.beta),
             acceptance=_rows([i.acceptance for i in infos], state.beta),
             step_size=_rows([i.choice.step_size for i in infos], state.beta),
@@ -288,7 +300,7 @@ class Adaptive:
             notes=self._notes(complete) + refined_note(run),
         )
 
-    def _chosen(self, state: smc.SMCState, backend: str) -> Tensor:
+    def chosen(self, state: smc.SMCState, backend: str) -> Tensor:
         """Which particles of each population are returned, ``(B R, chains)``.
 
         All, or every k-th from a random one on. Resampling keeps relatives side by side, so these
@@ -305,7 +317,7 @@ class Adaptive:
         points = (index + uniform[:, None]) * (self.particles / self.chains)
         return points.floor().long().clamp(max=self.particles - 1)
 
-    def _side_by_side(self, values: Tensor, chosen: Tensor) -> Tensor:
+    def side_by_side(self, values: Tensor, chosen: Tensor) -> Tensor:
         """``(B T, N, ...)`` of islands to the chosen ones, ``(B, R chains, ...)``."""
         values = values.reshape(len(chosen), self.particles, *values.shape[2:])
         index = chosen.reshape(*chosen.shape, *[1] * (values.ndim - 2))
@@ -365,7 +377,7 @@ class Adaptive:
         Their mean in place of each one's, for few particles tell little.
         """
         mean = variance.reshape(each.shape).clamp(min=0.0).mean(-1, keepdim=True)
-        seen = second_order(mean, self._each)
+        seen = second_order(mean, self.each)
         within: Tensor = (torch.softmax(each, -1) ** 2 * seen).sum(-1)
         return within
 

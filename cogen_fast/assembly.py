@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogen_fast.loop import Outcome
+from cogen_fast.loop import INTERRUPTED, Outcome
 from cogen_fast.observation import Mask, Observation
 from cogen_fast.problem import Problem
-from cogen_fast.result import Result
+from cogen_fast.result import NOISE_GIVEN, Result
 
 OF_SAMPLES = ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence")
 """What only samples have: None, with a reason, where best fits are returned."""
@@ -36,6 +36,8 @@ def assemble(
     evidence, reasons = _evidence(outcome, observation)
     if completed is None:
         reasons["completed"] = "only where a mask hides entries can observed ones be pasted back"
+    if outcome.noise_std is None:
+        reasons["noise_std"] = NOISE_GIVEN if observation.noise_bounds is None else INTERRUPTED
     if fits is None:
         reasons |= dict.fromkeys(_OF_FITS, _NO_FITS)
     notes = [observation.noise, f"backend {problem.backend}", *problem.notes, *outcome.notes]
@@ -44,7 +46,7 @@ def assemble(
         notes.append(f"out of memory: max_batch was lowered to {most}")
     if problem.graphs is not None:
         notes.append(problem.graphs.note)
-    said = ("reasons", "notes")
+    said = ("reasons", "notes", "energy_unit")
     found: dict[str, Any] = {
         f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in said
     }

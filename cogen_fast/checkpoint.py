@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cogen_fast.files import write_atomically
 from cogen_fast.ops.philox import NoiseStream
-from cogen_fast.sampler import ais, curvature, hmc, lone, smc, step_size, tuning
+from cogen_fast.sampler import ais, curvature, hmc, lone, noise_level, smc, step_size, tuning
 
-_FORMAT = "cogen-fast run 6"
+_FORMAT = "cogen-fast run 7"
 _PROBE = "probe."
 _ON_HOST = "trace"
 _CLASSES: dict[str, type[Any]] = {
@@ -34,6 +34,10 @@ _CLASSES: dict[str, type[Any]] = {
         smc.SMCState,
         smc.SMCInfo,
         smc.Choice,
+        noise_level.Chains,
+        noise_level.Levels,
+        noise_level.Moves,
+        noise_level.NoiseRun,
         step_size.StepSizeState,
         tuning.Tuning,
         NoiseStream,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cogen_fast
 from cogen_fast.adaptive import EVIDENCE
@@ -20,6 +21,7 @@ from cogen_fast.sampler.pace import MASSES
 from cogen_fast.sampler.schedule import NAMED
 from cogen_fast.tasks import ADAPTATIONS, METHODS
 
+_T = TypeVar("_T")
 _INPAINT_HELP = """\
 Fill in the hidden part of an image: draw images of a trained generator that
 agree with the visible part. What is hidden is told by --mask or by --box.
@@ -237,6 +239,21 @@ def _end_files(group: Any, masks: str = "") -> None:
     )
 
 
+def _count_or_auto(text: str) -> int | str:
+    return text if text == "auto" else _parsed(int, text, "whole number")
+
+
+def _number_or_auto(text: str) -> float | str:
+    return text if text == "auto" else _parsed(float, text, "number")
+
+
+def _parsed(kind: Callable[[str], _T], text: str, name: str) -> _T:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a {name} or auto, got {text!r}") from None
+
+
 def _add_sampler(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampler", "What stands in parentheses is the default.")
     add = group.add_argument
@@ -269,10 +286,11 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
     add("--mass", choices=MASSES, help="mass of the moves, learnt or not (curvature)")
     add(
         "--polish",
-        type=int,
-        default=0,
+        type=_count_or_auto,
+        default="auto",
         metavar="K",
-        help="gradients of L-BFGS from every sample in the end: best fits beside them (0)",
+        help="gradients of L-BFGS from every sample in the end: best fits beside them, of which "
+        "estimate.png is made (auto: by the run's length, or two fifths of the budget)",
     )
     add("--hmc-steps", type=int, metavar="M", help="moves of each chain per temperature (tuned)")
     add("--leapfrog-steps", type=int, metavar="L", help="gradients in each move (tuned)")
@@ -280,10 +298,10 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
     noise = group.add_mutually_exclusive_group()
     noise.add_argument(
         "--noise-std",
-        type=float,
+        type=_number_or_auto,
         metavar="S",
         help="standard deviation of the noise in the observed pixels, where black is -1 and white "
-        "is 1 (0.1); smaller: follows the observed pixels more closely",
+        "is 1 (0.1); smaller: follows the observed pixels more closely; auto: inferred",
     )
     noise.add_argument(
         "--weight",

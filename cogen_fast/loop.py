@@ -20,6 +20,9 @@ from cogen_fast import checkpoint as checkpoints
 from cogen_fast.adapter import tensor_bytes
 from cogen_fast.problem import Problem
 
+INTERRUPTED = "the run was interrupted before its last moves"
+"""Why there is no such thing in an unfinished outcome."""
+
 
 @dataclass(frozen=True)
 class Position:
@@ -32,7 +35,11 @@ class Position:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method hands back; `cogen_fast.Result` says what the fields mean."""
+    """What a method hands back; `cogen_fast.Result` says what the fields mean.
+
+    ``energy_unit`` ``(B,)`` is what energies are multiples of, in those of the problem's potential;
+    None where they are these.
+    """
 
     latents: Tensor
     energies: Tensor
@@ -57,6 +64,8 @@ class Outcome:
     forwards: int
     fit_latents: Tensor | None = None
     fit_energies: Tensor | None = None
+    noise_std: Tensor | None = None
+    energy_unit: Tensor | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

@@ -18,12 +18,52 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from cogen_fast.arguments import check_count
+from cogen_fast.arguments import check_count, check_number, shown
 from cogen_fast.ops.spec import MisfitKind, MisfitSpec
 from cogen_fast.warn import warn_user
 
 DEFAULT_IMAGE_NOISE = 0.1
 UserMisfit = Callable[[Tensor, Tensor], Tensor]
+AUTO = "auto"
+_LEAST_SHARE = 0.01  # of the data's own deviation, down to which unknown noise is looked for
+
+
+@dataclass(frozen=True)
+class UnknownNoise:
+    """Gaussian noise whose standard deviation is inferred with the latents, between two bounds.
+
+    ``low`` and ``high`` in units of ``x_obs``, between which the prior is uniform in the logarithm;
+    None: for each observation the standard deviation of its own observed values, and a hundredth
+    of it.
+    """
+
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_number(name, value, above=0.0))
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low: expected less than high={self.high}, got {self.low}")
+
+    def bounds(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Of B observations ``values`` ``(B, M)``, ``(B,)`` float64 each.
+
+        ValueError where a bound is left to values that are all alike.
+        """
+        x, seen = values.double(), observed.double()
+        count = seen.sum(-1).clamp(min=1.0)
+        mean = (x * seen).sum(-1) / count
+        spread = (((x - mean[:, None]) ** 2 * seen).sum(-1) / count).sqrt()
+        high = spread if self.high is None else torch.full_like(spread, self.high)
+        low = _LEAST_SHARE * high if self.low is None else torch.full_like(spread, self.low)
+        if not bool((low < high).all()):
+            raise ValueError(
+                "noise_std: expected observed values that differ by more than the least noise, "
+                f"got a deviation of {spread.min().item():.3g}; give UnknownNoise(low, high)"
+            )
+        return low, high
 
 
 class MeasurementOperator(ABC):
@@ -209,13 +249,20 @@ def _as_mask(value: Any) -> Tensor:
     return mask != 0
 
 
+def is_unknown(noise_std: Any) -> bool:
+    """Whether ``noise_std`` asks for noise to be inferred."""
+    return isinstance(noise_std, UnknownNoise) or (isinstance(noise_std, str) and noise_std == AUTO)
+
+
 @dataclass(frozen=True)
 class Observation:
     """B bound observations: what the density needs, and what the evidence needs.
 
     ``spec`` is plain data for the misfit op; ``num_observed`` ``(B,)`` counts measured values;
     ``log_noise_constant`` ``(B,)`` float64 is ``-sum log(2 pi sigma^2) / 2`` over them, None where
-    only a weight or another misfit is given; ``noise`` says in words what the noise is.
+    only a weight or another misfit is given; ``noise`` says in words what the noise is. Where it is
+    unknown, ``noise_bounds`` are its least and largest standard deviation, ``(B,)`` float64 each,
+    and ``spec`` and ``log_noise_constant`` are of the least.
     """
 
     operator: MeasurementOperator
@@ -225,6 +272,7 @@ class Observation:
     log_noise_constant: Tensor | None
     user_misfit: UserMisfit | None
     noise: str
+    noise_bounds: tuple[Tensor, Tensor] | None = None
 
     @property
     def count(self) -> int:
@@ -352,9 +400,10 @@ def observe(
     ``x_obs`` is one measurement or a batch ``(B, ...)`` of real floats; hidden entries may hold
     anything. ``output`` is a batch of the generator's outputs, for shapes, dtype and device.
     Give ``noise_std`` or ``weight`` (scalar or broadcastable to the measurements), or neither for
-    images in [-1, 1] (0.1). ``misfit(prediction, target) -> (n,)`` replaces the squared error; both
-    arguments are ``(n, *measured_shape)`` with hidden entries set to 0, and its value is multiplied
-    by a scalar ``weight`` (1).
+    images in [-1, 1] (0.1); or "auto" or an `UnknownNoise` as ``noise_std``.
+    ``misfit(prediction, target) -> (n,)`` replaces the squared error; both arguments are
+    ``(n, *measured_shape)`` with hidden entries set to 0, and its value is multiplied by a scalar
+    ``weight`` (1).
 
     Raises ValueError or TypeError naming the argument; warns where nothing is observed.
     """
@@ -367,14 +416,21 @@ def observe(
         mask = _broadcast("mask", operator.mask.to(values.device), batch, shape)
         _warn_if_empty(mask)
     _check_finite(values, mask)
-    if misfit is None:
-        weights, sigma, noise = _noise_weights(noise_std, weight, values, mask, shape)
-    else:
-        weights, sigma, noise = _user_weight(misfit, noise_std, weight, values)
     observed = torch.ones_like(values, dtype=torch.bool)
     if mask is not None:
         observed = mask.expand(values.shape)
         values = torch.where(observed, values, 0.0)
+    unknown = _unknown(noise_std, weight, misfit)
+    bounds, sigma = None, None
+    if unknown is not None:
+        bounds = unknown.bounds(values, observed)
+        sigma = bounds[0][:, None]
+        weights = 0.5 / sigma**2
+        noise = "noise_std inferred, at least {} and at most {}".format(*map(_summary, bounds))
+    elif misfit is None:
+        weights, sigma, noise = _noise_weights(noise_std, weight, values, observed, shape)
+    else:
+        weights, noise = _user_weight(misfit, noise_std, weight, values)
     constant = None
     if sigma is not None:
         logs = torch.log(2.0 * math.pi * sigma**2).expand(values.shape)
@@ -394,18 +450,28 @@ def observe(
         mask=None if mask is None else mask.to(torch.uint8).contiguous(),
         weight=rounded.contiguous(),
     )
-    return Observation(operator, spec, shape, observed.sum(-1), constant, misfit, noise)
+    return Observation(operator, spec, shape, observed.sum(-1), constant, misfit, noise, bounds)
+
+
+def _unknown(noise_std: Any, weight: Any, misfit: UserMisfit | None) -> UnknownNoise | None:
+    """What is known of noise that is to be inferred; None where it is given."""
+    if not is_unknown(noise_std):
+        return None
+    for name, value in (("weight", weight), ("misfit", misfit)):
+        if value is not None:
+            raise ValueError(f"{name}: expected none with noise_std to infer, got {shown(value)}")
+    return noise_std if isinstance(noise_std, UnknownNoise) else UnknownNoise()
 
 
 def _user_weight(
     misfit: UserMisfit, noise_std: Any, weight: Any, values: Tensor
-) -> tuple[Tensor, None, str]:
+) -> tuple[Tensor, str]:
     if not callable(misfit):
         raise TypeError(f"misfit: expected a callable, got {type(misfit).__name__}")
     if noise_std is not None:
         raise ValueError("noise_std: expected none beside a misfit of your own, use weight")
     scale = positive("weight", 1.0 if weight is None else weight, 1, (), values.device)
-    return scale, None, f"user misfit, weight {scale.item():g}"
+    return scale, f"user misfit, weight {scale.item():g}"
 
 
 def _warn_if_empty(mask: Tensor) -> None:

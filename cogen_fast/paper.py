@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogen_fast.loop import Outcome, Position
+from cogen_fast.loop import INTERRUPTED, Outcome, Position
 from cogen_fast.problem import Problem
 from cogen_fast.sampler import ais, dense, smc
 from cogen_fast.sampler.fallback import LEAST_ACCEPTANCE, LEAST_TUNED, WINDOW
@@ -34,7 +34,6 @@ _ERROR_REASON = (
     "there)"
 )
 _MOST_VARIANCE = 1.0  # relative, of the mean weight: beyond it so few do not tell it
-INTERRUPTED = "the run was interrupted before its last moves"
 _PER_CHAIN_NOTE = (
     "each chain adapted its own step size, which biases samples and weights, however many chains "
     "there are"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast.adapter import GeneratorAdapter, frozen
+from cogen_fast.arguments import shown
 from cogen_fast.compiled import try_compiling
 from cogen_fast.density import GeneratorPotential, LatentMap, Potential, SplitPotential, finer
 from cogen_fast.graphs import Graphs, recorder
@@ -104,10 +105,12 @@ def prepared(
     compile: bool = False,
     cuda_graphs: bool = False,
     whole_runs: bool = False,
+    infers_noise: bool = False,
 ) -> Iterator[Problem]:
     """Check generator and data and bind them; G is as it was when the context ends.
 
-    ``whole_runs`` says that the method makes them in C++ where it can (``Problem.dense``). Inside,
+    ``whole_runs`` says that the method makes them in C++ where it can (``Problem.dense``), and
+    ``infers_noise`` that it takes observations whose noise is unknown. Inside,
     gradients are off but where a potential turns them on, and float32 is float32 (no TF32) on CUDA.
     Raises TypeError or ValueError naming the argument at fault.
     """
@@ -123,6 +126,11 @@ def prepared(
             weight=weight,
             misfit=misfit,
         )
+        if observation.noise_bounds is not None and not infers_noise:
+            raise ValueError(
+                "noise_std: expected a number, as only cogenerate's method='adaptive' infers it, "
+                f"got {shown(noise_std)}"
+            )
         potential = GeneratorPotential(adapter, observation, ops, max_batch)
         problem = _fused(
             backend,

@@ -26,12 +26,15 @@ from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
-_FORMAT = "cogen-fast result 6"
+_FORMAT = "cogen-fast result 7"
 GRADIENT_COST = 2
 """Of a z-gradient, in forwards."""
 ANNEALED = ("adaptive", "paper")
 """Methods that anneal; others are `cogen_fast.baselines`."""
+NOISE_GIVEN = "the noise was given"
+"""Why there is no ``noise_std`` in most results."""
 _TILES = 8
+_EXACT = 1e-4  # of the samples' mean energy
 _LEAST_DRAWS = 4  # of an island, which R-hat splits in halves
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 _OPTIONAL = {
@@ -39,6 +42,7 @@ _OPTIONAL = {
     "fit_images",
     "fit_latents",
     "fit_energies",
+    "noise_std",
     "log_weights",
     "log_normaliser",
     "log_normaliser_error",
@@ -56,12 +60,15 @@ class Result:
     Attributes:
         images: ``G(z)`` as it is, ``(B, N, *output_shape)``.
         completed: ``images`` with the observed entries pasted back, for masks; else None.
-        fit_images, fit_latents, fit_energies: best fits found from each sample by optimising the
-            misfit, of the shapes of ``images``, ``latents`` and ``energies``, whose order they
-            have; None without ``polish``. They are no samples: each fits x_obs at least as well as
-            the sample it comes from.
+        fit_images, fit_latents, fit_energies: best fits found by optimising the misfit from the K
+            samples of lowest energy, in that order, of the shapes of ``images``, ``latents`` and
+            ``energies`` but for K in place of N; None without ``polish``. They are no samples: each
+            fits x_obs at least as well as the sample it comes from.
         latents: ``(B, N, d)``.
-        energies: misfit energies ``E(z)``, ``(B, N)`` float64.
+        energies: misfit energies ``E(z)``, ``(B, N)`` float64; where the noise was inferred, those
+            at its mean precision.
+        noise_std: the standard deviation of the noise that goes with each sample, ``(B, N)``
+            float64, where it was inferred; else None.
         log_weights: AIS log weights ``(B, N)`` float64, or None.
         log_normaliser: ``log mean w``, the estimate of ``log E_prior[exp(-beta E)]`` at the last
             inverse temperature, ``(B,)`` float64, or None.
@@ -102,6 +109,7 @@ class Result:
     fit_energies: Tensor | None
     latents: Tensor
     energies: Tensor
+    noise_std: Tensor | None
     log_weights: Tensor | None
     log_normaliser: Tensor | None
     log_normaliser_error: Tensor | None
@@ -142,11 +150,12 @@ class Result:
         method.
         """
         populations, chains = self.settings.get("populations", 1), self.settings["chains"]
-        particles = self.settings.get("particles", chains)
+        particles = populations * self.settings.get("particles", chains)
         spent = particles * (self.forwards + GRADIENT_COST * self.gradients)
-        # `gradients` is that of particles which are returned: the others are not polished.
-        polish = self.settings.get("polish", 0) if self.complete else 0
-        return int(populations * (spent - GRADIENT_COST * polish * (particles - chains)))
+        if self.fit_images is None:
+            return int(spent)
+        fits = self.settings["fits"] * self.settings["polish"]
+        return int(spent + GRADIENT_COST * fits + self.settings["fit_draws"])
 
     @property
     def best(self) -> Tensor:
@@ -173,9 +182,17 @@ class Result:
         """The one image to show if only one can be shown, ``(B, *output_shape)``.
 
         The mean of the fits, or without ``polish`` of the samples: where several images are
-        possible their mean has a lower expected squared error than any of them.
+        possible their mean has a lower expected squared error than any of them. Fits count by one
+        over the square of their misfit: one that is better by far has found what others missed.
         """
-        return self.mean() if self.fit_images is None else self.fit_images.mean(1)
+        if self.fit_images is None or self.fit_energies is None:
+            return self.mean()
+        # Far below the samples' misfit all are exact fits, and alike.
+        misfit = self.fit_energies + _EXACT * self.energies.mean(-1, keepdim=True)
+        shares = (misfit / misfit.amin(-1, keepdim=True)) ** -2
+        shares = (shares / shares.sum(-1, keepdim=True)).to(self.fit_images.dtype)
+        shape = (*shares.shape, *[1] * (self.fit_images.ndim - 2))
+        return (shares.reshape(shape) * self.fit_images).sum(1)
 
     def pasted(self, images: Tensor) -> Tensor:
         """``images`` ``(B, *output_shape)`` with the observed entries in place, where masks hide.
@@ -513,6 +530,8 @@ class Result:
             if (value := getattr(self, name)) is not None:
                 facts[name.replace("_", " ")] = _shown(value) + self._error_shown()
         for reason in dict.fromkeys(self.reasons.values()):
+            if reason == NOISE_GIVEN:
+                continue  # what everybody expects
             names = [name.replace("_", " ") for name, why in self.reasons.items() if why == reason]
             facts["no " + ", ".join(names)] = reason
         return "\n".join(

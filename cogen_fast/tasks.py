@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cogen_fast import fits
 from cogen_fast.adaptive import Adaptive, Evidence
 from cogen_fast.arguments import (
     check_choice,
@@ -19,19 +20,26 @@ from cogen_fast.arguments import (
     check_number,
     check_path,
     check_seed,
-    check_whole,
     shown,
 )
 from cogen_fast.assembly import assemble
 from cogen_fast.density import FORMS, Form
-from cogen_fast.loop import Loop, Method, Outcome
-from cogen_fast.observation import AveragePool, Mask, Stride, UserMisfit, as_operator
+from cogen_fast.fits import Fits
+from cogen_fast.inferred_noise import InferredNoise
+from cogen_fast.loop import Loop, Method
+from cogen_fast.observation import (
+    AveragePool,
+    Mask,
+    Stride,
+    UserMisfit,
+    as_operator,
+    is_unknown,
+)
 from cogen_fast.ops.spec import AdaptationRule
-from cogen_fast.optimise import lbfgs
 from cogen_fast.paper import Paper
 from cogen_fast.precision import Precision
 from cogen_fast.presets import DEFAULTS, Preset, find_preset
-from cogen_fast.problem import Problem, prepared
+from cogen_fast.problem import prepared
 from cogen_fast.result import ANNEALED, Result
 from cogen_fast.sampler import ais
 from cogen_fast.sampler.pace import Annealing
@@ -63,7 +71,7 @@ def cogenerate(
     adaptation: AdaptationRule | Literal["published", "per-chain"] | None = "published",
     schedule: Any = None,
     form: Form | None = None,
-    polish: int = 0,
+    polish: int | Literal["auto"] = 0,
     noise_std: Any = None,
     weight: Any = None,
     misfit: UserMisfit | None = None,
@@ -105,8 +113,8 @@ def cogenerate(
         budget: adaptive; most gradient evaluations per returned chain, polishing included, and the
             scored prior draws at two for a gradient. Without one a run takes as many as it needs,
             without end where ``G`` cannot come near ``x_obs``. Observations of a call share it as a
-            clock. With fewer than 16 chains and ``budget * chains`` below 800, chains run alone: no
-            resampling, no weights, and modes in wrong shares.
+            clock. With fewer than 16 chains, and less than 480 gradients of all for sampling, they
+            run alone: no resampling, no weights, and modes in wrong shares.
         populations: adaptive; R of N chains each per observation (1). They are islands: groups of
             particles that exchange none and are tuned by one another. One population is two islands
             of half its particles. Each begins from the best of up to 64 prior draws for each of its
@@ -132,9 +140,14 @@ def cogenerate(
         form: "posterior" (default), ``beta E + |z|^2 / 2``; or, with the paper's method, "paper",
             ``beta E + (1 - beta) |z|^2 / 2``, without weights and evidence.
         polish: gradients of L-BFGS on the misfit from every sample in the end (0): best fits beside
-            the samples, which stay as they are (`Result.fit_images`, `Result.estimate`).
+            the samples, which stay as they are (`Result.fit_images`, `Result.estimate`). "auto":
+            twice as many as the data decide directions (30 to 120), or an eighth of the run's if
+            that is more; with a budget two fifths of it, for as many of the best samples (and, of
+            lone chains, of prior draws) as these are enough for; none with the paper's method.
         noise_std: noise standard deviation in units of ``x_obs``, a number or broadcastable to the
-            measurements. 0.1 for images in [-1, 1]; must be given (or ``weight``) otherwise.
+            measurements. 0.1 for images in [-1, 1]; must be given (or ``weight``) otherwise. "auto"
+            or an `UnknownNoise` infers one for each observation beside its latents (adaptive,
+            without ``evidence="frozen"``): ``Result.noise_std``.
         weight: factor of the squared error in place of ``1 / (2 noise_std^2)``.
         misfit: ``misfit(prediction, target) -> (n,)`` in place of the squared error; both arguments
             have hidden entries set to 0.
@@ -203,15 +216,18 @@ def cogenerate(
     check_flag("progress", progress)
     check_flag("compile", compile)
     check_flag("cuda_graphs", cuda_graphs)
-    polish = check_whole("polish", polish, 0)
+    polish = fits.checked(polish)
     precision = Precision(gradient_dtype, energy_dtype)
     path = None if checkpoint is None else _checkpoint_path(checkpoint)
     interval = check_number("checkpoint_seconds", checkpoint_seconds, above=0.0, zero=True)
     plan: Method
     if _chosen_method(method, preset, only_paper, only_adaptive) == "paper":
+        fitting, _ = fits.planned(0 if polish == "auto" else polish, None, 1)
         plan = _paper(base, preset, rule, ais_steps, schedule, form, common, running)
     else:
-        plan = _adaptive(common | only_adaptive | {"budget": _unpolished(budget, polish)}, running)
+        fitting, left = _fits(polish, budget, chains, populations)
+        adaptive = _adaptive(common | only_adaptive | {"budget": left}, running)
+        plan = InferredNoise(adaptive) if is_unknown(noise_std) else adaptive
     with prepared(
         G,
         x_obs,
@@ -227,18 +243,21 @@ def cogenerate(
         compile=compile,
         cuda_graphs=cuda_graphs,
         whole_runs=isinstance(plan, Paper),
+        infers_noise=isinstance(plan, InferredNoise),
     ) as problem:
         run, complete = Loop(plan, problem, path, interval).anneal(observation_ids, progress)
         outcome = plan.outcome(problem, run, complete)
-        if polish and complete:
+        fit_settings = fits.NONE
+        if fitting is not None and complete:
             try:
-                outcome = _polished(outcome, problem, polish)
+                outcome, fit_settings = fits.found(
+                    outcome, problem, fitting, int(seed), observation_ids
+                )
             except KeyboardInterrupt:
                 if path is not None:
                     raise  # the checkpoint holds the samples
                 outcome.notes.append("polishing was interrupted: there are no fits")
-                polish = 0
-        settings = plan.settings() | {"polish": polish}
+        settings = plan.settings() | fit_settings
         settings |= precision.settings() | {"compile": compile, "cuda_graphs": cuda_graphs}
         if budget is not None:
             settings["budget"] = int(budget)  # as it was asked for, polishing included
@@ -254,11 +273,11 @@ def inpaint(
     """Fill the hidden part of an image: `cogenerate` with a mask, 1 = observed, 0 = hidden.
 
     ``image`` is ``(C, H, W)`` or a batch of it, in [-1, 1]; ``mask`` broadcasts to it, ``(H, W)``
-    included. ``options`` are those of `cogenerate`.
+    included. ``options`` are those of `cogenerate`, but that ``polish`` is "auto" by default.
     """
     if not isinstance(operator := as_operator(mask), Mask):
         raise TypeError(f"mask: expected an array of 0 and 1, got {operator!r}; use cogenerate")
-    return cogenerate(G, image, operator, **options)
+    return cogenerate(G, image, operator, **{"polish": "auto"} | options)
 
 
 def super_resolve(
@@ -273,21 +292,23 @@ def super_resolve(
 
     ``low_res`` is ``(C, H / factor, W / factor)`` or a batch of it, in [-1, 1]. ``downsample`` says
     how it came about: "average" of blocks (the paper's text) or every ``factor``-th pixel, "stride"
-    (the authors' program). ``options`` are those of `cogenerate`.
+    (the authors' program). ``options`` are those of `cogenerate`, but that ``polish`` is "auto" by
+    default.
     """
     operators = {"average": AveragePool, "stride": Stride}
     chosen = check_choice("downsample", downsample, tuple(operators))
-    return cogenerate(G, low_res, operators[chosen](factor), **options)
+    return cogenerate(G, low_res, operators[chosen](factor), **{"polish": "auto"} | options)
 
 
-def _unpolished(budget: Any, polish: int) -> int | None:
-    """The budget of the annealing, ``polish`` taken off."""
-    if budget is None:
-        return None
-    left = check_count("budget", budget) - polish
-    if left < 1:
-        raise ValueError(f"polish: expected less than budget={shown(budget)}, got {polish}")
-    return left
+def _fits(
+    polish: fits.Polish, budget: Any, chains: Any, populations: Any
+) -> tuple[Fits | None, Any]:
+    """The fits, and the budget of the annealing."""
+    if budget is not None:
+        budget = check_count("budget", budget)
+    each = POPULATION if chains is None else check_count("chains", chains)
+    apart = 1 if populations is None else check_count("populations", populations)
+    return fits.planned(polish, budget, each * apart)
 
 
 def _chosen_method(
@@ -403,15 +424,3 @@ def _checkpoint_path(checkpoint: Any) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"checkpoint: expected a file in an existing folder, got {path}")
     return path
-
-
-def _polished(outcome: Outcome, problem: Problem, steps: int) -> Outcome:
-    """With the best fits that optimisation finds from the samples, beside these."""
-    latents, energies = lbfgs(problem.potential, outcome.latents, steps)
-    return replace(
-        outcome,
-        fit_latents=latents,
-        fit_energies=energies,
-        gradients=outcome.gradients + steps,
-        notes=[*outcome.notes, f"fits beside the samples: {steps} gradients of L-BFGS from each"],
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +232,7 @@ def test_every_particle_has_the_same_chance_to_be_returned(chains: int) -> None:
         step_size=None, seed=0, keep_trace=False, max_batch=None,
     )  # fmt: skip
     state = smc.init(lambda z: z.sum(-1), chains=16, islands=count, draws=1, latent_size=1, seed=9)
-    chosen = plan._chosen(state, "native")
+    chosen = plan.chosen(state, "native")
     assert chosen.shape == (count, chains)
     taken = torch.bincount(chosen.flatten(), minlength=16).double()
     assert taken.sum() == count * chains
@@ -433,7 +433,9 @@ def test_the_smallest_budgets_of_lone_chains_are_kept(chains: int) -> None:
         assert moved == (budget > 2)
 
 
-@pytest.mark.parametrize(("budget", "draws"), [(None, 64), (400, 64), (100, 25), (16, 4), (3, 1)])
+@pytest.mark.parametrize(
+    ("budget", "draws"), [(None, 64), (1200, 256), (400, 100), (16, 4), (3, 1)]
+)
 def test_notes_and_settings_tell_of_the_prior_draws(budget: int | None, draws: int) -> None:
     # Without a budget 64 for each particle, with one an eighth of its forwards.
     result, _, forwards = counted(batch=1, chains=16, budget=budget)
@@ -478,13 +480,13 @@ def test_few_chains_and_a_small_budget_run_alone() -> None:
 @pytest.mark.parametrize(
     ("chains", "budget", "alone"),
     [
-        (15, 53, True), (15, 54, False), (1, 799, True), (1, 800, False), (16, 1, False),
+        (15, 31, True), (15, 32, False), (1, 479, True), (1, 480, False), (16, 1, False),
         (1, None, False), (40, 3, False),
     ],
     ids=str,
 )  # fmt: skip
 def test_who_runs_alone(chains: int, budget: int | None, alone: bool) -> None:
-    # Sixteen particles need fifty gradients each: 800 for all chains together.
+    # Sixteen particles need thirty gradients each: 480 for all chains together.
     plan = Adaptive(
         chains=chains, populations=1, annealing=Annealing(), budget=budget, evidence="consistent",
         step_size=None, seed=0, keep_trace=False, max_batch=None,
@@ -528,7 +530,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "budget-with-preset": ({"preset": "celeba-128", "budget": 100}, "budget: .*'adaptive'"),
     "frozen-lone-chains": (
         {"evidence": "frozen", "chains": 3, "budget": 50},
-        "evidence: 'frozen' needs a budget of at least 534 with 3 chains, got 50; or 16 chains",
+        "evidence: 'frozen' needs a budget of at least 320 with 3 chains, got 50; or 16 chains",
     ),
     "evidence": ({"evidence": "exact"}, "evidence: .*'consistent', 'frozen'.*'exact'"),
     **{f"kept-{v!r}": ({"kept": v}, f"kept: .*{v!r}") for v in (0.0, 1.0, -0.5, 2, "half", True)},
@@ -588,13 +590,17 @@ def test_fits_are_beside_the_samples_and_fit_better(how: dict[str, Any]) -> None
     shown = (*FITS, "gradients", "settings", "notes", "reasons")
     assert_same(polished, plain, but=shown)
     assert polished.fit_energies is not None and polished.fit_latents is not None
-    assert (polished.fit_energies <= plain.energies).all()
-    assert (polished.fit_energies < plain.energies).double().mean() > 0.9
-    assert polished.fit_energies.mean() < 0.7 * plain.energies.mean()
+    started = plain.energies.sort(-1).values  # from the samples in the order of their energies
+    assert (polished.fit_energies <= started).all()
+    assert (polished.fit_energies < started).double().mean() > 0.9
+    assert polished.fit_energies.mean() < 0.7 * started.mean()
     torch.testing.assert_close(polished.fit_images, network()(polished.fit_latents).detach())
-    assert polished.gradients == plain.gradients + 40
+    assert polished.gradients == plain.gradients
+    chains = plain.energies.shape[1]
+    assert polished.cost == plain.cost + 2 * 40 * chains
     assert "fits beside the samples: 40 gradients of L-BFGS from each" in polished.notes
     assert polished.settings["polish"] == 40
+    assert polished.settings["fits"] == chains
     assert polished.settings.get("budget") == more.get("budget")
     assert polished.diagnose() == plain.diagnose()
 
@@ -602,11 +608,45 @@ def test_fits_are_beside_the_samples_and_fit_better(how: dict[str, Any]) -> None
 def test_the_fit_and_the_estimate() -> None:
     plain, polished = run(), run(polish=20)
     assert polished.fit_images is not None and polished.fit_energies is not None
-    torch.testing.assert_close(polished.estimate, polished.fit_images.mean(1))
     for b, best in enumerate(polished.fit_energies.argmin(-1).tolist()):
         assert torch.equal(polished.fit[b], polished.fit_images[b, best])
     assert torch.equal(plain.estimate, plain.mean())
     assert torch.equal(plain.fit, plain.best_images)
+
+
+def test_fits_count_by_their_misfit_in_the_estimate() -> None:
+    result = run(polish=20)
+    images = torch.arange(3.0).reshape(1, 3, 1).expand(2, 3, 4)
+    energies = torch.tensor([[1.0, 2.0, 4.0], [0.0, 1e-12, 1.0]], dtype=F64)
+    made = replace(result, fit_images=images, fit_energies=energies, energies=energies + 1e-3)
+    expected = (1 / 4 + 2 / 16) / (1 + 1 / 4 + 1 / 16)
+    assert made.estimate[0].tolist() == pytest.approx([expected] * 4, rel=1e-3)
+    # Far below the samples' misfit all are exact fits.
+    assert made.estimate[1].tolist() == pytest.approx([0.5] * 4, abs=1e-3)
+
+
+@pytest.mark.parametrize("chains", [3, 16])
+def test_fits_within_a_budget(chains: int) -> None:
+    whole = 80 * chains
+    result = run(batch=1, chains=chains, budget=80, polish="auto")
+    made, lone = result.settings, chains < 16
+    spent = made["polish"] * made["fits"] + made["fit_draws"] // 2
+    assert 0.4 * whole - made["polish"] <= spent <= 0.4 * whole
+    assert result.cost <= 2 * whole
+    assert result.cost >= 0.9 * 2 * whole
+    # At least 30 gradients each: the data decide two directions of four.
+    assert 30 <= made["polish"] < 60
+    assert result.fit_energies is not None
+    assert result.fit_energies.shape == (1, made["fits"])
+    assert (made["fit_draws"] > 0) is lone
+    assert any("of L-BFGS from " in note for note in result.notes)
+    assert made["budget"] == 80
+
+
+def test_fits_without_a_budget_take_an_eighth_of_the_run() -> None:
+    plain, polished = run(), run(polish="auto")
+    assert polished.settings["polish"] == max(30, plain.gradients // 8)
+    assert polished.settings["fits"] == 16
 
 
 def test_what_is_observed_is_pasted_into_an_estimate() -> None:
@@ -928,8 +968,8 @@ def test_what_cannot_be_told_is_null_in_json(tmp_path: Path) -> None:
 
 def test_a_result_of_another_format_is_refused(tmp_path: Path) -> None:
     path = run().save(tmp_path) / "result.json"
-    path.write_text(path.read_text().replace("cogen-fast result 6", "cogen-fast result 9"))
-    with pytest.raises(ValueError, match=r"^directory: .*'cogen-fast result 6'.*result 9"):
+    path.write_text(path.read_text().replace("cogen-fast result 7", "cogen-fast result 9"))
+    with pytest.raises(ValueError, match=r"^directory: .*'cogen-fast result 7'.*result 9"):
         Result.load(tmp_path)
 
 

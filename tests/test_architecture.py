@@ -19,6 +19,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "__init__",
         "experiments",
         "training baselines ends bounds tasks",
+        "fits inferred_noise",
         "adaptive",
         "paper",
         "loop prior_draws assembly",
@@ -49,7 +50,7 @@ IMPORTS = {
 FROM_RESULT_UP = {part for part, rank in RANK.items() if rank <= RANK["result"]} - {"sampler"}
 IMPORTED_BY = {
     "generators": {"cli", "__init__", "experiments", "training", "tasks", "generators"},
-    "optimise": {"baselines", "ends", "tasks"},
+    "optimise": {"baselines", "ends", "fits", "inferred_noise"},
     "plots": FROM_RESULT_UP,
     "diagnostics": FROM_RESULT_UP,
     "metrics": FROM_RESULT_UP,

@@ -169,7 +169,7 @@ def test_what_is_affordable_fits_and_leaves_something_for_the_posterior() -> Non
             count, made, steps = pace._fit(plan, length, moves, annealing)
             assert 0 <= made <= moves
             assert 1 <= count <= length
-            spent = count * (made if travel > 0.0 else pace._of_round(made, annealing))
+            spent = count * (made if travel > 0.0 else pace.of_round(made, annealing))
             assert spent <= remaining
             assert made > 0 or remaining < (fixed or 1)
             # A step that does not end the way leaves one more trajectory at least, as does any
@@ -316,6 +316,7 @@ def standing(**changes: Any) -> Standing:
         "beta": tensor(0.1, 0.5, 1.0),
         "sharpness": torch.zeros(3, dtype=F64),
         "rounds": torch.tensor([0, 0, 8]),
+        "aim": torch.ones(3, dtype=F64),
         "tuning": tuned,
         "size": 8,
         "spent": 10,

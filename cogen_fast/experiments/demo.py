@@ -65,13 +65,13 @@ def mask() -> Tensor:
 
 
 def _errors(result: Result, truth: Tensor) -> str:
-    """Of the samples, and of their mean, which is the best guess by this measure."""
+    """Of the samples, and of the estimate, which is the best guess by this measure."""
     assert result.observed is not None
     seen = result.observed[0]
     off = result.images[0] - truth
     observed, hidden = (off[:, pixels].square().mean(-1).sqrt() for pixels in (seen, ~seen))
-    mean = (result.mean()[0] - truth)[~seen].square().mean().sqrt()
+    estimate = (result.estimate[0] - truth)[~seen].square().mean().sqrt()
     return (
         f"observed pixels {observed.min():.2f} to {observed.max():.2f}, hidden pixels "
-        f"{hidden.min():.2f} to {hidden.max():.2f}, of the mean {mean:.2f}"
+        f"{hidden.min():.2f} to {hidden.max():.2f}, of the estimate {estimate:.2f}"
     )

@@ -127,12 +127,17 @@ class LinearGaussian:
         four fixed random ones.
         """
         turned = latents.double() @ self.turn - self.means(x)[:, None]
-        random = torch.Generator().manual_seed(1)
-        directions = torch.randn(self.size, _DIRECTIONS, generator=random, dtype=torch.float64)
-        along = (turned @ directions) ** 2 / (self.variances @ directions**2)
-        each = turned**2 / self.variances
-        found = {"all": each.mean((1, 2)), "stiffest": each[..., 0].mean(1)}
-        return found | {f"random {i}": along[..., i].mean(1) for i in range(_DIRECTIONS)}
+        return _relative_variances(turned, self.variances, "stiffest")
+
+
+def _relative_variances(away: Tensor, variances: Tensor, first: str) -> dict[str, Tensor]:
+    """Mean squares of distances ``(B, N, d)`` over ``variances`` ``(d,)`` or ``(B, 1, d)``."""
+    random = torch.Generator().manual_seed(1)
+    directions = torch.randn(away.shape[-1], _DIRECTIONS, generator=random, dtype=torch.float64)
+    along = (away @ directions) ** 2 / (variances @ directions**2)
+    each = away**2 / variances
+    found = {"all": each.mean((1, 2)), first: each[..., 0].mean(1)}
+    return found | {f"random {i}": along[..., i].mean(1) for i in range(_DIRECTIONS)}
 
 
 def _kinked(z: Tensor) -> Tensor:
@@ -269,13 +274,7 @@ class Elementwise:
         found = self._integrals(x)
         means = found[..., 1] / found[..., 0]
         variances = found[..., 2] / found[..., 0] - means**2
-        away = latents.double() - means[:, None]
-        random = torch.Generator().manual_seed(1)
-        directions = torch.randn(self.size, _DIRECTIONS, generator=random, dtype=torch.float64)
-        along = (away @ directions) ** 2 / (variances @ directions**2)[:, None]
-        each = away**2 / variances[:, None]
-        named = {"all": each.mean((1, 2)), "first": each[..., 0].mean(1)}
-        return named | {f"random {i}": along[..., i].mean(1) for i in range(_DIRECTIONS)}
+        return _relative_variances(latents.double() - means[:, None], variances[:, None], "first")
 
 
 def _normals(ids: Sequence[int], size: int) -> Tensor:

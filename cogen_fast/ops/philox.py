@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     SELECT = 5
     TASK = 6
     POOL = 7
+    LEVEL = 8
 
 
 @dataclass(frozen=True)

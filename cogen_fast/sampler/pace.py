@@ -20,6 +20,7 @@ _LEAST_KEPT = 0.1  # where a step keeps less, one particle in ten carries it
 _ROUNDING = 1e-9
 _MODERATE_KEPT = 0.3  # longer trajectories are worth steps as large as this
 _UNKNOWN_TRAVEL = 10.0  # e-folds of beta assumed before the first is known
+_LEAST_TRAVEL = 0.3  # e-folds that are planned for where beta is past what was aimed at
 _STEEPEST = math.e  # beta grows by no larger factor in one step
 MASSES = ("curvature", "identity")
 
@@ -74,13 +75,15 @@ class Standing:
 
     ``(B,)`` each: ``active``, ``beta``, ``sharpness`` (steps that keep ``exp(-1)`` per e-fold of
     beta) and ``rounds`` made at beta = 1; sharpness and ``tuning`` as others have found them.
-    ``size`` is the latents' d, ``spent`` the gradient evaluations of a particle so far.
+    ``aim`` is the beta that a budget is planned to reach. ``size`` is the latents' d, ``spent`` the
+    gradient evaluations of a particle so far.
     """
 
     active: Tensor
     beta: Tensor
     sharpness: Tensor
     rounds: Tensor
+    aim: Tensor
     tuning: Tuning
     size: int
     spent: int
@@ -111,6 +114,7 @@ class _Row:
     beta: float
     sharpness: float
     rounds: float
+    aim: float
 
 
 def choose(standing: Standing, annealing: Annealing) -> Pace:
@@ -175,6 +179,7 @@ def _read(standing: Standing) -> list[_Row]:
         standing.beta,
         standing.sharpness,
         standing.rounds,
+        standing.aim,
     )
     stacked = torch.stack([column.double() for column in columns], dim=-1)
     return [_Row(bool(active), *numbers) for active, *numbers in stacked.tolist()]
@@ -200,10 +205,10 @@ def _made(moves: int, row: _Row, annealing: Annealing) -> int:
     """How many of a temperature's ``moves`` are made where the observation stands."""
     if not row.active:
         return 0
-    return _of_round(moves, annealing) if row.beta >= 1.0 else moves
+    return of_round(moves, annealing) if row.beta >= 1.0 else moves
 
 
-def _of_round(moves: int, annealing: Annealing) -> int:
+def of_round(moves: int, annealing: Annealing) -> int:
     """Those of one round at the posterior, where a temperature would have ``moves``, unless fixed.
 
     There are rounds enough, and more of them tell more about the posterior than longer ones.
@@ -212,14 +217,17 @@ def _of_round(moves: int, annealing: Annealing) -> int:
 
 
 def _travel(row: _Row, size: int) -> float:
-    """How far an observation still is from beta = 1, in steps that keep ``exp(-1)``.
+    """How far an observation still is from where it is to go, in steps that keep ``exp(-1)``.
 
     A step keeps about ``exp(-(step sd(E))^2)``, and ``beta sd(E)`` of a Gaussian posterior in d
     dimensions, the steps per e-fold, goes to ``sqrt(d / 2)`` from below.
     """
     if row.beta >= 1.0:
         return 0.0
-    e_folds = -math.log(row.beta) if row.beta > 0.0 else _UNKNOWN_TRAVEL
+    e_folds = _UNKNOWN_TRAVEL
+    if row.beta > 0.0:
+        least = _LEAST_TRAVEL if row.aim < 1.0 else 0.0
+        e_folds = max(math.log(row.aim) - math.log(row.beta), least)
     return max(row.sharpness, 0.6 * math.sqrt(size / 2.0)) * e_folds
 
 
@@ -251,7 +259,7 @@ def _fit(plan: _Plan, length: int, moves: int, annealing: Annealing) -> tuple[in
     rounds, least_steps = max(plan.rounds, 1.0), 1.0 if travel > 0.0 else 0.0
     fewest = 1 if annealing.hmc_steps is None else moves
     for fewer in range(moves, fewest - 1, -1):
-        spent = max(wanted, least_steps) * fewer + rounds * _of_round(fewer, annealing)
+        spent = max(wanted, least_steps) * fewer + rounds * of_round(fewer, annealing)
         if spent * length <= remaining:
             return length, fewer, wanted
     made = annealing.final_rounds - rounds

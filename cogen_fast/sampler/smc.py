@@ -49,7 +49,8 @@ class SMCState:
     """Where the islands of some observations stand: B rows of N particles each.
 
     ``islands`` T is how many neighbouring rows are of one observation. ``beta`` ``(B,)`` is the
-    inverse temperature reached, ``first_beta`` the one that the prior pool allowed. ``log_weights``
+    inverse temperature reached, ``first_beta`` the one that the prior pool allowed, ``aim`` the one
+    that a budget is planned to reach (1, unless something is known to end before). ``log_weights``
     ``(B, N)`` float64 hold the mean weight up to the last resampling and each particle's own since,
     so that their log mean is the log normaliser; ``variance`` ``(B,)`` is the first-order relative
     variance of that estimate as lineages show it, ``expected_variance`` ``(B,)`` what one expects
@@ -76,6 +77,7 @@ class SMCState:
     sharpness: Tensor
     beta: Tensor
     first_beta: Tensor
+    aim: Tensor
     log_weights: Tensor
     variance: Tensor
     expected_variance: Tensor
@@ -247,6 +249,7 @@ def _begun(
         sharpness=begun.beta * begun.deviation,
         beta=begun.beta,
         first_beta=begun.beta,
+        aim=torch.ones_like(begun.beta),
         log_weights=even + begun.log_normaliser[:, None],
         variance=begun.variance,
         expected_variance=begun.variance,
@@ -309,7 +312,8 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
     sharpness = islands.others(state.sharpness, state.islands)
     known = tuning.of_others(state.tuning, state.islands)
     chosen = pace.choose(
-        Standing(active, beta, sharpness, state.rounds, known, size, state.spent), annealing
+        Standing(active, beta, sharpness, state.rounds, state.aim, known, size, state.spent),
+        annealing,
     )
     if state.spread is None:
         new_beta = pace.next_beta(beta, state.sharpness, chosen.kept, state.islands, active)
@@ -627,20 +631,26 @@ def run(
         start = Run(state, (), first, None if repeats is None else tuple(repeats))
     progress = start
     while not progress.done:
-        choice = None
-        if progress.repeats is not None:
-            choice = progress.repeats[len(progress.infos)]
-        field = fallback.in_use(potential, progress.refined)
-        state, info = step(progress.state, field, annealing, choice=choice, backend=backend)
-        trace = progress.trace
-        trace = None if trace is None else (*trace, state.hmc.latents.cpu())
-        progress = replace(progress, state=state, infos=(*progress.infos, info), trace=trace)
-        last = [each.acceptance for each in progress.infos[-fallback.WINDOW :]]
-        if choice is None and fallback.is_due(field, last, fallback.LEAST_TUNED):
-            chains, cost = fallback.refined(state.hmc, field)
-            cost += state.forwards
-            state = replace(state, hmc=chains, spent=state.spent + 1, forwards=cost)
-            progress = replace(progress, state=state, refined=len(progress.infos))
+        progress = advance(progress, potential, annealing, backend)
         if on_step is not None:
             on_step(progress)
+    return progress
+
+
+def advance(progress: Run, potential: Potential, annealing: Annealing, backend: str) -> Run:
+    """One temperature of a run; finer gradients follow where coarse ones cost acceptance."""
+    choice = None
+    if progress.repeats is not None:
+        choice = progress.repeats[len(progress.infos)]
+    field = fallback.in_use(potential, progress.refined)
+    state, info = step(progress.state, field, annealing, choice=choice, backend=backend)
+    trace = progress.trace
+    trace = None if trace is None else (*trace, state.hmc.latents.cpu())
+    progress = replace(progress, state=state, infos=(*progress.infos, info), trace=trace)
+    last = [each.acceptance for each in progress.infos[-fallback.WINDOW :]]
+    if choice is None and fallback.is_due(field, last, fallback.LEAST_TUNED):
+        chains, cost = fallback.refined(state.hmc, field)
+        cost += state.forwards
+        state = replace(state, hmc=chains, spent=state.spent + 1, forwards=cost)
+        progress = replace(progress, state=state, refined=len(progress.infos))
     return progress

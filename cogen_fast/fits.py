@@ -1,0 +1,127 @@
+"""Best fits beside the samples: how many, how deep, and from where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from cogen_fast import prior_draws
+from cogen_fast.arguments import check_whole, shown
+from cogen_fast.loop import Outcome
+from cogen_fast.optimise import lbfgs
+from cogen_fast.problem import Problem
+from cogen_fast.result import GRADIENT_COST
+
+Polish = int | Literal["auto"]
+_DEEP, _SHALLOW = 120, 30  # gradients of L-BFGS from a sample: of 60 directions, and at least
+_OF_RUN = 8  # without a budget, one part of what the run took, at least
+_OF_BUDGET = 0.4
+_OF_FITS = 4  # of lone chains, one part goes to prior draws to start from
+_SEED = 0xD1B54A32D192ED03
+
+
+@dataclass(frozen=True)
+class Fits:
+    """``steps`` of L-BFGS from every sample, or what ``spend`` gradients of all are enough for.
+
+    With neither given, both are decided by what the run has taken.
+    """
+
+    steps: int | None = None
+    spend: int | None = None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """``polish`` steps from each of ``fits`` starts, some of them of ``fit_draws`` prior draws."""
+
+    polish: int
+    fits: int
+    fit_draws: int = 0
+
+
+NONE: dict[str, int] = vars(_Made(0, 0))
+"""The settings of a result without fits."""
+
+
+def checked(polish: Any) -> Polish:
+    """A whole number of steps, or "auto". TypeError or ValueError naming the argument."""
+    if isinstance(polish, str):
+        if polish != "auto":
+            raise ValueError(f'polish: expected a whole number or "auto", got {shown(polish)}')
+        return "auto"
+    return check_whole("polish", polish, 0)
+
+
+def planned(polish: Polish, budget: int | None, chains: int) -> tuple[Fits | None, int | None]:
+    """The fits, and what they leave of ``budget``, in gradients of each of ``chains`` chains."""
+    if polish == "auto":
+        if budget is None:
+            return Fits(), None
+        spend = int(_OF_BUDGET * budget * chains)
+        return (Fits(spend=spend) if spend else None), budget - -(-spend // chains)
+    steps = int(polish)
+    if budget is not None:
+        if budget <= steps:
+            raise ValueError(f"polish: expected less than budget={budget}, got {steps}")
+        budget -= steps
+    return (Fits(steps) if steps else None), budget
+
+
+def found(
+    outcome: Outcome,
+    problem: Problem,
+    fits: Fits,
+    seed: int,
+    observation_ids: Sequence[int] | None,
+) -> tuple[Outcome, dict[str, int]]:
+    """The outcome with fits beside the samples, and how they were made, as settings.
+
+    From the samples of lowest energy, in that order.
+    """
+    made = _decided(fits, outcome, problem)
+    starts, energy = outcome.latents, outcome.energies
+    if made.fit_draws:
+        stream = prior_draws.noise(problem, (seed + _SEED) % 2**64, observation_ids)
+        draws, scores = prior_draws.scored(problem, stream, made.fit_draws)
+        starts = torch.cat([starts, draws[:, 0]], 1)
+        energy = torch.cat([energy, scores[:, 0]], 1)
+    chosen = energy.argsort(stable=True, dim=-1)[:, : made.fits, None]
+    starts = starts.gather(1, chosen.expand(-1, -1, starts.shape[-1]))
+    latents, energies = lbfgs(problem.potential, starts, made.polish)
+    if outcome.energy_unit is not None:
+        energies = energies * outcome.energy_unit[:, None]
+    note = f"fits beside the samples: {made.polish} gradients of L-BFGS from {_of(made, outcome)}"
+    notes = [*outcome.notes, note]
+    found = replace(outcome, fit_latents=latents, fit_energies=energies, notes=notes)
+    return found, vars(made)
+
+
+def _decided(fits: Fits, outcome: Outcome, problem: Problem) -> _Made:
+    chains = outcome.energies.shape[1]
+    if fits.steps is not None:
+        return _Made(fits.steps, chains)
+    deep = _deep(problem)
+    if fits.spend is None:
+        return _Made(max(deep, outcome.gradients // _OF_RUN), chains)
+    # Few gradients of lone chains do not outdo as many prior draws.
+    for_draws = fits.spend // _OF_FITS if outcome.log_weights is None else 0
+    left = fits.spend - for_draws
+    count = min(max(left // deep, 1), chains)
+    return _Made(left // count, count, GRADIENT_COST * for_draws)
+
+
+def _deep(problem: Problem) -> int:
+    """Steps that find a fit: twice as many as the directions that the data decide."""
+    measured = int(problem.observation.num_observed.min())
+    directions = min(measured, problem.adapter.latent_size)
+    return min(_DEEP, max(_SHALLOW, 2 * directions))
+
+
+def _of(made: _Made, outcome: Outcome) -> str:
+    if made.fit_draws:
+        return f"the best {made.fits} of them and of {made.fit_draws} prior draws"
+    return "each" if made.fits == outcome.energies.shape[1] else f"the best {made.fits} of them"

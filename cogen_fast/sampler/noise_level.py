@@ -1,0 +1,325 @@
+"""Noise that is not known: its level is annealed through, and kept where the data want it.
+
+The posterior at inverse temperature beta of a misfit ``S / (2 low^2)`` is the one of noise
+``sigma = low / sqrt(beta)``, and ``beta^(n/2) Z(beta)`` is, up to a constant, the likelihood of
+that sigma given n measurements, all else integrated out. So one annealing from the prior to the
+least noise passes every noise level and weighs each on its way. `Levels` keeps draws of the joint
+posterior of latents and noise, with a prior on sigma that is uniform in its logarithm; then each
+chain draws its own noise given its latents (`beta_given_energy`) and its latents given its noise
+(`HMC <hmc.transition>`), a Gibbs sampler that starts where it should end. To anneal the misfit
+with the noise integrated out, ``(n / 2) log S``, is no such path: where G can fit the data exactly
+it jumps from the prior to the fit at one temperature, near ``beta = d / n``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cogen_fast.density import Potential, gradients
+from cogen_fast.ops.dispatch import Ops
+from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
+from cogen_fast.ops.spec import TransitionSettings
+from cogen_fast.sampler import curvature, hmc, pace, tuning
+from cogen_fast.sampler.curvature import Directions
+from cogen_fast.sampler.hmc import HMCState
+from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.smc import Run, SMCInfo, SMCState
+from cogen_fast.sampler.weights import log_mean_weight
+
+_DROP = 15.0  # nats below the most likely level, where annealing ends
+_RUSHED = 3.0  # times what beta was: more than a step of any pace
+_POINTS = 512  # of the grid on log beta
+_WIDTH, _FALL = 24.0, 40.0  # its half-width, in standard deviations or in nats of a straight fall
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Draws of latents and noise from what B islands have passed by.
+
+    ``latents`` ``(B, N, d)``, their ``energy`` at beta = 1 and ``beta`` ``(B, N)`` float64, and the
+    prior draw of each, ``roots``. ``log_mass`` ``(B,)`` is the log of ``beta^(n/2) Z(beta)``
+    integrated over ``log beta``, ``variance`` and ``expected_variance`` those of its estimate,
+    ``last`` and ``top`` the integrand's logarithm now and where it was largest.
+    """
+
+    latents: Tensor
+    energy: Tensor
+    beta: Tensor
+    roots: Tensor
+    log_mass: Tensor
+    variance: Tensor
+    expected_variance: Tensor
+    last: Tensor
+    top: Tensor
+
+
+def begin(state: SMCState, count: Tensor) -> Levels:
+    """Nothing passed by yet, of ``count`` ``(B,)`` measurements."""
+    last = _integrand(state, count)
+    nothing = torch.full_like(last, -math.inf)
+    return Levels(
+        latents=state.hmc.latents,
+        energy=state.hmc.energy,
+        beta=state.beta[:, None].expand_as(state.hmc.energy),
+        roots=state.roots,
+        log_mass=nothing,
+        variance=state.variance,
+        expected_variance=state.expected_variance,
+        last=last,
+        top=nothing.clone(),
+    )
+
+
+def _integrand(state: SMCState, count: Tensor) -> Tensor:
+    return log_mean_weight(state.log_weights) + 0.5 * count * state.beta.log()
+
+
+def pass_by(
+    levels: Levels, before: SMCState, after: SMCState, count: Tensor, least: Tensor, ops: Ops
+) -> Levels:
+    """The levels with a step from ``before`` to ``after``, in so far as above ``least`` ``(B,)``.
+
+    A draw is replaced by a particle of this step with the step's share of all mass so far. A step
+    to the end at once, for want of a budget, counts only where there is nothing else.
+    """
+    now = _integrand(after, count)
+    width = after.beta.log() - torch.maximum(before.beta, least).log()
+    rushed = (after.beta > _RUSHED * before.beta) & (levels.log_mass > -math.inf)
+    counts = (width > 0.0) & ~before.finished & ~rushed
+    mass = torch.logaddexp(levels.last, now) + (0.5 * width.clamp(min=1e-300)).log()
+    mass = torch.where(counts, mass, -math.inf)
+    total = torch.logaddexp(levels.log_mass, mass)
+    share = torch.where(counts, torch.exp(mass - total), 0.0)
+    stream = after.hmc.stream
+    everywhere = torch.ones_like(counts)
+    uniform = uniforms(stream, Purpose.LEVEL, 2, torch.float64)
+    ancestors = ops.systematic_ancestors(after.log_weights, uniform[:, 0], everywhere)
+    taken = _systematic(share, uniform[:, 1], levels.energy.shape[-1])
+    rows = ancestors[..., None].expand_as(levels.latents)
+    return Levels(
+        latents=torch.where(taken[..., None], after.hmc.latents.gather(1, rows), levels.latents),
+        energy=torch.where(taken, after.hmc.energy.gather(1, ancestors), levels.energy),
+        beta=torch.where(taken, after.beta[:, None], levels.beta),
+        roots=torch.where(taken, after.roots.gather(1, ancestors), levels.roots),
+        log_mass=total,
+        variance=levels.variance.lerp(after.variance, share),
+        expected_variance=levels.expected_variance.lerp(after.expected_variance, share),
+        last=now,
+        top=torch.where(counts, torch.maximum(levels.top, now), levels.top),
+    )
+
+
+def _systematic(share: Tensor, uniform: Tensor, count: int) -> Tensor:
+    """Which of ``count`` draws are replaced, ``(B, N)``: each with probability ``share``."""
+    number = torch.arange(count + 1, device=share.device)
+    steps = torch.floor(uniform[:, None] + number * share[:, None])
+    return steps[:, 1:] > steps[:, :-1]
+
+
+def passed(levels: Levels, state: SMCState) -> Tensor:
+    """Which islands have seen all levels that count, ``(B,)``."""
+    return (state.beta >= 1.0) | (levels.last < levels.top - _DROP)
+
+
+def beta_given_energy(energy: Tensor, count: Tensor, least: Tensor, uniform: Tensor) -> Tensor:
+    """Draws of beta given misfit energies at beta = 1, all ``(n,)`` float64.
+
+    From the density of ``u = log beta`` between ``log least`` and 0, proportional to
+    ``exp(count u / 2 - exp(u) energy)``, by the inverse of its distribution function on a grid
+    between whose points its logarithm, which is concave, is taken to be straight.
+    """
+    half, low = 0.5 * count, least.log()
+    mode = (half / energy.clamp(min=1e-300)).log()
+    mode = torch.minimum(torch.maximum(mode, low), torch.zeros_like(mode))
+    # By the curvature at the mode, or by the slope, where that is at a bound.
+    slope = (half - mode.exp() * energy).abs()
+    reach = torch.minimum(_WIDTH / half.sqrt(), _FALL / slope.clamp(min=1e-300))
+    lower, upper = torch.maximum(low, mode - reach), (mode + reach).clamp(max=0.0)
+    grid = torch.linspace(0.0, 1.0, _POINTS, dtype=torch.float64, device=energy.device)
+    u = lower[:, None] + (upper - lower)[:, None] * grid
+    log_density = half[:, None] * u - u.exp() * energy[:, None]
+    density = torch.exp(log_density - log_density.amax(-1, keepdim=True))
+    cell = 0.5 * (density[:, 1:] + density[:, :-1])
+    whole = cell.cumsum(-1)
+    target = uniform * whole[:, -1]
+    index = torch.searchsorted(whole, target[:, None]).clamp(max=_POINTS - 2)
+    begun = whole.gather(1, index) - cell.gather(1, index)
+    a, b = density.gather(1, index), density.gather(1, index + 1)
+    inside = _within_cell(a, b, target[:, None] - begun)
+    start, step = u.gather(1, index), (upper - lower)[:, None] / (_POINTS - 1)
+    return (start + step * inside).exp()[:, 0]
+
+
+def _within_cell(a: Tensor, b: Tensor, mass: Tensor) -> Tensor:
+    """Where a density that goes straight from ``a`` to ``b`` over a unit has that ``mass``."""
+    slope = b - a
+    root = (a * a + 2.0 * slope * mass).clamp(min=0.0).sqrt()
+    return (2.0 * mass / (a + root).clamp(min=1e-300)).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What the chains of B islands move by, as other islands have found it.
+
+    ``step_size`` ``(B,)``; ``directions`` and the basis ``turn`` ``(B, d, d)`` made of them
+    are None where the mass is 1. A round has ``moves`` ``(B,)`` int64 transitions.
+    """
+
+    step_size: Tensor
+    leapfrog_steps: int
+    moves: Tensor
+    directions: Directions | None
+    turn: Tensor | None
+
+
+def tuned(progress: Run, annealing: Annealing) -> Moves:
+    """The moves of a run that has passed all levels; nothing is learnt from here on."""
+    state, rule = progress.state, annealing.rule
+    known = tuning.of_others(state.tuning, state.islands)
+    moves = []
+    for memory in known.memory.amax(-1).tolist():
+        needed = annealing.hmc_steps or tuning.moves_needed(memory, rule.remembered, rule)
+        moves.append(pace.of_round(needed, annealing))
+    last = progress.infos[-1].choice
+    followed = last.stiff is not None
+    return Moves(
+        known.log_step.exp(),
+        last.leapfrog_steps,
+        torch.tensor(moves).to(known.log_step.device),
+        state.directions if followed else None,
+        state.turn if followed else None,
+    )
+
+
+@dataclass(frozen=True)
+class Chains:
+    """N chains of each of B islands, each at a noise of its own.
+
+    ``hmc`` holds them as ``B N`` rows of one chain, ``(B N, 1, d)``, in the coordinates of their
+    moves and with noise streams of their own. ``beta`` ``(B N,)``; ``acceptance`` ``(B,)`` is that
+    of the last round and ``non_finite`` ``(B, N)`` counts proposals.
+    """
+
+    hmc: HMCState
+    beta: Tensor
+    acceptance: Tensor
+    non_finite: Tensor
+
+
+def chains(
+    levels: Levels, potential: Potential, moves: Moves, state: SMCState, seed: int
+) -> Chains:
+    """The draws of `Levels` as chains; costs one gradient. ``seed`` is another than the run's."""
+    count, each, size = levels.latents.shape
+    rows = state.hmc.stream.observation[:, None] * each
+    ids = (rows + torch.arange(each, device=rows.device)).flatten()
+    stream = NoiseStream(seed, torch.zeros_like(ids), ids)
+    latents = levels.latents
+    if moves.turn is not None:
+        latents = curvature.times(latents, moves.turn)
+    latents = latents.reshape(count * each, 1, size)
+    energy, grad = _OfRows(potential, moves.turn, each).energy_and_grad(latents)
+    return Chains(
+        HMCState(latents, energy, grad, stream),
+        levels.beta.flatten(),
+        torch.ones_like(levels.log_mass),
+        state.non_finite,
+    )
+
+
+def turned_back(chains: Chains, moves: Moves) -> HMCState:
+    """The chains as `SMCState` has its particles, ``(B, N, d)`` latents and so on."""
+    count = len(moves.step_size)
+    latents, grad = (
+        each.reshape(count, -1, each.shape[-1]) for each in (chains.hmc.latents, chains.hmc.grad)
+    )
+    if moves.turn is not None:
+        latents = curvature.times(latents, moves.turn.mT)
+        grad = curvature.times(grad, moves.turn.mT)
+    energy = chains.hmc.energy.reshape(count, -1)
+    return HMCState(latents, energy, grad, chains.hmc.stream)
+
+
+class _OfRows:
+    """A potential of chains that stand in rows of their own, in coordinates ``y = z Q``."""
+
+    def __init__(self, potential: Potential, turn: Tensor | None, chains: int) -> None:
+        if turn is not None:
+            potential = curvature.TurnedPotential(potential, turn)
+        self.potential, self.chains = potential, chains
+
+    def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies ``(B N, 1)`` and gradients ``(B N, 1, d)``."""
+        energy, grad = self.potential.energy_and_grad(self._together(latents))
+        return energy.reshape(-1, 1), grad.reshape(latents.shape)
+
+    def grad_alone(self, latents: Tensor) -> Tensor:
+        """The gradients alone."""
+        return gradients(self.potential, self._together(latents)).reshape(latents.shape)
+
+    def _together(self, latents: Tensor) -> Tensor:
+        return latents.reshape(-1, self.chains, latents.shape[-1])
+
+
+def gibbs_round(
+    chains: Chains,
+    potential: Potential,
+    moves: Moves,
+    jitter: float,
+    count: Tensor,
+    least: Tensor,
+    ops: Ops,
+) -> Chains:
+    """Each chain draws its noise given its latents, then moves at it, M L gradients.
+
+    ``count`` ``(B,)`` values are measured, beta is at least ``least`` ``(B,)``; step sizes are
+    multiplied by a random factor from ``1 - jitter`` to ``1 + jitter``.
+    """
+    each = len(chains.beta) // len(moves.step_size)
+    counts, lowest, step_size, wanted = (
+        values.repeat_interleave(each) for values in (count, least, moves.step_size, moves.moves)
+    )
+    state, wrong = chains.hmc, chains.non_finite
+    uniform = ops.observation_uniforms(state.stream, Purpose.LEVEL)
+    beta = beta_given_energy(state.energy[:, 0], counts, lowest, uniform)
+    inverse_mass = None
+    if moves.directions is not None:
+        inverse_mass = _inverse_mass(moves.directions, beta).to(state.latents.dtype)
+    target, accepted = _OfRows(potential, moves.turn, each), torch.zeros_like(beta)
+    for number in range(int(moves.moves.max())):
+        turn = 2.0 * ops.observation_uniforms(state.stream, Purpose.JITTER) - 1.0
+        active, step = wanted > number, step_size * (1.0 + jitter * turn)
+        settings = TransitionSettings(beta, torch.ones_like(beta), step, inverse_mass, active)
+        state, info = hmc.transition(state, target, settings, moves.leapfrog_steps, ops)
+        accepted = accepted + torch.where(active, info.acceptance_probability[:, 0], 0.0)
+        wrong = wrong + (info.non_finite[:, 0] & active).reshape(wrong.shape)
+    acceptance = (accepted / wanted).reshape(-1, each).mean(-1)
+    return Chains(state, beta, acceptance, wrong)
+
+
+def _inverse_mass(known: Directions, beta: Tensor) -> Tensor:
+    """Of each chain at its own ``beta`` ``(B N,)``, ``(B N, d)``."""
+    each = len(beta) // len(known.rest)
+    values = known.values.repeat_interleave(each, 0)
+    rest = known.rest.repeat_interleave(each)
+    vectors = known.vectors[:1].expand(len(beta), -1, -1)  # for its shape alone
+    return curvature.inverse_mass(Directions(vectors, values, rest), beta)
+
+
+@dataclass(frozen=True)
+class NoiseRun:
+    """A run, finished or not: the annealing through all noise levels, and what follows it.
+
+    ``levels`` is what was passed by; ``chains`` move by ``moves`` once that is done, and ``infos``
+    are of their rounds, so far.
+    """
+
+    annealing: Run
+    levels: Levels
+    moves: Moves | None = None
+    chains: Chains | None = None
+    infos: tuple[SMCInfo, ...] = ()

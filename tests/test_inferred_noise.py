@@ -1,0 +1,344 @@
+"""Noise that is inferred with the latents: exact where that is known, whole, and clear of misuse.
+
+The posterior of a linear model's noise is known up to an integral over one number, which a grid
+does. Runs are independent, so that a chain of each, chosen by its weight, has a rank among the
+exact distribution that is uniform: 4.5 standard errors of a mean of uniforms are one chance in
+100,000, and so is the bound on the chi-square statistic of 8 bins.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cogen_fast import Result, UnknownNoise, bound_evidence, cogenerate
+from cogen_fast.baselines import reconstruct
+from cogen_fast.experiments.exact_models import LinearGaussian, log_mean_and_error
+from cogen_fast.sampler import noise_level
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+BOUND, EVIDENCE_BOUND = 4.5, 5.0
+CHI_SQUARE = 36.0  # 7 degrees of freedom
+F64 = torch.float64
+LOW, HIGH = 0.03, 3.0
+
+
+# --- the noise of a chain, given its latents ------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1.0, 5.0, 64.0, 3072.0])
+@pytest.mark.parametrize("where", ["inside", "below", "above", "far below", "far above"])
+def test_the_noise_given_latents_is_a_truncated_gamma(count: float, where: str) -> None:
+    # ``beta^(n/2 - 1) exp(-beta E)`` between two bounds, by the incomplete gamma function.
+    least, half = 1e-4, 0.5 * count
+    likeliest = {"inside": 0.02, "below": 1.1e-4, "above": 0.8, "far below": 4e-5, "far above": 3.0}
+    energy = half / likeliest[where]
+    uniform = (torch.arange(2000, dtype=F64) + 0.5) / 2000
+
+    def every(value: float) -> Tensor:
+        return torch.full_like(uniform, value)
+
+    beta = noise_level.beta_given_energy(every(energy), every(count), every(least), uniform)
+    assert beta.min() >= least * (1.0 - 1e-9)
+    assert beta.max() <= 1.0 + 1e-9
+
+    def below(x: Tensor) -> Tensor:
+        return torch.special.gammainc(every(half), energy * x)
+
+    def above(x: Tensor) -> Tensor:
+        return torch.special.gammaincc(every(half), energy * x)
+
+    law = above if below(every(least)).min() > 0.5 else below  # the one that is not all rounding
+    first, last = law(every(least)), law(every(1.0))
+    if abs(float(last[0] - first[0])) < 1e-12:
+        pytest.skip("nothing of the gamma distribution lies between the bounds in float64")
+    found = (law(beta) - first) / (last - first)
+    assert (found - uniform).abs().max() < 2e-3
+
+
+# --- against what is known ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A linear model whose outputs are seen ``copies`` times, each with noise of its own."""
+
+    name: str
+    size: int
+    copies: int = 1
+    repetitions: int = 64
+    budget: int | None = None
+
+    @property
+    def model(self) -> LinearGaussian:
+        return LinearGaussian.named(self.name, self.size, 0.1)
+
+    @property
+    def x(self) -> Tensor:
+        """Data ``(B, copies d)``, each with noise drawn from its prior."""
+        random = torch.Generator().manual_seed(5)
+        share = torch.rand(self.repetitions, 1, generator=random, dtype=F64)
+        noise = LOW * (HIGH / LOW) ** share
+        z = torch.randn(self.repetitions, self.size, generator=random)
+        outputs = self.outputs(z)
+        return (outputs + noise * torch.randn(outputs.shape, generator=random)).float()
+
+    def outputs(self, z: Tensor) -> Tensor:
+        return self.model.generator(z).repeat(1, self.copies)
+
+    def run(self) -> Result:
+        return cogenerate(
+            self.outputs,
+            self.x,
+            torch.ones(self.size * self.copies),
+            noise_std=UnknownNoise(LOW, HIGH),
+            latent_shape=self.size,
+            budget=self.budget,
+            progress=False,
+        )
+
+    def exact(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log noise levels, their posterior ``(B, K)``, and the log evidence ``(B,)``."""
+        levels = torch.linspace(math.log(LOW), math.log(HIGH), 2001, dtype=F64)
+        squares = torch.exp(2.0 * levels)[:, None]
+        x = self.x.double().reshape(self.repetitions, self.copies, self.size)
+        mean, spread = x.mean(1), x.var(1, correction=0).sum(-1) * self.copies
+        marginal = self.model.scales**2 + squares / self.copies
+        log_density = -0.5 * (mean[:, None] ** 2 / marginal + (2.0 * math.pi * marginal).log())
+        free = self.size * (self.copies - 1)
+        rest = -0.5 * (spread[:, None] / squares.T + free * (2.0 * math.pi * squares.T).log())
+        log_density = log_density.sum(-1) + rest - 0.5 * self.size * math.log(self.copies)
+        evidence = torch.logsumexp(log_density, -1) - math.log(len(levels))
+        return levels, torch.softmax(log_density, -1), evidence
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.size}-{self.copies}-{self.budget}"
+
+
+CELLS = (
+    Cell("iso", 20, repetitions=48),
+    Cell("stiff", 64, repetitions=32),
+    Cell("decay", 64, copies=4, repetitions=32),
+    Cell("decay", 20, copies=4, budget=400),
+)
+
+
+@pytest.fixture(scope="module", params=CELLS, ids=str)
+def drawn(request: pytest.FixtureRequest) -> tuple[Cell, Result]:
+    return request.param, request.param.run()
+
+
+def chosen(result: Result) -> Tensor:
+    """A chain of each run, by its weight, ``(B,)``."""
+    random = torch.Generator().manual_seed(6)
+    return torch.multinomial(result.weights(), 1, generator=random)[:, 0]
+
+
+def test_the_noise_is_calibrated(drawn: tuple[Cell, Result]) -> None:
+    cell, result = drawn
+    assert result.noise_std is not None
+    levels, posterior, _ = cell.exact()
+    noise = result.noise_std[torch.arange(cell.repetitions), chosen(result)]
+    below = torch.searchsorted(levels, noise.log()).clamp(max=len(levels) - 1)
+    ranks = posterior.cumsum(-1).gather(1, below[:, None])[:, 0]
+    assert abs(float(ranks.mean()) - 0.5) < BOUND / math.sqrt(12 * cell.repetitions)
+    expected = cell.repetitions / 8
+    counts = torch.histc(ranks, 8, 0.0, 1.0)
+    assert float(((counts - expected) ** 2).sum()) / expected < CHI_SQUARE
+
+
+def test_latents_are_exact_whatever_the_noise(drawn: tuple[Cell, Result]) -> None:
+    # Their squares' mean, which is that of the posterior at each noise averaged over it.
+    cell, result = drawn
+    levels, posterior, _ = cell.exact()
+    x = cell.x.double().reshape(cell.repetitions, cell.copies, cell.size).mean(1)
+    ratio = cell.model.scales**2 * cell.copies / torch.exp(2.0 * levels)[:, None]
+    variances = 1.0 / (1.0 + ratio)
+    means = x[:, None] * (ratio * variances / cell.model.scales)
+    expected = (posterior * (variances.sum(-1) + (means**2).sum(-1))).sum(-1)
+    squares = (result.latents.double() ** 2).sum(-1)
+    off = (result.weights() * squares).sum(-1) - expected
+    assert abs(float(off.mean() / off.std())) * math.sqrt(len(off)) < BOUND
+
+
+def test_the_evidence_is_exact(drawn: tuple[Cell, Result]) -> None:
+    cell, result = drawn
+    assert result.log_evidence is not None
+    together, error = log_mean_and_error(result.log_evidence - cell.exact()[2])
+    assert abs(together) < EVIDENCE_BOUND * error
+    assert error < 0.5
+
+
+def test_errors_of_the_evidence_cover_it(drawn: tuple[Cell, Result]) -> None:
+    cell, result = drawn
+    error, found = result.log_normaliser_error, result.log_evidence
+    assert error is not None and found is not None
+    given = int(error.isfinite().sum())
+    assert given >= 0.75 * len(error)
+    within = int(((found - cell.exact()[2]).abs() <= 2.0 * error).sum())
+    assert within >= 0.9 * given - 3.1 * math.sqrt(0.09 * given)
+
+
+def test_forgetting_the_measurements_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    weigh = noise_level._integrand
+    monkeypatch.setattr(noise_level, "_integrand", lambda state, count: weigh(state, 0.8 * count))
+    cell = CELLS[0]
+    result = cell.run()
+    assert result.log_evidence is not None
+    together, error = log_mean_and_error(result.log_evidence - cell.exact()[2])
+    assert abs(together) > EVIDENCE_BOUND * error
+
+
+# --- a run as users have it -----------------------------------------------------------------------
+
+
+W = torch.randn(10, 30, generator=torch.Generator().manual_seed(1))
+
+
+def generator(z: Tensor) -> Tensor:
+    return z @ W
+
+
+def x_obs(*noise: float) -> Tensor:
+    random = torch.Generator().manual_seed(2)
+    outputs = generator(torch.randn(len(noise), 10, generator=random))
+    return outputs + torch.tensor(noise)[:, None] * torch.randn(outputs.shape, generator=random)
+
+
+def run(G: Any = generator, noise: tuple[float, ...] = (0.1, 0.5), **changes: Any) -> Result:
+    options: dict[str, Any] = {"noise_std": "auto", "latent_shape": 10, "progress": False}
+    return cogenerate(G, x_obs(*noise), torch.ones(30), **options | changes)
+
+
+def test_each_observation_has_its_own_noise() -> None:
+    result = run()
+    assert result.noise_std is not None
+    assert result.noise_std.shape == result.energies.shape
+    # Of 20 degrees of freedom a standard deviation is known to 1 / sqrt(40).
+    found = result.noise_std.log().mean(1)
+    assert (found - torch.tensor([0.1, 0.5], dtype=F64).log()).abs().max() < 4.0 / math.sqrt(40.0)
+    assert result.diagnose() == []
+    assert result.betas[-1].eq(1.0).all()
+    assert result.betas.max() > 1.0
+    assert result.settings["noise"].startswith("noise_std inferred, at least ")
+    assert 0.3 * 15 < result.energies.mean() < 3 * 15
+
+
+def test_energies_are_those_at_the_mean_precision() -> None:
+    result = run(noise=(0.2,))
+    assert result.noise_std is not None
+    squares = ((result.images - result.x_obs[:, None]) ** 2).sum(-1).double()
+    precision = 2.0 * result.energies / squares
+    assert precision.std() < 1e-4 * precision.mean()  # the same for all chains
+    each = result.noise_std**-2
+    assert each.min() < precision.mean() < each.max()
+
+
+def test_a_given_noise_is_not_inferred() -> None:
+    result = run(noise_std=0.1)
+    assert result.noise_std is None
+    assert result.reasons["noise_std"] == "the noise was given"
+
+
+def test_it_comes_back_from_disk(tmp_path: Path) -> None:
+    result = run()
+    loaded = Result.load(result.save(tmp_path))
+    assert result.noise_std is not None and loaded.noise_std is not None
+    assert torch.equal(loaded.noise_std, result.noise_std)
+
+
+@pytest.mark.parametrize("budget", [60, 100, 300, 2000])
+def test_a_budget_is_kept(budget: int) -> None:
+    result = run(budget=budget)
+    assert result.gradients + result.forwards / 2 <= budget
+    assert result.noise_std is not None
+    assert result.noise_std.isfinite().all()
+    assert result.latents.isfinite().all()
+
+
+class Stopping:
+    """The generator, interrupted at call number ``at``."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at, self.calls = at, 0
+
+    def __call__(self, z: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return generator(z)
+
+
+@pytest.mark.parametrize("at", [30, 120, 10**6])
+def test_an_interrupted_run_goes_on_bit_for_bit(at: int, tmp_path: Path) -> None:
+    # In the annealing, and in the rounds: the last but two calls.
+    counted = Stopping()
+    whole = run(counted)
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        run(Stopping(min(at, counted.calls - 3)), checkpoint=path)
+    again = run(Stopping(), checkpoint=path)
+    assert again.noise_std is not None and whole.noise_std is not None
+    assert torch.equal(again.noise_std, whole.noise_std)
+    assert torch.equal(again.latents, whole.latents)
+
+
+def test_a_trace_has_the_rounds_too() -> None:
+    result = run(keep_trace=True)
+    assert result.trace is not None
+    assert len(result.trace) == len(result.betas) + 1
+    torch.testing.assert_close(result.trace[-1], result.latents)
+
+
+def test_little_is_known_of_an_exact_fit() -> None:
+    # An output of G itself: down to the least noise, and no further.
+    result = run(noise=(0.0,))
+    assert result.noise_std is not None
+    low = float(x_obs(0.0).std(correction=0)) / 100
+    assert result.noise_std.min() >= low * (1.0 - 1e-6)
+    assert result.noise_std.median() < 1.5 * low
+
+
+BAD = {
+    "method": ({"method": "paper"}, ValueError, "noise_std: expected a number, as only"),
+    "evidence": ({"evidence": "frozen"}, ValueError, "noise_std: .*frozen"),
+    "weight": ({"weight": 1.0}, ValueError, "weight: expected none with noise_std to infer"),
+    "misfit": ({"misfit": lambda a, b: a}, ValueError, "misfit: expected none with noise_std"),
+    "alone": ({"chains": 1, "budget": 20}, ValueError, "noise_std: .*lone chains"),
+    "word": ({"noise_std": "automatic"}, TypeError, "noise_std"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_has_no_noise_to_infer_is_refused(name: str) -> None:
+    changes, error, message = BAD[name]
+    with pytest.raises(error, match=message):
+        run(**changes)
+
+
+@pytest.mark.parametrize(
+    "bounds", [(0.0, 1.0), (-1.0, 1.0), (1.0, 0.5), (1.0, 1.0), (float("nan"), 1.0), ("a", 1.0)]
+)
+def test_bad_bounds_are_refused(bounds: tuple[Any, Any]) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"low|high"):
+        UnknownNoise(*bounds)
+
+
+def test_values_that_are_all_alike_have_no_scale() -> None:
+    with pytest.raises(ValueError, match=r"noise_std: .*give UnknownNoise\(low, high\)"):
+        cogenerate(generator, torch.ones(30), torch.ones(30), noise_std="auto", latent_shape=10)
+
+
+def test_others_than_the_adaptive_method_want_a_number() -> None:
+    how: dict[str, Any] = {"noise_std": "auto", "latent_shape": 10}
+    with pytest.raises(ValueError, match="noise_std: expected a number"):
+        reconstruct(generator, x_obs(0.1), torch.ones(30), method="sir", starts=2, **how)
+    with pytest.raises((ValueError, TypeError), match="noise_std"):
+        bound_evidence(generator, torch.ones(30), **how)
