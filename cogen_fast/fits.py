@@ -19,6 +19,7 @@ Polish = int | Literal["auto"]
 _DEEP, _SHALLOW = 120, 30  # gradients of L-BFGS from a sample: of 60 directions, and at least
 _OF_RUN = 8  # without a budget, one part of what the run took, at least
 _OF_BUDGET = 0.4
+_LEFT = 2  # gradients of each chain, at least, for samples
 _OF_FITS = 4  # of lone chains, one part goes to prior draws to start from
 _SEED = 0xD1B54A32D192ED03
 
@@ -61,7 +62,7 @@ def planned(polish: Polish, budget: int | None, chains: int) -> tuple[Fits | Non
     if polish == "auto":
         if budget is None:
             return Fits(), None
-        spend = int(_OF_BUDGET * budget * chains)
+        spend = min(int(_OF_BUDGET * budget * chains), max(budget - _LEFT, 0) * chains)
         return (Fits(spend=spend) if spend else None), budget - -(-spend // chains)
     steps = int(polish)
     if budget is not None:
@@ -115,8 +116,8 @@ def _decided(fits: Fits, outcome: Outcome, problem: Problem) -> _Made:
 
 
 def _deep(problem: Problem) -> int:
-    """Steps that find a fit: twice as many as the directions that the data decide."""
-    measured = int(problem.observation.num_observed.min())
+    """Steps that find a fit: twice as many as the directions that the data decide, at most."""
+    measured = int(problem.observation.num_observed.max())
     directions = min(measured, problem.adapter.latent_size)
     return min(_DEEP, max(_SHALLOW, 2 * directions))
 

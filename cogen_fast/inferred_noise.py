@@ -54,16 +54,30 @@ class InferredNoise:
 
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> NoiseRun:
         """Prior draws, tempered no further than to the largest noise."""
+        self._check_ids(observation_ids)
         run = self.base.begin(problem, observation_ids)
         count, least = self._measured(problem)
         if bool((run.state.first_beta > least).any()):
-            first = torch.minimum(run.state.first_beta, least)
+            before = run.state
+            first = torch.minimum(before.first_beta, least)
             run = self.base.begin(problem, observation_ids, first)
+            spent, cost = run.state.spent + before.spent, run.state.forwards + before.forwards
+            run = replace(run, state=replace(run.state, spent=spent, forwards=cost))
         if self._pilot:
             aim = self._aim(problem, run.state, count, least)
             spent = run.state.spent + -(-self._pilot // self.base.each)
             run = replace(run, state=replace(run.state, aim=aim, spent=spent))
         return NoiseRun(run, noise_level.begin(run.state, count))
+
+    def _check_ids(self, observation_ids: Sequence[int] | None) -> None:
+        """Each chain is named in the noise by a number of its own."""
+        most = 2**32 // (self.base.islands * self.base.each)
+        ids = [] if observation_ids is None else [int(i) for i in observation_ids]
+        if max(ids, default=0) >= most:
+            raise ValueError(
+                f"observation_ids: expected numbers below {most} with noise_std to infer, got "
+                f"{max(ids)}"
+            )
 
     @property
     def _pilot(self) -> int:
@@ -85,7 +99,7 @@ class InferredNoise:
         _, energy = lbfgs(problem.potential, starts, self._pilot)
         energy = islands.others(energy[:, 0].clamp(min=1e-300).log(), self.base.islands).exp()
         free = torch.maximum(count - starts.shape[-1], _LEAST_FREE * count)
-        beyond = (_BEYOND / count).sqrt().exp()
+        beyond = (_BEYOND / count.clamp(min=1.0)).sqrt().exp()
         return (free / (2.0 * energy) * beyond).clamp(max=1.0).maximum(least)
 
     def _measured(self, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -99,7 +113,7 @@ class InferredNoise:
 
     def go(self, problem: Problem, run: NoiseRun, on_step: Callable[[NoiseRun], None]) -> NoiseRun:
         """Through the noise levels; then rounds in which each chain draws noise and latents."""
-        annealing, (count, least) = self._within_budget(), self._measured(problem)
+        annealing, (count, least) = self._within_budget(problem, run), self._measured(problem)
         ops = dispatch.resolve(problem.backend, problem.adapter.device)
         while not run.annealing.done:
             before = run.annealing.state
@@ -111,38 +125,48 @@ class InferredNoise:
             on_step(run)
         target = fallback.in_use(problem.target, run.annealing.refined)
         if run.chains is None or run.moves is None:
-            moves = self._affordable(noise_level.tuned(run.annealing, annealing), run)
+            moves = self._affordable(noise_level.tuned(run.annealing, annealing), problem, run)
             seed = (self.base.seed + OTHER_SEED) % 2**64
             chains = noise_level.chains(run.levels, target, moves, run.annealing.state, seed)
             run = replace(_spent(run, 1, forwards(target)), moves=moves, chains=chains)
-        while len(run.infos) < self._rounds(run):
+        while len(run.infos) < self._rounds(problem, run):
             run = self._round(run, problem, target)
             on_step(run)
         return run
 
-    def _within_budget(self) -> Annealing:
-        """With a gradient left for the start of the rounds."""
+    def _budget(self, problem: Problem, run: NoiseRun) -> int | None:
+        """What is left for gradients, the pool being scored, and perhaps scored once more."""
         annealing = self.base.within_budget()
-        if annealing.budget is None:
-            return annealing
-        return replace(annealing, budget=max(annealing.budget - 1, 1))
+        if annealing.budget is None or self.base.share is None:
+            return None
+        _, least = self._measured(problem)
+        again = bool((run.annealing.state.first_beta == least).any())
+        scoring = self.base.share - annealing.budget
+        return max(annealing.budget - again * scoring, 1)
 
-    def _left(self, run: NoiseRun) -> int | None:
+    def _within_budget(self, problem: Problem, run: NoiseRun) -> Annealing:
+        """With a gradient left for the start of the rounds."""
+        budget = self._budget(problem, run)
+        if budget is None:
+            return self.base.annealing
+        return replace(self.base.annealing, budget=max(budget - 1, 1))
+
+    def _left(self, problem: Problem, run: NoiseRun) -> int | None:
         """Gradients of the budget, None without one."""
-        budget = self.base.within_budget().budget
+        budget = self._budget(problem, run)
         return None if budget is None else max(budget - run.annealing.state.spent, 0)
 
-    def _affordable(self, moves: Moves, run: NoiseRun) -> Moves:
+    def _affordable(self, moves: Moves, problem: Problem, run: NoiseRun) -> Moves:
         """Trajectories that leave a few rounds, where there is a budget."""
-        left = self._left(run)
-        if left is None:
+        left = self._left(problem, run)
+        if left is None or self.base.annealing.leapfrog_steps is not None:
             return moves
         most = (left - 1) // (_FEW_ROUNDS * int(moves.moves.max()))
         return replace(moves, leapfrog_steps=max(1, min(moves.leapfrog_steps, most)))
 
-    def _rounds(self, run: NoiseRun) -> int:
+    def _rounds(self, problem: Problem, run: NoiseRun) -> int:
         """How many rounds there are to be, with those made: as many as a budget has left."""
-        moves, left = run.moves, self._left(run)
+        moves, left = run.moves, self._left(problem, run)
         assert moves is not None
         if left is None:
             return self.base.annealing.final_rounds

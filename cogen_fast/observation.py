@@ -58,6 +58,9 @@ class UnknownNoise:
         spread = (((x - mean[:, None]) ** 2 * seen).sum(-1) / count).sqrt()
         high = spread if self.high is None else torch.full_like(spread, self.high)
         low = _LEAST_SHARE * high if self.low is None else torch.full_like(spread, self.low)
+        rounding = 8.0 * torch.finfo(values.dtype).eps * (x * seen).abs().amax(-1)
+        if self.high is None and not bool((spread > rounding).all()):
+            high = torch.zeros_like(spread)
         if not bool((low < high).all()):
             raise ValueError(
                 "noise_std: expected observed values that differ by more than the least noise, "

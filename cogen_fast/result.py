@@ -81,7 +81,8 @@ class Result:
             S islands of an observation stand side by side, here and below. With the adaptive method
             they are its R populations, or the two halves of a single one
             (``settings["islands"]``); else S is 1.
-        betas: inverse temperatures, ``(T, B S)`` float64.
+        betas: inverse temperatures, ``(T, B S)`` float64; of noise that was inferred relative to
+            its mean precision, so that they go beyond 1, to less noise, before the last rounds.
         acceptance, step_size, energy_history, energy_std: per temperature, ``(T, B S)`` float64;
             the last two are mean and standard deviation of the energies of all particles that ran;
             NaN where not reached or finished before. Of step sizes that are the chains' own, the
@@ -183,12 +184,16 @@ class Result:
 
         The mean of the fits, or without ``polish`` of the samples: where several images are
         possible their mean has a lower expected squared error than any of them. Fits count by one
-        over the square of their misfit: one that is better by far has found what others missed.
+        over the square of their misfit (unless it is one of your own): one that is better by far
+        has found what others missed.
         """
         if self.fit_images is None or self.fit_energies is None:
             return self.mean()
+        if self.settings["noise"].startswith("user misfit"):
+            return self.fit_images.mean(1)  # whose 0 may be anywhere
         # Far below the samples' misfit all are exact fits, and alike.
-        misfit = self.fit_energies + _EXACT * self.energies.mean(-1, keepdim=True)
+        exact = (_EXACT * self.energies.mean(-1, keepdim=True)).clamp(min=1e-300)
+        misfit = self.fit_energies + exact
         shares = (misfit / misfit.amin(-1, keepdim=True)) ** -2
         shares = (shares / shares.sum(-1, keepdim=True)).to(self.fit_images.dtype)
         shape = (*shares.shape, *[1] * (self.fit_images.ndim - 2))

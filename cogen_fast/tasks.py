@@ -143,7 +143,8 @@ def cogenerate(
             the samples, which stay as they are (`Result.fit_images`, `Result.estimate`). "auto":
             twice as many as the data decide directions (30 to 120), or an eighth of the run's if
             that is more; with a budget two fifths of it, for as many of the best samples (and, of
-            lone chains, of prior draws) as these are enough for; none with the paper's method.
+            lone chains, of prior draws) as these are enough for; common to a call, and none with
+            the paper's method.
         noise_std: noise standard deviation in units of ``x_obs``, a number or broadcastable to the
             measurements. 0.1 for images in [-1, 1]; must be given (or ``weight``) otherwise. "auto"
             or an `UnknownNoise` infers one for each observation beside its latents (adaptive,

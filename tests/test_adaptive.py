@@ -625,6 +625,24 @@ def test_fits_count_by_their_misfit_in_the_estimate() -> None:
     assert made.estimate[1].tolist() == pytest.approx([0.5] * 4, abs=1e-3)
 
 
+def test_fits_without_a_misfit_are_alike_in_the_estimate() -> None:
+    with pytest.warns(UserWarning, match="mask: nothing is observed"):
+        result = run(mask=np.zeros_like(MASK), polish=3)
+    assert result.fit_images is not None
+    torch.testing.assert_close(result.estimate, result.fit_images.mean(1))
+    # Nor is the place of 0 known of a misfit of one's own.
+    offset = {"misfit": lambda a, b: ((a - b) ** 2).flatten(1).sum(1) - 3.0, "noise_std": None}
+    result = run(polish=3, **offset)
+    assert result.fit_images is not None
+    torch.testing.assert_close(result.estimate, result.fit_images.mean(1))
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3])
+def test_the_smallest_budgets_have_no_fits(budget: int) -> None:
+    result = run(batch=1, budget=budget, polish="auto")
+    assert (result.fit_images is None) is (budget < 3)
+
+
 @pytest.mark.parametrize("chains", [3, 16])
 def test_fits_within_a_budget(chains: int) -> None:
     whole = 80 * chains

@@ -306,6 +306,41 @@ def test_little_is_known_of_an_exact_fit() -> None:
     assert result.noise_std.median() < 1.5 * low
 
 
+def test_what_is_scored_twice_is_paid_twice() -> None:
+    # The pool would begin below the largest noise, and is tempered anew.
+    counted = Stopping()
+    result = run(counted, noise_std=UnknownNoise(0.01, 100.0), budget=100)
+    assert result.cost <= 2 * 100 * 16
+    assert result.forwards > result.settings["draws"] / 16
+
+
+def test_nothing_observed_of_one_does_no_harm_to_another() -> None:
+    x, mask = x_obs(0.1, 0.1), torch.ones(2, 30)
+    mask[0] = 0.0
+    with pytest.warns(UserWarning, match="nothing of observation 0 is observed"):
+        result = cogenerate(
+            generator,
+            x,
+            mask,
+            noise_std=UnknownNoise(0.01, 1.0),
+            latent_shape=10,
+            budget=600,
+            progress=False,
+        )
+    assert not result.jumped[2:].any()
+    assert result.latents.isfinite().all()
+
+
+def test_a_fixed_length_is_kept_in_the_rounds() -> None:
+    result = run(leapfrog_steps=10, budget=300)
+    assert result.leapfrog_steps.unique().tolist() == [10]
+
+
+def test_numbers_that_cannot_name_every_chain_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^observation_ids: expected numbers below 268435456 "):
+        run(observation_ids=[5, 2**28])
+
+
 BAD = {
     "method": ({"method": "paper"}, ValueError, "noise_std: expected a number, as only"),
     "evidence": ({"evidence": "frozen"}, ValueError, "noise_std: .*frozen"),
@@ -334,6 +369,10 @@ def test_bad_bounds_are_refused(bounds: tuple[Any, Any]) -> None:
 def test_values_that_are_all_alike_have_no_scale() -> None:
     with pytest.raises(ValueError, match=r"noise_std: .*give UnknownNoise\(low, high\)"):
         cogenerate(generator, torch.ones(30), torch.ones(30), noise_std="auto", latent_shape=10)
+    tenth = torch.full((30,), 0.1)
+    tenth[0] += 1e-8
+    with pytest.raises(ValueError, match=r"noise_std: .*give UnknownNoise\(low, high\)"):
+        cogenerate(generator, tenth, torch.ones(30), noise_std="auto", latent_shape=10)
 
 
 def test_others_than_the_adaptive_method_want_a_number() -> None:
