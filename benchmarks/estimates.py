@@ -4,7 +4,7 @@
 beside Adam and L-BFGS from the best of many prior draws, a quarter of the cost, on the shipped
 generator of garments: ten photographs that it has not seen, and ten images of its own, each with a
 block hidden, and reduced by 4 and by 8. Costs are in forwards an image, a z-gradient counted as 2.
-Learning rates of the rivals are chosen by hand for the hardest budget, 500 forwards.
+Learning rates of the rivals are fixed by hand, and not tuned.
 
 Every finished piece is a line of ``benchmarks/results/estimates.jsonl``: start it again and it goes
 on; lines of another state of the sources are not looked at. Ends with a table in Markdown: mean

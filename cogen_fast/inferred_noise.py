@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from cogen_fast.adaptive import OTHER_SEED, Adaptive
 from cogen_fast.density import Potential, forwards
 from cogen_fast.loop import Outcome, Position
 from cogen_fast.ops import dispatch
+from cogen_fast.ops.dispatch import Ops
 from cogen_fast.optimise import lbfgs
 from cogen_fast.problem import Problem
 from cogen_fast.sampler import fallback, islands, noise_level, smc
@@ -82,11 +84,9 @@ class InferredNoise:
     @property
     def _pilot(self) -> int:
         """Gradients of the fit that tells where a budget is to lead, of each island."""
-        return (
-            0
-            if self.base.share is None
-            else min(_PILOT, self.base.share * self.base.each // _PILOT_PART)
-        )
+        if self.base.share is None:
+            return 0
+        return min(_PILOT, self.base.share * self.base.each // _PILOT_PART)
 
     def _aim(self, problem: Problem, state: smc.SMCState, count: Tensor, least: Tensor) -> Tensor:
         """Where annealing is expected to end, ``(B,)``: beyond what a fit of other islands allows.
@@ -106,10 +106,8 @@ class InferredNoise:
         """How many values are measured, and beta at the largest noise, of every island."""
         observation, (low, high) = problem.observation, _bounds(problem)
         count = observation.num_observed.double().expand(observation.count)
-        least = (low / high) ** 2
-        return count.repeat_interleave(self.base.islands), least.repeat_interleave(
-            self.base.islands
-        )
+        rows = self.base.islands
+        return count.repeat_interleave(rows), ((low / high) ** 2).repeat_interleave(rows)
 
     def go(self, problem: Problem, run: NoiseRun, on_step: Callable[[NoiseRun], None]) -> NoiseRun:
         """Through the noise levels; then rounds in which each chain draws noise and latents."""
@@ -129,8 +127,10 @@ class InferredNoise:
             seed = (self.base.seed + OTHER_SEED) % 2**64
             chains = noise_level.chains(run.levels, target, moves, run.annealing.state, seed)
             run = replace(_spent(run, 1, forwards(target)), moves=moves, chains=chains)
-        while len(run.infos) < self._rounds(problem, run):
-            run = self._round(run, problem, target)
+        move = partial(self._round, target=target, count=count, least=least, ops=ops)
+        rounds = self._rounds(problem, run)
+        while len(run.infos) < rounds:
+            run = move(run)
             on_step(run)
         return run
 
@@ -173,11 +173,11 @@ class InferredNoise:
         each = moves.leapfrog_steps * int(moves.moves.max())
         return min(self.base.annealing.final_rounds, len(run.infos) + left // each)
 
-    def _round(self, run: NoiseRun, problem: Problem, target: Potential) -> NoiseRun:
+    def _round(
+        self, run: NoiseRun, target: Potential, count: Tensor, least: Tensor, ops: Ops
+    ) -> NoiseRun:
         chains, moves = run.chains, run.moves
         assert chains is not None and moves is not None
-        count, least = self._measured(problem)
-        ops = dispatch.resolve(problem.backend, problem.adapter.device)
         jitter = self.base.annealing.rule.jitter
         made = noise_level.gibbs_round(chains, target, moves, jitter, count, least, ops)
         most = int(moves.moves.max())
@@ -193,7 +193,7 @@ class InferredNoise:
         return self.base.position(run.annealing)
 
     def facts(self, run: NoiseRun) -> Mapping[str, str]:
-        """Noise (the least of all observations), acceptance, trajectory."""
+        """As the base's: of the annealing, then of the rounds, whose beta is called 1."""
         infos = run.infos or run.annealing.infos
         return self.base.facts(replace(run.annealing, infos=infos))
 

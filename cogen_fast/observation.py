@@ -34,7 +34,8 @@ class UnknownNoise:
 
     ``low`` and ``high`` in units of ``x_obs``, between which the prior is uniform in the logarithm;
     None: for each observation the standard deviation of its own observed values, and a hundredth
-    of it.
+    of it. TypeError or ValueError where a bound is no finite number above 0, or ``low`` not below
+    ``high``.
     """
 
     low: float | None = None
@@ -58,10 +59,11 @@ class UnknownNoise:
         spread = (((x - mean[:, None]) ** 2 * seen).sum(-1) / count).sqrt()
         high = spread if self.high is None else torch.full_like(spread, self.high)
         low = _LEAST_SHARE * high if self.low is None else torch.full_like(spread, self.low)
-        rounding = 8.0 * torch.finfo(values.dtype).eps * (x * seen).abs().amax(-1)
-        if self.high is None and not bool((spread > rounding).all()):
-            high = torch.zeros_like(spread)
-        if not bool((low < high).all()):
+        sound = low < high
+        if self.high is None:
+            rounding = 8.0 * torch.finfo(values.dtype).eps * (x * seen).abs().amax(-1)
+            sound = sound & (spread > rounding)
+        if not bool(sound.all()):
             raise ValueError(
                 "noise_std: expected observed values that differ by more than the least noise, "
                 f"got a deviation of {spread.min().item():.3g}; give UnknownNoise(low, high)"
