@@ -287,8 +287,8 @@ def test_the_share_that_steps_keep_by_hand() -> None:
 
 
 def test_the_way_to_the_posterior_by_hand() -> None:
-    def travel(beta: float, sharpness: float) -> float:
-        return pace._travel(pace._Row(True, 0.0, 0.5, 0.9, 1.0, beta, sharpness, 0.0), 8)
+    def travel(beta: float, sharpness: float, aim: float = 1.0) -> float:
+        return pace._travel(pace._Row(True, 0.0, 0.5, 0.9, 1.0, beta, sharpness, 0.0, aim), 8)
 
     assert travel(1.0, 3.0) == 0.0
     assert travel(math.exp(-2.0), 3.0) == pytest.approx(6.0)  # known: 3 steps an e-fold
@@ -296,6 +296,8 @@ def test_the_way_to_the_posterior_by_hand() -> None:
     assert travel(math.exp(-2.0), 0.0) == pytest.approx(2.0 * floor)
     assert travel(math.exp(-2.0), 0.1) == pytest.approx(2.0 * floor)
     assert travel(0.0, 3.0) == pytest.approx(30.0)  # ten e-folds before one is known
+    assert travel(math.exp(-3.0), 3.0, math.exp(-1.0)) == pytest.approx(6.0)
+    assert travel(math.exp(-0.5), 3.0, math.exp(-1.0)) == pytest.approx(0.9)  # past the aim
 
 
 # --- who chooses it -------------------------------------------------------------------------------

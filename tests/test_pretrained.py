@@ -144,7 +144,7 @@ def test_demo_draws_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     told = demo.run(folder, "sandal", progress=False)
     assert [path.name for path in folder.iterdir()] == ["demo.png"]
     with Image.open(folder / "demo.png") as picture:
-        tiles = demo._CHAINS + 4  # truth, observed, mean, spread
+        tiles = demo._CHAINS + 5  # truth, observed, estimate, mean, spread
         assert picture.size[0] > 112 * tiles
     truth = cogen_fast.held_out_images("fashion-32")["sandal"]
     result = demo.complete(truth, progress=False)
@@ -153,8 +153,8 @@ def test_demo_draws_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert hidden.sum() == 19 * 26
     assert result.observed is not None
     assert torch.equal(result.observed[0], ~hidden)
-    mean = (result.images[0].mean(0) - truth)[hidden].square().mean().sqrt()
-    assert f", of the mean {mean:.2f}\n" in told
+    estimate = (result.estimate[0] - truth)[hidden].square().mean().sqrt()
+    assert f", of the estimate {estimate:.2f}\n" in told
     samples = (result.images[0] - truth)[:, ~hidden].square().mean(-1).sqrt()
     assert f"error: observed pixels {samples.min():.2f} to {samples.max():.2f}, hidden" in told
     assert str(folder / "demo.png") in told
