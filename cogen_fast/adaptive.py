@@ -36,13 +36,14 @@ _LEAST_BUDGET = 30  # gradients of a particle: with fewer, as many lone chains d
 OTHER_SEED = 0x9E3779B97F4A7C15
 """Added to the seed for noise that is another than the first annealing's."""
 _STARTS = 8  # of a budget, one part goes to prior draws
+_FEW_DRAWS = 16  # for each particle: up to so many, half of a budget goes to them
 _MOST_DRAWS = 4  # times as many as without a budget
 _MANY_ISLANDS = 8  # whose differences tell the error well
 _MOST_EXPECTED = 4.0  # error of a log normaliser, in nats
 _ALONE_REASON = (
-    f"fewer than {POPULATION} chains, and a budget below {_LEAST_BUDGET} gradients for each of "
-    f"{POPULATION} particles (budget * chains < {_LEAST_BUDGET * POPULATION}): lone chains whose "
-    "temperatures follow their own energies have no weights to trust"
+    f"fewer than {POPULATION} chains, and a budget with less than {_LEAST_BUDGET} gradients for "
+    f"each of {POPULATION} particles beside polishing: lone chains whose temperatures follow their "
+    "own energies have no weights to trust"
 )
 _ERROR_REASON = (
     "the estimate scatters too much for its own error to be told, or a budget made its steps too "
@@ -82,8 +83,8 @@ class Adaptive:
         if self.evidence == "frozen" and self.alone:
             least = -(-self._runs * _LEAST_BUDGET * POPULATION // self.chains)
             raise ValueError(
-                f"evidence: 'frozen' needs a budget of at least {least} with {self.chains} chains, "
-                f"got {self.budget}; or {POPULATION} chains"
+                f"evidence: 'frozen' needs a budget of at least {least} beside polishing with "
+                f"{self.chains} chains, got {self.budget}; or {POPULATION} chains"
             )
 
     @property
@@ -128,8 +129,10 @@ class Adaptive:
         """Prior draws that are scored for each particle."""
         if self.share is None:
             return self.most_draws
-        most = _MOST_DRAWS * self.most_draws
-        return max(1, min(most, GRADIENT_COST * self.share // _STARTS))
+        affordable = max(
+            GRADIENT_COST * self.share // _STARTS, min(GRADIENT_COST * self.share // 2, _FEW_DRAWS)
+        )
+        return max(1, min(_MOST_DRAWS * self.most_draws, affordable))
 
     @property
     def _starts(self) -> int:
@@ -181,11 +184,11 @@ class Adaptive:
         self,
         problem: Problem,
         observation_ids: Sequence[int] | None,
-        first_beta: Tensor | None = None,
+        furthest: Tensor | None = None,
     ) -> smc.Run:
         """Prior draws; an observation's islands are neighbouring rows with noise of their own.
 
-        ``first_beta``: the inverse temperature that they are tempered to, as for `smc.init`.
+        ``furthest``: the inverse temperature that they are tempered to at most, as for `smc.init`.
         """
         state = smc.init(
             problem.target,
@@ -198,7 +201,7 @@ class Adaptive:
             observations=problem.observation.count,
             observation_ids=observation_ids,
             seed=self.seed,
-            first_beta=first_beta,
+            furthest=furthest,
             **problem.how(),
         )
         return smc.Run(state, trace=(state.hmc.latents.cpu(),) if self.keep_trace else None)
@@ -296,8 +299,10 @@ class Adaptive:
             rounds=state.rounds,
             gradients=state.spent,
             forwards=state.forwards,
+            best_draws=state.best_draw.reshape(problem.observation.count, rows, -1),
+            best_energies=state.best_energy.reshape(problem.observation.count, rows),
             reasons=reasons,
-            notes=self._notes(complete) + refined_note(run),
+            notes=self._notes(state, complete) + refined_note(run),
         )
 
     def chosen(self, state: smc.SMCState, backend: str) -> Tensor:
@@ -381,7 +386,7 @@ class Adaptive:
         within: Tensor = (torch.softmax(each, -1) ** 2 * seen).sum(-1)
         return within
 
-    def _notes(self, complete: bool) -> list[str]:
+    def _notes(self, state: smc.SMCState, complete: bool) -> list[str]:
         notes = []
         if self.alone:
             return [_ALONE_REASON]
@@ -390,6 +395,10 @@ class Adaptive:
             chains = "1 chain" if self.chains == 1 else f"{self.chains} chains"
             notes.append(f"{self.particles} particles were run for {chains}{each}")
         notes.append(f"each island began from the best of {self._pool} prior draws")
+        if self.budget is not None and complete:
+            least, most = int(state.rounds.min()), int(state.rounds.max())
+            bought = f"{least}" if least == most else f"{least} to {most}"
+            notes.append(f"the budget bought {bought} rounds of moves at the posterior")
         if complete:
             frozen = self.evidence == "frozen"
             notes.append(

@@ -36,8 +36,11 @@ def assemble(
     evidence, reasons = _evidence(outcome, observation)
     if completed is None:
         reasons["completed"] = "only where a mask hides entries can observed ones be pasted back"
+    bounds = observation.noise_bounds
+    if bounds is None:
+        reasons["noise_bounds"] = NOISE_GIVEN
     if outcome.noise_std is None:
-        reasons["noise_std"] = NOISE_GIVEN if observation.noise_bounds is None else INTERRUPTED
+        reasons["noise_std"] = NOISE_GIVEN if bounds is None else INTERRUPTED
     if fits is None:
         reasons |= dict.fromkeys(_OF_FITS, _NO_FITS)
     notes = [observation.noise, f"backend {problem.backend}", *problem.notes, *outcome.notes]
@@ -46,15 +49,16 @@ def assemble(
         notes.append(f"out of memory: max_batch was lowered to {most}")
     if problem.graphs is not None:
         notes.append(problem.graphs.note)
-    said = ("reasons", "notes", "energy_unit")
+    used = ("reasons", "notes", "energy_unit", "best_draws", "best_energies")
     found: dict[str, Any] = {
-        f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in said
+        f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in used
     }
     found = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in found.items()}
     return Result(
         images=images,
         completed=completed,
         fit_images=fits,
+        noise_bounds=None if bounds is None else torch.stack(bounds, -1).cpu(),
         log_evidence=evidence,
         x_obs=values,
         observed=observed,

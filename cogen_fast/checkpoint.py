@@ -17,7 +17,7 @@ from cogen_fast.files import write_atomically
 from cogen_fast.ops.philox import NoiseStream
 from cogen_fast.sampler import ais, curvature, hmc, lone, noise_level, smc, step_size, tuning
 
-_FORMAT = "cogen-fast run 7"
+_FORMAT = "cogen-fast run 8"
 _PROBE = "probe."
 _ON_HOST = "trace"
 _CLASSES: dict[str, type[Any]] = {

@@ -33,7 +33,8 @@ class Evidence:
     ``(B,)`` marks evidence whose error is not known; ``lead`` ``(B,)`` is how far the log evidence
     of the best island lies above the median of all, in nats, None without weights. ``residual``
     ``(B,)`` is the best sample's root mean square misfit in noise standard deviations, None where
-    there is no such noise.
+    there is no such noise. ``at_least`` and ``at_most`` ``(B,)`` mark inferred noise that lies at a
+    bound. ``rounds`` ``(B T,)`` are the last rows of a column, at the posterior itself.
     """
 
     complete: bool
@@ -51,14 +52,16 @@ class Evidence:
     scattered: Tensor
     lead: Tensor | None
     acceptance: Tensor
-    betas: Tensor
     energies: Tensor
     energy_std: Tensor
     energy_history: Tensor
     non_finite: Tensor
     moves: int
     jumped: Tensor
+    rounds: Tensor
     rounds_missing: Tensor
+    at_least: Tensor
+    at_most: Tensor
 
 
 def diagnose(evidence: Evidence) -> list[str]:
@@ -76,6 +79,7 @@ def diagnose(evidence: Evidence) -> list[str]:
         _unequal,
         _scatter,
         _reach,
+        _bounded,
         _finite,
     )
     return [found for check in checks if (found := check(evidence)) is not None]
@@ -150,21 +154,20 @@ def _cut(run: Evidence) -> str | None:
     )
 
 
-def _ends(history: Tensor, betas: Tensor) -> Tensor:
+def _ends(history: Tensor, rounds: Tensor) -> Tensor:
     """Mean of each column's finite rows at the posterior, or of their last quarter if that is more.
 
     NaN where there are none.
     """
     columns = []
-    for column, beta in zip(history.T, betas.T, strict=True):
-        finite = column.isfinite()
-        known, there = column[finite], int((beta[finite] >= 1.0).sum())
+    for column, there in zip(history.T, rounds.tolist(), strict=True):
+        known = column[column.isfinite()]
         columns.append(known[-max(1, there, len(known) // _END) :].mean())
     return torch.stack(columns)
 
 
 def _acceptance(run: Evidence) -> str | None:
-    ends = _ends(run.acceptance, run.betas)
+    ends = _ends(run.acceptance, run.rounds)
     low = ends < _LEAST_ACCEPTANCE
     if not bool(low.any()):
         return None
@@ -180,7 +183,7 @@ def _acceptance(run: Evidence) -> str | None:
 
 def _settled(run: Evidence) -> str | None:
     """At the posterior itself the mean energy must no longer fall."""
-    count, columns = len(run.energies), run.betas.shape[1]
+    count, columns = len(run.energies), len(run.rounds)
     each = columns // count
     falling = torch.tensor(
         [_falls(run, range(each * i, each * (i + 1))) for i in range(count)], dtype=torch.bool
@@ -197,14 +200,14 @@ def _falls(run: Evidence, columns: range) -> bool:
     """Whether the first rounds at the posterior lie clearly above the last, over all islands."""
     drops, variances = [], []
     for column in columns:
-        energies = run.energy_history[:, column]
-        there = (run.betas[:, column] >= 1.0) & energies.isfinite()
-        final = energies[there]
-        if len(final) < 2:
+        finite = run.energy_history[:, column].isfinite()
+        count = int(run.rounds[column])
+        if count < 2:
             continue
-        each = len(final) // 2
+        final = run.energy_history[finite, column][-count:]
+        each = count // 2
         drops.append(float(final[:each].mean()) - float(final[-each:].mean()))
-        mean_square = float((run.energy_std[there, column] ** 2).mean())
+        mean_square = float((run.energy_std[finite, column][-count:] ** 2).mean())
         variances.append(2.0 * mean_square / (each * run.particles))
     if not drops:
         return False
@@ -276,6 +279,22 @@ def _reach(run: Evidence) -> str | None:
         f"far from x_obs{_where(run, far)}: the best sample's misfit is {most:.3g} noise_std "
         "(RMS); check the scale of x_obs, or give a larger noise_std"
     )
+
+
+def _bounded(run: Evidence) -> str | None:
+    """Inferred noise must be free to be what the data want."""
+    for at, which, why in (
+        (run.at_least, "low", "G can fit x_obs better than that"),
+        (run.at_most, "high", "G explains little of x_obs"),
+    ):
+        if run.complete and bool(at.any()):
+            way = "smaller" if which == "low" else "larger"
+            return (
+                f"noise at its bound: half of the samples have the {which} end of what noise_std "
+                f"was looked for between{_where(run, at)}: {why}; give UnknownNoise with a {way} "
+                f"{which}, or the noise_std that you know"
+            )
+    return None
 
 
 def _finite(run: Evidence) -> str | None:

@@ -16,9 +16,11 @@ from cogen_fast.problem import Problem
 from cogen_fast.result import GRADIENT_COST
 
 Polish = int | Literal["auto"]
-_DEEP, _SHALLOW = 120, 30  # gradients of L-BFGS from a sample: of 60 directions, and at least
+_SHALLOW, _DEEP, _DEEPEST = 30, 120, 400  # gradients of L-BFGS from a sample
+_MUCH_DEEPER = 3  # times, where there are many measurements and a budget
+_MANY = 4  # measurements for each latent
 _OF_RUN = 8  # without a budget, one part of what the run took, at least
-_OF_BUDGET = 0.4
+_OF_BUDGET, _OF_SMALL = 0.4, 0.55  # where that is needed for one deep fit
 _LEFT = 2  # gradients of each chain, at least, for samples
 _OF_FITS = 4  # of lone chains, one part goes to prior draws to start from
 _SEED = 0xD1B54A32D192ED03
@@ -62,7 +64,9 @@ def planned(polish: Polish, budget: int | None, chains: int) -> tuple[Fits | Non
     if polish == "auto":
         if budget is None:
             return Fits(), None
-        spend = min(int(_OF_BUDGET * budget * chains), max(budget - _LEFT, 0) * chains)
+        whole = budget * chains
+        spend = max(int(_OF_BUDGET * whole), min(int(_OF_SMALL * whole), 2 * _DEEP))
+        spend = min(spend, max(budget - _LEFT, 0) * chains)
         return (Fits(spend=spend) if spend else None), budget - -(-spend // chains)
     steps = int(polish)
     if budget is not None:
@@ -81,10 +85,15 @@ def found(
 ) -> tuple[Outcome, dict[str, int]]:
     """The outcome with fits beside the samples, and how they were made, as settings.
 
-    From the samples of lowest energy, in that order.
+    From the samples of lowest energy, in that order; where these are not all, from the best prior
+    draws of the run, too.
     """
     made = _decided(fits, outcome, problem)
     starts, energy = outcome.latents, outcome.energies
+    if made.fits < energy.shape[1] and outcome.best_draws is not None:
+        assert outcome.best_energies is not None
+        starts = torch.cat([starts, outcome.best_draws], 1)
+        energy = torch.cat([energy, outcome.best_energies], 1)
     if made.fit_draws:
         stream = prior_draws.noise(problem, (seed + _SEED) % 2**64, observation_ids)
         draws, scores = prior_draws.scored(problem, stream, made.fit_draws)
@@ -105,21 +114,29 @@ def _decided(fits: Fits, outcome: Outcome, problem: Problem) -> _Made:
     chains = outcome.energies.shape[1]
     if fits.steps is not None:
         return _Made(fits.steps, chains)
-    deep = _deep(problem)
     if fits.spend is None:
-        return _Made(max(deep, outcome.gradients // _OF_RUN), chains)
+        return _Made(max(_deep(problem), outcome.gradients // _OF_RUN), chains)
     # Few gradients of lone chains do not outdo as many prior draws.
     for_draws = fits.spend // _OF_FITS if outcome.log_weights is None else 0
     left = fits.spend - for_draws
-    count = min(max(left // deep, 1), chains)
+    count = min(max(left // _deepest(problem), 1), chains)
     return _Made(left // count, count, GRADIENT_COST * for_draws)
 
 
 def _deep(problem: Problem) -> int:
-    """Steps that find a fit: twice as many as the directions that the data decide, at most."""
-    measured = int(problem.observation.num_observed.max())
-    directions = min(measured, problem.adapter.latent_size)
+    """Steps that find a fit: twice as many as the directions that the data decide."""
+    directions = min(_measured(problem), problem.adapter.latent_size)
     return min(_DEEP, max(_SHALLOW, 2 * directions))
+
+
+def _deepest(problem: Problem) -> int:
+    """More where data are many, for then a fit is decided in its weakest directions too."""
+    deep, many = _deep(problem), _MANY * problem.adapter.latent_size
+    return min(_DEEPEST, _MUCH_DEEPER * deep) if _measured(problem) >= many else deep
+
+
+def _measured(problem: Problem) -> int:
+    return int(problem.observation.num_observed.max())
 
 
 def _of(made: _Made, outcome: Outcome) -> str:

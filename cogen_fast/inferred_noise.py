@@ -57,14 +57,8 @@ class InferredNoise:
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> NoiseRun:
         """Prior draws, tempered no further than to the largest noise."""
         self._check_ids(observation_ids)
-        run = self.base.begin(problem, observation_ids)
         count, least = self._measured(problem)
-        if bool((run.state.first_beta > least).any()):
-            before = run.state
-            first = torch.minimum(before.first_beta, least)
-            run = self.base.begin(problem, observation_ids, first)
-            spent, cost = run.state.spent + before.spent, run.state.forwards + before.forwards
-            run = replace(run, state=replace(run.state, spent=spent, forwards=cost))
+        run = self.base.begin(problem, observation_ids, furthest=least)
         if self._pilot:
             aim = self._aim(problem, run.state, count, least)
             spent = run.state.spent + -(-self._pilot // self.base.each)
@@ -111,7 +105,7 @@ class InferredNoise:
 
     def go(self, problem: Problem, run: NoiseRun, on_step: Callable[[NoiseRun], None]) -> NoiseRun:
         """Through the noise levels; then rounds in which each chain draws noise and latents."""
-        annealing, (count, least) = self._within_budget(problem, run), self._measured(problem)
+        annealing, (count, least) = self._within_budget(), self._measured(problem)
         ops = dispatch.resolve(problem.backend, problem.adapter.device)
         while not run.annealing.done:
             before = run.annealing.state
@@ -123,63 +117,53 @@ class InferredNoise:
             on_step(run)
         target = fallback.in_use(problem.target, run.annealing.refined)
         if run.chains is None or run.moves is None:
-            moves = self._affordable(noise_level.tuned(run.annealing, annealing), problem, run)
+            moves = self._affordable(noise_level.tuned(run.annealing, annealing), run)
             seed = (self.base.seed + OTHER_SEED) % 2**64
             chains = noise_level.chains(run.levels, target, moves, run.annealing.state, seed)
             run = replace(_spent(run, 1, forwards(target)), moves=moves, chains=chains)
         move = partial(self._round, target=target, count=count, least=least, ops=ops)
-        rounds = self._rounds(problem, run)
+        rounds = self._rounds(run)
         while len(run.infos) < rounds:
             run = move(run)
             on_step(run)
         return run
 
-    def _budget(self, problem: Problem, run: NoiseRun) -> int | None:
-        """What is left for gradients, the pool being scored, and perhaps scored once more."""
+    def _within_budget(self) -> Annealing:
+        """With gradients left for the start of the rounds, and for a few."""
         annealing = self.base.within_budget()
-        if annealing.budget is None or self.base.share is None:
-            return None
-        _, least = self._measured(problem)
-        again = bool((run.annealing.state.first_beta == least).any())
-        scoring = self.base.share - annealing.budget
-        return max(annealing.budget - again * scoring, 1)
+        if annealing.budget is None:
+            return annealing
+        return replace(annealing, budget=max(annealing.budget - 1 - _FEW_ROUNDS, 1))
 
-    def _within_budget(self, problem: Problem, run: NoiseRun) -> Annealing:
-        """With a gradient left for the start of the rounds."""
-        budget = self._budget(problem, run)
-        if budget is None:
-            return self.base.annealing
-        return replace(self.base.annealing, budget=max(budget - 1, 1))
-
-    def _left(self, problem: Problem, run: NoiseRun) -> int | None:
+    def _left(self, run: NoiseRun) -> int | None:
         """Gradients of the budget, None without one."""
-        budget = self._budget(problem, run)
+        budget = self.base.within_budget().budget
         return None if budget is None else max(budget - run.annealing.state.spent, 0)
 
-    def _affordable(self, moves: Moves, problem: Problem, run: NoiseRun) -> Moves:
+    def _affordable(self, moves: Moves, run: NoiseRun) -> Moves:
         """Trajectories that leave a few rounds, where there is a budget."""
-        left = self._left(problem, run)
+        left = self._left(run)
         if left is None or self.base.annealing.leapfrog_steps is not None:
             return moves
         most = (left - 1) // (_FEW_ROUNDS * int(moves.moves.max()))
         return replace(moves, leapfrog_steps=max(1, min(moves.leapfrog_steps, most)))
 
-    def _rounds(self, problem: Problem, run: NoiseRun) -> int:
+    def _rounds(self, run: NoiseRun) -> int:
         """How many rounds there are to be, with those made: as many as a budget has left."""
-        moves, left = run.moves, self._left(problem, run)
+        moves, left = run.moves, self._left(run)
         assert moves is not None
         if left is None:
             return self.base.annealing.final_rounds
         each = moves.leapfrog_steps * int(moves.moves.max())
-        return min(self.base.annealing.final_rounds, len(run.infos) + left // each)
+        return len(run.infos) + left // each
 
     def _round(
         self, run: NoiseRun, target: Potential, count: Tensor, least: Tensor, ops: Ops
     ) -> NoiseRun:
         chains, moves = run.chains, run.moves
         assert chains is not None and moves is not None
-        jitter = self.base.annealing.rule.jitter
-        made = noise_level.gibbs_round(chains, target, moves, jitter, count, least, ops)
+        rule = self.base.annealing.rule
+        made = noise_level.gibbs_round(chains, target, moves, rule, count, least, ops)
         most = int(moves.moves.max())
         run = _spent(run, most * moves.leapfrog_steps, most * forwards(target))
         if run.annealing.trace is not None:
@@ -270,6 +254,7 @@ def _rescaled(run: NoiseRun, unit: Tensor, least: Tensor) -> smc.Run:
         state,
         hmc=replace(found, energy=found.energy * unit[:, None], stream=state.hmc.stream),
         beta=torch.ones_like(unit),
+        best_energy=state.best_energy * unit,
         log_weights=(levels.log_mass + log_prior)[:, None].expand_as(found.energy),
         variance=levels.variance,
         expected_variance=levels.expected_variance,

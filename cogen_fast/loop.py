@@ -38,7 +38,8 @@ class Outcome:
     """What a method hands back; `cogen_fast.Result` says what the fields mean.
 
     ``energy_unit`` ``(B,)`` is what energies are multiples of, in those of the problem's potential;
-    None where they are these.
+    None where they are these. ``best_draws`` ``(B, T, d)``, with ``best_energies`` ``(B, T)``, are
+    the best of the prior draws that were scored, to fit from.
     """
 
     latents: Tensor
@@ -66,6 +67,8 @@ class Outcome:
     fit_energies: Tensor | None = None
     noise_std: Tensor | None = None
     energy_unit: Tensor | None = None
+    best_draws: Tensor | None = None
+    best_energies: Tensor | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -157,7 +160,8 @@ class Loop:
         """What a checkpoint must agree with: generator, data and every setting."""
         spec = self.problem.observation.spec
         digest = hashlib.sha256(repr((spec.kind, spec.output_shape, spec.factor)).encode())
-        for tensor in (spec.target, spec.mask, spec.weight):
+        bounds = self.problem.observation.noise_bounds or ()
+        for tensor in (spec.target, spec.mask, spec.weight, *bounds):
             digest.update(b"-" if tensor is None else tensor_bytes(tensor))
         settings = {k: str(v) for k, v in self.method.settings().items()}
         return (

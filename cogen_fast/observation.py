@@ -380,6 +380,10 @@ def _noise_weights(
             raise ValueError("weight: expected either noise_std or weight, got both")
         given = positive("weight", weight, batch, shape, device)
         return given, None, f"weight {_summary(given)}"
+    if isinstance(noise_std, str):
+        raise TypeError(
+            f'noise_std: expected numbers, "{AUTO}" or an UnknownNoise, got {shown(noise_std)}'
+        )
     chosen = _default_noise(values, mask, shape) if noise_std is None else noise_std
     sigma = positive("noise_std", chosen, batch, shape, device)
     by_default = " (default for images in [-1, 1])" if noise_std is None else ""

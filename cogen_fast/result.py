@@ -26,15 +26,16 @@ from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
-_FORMAT = "cogen-fast result 7"
+_FORMAT = "cogen-fast result 8"
 GRADIENT_COST = 2
 """Of a z-gradient, in forwards."""
 ANNEALED = ("adaptive", "paper")
 """Methods that anneal; others are `cogen_fast.baselines`."""
 NOISE_GIVEN = "the noise was given"
-"""Why there is no ``noise_std`` in most results."""
+"""Why there are no ``noise_std`` and ``noise_bounds`` in most results."""
 _TILES = 8
 _EXACT = 1e-4  # of the samples' mean energy
+_AT_BOUND = 0.05  # of the noise's logarithm
 _LEAST_DRAWS = 4  # of an island, which R-hat splits in halves
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 _OPTIONAL = {
@@ -43,6 +44,7 @@ _OPTIONAL = {
     "fit_latents",
     "fit_energies",
     "noise_std",
+    "noise_bounds",
     "log_weights",
     "log_normaliser",
     "log_normaliser_error",
@@ -69,6 +71,7 @@ class Result:
             at its mean precision.
         noise_std: the standard deviation of the noise that goes with each sample, ``(B, N)``
             float64, where it was inferred; else None.
+        noise_bounds: the least and the largest that it could be, ``(B, 2)`` float64, or None.
         log_weights: AIS log weights ``(B, N)`` float64, or None.
         log_normaliser: ``log mean w``, the estimate of ``log E_prior[exp(-beta E)]`` at the last
             inverse temperature, ``(B,)`` float64, or None.
@@ -111,6 +114,7 @@ class Result:
     latents: Tensor
     energies: Tensor
     noise_std: Tensor | None
+    noise_bounds: Tensor | None
     log_weights: Tensor | None
     log_normaliser: Tensor | None
     log_normaliser_error: Tensor | None
@@ -396,14 +400,16 @@ class Result:
             scattered=unknown,
             lead=self._lead(),
             acceptance=self.acceptance,
-            betas=self.betas,
             energies=self.energies,
             energy_std=self.energy_std,
             energy_history=self.energy_history,
             non_finite=self.non_finite,
             moves=int(self.hmc_steps.sum()),
             jumped=self.jumped,
+            rounds=self.rounds,
             rounds_missing=self._rounds_missing(),
+            at_least=self._at_bound(0),
+            at_most=self._at_bound(1),
         )
 
     @property
@@ -452,6 +458,13 @@ class Result:
         seen = entries.double().flatten(1).sum(-1).clamp(min=1.0)
         residual: Tensor = (2.0 * self.energies.min(-1).values / seen).sqrt()
         return residual
+
+    def _at_bound(self, which: int) -> Tensor:
+        """Whether half of the samples have a noise within 5 % of a bound, ``(B,)`` bool."""
+        if self.noise_std is None or self.noise_bounds is None:
+            return torch.zeros(len(self.energies), dtype=torch.bool)
+        apart = (self.noise_std / self.noise_bounds[:, which, None]).log().abs()
+        return (apart < _AT_BOUND).double().mean(-1) >= 0.5
 
     def _rounds_missing(self) -> Tensor:
         """Rounds at the posterior that the budget cut off, ``(B S,)``: 0 where enough were made."""

@@ -14,11 +14,12 @@ import torch
 from runs import Failing, assert_same, both_backends, network
 from torch import Tensor, nn
 
-from cogen_fast import Operator, Result, cogenerate
+from cogen_fast import Operator, Result, cogenerate, fits
 from cogen_fast.adaptive import Adaptive
+from cogen_fast.loop import Outcome
 from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
 from cogen_fast.problem import prepared
-from cogen_fast.sampler import hmc, smc
+from cogen_fast.sampler import hmc, pool, smc
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.tuning import LADDER
 
@@ -434,10 +435,11 @@ def test_the_smallest_budgets_of_lone_chains_are_kept(chains: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "draws"), [(None, 64), (1200, 256), (400, 100), (16, 4), (3, 1)]
+    ("budget", "draws"), [(None, 64), (1200, 256), (400, 100), (40, 16), (16, 16), (3, 3)]
 )
 def test_notes_and_settings_tell_of_the_prior_draws(budget: int | None, draws: int) -> None:
-    # Without a budget 64 for each particle, with one an eighth of its forwards.
+    # Without a budget 64 for each particle; with one half of its forwards, but no more than 16 if
+    # that is more than an eighth.
     result, _, forwards = counted(batch=1, chains=16, budget=budget)
     assert forwards == result.settings["draws"] == 16 * draws
     assert result.forwards == draws
@@ -530,7 +532,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "budget-with-preset": ({"preset": "celeba-128", "budget": 100}, "budget: .*'adaptive'"),
     "frozen-lone-chains": (
         {"evidence": "frozen", "chains": 3, "budget": 50},
-        "evidence: 'frozen' needs a budget of at least 320 with 3 chains, got 50; or 16 chains",
+        "evidence: 'frozen' needs a budget of at least 320 beside polishing with 3 chains, got 50; "
+        "or 16 chains",
     ),
     "evidence": ({"evidence": "exact"}, "evidence: .*'consistent', 'frozen'.*'exact'"),
     **{f"kept-{v!r}": ({"kept": v}, f"kept: .*{v!r}") for v in (0.0, 1.0, -0.5, 2, "half", True)},
@@ -649,7 +652,8 @@ def test_fits_within_a_budget(chains: int) -> None:
     result = run(batch=1, chains=chains, budget=80, polish="auto")
     made, lone = result.settings, chains < 16
     spent = made["polish"] * made["fits"] + made["fit_draws"] // 2
-    assert 0.4 * whole - made["polish"] <= spent <= 0.4 * whole
+    share = 0.55 if lone else 0.4  # one deep fit is worth more of so few gradients
+    assert share * whole - made["polish"] <= spent <= share * whole
     assert result.cost <= 2 * whole
     assert result.cost >= 0.9 * 2 * whole
     # At least 30 gradients each: the data decide two directions of four.
@@ -659,6 +663,55 @@ def test_fits_within_a_budget(chains: int) -> None:
     assert (made["fit_draws"] > 0) is lone
     assert any("of L-BFGS from " in note for note in result.notes)
     assert made["budget"] == 80
+
+
+def test_a_deep_fit_has_more_of_a_small_budget() -> None:
+    shares = {}
+    for budget in (8, 15, 20, 40, 200):
+        fitting, left = fits.planned("auto", budget, 16)
+        assert fitting is not None and fitting.spend is not None and left is not None
+        assert left == budget - -(-fitting.spend // 16)
+        shares[budget] = fitting.spend / (16 * budget)
+    # 240 gradients, if that is no more than 11 of 20 parts; two fifths at least.
+    expected = {8: 70 / 128, 15: 132 / 240, 20: 176 / 320, 40: 256 / 640, 200: 0.4}
+    assert shares == pytest.approx(expected, rel=1e-12)
+
+
+def test_fits_begin_from_the_best_prior_draws_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored, started = [], []
+    scores, lbfgs, outcome = pool.scores, fits.lbfgs, Adaptive.outcome
+
+    def watched_scores(*args: Any) -> Tensor:
+        scored.append(scores(*args))
+        return scored[-1]
+
+    def watched_lbfgs(potential: Any, latents: Tensor, steps: int) -> Any:
+        started.append((latents, potential.energy_and_grad(latents)[0]))
+        return lbfgs(potential, latents, steps)
+
+    monkeypatch.setattr(pool, "scores", watched_scores)
+    monkeypatch.setattr(fits, "lbfgs", watched_lbfgs)
+    result = run(batch=12, budget=8, polish="auto", noise_std=0.01)
+    energy = started[0][1].double()
+    drawn, sampled = scored[0].reshape(12, -1).amin(-1).double(), result.energies.amin(-1)
+    torch.testing.assert_close(energy[:, 0], torch.minimum(drawn, sampled), rtol=1e-5, atol=0.0)
+    assert (energy[:, 1] >= energy[:, 0] * (1.0 - 1e-6)).all()
+
+    def lucky(*args: Any) -> Outcome:
+        found = outcome(*args)
+        assert found.best_draws is not None and found.best_energies is not None
+        return replace(
+            found,
+            best_draws=torch.full_like(found.best_draws, 0.5),
+            best_energies=torch.zeros_like(found.best_energies),
+        )
+
+    monkeypatch.setattr(Adaptive, "outcome", lucky)
+    run(batch=12, budget=8, polish="auto", noise_std=0.01)
+    assert (started[1][0][:, 0] == 0.5).all()
+    # Fits of all samples are of these alone.
+    run(batch=12, polish=3)
+    assert not (started[2][0] == 0.5).any()
 
 
 def test_fits_without_a_budget_take_an_eighth_of_the_run() -> None:
@@ -986,8 +1039,8 @@ def test_what_cannot_be_told_is_null_in_json(tmp_path: Path) -> None:
 
 def test_a_result_of_another_format_is_refused(tmp_path: Path) -> None:
     path = run().save(tmp_path) / "result.json"
-    path.write_text(path.read_text().replace("cogen-fast result 7", "cogen-fast result 9"))
-    with pytest.raises(ValueError, match=r"^directory: .*'cogen-fast result 7'.*result 9"):
+    path.write_text(path.read_text().replace("cogen-fast result 8", "cogen-fast result 9"))
+    with pytest.raises(ValueError, match=r"^directory: .*'cogen-fast result 8'.*result 9"):
         Result.load(tmp_path)
 
 

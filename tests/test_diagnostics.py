@@ -34,7 +34,6 @@ def run(**options: Any) -> Result:
 
 def healthy() -> Evidence:
     """Two observations of two islands, 16 particles, ten temperatures, four of them at beta = 1."""
-    column = torch.tensor([0.001, 0.003, 0.01, 0.03, 0.1, 0.5, 1.0, 1.0, 1.0, 1.0])
     energy = torch.linspace(40.0, 1.0, 10)
     energy[6:] = 1.0
     return Evidence(
@@ -53,14 +52,16 @@ def healthy() -> Evidence:
         lead=torch.tensor([7.9, 0.0]),
         particles=8,
         acceptance=torch.full((10, 4), 0.75),
-        betas=column[:, None].repeat(1, 4),
         energies=torch.linspace(0.0, 2.0, 16).repeat(2, 1),
         energy_std=torch.full((10, 4), 0.6),
         energy_history=energy[:, None].repeat(1, 4),
         non_finite=torch.zeros(2, 16, dtype=torch.int64),
         moves=20,
         jumped=torch.zeros(4, dtype=torch.bool),
+        rounds=torch.full((4,), 4),
         rounds_missing=torch.zeros(4, dtype=torch.int64),
+        at_least=torch.tensor([False, False]),
+        at_most=torch.tensor([False, False]),
     )
 
 
@@ -164,6 +165,14 @@ SICK: dict[str, tuple[dict[str, Any], str]] = {
         {"scattered": torch.tensor([True, True]), "budgeted": False},
         r"evidence not known \(observation 0, observation 1\): .*populations=8, more chains",
     ),
+    "noise-low": (
+        {"at_least": torch.tensor([False, True])},
+        r"noise at its bound: .* low end .*\(observation 1\): .*UnknownNoise with a smaller low",
+    ),
+    "noise-high": (
+        {"at_most": torch.tensor([True, False])},
+        r"noise at its bound: .* high end .*\(observation 0\): .*UnknownNoise with a larger high",
+    ),
     "non-finite": (
         {"non_finite": torch.full((2, 16), 2, dtype=torch.int64)},
         "non-finite proposals: 10% .*step_size",
@@ -239,7 +248,7 @@ def test_one_observation_is_not_numbered() -> None:
     sick = replace(
         healthy(),
         acceptance=torch.zeros(10, 2),
-        betas=healthy().betas[:, :2],
+        rounds=healthy().rounds[:2],
         energy_history=healthy().energy_history[:, :2],
         energies=healthy().energies[:1],
         jumped=torch.zeros(2, dtype=torch.bool),
@@ -249,6 +258,8 @@ def test_one_observation_is_not_numbered() -> None:
         residual=None,
         energy_std=torch.full((10, 2), 0.6),
         rounds_missing=torch.zeros(2, dtype=torch.int64),
+        at_least=torch.zeros(1, dtype=torch.bool),
+        at_most=torch.zeros(1, dtype=torch.bool),
     )
     assert "observation" not in diagnose(sick)[0]
 

@@ -9,6 +9,7 @@ exact distribution that is uniform: 4.5 standard errors of a mean of uniforms ar
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,8 +244,8 @@ def test_energies_are_those_at_the_mean_precision() -> None:
 
 def test_a_given_noise_is_not_inferred() -> None:
     result = run(noise_std=0.1)
-    assert result.noise_std is None
-    assert result.reasons["noise_std"] == "the noise was given"
+    assert result.noise_std is result.noise_bounds is None
+    assert result.reasons["noise_std"] == result.reasons["noise_bounds"] == "the noise was given"
 
 
 def test_it_comes_back_from_disk(tmp_path: Path) -> None:
@@ -252,6 +253,8 @@ def test_it_comes_back_from_disk(tmp_path: Path) -> None:
     loaded = Result.load(result.save(tmp_path))
     assert result.noise_std is not None and loaded.noise_std is not None
     assert torch.equal(loaded.noise_std, result.noise_std)
+    assert loaded.noise_bounds is not None and result.noise_bounds is not None
+    assert torch.equal(loaded.noise_bounds, result.noise_bounds)
 
 
 @pytest.mark.parametrize("budget", [60, 100, 300, 2000])
@@ -306,12 +309,59 @@ def test_little_is_known_of_an_exact_fit() -> None:
     assert result.noise_std.median() < 1.5 * low
 
 
-def test_what_is_scored_twice_is_paid_twice() -> None:
-    # The pool would begin below the largest noise, and is tempered anew.
-    counted = Stopping()
-    result = run(counted, noise_std=UnknownNoise(0.01, 100.0), budget=100)
-    assert result.cost <= 2 * 100 * 16
-    assert result.forwards > result.settings["draws"] / 16
+def test_no_level_is_passed_over() -> None:
+    # By itself the pool would begin at less noise than the largest.
+    result = run(noise_std=UnknownNoise(0.01, 100.0))
+    assert result.noise_std is not None
+    unit = (0.01 / result.noise_std).square().mean(1)  # of the inverse temperatures that are told
+    first = result.betas[0].reshape(2, 2) * unit[:, None]
+    assert (first < 3.0 * (0.01 / 100.0) ** 2).all()
+    assert result.forwards == result.settings["draws"] // 16
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [(8, 1), (20, 4)])
+def test_a_few_rounds_are_kept_of_the_smallest_budgets(budget: int, rounds: int) -> None:
+    result = run(budget=budget)
+    assert result.rounds.min() >= rounds
+    assert result.noise_std is not None
+    low = float(x_obs(0.1).std(correction=0)) / 100
+    assert result.noise_std.min() > 1.5 * low
+
+
+def test_a_budget_buys_rounds() -> None:
+    few, many = run(budget=600), run(budget=6_000)
+    assert many.rounds.min() > 30
+    assert many.gradients + many.forwards / 2 > 0.98 * 6_000
+    bought = f"the budget bought {int(many.rounds.min())} rounds of moves at the posterior"
+    assert bought in many.notes
+    assert many.rounds.min() > few.rounds.min()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [
+        ((1.0, 5.0), "noise at its bound: half of the samples have the low end .* smaller low"),
+        ((1e-4, 1e-3), "noise at its bound: half of the samples have the high end .* larger high"),
+    ],
+    ids=["low", "high"],
+)
+def test_noise_at_a_bound_is_told(bounds: tuple[float, float], words: str) -> None:
+    result = run(noise_std=UnknownNoise(*bounds))
+    assert result.noise_bounds is not None
+    assert result.noise_bounds.tolist() == [list(bounds)] * 2
+    assert any(re.search(words, line) for line in result.diagnose())
+
+
+def test_noise_between_the_bounds_is_no_illness() -> None:
+    assert not any("bound" in line for line in run(noise=(0.1, 0.3)).diagnose())
+
+
+def test_a_checkpoint_belongs_to_its_bounds(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        run(Stopping(40), noise_std=UnknownNoise(0.01, 1.0), checkpoint=path)
+    with pytest.raises(ValueError, match="checkpoint: "):
+        run(Stopping(), noise_std=UnknownNoise(0.01, 1.0 + 1e-12), checkpoint=path)
 
 
 def test_nothing_observed_of_one_does_no_harm_to_another() -> None:
@@ -347,7 +397,7 @@ BAD = {
     "weight": ({"weight": 1.0}, ValueError, "weight: expected none with noise_std to infer"),
     "misfit": ({"misfit": lambda a, b: a}, ValueError, "misfit: expected none with noise_std"),
     "alone": ({"chains": 1, "budget": 20}, ValueError, "noise_std: .*lone chains"),
-    "word": ({"noise_std": "automatic"}, TypeError, "noise_std"),
+    "word": ({"noise_std": "Auto"}, TypeError, 'noise_std: expected .*"auto".* got .Auto'),
 }
 
 

@@ -202,7 +202,7 @@ def test_a_small_share_that_was_asked_for_is_no_jump() -> None:
     assert pace.least_kept(Annealing()) == 0.1
     assert pace.least_kept(Annealing(kept=0.1)) == pytest.approx(0.1)
     assert pace.least_kept(Annealing(kept=0.02)) == pytest.approx(0.02)
-    for budget in (None, 10**6):
+    for budget in (None, 2_000):
         run = sample(MIXED, Annealing(kept=0.08, budget=budget), observations=3)
         assert not run.state.jumped.any()
     assert (run.state.sharpness > 0.0).all()  # such steps teach something too
@@ -228,7 +228,7 @@ def test_more_budget_means_smaller_steps_then_more_moves() -> None:
     assert moves[-1] == 8
     assert moves[kept.index(0.5) - 1] == 1  # steps first, then moves
     how: dict[str, Any] = {"target": MIXED.rows([2])}
-    free, ample = sample(**how), sample(**how, annealing=Annealing(budget=10**6))
+    free, ample = sample(**how), sample(**how, annealing=Annealing(budget=3_000))
     assert free.infos[0].choice.kept.tolist() == [Annealing.kept] * 2
     assert torch.equal(free.infos[0].choice.beta, ample.infos[0].choice.beta)
 

@@ -22,13 +22,18 @@ STEEP = LinearGaussian(sigma=0.05)
 
 
 def started(
-    energy: Tensor, particles: int, count: int = 2, beta: Tensor | None = None, seed: int = 0
+    energy: Tensor,
+    particles: int,
+    count: int = 2,
+    beta: Tensor | None = None,
+    seed: int = 0,
+    furthest: Tensor | None = None,
 ) -> Start:
     """From draws that say which they are."""
     rows, size = energy.shape
     draws = torch.arange(size, dtype=F64).expand(rows, -1)[..., None].contiguous()
     stream = hmc.noise_stream(seed, rows, torch.device("cpu"))
-    return pool.start(draws, energy, particles, stream, count, beta, native())
+    return pool.start(draws, energy, particles, stream, count, beta, furthest, native())
 
 
 def scored(rows: int, size: int, target: LinearGaussian = STEEP, seed: int = 1) -> Tensor:
@@ -71,6 +76,23 @@ def test_a_given_temperature_is_taken_as_it_is() -> None:
     beta = torch.tensor([0.0, 0.3, 1.0, 1e-4], dtype=F64)
     found = started(scored(4, 64), 8, beta=beta)
     assert torch.equal(found.beta, beta)
+
+
+def test_it_goes_no_further_than_asked() -> None:
+    energy = scored(4, 256)
+    free = started(energy, 8).beta
+    furthest = free * torch.tensor([0.5, 2.0, 1e-3, 1.0], dtype=F64)
+    assert torch.equal(started(energy, 8, furthest=furthest).beta, torch.minimum(free, furthest))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_best_draw_is_kept(bad: float) -> None:
+    energy = scored(4, 50)
+    best = energy.argmin(-1)
+    energy[0, 3], energy[2, 4] = bad, bad
+    found = started(energy, 8)
+    assert found.best_draw[:, 0].tolist() == best.tolist()
+    assert torch.equal(found.best_energy, energy.gather(1, best[:, None])[:, 0])
 
 
 # --- what it estimates ----------------------------------------------------------------------------
@@ -275,3 +297,5 @@ def test_lone_chains_begin_at_the_prior() -> None:
     state = begun(MIXED, observations=3, chains=3, **LONE)
     for name in ("beta", "first_beta", "log_weights", "variance", "sharpness"):
         assert (getattr(state, name) == 0.0).all()
+    assert (state.best_energy <= state.hmc.energy.amin(-1)).all()
+    torch.testing.assert_close(MIXED.energy(state.best_draw[:, None])[:, 0], state.best_energy)

@@ -28,6 +28,7 @@ from cogen_fast.sampler.curvature import Directions
 from cogen_fast.sampler.hmc import HMCState
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.smc import Run, SMCInfo, SMCState
+from cogen_fast.sampler.tuning import TuningRule
 from cogen_fast.sampler.weights import log_mean_weight
 
 _DROP = 15.0  # nats below the most likely level, where annealing ends
@@ -95,9 +96,8 @@ def pass_by(
     total = torch.logaddexp(levels.log_mass, mass)
     share = torch.where(counts, torch.exp(mass - total), 0.0)
     stream = after.hmc.stream
-    everywhere = torch.ones_like(counts)
     uniform = uniforms(stream, Purpose.LEVEL, 2, torch.float64)
-    ancestors = ops.systematic_ancestors(after.log_weights, uniform[:, 0], everywhere)
+    ancestors = ops.systematic_ancestors(after.log_weights, uniform[:, 0], None)
     taken = _systematic(share, uniform[:, 1], levels.energy.shape[-1])
     rows = ancestors[..., None].expand_as(levels.latents)
     return Levels(
@@ -121,7 +121,10 @@ def _systematic(share: Tensor, uniform: Tensor, count: int) -> Tensor:
 
 
 def passed(levels: Levels, state: SMCState) -> Tensor:
-    """Which islands have seen all levels that count, ``(B,)``."""
+    """Which islands have seen all levels that count, ``(B,)``, if one likely level is all there is.
+
+    Another beyond a valley of 15 nats would not be found.
+    """
     return (state.beta >= 1.0) | (levels.last < levels.top - _DROP)
 
 
@@ -130,7 +133,7 @@ def beta_given_energy(energy: Tensor, count: Tensor, least: Tensor, uniform: Ten
 
     From the density of ``u = log beta`` between ``log least`` and 0, proportional to
     ``exp(count u / 2 - exp(u) energy)``, by the inverse of its distribution function on a grid
-    between whose points its logarithm, which is concave, is taken to be straight.
+    between whose points the density is taken to be straight.
     """
     half, low = 0.5 * count, least.log()
     mode = (half / energy.clamp(min=1e-300)).log()
@@ -269,15 +272,14 @@ def gibbs_round(
     chains: Chains,
     potential: Potential,
     moves: Moves,
-    jitter: float,
+    rule: TuningRule,
     count: Tensor,
     least: Tensor,
     ops: Ops,
 ) -> Chains:
     """Each chain draws its noise given its latents, then moves at it, M L gradients.
 
-    ``count`` ``(B,)`` values are measured, beta is at least ``least`` ``(B,)``; step sizes are
-    multiplied by a random factor from ``1 - jitter`` to ``1 + jitter``.
+    ``count`` ``(B,)`` values are measured, beta is at least ``least`` ``(B,)``.
     """
     each = len(chains.beta) // len(moves.step_size)
     counts, lowest, step_size, wanted = (
@@ -291,8 +293,8 @@ def gibbs_round(
         inverse_mass = _inverse_mass(moves.directions, beta).to(state.latents.dtype)
     target, accepted = _OfRows(potential, moves.turn, each), torch.zeros_like(beta)
     for number in range(int(moves.moves.max())):
-        turn = 2.0 * ops.observation_uniforms(state.stream, Purpose.JITTER) - 1.0
-        active, step = wanted > number, step_size * (1.0 + jitter * turn)
+        step = tuning.jittered_step(step_size, rule, state.stream, ops)
+        active = wanted > number
         settings = TransitionSettings(beta, torch.ones_like(beta), step, inverse_mass, active)
         state, info = hmc.transition(state, target, settings, moves.leapfrog_steps, ops)
         accepted = accepted + torch.where(active, info.acceptance_probability[:, 0], 0.0)

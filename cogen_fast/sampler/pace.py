@@ -37,9 +37,9 @@ class Annealing:
     ``budget`` bounds the gradient evaluations of a particle; where it is short there are fewer
     moves, then larger steps, then shorter trajectories. There are ``final_rounds`` of moves at the
     posterior itself, where a small population's bias is forgotten: a number that looks at no
-    energies, for to stop where they look settled would be to choose among samples. A round has a
-    third of the moves that leave ``rule.remembered`` of correlations (or, within a budget, of those
-    that temperatures have).
+    energies, for to stop where they look settled would be to choose among samples. What a budget
+    has left after these buys more of them. A round has a third of the moves that leave
+    ``rule.remembered`` of correlations (or, within a budget, of those that temperatures have).
     """
 
     kept: float = 0.97

@@ -35,7 +35,8 @@ class Start:
 
     ``latents`` ``(B, N, d)`` and the prior draw ``roots`` ``(B, N)`` int64 that each is; ``beta``,
     the log mean weight ``log_normaliser`` and its relative ``variance``, and ``deviation``, the
-    standard deviation of the energies there, ``(B,)`` float64 each.
+    standard deviation of the energies there, ``(B,)`` float64 each. ``best_draw`` ``(B, d)`` is the
+    draw of lowest energy, ``best_energy`` ``(B,)``.
     """
 
     latents: Tensor
@@ -44,6 +45,8 @@ class Start:
     log_normaliser: Tensor
     variance: Tensor
     deviation: Tensor
+    best_draw: Tensor
+    best_energy: Tensor
 
 
 def scores(potential: Potential, latents: Tensor) -> Tensor:
@@ -52,11 +55,19 @@ def scores(potential: Potential, latents: Tensor) -> Tensor:
     return torch.cat([energies(potential, part) for part in torch.split(latents, rows, 1)], 1)
 
 
-def untempered(draws: Tensor, particles: int) -> Start:
+def untempered(draws: Tensor, energy: Tensor, particles: int) -> Start:
     """The first ``particles`` of ``draws`` ``(B, K, d)`` as they are, at beta = 0."""
     zero = draws.new_zeros(len(draws), dtype=torch.float64)
     roots = torch.arange(particles, device=draws.device).repeat(len(draws), 1)
-    return Start(draws[:, :particles].contiguous(), roots, zero, zero, zero, zero)
+    first = draws[:, :particles].contiguous()
+    return Start(first, roots, zero, zero, zero, zero, *_best(draws, energy))
+
+
+def _best(draws: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each island's ``draws`` ``(B, K, d)`` the one of lowest energy, and that energy."""
+    lowest, index = torch.where(energy.isfinite(), energy, torch.inf).min(-1)
+    rows = index[:, None, None].expand(-1, -1, draws.shape[-1])
+    return draws.gather(1, rows)[:, 0], lowest
 
 
 def start(
@@ -66,13 +77,15 @@ def start(
     stream: NoiseStream,
     count: int,
     beta: Tensor | None,
+    furthest: Tensor | None,
     ops: Ops,
 ) -> Start:
     """``particles`` of each of ``count`` islands from their own ``draws`` ``(B, K, d)``.
 
     Each island goes as far as the pools of the others allow on average (in ``log beta``), at most
-    to 0.05, or to ``beta`` where it is given. ``energy`` ``(B, K)`` is that of the draws;
-    one that is not finite has no weight, like a proposal. ValueError where none is finite.
+    to 0.05 and to ``furthest``, or to ``beta`` where it is given (``(B,)`` each). ``energy``
+    ``(B, K)`` is that of the draws; one that is not finite has no weight, like a proposal.
+    ValueError where none is finite.
     """
     sound = energy.isfinite()
     if not bool(sound.any(-1).all()):
@@ -85,6 +98,7 @@ def start(
     if beta is None:
         share = min(_MOST_KEPT, _EFFECTIVE * particles / scored)
         beta = islands.others(_reached(energy, share).log(), count).exp().clamp(max=_FURTHEST)
+        beta = beta if furthest is None else torch.minimum(beta, furthest)
     log_weights = -beta[:, None] * energy
     weights = torch.softmax(log_weights, -1)
     mean = (weights * seen).sum(-1, keepdim=True)
@@ -98,6 +112,7 @@ def start(
         log_mean_weight(log_weights),
         1.0 / effective_sample_size(log_weights) - 1.0 / scored,
         deviation,
+        *_best(draws, energy),
     )
 
 

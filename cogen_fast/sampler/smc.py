@@ -50,7 +50,8 @@ class SMCState:
 
     ``islands`` T is how many neighbouring rows are of one observation. ``beta`` ``(B,)`` is the
     inverse temperature reached, ``first_beta`` the one that the prior pool allowed, ``aim`` the one
-    that a budget is planned to reach (1, unless something is known to end before). ``log_weights``
+    that a budget is planned to reach (1, unless something is known to end before). ``best_draw``
+    ``(B, d)`` is the pool's draw of lowest energy, ``best_energy`` ``(B,)``. ``log_weights``
     ``(B, N)`` float64 hold the mean weight up to the last resampling and each particle's own since,
     so that their log mean is the log normaliser; ``variance`` ``(B,)`` is the first-order relative
     variance of that estimate as lineages show it, ``expected_variance`` ``(B,)`` what one expects
@@ -78,6 +79,8 @@ class SMCState:
     beta: Tensor
     first_beta: Tensor
     aim: Tensor
+    best_draw: Tensor
+    best_energy: Tensor
     log_weights: Tensor
     variance: Tensor
     expected_variance: Tensor
@@ -153,6 +156,7 @@ def init(
     seed: int = 0,
     step_size_start: float | None = None,
     first_beta: Tensor | None = None,
+    furthest: Tensor | None = None,
     alone: bool = False,
     starts: int = POPULATION,
     device: torch.device | str = "cpu",
@@ -162,11 +166,12 @@ def init(
     """The start of ``islands`` T of ``chains`` N particles for each observation, B T rows in all.
 
     ``draws`` prior draws for each particle are scored, a forward each, and particles resampled from
-    them at the inverse temperature that the other islands' draws allow (`pool`), or at
-    ``first_beta`` ``(B T,)``; then one gradient each. ``latents`` ``(B T, K, d)`` in the place of
-    those draws must be prior draws too. ``alone``: the ``chains`` are no population.
-    They are not resampled, and the inverse temperature grows by what their own energies' recent
-    spread allows; ``starts`` prior draws give the first. Other arguments as for `hmc.init`.
+    them at the inverse temperature that the other islands' draws allow (`pool`), ``furthest``
+    ``(B T,)`` at most, or at ``first_beta`` ``(B T,)``; then one gradient each. ``latents``
+    ``(B T, K, d)`` in the place of those draws must be prior draws too. ``alone``: the ``chains``
+    are no population. They are not resampled, and the inverse temperature grows by what their own
+    energies' recent spread allows; ``starts`` prior draws give the first. Other arguments as for
+    `hmc.init`.
 
     Raises TypeError or ValueError naming the argument.
     """
@@ -197,9 +202,9 @@ def init(
     energy = pool.scores(potential, latents)
     spread = lone.init(energy, chains) if alone else None
     if alone:
-        begun = pool.untempered(latents, chains)
+        begun = pool.untempered(latents, energy, chains)
     else:
-        begun = pool.start(latents, energy, chains, stream, islands, first_beta, ops)
+        begun = pool.start(latents, energy, chains, stream, islands, first_beta, furthest, ops)
     how: dict[str, Any] = {"seed": seed, "observation_ids": ids, "backend": backend}
     state = hmc.init(potential, begun.latents, **how)
     return _begun(
@@ -250,6 +255,8 @@ def _begun(
         beta=begun.beta,
         first_beta=begun.beta,
         aim=torch.ones_like(begun.beta),
+        best_draw=begun.best_draw,
+        best_energy=begun.best_energy,
         log_weights=even + begun.log_normaliser[:, None],
         variance=begun.variance,
         expected_variance=begun.variance,
@@ -481,8 +488,7 @@ def jittered(
     choice: Choice, step_size: Tensor, rule: TuningRule, stream: NoiseStream, ops: Ops
 ) -> TransitionSettings:
     """The settings of one transition, its ``step_size`` ``(B,)`` times a random factor near 1."""
-    turn = 2.0 * ops.observation_uniforms(stream, Purpose.JITTER) - 1.0
-    step_size = step_size * (1.0 + rule.jitter * turn)
+    step_size = tuning.jittered_step(step_size, rule, stream, ops)
     weight = torch.ones_like(choice.beta)
     return TransitionSettings(choice.beta, weight, step_size, choice.inverse_mass, choice.active)
 
@@ -560,9 +566,12 @@ def _close(after: SMCState, choice: Choice, annealing: Annealing) -> SMCState:
     active = choice.active
     there = active & (choice.beta >= 1.0)
     rounds = after.rounds + (there & (choice.moves > 0))
-    spent = annealing.budget is not None and after.spent >= annealing.budget
-    over = (choice.moves == 0) | spent
-    ended = (rounds >= annealing.final_rounds) | (there & over)
+    enough, over = rounds >= annealing.final_rounds, choice.moves == 0
+    if annealing.budget is not None:
+        left = annealing.budget - after.spent
+        over = over | (left <= 0)
+        enough = enough & (left < choice.hmc_steps * choice.leapfrog_steps)
+    ended = there & (over | enough)
     jumped = active & (choice.kept < least_kept(annealing)) & (rounds <= 1)
     return replace(
         after,

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from cogen_fast.arguments import check_count, check_number
+from cogen_fast.ops.dispatch import Ops
+from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.sampler import islands
 from cogen_fast.sampler.hmc import HMCInfo, HMCState
@@ -100,6 +102,12 @@ def init(count: int, size: int, start: float | None, device: torch.device) -> Tu
     return Tuning(
         zeros + math.log(step), zeros + math.log(_START_LENGTH), memory, zeros + POOR, zeros + 1.0
     )
+
+
+def jittered_step(step_size: Tensor, rule: TuningRule, stream: NoiseStream, ops: Ops) -> Tensor:
+    """Step sizes ``(B,)``, each times the random factor of one move."""
+    turn = 2.0 * ops.observation_uniforms(stream, Purpose.JITTER) - 1.0
+    return step_size * (1.0 + rule.jitter * turn)
 
 
 def slowest_on_the_way(tuning: Tuning) -> Tensor:
