@@ -296,7 +296,7 @@ def _descended(problem: Problem, first: tuple[Tensor, Tensor], plan: _Plan) -> O
     latents, energies = plan.optimiser.descend(
         problem.potential, latents, plan.steps, plan.learning_rate
     )
-    return _outcome(
+    return unannealed(
         latents,
         energies,
         numbers,
@@ -318,7 +318,7 @@ def _resampled(problem: Problem, stream: NoiseStream, plan: _Plan) -> Outcome:
     if not bool(known.all()):
         reasons["log_normaliser_error"] = _SIR_ERROR_REASON
     effective = ", ".join(f"{size:.3g}" for size in effective_sample_size(log_weights).tolist())
-    return _outcome(
+    return unannealed(
         latents,
         -log_weights.gather(-1, numbers),
         numbers,
@@ -331,7 +331,7 @@ def _resampled(problem: Problem, stream: NoiseStream, plan: _Plan) -> Outcome:
     )
 
 
-def _outcome(
+def unannealed(
     latents: Tensor,
     energies: Tensor,
     numbers: Tensor,

@@ -239,7 +239,7 @@ def _images(arguments: argparse.Namespace) -> int:
     from cogen_fast.experiments import image_study  # brings in more than the other commands need
 
     _check_out(arguments.out, True, names=image_study.FILES)
-    effort = image_study.effort_of(arguments.images, arguments.quick)
+    effort = image_study.effort_of(arguments.images, arguments.quick, arguments.nuts)
     shows = sys.stderr.isatty()
     told = image_study.reproduce(
         arguments.out, arguments.data, arguments.seed, effort=effort, progress=shows

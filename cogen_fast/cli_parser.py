@@ -520,6 +520,7 @@ def _add_image_study(studies: Any) -> None:
         help="images of each kind and task (default: 8; with --quick 4). More may be added later",
     )
     add("--quick", action="store_true", help="a tenth of the published numbers, for a first look")
+    add("--nuts", action="store_true", help="NUTS from the best of many starts, too (extra peers)")
     add("--seed", type=int, default=0, metavar="S", help="seed (default: 0)")
 
 

@@ -186,22 +186,33 @@ class Result:
     def estimate(self) -> Tensor:
         """The one image to show if only one can be shown, ``(B, *output_shape)``.
 
-        The mean of the fits, or without ``polish`` of the samples: where several images are
-        possible their mean has a lower expected squared error than any of them. Fits count by one
-        over the square of their misfit (unless it is one of your own): one that is better by far
-        has found what others missed.
+        The mean of the fits by their `fit_weights`, or without ``polish`` of the samples: where
+        several images are possible their mean has a lower expected squared error than any of them.
         """
-        if self.fit_images is None or self.fit_energies is None:
+        if self.fit_images is None:
             return self.mean()
-        if self.settings["noise"].startswith("user misfit"):
-            return self.fit_images.mean(1)  # whose 0 may be anywhere
-        # Far below the samples' misfit all are exact fits, and alike.
-        exact = (_EXACT * self.energies.mean(-1, keepdim=True)).clamp(min=1e-300)
-        misfit = self.fit_energies + exact
-        shares = (misfit / misfit.amin(-1, keepdim=True)) ** -2
-        shares = (shares / shares.sum(-1, keepdim=True)).to(self.fit_images.dtype)
+        shares = self.fit_weights.to(self.fit_images.dtype)
         shape = (*shares.shape, *[1] * (self.fit_images.ndim - 2))
         return (shares.reshape(shape) * self.fit_images).sum(1)
+
+    @property
+    def fit_weights(self) -> Tensor:
+        """Share of each fit in the `estimate`, ``(B, K)`` float64; ValueError without ``polish``.
+
+        By one over the square of its misfit (unless it is one of your own): one that is better by
+        far has found what others missed.
+        """
+        if self.fit_energies is None:
+            raise ValueError(f"fit_weights: {self.reasons['fit_energies']}")
+        energies = self.fit_energies
+        if self.settings["noise"].startswith("user misfit"):
+            return torch.full_like(energies, 1.0 / energies.shape[1])  # whose 0 may be anywhere
+        # Far below the samples' misfit all are exact fits, and alike.
+        exact = (_EXACT * self.energies.mean(-1, keepdim=True)).clamp(min=1e-300)
+        misfit = energies + exact
+        shares = (misfit / misfit.amin(-1, keepdim=True)) ** -2
+        weights: Tensor = shares / shares.sum(-1, keepdim=True)
+        return weights
 
     def pasted(self, images: Tensor) -> Tensor:
         """``images`` ``(B, *output_shape)`` with the observed entries in place, where masks hide.

@@ -30,12 +30,15 @@ from cogen_fast.experiments import (
     image_study_report,
     published,
 )
+from cogen_fast.experiments.evaluation_record import record_of
 from cogen_fast.experiments.image_study_plan import (
     CURVES,
+    DEFAULT,
     FITS,
     GROUP,
     KINDS,
     METHODS,
+    MULTI_STARTS,
     NOISE_STD,
     QUICK,
     RATES,
@@ -55,6 +58,7 @@ from cogen_fast.experiments.image_study_results import (
     lines,
 )
 from cogen_fast.experiments.image_tasks import PUBLISHED, pose
+from cogen_fast.experiments.nuts import NUTS
 from cogen_fast.generators.pretrained import FASHION_STAGES, held_out_images
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.presets import PRESETS
@@ -207,16 +211,31 @@ def test_every_method_has_the_paper_s_cost(results: list[Found]) -> None:
             assert costs["paper"] == TINY.budget == 2 * (1 + 12 * 5)
             for name, cost in costs.items():
                 # So little is not much for 16 particles.
-                assert TINY.budget * (0.5 if "adaptive" in name else 0.98) <= cost <= TINY.budget
+                least = 0.5 if name in ("adaptive", DEFAULT) else 0.98
+                assert least * TINY.budget <= cost <= TINY.budget
 
 
 def test_adaptive_particles_share_the_paper_s_cost() -> None:
-    for name in ("adaptive", "adaptive+polish"):
+    for name in ("adaptive", DEFAULT):
         method = parts()[0].method(name, Effort())
         spent = 2 * method.options["budget"] * method.options["chains"]
         assert 0.99 * Effort().budget < spent <= Effort().budget == 19_962
         assert method.options["noise_std"] == NOISE_STD and method.options["weight"] is None
-    assert 0 < method.options["polish"] < method.options["budget"] / 2
+    assert method.options["polish"] == "auto"
+
+
+def test_nuts_has_the_paper_s_cost_if_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("pyro")
+    part = parts(replace(TINY, nuts=True))[0]
+    assert part.methods == (*METHODS, NUTS)
+    study = part.study(TINY, 0)
+    (method,) = (each for each in study.methods if each.name == NUTS)
+    case = evaluate.posed(study, {0: part.data.load(0)})
+    given = {"seed": 0, "observation_ids": [0], **study.common}
+    result = method.solve(part.snapshot.generator, case, tmp_path / "none", **given)
+    assert TINY.budget - 1 <= result.cost <= TINY.budget
+    assert "noise_std 0.1" in result.settings["noise"]
+    assert set(record_of(result, case, 0)["coverage"]) == {"0.5", "0.8", "0.9", "0.95"}
 
 
 def test_grids_and_rates_are_written_down(whole: Path) -> None:
@@ -442,14 +461,13 @@ def test_residuals_are_errors_of_what_is_observed(
 def test_lines_are_of_the_records(results: list[Found]) -> None:
     result = main_of(results, "real", "block")
     by_name = {(line.method, line.taken): line for line in lines(result)}
-    means = {("adaptive", "mean"), ("adaptive+polish", "mean")}
+    means = {("adaptive", "mean"), (DEFAULT, "mean")}
     assert set(by_name) == {(name, "best") for name in METHODS} | means
     for (name, taken), line in by_name.items():
         mine = errors(result.records, name, taken, "mse")
-        rival = errors(result.records, "adam-multi", "best", "mse")
-        difference = np.subtract(rival, mine)
+        difference = np.subtract(mine, errors(result.records, DEFAULT, "mean", "mse"))
         assert line.values["mse"][0] == pytest.approx(np.mean(mine))
-        assert line.ahead == pytest.approx((difference.mean(), difference.std(ddof=1) / 2**0.5))
+        assert line.above == pytest.approx((difference.mean(), difference.std(ddof=1) / 2**0.5))
         assert (line.acceptance is None) == (name in (*FITS, "sir"))
 
 
@@ -470,30 +488,43 @@ def test_curves_are_over_the_first_images_of_every_snapshot(results: list[Found]
         for name in CURVES:
             for metric in METRICS:
                 value = points[1][1][name][metric][0]
-                assert value == late[name]["metrics"]["best"][metric][0]
+                taken = "mean" if name == DEFAULT else "best"
+                assert value == late[name]["metrics"][taken][metric][0]
 
 
-def line(method: str, ahead: tuple[float, float], taken: str = "best") -> Line:
-    return Line(method, taken, 1.0, 1.0, None, {"mse": (0.1, 0.1)}, ahead, None, None)
+def line(method: str, above: tuple[float, float], taken: str = "best") -> Line:
+    return Line(method, taken, 1.0, 1.0, None, {"mse": (0.1, 0.1)}, above, None, None)
 
 
 def test_verdicts_need_two_standard_errors() -> None:
     told = image_study_report.verdicts(
         [
-            line("gd", (-0.3, 0.1)),
-            line("adam-multi", (0.0, 0.0)),
+            line("gd", (0.3, 0.1)),
+            line(DEFAULT, (0.0, 0.0), "mean"),
+            line(DEFAULT, (0.3, 0.1)),
             line("sir", (0.15, 0.1)),
             line("paper", (-0.15, 0.1)),
-            line("adaptive", (0.21, 0.1), "mean"),
+            line("adaptive", (-0.21, 0.1), "mean"),
         ]
     )
     assert told == [
-        "Better than adam-multi: adaptive (mean image).",
-        "Not told apart from adam-multi: sir, paper.",
-        "Worse than adam-multi: gd.",
+        "Better than the default's estimate: adaptive (mean image).",
+        "Not told apart from the default's estimate: sir, paper.",
+        "Worse than the default's estimate: gd, default.",
     ]
     (one,) = image_study_report.verdicts([line("gd", (0.1, math.nan))])
-    assert one == "One image does not compare with adam-multi: gd."
+    assert one == "One image does not compare with the default's estimate: gd."
+
+
+def test_aims_are_counted(results: list[Found], monkeypatch: pytest.MonkeyPatch) -> None:
+    clear = {name: line(name, (0.3, 0.1)) for name in MULTI_STARTS}
+    near = clear | {"adam-multi": line("adam-multi", (0.1, 0.1))}
+    beaten = clear | {"sir": line("sir", (-0.3, 0.1))}
+    told = iter([clear, clear, near, beaten, clear, near])
+    monkeypatch.setattr(image_study_report, "lines", lambda _: list(next(told).values()))
+    said = image_study_report._aims(results)
+    assert "is beaten by nothing in 5 of 6 cells" in said
+    assert "beats every multi-start (gd-multi, adam-multi, lbfgs-multi) in 4;" in said
 
 
 def test_the_report_keeps_real_and_own_apart(whole: Path, results: list[Found]) -> None:
@@ -602,9 +633,10 @@ def test_command_gets_its_arguments(
     assert main(command) == 0
     assert main([*command, "--quick", "--seed", "3", "--data", "a.npz"]) == 0
     assert main([*command, "--images", "16"]) == 0
-    assert capsys.readouterr().out == "report\n" * 3
+    assert main([*command, "--nuts"]) == 0
+    assert capsys.readouterr().out == "report\n" * 4
     efforts = [how.pop("effort") for _, how in calls]
-    assert efforts == [Effort(), QUICK, Effort(images=16)]
+    assert efforts == [Effort(), QUICK, Effort(images=16), Effort(nuts=True)]
     assert calls[1] == ((tmp_path, Path("a.npz"), 3), {"progress": False})
 
 

@@ -55,12 +55,13 @@ from cogen_fast.experiments.evaluation_record import (
     save_pictures,
 )
 from cogen_fast.experiments.image_tasks import Case, Task, pose
+from cogen_fast.experiments.nuts import NUTS, nuts_multi
 from cogen_fast.files import write_atomically
 from cogen_fast.result import ANNEALED, Result
 from cogen_fast.tasks import cogenerate
 from cogen_fast.warn import warn_user
 
-SOLVERS = (*ANNEALED, *BASELINES)
+SOLVERS = (*ANNEALED, *BASELINES, NUTS)
 _FORMAT = "cogen-fast evaluation 1"
 _PLAN = "plan.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -68,7 +69,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 @dataclass(frozen=True)
 class Method:
-    """A solver under a name: "adaptive" or "paper" (`cogenerate`), or one of `BASELINES`.
+    """A solver under a name: "adaptive" or "paper" (`cogenerate`), one of `BASELINES`, or NUTS.
 
     ``options`` are the solver's, plain values; ``name`` is a folder's. ValueError otherwise.
     """
@@ -88,7 +89,10 @@ class Method:
 
     def solve(self, generator: Any, case: Case, checkpoint: Path, **options: Any) -> Result:
         """The group's `Result`; the samplers keep an unfinished run in ``checkpoint``."""
-        given = {"method": self.solver} | options | dict(self.options)
+        given = options | dict(self.options)
+        if self.solver == NUTS:
+            return nuts_multi(generator, case.x_obs, case.operator, **given)
+        given = {"method": self.solver} | given
         if self.solver not in ANNEALED:
             return reconstruct(generator, case.x_obs, case.operator, **given)
         return cogenerate(

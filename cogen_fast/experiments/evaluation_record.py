@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cogen_fast import metrics
 from cogen_fast.experiments.image_tasks import Case
+from cogen_fast.experiments.nuts import NUTS
 from cogen_fast.result import ANNEALED, Result
 
 Record = dict[str, Any]
@@ -23,13 +24,18 @@ _END = 4  # acceptance is that of the last quarter
 def record_of(result: Result, case: Case, b: int) -> Record:
     """What is kept of observation ``b``; "metrics" as `cogen_fast.metrics.summarise` has them.
 
-    They are of the fits where samples were polished; coverage is of samples.
+    They are of the fits where samples were polished, whose mean image is `Result.estimate`;
+    coverage is of samples.
     """
     truth, hidden = case.truth[b].cpu(), case.hidden[b].cpu()
     weights = None if result.log_weights is None else result.weights()[b]
     images, energies, shares = result.images[b], result.energies[b], weights
     if result.fit_images is not None and result.fit_energies is not None:
-        images, energies, shares = result.fit_images[b], result.fit_energies[b], None
+        images, energies, shares = (
+            result.fit_images[b],
+            result.fit_energies[b],
+            result.fit_weights[b],
+        )
     record: Record = {
         "cost": result.cost,
         "energies": energies.tolist(),
@@ -41,7 +47,7 @@ def record_of(result: Result, case: Case, b: int) -> Record:
         each = result.acceptance.shape[1] // len(result.images)
         columns = result.acceptance[:, b * each : (b + 1) * each]
         record["acceptance"] = [_end(column) for column in columns.T]
-    if method == "sir" or method in ANNEALED:
+    if method in ("sir", NUTS) or method in ANNEALED:
         found = metrics.coverage(result.images[b], truth, hidden, weights=weights).tolist()
         record["coverage"] = dict(zip(map(str, metrics.LEVELS), found, strict=True))
     return record

@@ -26,7 +26,6 @@ from cogen_fast.experiments.evaluation_tuning import AT_THE_EDGE, open_tuning, t
 from cogen_fast.experiments.image_study_plan import (
     CURVES,
     KINDS,
-    METHODS,
     QUICK,
     REAL,
     TASKS,
@@ -36,6 +35,7 @@ from cogen_fast.experiments.image_study_plan import (
     Snapshot,
 )
 from cogen_fast.experiments.image_study_results import Found, all_tunings, found
+from cogen_fast.experiments.nuts import pyro_nuts
 from cogen_fast.experiments.pyplot import pyplot
 from cogen_fast.experiments.workers import spread
 from cogen_fast.files import write_atomically
@@ -66,10 +66,13 @@ def reproduce(
     generator's own come from another seed than the chains. ``processes`` share the parts of the
     study (as many as torch has threads); the results are the same for any number.
 
-    Raises ImportError without matplotlib or pytorch-msssim (extras ``plots``, ``metrics``),
+    Raises ImportError without matplotlib or pytorch-msssim (extras ``plots``, ``metrics``), or with
+    NUTS without Pyro (``peers``),
     ValueError, TypeError and OSError for bad arguments, naming them; before anything is run.
     """
     plt = pyplot("reproduce")
+    if effort is not None and effort.nuts:
+        pyro_nuts()
     folder, effort = check_path("out", out), effort or Effort()
     share = torch.get_num_threads() if processes is None else check_count("processes", processes)
     run = _Run(folder, data, check_seed(seed), effort, tuple(snapshots or shipped()))
@@ -131,9 +134,9 @@ class _Run:
         evaluate(generator, data, study, out, **how)
 
 
-def effort_of(images: int | None = None, quick: bool = False) -> Effort:
+def effort_of(images: int | None = None, quick: bool = False, nuts: bool = False) -> Effort:
     """The published numbers, or `QUICK` ones, on so many images of each kind and task."""
-    base = QUICK if quick else Effort()
+    base = replace(QUICK if quick else Effort(), nuts=nuts)
     return base if images is None else replace(base, images=images)
 
 
@@ -163,7 +166,8 @@ def _parts(snapshots: Sequence[Snapshot], real: Data, effort: Effort, seed: int)
     *earlier, last = snapshots
     for kind in KINDS:
         for task in TASKS:
-            yield Part(kind, task, last, _data(kind, last, real, seed), METHODS, effort.images)
+            data = _data(kind, last, real, seed)
+            yield Part(kind, task, last, data, effort.methods, effort.images)
     for kind in KINDS:
         for snapshot in earlier:
             data = _data(kind, snapshot, real, seed)

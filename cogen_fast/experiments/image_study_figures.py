@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from cogen_fast.experiments.evaluation_pictures import draw as draw_panels
-from cogen_fast.experiments.image_study_plan import CURVES, KINDS, METHODS, SCALED, TASKS, Effort
+from cogen_fast.experiments.image_study_plan import (
+    CURVES,
+    DEFAULT,
+    KINDS,
+    SCALED,
+    TASKS,
+    Effort,
+)
 from cogen_fast.experiments.image_study_results import METRICS, Found, curve, errors
 from cogen_fast.experiments.image_tasks import SuperResolve, Task
+from cogen_fast.experiments.nuts import NUTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +37,9 @@ TITLES = {
     "sir": "importance resampling",
     "paper": "AIS-HMC as in the paper",
     SCALED: "AIS-HMC, weight scaled to the size",
-    "adaptive": "adaptive, chain of lowest energy",
-    "adaptive+polish": "adaptive, polished, lowest energy",
+    "adaptive": "adaptive, sample of lowest energy",
+    DEFAULT: "default (samples and fits)",
+    NUTS: "NUTS from the best of many starts",
 }
 _STYLES = {
     "gd": ("#E69F00", "o"),
@@ -42,7 +51,8 @@ _STYLES = {
     "paper": ("#009E73", "D"),
     SCALED: ("#8B4513", "h"),
     "adaptive": ("#CC79A7", "P"),
-    "adaptive+polish": ("black", "*"),
+    DEFAULT: ("black", "*"),
+    NUTS: ("#7F00FF", "<"),
 }
 _ROWS = 8
 _FEW_DECADES = 300.0  # where there is room for ticks between the powers of 10
@@ -98,7 +108,7 @@ def _misfits(plt: Any, results: Sequence[Found], kind: str) -> Figure:
     figure: Figure
     figure, axes = plt.subplots(1, len(mains), figsize=(13, 5.4), layout="constrained")
     for panel, result in zip(axes, mains, strict=True):
-        for method in METHODS:
+        for method in result.part.methods:
             _dots(panel, result, method)
         panel.set(xscale="log", yscale="log", title=_title(result.part.task))
         for axis in (panel.xaxis, panel.yaxis):

@@ -14,12 +14,13 @@ from typing import Any
 
 from torch import nn
 
-from cogen_fast.arguments import check_count
+from cogen_fast.arguments import check_count, check_flag
 from cogen_fast.baselines import STARTS
 from cogen_fast.experiments.evaluate import Method, Study
 from cogen_fast.experiments.evaluation_data import Data
 from cogen_fast.experiments.evaluation_tuning import Grid
 from cogen_fast.experiments.image_tasks import PUBLISHED, Block, SuperResolve, Task
+from cogen_fast.experiments.nuts import NUTS
 from cogen_fast.presets import PRESETS
 from cogen_fast.result import GRADIENT_COST
 from cogen_fast.sampler.tuning import POPULATION
@@ -39,11 +40,16 @@ GROUP = 8
 TUNING_IMAGES = 2
 """The last ones of the data, which are not evaluated."""
 FITS = ("gd", "gd-multi", "adam", "adam-multi", "lbfgs-multi")
+MULTI_STARTS = tuple(name for name in FITS if name.endswith("-multi"))
 SCALED = "paper-scaled"
 """The paper's method, its weight grown as the number of values in an image has shrunk."""
-CURVES = ("gd", "gd-multi", "paper", SCALED)
-"""The methods of figure 4."""
-METHODS = (*FITS, "sir", "paper", SCALED, "adaptive", "adaptive+polish")
+DEFAULT = "default"
+"""What `inpaint` and `super_resolve` do: adaptive samples, and fits beside them for an estimate."""
+CURVES = ("gd", "gd-multi", "adam-multi", "paper", SCALED, DEFAULT)
+"""The methods of figure 4, and what is used today."""
+METHODS = (*FITS, "sir", "paper", SCALED, "adaptive", DEFAULT)
+SAMPLED = (NUTS, "adaptive", DEFAULT)
+"""Methods at the noise level of `NOISE_STD`, of many images each: their mean is one more."""
 RATES: dict[str, tuple[float, ...]] = {
     "gd": (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
     "adam": (1.0, 0.3, 0.1, 0.03, 0.01),
@@ -53,7 +59,6 @@ RATES: dict[str, tuple[float, ...]] = {
 _TUNING_CHAINS = 2  # from which a rate is judged, for each image
 _MULTI = "-multi"
 _PUBLISHED_VALUES = 3 * PUBLISHED[PRESET].resolution ** 2
-_POLISHED = 5  # a part in so many of the adaptive method's gradients polishes
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ class Effort:
 
     ``images`` of each kind and task; of the earlier snapshots the first ``curve_images`` at most.
     ``ais_steps`` and ``leapfrog_steps`` of the paper's run, whose cost all methods have; ``starts``
-    of those that pick the best; steps of the choice of learning rates. ValueError naming what is
-    wrong.
+    of those that pick the best; steps of the choice of learning rates. ``nuts``: whether NUTS is a
+    method too (extra ``peers``). ValueError naming what is wrong.
     """
 
     images: int = 8
@@ -72,10 +77,13 @@ class Effort:
     leapfrog_steps: int = PRESETS[PRESET].leapfrog_steps
     starts: int = STARTS
     tuning_steps: int = 1_000
+    nuts: bool = False
 
     def __post_init__(self) -> None:
+        check_flag("nuts", self.nuts)
         for name, value in vars(self).items():
-            check_count(name, value)
+            if name != "nuts":
+                check_count(name, value)
         least = self.starts + 2 * GRADIENT_COST
         if self.budget < least:
             raise ValueError(
@@ -86,6 +94,11 @@ class Effort:
     def budget(self) -> int:
         """Forwards for each image: those of the paper's one chain."""
         return GRADIENT_COST * (1 + self.ais_steps * self.leapfrog_steps)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Of the last snapshot's parts."""
+        return (*METHODS, NUTS) if self.nuts else METHODS
 
     @property
     def few(self) -> int:
@@ -144,15 +157,17 @@ class Part:
             lengths = {"ais_steps": effort.ais_steps, "leapfrog_steps": effort.leapfrog_steps}
             weight = {"weight": self.weight(name)} if name == SCALED else {}
             return Method(name, "paper", {"preset": PRESET, **lengths, **weight})
+        noise: dict[str, Any] = {"noise_std": NOISE_STD, "weight": None}
+        if name == NUTS:
+            gradients = (effort.budget - effort.starts) // GRADIENT_COST
+            return Method(name, NUTS, noise | {"starts": effort.starts, "gradients": gradients})
         each = effort.budget // GRADIENT_COST // POPULATION
-        options = {"noise_std": NOISE_STD, "weight": None, "chains": POPULATION, "budget": each}
-        if name == "adaptive+polish":
-            options["polish"] = max(1, each // _POLISHED)
-        return Method(name, "adaptive", options)
+        polish = {"polish": "auto"} if name == DEFAULT else {}
+        return Method(name, "adaptive", noise | {"chains": POPULATION, "budget": each} | polish)
 
     def weight(self, name: str) -> float:
         """Factor of the squared error in the method's energies."""
-        if name.startswith("adaptive"):
+        if name in SAMPLED:
             return 0.5 / NOISE_STD**2
         if name == SCALED:
             generator: Any = self.snapshot.generator

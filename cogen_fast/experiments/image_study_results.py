@@ -12,14 +12,22 @@ from cogen_fast.experiments.evaluate import Study, gather, posed
 from cogen_fast.experiments.evaluation_record import Record
 from cogen_fast.experiments.evaluation_table import Table, mean_and_error, tabulated
 from cogen_fast.experiments.evaluation_tuning import tunings
-from cogen_fast.experiments.image_study_plan import CURVES, METHODS, TASKS, Effort, Part
+from cogen_fast.experiments.image_study_plan import (
+    CURVES,
+    DEFAULT,
+    SAMPLED,
+    TASKS,
+    Effort,
+    Part,
+)
 
 METRICS = {
     "mse": "MSE (pixels in [-1, 1])",
     "ssim": "SSIM",
     "ms_ssim": "MS-SSIM (two scales at 32 px)",
 }
-RIVAL = "adam-multi"
+ESTIMATE = (DEFAULT, "mean")
+"""What all others are compared with: `Result.estimate` of the default."""
 STUCK = 0.05
 """Acceptance over the end of a run below which a chain counts as standing still."""
 Pair = tuple[float, float]
@@ -54,17 +62,17 @@ class Found:
     @property
     def is_main(self) -> bool:
         """Whether all methods ran, and not those of figure 4 only."""
-        return self.part.methods == METHODS
+        return self.part.methods != CURVES
 
 
 @dataclass(frozen=True)
 class Line:
     """A method's numbers in a part: means over images and their standard errors.
 
-    ``taken``: "best", the chain of lowest energy, or "mean", the mean image of the chains.
-    ``residual`` is known of chains only. ``ahead``: by how much its error lies below that of
-    `RIVAL`, paired by image. ``acceptance`` at the end, and the share of ``stuck`` runs: None where
-    nothing is accepted or rejected.
+    ``taken``: "best", the chain of lowest energy, or "mean", the mean image of the chains, of the
+    default its estimate. ``residual`` is known of chains only. ``above``: by how much its error
+    lies above that of `ESTIMATE`, paired by image. ``acceptance`` at the end, and the share of
+    ``stuck`` runs: None where nothing is accepted or rejected.
     """
 
     method: str
@@ -73,7 +81,7 @@ class Line:
     seconds: float
     residual: Pair | None
     values: Mapping[str, Pair]
-    ahead: Pair
+    above: Pair
     acceptance: float | None
     stuck: float | None
 
@@ -108,7 +116,7 @@ def lines(result: Found) -> list[Line]:
     rows = {(row.method, row.taken): row for row in result.table.rows}
     found_lines = []
     for method in result.part.methods:
-        for taken in ("best", "mean") if method.startswith("adaptive") else ("best",):
+        for taken in ("best", "mean") if method in SAMPLED else ("best",):
             row = rows[method, taken]
             found_lines.append(
                 Line(
@@ -118,7 +126,7 @@ def lines(result: Found) -> list[Line]:
                     row.seconds,
                     mean_and_error(result.residuals[method]) if taken == "best" else None,
                     row.values,
-                    _ahead(result.records, method, taken),
+                    _above(result.records, method, taken),
                     row.acceptance,
                     _stuck(result.records, method),
                 )
@@ -134,7 +142,8 @@ def errors(records: Sequence[Record], method: str, taken: str, metric: str) -> l
 def curve(results: Sequence[Found], kind: str, images: int) -> list[tuple[int, dict[str, Any]]]:
     """Of each snapshot the images shown and, by method, `evaluation_table.Row`'s ``values``.
 
-    Of the first task, the methods of figure 4 and the first ``images`` images only.
+    Of the first task, the methods of figure 4 and the first ``images`` images only; of the default
+    its estimate.
     """
     points = []
     for result in results:
@@ -145,16 +154,15 @@ def curve(results: Sequence[Found], kind: str, images: int) -> list[tuple[int, d
             for record in result.records
             if record["image"] < images
         ]
-        rows = {r.method: r.values for r in tabulated(few).rows if r.taken == "best"}
+        answers = {name: "best" for name in CURVES} | dict([ESTIMATE])
+        rows = {r.method: r.values for r in tabulated(few).rows if r.taken == answers[r.method]}
         points.append((result.part.snapshot.shown, rows))
     return sorted(points, key=lambda point: point[0])
 
 
-def _ahead(records: Sequence[Record], method: str, taken: str) -> Pair:
-    if RIVAL not in records[0]["methods"]:
-        return mean_and_error([])
-    rival, own = errors(records, RIVAL, "best", "mse"), errors(records, method, taken, "mse")
-    return mean_and_error(theirs - mine for theirs, mine in zip(rival, own, strict=True))
+def _above(records: Sequence[Record], method: str, taken: str) -> Pair:
+    estimate, own = errors(records, *ESTIMATE, "mse"), errors(records, method, taken, "mse")
+    return mean_and_error(mine - theirs for theirs, mine in zip(estimate, own, strict=True))
 
 
 def _stuck(records: Sequence[Record], method: str) -> float | None:
