@@ -7,7 +7,7 @@ squared error of 0.01 of the answer. faces: eight faces of the DCGAN's own, a 30
 16 chains each at noise_std 0.05 and 0.5; mean squared error of the hidden pixels per chain. What is
 observed is exact, so that a best fit can be exact too; samples spread as the noise says. Every
 method has the same number of gradient evaluations per chain; "polished" is the adaptive method with
-three quarters of them, then Adam from its samples. Adam starts every chain at a prior
+three quarters of them, then L-BFGS from its samples. Adam starts every chain at a prior
 draw, with the rate that did best on two other faces (on another observation for 2d). BlackJAX
 (extra ``peers``) is left out where it is not installed.
 

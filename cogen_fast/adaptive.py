@@ -36,7 +36,8 @@ _LEAST_BUDGET = 30  # gradients of a particle: with fewer, as many lone chains d
 OTHER_SEED = 0x9E3779B97F4A7C15
 """Added to the seed for noise that is another than the first annealing's."""
 _STARTS = 8  # of a budget, one part goes to prior draws
-_FEW_DRAWS = 16  # for each particle: up to so many, half of a budget goes to them
+_FEW_DRAWS, _MOST_OF_BUDGET = 16, 0.7  # up to so many for each particle, most of it goes to them
+_SPARED = 2  # gradients: the first one, and one for a move
 _MOST_DRAWS = 4  # times as many as without a budget
 _MANY_ISLANDS = 8  # whose differences tell the error well
 _MOST_EXPECTED = 4.0  # error of a log normaliser, in nats
@@ -57,7 +58,8 @@ class Adaptive:
 
     ``chains`` are returned per population, of ``particles`` that run; ``alone`` where they are too
     few to be a population and the budget forbids more. Populations are islands that tune each
-    other; a single one is two islands of half the particles.
+    other; a single one is two islands of half the particles. Of a budget ``spared`` gradients of
+    each particle are no prior draws.
     """
 
     chains: int
@@ -70,6 +72,7 @@ class Adaptive:
     keep_trace: bool
     max_batch: int | None
     most_draws: int = pool.DRAWS
+    spared: int = _SPARED
 
     def __post_init__(self) -> None:
         for name in ("chains", "populations"):
@@ -129,10 +132,9 @@ class Adaptive:
         """Prior draws that are scored for each particle."""
         if self.share is None:
             return self.most_draws
-        affordable = max(
-            GRADIENT_COST * self.share // _STARTS, min(GRADIENT_COST * self.share // 2, _FEW_DRAWS)
-        )
-        return max(1, min(_MOST_DRAWS * self.most_draws, affordable))
+        whole = GRADIENT_COST * self.share
+        few = min(int(_MOST_OF_BUDGET * whole), _FEW_DRAWS, whole - GRADIENT_COST * self.spared)
+        return max(1, min(_MOST_DRAWS * self.most_draws, max(whole // _STARTS, few)))
 
     @property
     def _starts(self) -> int:
@@ -388,17 +390,17 @@ class Adaptive:
 
     def _notes(self, state: smc.SMCState, complete: bool) -> list[str]:
         notes = []
+        if self.budget is not None and complete:
+            least, most = int(state.rounds.min()), int(state.rounds.max())
+            bought = f"{least}" if least == most else f"{least} to {most}"
+            notes.append(f"the budget bought {bought} rounds of moves at the posterior")
         if self.alone:
-            return [_ALONE_REASON]
+            return [*notes, _ALONE_REASON]
         if self.chains < self.particles:
             each = " of each population" if self.populations > 1 else ""
             chains = "1 chain" if self.chains == 1 else f"{self.chains} chains"
             notes.append(f"{self.particles} particles were run for {chains}{each}")
         notes.append(f"each island began from the best of {self._pool} prior draws")
-        if self.budget is not None and complete:
-            least, most = int(state.rounds.min()), int(state.rounds.max())
-            bought = f"{least}" if least == most else f"{least} to {most}"
-            notes.append(f"the budget bought {bought} rounds of moves at the posterior")
         if complete:
             frozen = self.evidence == "frozen"
             notes.append(

@@ -16,7 +16,7 @@ from cogen_fast.result import NOISE_GIVEN, Result
 OF_SAMPLES = ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence")
 """What only samples have: None, with a reason, where best fits are returned."""
 _OF_FITS = ("fit_images", "fit_latents", "fit_energies")
-_NO_FITS = "only where samples are polished (polish) are there fits beside them"
+_NO_FITS = "only where samples are polished (polish), of a run that ended, are there fits"
 
 
 def assemble(

@@ -79,7 +79,8 @@ def diagnose(evidence: Evidence) -> list[str]:
         _unequal,
         _scatter,
         _reach,
-        _bounded,
+        _at_least,
+        _at_most,
         _finite,
     )
     return [found for check in checks if (found := check(evidence)) is not None]
@@ -200,14 +201,14 @@ def _falls(run: Evidence, columns: range) -> bool:
     """Whether the first rounds at the posterior lie clearly above the last, over all islands."""
     drops, variances = [], []
     for column in columns:
-        finite = run.energy_history[:, column].isfinite()
+        moved = run.acceptance[:, column].isfinite()
         count = int(run.rounds[column])
         if count < 2:
             continue
-        final = run.energy_history[finite, column][-count:]
+        final = run.energy_history[moved, column][-count:]
         each = count // 2
         drops.append(float(final[:each].mean()) - float(final[-each:].mean()))
-        mean_square = float((run.energy_std[finite, column][-count:] ** 2).mean())
+        mean_square = float((run.energy_std[moved, column][-count:] ** 2).mean())
         variances.append(2.0 * mean_square / (each * run.particles))
     if not drops:
         return False
@@ -281,20 +282,23 @@ def _reach(run: Evidence) -> str | None:
     )
 
 
-def _bounded(run: Evidence) -> str | None:
+def _at_least(run: Evidence) -> str | None:
+    return _bounded(run, run.at_least, "low", "G can fit x_obs better than that", "smaller")
+
+
+def _at_most(run: Evidence) -> str | None:
+    return _bounded(run, run.at_most, "high", "G explains little of x_obs", "larger")
+
+
+def _bounded(run: Evidence, at: Tensor, bound: str, why: str, other: str) -> str | None:
     """Inferred noise must be free to be what the data want."""
-    for at, which, why in (
-        (run.at_least, "low", "G can fit x_obs better than that"),
-        (run.at_most, "high", "G explains little of x_obs"),
-    ):
-        if run.complete and bool(at.any()):
-            way = "smaller" if which == "low" else "larger"
-            return (
-                f"noise at its bound: half of the samples have the {which} end of what noise_std "
-                f"was looked for between{_where(run, at)}: {why}; give UnknownNoise with a {way} "
-                f"{which}, or the noise_std that you know"
-            )
-    return None
+    if not run.complete or not bool(at.any()):
+        return None
+    return (
+        f"noise at its bound: half of the samples have the {bound} end of what noise_std was "
+        f"looked for between{_where(run, at)}: {why}; give UnknownNoise with a {other} {bound}, or "
+        "the noise_std that you know"
+    )
 
 
 def _finite(run: Evidence) -> str | None:

@@ -17,12 +17,16 @@ from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.optimise import lbfgs
 from cogen_fast.problem import Problem
-from cogen_fast.sampler import fallback, islands, noise_level, smc
+from cogen_fast.sampler import fallback, islands, noise_level, pace, smc
 from cogen_fast.sampler.noise_level import Chains, Moves, NoiseRun
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.smc import Choice, SMCInfo
 
 _PILOT, _PILOT_PART = 50, 8  # gradients at most, and the part of a budget that they may take
+_LEAST_PILOT = 20  # gradients of each particle, below which there is none
+_LEAST_SHARE = 5  # of each particle: a draw, the first gradients of annealing and rounds, a move
+_SPARED = 4
+_JUMPED_REASON = "the budget made a single step of all noise levels, which weighs none of them"
 _LEAST_FREE = 0.5  # of the measurements, that a fit is taken to leave free
 _BEYOND = 60.0  # over n: the squared width of what annealing must see beyond the likeliest beta
 _FEW_ROUNDS = 4
@@ -45,6 +49,13 @@ class InferredNoise:
             )
         if self.base.evidence == "frozen":
             raise ValueError("noise_std: expected a number with evidence='frozen'")
+        share = self.base.share
+        if share is not None and share < _LEAST_SHARE:
+            raise ValueError(
+                f"budget: expected at least {_LEAST_SHARE} gradients for each particle beside "
+                f"polishing, with noise_std to infer, got {share}"
+            )
+        object.__setattr__(self, "base", replace(self.base, spared=_SPARED))
 
     def settings(self) -> dict[str, Any]:
         """As plain values, for the result and for the checkpoint's identity."""
@@ -78,7 +89,7 @@ class InferredNoise:
     @property
     def _pilot(self) -> int:
         """Gradients of the fit that tells where a budget is to lead, of each island."""
-        if self.base.share is None:
+        if self.base.share is None or self.base.share < _LEAST_PILOT:
             return 0
         return min(_PILOT, self.base.share * self.base.each // _PILOT_PART)
 
@@ -133,7 +144,10 @@ class InferredNoise:
         annealing = self.base.within_budget()
         if annealing.budget is None:
             return annealing
-        return replace(annealing, budget=max(annealing.budget - 1 - _FEW_ROUNDS, 1))
+        count = 1 if annealing.hmc_steps is None else pace.of_round(annealing.hmc_steps, annealing)
+        rounds = _FEW_ROUNDS * count * (annealing.leapfrog_steps or 1)
+        left = annealing.budget - 1 - min(rounds, annealing.budget // 2)
+        return replace(annealing, budget=max(left, 1))
 
     def _left(self, run: NoiseRun) -> int | None:
         """Gradients of the budget, None without one."""
@@ -141,12 +155,18 @@ class InferredNoise:
         return None if budget is None else max(budget - run.annealing.state.spent, 0)
 
     def _affordable(self, moves: Moves, run: NoiseRun) -> Moves:
-        """Trajectories that leave a few rounds, where there is a budget."""
-        left = self._left(run)
-        if left is None or self.base.annealing.leapfrog_steps is not None:
+        """Fewer and shorter trajectories, unless they are fixed, to leave a few rounds."""
+        left, annealing = self._left(run), self.base.annealing
+        if left is None:
             return moves
-        most = (left - 1) // (_FEW_ROUNDS * int(moves.moves.max()))
-        return replace(moves, leapfrog_steps=max(1, min(moves.leapfrog_steps, most)))
+        of_round = (left - 1) // _FEW_ROUNDS
+        if annealing.hmc_steps is None:
+            length = annealing.leapfrog_steps or 1
+            moves = replace(moves, moves=moves.moves.clamp(max=max(1, of_round // length)))
+        if annealing.leapfrog_steps is None:
+            most = max(1, of_round // int(moves.moves.max()))
+            moves = replace(moves, leapfrog_steps=min(moves.leapfrog_steps, most))
+        return moves
 
     def _rounds(self, run: NoiseRun) -> int:
         """How many rounds there are to be, with those made: as many as a budget has left."""
@@ -197,7 +217,20 @@ class InferredNoise:
         chosen = self.base.chosen(run.annealing.state, problem.backend)
         beta = run.chains.beta.reshape(len(unit), -1)
         noise = low[:, None] / self.base.side_by_side(beta, chosen).sqrt()
-        return replace(found, noise_std=noise, energy_unit=of_each)
+        found = replace(found, noise_std=noise, energy_unit=of_each)
+        return self._without_jumps(found) if complete else found
+
+    def _without_jumps(self, found: Outcome) -> Outcome:
+        """Without the evidence where an island passed all levels in one step."""
+        jumped = found.jumped.reshape(-1, self.base.islands).any(-1)
+        if found.log_normaliser is None or not bool(jumped.any()):
+            return found
+        reasons = dict.fromkeys(("log_normaliser", "log_evidence"), _JUMPED_REASON)
+        reasons = found.reasons | {"log_normaliser_error": _JUMPED_REASON} | reasons
+        if bool(jumped.all()):
+            return replace(found, log_normaliser=None, log_normaliser_error=None, reasons=reasons)
+        normaliser = torch.where(jumped, torch.nan, found.log_normaliser)
+        return replace(found, log_normaliser=normaliser)
 
     def _unit(self, run: NoiseRun) -> Tensor:
         """The mean of beta over each observation's chains, by their islands' evidence, ``(B,)``."""

@@ -64,9 +64,11 @@ class UnknownNoise:
             rounding = 8.0 * torch.finfo(values.dtype).eps * (x * seen).abs().amax(-1)
             sound = sound & (spread > rounding)
         if not bool(sound.all()):
+            first = int((~sound).nonzero()[0])
             raise ValueError(
-                "noise_std: expected observed values that differ by more than the least noise, "
-                f"got a deviation of {spread.min().item():.3g}; give UnknownNoise(low, high)"
+                "noise_std: expected observed values that differ by more than the least noise, got "
+                f"a deviation of {spread[first].item():.3g} of observation {first}; give "
+                "UnknownNoise(low, high)"
             )
         return low, high
 

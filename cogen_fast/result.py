@@ -35,7 +35,7 @@ NOISE_GIVEN = "the noise was given"
 """Why there are no ``noise_std`` and ``noise_bounds`` in most results."""
 _TILES = 8
 _EXACT = 1e-4  # of the samples' mean energy
-_AT_BOUND = 0.05  # of the noise's logarithm
+_AT_BOUND, _OF_RANGE = 0.05, 0.1  # of the noise's logarithm
 _LEAST_DRAWS = 4  # of an island, which R-hat splits in halves
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 _OPTIONAL = {
@@ -381,7 +381,7 @@ class Result:
 
         Looks at interruption, lone chains, budget, acceptance, energies at the end, weights,
         whether islands agree and weigh alike, whether the error of the evidence is known, how near
-        x_obs is, and proposals that were not finite.
+        x_obs is, inferred noise at a bound, and proposals that were not finite.
         """
         return diagnose(self._evidence())
 
@@ -471,11 +471,17 @@ class Result:
         return residual
 
     def _at_bound(self, which: int) -> Tensor:
-        """Whether half of the samples have a noise within 5 % of a bound, ``(B,)`` bool."""
+        """Whether half of the samples have a noise next to a bound, ``(B,)`` bool.
+
+        Within 5 %, or a tenth of the logarithm's range if that is less; not where none was drawn.
+        """
         if self.noise_std is None or self.noise_bounds is None:
             return torch.zeros(len(self.energies), dtype=torch.bool)
-        apart = (self.noise_std / self.noise_bounds[:, which, None]).log().abs()
-        return (apart < _AT_BOUND).double().mean(-1) >= 0.5
+        bounds = self.noise_bounds.log()
+        near = (_OF_RANGE * bounds.diff()).clamp(max=_AT_BOUND)
+        at = (self.noise_std.log() - bounds[:, which, None]).abs() < near
+        drawn = self.rounds.reshape(len(at), -1).amin(-1) > 0
+        return drawn & (at.double().mean(-1) >= 0.5)
 
     def _rounds_missing(self) -> Tensor:
         """Rounds at the posterior that the budget cut off, ``(B S,)``: 0 where enough were made."""

@@ -113,10 +113,10 @@ def cogenerate(
         budget: adaptive; most gradient evaluations per returned chain, polishing included, and the
             scored prior draws at two for a gradient. What the way to the posterior leaves of it
             buys further rounds of moves there (``Result.rounds``), until less than a round is left.
-            Without one a run takes as many as it needs, without end where ``G`` cannot come near
-            ``x_obs``. Observations of a call share it as a clock. With fewer than 16 chains, and
-            less than 480 gradients of all for sampling, they run alone: no resampling, no weights,
-            and modes in wrong shares.
+            At least a draw and a gradient are spent. Without one a run takes as many as it needs,
+            without end where ``G`` cannot come near ``x_obs``. Observations of a call share it as a
+            clock. With fewer than 16 chains, and less than 480 gradients of all for sampling, they
+            run alone: no resampling, no weights, and modes in wrong shares.
         populations: adaptive; R of N chains each per observation (1). They are islands: groups of
             particles that exchange none and are tuned by one another. One population is two islands
             of half its particles. Each begins from the best of up to 64 prior draws for each of its
@@ -144,10 +144,10 @@ def cogenerate(
         polish: gradients of L-BFGS on the misfit from every sample in the end (0): best fits beside
             the samples, which stay as they are (`Result.fit_images`, `Result.estimate`). "auto":
             twice as many as the data decide directions (30 to 120), or an eighth of the run's if
-            that is more. With a budget two fifths of it (up to 11 of 20 parts, where it takes that
-            for 240), for as many of the best samples and prior draws as these are enough for, and
-            three times as deep where there are four measurements or more for each latent; common to
-            a call. None with the paper's method.
+            that is more. With a budget two fifths of it (of a small one 11 of 20 parts, up to 240
+            gradients of all), for as many of the best samples and prior draws as these are enough
+            for, and three times as deep where there are four measurements or more for each latent;
+            common to a call. None with the paper's method.
         noise_std: noise standard deviation in units of ``x_obs``, a number or broadcastable to the
             measurements. 0.1 for images in [-1, 1]; must be given (or ``weight``) otherwise. "auto"
             or an `UnknownNoise` infers one for each observation beside its latents (adaptive,

@@ -244,6 +244,17 @@ def test_an_energy_that_falls_by_chance_is_no_illness() -> None:
     assert diagnose(replace(healthy(), energy_history=history)) == []
 
 
+def test_a_last_row_without_moves_is_no_round() -> None:
+    # Two rounds that fall, and a row that a budget left no move for.
+    sick = replace(
+        healthy(),
+        energy_history=changed(healthy().energy_history, 7, 2, 4.0),
+        acceptance=changed(healthy().acceptance, 9, 2, math.nan),
+        rounds=torch.full((4,), 2),
+    )
+    assert any("energies not settled" in line for line in diagnose(sick))
+
+
 def test_one_observation_is_not_numbered() -> None:
     sick = replace(
         healthy(),

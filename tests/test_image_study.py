@@ -523,6 +523,9 @@ def test_aims_are_counted(results: list[Found], monkeypatch: pytest.MonkeyPatch)
     told = iter([clear, clear, near, beaten, clear, near])
     monkeypatch.setattr(image_study_report, "lines", lambda _: list(next(told).values()))
     said = image_study_report._aims(results)
+    one = {"gd": line("gd", (0.3, math.nan))}
+    monkeypatch.setattr(image_study_report, "lines", lambda _: list(one.values()))
+    assert image_study_report._aims(results) == "Of one image nothing is told apart."
     assert "is beaten by nothing in 5 of 6 cells" in said
     assert "beats every multi-start (gd-multi, adam-multi, lbfgs-multi) in 4;" in said
 

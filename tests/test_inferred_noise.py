@@ -257,7 +257,7 @@ def test_it_comes_back_from_disk(tmp_path: Path) -> None:
     assert torch.equal(loaded.noise_bounds, result.noise_bounds)
 
 
-@pytest.mark.parametrize("budget", [60, 100, 300, 2000])
+@pytest.mark.parametrize("budget", [7, 12, 30, 60, 100, 300, 2000])
 def test_a_budget_is_kept(budget: int) -> None:
     result = run(budget=budget)
     assert result.gradients + result.forwards / 2 <= budget
@@ -319,13 +319,14 @@ def test_no_level_is_passed_over() -> None:
     assert result.forwards == result.settings["draws"] // 16
 
 
-@pytest.mark.parametrize(("budget", "rounds"), [(8, 1), (20, 4)])
+@pytest.mark.parametrize(("budget", "rounds"), [(5, 1), (8, 2), (20, 4)])
 def test_a_few_rounds_are_kept_of_the_smallest_budgets(budget: int, rounds: int) -> None:
     result = run(budget=budget)
     assert result.rounds.min() >= rounds
     assert result.noise_std is not None
     low = float(x_obs(0.1).std(correction=0)) / 100
     assert result.noise_std.min() > 1.5 * low
+    assert result.gradients + result.forwards / 2 <= budget
 
 
 def test_a_budget_buys_rounds() -> None:
@@ -354,6 +355,31 @@ def test_noise_at_a_bound_is_told(bounds: tuple[float, float], words: str) -> No
 
 def test_noise_between_the_bounds_is_no_illness() -> None:
     assert not any("bound" in line for line in run(noise=(0.1, 0.3)).diagnose())
+    narrow = run(noise=(0.1,), noise_std=UnknownNoise(0.098, 0.104))
+    assert not any("bound" in line for line in narrow.diagnose())
+
+
+def test_each_observation_at_a_bound_is_named() -> None:
+    told = run(noise=(0.0, 3.0), noise_std=UnknownNoise(0.1, 0.5)).diagnose()
+    assert any(re.search(r"low end .*\(observation 0\)", line) for line in told)
+    assert any(re.search(r"high end .*\(observation 1\)", line) for line in told)
+
+
+def test_a_single_step_of_all_levels_has_no_evidence() -> None:
+    result = run(budget=8)
+    assert result.jumped.all()
+    assert result.log_evidence is result.log_normaliser is result.log_normaliser_error is None
+    assert "single step" in result.reasons["log_evidence"]
+    assert not any("bound" in line for line in result.diagnose())
+
+
+@pytest.mark.parametrize(
+    "how", [{"leapfrog_steps": 5, "hmc_steps": 4}, {"leapfrog_steps": 20}, {"hmc_steps": 8}]
+)
+def test_a_few_rounds_are_kept_of_fixed_moves(how: dict[str, int]) -> None:
+    result = run(budget=400, **how)
+    assert result.rounds.min() >= 4
+    assert result.gradients + result.forwards / 2 <= 400
 
 
 def test_a_checkpoint_belongs_to_its_bounds(tmp_path: Path) -> None:
@@ -397,6 +423,7 @@ BAD = {
     "weight": ({"weight": 1.0}, ValueError, "weight: expected none with noise_std to infer"),
     "misfit": ({"misfit": lambda a, b: a}, ValueError, "misfit: expected none with noise_std"),
     "alone": ({"chains": 1, "budget": 20}, ValueError, "noise_std: .*lone chains"),
+    "budget": ({"budget": 4}, ValueError, "budget: expected at least 5 .* particle .*, got 4"),
     "word": ({"noise_std": "Auto"}, TypeError, 'noise_std: expected .*"auto".* got .Auto'),
 }
 

@@ -105,7 +105,9 @@ def _verdict(above: Pair) -> str:
 def _aims(results: Sequence[Found]) -> str:
     """In how many cells the default's estimate is beaten, and in how many it beats many starts."""
     mains = [lines(result) for result in results if result.is_main]
-    better, _, worse, _ = _VERDICTS
+    better, _, worse, one = _VERDICTS
+    if any(_verdict(line.above) == one for found in mains for line in found):
+        return "Of one image nothing is told apart."
     unbeaten = sum(all(_verdict(line.above) != better for line in found) for found in mains)
     many = [[line for line in found if line.method in MULTI_STARTS] for found in mains]
     ahead = sum(all(_verdict(line.above) == worse for line in found) for found in many)

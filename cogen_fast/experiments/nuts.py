@@ -27,7 +27,7 @@ DRAWS = 32
 """Samples that are kept of a chain, evenly spaced."""
 _WARMUP = 100  # steps that adapt step size and mass
 _REASON = "draws of one chain, without weights"
-_MANY_SEEDS = 2**63
+_APART, _MANY_SEEDS = 0x9E3779B97F4A7C15, 2**63
 
 
 def pyro_nuts() -> Any:
@@ -67,7 +67,7 @@ def nuts_multi(
         for b, number in enumerate(stream.observation.tolist()):
             target = _Target(_alone(problem.potential, b), gradients, first.dtype)
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed((seed + number) % _MANY_SEEDS)
+                torch.manual_seed((_APART * seed + number) % _MANY_SEEDS)
                 drawn.append(_chain(sampler, target, first[b, 0]))
         latents = torch.stack(drawn)
         outcome = unannealed(
