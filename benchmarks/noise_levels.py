@@ -1,4 +1,6 @@
-"""Any noise level without tuning: ``python benchmarks/noise_levels.py``.
+"""Any noise level without tuning.
+
+    python benchmarks/noise_levels.py [--problems linear face half] [--noises 1.0 0.3 ...]
 
 `cogenerate` with ``noise_std`` and nothing else, no budget: from 1 to 0.01 on a linear model whose
 posterior is known (one call per data set) and on a DCGAN's face with a 30 x 30 block hidden; then
@@ -7,11 +9,13 @@ the same face with its right half hidden, four populations, whose agreement Arvi
 
 Every finished piece is a line of ``benchmarks/results/noise_levels.jsonl``: start it again and it
 goes on; lines of another state of the sampler's sources are not looked at. Ends with the table;
-half a face is drawn in ``noise_levels_half.png``.
+half a face is drawn in ``noise_levels_half.png``. To use two cores, start the command twice, each
+pinned to one (``taskset``), with different noises.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections import Counter
 from dataclasses import replace
@@ -125,11 +129,18 @@ def table(log: Log, sources: str) -> str:
 
 def main() -> None:
     """Run what is not in the log, then print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=tuple(PROBLEMS))
+    parser.add_argument("--noises", nargs="+", type=float, help="of each problem's own (all)")
+    arguments = parser.parse_args()
     log, sources = Log(_RESULTS / "noise_levels.jsonl"), digest_of_method()
     threads = torch.get_num_threads()
-    for name, (work, noises) in PROBLEMS.items():
+    for name in arguments.problems:
+        work, noises = PROBLEMS[name]
         torch.set_num_threads(1 if name == "linear" else threads)
-        for noise in noises:
+        for noise in (n for n in noises if n in (arguments.noises or noises)):
             key = {"problem": name, "noise": noise, "sources": sources}
             if not any(log.find(**key)):
                 start = time.monotonic()
