@@ -159,7 +159,7 @@ def test_resampling_gives_the_posterior_and_its_evidence() -> None:
     assert 0.0 < error < 0.01
     assert abs(float(result.log_evidence[0]) - exact) < 4 * error
     fits = {"fit_images", "fit_latents", "fit_energies"}
-    assert set(result.reasons) == {"log_weights", "noise_std"} | fits
+    assert set(result.reasons) == {"log_weights", "noise_std", "noise_bounds"} | fits
     torch.testing.assert_close(result.energies[0], 0.5 * (second - seen) ** 2)
 
 
