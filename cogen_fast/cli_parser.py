@@ -262,7 +262,8 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=int,
         metavar="G",
-        help="most gradient evaluations per image drawn, polishing included (as many as it takes)",
+        help="gradient evaluations per image drawn, polishing included: all are spent, and no more "
+        "(as many as it takes)",
     )
     add(
         "--populations",
