@@ -1,4 +1,4 @@
-"""One image to show, against many starts at the same cost: ``python benchmarks/estimates.py``.
+"""One image to show, against many starts at the same cost.
 
     python benchmarks/estimates.py [--kinds own real faces] [--budgets 500 2000 5000 20000]
         [--images 48 --data t10k-images-idx3-ubyte.gz]
@@ -134,21 +134,20 @@ def _errors(images: Tensor, truth: Tensor) -> list[float]:
 
 def _run(images: Images, kind: str, task: Task, budget: int, method: str) -> dict[str, Any]:
     generator = load_faces() if kind == "faces" else pretrained(_GENERATOR).eval()
-    found: dict[str, Any] = {"errors": []}
-    if method not in _RIVALS:
-        found |= {"best": [], "mean": []}
-    whole = images.of(kind, generator)
+    whole, made = images.of(kind, generator), []
     for start in range(0, len(whole), _TOGETHER):
         truth = whole[start : start + _TOGETHER]
         ids = list(range(start, start + len(truth)))
         case = pose(task, truth, ids, seed=_SEEDS["tasks"])
-        result = _METHODS[method](generator, case, ids, budget)
-        found["cost"] = result.cost
-        found["errors"] += _errors(result.estimate, truth)
-        if method not in _RIVALS:
-            found["best"] += _errors(result.fit, truth)
-            found["mean"] += _errors(result.mean(), truth)
-    return found
+        made.append((_METHODS[method](generator, case, ids, budget), truth))
+    taken: dict[str, Callable[[Result], Tensor]] = {"errors": lambda result: result.estimate}
+    if method not in _RIVALS:
+        taken |= {"best": lambda result: result.fit, "mean": lambda result: result.mean()}
+    found = {
+        name: [error for result, truth in made for error in _errors(take(result), truth)]
+        for name, take in taken.items()
+    }
+    return {"cost": made[0][0].cost} | found
 
 
 def table(log: Log, images: Images, sources: str) -> str:

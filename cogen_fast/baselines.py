@@ -223,7 +223,7 @@ def tune(
     best_rate, best_score = min(log, key=lambda pair: pair[1])
     if math.isinf(best_score):
         raise ValueError(f"learning_rates: none of {rates} gives a finite score; give smaller ones")
-    cost -= (len(rates) - 1) * plan.chains * _scored(plan)
+    cost -= (len(rates) - 1) * plan.chains * prior_draws.forwards(plan.starts)
     return Tuning(plan.method, best_rate, tuple(log), cost)
 
 
@@ -284,11 +284,6 @@ def _checked(
     )
 
 
-def _scored(plan: _Plan) -> int:
-    """Prior draws that a run scores: a single one is taken as it is."""
-    return plan.starts if plan.starts > 1 else 0
-
-
 def _descended(problem: Problem, first: tuple[Tensor, Tensor], plan: _Plan) -> Outcome:
     """The plan's optimiser from the starts ``(B, N, d)`` and their numbers ``(B, N)``."""
     latents, numbers = first
@@ -301,7 +296,7 @@ def _descended(problem: Problem, first: tuple[Tensor, Tensor], plan: _Plan) -> O
         energies,
         numbers,
         gradients=plan.steps + plan.optimiser.beside,
-        forwards=_scored(plan),
+        forwards=prior_draws.forwards(plan.starts),
         reasons=dict.fromkeys(OF_SAMPLES, _FIT_REASON),
     )
 

@@ -40,6 +40,11 @@ def scored(
     return latents.reshape(*shape, -1), energy.reshape(shape)
 
 
+def forwards(draws: int) -> int:
+    """What it takes to find the `best` of so many draws."""
+    return draws if draws > 1 else 0
+
+
 def best(problem: Problem, stream: NoiseStream, draws: int, runs: int) -> tuple[Tensor, Tensor]:
     """The best of ``draws`` prior draws for each run, ``(B, runs, d)``, and its number.
 

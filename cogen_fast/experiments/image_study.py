@@ -66,14 +66,14 @@ def reproduce(
     generator's own come from another seed than the chains. ``processes`` share the parts of the
     study (as many as torch has threads); the results are the same for any number.
 
-    Raises ImportError without matplotlib or pytorch-msssim (extras ``plots``, ``metrics``), or with
-    NUTS without Pyro (``peers``),
-    ValueError, TypeError and OSError for bad arguments, naming them; before anything is run.
+    Raises ImportError without matplotlib or pytorch-msssim (extras ``plots``, ``metrics``), or, for
+    NUTS, without Pyro (``peers``); ValueError, TypeError and OSError for bad arguments, naming
+    them; before anything is run.
     """
     plt = pyplot("reproduce")
-    if effort is not None and effort.nuts:
-        pyro_nuts()
     folder, effort = check_path("out", out), effort or Effort()
+    if effort.nuts:
+        pyro_nuts()
     share = torch.get_num_threads() if processes is None else check_count("processes", processes)
     run = _Run(folder, data, check_seed(seed), effort, tuple(snapshots or shipped()))
     parts = run.parts()

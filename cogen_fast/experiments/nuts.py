@@ -75,7 +75,7 @@ def nuts_multi(
             problem.potential.energy(latents),
             numbers.expand(-1, DRAWS),
             gradients=gradients,
-            forwards=starts if starts > 1 else 0,
+            forwards=prior_draws.forwards(starts),
             reasons=dict.fromkeys(OF_SAMPLES, _REASON),
         )
         settings = {"method": NUTS, "chains": DRAWS, "particles": 1, "starts": starts, "seed": seed}
