@@ -80,4 +80,6 @@ def _evidence(outcome: Outcome, observation: Observation) -> tuple[Tensor | None
             "needs Gaussian noise (noise_std) and the squared error; see log_normaliser"
         )
         return None, reasons
+    if "log_normaliser" in reasons:  # NaN for some observations
+        reasons["log_evidence"] = reasons["log_normaliser"]
     return (outcome.log_normaliser + observation.log_noise_constant).cpu(), reasons

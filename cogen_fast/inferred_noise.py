@@ -225,12 +225,13 @@ class InferredNoise:
         jumped = found.jumped.reshape(-1, self.base.islands).any(-1)
         if found.log_normaliser is None or not bool(jumped.any()):
             return found
-        reasons = dict.fromkeys(("log_normaliser", "log_evidence"), _JUMPED_REASON)
-        reasons = found.reasons | {"log_normaliser_error": _JUMPED_REASON} | reasons
+        names = ("log_normaliser", "log_normaliser_error", "log_evidence")
         if bool(jumped.all()):
+            reasons = found.reasons | dict.fromkeys(names, _JUMPED_REASON)
             return replace(found, log_normaliser=None, log_normaliser_error=None, reasons=reasons)
+        reasons = found.reasons | {"log_normaliser": _JUMPED_REASON}
         normaliser = torch.where(jumped, torch.nan, found.log_normaliser)
-        return replace(found, log_normaliser=normaliser)
+        return replace(found, log_normaliser=normaliser, reasons=reasons)
 
     def _unit(self, run: NoiseRun) -> Tensor:
         """The mean of beta over each observation's chains, by their islands' evidence, ``(B,)``."""

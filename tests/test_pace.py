@@ -241,15 +241,15 @@ FITS: dict[str, tuple[int, float, int, int, int, int | None, tuple[int, int, flo
     "not-all-moves": (8 * 35 - 1, 10 * STEP, 8, 3, 5, None, (8, 2, 10.0)),
     "one-move": (8 * 15, 10 * STEP, 8, 3, 5, None, (8, 1, 10.0)),
     "larger-steps": (8 * 15 - 1, 10 * STEP, 8, 3, 5, None, (8, 1, 119 / 8 - 4)),
-    # exp(-log 2 (10 / s)^2) >= 0.3 to s = 7.588, so from 92.7 gradients on
+    # exp(-log 2 (10 / s)^2) >= 0.1 to s = 5.487, so from 75.9 gradients on
     # with the four rounds that make eight with those made.
-    "largest-steps": (93, 10 * STEP, 8, 3, 5, None, (8, 1, 93 / 8 - 4)),
-    "shorter": (92, 10 * STEP, 8, 3, 5, None, (6, 1, 92 / 6 - 4)),
+    "largest-steps": (76, 10 * STEP, 8, 3, 5, None, (8, 1, 76 / 8 - 4)),
+    "shorter": (75, 10 * STEP, 8, 3, 5, None, (6, 1, 75 / 6 - 4)),
     "eight-rounds-at-most": (100, 10 * STEP, 8, 3, 9, None, (6, 1, 100 / 6 - 8)),
-    # 0.1 is kept to s = 5.487, then with two rounds.
-    "shorter-if-it-may": (76, 10 * STEP, 8, 3, 5, 8, (8, 1, 76 / 8 - 2)),
-    "much-shorter": (38, 10 * STEP, 8, 3, 5, None, (3, 1, 38 / 3 - 4)),
-    "fewer-rounds": (30, 10 * STEP, 8, 3, 5, None, (4, 1, 30 / 4 - 2)),
+    "shorter-if-it-may": (75, 10 * STEP, 8, 3, 5, 8, (8, 1, 75 / 8 - 2)),
+    "much-shorter": (37, 10 * STEP, 8, 3, 5, None, (3, 1, 37 / 3 - 4)),
+    # Where the least length does not suffice, with two rounds.
+    "fewer-rounds": (28, 10 * STEP, 8, 3, 5, None, (3, 1, 28 / 3 - 2)),
     # So from 22.5 gradients on in trajectories of three, the least.
     "too-large-steps": (23, 10 * STEP, 8, 3, 5, None, (3, 1, 23 / 3 - 2)),
     "anything-below": (22, 10 * STEP, 8, 3, 5, None, (6, 1, 22 / 6 - 2)),

@@ -16,9 +16,10 @@ from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
 _LEAST_FINAL_ROUNDS, _MODERATE_FINAL_ROUNDS = 2, 8
 _SHORTER = 3  # times fewer moves in a round at the posterior
 _LEAST_LENGTH = 3  # of a trajectory: shorter ones walk at random
-_LEAST_KEPT = 0.1  # where a step keeps less, one particle in ten carries it
+# Where a step keeps less, one particle in ten carries it. Steps down to this size cost less than
+# shorter trajectories, which do not reach across what the posterior leaves open.
+_LEAST_KEPT = 0.1
 _ROUNDING = 1e-9
-_MODERATE_KEPT = 0.3  # longer trajectories are worth steps as large as this
 _UNKNOWN_TRAVEL = 10.0  # e-folds of beta assumed before the first is known
 _LEAST_TRAVEL = 0.3  # e-folds that are planned for where beta is past what was aimed at
 _STEEPEST = math.e  # beta grows by no larger factor in one step
@@ -265,7 +266,7 @@ def _fit(plan: _Plan, length: int, moves: int, annealing: Annealing) -> tuple[in
     made = annealing.final_rounds - rounds
     enough = max(min(annealing.final_rounds, _MODERATE_FINAL_ROUNDS) - made, 1.0)
     for least, reserved in (
-        (_MODERATE_KEPT, enough),
+        (_LEAST_KEPT, enough),
         (_LEAST_KEPT, _LEAST_FINAL_ROUNDS),
         (0.0, _LEAST_FINAL_ROUNDS),
     ):
