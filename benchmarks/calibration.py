@@ -2,13 +2,14 @@
 
 Each piece is a method on a problem; `cogen_fast.experiments.calibration` says what is tested. A
 piece is made in parts, each a line of ``benchmarks/results/calibration.jsonl``: start it again and
-it goes on; lines of another state of the sampler's sources are not looked at, but with ``--again``,
-which makes the first part of a piece and takes the others over where that is the same. Ends with a
-table and, once all are there, ``calibration.json``; exits with 1 where ranks are not uniform. What
-is simulated and the bound are fixed here: one false alarm in 1,000 correct runs of all pieces, by
-Bonferroni's inequality over pieces, statistics and both tests. Lone chains are shown beside them
-and not judged: a chain without weights or company ends in the mode it fell into, so it cannot be
-calibrated, and `Result.diagnose` says so.
+it goes on; lines of another state of the sampler's sources are not looked at. After a change that
+should change no figure, run ``--probe FILE`` with the package as it was, then ``--again FILE``, on
+the same machine: pieces whose probes, of two simulations, are the same to the last digit are taken
+over. Ends with a table and, once all are there, ``calibration.json``; exits with 1 where ranks are
+not uniform. What is simulated and the bound are fixed here: one false alarm in 1,000 correct runs
+of all pieces, by Bonferroni's inequality over pieces, statistics and both tests. Lone chains are
+shown beside them and not judged: a chain without weights or company ends in the mode it fell into,
+so it cannot be calibrated, and `Result.diagnose` says so.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ METHODS: dict[str, Draw] = {
     "paper": PaperDraw(),
 }
 _ALONE = ("4 alone", "1 alone")
-_OF_PIECE = ("problem", "method")
+_PROBED = 2  # simulations
 _PER_PART = {"linear-64": 400, "fashion-32": 20, "fashion-32-64": 5}  # simulations
 # Those that fit in memory; with all latents free a few take many times as long as the others, and
 # a call ends when its slowest does.
@@ -118,22 +119,28 @@ def _work(piece: Piece, part: range) -> dict[str, Any]:
     return {"seconds": round(time.monotonic() - start, 1), "ranks": rows.tolist()}
 
 
-def _take_over(pieces: list[Piece], log: Log) -> None:
-    """What other sources have made, where a part that is made again shows it to be the same."""
+def _probe(piece: Piece, probes: Log) -> None:
+    """A part that is small enough to be made for every change of the sources."""
+    key = _of_piece(piece) | {"sources": _SOURCES}
+    if not any(probes.find(**key)):
+        probes.add(**key, **_work(piece, range(_PROBED)))
+
+
+def _take_over(pieces: list[Piece], log: Log, probes: Log) -> None:
     for piece in pieces:
-        first = piece.parts[0]
-        key = {name: value for name, value in _key(piece, first).items() if name in _OF_PIECE}
-        if any(log.find(**key)) and not any(log.find(**_key(piece, first))):
-            made = _key(piece, first) | _work(piece, first)
-            del made["sources"]
-            taken = log.take_over(key, _SOURCES, made)
-            print(f"{piece.problem}, {piece.method}: {len(taken)} parts taken over", flush=True)
+        if not any(log.find(**_key(piece, piece.parts[0]))):
+            _probe(piece, probes)
+            taken = log.take_over(_of_piece(piece), _SOURCES, probes)
+            print(f"{piece.problem}, {piece.method}: {taken} parts taken over", flush=True)
+
+
+def _of_piece(piece: Piece) -> dict[str, Any]:
+    return {"problem": piece.problem, "method": piece.method}
 
 
 def _key(piece: Piece, part: range) -> dict[str, Any]:
     design = asdict(piece.design)
-    key = {"problem": piece.problem, "method": piece.method, **design, "start": part.start}
-    return {**key, "sources": _SOURCES}
+    return {**_of_piece(piece), **design, "start": part.start, "sources": _SOURCES}
 
 
 def _run(pieces: list[Piece], log: Log, jobs: int) -> list[dict[str, Any]]:
@@ -181,7 +188,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="adaptive method only, under a minute")
     parser.add_argument("--problems", nargs="+", choices=tuple(MODELS), default=list(MODELS))
-    parser.add_argument("--again", action="store_true", help="take over what has not changed")
+    parser.add_argument("--probe", type=Path, help="only write probes of pieces to this file")
+    parser.add_argument("--again", type=Path, help="take over pieces whose probes are the same")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--out", type=Path, default=_RESULTS)
     options = parser.parse_args()
@@ -189,8 +197,12 @@ def main() -> int:
     log = Log(options.out / f"{name}.jsonl")
     every = _pieces(options.quick)
     wanted = [piece for piece in every if piece.problem in options.problems]
+    if options.probe:
+        for piece in wanted:
+            _probe(piece, Log(options.probe))
+        return 0
     if options.again:
-        _take_over(wanted, log)
+        _take_over(wanted, log, Log(options.again))
     lines = _run(wanted, log, options.jobs)
     statistics = {name: len(model().statistics) for name, model in MODELS.items()}
     tests = 2 * sum(statistics[piece.problem] for piece in every if piece.method not in _ALONE)

@@ -1,7 +1,7 @@
 """Samples, their spread, the evidence and its error against posteriors that are known exactly.
 
     python benchmarks/exact_posteriors.py [--quick] [--cells 'iso-100-*' ...]
-        [--further] [--again] [--rivals]
+        [--further] [--probe FILE | --again FILE] [--rivals]
 
 A cell is a model of `cogen_fast.experiments.exact_models`, a number of latents, a noise, and N:
 200 independent repetitions with default settings, each on a data set of its own, drawn from the
@@ -16,13 +16,13 @@ runs BlackJAX (extra ``peers``) on some cells, on data drawn alike and with the 
 took, in a batch where there is one (`exact_rivals`).
 
 Every finished piece is a line of ``benchmarks/results/exact_posteriors.jsonl``: start it again and
-it goes on. Lines of another state of the sampler's sources are not looked at, but with ``--again``:
-that makes the first piece of a cell and, where it is the same to the last digit, takes the others
-over. ``--quick`` is a
-first piece of the cells with at most 100 latents and N = 16, or R = 64. Ends with the table of all
-that is there, which is also ``exact_posteriors.md`` beside the log. To use two cores, start the
-command twice, each pinned to one (``taskset``), with different ``--cells``; once more, with cells
-of no name, writes the table of both.
+it goes on. Lines of another state of the sampler's sources are not looked at. After a change that
+should change no figure, run ``--probe FILE`` with the package as it was, then ``--again FILE``, on
+the same machine: cells whose probes, of a few data sets, are the same to the last digit are taken
+over. ``--quick`` is a first piece of the cells with at most 100 latents and N = 16, or R = 64. Ends
+with the table of all that is there, which is also ``exact_posteriors.md`` beside the log. To use
+two cores, start the command twice, each pinned to one (``taskset``), with different ``--cells``;
+once more, with cells of no name, writes the table of both.
 
 A cell passes where the mean energy is within four standard errors, latents' variances are within
 2 % or four standard errors in every direction looked at, the log of the mean evidence is within
@@ -67,6 +67,7 @@ _RESULTS = Path(__file__).parent / "results"
 _MODELS = "cogen_fast/experiments/exact_models.py"
 _SIZES, _NOISES, _CHAINS = (8, 20, 64, 100, 512), (0.1, 0.3), (16, 64)
 _REPETITIONS, _TOGETHER, _ALONE = 200, 50, 4
+_PROBED = 3  # data sets
 _FURTHER = range(1000, 1800)  # data sets by which a cell that fails is judged anew
 _QUICK_SIZE = 100
 _BUDGET = 2500
@@ -286,17 +287,11 @@ def _run(cell: Cell | ModesCell, log: Log, sources: str, pieces: Sequence[range]
         print(f"{cell.name} from {ids.start}: {seconds} s", flush=True)
 
 
-def _run_again(cell: Cell | ModesCell, log: Log, sources: str) -> None:
-    """Take over what other sources have made, where a piece made again shows it to be the same."""
-    key = {"cell": cell.name}
-    if any(log.find(**key, sources=sources)) or not any(log.find(**key)):
-        return
-    made = {**key, "first": 0, **cell.run(cell.pieces[0])}
-    taken = log.take_over(key, sources, made)
-    if taken:
-        for line in list(log.find(alone=cell.name, sources=taken[0]["sources"])):
-            log.add(**line | {"sources": sources})
-    print(f"{cell.name}: {len(taken)} pieces taken over", flush=True)
+def _run_probe(cell: Cell | ModesCell, probes: Log, sources: str) -> None:
+    """A piece that is small enough to be made for every change of the sources."""
+    key = {"cell": cell.name, "sources": sources}
+    if not any(probes.find(**key)):
+        probes.add(**key, **cell.run(cell.pieces[0][:_PROBED]))
 
 
 def _run_alone(cell: Cell, log: Log, sources: str) -> None:
@@ -559,24 +554,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", nargs="+", default=["*"], help="patterns of names (all)")
     parser.add_argument("--quick", action="store_true", help="first pieces of small cells")
-    parser.add_argument("--again", action="store_true", help="take over what has not changed")
+    parser.add_argument("--probe", type=Path, help="only write probes of cells to this file")
+    parser.add_argument("--again", type=Path, help="take over cells whose probes are the same")
     parser.add_argument("--further", action="store_true", help="800 further data sets of a cell")
     parser.add_argument("--rivals", action="store_true", help="BlackJAX on some of the cells")
     options = parser.parse_args()
     log, sources = Log(_RESULTS / "exact_posteriors.jsonl"), digest_of_method(_MODELS)
-    for cell in cells():
-        wanted = any(fnmatch(cell.name, pattern) for pattern in options.cells)
-        if wanted and (cell.quick or not options.quick):
-            if options.again:
-                _run_again(cell, log, sources)
-            _run(cell, log, sources, cell.pieces[:1] if options.quick else cell.pieces)
-            if options.further and isinstance(cell, Cell):
-                _run(cell, log, sources, cell.further)
-            if isinstance(cell, Cell) and cell.together > 1 and not (cell.kind or options.quick):
-                _run_alone(cell, log, sources)
-            if options.rivals and cell in _AGAINST:
-                _run_rivals(cell, log, sources)
-    text = table(log, sources)
+    probes = Log(options.probe or options.again) if options.probe or options.again else None
+    for cell in _wanted(options.cells, options.quick):
+        if probes is not None:
+            _run_probe(cell, probes, sources)
+        if options.probe is not None:
+            continue
+        if probes is not None and not any(log.find(cell=cell.name, sources=sources)):
+            taken = log.take_over({"cell": cell.name}, sources, probes, {"alone": cell.name})
+            print(f"{cell.name}: {taken} lines taken over", flush=True)
+        _run(cell, log, sources, cell.pieces[:1] if options.quick else cell.pieces)
+        if options.further and isinstance(cell, Cell):
+            _run(cell, log, sources, cell.further)
+        if isinstance(cell, Cell) and cell.together > 1 and not (cell.kind or options.quick):
+            _run_alone(cell, log, sources)
+        if options.rivals and cell in _AGAINST:
+            _run_rivals(cell, log, sources)
+    if options.probe is None:
+        _write(table(log, sources))
+
+
+def _wanted(patterns: Sequence[str], quick: bool) -> list[Cell | ModesCell]:
+    named = (cell for cell in cells() if any(fnmatch(cell.name, each) for each in patterns))
+    return [cell for cell in named if cell.quick or not quick]
+
+
+def _write(text: str) -> None:
     print(text)
     (_RESULTS / "exact_posteriors.md").write_text(text + "\n")
 

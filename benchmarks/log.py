@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-_NO_RESULTS = ("seconds", "threads")
+_NO_RESULTS = ("seconds", "threads", "sources")
 
 
 class Log:
@@ -24,25 +24,29 @@ class Log:
         return (line for line in self.lines if key.items() <= line.items())
 
     def take_over(
-        self, key: Mapping[str, object], sources: str, made: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        """Write lines of ``key`` down once more as those of ``sources``; which these were.
+        self, key: Mapping[str, object], sources: str, probes: Log, *more: Mapping[str, object]
+    ) -> int:
+        """Write lines of ``key`` and ``more`` down once more as those of ``sources``; how many.
 
-        Those that other sources made last, where ``made``, a piece made again by the present ones,
-        is one of them to the last digit: changes of the sources that change no figure.
+        Those of other sources whose probe of ``key``, a small piece made on the same machine, is
+        that of ``sources`` to the last digit: changes of the sources that change no figure.
         """
-        others = [line for line in self.find(**key) if line["sources"] != sources]
-        last = [line for line in others if line["sources"] == others[-1]["sources"]]
-        again = json.loads(json.dumps(dict(made)))
-        results = {name: value for name, value in again.items() if name not in _NO_RESULTS}
-        if not any(results.items() <= line.items() for line in last):
-            return []
-        for line in last:
-            self.add(**line | {"sources": sources})
-        return last
+        made = [line for line in probes.find(**key) if line["sources"] == sources]
+        for probe in probes.find(**key):
+            if made and probe["sources"] != sources and _results(probe) == _results(made[0]):
+                others = {"sources": probe["sources"]}
+                lines = [line for each in (key, *more) for line in self.find(**each, **others)]
+                for line in lines:
+                    self.add(**line | {"sources": sources})
+                return len(lines)
+        return 0
 
     def add(self, **line: object) -> None:
         """Write a finished piece down."""
         self.lines.append(line)
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _results(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name not in _NO_RESULTS}

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+import cogen_fast
+
 ROOT = Path(__file__).resolve().parent.parent
 _BUILT = ("CMakeLists.txt", "pyproject.toml", "cogen_fast", "csrc")
 _METHOD = ("cogen_fast/adaptive.py", "cogen_fast/paper.py", "cogen_fast/sampler")
@@ -22,18 +24,18 @@ def digest(*more: str) -> str:
 
 
 def digest_of_method(*more: str) -> str:
-    """Of what decides which samples are drawn, and of ``more`` files or folders of the checkout."""
-    return _digest_of(*_METHOD, *more)
+    """Of what decides which samples are drawn, and of ``more``: of the package that runs."""
+    return _digest_of(*_METHOD, *more, root=Path(cogen_fast.__file__).parent.parent)
 
 
-def _digest_of(*names: str) -> str:
-    """Of the sources in files or folders of the checkout."""
+def _digest_of(*names: str, root: Path = ROOT) -> str:
+    """Of the sources in files or folders of ``root``."""
     found = hashlib.sha256()
     for name in names:
-        place = ROOT / name
+        place = root / name
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.suffix in _SOURCES:
-                found.update(f"{path.relative_to(ROOT)}\n{path.stat().st_size}\n".encode())
+                found.update(f"{path.relative_to(root)}\n{path.stat().st_size}\n".encode())
                 found.update(path.read_bytes())
     return found.hexdigest()[:16]
 

@@ -74,11 +74,12 @@ class Result:
         noise_bounds: the least and the largest that it could be, ``(B, 2)`` float64, or None.
         log_weights: AIS log weights ``(B, N)`` float64, or None.
         log_normaliser: ``log mean w``, the estimate of ``log E_prior[exp(-beta E)]`` at the last
-            inverse temperature, ``(B,)`` float64, or None.
+            inverse temperature, ``(B,)`` float64, or None; NaN where a budget left a single step
+            for all levels of noise that was inferred.
         log_normaliser_error: its standard error, and that of the log evidence, ``(B,)`` float64,
             NaN where it is not known; None where it is known for no observation.
-        log_evidence: log evidence of the measurements, ``(B,)`` float64, or None.
-        reasons: why each None (and NaN error) above is one, by attribute name.
+        log_evidence: log evidence of the measurements, ``(B,)`` float64, NaN or None as above.
+        reasons: why each None (and NaN) above is one, by attribute name.
         roots: the prior draw that each chain descends from, ``(B, N)`` int64.
         surviving_roots: how many prior draws have descendants on an island, ``(B S,)`` int64. The
             S islands of an observation stand side by side, here and below. With the adaptive method

@@ -373,6 +373,15 @@ def test_a_single_step_of_all_levels_has_no_evidence() -> None:
     assert not any("bound" in line for line in result.diagnose())
 
 
+def test_a_single_step_of_one_observation_leaves_the_evidence_of_others() -> None:
+    result = run(noise=(0.01, 1.0), budget=96)
+    assert result.jumped.reshape(2, 2).any(1).tolist() == [True, False]
+    for name in ("log_normaliser", "log_normaliser_error", "log_evidence"):
+        value = getattr(result, name)
+        assert value.isfinite().tolist() == [False, True]
+        assert "single step" in result.reasons[name] or name == "log_normaliser_error"
+
+
 @pytest.mark.parametrize(
     "how", [{"leapfrog_steps": 5, "hmc_steps": 4}, {"leapfrog_steps": 20}, {"hmc_steps": 8}]
 )
