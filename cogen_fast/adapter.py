@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast.arguments import check_count, shown
+from cogen_fast.digests import tensor_bytes
 from cogen_fast.memory import is_out_of_memory
 from cogen_fast.ops import reference
 from cogen_fast.ops.dispatch import DEVICES
@@ -202,12 +203,6 @@ def _kind(value: Any) -> str:
 def _depends(x: Tensor, z: Tensor) -> bool:
     (grad,) = torch.autograd.grad(x, z, torch.zeros_like(x), allow_unused=True)
     return grad is not None
-
-
-def tensor_bytes(value: Tensor) -> bytes:
-    """The raw bytes of a tensor, for hashing."""
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def _close(a: Tensor, b: Tensor, relative: float) -> bool:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from cogen_fast.arguments import check_choice, check_count, check_seed
+from cogen_fast.layout import Layout
 from cogen_fast.loop import INTERRUPTED, Outcome, Position
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.philox import Purpose
 from cogen_fast.paper import refined_note
 from cogen_fast.problem import Problem
 from cogen_fast.result import GRADIENT_COST
-from cogen_fast.sampler import fallback, pool, smc
+from cogen_fast.sampler import curvature, fallback, pool, smc, tuning
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import (
@@ -181,6 +182,32 @@ class Adaptive:
     def identity(self) -> Mapping[str, str]:
         """What else a checkpoint must agree with."""
         return {"keep_trace": str(self.keep_trace)}
+
+    def layout(self, problem: Problem) -> Layout:
+        """What a run of these settings is made of, to read one from a file."""
+        annealing, latent_size = self.annealing, problem.adapter.latent_size
+        moves = annealing.hmc_steps or annealing.rule.most_moves
+        curved = annealing.mass == "curvature" and not self.alone
+        sizes = {
+            "islands": self.islands,
+            "B": problem.observation.count * self.islands,
+            "N": self.each,
+            "d": latent_size,
+            "k": min(curvature.MOST, latent_size),
+            "K": self._pool,
+            "L": annealing.leapfrog_steps or max(tuning.LADDER),
+            "M": moves,
+            "M+1": moves + 1,
+        }
+        present = {
+            "trace": self.keep_trace,
+            "spread": self.alone,
+            "inverse_mass": curved,
+            "stiff": curved,
+        }
+        if self.evidence == "consistent":
+            present["repeats"] = False
+        return Layout(smc.Run, sizes, problem.adapter.dtype, present)
 
     def begin(
         self,

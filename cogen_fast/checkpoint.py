@@ -1,54 +1,37 @@
-"""Unfinished runs on disk: written atomically, refused where they belong to another run."""
+"""Unfinished runs on disk: written atomically, refused where they belong to another run.
+
+What a run consists of is declared once, in the annotations of its dataclasses, which say what is
+written, how it is read, and what a file may hold (`cogen_fast.layout`). A digest over all content
+tells damage; the declaration tells what no run of these settings could have written.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cogen_fast.digests import digest_of
 from cogen_fast.files import write_atomically
-from cogen_fast.ops.philox import NoiseStream
-from cogen_fast.sampler import ais, curvature, hmc, lone, noise_level, smc, step_size, tuning
+from cogen_fast.layout import Array, Layout, Sizes, Whole, check_array, check_whole
 
-_FORMAT = "cogen-fast run 8"
+_FORMAT = "cogen-fast run 9"
 _PROBE = "probe."
 _ON_HOST = "trace"
-_CLASSES: dict[str, type[Any]] = {
-    f"{c.__module__.rsplit('.', 1)[-1]}.{c.__name__}": c
-    for c in (
-        ais.Run,
-        ais.AISState,
-        ais.History,
-        curvature.Curvature,
-        curvature.Directions,
-        hmc.HMCState,
-        lone.Spread,
-        smc.Run,
-        smc.SMCState,
-        smc.SMCInfo,
-        smc.Choice,
-        noise_level.Chains,
-        noise_level.Levels,
-        noise_level.Moves,
-        noise_level.NoiseRun,
-        step_size.StepSizeState,
-        tuning.Tuning,
-        NoiseStream,
-    )
-}
-_NAMES = {c: name for name, c in _CLASSES.items()}
 _Held = dict[tuple[int, bool], tuple[str, Tensor]]
 
 
 def save(path: Path, run: Any, identity: Mapping[str, str], probes: Mapping[str, Tensor]) -> None:
-    """Write ``run``, of `ais` or `smc`.
+    """Write ``run``, of `ais`, `smc` or `noise_level`.
 
     ``identity`` names the inputs and settings that it belongs to; ``probes`` holds what functions
     give at fixed latents, which tells one from another where there are no weights to hash.
@@ -63,17 +46,40 @@ def save(path: Path, run: Any, identity: Mapping[str, str], probes: Mapping[str,
         "run": json.dumps(tree),
         "identity": json.dumps(dict(identity), sort_keys=True),
     }
+    metadata["digest"] = digest_of(kept, metadata)
     write_atomically(path, lambda file: save_file(kept, file, metadata))
 
 
 def load(
-    path: Path, identity: Mapping[str, str], probes: Mapping[str, Tensor], device: torch.device
+    path: Path,
+    identity: Mapping[str, str],
+    probes: Mapping[str, Tensor],
+    device: torch.device,
+    layout: Layout,
 ) -> Any:
-    """The run in ``path``, on ``device`` (traces stay on the CPU).
+    """The run of ``layout`` in ``path``, on ``device`` (traces stay on the CPU).
 
-    ValueError where it is damaged or belongs to other inputs, or where ``probes`` differ beyond
-    rounding.
+    ValueError where it is damaged or belongs to other inputs, where ``probes`` differ beyond
+    rounding, or where it holds what no such run holds, naming the field.
     """
+    texts, tensors = _read(path)
+    try:
+        tree, found = json.loads(texts["run"]), json.loads(texts["identity"])
+        if not isinstance(found, dict):
+            raise ValueError(f"identity: expected a JSON object, got {found!r:.40}")
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"checkpoint: {path} is damaged: {error!r:.80}") from error
+    _check_identity(path, found, identity)
+    _check_probes(path, tensors, probes)
+    try:
+        reading = _Reading(tensors, device, layout)
+        return reading.value(tree, layout.kind, "run", dict(layout.sizes))
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {path} is damaged: {error}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """All that the file holds, which is what was written."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
@@ -84,20 +90,10 @@ def load(
         raise ValueError(f"checkpoint: {path} is damaged or no checkpoint: {error}") from error
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"checkpoint: {path} is no {_FORMAT!r} file")
-    try:
-        found = json.loads(metadata["identity"])
-        run = _decode(json.loads(metadata["run"]), tensors, device)
-        found_probes = {name: tensors[_PROBE + name].to(device) for name in probes}
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint: {path} is damaged: {error} is missing or bad") from error
-    _check_identity(path, found, identity)
-    for name, probe in probes.items():
-        if not _same_values(found_probes[name], probe):
-            raise ValueError(
-                f"checkpoint: {path} belongs to another run: its {name} gives other values; "
-                "remove it or give another path"
-            )
-    return run
+    given = metadata.pop("digest", None)
+    if given != digest_of(tensors, metadata):
+        raise ValueError(f"checkpoint: {path} is damaged: it is not as it was written")
+    return metadata, tensors
 
 
 def _encode(value: Any, name: str, held: _Held) -> Any:
@@ -108,23 +104,79 @@ def _encode(value: Any, name: str, held: _Held) -> Any:
     if isinstance(value, tuple):
         return [_encode(each, f"{name}.{i}", held) for i, each in enumerate(value)]
     if is_dataclass(value):
-        inner = {
+        return {
             f.name: _encode(getattr(value, f.name), f"{name}.{f.name}", held) for f in fields(value)
         }
-        return {"class": _NAMES[type(value)], "fields": inner}
-    return {"plain": value}
+    return value
 
 
-def _decode(tree: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
-    if isinstance(tree, list):
-        return tuple(_decode(each, tensors, device) for each in tree)
-    if "tensor" in tree:
-        name = tree["tensor"]
-        return tensors[name] if _ON_HOST in name.split(".") else tensors[name].to(device)
-    if "class" in tree:
-        inner = {key: _decode(each, tensors, device) for key, each in tree["fields"].items()}
-        return _CLASSES[tree["class"]](**inner)
-    return tree["plain"]
+@dataclass(frozen=True)
+class _Reading:
+    """From a tree to a run: each value as the type of its field says, or ValueError."""
+
+    tensors: Mapping[str, Tensor]
+    device: torch.device
+    layout: Layout
+
+    def value(self, tree: Any, kind: Any, name: str, sizes: dict[str, int]) -> Any:
+        """Of an annotated type; ``sizes`` of the dimensions that have a name."""
+        origin, parts = get_origin(kind), get_args(kind)
+        if origin in (Union, UnionType):
+            return self._optional(tree, parts, name, sizes)
+        if origin is tuple:
+            if not isinstance(tree, list):
+                raise ValueError(f"{name}: expected a list, got {tree!r:.40}")
+            rows = enumerate(tree)
+            return tuple(self.value(each, parts[0], f"{name}.{i}", sizes) for i, each in rows)
+        if origin is Annotated:
+            return self._annotated(tree, parts[0], parts[1:], name, sizes)
+        return self._dataclass(tree, kind, name, sizes)
+
+    def _optional(self, tree: Any, kinds: tuple[Any, ...], name: str, sizes: dict[str, int]) -> Any:
+        (kind,) = (each for each in kinds if each is not NoneType)
+        present = self.layout.present.get(name.rsplit(".", 1)[-1])
+        if present is not None and present != (tree is not None):
+            wanted = "a value" if present else "nothing"
+            raise ValueError(f"{name}: expected {wanted} with these settings, got {tree!r:.40}")
+        return None if tree is None else self.value(tree, kind, name, sizes)
+
+    def _annotated(
+        self, tree: Any, kind: Any, notes: tuple[Any, ...], name: str, sizes: dict[str, int]
+    ) -> Any:
+        if isinstance(notes[0], Whole):
+            check_whole(name, tree, notes[0], sizes)
+            return tree
+        if isinstance(notes[0], Sizes):
+            return self._dataclass(tree, kind, name, sizes, notes[0])
+        return self._tensor(tree, notes, name, sizes)
+
+    def _tensor(
+        self, tree: Any, arrays: tuple[Array, ...], name: str, sizes: dict[str, int]
+    ) -> Tensor:
+        held = tree.get("tensor") if isinstance(tree, dict) else None
+        if not isinstance(held, str) or held not in self.tensors:
+            raise ValueError(f"{name}: expected a tensor of the file, got {tree!r:.40}")
+        found = self.tensors[held]
+        fitting = [each for each in arrays if len(each.dims.split()) == found.ndim]
+        check_array(name, found, (fitting or arrays)[0], self.layout.dtype, sizes)
+        return found if _ON_HOST in held.split(".") else found.to(self.device)
+
+    def _dataclass(
+        self, tree: Any, kind: Any, name: str, sizes: dict[str, int], renamed: Sizes | None = None
+    ) -> Any:
+        hints = _hints(kind)
+        if not isinstance(tree, dict) or tree.keys() != hints.keys():
+            raise ValueError(f"{name}: expected the fields {', '.join(hints)}, got {tree!r:.40}")
+        own = dict(sizes)
+        for inner, outer in (renamed.names if renamed else {}).items():
+            own[inner] = int(outer) if outer.isdigit() else sizes[outer]
+        values = {n: self.value(tree[n], of, f"{name}.{n}", own) for n, of in hints.items()}
+        return kind(**values)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
 def _check_identity(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
@@ -140,8 +192,20 @@ def _check_identity(path: Path, found: Mapping[str, str], wanted: Mapping[str, s
         )
 
 
+def _check_probes(path: Path, tensors: Mapping[str, Tensor], probes: Mapping[str, Tensor]) -> None:
+    for name, probe in probes.items():
+        found = tensors.get(_PROBE + name)
+        if found is None or not _same_values(found.to(probe.device), probe):
+            raise ValueError(
+                f"checkpoint: {path} belongs to another run: its {name} gives other values; "
+                "remove it or give another path"
+            )
+
+
 def _same_values(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-3 * b.abs().max())
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool((a - b).abs().max() <= 1e-3 * b.abs().max())
 
 
 def _shorten(value: str | None) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cogen_fast.adaptive import OTHER_SEED, Adaptive
 from cogen_fast.density import Potential, forwards
+from cogen_fast.layout import Layout
 from cogen_fast.loop import Outcome, Position
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
@@ -30,6 +31,7 @@ _JUMPED_REASON = "the budget made a single step of all noise levels, which weigh
 _LEAST_FREE = 0.5  # of the measurements, that a fit is taken to leave free
 _BEYOND = 60.0  # over n: the squared width of what annealing must see beyond the likeliest beta
 _FEW_ROUNDS = 4
+_OF_ANNEALING = ("inverse_mass", "stiff")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,14 @@ class InferredNoise:
     def identity(self) -> Mapping[str, str]:
         """What else a checkpoint must agree with: not to be mistaken for a run at a given noise."""
         return {**self.base.identity(), "noise": "inferred"}
+
+    def layout(self, problem: Problem) -> Layout:
+        """What a run of these settings is made of, to read one from a file."""
+        base = self.base.layout(problem)
+        sizes = {**base.sizes, "BN": base.sizes["B"] * base.sizes["N"]}
+        # Rounds have choices without a mass of their own, beside those of the annealing.
+        of_both = {n: there for n, there in base.present.items() if n not in _OF_ANNEALING}
+        return replace(base, kind=NoiseRun, sizes=sizes, present=of_both)
 
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> NoiseRun:
         """Prior draws, tempered no further than to the largest noise."""

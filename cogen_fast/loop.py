@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cogen_fast import checkpoint as checkpoints
-from cogen_fast.adapter import tensor_bytes
+from cogen_fast.digests import tensor_bytes
+from cogen_fast.layout import Layout
 from cogen_fast.problem import Problem
 
 INTERRUPTED = "the run was interrupted before its last moves"
@@ -84,6 +85,10 @@ class Method(Protocol):
         """What else a checkpoint must agree with."""
         ...
 
+    def layout(self, problem: Problem) -> Layout:
+        """What a run of these settings is made of, to read one from a file."""
+        ...
+
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> Any:
         """A run at its start."""
         ...
@@ -138,9 +143,8 @@ class Loop:
 
     def _start(self, observation_ids: Sequence[int] | None) -> Any:
         if self.path is not None and self.path.exists():
-            return checkpoints.load(
-                self.path, self.identity, self.probes, self.problem.adapter.device
-            )
+            device, layout = self.problem.adapter.device, self.method.layout(self.problem)
+            return checkpoints.load(self.path, self.identity, self.probes, device, layout)
         return self.method.begin(self.problem, observation_ids)
 
     def _after_step(self, run: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cogen_fast.layout import Layout
 from cogen_fast.loop import INTERRUPTED, Outcome, Position
 from cogen_fast.problem import Problem
 from cogen_fast.sampler import ais, dense, smc
@@ -89,6 +90,18 @@ class Paper:
             "betas": hashlib.sha256(self.betas.tobytes()).hexdigest(),
             "keep_trace": str(self.keep_trace),
         }
+
+    def layout(self, problem: Problem) -> Layout:
+        """What a run of these settings is made of, to read one from a file."""
+        sizes = {
+            "B": problem.observation.count,
+            "N": self.chains,
+            "d": problem.adapter.latent_size,
+            "T": len(self.betas),
+            "T+1": len(self.betas) + 1,
+        }
+        present = {"trace": self.keep_trace, "log_weights": self.moves.form == "posterior"}
+        return Layout(ais.Run, sizes, problem.adapter.dtype, present)
 
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> ais.Run:
         """Prior draws."""

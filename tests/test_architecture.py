@@ -43,10 +43,13 @@ IMPORTS = {
     "agreement": set(),
     "metrics": set(),
     "arguments": set(),
+    "digests": set(),
+    "layout": set(),
     "files": set(),
     "memory": set(),
     "warn": set(),
 }
+LEAVES = {"arguments", "digests", "files", "layout", "memory", "warn"}
 FROM_RESULT_UP = {part for part, rank in RANK.items() if rank <= RANK["result"]} - {"sampler"}
 IMPORTED_BY = {
     "generators": {"cli", "__init__", "experiments", "training", "tasks", "generators"},
@@ -70,7 +73,7 @@ def part_of(module: str) -> str:
 
 def allowed(importer: str, imported: str) -> bool:
     """Whether one part may import another."""
-    if importer == imported or imported in ("arguments", "files", "memory", "warn"):
+    if importer == imported or imported in LEAVES:
         return True
     if importer in IMPORTS:
         return imported in IMPORTS[importer]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cogen_fast import AdaptationRule, checkpoint, cogenerate
 from cogen_fast.baselines import reconstruct
 from cogen_fast.generators import MLPGenerator
+from cogen_fast.layout import Layout
 from cogen_fast.ops import native
 from cogen_fast.ops.dense import ACTIVATIONS, DenseLayers, dense_layers, forward, unfit
 from cogen_fast.problem import Problem, prepared
@@ -280,7 +281,9 @@ def test_calls_of_any_length_make_the_same_run(
         half = dense.ais_run(found.dense, betas[:9], moves, begun(found, moves, chains, 20))
         assert not per_chain or max(calls) <= 2
         checkpoint.save(tmp_path / "run", half, {}, {})
-        half = checkpoint.load(tmp_path / "run", {}, {}, torch.device("cpu"))
+        sizes = {"B": 2, "N": chains, "d": 3, "T": 20, "T+1": 21}
+        layout = Layout(ais.Run, sizes, torch.float32)
+        half = checkpoint.load(tmp_path / "run", {}, {}, torch.device("cpu"), layout)
         resumed = dense.ais_run(found.dense, betas, moves, half)
     assert half.state.adaptation.per_chain == per_chain
     assert_close(resumed, whole, 0.0)

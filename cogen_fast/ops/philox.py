@@ -16,15 +16,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Annotated
 
 import torch
 from torch import Tensor
+
+from cogen_fast.layout import Array, Whole
 
 _MASK = 0xFFFFFFFF
 _ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
 _KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
 PURPOSE_SHIFT = 24
+_Words = Annotated[Tensor, Array("B", torch.int64, low=0, high=2**32 - 1)]
 
 
 class Purpose(IntEnum):
@@ -49,9 +53,9 @@ class NoiseStream:
     ``(B,)`` with values in [0, 2^32).
     """
 
-    seed: int
-    transition: Tensor
-    observation: Tensor
+    seed: Annotated[int, Whole(high=2**64 - 1)]
+    transition: _Words
+    observation: _Words
 
     def advance(self, active: Tensor | None) -> NoiseStream:
         """The stream one transition later, for the ``active`` (``(B,)`` bool) observations."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cogen_fast.arguments import check_count, check_number
 from cogen_fast.density import FORMS, Form, Potential, forwards, prior_weight, replayed
+from cogen_fast.layout import Array, Count, CountsOfEach, OfEach, Shares, Whole
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.spec import AdaptationRule, TransitionSettings
@@ -24,6 +25,8 @@ from cogen_fast.sampler import fallback, hmc, step_size
 from cogen_fast.sampler.hmc import Energy, HMCInfo, HMCState
 from cogen_fast.sampler.schedule import Betas, as_schedule
 from cogen_fast.sampler.step_size import StepSizeState
+
+_Seen = Annotated[Tensor, Array("T B", infinite=True, nan=True)]
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,10 @@ class AISState:
 
     hmc: HMCState
     adaptation: StepSizeState
-    beta: Tensor
-    log_weights: Tensor | None
-    non_finite: Tensor
-    forwards: int = 0
+    beta: Shares
+    log_weights: OfEach | None
+    non_finite: CountsOfEach
+    forwards: Count = 0
 
 
 @dataclass(frozen=True)
@@ -173,11 +176,11 @@ class History:
     holds the latents from the prior draws on, None unless asked for.
     """
 
-    acceptance: Tensor
-    step_size: Tensor
-    energy: Tensor
-    energy_std: Tensor
-    trace: Tensor | None = None
+    acceptance: _Seen
+    step_size: _Seen
+    energy: _Seen
+    energy_std: _Seen
+    trace: Annotated[Tensor, Array("T+1 B N d", None, infinite=True, nan=True)] | None = None
 
     @classmethod
     def empty(cls, steps: int, state: AISState, keep_trace: bool) -> History:
@@ -210,8 +213,8 @@ class Run:
 
     state: AISState
     history: History
-    done: int
-    refined: int | None = None
+    done: Annotated[int, Whole(high="T")]
+    refined: Count | None = None
 
 
 def run(

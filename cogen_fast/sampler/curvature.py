@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from cogen_fast.density import Potential, gradients
+from cogen_fast.layout import Array, Bases, NotNegative
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.sampler import hmc, islands
@@ -41,8 +43,8 @@ class Curvature:
     move's mean, that it amounts to, infinite where there are none yet.
     """
 
-    mean: Tensor
-    inverse_count: Tensor
+    mean: Bases
+    inverse_count: Annotated[Tensor, Array("B", low=0.0, infinite=True)]
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ class Directions:
     The stiffest is first; ``rest`` ``(B,)`` is the mean eigenvalue of all further directions.
     """
 
-    vectors: Tensor
-    values: Tensor
-    rest: Tensor
+    vectors: Annotated[Tensor, Array("B d k")]
+    values: Annotated[Tensor, Array("B k", low=0.0)]
+    rest: NotNegative
 
 
 def init(latents: Tensor) -> Curvature:

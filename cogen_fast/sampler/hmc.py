@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cogen_fast.arguments import check_count, check_seed, check_whole, shown
 from cogen_fast.density import FORMS, EnergyPotential, Form, Potential, prior_weight
+from cogen_fast.layout import Latents, OfEach
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream
@@ -36,9 +37,9 @@ class HMCState:
     says where the noise stands.
     """
 
-    latents: Tensor
-    energy: Tensor
-    grad: Tensor
+    latents: Latents
+    energy: OfEach
+    grad: Latents
     stream: NoiseStream
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
+
+from cogen_fast.layout import Array, OfEach
 
 _GAIN = 0.2  # the last five trajectories
 
@@ -14,8 +17,8 @@ _GAIN = 0.2  # the last five trajectories
 class Spread:
     """Running mean and variance of each chain's energies over its moves, ``(B, N)`` float64."""
 
-    mean: Tensor
-    variance: Tensor
+    mean: OfEach
+    variance: Annotated[Tensor, Array("B N", low=0.0)]
 
 
 def init(drawn: Tensor, chains: int) -> Spread:

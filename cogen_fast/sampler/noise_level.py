@@ -15,11 +15,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from cogen_fast.density import Potential, gradients
+from cogen_fast.layout import (
+    Array,
+    Bases,
+    CountsOfEach,
+    Estimates,
+    Latents,
+    MoveCounts,
+    NotNegative,
+    OfEach,
+    Roots,
+    Sizes,
+    Whole,
+)
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
 from cogen_fast.ops.spec import TransitionSettings
@@ -47,15 +61,15 @@ class Levels:
     ``last`` and ``top`` the integrand's logarithm now and where it was largest.
     """
 
-    latents: Tensor
-    energy: Tensor
-    beta: Tensor
-    roots: Tensor
-    log_mass: Tensor
-    variance: Tensor
-    expected_variance: Tensor
-    last: Tensor
-    top: Tensor
+    latents: Latents
+    energy: OfEach
+    beta: OfEach
+    roots: Roots
+    log_mass: Estimates
+    variance: Estimates
+    expected_variance: Estimates
+    last: Estimates
+    top: Estimates
 
 
 def begin(state: SMCState, count: Tensor) -> Levels:
@@ -172,11 +186,11 @@ class Moves:
     are None where the mass is 1. A round has ``moves`` ``(B,)`` int64 transitions.
     """
 
-    step_size: Tensor
-    leapfrog_steps: int
-    moves: Tensor
+    step_size: NotNegative
+    leapfrog_steps: Annotated[int, Whole(high="L")]
+    moves: MoveCounts
     directions: Directions | None
-    turn: Tensor | None
+    turn: Bases | None
 
 
 def tuned(progress: Run, annealing: Annealing) -> Moves:
@@ -207,10 +221,10 @@ class Chains:
     of the last round and ``non_finite`` ``(B, N)`` counts proposals.
     """
 
-    hmc: HMCState
-    beta: Tensor
-    acceptance: Tensor
-    non_finite: Tensor
+    hmc: Annotated[HMCState, Sizes({"B": "BN", "N": "1"})]
+    beta: Annotated[Tensor, Array("BN", low=0.0, high=1.0)]
+    acceptance: Estimates
+    non_finite: CountsOfEach
 
 
 def chains(

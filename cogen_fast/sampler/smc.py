@@ -14,13 +14,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from cogen_fast.arguments import check_count, check_number
 from cogen_fast.density import Potential, forwards, replayed
+from cogen_fast.layout import (
+    Array,
+    Bases,
+    Count,
+    Counts,
+    CountsOfEach,
+    Estimates,
+    Flags,
+    Latents,
+    MoveCounts,
+    NotNegative,
+    OfEach,
+    Roots,
+    Shares,
+    Whole,
+)
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose
@@ -41,6 +57,7 @@ from cogen_fast.sampler.weights import (
 _SHARPNESS_GAIN = 0.3
 _REFRESHED = 64  # dimensions for each temperature that directions stay as they are
 _MOST_RETAINED = 0.99
+_LEAST_AIM = torch.finfo(torch.float64).tiny
 _MOST_IDS = 2**32  # of rows that the noise can name
 
 
@@ -70,31 +87,31 @@ class SMCState:
     """
 
     hmc: HMCState
-    islands: int
+    islands: Annotated[int, Whole("islands", "islands")]
     tuning: Tuning
     curvature: Curvature
     directions: Directions
-    turn: Tensor
-    sharpness: Tensor
-    beta: Tensor
-    first_beta: Tensor
-    aim: Tensor
-    best_draw: Tensor
-    best_energy: Tensor
-    log_weights: Tensor
-    variance: Tensor
-    expected_variance: Tensor
-    retained: Tensor
-    lineage: Tensor
-    roots: Tensor
-    resamplings: Tensor
-    rounds: Tensor
-    finished: Tensor
-    jumped: Tensor
-    non_finite: Tensor
-    spent: int
-    forwards: int
-    temperatures: int
+    turn: Bases
+    sharpness: NotNegative
+    beta: Shares
+    first_beta: Shares
+    aim: Annotated[Tensor, Array("B", low=_LEAST_AIM, high=1.0)]
+    best_draw: Annotated[Tensor, Array("B d", None)]
+    best_energy: Estimates
+    log_weights: OfEach
+    variance: Estimates
+    expected_variance: Estimates
+    retained: Estimates
+    lineage: OfEach
+    roots: Roots
+    resamplings: Counts
+    rounds: Counts
+    finished: Flags
+    jumped: Flags
+    non_finite: CountsOfEach
+    spent: Count
+    forwards: Count
+    temperatures: Count
     spread: Spread | None = None
 
 
@@ -112,17 +129,17 @@ class Choice:
     ``hmc_steps`` the largest of them.
     """
 
-    active: Tensor
-    kept: Tensor
-    beta: Tensor
-    resampled: Tensor
-    slow: Tensor
-    step_size: Tensor
-    inverse_mass: Tensor | None
-    stiff: Tensor | None
-    moves: Tensor
-    leapfrog_steps: int
-    hmc_steps: int
+    active: Flags
+    kept: Shares
+    beta: Shares
+    resampled: Flags
+    slow: Flags
+    step_size: NotNegative
+    inverse_mass: Annotated[Tensor, Array("B d", None, low=0.0)] | None
+    stiff: Annotated[Tensor, Array("B d k")] | None
+    moves: MoveCounts
+    leapfrog_steps: Annotated[int, Whole(high="L")]
+    hmc_steps: Annotated[int, Whole(high="M")]
 
 
 @dataclass(frozen=True)
@@ -136,11 +153,11 @@ class SMCInfo:
     """
 
     choice: Choice
-    effective_sample_size: Tensor
-    acceptance: Tensor
-    energy: Tensor
-    energy_std: Tensor
-    ancestors: Tensor
+    effective_sample_size: Estimates
+    acceptance: Estimates
+    energy: Estimates
+    energy_std: Estimates
+    ancestors: Annotated[Tensor, Array("B N", torch.int64, low=0, below="N")]
 
 
 def init(
@@ -594,15 +611,15 @@ class Run:
 
     state: SMCState
     infos: tuple[SMCInfo, ...] = ()
-    trace: tuple[Tensor, ...] | None = None
+    trace: tuple[Latents, ...] | None = None
     repeats: tuple[Choice, ...] | None = None
-    refined: int | None = None
+    refined: Count | None = None
 
     @property
     def done(self) -> bool:
         """Whether every observation has come to its end."""
         if self.repeats is not None:
-            return len(self.infos) == len(self.repeats)
+            return len(self.infos) >= len(self.repeats)
         return bool(self.state.finished.all())
 
     @property

@@ -6,10 +6,12 @@ Or by that of each chain alone, which then has a step size of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from cogen_fast.layout import Array
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.spec import AdaptationRule
 
@@ -17,6 +19,7 @@ PROGRAM_RULE = AdaptationRule()
 """The authors' program: grow by 1.02."""
 PAPER_RULE = AdaptationRule(increase=1.021)
 """The paper's text: grow by 1.021."""
+_OfEach = Annotated[Tensor, Array("B", low=0.0), Array("B N", low=0.0)]
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class StepSizeState:
     Both are ``(B, N)``, each chain's own, where the rule is one per chain.
     """
 
-    step_size: Tensor
-    running_acceptance: Tensor
+    step_size: _OfEach
+    running_acceptance: _OfEach
 
     @property
     def per_chain(self) -> bool:

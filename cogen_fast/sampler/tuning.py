@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from cogen_fast.arguments import check_count, check_number
+from cogen_fast.layout import Array, Rows, Shares
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.spec import TransitionSettings
@@ -87,11 +89,11 @@ class Tuning:
     first, as a share of what they would have, had each forgotten alike.
     """
 
-    log_step: Tensor
-    log_length: Tensor
-    memory: Tensor
-    acceptance: Tensor
-    forgetting: Tensor
+    log_step: Rows
+    log_length: Rows
+    memory: Annotated[Tensor, Array("B 4", low=-1.0, high=1.0)]
+    acceptance: Shares
+    forgetting: Shares
 
 
 def init(count: int, size: int, start: float | None, device: torch.device) -> Tuning:
