@@ -1,5 +1,7 @@
 #include "arrays.h"
 
+#include <limits>
+
 namespace py = pybind11;
 
 namespace cogen {
@@ -90,7 +92,7 @@ Array::Array(const char* name, int number, PyObject* value, bool optional)
 std::int64_t Array::size_from(int axis) const {
   std::int64_t product = 1;
   for (int i = axis; i < rank(); ++i) {
-    if (size(i) > 0 && product > INT64_MAX / size(i)) refuse("fewer elements than 2^63");
+    if (size(i) > 0 && product > std::numeric_limits<std::int64_t>::max() / size(i)) refuse("fewer elements than 2^63");
     product *= size(i);
   }
   return product;

@@ -1,6 +1,4 @@
 // A transition, part by part, and what the loops do between transitions.
-#include <limits>
-
 #include "bind_common.h"
 #include "isas.h"
 #include "methods.h"
@@ -174,6 +172,7 @@ void systematic_ancestors(Arguments& given) {
   const auto* wanted = given.read_optional<const bool>("wanted", {b});
   auto* const out = given.read<std::int64_t>("out", {b, n});
   given.finish();
+  if (b == 0) return;
   const py::gil_scoped_release released;
   systematic(b, n, weights, uniform, wanted, out);
 }

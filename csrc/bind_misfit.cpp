@@ -1,5 +1,6 @@
 // The misfit of outputs, and that of the colours of a progressive GAN.
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -26,17 +27,28 @@ struct Planes {
   MisfitKind kind;
   std::int64_t channels, height, width, factor;
 
+  std::int64_t entries() const { return channels * height * width; }
   std::int64_t measured() const { return channels * along(height) * along(width); }
 
  private:
   std::int64_t along(std::int64_t side) const { return side / factor + (side % factor != 0); }
 };
 
+// ValueError where outputs of that size could not be counted, or where there are some of no size.
+void require_countable(const Planes& planes, const Array& outputs) {
+  std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  for (const std::int64_t side : {planes.channels, planes.height, planes.width}) {
+    most /= std::max<std::int64_t>(side, 1);
+  }
+  if (most == 0) outputs.refuse("outputs of fewer than 2^63 entries");
+  if (planes.entries() == 0 && outputs.size(0) > 0) outputs.refuse("outputs of at least one entry");
+}
+
 // `factor` of an output of that size; a factor beyond both sides measures what one of the larger
 // side does.
 void set_factor(Arguments& given, Planes& planes) {
   const std::int64_t most = std::max<std::int64_t>({planes.height, planes.width, 1});
-  const std::int64_t factor = given.integer("factor", 1, INT64_MAX);
+  const std::int64_t factor = given.integer("factor", 1, std::numeric_limits<std::int64_t>::max());
   planes.factor = std::min(factor, most);
   if (planes.kind == MisfitKind::mask && factor != 1) {
     throw py::value_error("factor: expected 1, for kind mask, got " + std::to_string(factor));
@@ -62,6 +74,7 @@ Planes planes_of(Arguments& given, const Array& outputs) {
     planes.height = outputs.size(2);
     planes.width = outputs.size(3);
   }
+  require_countable(planes, outputs);
   set_factor(given, planes);
   return planes;
 }
@@ -116,7 +129,7 @@ void misfit(Arguments& given) {
     m.grad = given.array("grad").template at_like<T>(outputs, given.device());
     const int threads = given.threads();
     given.finish();
-    if (rows == 0 || m.measured == 0) return;
+    if (rows == 0) return;
     const py::gil_scoped_release released;
     m.segments = ops<T>().misfit->segments(m);
     std::vector<double> partials(m.segments > 1 ? rows * m.segments : 0);
@@ -138,11 +151,12 @@ void colour_misfit(Arguments& given) {
                              given.read<const T>("colour_bias", {colours}),
                              given.flag("bounded")};
     Planes planes{kind_of(given), colours, out.size(1), out.size(2), 1};
+    require_countable(planes, out);
     set_factor(given, planes);
     Misfit<T> m = misfit_of<T>(given, rows, planes);
     const int threads = given.threads();
     given.finish();
-    if (rows == 0 || m.measured == 0) return;
+    if (rows == 0) return;
     const py::gil_scoped_release released;
     const ProgressiveOps<T>& progressive = *ops<T>().progressive;
     m.segments = progressive.colour_bands(m);

@@ -83,8 +83,20 @@ def test_what_is_said(
         getattr(native.extension(), function)(**case.arguments | {name: value})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_outputs_without_entries_are_refused() -> None:
+    """Nobody would write their energies."""
+    case = cases("misfit")[0]
+    nothing = {name: case.arguments[name][:, :0] for name in ("target", "mask", "weight")}
+    outputs = {name: case.arguments[name][..., :0].contiguous() for name in ("outputs", "grad")}
+    with pytest.raises(ValueError, match=r"^outputs: expected outputs of at least one entry, got"):
+        native.extension().misfit(**case.arguments | nothing | outputs)
+
+
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(
+    not native.extension().build_info()["with_cuda"], reason="extension built without CUDA"
+)
 def test_arrays_elsewhere_are_refused_by_a_device() -> None:
     for function, name in (("noise_cuda", "out"), ("anneal_mlp_cuda", "latents")):
         case = cases(function)[0]
