@@ -51,7 +51,7 @@ const DLPackExchangeAPI* exchange_of(PyTypeObject* type) {
   return found = api;
 }
 
-// As torch describes a tensor where its type offers nothing faster, before version 2.10.
+// As an older torch describes a tensor, whose type offers nothing faster: by a capsule.
 py::object capsule_of(py::handle value) {
   static PyObject* const describe =
       py::object(py::module_::import("torch.utils.dlpack").attr("to_dlpack")).release().ptr();

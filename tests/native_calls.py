@@ -3,9 +3,10 @@
 ``python native_calls.py [--module FILE] [--older-torch | --without-device]`` makes them: each valid
 call with each instruction set, and each spoilt one, which must be refused by the name of what is
 wrong and change nothing. FILE is an extension elsewhere, as one built with sanitizers. With
-``--older-torch`` tensors are described as by torch before version 2.10. With ``--without-device``
-the calls are those of functions for CUDA, on tensors that are said to be on a device: what is right
-fails for want of one. It prints a line for each function, and a digest of what valid calls write.
+``--older-torch`` tensors are described by capsules, as they are by older versions of torch, whose
+type has no exchange interface for C. With ``--without-device`` the calls are those of functions for
+CUDA, on tensors that are said to be on a device: what is right fails for want of one. It prints a
+line for each function, and a digest of what valid calls write.
 """
 
 from __future__ import annotations
