@@ -167,21 +167,21 @@ void enqueue(DeviceRun<T>& run, const Device& device, cudaStream_t stream, Repor
 }
 
 template <class T>
-std::string anneal_on_device(const MlpRun<T>& given, void* stream) {
+std::string anneal_on_device(const MlpRun<T>& given, int number, void* stream) {
   DeviceRun<T> run = device_run_of(given);
   Report report;
   Device device{};
-  if (ask(device, report)) enqueue(run, device, static_cast<cudaStream_t>(stream), report);
+  if (ask(number, device, report)) enqueue(run, device, static_cast<cudaStream_t>(stream), report);
   return report.text();
 }
 
 }  // namespace
 
-std::string anneal_mlp_cuda(const MlpRun<float>& run, void* stream) {
-  return anneal_on_device(run, stream);
+std::string anneal_mlp_cuda(const MlpRun<float>& run, int device, void* stream) {
+  return anneal_on_device(run, device, stream);
 }
-std::string anneal_mlp_cuda(const MlpRun<double>& run, void* stream) {
-  return anneal_on_device(run, stream);
+std::string anneal_mlp_cuda(const MlpRun<double>& run, int device, void* stream) {
+  return anneal_on_device(run, device, stream);
 }
 
 }  // namespace cogen

@@ -146,6 +146,9 @@ struct Cells {
   int64_t count, height, width;
 };
 
+// Outputs come in panels: neighbouring ones of all inputs, so many bytes for each input.
+constexpr int64_t kPanelBytes = 64;
+
 // A 3x3 convolution's weights as matrices that images in another form are multiplied by, packed
 // (products.h): 16 of (in, out), or 9 (see winograd.h and upsampled.h).
 template <class T>
@@ -165,7 +168,7 @@ struct Colours {
 // Convolutions go from images (cells in 2x2 pixels) of `in` channels to the activation of `out`, or
 // from the gradient by their output to that by the output of the convolution before, and then their
 // kernel is that of the way back. `zeros` holds as many zeros as there are channels; `arena` has as
-// many numbers as `convolve_arena` (and so on) says.
+// many numbers as `arena` says.
 // A 3x3 convolution of images of cells, what follows it, and the way back.
 template <class T>
 struct LayerOps {

@@ -55,9 +55,11 @@ struct Device {
   int multiprocessors, shared_bytes, cooperative;
 };
 
-bool ask(Device& device, Report& report) {
+// What the current device is, which must have that number.
+bool ask(int number, Device& device, Report& report) {
   int id = 0;
   if (!report.fine(cudaGetDevice(&id), "the current device")) return false;
+  if (id != number) return report.fine(cudaErrorInvalidDevice, "arrays on another device");
   const auto attribute = [&](int* value, cudaDeviceAttr which) {
     return report.fine(cudaDeviceGetAttribute(value, which, id), "a device's attribute");
   };

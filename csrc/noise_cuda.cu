@@ -51,10 +51,13 @@ __global__ void fill(DeviceNoise noise, int64_t blocks) {
 
 }  // namespace
 
-const char* noise_cuda(const DeviceNoise& noise) {
+std::string noise_cuda(const DeviceNoise& noise) {
+  int current = 0;
+  if (const cudaError_t error = cudaGetDevice(&current)) return cudaGetErrorString(error);
+  if (current != noise.device) return "arrays on another device than the current one";
   const int64_t blocks = noise.kind == NoiseKind::uniforms ? 1 : (noise.size + 3) / 4;
   const int64_t all = noise.observations * noise.chains * blocks;
-  if (all == 0) return nullptr;
+  if (all == 0) return "";
   const int64_t wanted = (all + kThreads - 1) / kThreads;
   const unsigned grid = static_cast<unsigned>(wanted < kMaxBlocks ? wanted : kMaxBlocks);
   cudaStream_t stream = static_cast<cudaStream_t>(noise.stream);
@@ -64,7 +67,7 @@ const char* noise_cuda(const DeviceNoise& noise) {
     fill<float><<<grid, kThreads, 0, stream>>>(noise, blocks);
   }
   const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return error == cudaSuccess ? "" : cudaGetErrorString(error);
 }
 
 }  // namespace cogen

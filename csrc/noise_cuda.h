@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include <string>
+
 namespace cogen {
 
 enum class NoiseKind : int { words = 0, uniforms = 1, normals = 2 };
@@ -16,10 +18,11 @@ struct DeviceNoise {
   const int64_t* transition;   // device, (B,)
   const int64_t* observation;  // device, (B,)
   void* out;  // device: (B, N, ceil(d/4), 4) words, (B, N) uniforms, or (B, N, d) normals
+  int device;  // where these are, which must be the current one
   void* stream;
 };
 
-// Enqueues the fill on the stream of the current device. Null, or what the launch reported.
-const char* noise_cuda(const DeviceNoise& noise);
+// Enqueues the fill on the stream of the current device. Empty, or what went wrong.
+std::string noise_cuda(const DeviceNoise& noise);
 
 }  // namespace cogen

@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "kernels.h"
 #include "packs.h"
 #include "parallel.h"
 
@@ -13,6 +14,8 @@ namespace COGEN_ISA {
 // Outputs of a panel: two vectors, which with six rows and one input fill the registers.
 template <class T>
 constexpr int64_t kPanel = 2 * Pack<T, 1>::kCount;
+static_assert(kPanel<float> * sizeof(float) == kPanelBytes);
+static_assert(kPanel<double> * sizeof(double) == kPanelBytes);
 
 // Outputs with those that fill the last panel.
 template <class T>

@@ -48,19 +48,15 @@ def _stream(observations: int) -> NoiseStream:
     return NoiseStream(SEED, transition, torch.arange(observations) + 11)
 
 
-def _native(
-    kind: str, shape: tuple[int, int, int], stream: NoiseStream, purpose: int, out: Tensor
-) -> Tensor:
+def _native(kind: str, stream: NoiseStream, purpose: int, out: Tensor) -> Tensor:
     native.extension().noise(
-        kind,
-        out.dtype is torch.float64,
-        purpose,
-        *shape,
-        stream.seed,
-        stream.transition.data_ptr(),
-        stream.observation.data_ptr(),
-        out.data_ptr(),
-        1,
+        out=out,
+        kind=kind,
+        purpose=purpose,
+        seed=stream.seed,
+        transition=stream.transition,
+        observation=stream.observation,
+        threads=1,
     )
     return out
 
@@ -68,7 +64,7 @@ def _native(
 def _native_words(shape: tuple[int, int, int], stream: NoiseStream, purpose: int) -> Tensor:
     b, n, d = shape
     out = torch.full((b, n, (d + 3) // 4, 4), -1, dtype=torch.int32)
-    return _native("words", shape, stream, purpose, out).to(torch.int64) & 0xFFFFFFFF
+    return _native("words", stream, purpose, out).to(torch.int64) & 0xFFFFFFFF
 
 
 def _reference_words(shape: tuple[int, int, int], stream: NoiseStream, purpose: int) -> Tensor:
@@ -111,7 +107,7 @@ def test_uniforms_equal_reference(
 ) -> None:
     stream = _stream(shape[0])
     out = torch.full(shape[:2], torch.nan, dtype=dtype)
-    ours = _native("uniforms", shape, stream, Purpose.ACCEPT, out)
+    ours = _native("uniforms", stream, Purpose.ACCEPT, out)
     assert torch.equal(ours, uniforms(stream, Purpose.ACCEPT, shape[1], dtype))
 
 
@@ -120,7 +116,7 @@ def test_uniforms_equal_reference(
 def test_normals_match_reference(isa: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     stream = _stream(shape[0])
     out = torch.full(shape, torch.nan, dtype=dtype)
-    ours = _native("normals", shape, stream, Purpose.MOMENTUM, out).double()
+    ours = _native("normals", stream, Purpose.MOMENTUM, out).double()
     exact = normals(stream, Purpose.MOMENTUM, shape[1], shape[2], torch.float64)
     # The float maps are accurate to about 2 roundings (6e-8) each of radius and angle, and the
     # radius is below 6; double differs by the libraries' last bits.
@@ -135,7 +131,7 @@ def test_instruction_sets_agree_on_normals() -> None:
     draws = []
     for name in ISAS:
         module.set_isa(name)
-        draws.append(_native("normals", shape, stream, 0, torch.empty(shape)))
+        draws.append(_native("normals", stream, 0, torch.empty(shape)))
     module.set_isa(before)
     for draw in draws[1:]:
         torch.testing.assert_close(draw, draws[0], rtol=2e-6, atol=2e-6)
@@ -150,7 +146,7 @@ def test_uniform_never_reaches_its_ends(dtype: torch.dtype) -> None:
 def test_draws_are_standard_normal(isa: str) -> None:
     n = 1 << 20
     x = torch.empty(1, n // 64, 64, dtype=torch.float32)
-    x = _native("normals", (1, n // 64, 64), _stream(1), 0, x).double().flatten()
+    x = _native("normals", _stream(1), 0, x).double().flatten()
     # Five standard errors: of the mean 1/n, of the variance 2/n, of skewness 6/n, of kurtosis 24/n.
     five = 5.0 / math.sqrt(n)
     assert abs(x.mean()) < five
@@ -166,7 +162,7 @@ def test_draws_are_standard_normal(isa: str) -> None:
 
 def test_neighbouring_draws_are_uncorrelated(isa: str) -> None:
     n = 1 << 18
-    x = _native("normals", (1, n // 64, 64), _stream(1), 0, torch.empty(1, n // 64, 64)).double()
+    x = _native("normals", _stream(1), 0, torch.empty(1, n // 64, 64)).double()
     five = 5.0 / math.sqrt(n)
     assert abs((x[..., 1:] * x[..., :-1]).mean()) < five * math.sqrt(64 / 63)
     assert abs((x[:, 1:] * x[:, :-1]).mean()) < five * 1.01
@@ -174,9 +170,9 @@ def test_neighbouring_draws_are_uncorrelated(isa: str) -> None:
 
 def test_draws_do_not_depend_on_how_a_run_is_split(isa: str) -> None:
     stream, shape = _stream(3), (3, 7, 129)
-    whole = _native("normals", shape, stream, 0, torch.empty(shape))
+    whole = _native("normals", stream, 0, torch.empty(shape))
     one = NoiseStream(SEED, stream.transition[1:2].clone(), stream.observation[1:2].clone())
-    part = _native("normals", (1, 5, 129), one, 0, torch.empty(1, 5, 129))
+    part = _native("normals", one, 0, torch.empty(1, 5, 129))
     assert torch.equal(part[0], whole[1, :5])
 
 
@@ -210,15 +206,13 @@ def test_device_noise_matches_reference(shape: tuple[int, int, int], dtype: torc
     normal = torch.full(shape, torch.nan, dtype=dtype, device="cuda")
     for kind, out in (("words", words), ("uniforms", uniform), ("normals", normal)):
         native.extension().noise_cuda(
-            kind,
-            dtype is torch.float64,
-            1,
-            *shape,
-            stream.seed,
-            stream.transition.data_ptr(),
-            stream.observation.data_ptr(),
-            out.data_ptr(),
-            torch.cuda.current_stream().cuda_stream,
+            out=out,
+            kind=kind,
+            purpose=1,
+            seed=stream.seed,
+            transition=stream.transition,
+            observation=stream.observation,
+            stream=torch.cuda.current_stream().cuda_stream,
         )
     unsigned = words.cpu().to(torch.int64) & 0xFFFFFFFF
     assert torch.equal(unsigned, _reference_words(shape, host, 1))

@@ -3,6 +3,7 @@
 `sanitizers/` holds a driver that calls every op of ``csrc`` on arrays of exactly their size, with
 and without AVX2, and compares the values with plain loops. It runs twice: with the kernels under
 the sanitizers, and with the kernels as they are shipped, on arrays that end at a page that faults.
+The Python module is built with these kernels as well, and makes all calls of `native_calls`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import native_calls
 import pytest
+
+from cogen_fast.ops import native
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "tests" / "sanitizers"
@@ -108,3 +113,55 @@ def test_a_planted_fault_is_reported(programs: Path, program: str, fault: str, i
     assert done.returncode != 0
     assert re.search(REPORTS[program][fault], done.stderr), done.stderr
     assert re.search(r"^(aborted in|FAILED): .*\bplanted\b", done.stderr, re.MULTILINE)
+
+
+def _under_python(compiler: str) -> dict[str, str]:
+    """Settings for a Python that loads the sanitizers first, and C++, which they look into."""
+    found = []
+    for name in ("libasan.so", "libubsan.so", "libstdc++.so"):
+        path = Path(_run([compiler, f"-print-file-name={name}"]).stdout.strip())
+        if not path.is_file():
+            pytest.skip(f"{compiler} has no {name} for Python to load first")
+        found.append(str(path.resolve()))
+    return _environment() | {"LD_PRELOAD": " ".join(found)}
+
+
+needs_preload = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="needs LD_PRELOAD to load the sanitizers first"
+)
+
+
+@needs_preload
+def test_the_memory_of_tensors_is_watched(compiler: str) -> None:
+    code = "import ctypes, torch; x = torch.zeros(5); ctypes.memset(x.data_ptr(), 0, 21)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=_under_python(compiler),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert re.search(r"heap-buffer-overflow[^\n]*\nWRITE of size 21", done.stderr)
+
+
+@needs_preload
+def test_no_call_of_the_module_leaves_its_bounds(
+    compiler: str, programs: Path, tmp_path: Path
+) -> None:
+    """Valid calls touch what they were given and nothing else, spoilt ones nothing."""
+    pybind11 = pytest.importorskip("pybind11")
+    environment = _under_python(compiler)
+    configured = _run(
+        [
+            *("cmake", "-S", SOURCES, "-B", programs, "-DCOGEN_SANITIZED_MODULE=ON"),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        ]
+    )
+    assert configured.returncode == 0, configured.stderr
+    built = _run(["cmake", "--build", programs, "--target", "_native", "--parallel", "2"])
+    assert built.returncode == 0, built.stdout + built.stderr
+    (module,) = programs.glob("_native*.so")
+    printed = native_calls.in_a_process(tmp_path, "--module", module, environment=environment)
+    native_calls.assert_all_refused(printed, native.extension())

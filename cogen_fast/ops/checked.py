@@ -33,12 +33,11 @@ _SEED_LIMIT = 1 << 64
 
 
 class Settings(NamedTuple):
-    """`TransitionSettings` but for the flags, and how many step sizes an observation has."""
+    """`TransitionSettings` but for the flags."""
 
     beta: Tensor
     prior_weight: Tensor
     step_size: Tensor
-    steps_each: int
     inverse_mass: Tensor | None
 
     @property
@@ -63,7 +62,6 @@ def check_settings(
         check("settings.beta", settings.beta, shape, torch.float64, device),
         check("settings.prior_weight", settings.prior_weight, shape, torch.float64, device),
         check("settings.step_size", step_size, of_steps, torch.float64, device),
-        chains if per_chain else 1,
         None
         if mass is None
         else check("settings.inverse_mass", mass, (observations, size), dtype, device),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cogen_fast.ops.checked import Observed
 from cogen_fast.ops.checks import check, require_float
-from cogen_fast.ops.native import extension, observed_arguments, suffixed
+from cogen_fast.ops.native import extension
 from cogen_fast.ops.normed import Normed
 from cogen_fast.ops.spec import MisfitSpec
 
@@ -36,8 +36,7 @@ def colour_misfit(
     belongs to. No image is written. Raises TypeError or ValueError naming the argument.
     """
     rows, height, width, channels = normed.out.shape
-    dtype = normed.out.dtype
-    op = suffixed("colour_misfit", require_float("normed.out", dtype))
+    dtype = require_float("normed.out", normed.out.dtype)
     count = len(colours.bias)
     if tuple(spec.output_shape) != (count, height, width):
         raise ValueError(
@@ -48,25 +47,21 @@ def colour_misfit(
     weight = check("colours.weight", colours.weight, (count, channels), dtype)
     bias = check("colours.bias", colours.bias, (count,), dtype)
     energy = torch.empty(rows, dtype=torch.float64)
-    getattr(extension(), op)(
-        spec.kind,
-        rows,
-        count,
-        height,
-        width,
-        1 if spec.kind == "mask" else spec.factor,
-        *observed.target.shape,
-        observation.data_ptr(),
-        *observed_arguments(observed),
-        channels,
-        weight.data_ptr(),
-        bias.data_ptr(),
-        colours.bounded,
-        normed.slope,
-        normed.out.data_ptr(),
-        normed.scale_address,
-        normed.out.data_ptr(),
-        energy.data_ptr(),
-        torch.get_num_threads(),
+    extension().colour_misfit(
+        out=normed.out,
+        slope=normed.slope,
+        scale=normed.scale,
+        out_grad=normed.out,
+        colour_weight=weight,
+        colour_bias=bias,
+        bounded=colours.bounded,
+        kind=spec.kind,
+        factor=1 if spec.kind == "mask" else spec.factor,
+        target=observed.target,
+        mask=observed.mask,
+        weight=observed.weight,
+        observation=observation,
+        energy=energy,
+        threads=torch.get_num_threads(),
     )
     return energy, normed.out

@@ -110,93 +110,71 @@ def unserved(device: torch.device) -> str | None:
 class Packed:
     """Layers as the extension reads them: rows padded with zeros, each matrix both ways round."""
 
-    arguments: Mapping[str, Any]
-    keep: tuple[Tensor, ...]  # what the addresses in `arguments` point to
+    widths: list[int]
+    activations: list[int]
+    slope: float
+    weights: list[Tensor]
+    biases: list[Tensor]
+    backs: list[Tensor]
 
 
 def pack(layers: DenseLayers) -> Packed:
     """A copy of the weights, for calls."""
-    columns: dict[str, list[Tensor]] = {"weights": [], "biases": [], "backs": []}
-    for weight, bias in zip(layers.weights, layers.biases, strict=True):
-        columns["weights"].append(_padded(weight.detach().T))
-        columns["biases"].append(_padded(bias.detach()[None]))
-        columns["backs"].append(_padded(weight.detach()))
-    addresses = {name: [t.data_ptr() for t in tensors] for name, tensors in columns.items()}
     return Packed(
-        {
-            "widths": layers.widths,
-            "activations": [ACTIVATIONS.index(name) for name in layers.activations],
-            "slope": layers.slope,
-            **addresses,
-        },
-        tuple(tensor for tensors in columns.values() for tensor in tensors),
+        layers.widths,
+        [ACTIVATIONS.index(name) for name in layers.activations],
+        layers.slope,
+        [_padded(weight.detach().T) for weight in layers.weights],
+        [_padded(bias.detach()[None])[0] for bias in layers.biases],
+        [_padded(weight.detach()) for weight in layers.weights],
     )
 
 
-def observed(spec: MisfitSpec) -> dict[str, Any]:
-    """The arguments of what is observed."""
-    mask = 0 if spec.mask is None else spec.mask.data_ptr()
-    return {
-        "target": spec.target.data_ptr(),
-        "mask": mask,
-        "mask_stride": _row_stride(spec.mask),
-        "weight": spec.weight.data_ptr(),
-        "weight_stride": _row_stride(spec.weight),
-        "weight_elementwise": spec.weight.shape[1] > 1,
-    }
-
-
 def anneal(
-    packed: Packed, spec: MisfitSpec, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+    packed: Packed,
+    spec: MisfitSpec,
+    tensors: Mapping[str, Tensor | None],
+    numbers: Mapping[str, Any],
 ) -> None:
-    """A stretch of the published run; ``csrc/kernels.h`` (MlpRun) says what the arguments are.
+    """A stretch of the published run; `_native.anneal_mlp` says what the arguments are.
 
-    On a CUDA device it is made on the current stream, and waited for.
+    On a CUDA device it is made on the current stream, and waited for. Raises TypeError or
+    ValueError naming the argument.
     """
-    device, suffix = tensors["latents"].device, _suffix(tensors)
-    arguments = _arguments(packed, spec, tensors, device) | dict(numbers)
+    arguments = {
+        "latents": tensors["latents"],
+        **vars(packed),
+        "target": spec.target,
+        "mask": spec.mask,
+        "weight": spec.weight,
+        **tensors,
+        **numbers,
+    }
+    device = spec.target.device
     if device.type == "cpu":
-        getattr(native.extension(), f"anneal_mlp_{suffix}")(arguments, torch.get_num_threads())
+        native.extension().anneal_mlp(**arguments, threads=torch.get_num_threads())
         return
-    _check_words(tensors, numbers["steps"] * numbers["hmc_steps"])
+    _check_words(tensors, numbers["hmc_steps"])
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream()
-        getattr(native.extension(), f"anneal_mlp_cuda_{suffix}")(arguments, stream.cuda_stream)
+        native.extension().anneal_mlp_cuda(**arguments, stream=stream.cuda_stream)
         stream.synchronize()
 
 
-def _arguments(
-    packed: Packed, spec: MisfitSpec, tensors: Mapping[str, Tensor], device: torch.device
-) -> dict[str, Any]:
-    for name, tensor in (
-        *tensors.items(),
-        *(("weights", layer) for layer in packed.keep),
-        ("spec.target", spec.target),
-        ("spec.weight", spec.weight),
-        *(() if spec.mask is None else (("spec.mask", spec.mask),)),
-    ):
-        if tensor.device != device or not tensor.is_contiguous():
-            raise ValueError(
-                f"{name}: expected a contiguous tensor on {device}, got {tensor.device}"
-            )
-    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    return dict(packed.arguments) | observed(spec) | addresses
-
-
-def _check_words(tensors: Mapping[str, Tensor], made: int) -> None:
+def _check_words(tensors: Mapping[str, Tensor | None], hmc_steps: int) -> None:
     """What the extension checks of the noise's place where it can read it."""
-    for name, most in (("transition", _LARGEST_WORD - made), ("observation", _LARGEST_WORD)):
-        low, high = (int(limit) for limit in tensors[name].aminmax())
+    transition, observation, betas = (
+        tensors[name] for name in ("transition", "observation", "betas")
+    )
+    assert transition is not None and observation is not None and betas is not None
+    made = len(betas) * hmc_steps
+    for name, words, most in (
+        ("transition", transition, _LARGEST_WORD - made),
+        ("observation", observation, _LARGEST_WORD),
+    ):
+        low, high = (int(limit) for limit in words.aminmax())
         if low < 0 or high > most:
             raise ValueError(f"{name}: expected values in [0, 2^32), got {low} to {high}")
-
-
-def _suffix(tensors: Mapping[str, Tensor]) -> str:
-    return "f64" if tensors["latents"].dtype == torch.float64 else "f32"
-
-
-def _row_stride(rows: Tensor | None) -> int:
-    return 0 if rows is None or rows.shape[0] == 1 else rows.shape[1]
 
 
 def _padded(rows: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The ops on CPU tensors in C++: names, shapes, dtypes and meaning as in `reference`.
 
-float32 and float64 only. The extension is loaded at the first call, never at import. An input that
-is not contiguous is copied. What is changed in place (`continue_trajectory`) must be contiguous.
-Nothing here records gradients.
+float32 and float64 only. The extension is loaded at the first call, never at import. It is handed
+tensors, by keyword, and verifies for itself what it touches; the checks here come first, because
+they name arguments as the caller knows them and copy an input that is not contiguous. What is
+changed in place (`continue_trajectory`) must be contiguous. Nothing here records gradients.
 """
 
 from __future__ import annotations
@@ -17,11 +18,8 @@ from cogen_fast.ops.checked import (
     Adapting,
     Begun,
     Continued,
-    Observed,
     Outputs,
-    Planes,
     Resampling,
-    Settings,
     check_stream,
 )
 from cogen_fast.ops.checks import check_sizes, require_float
@@ -56,29 +54,18 @@ def extension() -> ModuleType:
     ) from _failure
 
 
-def suffixed(op: str, dtype: torch.dtype) -> str:
-    """The extension's name of an op for float32 or float64."""
-    return op + ("_f32" if dtype is torch.float32 else "_f64")
-
-
-def address(value: Tensor | None) -> int:
-    """Where a contiguous tensor lies, 0 for none."""
-    return 0 if value is None else value.data_ptr()
-
-
 def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dtype) -> Tensor:
     """Prior draws ``(B, chains, size)``; see `reference.initial_latents`."""
-    op = suffixed("initial_latents", require_float("dtype", dtype))
+    require_float("dtype", dtype)
     check_sizes(chains, size)
     seed, transition, observation = check_stream(stream)
     latents = torch.empty((len(transition), chains, size), dtype=dtype)
-    getattr(extension(), op)(
-        *latents.shape,
-        seed,
-        transition.data_ptr(),
-        observation.data_ptr(),
-        latents.data_ptr(),
-        torch.get_num_threads(),
+    extension().initial_latents(
+        latents=latents,
+        seed=seed,
+        transition=transition,
+        observation=observation,
+        threads=torch.get_num_threads(),
     )
     return latents
 
@@ -92,45 +79,37 @@ def begin_trajectory(
     position = torch.empty_like(given.latents)
     momentum = torch.empty_like(given.latents)
     hamiltonian = torch.empty_like(given.energy)
-    getattr(extension(), suffixed("begin_trajectory", position.dtype))(
-        *given.shape,
-        seed,
-        transition.data_ptr(),
-        observation.data_ptr(),
-        *_addresses(given.settings),
-        given.latents.data_ptr(),
-        given.energy.data_ptr(),
-        given.grad.data_ptr(),
-        position.data_ptr(),
-        momentum.data_ptr(),
-        hamiltonian.data_ptr(),
-        torch.get_num_threads(),
+    extension().begin_trajectory(
+        latents=given.latents,
+        energy=given.energy,
+        grad=given.grad,
+        beta=given.settings.beta,
+        prior_weight=given.settings.prior_weight,
+        step_size=given.settings.step_size,
+        inverse_mass=given.settings.inverse_mass,
+        seed=seed,
+        transition=transition,
+        observation=observation,
+        position=position,
+        momentum=momentum,
+        hamiltonian=hamiltonian,
+        threads=torch.get_num_threads(),
     )
     return Proposal(position, momentum, hamiltonian)
-
-
-def _addresses(settings: Settings) -> tuple[int, int, int, int, int]:
-    """Of beta, prior weight and step sizes, how many of these each has, and of the mass."""
-    beta, prior_weight, step_size, steps_each, mass = settings
-    return (
-        beta.data_ptr(),
-        prior_weight.data_ptr(),
-        step_size.data_ptr(),
-        steps_each,
-        address(mass),
-    )
 
 
 def continue_trajectory(proposal: Proposal, grad: Tensor, settings: TransitionSettings) -> None:
     """One kick and one drift, in place; see `reference.continue_trajectory`."""
     given = Continued.of(proposal, grad, settings)
-    getattr(extension(), suffixed("continue_trajectory", given.position.dtype))(
-        *given.shape,
-        *_addresses(given.settings),
-        given.position.data_ptr(),
-        given.momentum.data_ptr(),
-        given.grad.data_ptr(),
-        torch.get_num_threads(),
+    extension().continue_trajectory(
+        position=given.position,
+        momentum=given.momentum,
+        grad=given.grad,
+        beta=given.settings.beta,
+        prior_weight=given.settings.prior_weight,
+        step_size=given.settings.step_size,
+        inverse_mass=given.settings.inverse_mass,
+        threads=torch.get_num_threads(),
     )
 
 
@@ -150,21 +129,30 @@ def accept_select(
     )
     seed, transition, observation = given.stream
     out = given.empty()
-    getattr(extension(), suffixed("accept_select", given.latents.dtype))(
-        *given.shape,
-        seed,
-        transition.data_ptr(),
-        observation.data_ptr(),
-        *_addresses(given.settings),
-        address(given.active),
-        given.latents.data_ptr(),
-        given.energy.data_ptr(),
-        given.grad.data_ptr(),
-        *[part.data_ptr() for part in given.proposal],
-        given.proposed_energy.data_ptr(),
-        given.proposed_grad.data_ptr(),
-        *[each.data_ptr() for each in out],
-        torch.get_num_threads(),
+    extension().accept_select(
+        latents=given.latents,
+        energy=given.energy,
+        grad=given.grad,
+        position=given.proposal.position,
+        momentum=given.proposal.momentum,
+        hamiltonian=given.proposal.hamiltonian,
+        proposed_energy=given.proposed_energy,
+        proposed_grad=given.proposed_grad,
+        beta=given.settings.beta,
+        prior_weight=given.settings.prior_weight,
+        step_size=given.settings.step_size,
+        inverse_mass=given.settings.inverse_mass,
+        active=given.active,
+        seed=seed,
+        transition=transition,
+        observation=observation,
+        out_latents=out.latents,
+        out_energy=out.energy,
+        out_grad=out.grad,
+        out_probability=out.acceptance_probability,
+        out_accepted=out.accepted,
+        out_change=out.energy_change,
+        threads=torch.get_num_threads(),
     )
     return out
 
@@ -177,28 +165,25 @@ def adapt_step_size(
     rule: AdaptationRule,
 ) -> tuple[Tensor, Tensor]:
     """The published rule; see `reference.adapt_step_size`."""
-    (observations, chains), step_size, running, probability, active = Adapting.of(
+    _, step_size, running, probability, active = Adapting.of(
         step_size, running_acceptance, acceptance_probability, active, rule
     )
-    if rule.per_chain:  # a chain is to the extension what an observation of one chain is
-        active = None if active is None else active[:, None].expand_as(probability).contiguous()
-        observations, chains = observations * chains, 1
+    if rule.per_chain and active is not None:  # a flag for each step size
+        active = active[:, None].expand_as(probability).contiguous()
     new_step_size, new_running = torch.empty_like(step_size), torch.empty_like(running)
     extension().adapt_step_size(
-        observations,
-        chains,
-        step_size.data_ptr(),
-        running.data_ptr(),
-        probability.data_ptr(),
-        address(active),
-        rule.target,
-        rule.decay,
-        rule.increase,
-        rule.decrease,
-        rule.minimum,
-        rule.maximum,
-        new_step_size.data_ptr(),
-        new_running.data_ptr(),
+        acceptance_probability=probability,
+        step_size=step_size,
+        running_acceptance=running,
+        active=active,
+        target=rule.target,
+        decay=rule.decay,
+        increase=rule.increase,
+        decrease=rule.decrease,
+        minimum=rule.minimum,
+        maximum=rule.maximum,
+        new_step_size=new_step_size,
+        new_running_acceptance=new_running,
     )
     return new_step_size, new_running
 
@@ -208,11 +193,7 @@ def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | 
     given = Resampling.of(log_weights, uniform, wanted)
     out = torch.empty_like(given.log_weights, dtype=torch.int64)
     extension().systematic_ancestors(
-        *given.shape,
-        given.log_weights.data_ptr(),
-        given.uniform.data_ptr(),
-        address(given.wanted),
-        out.data_ptr(),
+        log_weights=given.log_weights, uniform=given.uniform, wanted=given.wanted, out=out
     )
     return out
 
@@ -222,26 +203,13 @@ def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
     seed, transition, observation = check_stream(stream)
     out = torch.empty(len(transition), dtype=torch.float64)
     extension().observation_uniforms(
-        len(transition),
-        int(purpose),
-        seed,
-        transition.data_ptr(),
-        observation.data_ptr(),
-        out.data_ptr(),
+        out=out,
+        purpose=int(purpose),
+        seed=seed,
+        transition=transition,
+        observation=observation,
     )
     return out
-
-
-def observed_arguments(observed: Observed) -> tuple[int, int, int, int, int, bool]:
-    """Addresses and row strides of target, mask and weight, as the extension takes them."""
-    return (
-        observed.target.data_ptr(),
-        address(observed.mask),
-        observed.mask_stride,
-        observed.weight.data_ptr(),
-        observed.weight_stride,
-        observed.elementwise,
-    )
 
 
 def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,18 +218,17 @@ def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Te
     ``observation`` must hold values in [0, B); they are not counted from the end.
     """
     x, observed, observation = Outputs.of(x, spec, observation)
-    rows = len(x)
-    energy, grad = torch.empty(rows, dtype=torch.float64), torch.empty_like(x)
-    getattr(extension(), suffixed("misfit", x.dtype))(
-        spec.kind,
-        rows,
-        *Planes.of(spec),
-        *observed.target.shape,
-        x.data_ptr(),
-        observation.data_ptr(),
-        *observed_arguments(observed),
-        energy.data_ptr(),
-        grad.data_ptr(),
-        torch.get_num_threads(),
+    energy, grad = torch.empty(len(x), dtype=torch.float64), torch.empty_like(x)
+    extension().misfit(
+        outputs=x,
+        kind=spec.kind,
+        factor=1 if spec.kind == "mask" else spec.factor,
+        target=observed.target,
+        mask=observed.mask,
+        weight=observed.weight,
+        observation=observation,
+        energy=energy,
+        grad=grad,
+        threads=torch.get_num_threads(),
     )
     return energy, grad

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cogen_fast.ops.checks import check, require_float, require_tensor
-from cogen_fast.ops.native import extension, suffixed
+from cogen_fast.ops.native import extension
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,6 @@ class Normed:
         scale = torch.empty(shape[:-1], dtype=dtype) if normalise else None
         return cls(torch.empty(shape, dtype=dtype), scale, slope)
 
-    @property
-    def scale_address(self) -> int:
-        """For calls of the extension, 0 for none."""
-        return 0 if self.scale is None else self.scale.data_ptr()
-
     def target(self, spent: bool) -> Tensor:
         """Where the gradient goes: into ``out`` itself, where that is ``spent``."""
         return self.out if spent else torch.empty_like(self.out)
@@ -51,15 +46,13 @@ def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> Normed:
     x = check("x", x, tuple(x.shape), dtype)
     bias = check("bias", bias, (channels,), dtype)
     found = Normed.empty(tuple(x.shape), dtype, slope, normalise)
-    getattr(extension(), suffixed("norm", dtype))(
-        x.numel() // channels,
-        channels,
-        x.data_ptr(),
-        bias.data_ptr(),
-        slope,
-        found.out.data_ptr(),
-        found.scale_address,
-        torch.get_num_threads(),
+    extension().norm(
+        x=x,
+        out=found.out,
+        bias=bias,
+        slope=slope,
+        scale=found.scale,
+        threads=torch.get_num_threads(),
     )
     return found
 
@@ -71,16 +64,13 @@ def norm_grad(grad: Tensor, normed: Normed, spent: bool = False) -> Tensor:
     """
     dtype = require_float("normed.out", normed.out.dtype)
     grad = check("grad", grad, tuple(normed.out.shape), dtype)
-    channels = grad.shape[-1]
     target = normed.target(spent)
-    getattr(extension(), suffixed("norm_grad", dtype))(
-        grad.numel() // channels,
-        channels,
-        grad.data_ptr(),
-        normed.slope,
-        normed.out.data_ptr(),
-        normed.scale_address,
-        target.data_ptr(),
-        torch.get_num_threads(),
+    extension().norm_grad(
+        grad=grad,
+        out=normed.out,
+        slope=normed.slope,
+        scale=normed.scale,
+        out_grad=target,
+        threads=torch.get_num_threads(),
     )
     return target

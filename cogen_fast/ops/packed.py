@@ -12,16 +12,11 @@ _PANEL_BYTES = 64  # outputs side by side in the innermost loop, see csrc/produc
 
 @dataclass(frozen=True)
 class PackedKernel:
-    """The matrices that a 3x3 convolution is made of, one way, and its channels."""
+    """The matrices that a 3x3 convolution is made of, one way, ``(n,)``, and its channels."""
 
     packed: Tensor
     inputs: int
     outputs: int
-
-    @property
-    def arguments(self) -> tuple[int, int, int]:
-        """As the extension takes them."""
-        return self.packed.data_ptr(), self.inputs, self.outputs
 
 
 def pack(matrices: Tensor) -> Tensor:
@@ -40,8 +35,8 @@ class Workspace:
     def __init__(self, dtype: torch.dtype) -> None:
         self._memory = torch.empty(0, dtype=dtype)
 
-    def address(self, size: int) -> int:
-        """Where ``size`` numbers may be written; the next call may give the same."""
+    def room(self, size: int) -> Tensor:
+        """``size`` numbers or more that may be overwritten; the next call may give the same."""
         if len(self._memory) < size:
             self._memory = torch.empty(size, dtype=self._memory.dtype)
-        return self._memory.data_ptr()
+        return self._memory

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from cogen_fast.ops.checks import require_float
-from cogen_fast.ops.native import address, extension, suffixed
+from cogen_fast.ops.native import extension
 from cogen_fast.ops.normed import Normed
 from cogen_fast.ops.packed import PackedKernel, Workspace
 
@@ -34,45 +34,50 @@ class PackedLayer:
     def _forward(self, x: Tensor, cells: Cells, side: tuple[int, int]) -> Normed:
         """The activation, ``side`` pixels high and wide."""
         found = Normed.empty((len(x), *side, self._there.outputs), x.dtype, self._slope)
-        getattr(extension(), suffixed(self._op, require_float("x", x.dtype)))(
-            *cells,
-            x.data_ptr(),
-            *self._there.arguments,
-            self._bias.data_ptr(),
-            self._slope,
-            found.out.data_ptr(),
-            found.scale_address,
-            self._arena(cells, self._there),
-            torch.get_num_threads(),
+        self._call("")(
+            x=x,
+            out=found.out,
+            bias=self._bias,
+            slope=self._slope,
+            scale=found.scale,
+            kernel=self._there.packed,
+            arena=self._arena(cells, self._there),
+            threads=torch.get_num_threads(),
         )
         return found
 
     def _backward(
-        self,
-        grad: Tensor,
-        cells: Cells,
-        before: Normed,
-        spent: bool,
-        arena: int,
-        extra: Tensor | None = None,
+        self, grad: Tensor, before: Normed, spent: bool, arena: Tensor, **more: Tensor | None
     ) -> Tensor:
         """The gradient by what ``before`` was made of, given that by the convolution's output."""
         target = before.target(spent)
-        getattr(extension(), suffixed(f"{self._op}_grad", require_float("grad", grad.dtype)))(
-            *cells,
-            grad.data_ptr(),
-            *self._back.arguments,
-            before.slope,
-            before.out.data_ptr(),
-            before.scale_address,
-            address(extra),
-            target.data_ptr(),
-            arena,
-            torch.get_num_threads(),
+        self._call("_grad")(
+            grad=grad,
+            out=before.out,
+            slope=before.slope,
+            scale=before.scale,
+            out_grad=target,
+            **more,
+            kernel=self._back.packed,
+            arena=arena,
+            threads=torch.get_num_threads(),
         )
         return target
 
-    def _arena(self, cells: Cells, kernel: PackedKernel) -> int:
+    def _arena(self, cells: Cells, kernel: PackedKernel) -> Tensor:
         """Scratch memory for a product with ``kernel``."""
-        size = suffixed(f"{self._op}_arena", require_float("kernel", kernel.packed.dtype))
-        return self._work.address(getattr(extension(), size)(*cells, kernel.inputs, kernel.outputs))
+        images, height, width = cells
+        size = self._call("_arena")(
+            images=images,
+            height=height,
+            width=width,
+            inputs=kernel.inputs,
+            outputs=kernel.outputs,
+            is_double=kernel.packed.dtype is torch.float64,
+        )
+        return self._work.room(size)
+
+    def _call(self, suffix: Literal["", "_grad", "_arena"]) -> Callable[..., Any]:
+        """The extension's function."""
+        found: Callable[..., Any] = getattr(extension(), self._op + suffix)
+        return found

@@ -62,6 +62,6 @@ class UpsampledConvolution(PackedLayer):
         takes the memory of ``before.out``.
         """
         n, height, width, _ = before.out.shape
-        cells = (n, height, width)
         # Scratch memory is counted by the way there.
-        return self._backward(grad, cells, before, spent, self._arena(cells, self._there), extra)
+        arena = self._arena((n, height, width), self._there)
+        return self._backward(grad, before, spent, arena, extra=extra)

@@ -37,14 +37,13 @@ class Convolution(PackedLayer):
         ``grad`` ``(n, S, S, out)`` is that by the convolution's output. With ``spent`` the result
         takes the memory of ``before.out``.
         """
-        cells = _cells(grad)
-        return self._backward(grad, cells, before, spent, self._arena(cells, self._back))
+        return self._backward(grad, before, spent, self._arena(_cells(grad), self._back))
 
 
 def _packed(kernel: Tensor) -> PackedKernel:
     g = torch.tensor(_BEFORE, dtype=torch.float64)
     products = torch.einsum("ai,ocij,bj->abco", g, kernel.double(), g).to(kernel.dtype)
-    return PackedKernel(pack(products.flatten(0, 1)), kernel.shape[1], kernel.shape[0])
+    return PackedKernel(pack(products.flatten(0, 1)).flatten(), kernel.shape[1], kernel.shape[0])
 
 
 def _cells(x: Tensor) -> Cells:

@@ -106,18 +106,14 @@ def _ais_stretch(
     dense.anneal(
         problem.packed,
         problem.spec,
-        tensors,
-        _size(state.hmc)
-        | {name: 0 if t is None else t.data_ptr() for name, t in optional.items()}
-        | {
+        tensors | optional,
+        {
             "seed": state.hmc.stream.seed,
             "beta": float(state.beta[0]),
-            "steps": count,
             "hmc_steps": moves.hmc_steps,
             "leapfrog_steps": moves.leapfrog_steps,
             "paper_form": moves.form == "paper",
-            "step_per_chain": state.adaptation.per_chain,
-            "rule": []
+            "rule": None
             if rule is None
             else [
                 rule.target,
@@ -159,11 +155,6 @@ def _chains(state: HMCState) -> dict[str, Tensor]:
         "transition": state.stream.transition,
         "observation": state.stream.observation,
     }
-
-
-def _size(state: HMCState) -> dict[str, int]:
-    rows, chains, _ = state.latents.shape
-    return {"observations": rows, "chains": chains}
 
 
 def _moved(tensors: dict[str, Tensor], stream: NoiseStream) -> HMCState:
