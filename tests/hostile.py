@@ -327,28 +327,35 @@ def sparse_idx(path: Path) -> None:
     os.truncate(path, 16 + 2**40)
 
 
-# The reader, and the file that is given to it.
-BOMBS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "generator: npz": ("load_generator", generator_npz_bomb),
-    "generator: images in an npz": ("load_generator", images_npz_bomb),
-    "generator: compressed torch": ("load_generator", torch_bomb),
-    "generator: overlapping torch": ("load_generator", torch_overlap),
-    "generator: claims of a pickle": ("load_generator", torch_claim),
-    "generator: layers": ("load_generator", many_layers),
-    "generator: sparse": ("load_generator", sparse_safetensors),
-    "images: npz": ("open_images", images_npz_bomb),
-    "images: gzip": ("open_images", images_gzip_bomb),
-    "images: sparse": ("open_images", sparse_idx),
-    "picture: pixels": ("inpaint --image", huge_picture),
-    "picture: webp": ("inpaint --image", huge_webp),
-    "picture: sparse": ("inpaint --image", sparse_picture),
-    "mask: pixels": ("inpaint --mask", huge_picture),
+_PACKED = "expected at most 268,435,456 bytes in a compressed file"
+_PIXELS = "expected at most 89,478,485 pixels, got 12840 x 12850"
+_MEMORY = "that fits into memory, which is"
+# The reader, the file that is given to it, and what is said.
+BOMBS: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "generator: npz": ("load_generator", generator_npz_bomb, _PACKED),
+    "generator: images in an npz": ("load_generator", images_npz_bomb, _PACKED),
+    "generator: compressed torch": ("load_generator", torch_bomb, "torch.save never compresses"),
+    "generator: overlapping torch": ("load_generator", torch_overlap, "never compresses"),
+    "generator: claims of a pickle": ("load_generator", torch_claim, "tensors of at most the file"),
+    "generator: layers": ("load_generator", many_layers, "at most 2 numbers in 'sizes'"),
+    "generator: sparse": ("load_generator", sparse_safetensors, _MEMORY),
+    "images: npz": ("open_images", images_npz_bomb, _PACKED),
+    "images: gzip": ("open_images", images_gzip_bomb, _PACKED),
+    "images: sparse": ("open_images", sparse_idx, _MEMORY),
+    "picture: pixels": ("inpaint --image", huge_picture, _PIXELS),
+    "picture: webp": ("inpaint --image", huge_webp, "at most 44,739,242 pixels, got 9400 x 9400"),
+    "picture: sparse": (
+        "inpaint --image",
+        sparse_picture,
+        "a picture of at most 716,876,456 bytes",
+    ),
+    "mask: pixels": ("inpaint --mask", huge_picture, _PIXELS),
 }
 
 
 def read_bomb(bomb: str, path: Path) -> None:
     """The file is made already; other files go to a folder of their own."""
-    reader, _ = BOMBS[bomb]
+    reader = BOMBS[bomb][0]
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder, "given")
         given.symlink_to(path)
