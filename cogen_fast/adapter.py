@@ -88,7 +88,7 @@ class GeneratorAdapter:
         double = self.input_dtype == torch.float64
         self.dtype = torch.float64 if double else torch.float32
         self.latent_shape = (
-            self._find_latent_shape() if latent_shape is None else _as_shape(latent_shape)
+            self._find_latent_shape() if latent_shape is None else as_shape(latent_shape)
         )
         self.latent_size = math.prod(self.latent_shape)
         self.probe_latents = self._draw(self.latent_size)
@@ -268,7 +268,8 @@ def _parameter_dtype(generator: Any) -> torch.dtype:
     return floats[0] if floats else torch.float32
 
 
-def _as_shape(value: Any) -> tuple[int, ...]:
+def as_shape(value: Any) -> tuple[int, ...]:
+    """The shape of one latent, from a number or a tuple; ValueError for any other value."""
     shape = _shape_or_none(value)
     if shape is None:
         raise ValueError(

@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 _MOST = 2**31 - 1
+_SHOWN = 80
+# Bounded in depth and width: what a file holds may be nested without end, or a list of itself.
+_BOUNDED = Repr()
+_BOUNDED.maxlevel = 3
+_BOUNDED.maxstring = _BOUNDED.maxother = _BOUNDED.maxlong = _SHOWN
+_BOUNDED.maxlist = _BOUNDED.maxtuple = _BOUNDED.maxdict = _BOUNDED.maxset = 20
 
 
 def shown(value: object) -> str:
     """A value in an error message: its type where its text is long or costly."""
-    if value is None or isinstance(value, str | bool | float | complex | bytes):
-        return repr(value)[:80]
-    if isinstance(value, Integral):
+    if value is None or isinstance(value, str | bool | float | complex | bytes | Integral):
+        return abbreviated(value)
+    return f"{type(value).__name__} {abbreviated(value)}"[:_SHOWN]
+
+
+def abbreviated(value: object) -> str:
+    """A value as Python writes it, in a few dozen characters, however much it holds."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
         number = int(value)
         return str(number) if abs(number) < 10**30 else "a number of more than 30 digits"
-    return f"{type(value).__name__} {value!r}"[:80]
+    if isinstance(value, str | bytes):
+        return repr(value[:_SHOWN])[:_SHOWN]
+    try:
+        return _BOUNDED.repr(value)[:_SHOWN]
+    except (ValueError, RecursionError):  # a number of thousands of digits, a nest of objects
+        return f"a {type(value).__name__}"
 
 
 def check_whole(name: str, value: Any, least: int, most: int = _MOST) -> int:
@@ -49,12 +67,57 @@ def check_path(name: str, value: Any) -> Path:
 def check_folder(name: str, value: Any) -> Path:
     """The path of a folder that can be written to, there or to be made."""
     path = check_path(name, value)
-    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    nearest = next(p for p in (path, *path.absolute().parents) if path_mode(name, p) is not None)
     if not nearest.is_dir():
         raise ValueError(f"{name}: expected a folder, got the file {nearest}")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(f"{name}: {nearest} cannot be written to")
+    _check_writable(name, nearest)
     return path
+
+
+def check_file(name: str, value: Any) -> Path:
+    """The path of a file that can be written, there already or in a folder that is there."""
+    path = check_path(name, value)
+    mode = path_mode(name, path)
+    folder = path.absolute().parent
+    if not folder.is_dir() or (mode is not None and not stat.S_ISREG(mode)):
+        got = path if mode is None else f"{kind_of_file(mode)}, {path}"
+        raise ValueError(f"{name}: expected a file in an existing folder, got {got}")
+    _check_writable(name, folder)
+    return path
+
+
+def kind_of_file(mode: int) -> str:
+    """What a file that is no regular one is, by its ``st_mode``, in words."""
+    return _KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def path_mode(name: str, path: Path) -> int | None:
+    """``st_mode`` of what is there, None where nothing is; ValueError for impossible paths."""
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError as error:
+        raise PermissionError(f"{name}: {path} cannot be looked at: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # too long a name, a loop of links, a null character
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"{name}: expected a path, got {abbreviated(str(path))}: {reason}"
+        ) from None
+
+
+def _check_writable(name: str, folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name}: {folder} cannot be written to")
 
 
 def check_seed(seed: Any) -> int:

@@ -20,6 +20,7 @@ from cogen_fast.arguments import check_choice, check_count, check_number, check_
 from cogen_fast.assembly import OF_SAMPLES, assemble
 from cogen_fast.density import Potential
 from cogen_fast.loop import Outcome
+from cogen_fast.memory import check_samples
 from cogen_fast.ops.philox import NoiseStream
 from cogen_fast.problem import Problem, prepared
 from cogen_fast.result import Result
@@ -137,6 +138,7 @@ def reconstruct(
     """
     plan = _checked(method, chains, starts, steps, learning_rate, seed)
     with prepared(G, x_obs, mask, **options) as problem:
+        _check_room(plan, problem)
         stream = prior_draws.noise(problem, plan.seed, observation_ids)
         if plan.method == _SIR:
             outcome = _resampled(problem, stream, plan)
@@ -211,6 +213,7 @@ def tune(
         raise TypeError(f"score: expected a callable, got {shown(score)}")
     log, cost = [], 0
     with prepared(G, x_obs, mask, **options) as problem:
+        _check_room(plan, problem)
         stream = prior_draws.noise(problem, plan.seed, observation_ids)
         first = prior_draws.best(problem, stream, plan.starts, plan.chains)
         for rate in rates:
@@ -282,6 +285,16 @@ def _checked(
         learning_rate=learning_rate,
         seed=check_seed(seed),
     )
+
+
+def _check_room(plan: _Plan, problem: Problem) -> None:
+    """ValueError naming the count that is too large where draws or results cannot fit."""
+    count, adapter = problem.observation.count, problem.adapter
+    size, outputs = adapter.latent_size, count * math.prod(adapter.output_shape)
+    chains = {"chains": plan.chains}
+    drawn = {"starts": plan.starts} | ({} if plan.method == _SIR else chains)
+    check_samples(drawn, count, size, device=adapter.device)
+    check_samples(chains, count, size, outputs=outputs, device=adapter.device)
 
 
 def _descended(problem: Problem, first: tuple[Tensor, Tensor], plan: _Plan) -> Outcome:

@@ -13,6 +13,7 @@ from torch import Tensor
 from cogen_fast.adapter import GeneratorAdapter, frozen
 from cogen_fast.adaptive import Adaptive
 from cogen_fast.arguments import check_count
+from cogen_fast.memory import check_samples
 from cogen_fast.observation import MeasurementOperator, as_operator, positive
 from cogen_fast.ops import dispatch, reference
 from cogen_fast.precision import full_precision
@@ -98,6 +99,8 @@ def bound_evidence(
     with full_precision(), frozen(G):
         adapter = GeneratorAdapter(G, latent_shape, device, max_batch)
         dispatch.resolve(backend, adapter.device)
+        counts = {"simulations": simulations, "chains": method.chains}
+        check_samples(counts, 1, adapter.latent_size, device=adapter.device)
         latents, x_obs = _simulate(adapter, operator, noise_std, simulations, seed)
     with prepared(
         G,

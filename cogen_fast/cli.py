@@ -12,14 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from PIL import Image
 from torch import Tensor
 
 import cogen_fast
-from cogen_fast.arguments import check_folder
+from cogen_fast.arguments import check_file, check_folder
 from cogen_fast.cli_generator import find_generator, probe
 from cogen_fast.cli_images import box_mask, numbered_names, read_picture, write_png
 from cogen_fast.cli_parser import build_parser
 from cogen_fast.experiments import demo
+from cogen_fast.files import check_readable
+from cogen_fast.memory import is_out_of_memory
 from cogen_fast.observation import AveragePool, Stride
 from cogen_fast.presets import PRESETS
 from cogen_fast.result import Result
@@ -69,11 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = build_parser().parse_args(argv)
             return _COMMANDS[arguments.command](arguments)
         except _MISTAKES as error:
-            _say(f"error: {_one_line(error)}")
-            return _MISTAKE
+            return _mistake(error)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return _mistake(error)
         except KeyboardInterrupt:
             _say("interrupted")
             return _INTERRUPTED
+
+
+def _mistake(error: Exception) -> int:
+    _say(f"error: {_one_line(error)}")
+    return _MISTAKE
 
 
 def _say(text: str) -> None:
@@ -98,6 +109,7 @@ def _one_line_warnings() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse it, in a line
         warnings.showwarning = show
         yield
 
@@ -109,7 +121,7 @@ def _inpaint(arguments: argparse.Namespace) -> int:
     generator = find_generator(arguments.generator, arguments.device)
     channels, height, width = probe(generator, **_probing(arguments)).shape[1:]
     size = (width, height)
-    image = picture.to_channels(channels).fit(size, resize=arguments.resize).to_tensor()
+    image = picture.fit(size, resize=arguments.resize).to_channels(channels).to_tensor()
     if masking is None:
         mask = box_mask(arguments.box, size)
     else:
@@ -124,7 +136,7 @@ def _super_resolve(arguments: argparse.Namespace) -> int:
     generator = find_generator(arguments.generator, arguments.device)
     output: Tensor = probe(generator, **_probing(arguments))
     channels, height, width = operator.measured_shape(output)
-    small = picture.to_channels(channels).fit((width, height), resize=arguments.resize).to_tensor()
+    small = picture.fit((width, height), resize=arguments.resize).to_channels(channels).to_tensor()
     return _sample(
         arguments,
         lambda options: cogen_fast.super_resolve(
@@ -147,12 +159,12 @@ def _check_out(
 
     Any of ``marks`` says that there is one already; files will have ``names``, or be chains.
     """
+    check_folder("out", folder)
     if not overwrite and any((folder / mark).exists() for mark in marks):
         raise FileExistsError(f"out: {folder} holds a result already; give --overwrite")
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.is_dir() and (entry.name in names or _CHAIN.fullmatch(entry.name)):
             raise IsADirectoryError(f"out: expected no folder in the place of the file {entry}")
-    check_folder("out", folder)
 
 
 def _sample(arguments: argparse.Namespace, task: Callable[[dict[str, Any]], Result]) -> int:
@@ -196,14 +208,10 @@ def _convert(arguments: argparse.Namespace) -> int:
     target: Path = arguments.target
     if target.suffix != ".safetensors":
         raise ValueError(f"target: expected a name that ends in .safetensors, got {target}")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"target: expected a file in an existing folder, got {target}")
+    check_file("target", target)
     if target.exists() and not arguments.overwrite:
         raise FileExistsError(f"target: {target} exists already; give --overwrite")
-    if not arguments.source.is_file():
-        raise FileNotFoundError(
-            f"source: expected a checkpoint, found no file at {arguments.source}"
-        )
+    check_readable("source", arguments.source)
     generator = cogen_fast.load_generator(arguments.source, average=not arguments.raw)
     if arguments.half:
         generator = generator.half()

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import re
+import stat
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast.adapter import GeneratorAdapter, checked_device, frozen
+from cogen_fast.arguments import path_mode
+from cogen_fast.files import check_readable
 from cogen_fast.generators import load_generator
 from cogen_fast.generators.pretrained import PRETRAINED, pretrained
 
@@ -32,14 +35,18 @@ def find_generator(text: str, device: str | None) -> Generator:
     """
     home = None if device is None else checked_device(device)
     path, code = Path(text), _CODE.fullmatch(text)
+    mode = path_mode("generator", path)
     script = Path(text.partition(":")[0])
     if script.suffix == ".py" and script.is_file():
         raise ValueError(
             f"generator: expected package.module:name for code, got {text}; write "
             f"{script.stem}:{text.partition(':')[2] or 'name'}, in the script's folder"
         )
-    if path.is_file() or text in PRETRAINED:
-        found = load_generator(path) if path.is_file() else pretrained(text)
+    is_file = mode is not None and not stat.S_ISDIR(mode)
+    if is_file or text in PRETRAINED:
+        if is_file:
+            check_readable("generator", path)
+        found = load_generator(path) if is_file else pretrained(text)
         return found.to(home or ("cuda" if torch.cuda.is_available() else "cpu"))
     if code is None:
         raise FileNotFoundError(

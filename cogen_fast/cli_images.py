@@ -13,10 +13,11 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from cogen_fast.files import write_atomically
+from cogen_fast.files import open_regular, size_of, write_atomically
+from cogen_fast.pictures import formats, most_bytes, open_picture
 from cogen_fast.plots import to_pixels
 
-Levels = npt.NDArray[np.float32]
+Levels = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 _OBSERVED_FROM = 128
 # Largest share of hidden pixels in a scaled pixel that still counts as observed.
@@ -31,6 +32,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 class Picture:
     """A picture file's brightness, 0 to 255, ``(C, H, W)`` with C = 1 or 3.
 
+    As read it is in 8 bits where it can be: in float32 a large photograph takes a gigabyte.
     ``name`` is the argument that it was given by, for errors.
     """
 
@@ -44,12 +46,11 @@ class Picture:
 
     def to_channels(self, channels: int) -> Picture:
         """Grey from colour by luma (ITU-R 601), colour from grey by repetition."""
-        levels = self.levels
-        if channels == 1 and len(levels) == 3:
-            levels = np.tensordot(_LUMA, levels, axes=1)[None]
-        elif channels == 3 and len(levels) == 1:
-            levels = np.repeat(levels, 3, axis=0)
-        return Picture(self.name, levels)
+        if channels == 1 and len(self.levels) == 3:
+            return Picture(self.name, _grey(self.levels)[None])
+        if channels == 3 and len(self.levels) == 1:
+            return Picture(self.name, self.levels.repeat(3, axis=0))
+        return self
 
     def fit(self, size: tuple[int, int], *, resize: bool) -> Picture:
         """At ``size``: as it is, or with ``resize`` cropped at the centre and scaled smoothly."""
@@ -83,8 +84,9 @@ class Picture:
     def _scaled(self, size: tuple[int, int]) -> Picture:
         box = _centre_box(self.size, size)
         lanczos = Image.Resampling.LANCZOS
-        planes = [Image.fromarray(plane).resize(size, lanczos, box) for plane in self.levels]
-        return Picture(self.name, np.stack([np.asarray(plane) for plane in planes]))
+        planes = (Image.fromarray(plane).convert("F") for plane in self.levels)
+        scaled = [np.asarray(plane.resize(size, lanczos, box)) for plane in planes]
+        return Picture(self.name, np.stack(scaled))
 
     def to_tensor(self) -> Tensor:
         """As the library takes it: ``(C, H, W)`` in [-1, 1], float32."""
@@ -96,39 +98,57 @@ class Picture:
 
 
 def read_picture(name: str, path: Path) -> Picture:
-    """The picture in a file, turned upright. FileNotFoundError or ValueError naming ``name``."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{name}: expected a picture file, found none at {path}")
-    try:
-        with Image.open(path) as file:
-            png = file.format == "PNG"
-            image = ImageOps.exif_transpose(file)
+    """The picture in a file, turned upright; ValueError or OSError naming ``name``."""
+    with open_regular(name, path) as file:
+        if size_of(file) > most_bytes():
+            raise ValueError(
+                f"{name}: expected a picture of at most {most_bytes():,} bytes, got {path} of "
+                f"{size_of(file):,}"
+            )
+        try:
+            image = open_picture(file)
+            png = image.format == "PNG"
+            ImageOps.exif_transpose(image, in_place=True)
             image.load()
-    except UnidentifiedImageError:
-        raise ValueError(f"{name}: expected a picture, got {path}, of an unknown format") from None
-    except Exception as error:  # decoders raise almost anything on a damaged file
-        raise ValueError(f"{name}: {path} is damaged or too large: {error}") from error
+        except UnidentifiedImageError:
+            raise ValueError(
+                f"{name}: expected a picture ({', '.join(formats())}), got {path}, of an unknown "
+                "format"
+            ) from None
+        except Exception as error:  # decoders raise almost anything on a damaged file
+            raise ValueError(f"{name}: {path} is damaged or too large: {error}") from error
     # Older Pillow opens 16-bit PNG as 32-bit integers.
     if image.mode in _GREY_16 or (png and image.mode == "I"):
-        return Picture(name, (np.asarray(image, dtype=np.float32) / 257.0)[None])
-    return Picture(name, _eight_bit(name, image))
+        deep = np.array(image, dtype=np.float32)
+        deep /= 257.0
+        return Picture(name, deep[None])
+    image = _opaque(name, image)
+    return Picture(name, np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))
 
 
-def _eight_bit(name: str, image: Image.Image) -> Levels:
+def _opaque(name: str, image: Image.Image) -> Image.Image:
+    """Of mode L or RGB; ValueError for other than 8 bits, and for transparent pixels."""
     if image.mode not in _GREY_8 + _COLOUR_8:
         raise ValueError(
             f"{name}: expected 8-bit grey or colour or 16-bit grey, got Pillow's mode {image.mode}"
         )
     if image.has_transparency_data:
-        see_through = int((np.asarray(image.convert("RGBA"))[..., 3] < 255).sum())
+        see_through = sum(image.convert("RGBA").getchannel("A").histogram()[:255])
         if see_through:
             raise ValueError(
                 f"{name}: expected an opaque picture, got {see_through} transparent pixels; "
                 "flatten it first (a hidden part is told by a mask or box)"
             )
-    if image.mode in _GREY_8:
-        return np.asarray(image.convert("L"), dtype=np.float32)[None]
-    return np.ascontiguousarray(np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1))
+    mode = "L" if image.mode in _GREY_8 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _grey(levels: Levels) -> npt.NDArray[np.float32]:
+    """Luma ``(H, W)`` of colours ``(3, H, W)``, row by row."""
+    grey = np.empty(levels.shape[1:], np.float32)
+    for y in range(len(grey)):
+        grey[y] = np.tensordot(_LUMA, levels[:, y].astype(np.float32), axes=1)
+    return grey
 
 
 def _centre_box(size: tuple[int, int], target: tuple[int, int]) -> Box:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,11 +18,12 @@ from tqdm import tqdm
 
 from cogen_fast import plots
 from cogen_fast.adapter import checked_device
-from cogen_fast.arguments import check_count, check_seed
+from cogen_fast.arguments import check_count, check_file, check_folder, check_seed, path_mode
 from cogen_fast.cli_images import numbered_names, write_png
-from cogen_fast.files import write_atomically
+from cogen_fast.files import check_readable, write_atomically
 from cogen_fast.generators import load_generator
 from cogen_fast.generators.progressive import ProgressiveGenerator
+from cogen_fast.memory import check_samples
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.datasets import Images, open_images
 from cogen_fast.training.run import (
@@ -63,13 +66,15 @@ def _sample(arguments: argparse.Namespace, progress: bool) -> bool:
     check_count("count", arguments.count)
     check_count("columns", arguments.columns)
     check_seed(arguments.seed)
+    check_file("out", arguments.out)
+    if arguments.each is not None:
+        check_folder("each", arguments.each)
+    generator = _image_generator("generator", arguments.generator, arguments.device)
+    _check_sample_room(generator, arguments.count)
     names = _sample_names(arguments)
     taken = [path for path in (arguments.out, *names) if path.exists()]
     if taken and not arguments.overwrite:
         raise FileExistsError(f"out: {taken[0]} exists already; give --overwrite")
-    if not arguments.out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"out: expected a file in an existing folder, got {arguments.out}")
-    generator = _image_generator(arguments.generator, arguments.device)
     images = sample_images(generator, arguments.count, arguments.seed)
     sheet = plots.sheet(images.numpy(), arguments.columns)
     write_atomically(arguments.out, lambda file: sheet.save(file, format="PNG"))
@@ -82,6 +87,11 @@ def _sample(arguments: argparse.Namespace, progress: bool) -> bool:
     return True
 
 
+def _check_sample_room(generator: ProgressiveGenerator, count: int) -> None:
+    outputs = math.prod(generator.output_shape)
+    check_samples({"count": count}, 1, generator.latent_size, outputs=outputs)
+
+
 def _sample_names(arguments: argparse.Namespace) -> list[Path]:
     if arguments.each is None:
         return []
@@ -91,8 +101,10 @@ def _sample_names(arguments: argparse.Namespace) -> list[Path]:
 def _swd(arguments: argparse.Namespace, progress: bool) -> bool:
     check_count("count", arguments.count)
     check_seed(arguments.seed)
+    if arguments.out is not None:
+        check_file("out", arguments.out)
     paths = [path for what in arguments.what for path in _generators(what)]
-    side = max(_image_generator(path, "cpu").resolution for path in paths)
+    side = max(_image_generator("what", path, "cpu").resolution for path in paths)
     real = _images(arguments, side, progress)
     if arguments.held_out is not None:
         check_count("held_out", arguments.held_out)
@@ -103,7 +115,7 @@ def _swd(arguments: argparse.Namespace, progress: bool) -> bool:
     compared, others = real.split(count)
     rows = []
     for path in tqdm(paths, unit="generator", disable=not progress):
-        generator = _image_generator(path, arguments.device)
+        generator = _image_generator("what", path, arguments.device)
         _check_channels(generator, path, real)
         fake = _generated(generator, count, arguments.seed, real.resolution)
         found = swd(_batches(compared, count), fake, seed=arguments.seed)
@@ -157,7 +169,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _generators(what: Path) -> Iterable[Path]:
     """A generator's file itself; the averaged snapshots of a training's folder."""
-    if what.is_file():
+    mode = path_mode("what", what)
+    if mode is not None and not stat.S_ISDIR(mode):
         return [what]
     found = averaged_snapshots(what)
     if not found:
@@ -167,8 +180,9 @@ def _generators(what: Path) -> Iterable[Path]:
     return found
 
 
-def _image_generator(path: str | Path, device: str | None) -> ProgressiveGenerator:
+def _image_generator(name: str, path: str | Path, device: str | None) -> ProgressiveGenerator:
     place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_readable(name, Path(path))
     generator = load_generator(path)
     if not isinstance(generator, ProgressiveGenerator):
         raise ValueError(f"generator: expected one of images, got {path}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,10 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cogen_fast import plots
-from cogen_fast.arguments import check_path
+from cogen_fast import plots, result_layout
+from cogen_fast.archives import opened_npz
+from cogen_fast.arguments import abbreviated, check_file, check_folder, check_path
 from cogen_fast.diagnostics import Evidence, diagnose
-from cogen_fast.files import opened_npz, write_atomically
+from cogen_fast.files import open_regular, parse_json, read_text, write_atomically
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
 
@@ -37,22 +36,6 @@ _TILES = 8
 _EXACT = 1e-4  # of the samples' mean energy
 _AT_BOUND, _OF_RANGE = 0.05, 0.1  # of the noise's logarithm
 _LEAST_DRAWS = 4  # of an island, which R-hat splits in halves
-_DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
-_OPTIONAL = {
-    "completed",
-    "fit_images",
-    "fit_latents",
-    "fit_energies",
-    "noise_std",
-    "noise_bounds",
-    "log_weights",
-    "log_normaliser",
-    "log_normaliser_error",
-    "log_evidence",
-    "observed",
-    "trace",
-}
-_PLAIN = ("complete", "beta_reached", "gradients", "forwards", "reasons", "settings", "notes")
 
 
 @dataclass(frozen=True, repr=False)
@@ -260,7 +243,7 @@ class Result:
         as PNG where given. ValueError for outputs that are no images of 1 or 3 channels, and for a
         ``truth`` of another shape.
         """
-        target = None if path is None else check_path("path", path)
+        target = None if path is None else check_file("path", path)
         rows = [self._tiles(b, tiles) for b in range(len(self.images))]
         if truth is not None:
             known = self._checked_truth(truth)
@@ -336,7 +319,7 @@ class Result:
         Each file is written beside its place and renamed. FileExistsError where a result is there
         already, unless ``overwrite``.
         """
-        folder = check_path("directory", directory)
+        folder = check_folder("directory", directory)
         folder.mkdir(parents=True, exist_ok=True)
         if not overwrite and (folder / _SUMMARY).exists():
             raise FileExistsError(f"directory: {folder} holds a result already (overwrite=True?)")
@@ -356,21 +339,23 @@ class Result:
 
     @classmethod
     def load(cls, directory: str | Path) -> Result:
-        """What `save` wrote; FileNotFoundError or ValueError where it is not there or damaged."""
+        """What `save` wrote.
+
+        FileNotFoundError where it is not there, ValueError where it is damaged or its arrays do not
+        fit together, naming the first that does not.
+        """
         folder = check_path("directory", directory)
         try:
-            with opened_npz(folder / _ARRAYS) as file:
-                arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-            summary = json.loads((folder / _SUMMARY).read_text())
-            if summary["format"] != _FORMAT:
-                raise ValueError(f"expected {_FORMAT!r}, got {summary['format']!r}")
-            plain = {key: summary[key] for key in _PLAIN}
-            absent = dict.fromkeys(_OPTIONAL - set(arrays))
-            return cls(**arrays, **absent, **plain)  # type: ignore[arg-type]
-        except FileNotFoundError:
+            arrays = _read_arrays(folder / _ARRAYS)
+            summary = _read_summary(folder / _SUMMARY)
+            result_layout.check(arrays, summary)
+        except (FileNotFoundError, PermissionError):
             raise
-        except _DAMAGE as error:
+        except Exception as error:  # a damaged archive raises almost anything
             raise ValueError(f"directory: {folder} holds no readable result: {error}") from error
+        plain = {key: summary[key] for key in result_layout.PLAIN}
+        absent = dict.fromkeys(result_layout.OPTIONAL - set(arrays))
+        return cls(**arrays, **absent, **plain)  # type: ignore[arg-type]
 
     def _error_shown(self) -> str:
         error = self.log_normaliser_error
@@ -607,6 +592,19 @@ def _listed(value: Tensor | None) -> list[float | None] | None:
     if value is None:
         return None
     return [v if math.isfinite(v) else None for v in value.tolist()]
+
+
+def _read_arrays(path: Path) -> dict[str, Tensor]:
+    with open_regular("directory", path) as file, opened_npz(_ARRAYS, file) as content:
+        return {name: torch.from_numpy(content[name]) for name in content.files}
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    summary = parse_json(_SUMMARY, read_text("directory", path))
+    if not isinstance(summary, dict) or summary.get("format") != _FORMAT:
+        found = summary.get("format") if isinstance(summary, dict) else summary
+        raise ValueError(f"expected {_FORMAT!r}, got {abbreviated(found)}")
+    return summary
 
 
 def _npz_writer(arrays: dict[str, npt.NDArray[Any]]) -> Callable[[Path], None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from cogen_fast import fits
+from cogen_fast.adapter import as_shape
 from cogen_fast.adaptive import Adaptive, Evidence
 from cogen_fast.arguments import (
     check_choice,
     check_count,
+    check_file,
     check_flag,
     check_number,
-    check_path,
     check_seed,
     shown,
 )
@@ -27,6 +28,7 @@ from cogen_fast.density import FORMS, Form
 from cogen_fast.fits import Fits
 from cogen_fast.inferred_noise import InferredNoise
 from cogen_fast.loop import Loop, Method
+from cogen_fast.memory import check_room, check_samples
 from cogen_fast.observation import (
     AveragePool,
     Mask,
@@ -49,6 +51,8 @@ from cogen_fast.warn import warn_user
 
 METHODS = ANNEALED
 ADAPTATIONS = ("published", "per-chain")
+_HELD = 4  # latents of each chain at the least: position, gradient, momentum and proposal
+_OF_TEMPERATURE = 48  # bytes at the least: the inverse temperature itself, and what is kept of it
 
 
 def cogenerate(
@@ -222,7 +226,7 @@ def cogenerate(
     check_flag("cuda_graphs", cuda_graphs)
     polish = fits.checked(polish)
     precision = Precision(gradient_dtype, energy_dtype)
-    path = None if checkpoint is None else _checkpoint_path(checkpoint)
+    path = None if checkpoint is None else check_file("checkpoint", checkpoint)
     interval = check_number("checkpoint_seconds", checkpoint_seconds, above=0.0, zero=True)
     plan: Method
     if _chosen_method(method, preset, only_paper, only_adaptive) == "paper":
@@ -232,6 +236,8 @@ def cogenerate(
         fitting, left = _fits(polish, budget, chains, populations)
         adaptive = _adaptive(common | only_adaptive | {"budget": left}, running)
         plan = InferredNoise(adaptive) if is_unknown(noise_std) else adaptive
+    if latent_shape is not None:
+        _check_room(plan, math.prod(as_shape(latent_shape)))
     with prepared(
         G,
         x_obs,
@@ -249,6 +255,9 @@ def cogenerate(
         whole_runs=isinstance(plan, Paper),
         infers_noise=isinstance(plan, InferredNoise),
     ) as problem:
+        adapter = problem.adapter
+        count = problem.observation.count
+        _check_room(plan, adapter.latent_size, adapter.output_shape, count, adapter.device)
         run, complete = Loop(plan, problem, path, interval).anneal(observation_ids, progress)
         outcome = plan.outcome(problem, run, complete)
         fit_settings = fits.NONE
@@ -302,6 +311,21 @@ def super_resolve(
     operators = {"average": AveragePool, "stride": Stride}
     chosen = check_choice("downsample", downsample, tuple(operators))
     return cogenerate(G, low_res, operators[chosen](factor), **{"polish": "auto"} | options)
+
+
+def _check_room(
+    plan: Method,
+    latent_size: int,
+    output_shape: tuple[int, ...] = (),
+    observations: int = 1,
+    device: torch.device | None = None,
+) -> None:
+    """ValueError naming the count that is too large where what the run begins with cannot fit."""
+    settings = plan.settings()
+    counts = {"populations": settings.get("populations", 1), "chains": settings["chains"]}
+    each = settings.get("draws", 0) // math.prod(counts.values()) + _HELD
+    outputs = observations * math.prod(output_shape)
+    check_samples(counts, observations * each, latent_size, outputs=outputs, device=device)
 
 
 def _fits(
@@ -376,10 +400,12 @@ def _paper(
         form=base.form if form is None else form,
         adaptation=adaptation,
     )
+    steps = check_count("ais_steps", _steps(base, ais_steps, schedule))
+    check_room({"ais_steps": steps}, _OF_TEMPERATURE, "a number of temperatures")
     paper = Paper(
         chains=check_count("chains", chosen["chains"]),
         moves=moves,
-        betas=ais.checked_betas(schedule, _steps(base, ais_steps, schedule)),
+        betas=ais.checked_betas(schedule, steps),
         step_size=check_number("step_size", chosen["step_size"], above=0.0),
         seed=running["seed"],
         keep_trace=running["keep_trace"],
@@ -415,16 +441,3 @@ def _checked_adaptation(adaptation: Any) -> AdaptationRule | str | None:
     raise TypeError(
         f"adaptation: expected one of {ADAPTATIONS}, a rule or None, got {shown(adaptation)}"
     )
-
-
-def _checkpoint_path(checkpoint: Any) -> Path:
-    path = check_path("checkpoint", checkpoint)
-    try:
-        os.stat(path)  # a name that the system cannot have
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        raise ValueError(f"checkpoint: expected a file's path, got {shown(checkpoint)}") from error
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"checkpoint: expected a file in an existing folder, got {path}")
-    return path

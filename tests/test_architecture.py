@@ -25,6 +25,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "loop prior_draws assembly",
         "problem",
         "sampler result presets checkpoint",
+        "result_layout",
         "precision compiled",
         "density adapter",
         "graphs",
@@ -34,22 +35,21 @@ ROWS: tuple[frozenset[str], ...] = tuple(
     )
 )
 RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
+# What every part may import.
+SUPPORT = (
+    *("archives", "arguments", "digests", "files", "layout", "memory", "pictures"),
+    *("tensor_files", "warn"),
+)
 # Beside the rows: all that each of these may import, and all that may import it.
 IMPORTS = {
-    "generators": {"generators", "ops", "files"},
-    "optimise": {"density", "observation", "ops", "files"},
+    "generators": {"generators", "ops"},
+    "optimise": {"density", "observation", "ops"},
     "plots": set(),
     "diagnostics": {"agreement"},
     "agreement": set(),
     "metrics": set(),
-    "arguments": set(),
-    "digests": set(),
-    "layout": set(),
-    "files": set(),
-    "memory": set(),
-    "warn": set(),
+    **{part: set[str]() for part in SUPPORT},
 }
-LEAVES = {"arguments", "digests", "files", "layout", "memory", "warn"}
 FROM_RESULT_UP = {part for part, rank in RANK.items() if rank <= RANK["result"]} - {"sampler"}
 IMPORTED_BY = {
     "generators": {"cli", "__init__", "experiments", "training", "tasks", "generators"},
@@ -73,7 +73,7 @@ def part_of(module: str) -> str:
 
 def allowed(importer: str, imported: str) -> bool:
     """Whether one part may import another."""
-    if importer == imported or imported in LEAVES:
+    if importer == imported or imported in SUPPORT:
         return True
     if importer in IMPORTS:
         return imported in IMPORTS[importer]

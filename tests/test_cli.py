@@ -366,7 +366,7 @@ def test_transparent_pixels_are_refused(
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, "image: expected a picture file, found none at"),
+        (None, "image: expected a file, found none at"),
         (b"hello", "of an unknown format"),
         (b"truncated", "damaged or too large"),
     ],
@@ -690,7 +690,7 @@ def test_convert_replaces_only_when_told(
 @pytest.mark.parametrize(
     ("source", "target", "told"),
     [
-        ("absent.pth", "g.safetensors", "source: expected a checkpoint, found no file at"),
+        ("absent.pth", "g.safetensors", "source: expected a file, found none at"),
         ("text.pth", "g.safetensors", "text.pth: expected a torch checkpoint"),
         ("text.pth", "g.pth", "target: expected a name that ends in .safetensors, got g.pth"),
         ("text.pth", "no/g.safetensors", "target: expected a file in an existing folder"),

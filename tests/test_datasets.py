@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
@@ -475,20 +476,26 @@ def test_a_file_that_cannot_be_read_is_no_corrupt_file(
     """Else a passing failure of the disk would be kept in the cache."""
     save_each(folder, noise(2, 8, 8))
 
-    def fail(path: Path) -> bytes:
-        raise PermissionError(f"not for you: {path}")
+    def failing(name: str, path: Path) -> io.BufferedReader:
+        class Raw(io.FileIO):
+            def readall(self) -> bytes:
+                raise OSError(errno.EIO, f"not now: {path}")
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
-    with pytest.raises(PermissionError, match=r"not for you: .*00\.png"):
-        read(folder, bad_share=0.9)
+        return io.BufferedReader(Raw(path))
+
+    monkeypatch.setattr(datasets, "open_regular", failing)
+    with pytest.raises(OSError, match=r"not now: .*00\.png"):
+        read(folder, bad_share=0.9, channels=3)
     assert list(cache.iterdir()) == []
 
 
-def test_dangling_link_is_named(folder: Path) -> None:
-    save(folder / "a.png", LEVELS)
-    (folder / "b.png").symlink_to(folder / "nowhere.png")
-    with pytest.raises(FileNotFoundError, match=r"b\.png"):
-        read(folder)
+def test_a_file_that_goes_away_is_no_corrupt_file(folder: Path) -> None:
+    """Else what somebody moves about meanwhile would be left out for good."""
+    save_each(folder, noise(2, 8, 8))
+    names = datasets.image_files(folder)
+    (folder / names[1]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"source: .*01\.png"):
+        datasets.read_image(folder / names[1], 8, channels=3)
 
 
 # --- cache -----------------------------------------------------------------------------------

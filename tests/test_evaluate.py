@@ -24,12 +24,14 @@ from torch import Tensor, nn
 
 from cogen_fast import metrics, plots
 from cogen_fast.baselines import reconstruct
+from cogen_fast.experiments import evaluate as evaluation
 from cogen_fast.experiments import evaluation_table
 from cogen_fast.experiments.evaluate import Method, Study, evaluate, gather
 from cogen_fast.experiments.evaluation_data import Data, of_generator, open_data
 from cogen_fast.experiments.evaluation_pictures import draw
 from cogen_fast.experiments.evaluation_tuning import Grid, tuned
 from cogen_fast.experiments.image_tasks import Block, SuperResolve, pose
+from cogen_fast.files import read_text
 from cogen_fast.tasks import cogenerate
 
 pytest.importorskip("pytorch_msssim")
@@ -409,13 +411,12 @@ def test_the_table_is_means_over_images(whole: Path, tmp_path: Path) -> None:
 
 def test_records_are_read_group_by_group(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    original = Path.read_text
 
-    def spied(path: Path) -> str:
+    def spied(name: str, path: Path) -> str:
         read.append(path)
-        return original(path)
+        return read_text(name, path)
 
-    monkeypatch.setattr(Path, "read_text", spied)
+    monkeypatch.setattr(evaluation, "read_text", spied)
     records = gather(whole)
     for number, groups in enumerate((1, 1, 2, 2, 3)):
         assert next(records)["image"] == number

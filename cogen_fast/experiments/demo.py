@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cogen_fast.arguments import check_choice
+from cogen_fast.arguments import check_choice, check_folder
 from cogen_fast.generators.pretrained import held_out_images, pretrained
 from cogen_fast.result import Result
 from cogen_fast.tasks import inpaint
@@ -25,9 +25,10 @@ _HOLE = (slice(3, 22), slice(3, 29))
 def run(out: Path, garment: str = GARMENT, seed: int = 0, progress: bool = True) -> str:
     """Complete a held-out ``garment``, draw it in ``out / "demo.png"`` and sum it up.
 
-    ValueError where there is no such garment.
+    ValueError where there is no such garment, or ``out`` is no folder, before any work.
     """
     start = time.monotonic()
+    check_folder("out", out)
     images = held_out_images(GENERATOR)
     truth = images[check_choice("garment", garment, tuple(images))]
     result = complete(truth, seed, progress)

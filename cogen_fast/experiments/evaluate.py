@@ -37,6 +37,7 @@ from tqdm import tqdm
 from cogen_fast import metrics
 from cogen_fast.adapter import GeneratorAdapter, frozen
 from cogen_fast.arguments import (
+    abbreviated,
     check_choice,
     check_count,
     check_folder,
@@ -44,6 +45,7 @@ from cogen_fast.arguments import (
     check_path,
     check_seed,
     check_whole,
+    shown,
 )
 from cogen_fast.baselines import BASELINES, reconstruct
 from cogen_fast.experiments.evaluation_data import Data
@@ -56,7 +58,7 @@ from cogen_fast.experiments.evaluation_record import (
 )
 from cogen_fast.experiments.image_tasks import Case, Task, pose
 from cogen_fast.experiments.nuts import NUTS, nuts_multi
-from cogen_fast.files import write_atomically
+from cogen_fast.files import parse_json, read_text, write_atomically
 from cogen_fast.result import ANNEALED, Result
 from cogen_fast.tasks import cogenerate
 from cogen_fast.warn import warn_user
@@ -213,7 +215,7 @@ def gather(out: str | Path) -> Iterator[Record]:
     image is corrupt. Raises FileNotFoundError where ``out`` holds no evaluation.
     """
     folder = check_path("out", out)
-    task = json.loads((folder / _PLAN).read_text())["task"]
+    task = _read_plan(folder / _PLAN)["task"]
     shards = sorted(folder.glob("*/group-*.jsonl"), key=lambda path: (_group(path), path))
     for _, methods in groupby(shards, _group):
         yield from _merged(methods, task)
@@ -227,8 +229,10 @@ def _merged(shards: Iterable[Path], task: str) -> list[Record]:
     """The records of a group of images, of which each method has a shard."""
     found: dict[int, Record] = {}
     for shard in shards:
-        for line in shard.read_text().splitlines():
-            record = json.loads(line)
+        for line in read_text("out", shard).splitlines():
+            record = parse_json(f"out: {shard}", line)
+            if not isinstance(record, dict) or not {"image", "name"} <= record.keys():
+                raise ValueError(f"out: expected records in {shard}, got {abbreviated(line)}")
             number, name = record.pop("image"), record.pop("name")
             entry = found.setdefault(number, {"image": number, "name": name, "task": task})
             if "error" in record:
@@ -265,7 +269,7 @@ def _left(folder: Path, study: Study, some: Iterable[range]) -> Iterator[tuple[r
 def _is_done(folder: Path, study: Study, method: Method, ids: range) -> bool:
     """Whether the records of a group are there."""
     shard = shard_path(folder, study, method, ids[0])
-    return shard.exists() and shard.read_bytes().count(b"\n") >= len(ids)
+    return shard.exists() and read_text("out", shard).count("\n") >= len(ids)
 
 
 def _plan(generator: Any, data: Data, study: Study) -> dict[str, Any]:
@@ -296,7 +300,7 @@ def _refuse_another(path: Path, plan: str) -> None:
     """ValueError where another plan is there."""
     if not path.exists():
         return
-    there, given = json.loads(path.read_text()), json.loads(plan)
+    there, given = _read_plan(path), json.loads(plan)
     differing = [key for key in given if there.get(key) != given[key]]
     if differing:
         key = differing[0]
@@ -304,6 +308,13 @@ def _refuse_another(path: Path, plan: str) -> None:
             f"out: {path.parent} holds an evaluation with {key} {there.get(key)!r}, "
             f"got {given[key]!r}"
         )
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    plan = parse_json(f"out: {path}", read_text("out", path))
+    if not isinstance(plan, dict) or plan.get("format") != _FORMAT:
+        raise ValueError(f"out: expected a plan of {_FORMAT!r} in {path}, got {shown(plan)}")
+    return plan
 
 
 def shard_path(folder: Path, study: Study, method: Method, image: int) -> Path:

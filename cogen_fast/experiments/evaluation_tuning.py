@@ -22,7 +22,7 @@ from cogen_fast.arguments import check_choice, check_count, shown
 from cogen_fast.baselines import BASELINES, Baseline, descends, draws_many, tune
 from cogen_fast.experiments.evaluate import Method, Place, Study, open_place, posed
 from cogen_fast.experiments.evaluation_data import Data
-from cogen_fast.files import until_seen, write_atomically
+from cogen_fast.files import parse_json, read_text, until_seen, write_atomically
 from cogen_fast.metrics import DATA_RANGE
 from cogen_fast.result import Result
 from cogen_fast.warn import warn_user
@@ -188,7 +188,7 @@ def _tuning(path: Path, method: Method, grid: Grid, images: int) -> dict[str, An
 def _read(path: Path) -> dict[str, Any]:
     """A file with all that `_tune` gives."""
     try:
-        there = json.loads(path.read_text())
+        there = parse_json("learning rates", read_text("out", path))
     except ValueError as error:
         raise ValueError(f"out: expected learning rates in {path}, got {error}") from error
     if not isinstance(there, dict) or not {*_SETTINGS, _RATE} <= there.keys():

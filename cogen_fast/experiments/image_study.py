@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cogen_fast.arguments import check_count, check_path, check_seed
+from cogen_fast.arguments import check_count, check_folder, check_seed
 from cogen_fast.experiments import image_study_figures, image_study_report
 from cogen_fast.experiments.evaluate import Study, evaluate
 from cogen_fast.experiments.evaluation_data import Data, of_generator, open_data
@@ -71,7 +71,7 @@ def reproduce(
     them; before anything is run.
     """
     plt = pyplot("reproduce")
-    folder, effort = check_path("out", out), effort or Effort()
+    folder, effort = check_folder("out", out), effort or Effort()
     if effort.nuts:
         pyro_nuts()
     share = torch.get_num_threads() if processes is None else check_count("processes", processes)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cogen_fast.arguments import check_choice, check_path
+from cogen_fast.arguments import check_choice, check_folder
 from cogen_fast.experiments.evaluate import Method, Study, evaluate, gather
 from cogen_fast.experiments.evaluation_data import of_generator
 from cogen_fast.experiments.evaluation_pictures import draw
@@ -58,7 +58,7 @@ def reproduce(out: Path, names: Sequence[str] = (), *, progress: bool = True) ->
     Evaluations go to folders of ``out`` by the presets' names, each with a ``picture.png``. Raises
     ValueError for unknown names, before any work.
     """
-    folder = check_path("out", out)
+    folder = check_folder("out", out)
     chosen = [check_choice("preset", name, tuple(PUBLISHED)) for name in names or PUBLISHED]
     rows = [_HEAD]
     for name in tqdm(chosen, unit="preset", disable=not progress):

@@ -14,7 +14,7 @@ from cogen_fast.experiments import synthetic_figures, synthetic_table
 from cogen_fast.experiments.pyplot import pyplot
 from cogen_fast.experiments.synthetic_runs import Effort, study
 from cogen_fast.experiments.workers import one_thread
-from cogen_fast.files import write_atomically
+from cogen_fast.files import check_readable, write_atomically
 from cogen_fast.generators import load_generator
 from cogen_fast.generators.pretrained import STAGES, VARIANCES, pretrained
 
@@ -65,8 +65,7 @@ def _stages(variance: float) -> list[tuple[str, str, nn.Module]]:
 
 
 def _read(path: Path) -> tuple[str, str, nn.Module]:
-    if not path.is_file():
-        raise FileNotFoundError(f"generator: expected a checkpoint, found no file at {path}")
+    check_readable("generator", path)
     generator = load_generator(path).float()
     shapes = (generator.latent_size, generator.output_shape)
     if shapes != (2, (2,)):

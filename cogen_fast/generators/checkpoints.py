@@ -6,18 +6,20 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import save
 
-from cogen_fast.files import write_atomically
+from cogen_fast.arguments import abbreviated
+from cogen_fast.files import open_regular, parse_json, size_of, write_atomically
 from cogen_fast.generators import gan_zoo, karras_converted, mlp_npz, pro_gan_pth
-from cogen_fast.generators.checks import boolean, fraction, positive_int
+from cogen_fast.generators.checks import FLOATS, boolean, fraction, positive_int
 from cogen_fast.generators.mlp import MLPGenerator
 from cogen_fast.generators.packing import Config, Tensors, some
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.generators.reading import file_kind, read_npz, read_safetensors, read_torch
+from cogen_fast.memory import check_room
+from cogen_fast.tensor_files import to_bytes
 
 Generator = ProgressiveGenerator | MLPGenerator
 
@@ -57,19 +59,22 @@ def load_generator(
         The module on the CPU, in the file's float type, in eval mode, gradients of its weights off.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: an argument is out of range or cannot be met by this file; the file is unknown,
-            damaged, contradicts itself, or would need code of its own to be read.
+        FileNotFoundError, IsADirectoryError, PermissionError: no such file, or not to be read.
+        ValueError: an argument is out of range or cannot be met by this file; the file is no
+            regular one, unknown, damaged, contradicts itself, unpacks to far more than it should,
+            or would need code of its own to be read.
     """
     average = boolean("average", average)
     alpha = None if alpha is None else fraction("alpha", alpha)
     resolution = None if resolution is None else positive_int("resolution", resolution)
     path = Path(path)
-    try:
-        kind, config, tensors = _read(path, average=average, alpha=alpha, resolution=resolution)
-        return _assemble(kind, config, tensors)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    with open_regular("path", path) as file:
+        try:
+            check_room({"size": size_of(file)}, 1, "a file")
+            kind, config, tensors = _read(file, average=average, alpha=alpha, resolution=resolution)
+            return _assemble(kind, config, tensors)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def save_generator(generator: Generator, path: str | os.PathLike[str]) -> None:
@@ -86,25 +91,24 @@ def save_generator(generator: Generator, path: str | os.PathLike[str]) -> None:
     if _KINDS.get(kind) is not type(generator):
         raise ValueError(f"generator: expected one of {', '.join(_KINDS)}, got {kind}")
     path = Path(path)
-    tensors = {k: v.detach().contiguous() for k, v in generator.state_dict().items()}
     metadata = {_KIND_KEY: kind, _CONFIG_KEY: json.dumps(generator.config)}
-    content = save(tensors, metadata=metadata)
+    content = to_bytes(generator.state_dict(), metadata)
     write_atomically(path, lambda file: file.write_bytes(content))
 
 
 def _read(
-    path: Path, *, average: bool, alpha: float | None, resolution: int | None
+    file: BinaryIO, *, average: bool, alpha: float | None, resolution: int | None
 ) -> tuple[type[Generator], Config, Tensors]:
-    container = file_kind(path)
+    container = file_kind(file)
     if container == "safetensors":
-        return _own(*read_safetensors(path), alpha=alpha, resolution=resolution)
+        return _own(*read_safetensors(file), alpha=alpha, resolution=resolution)
     if container == "npz":
-        arrays = read_npz(path)
+        arrays = read_npz(file)
         if not mlp_npz.recognises(arrays):
             raise _unknown("an npz archive", arrays)
         _refuse_for_mlp(alpha=alpha, resolution=resolution)
         return MLPGenerator, *mlp_npz.convert(arrays)
-    content = read_torch(path, gan_zoo.STAND_INS)
+    content = read_torch(file, gan_zoo.STAND_INS)
     for layout in (gan_zoo, pro_gan_pth, karras_converted):
         if isinstance(content, Mapping) and layout.recognises(content):
             recipe = layout.convert(content, average=average, alpha=alpha, resolution=resolution)
@@ -123,18 +127,16 @@ def _own(
         _refuse_for_mlp(alpha=alpha, resolution=resolution)
     if resolution not in (None, config.get("resolution")):
         raise ValueError(
-            f"resolution: expected {config.get('resolution')}, the only one here, got {resolution}"
+            f"resolution: expected {abbreviated(config.get('resolution'))}, the only one here, "
+            f"got {resolution}"
         )
     return kind, config if alpha is None else config | {"alpha": alpha}, tensors
 
 
 def _parsed(text: str) -> Config:
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"config: expected JSON, got {text[:80]!r}") from error
+    config = parse_json("config", text)
     if not isinstance(config, dict):
-        raise ValueError(f"config: expected a JSON object, got {text[:80]!r}")
+        raise ValueError(f"config: expected a JSON object, got {abbreviated(text)}")
     return config
 
 
@@ -150,15 +152,26 @@ def _unknown(container: str, content: object) -> ValueError:
 
 
 def _assemble(kind: type[Generator], config: Config, tensors: Tensors) -> Generator:
+    _check_lengths(config, tensors)
     # On the meta device no weights are drawn: no memory, and no global random state is touched.
     try:
         with torch.device("meta"):
             module = kind(**config)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"config: expected arguments of {kind.__name__}, got {error}") from error
     _check_tensors(module, tensors)
     module.load_state_dict(tensors, assign=True)
     return module.eval().requires_grad_(False)
+
+
+def _check_lengths(config: Config, tensors: Tensors) -> None:
+    """Before a module is built: no list in the configuration asks for more layers than are."""
+    for name, value in config.items():
+        if isinstance(value, list) and len(value) > len(tensors):
+            raise ValueError(
+                f"config: expected at most {len(tensors)} numbers in {abbreviated(name)}, as there "
+                f"are so many tensors, got {len(value)}"
+            )
 
 
 def _check_tensors(module: Generator, tensors: Tensors) -> None:
@@ -172,5 +185,8 @@ def _check_tensors(module: Generator, tensors: Tensors) -> None:
         if got[name] != shape:
             raise ValueError(f"{name}: expected shape {shape} by the config, got {got[name]}")
     types = {tensor.dtype for tensor in tensors.values()}
-    if len(types) > 1 or not all(dtype.is_floating_point for dtype in types):
-        raise ValueError(f"tensors: expected one float type, got {sorted(map(str, types))}")
+    if len(types) > 1 or not types <= set(FLOATS):
+        named = ", ".join(sorted(map(str, types)))
+        raise ValueError(
+            f"tensors: expected one float type, got {named}; those of 16, 32 and 64 bits are read"
+        )

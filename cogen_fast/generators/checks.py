@@ -1,26 +1,75 @@
-"""Argument checks that the generators share: `name: expected X, got Y`."""
+"""Checks that the generators share, of arguments and of tensors: `name: expected X, got Y`."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import torch
+from torch import Tensor
+
+from cogen_fast.arguments import abbreviated
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What weights may be of."""
 
 
 def positive_int(name: str, value: object) -> int:
     """Return `value` where it is an integer of at least 1; otherwise raise ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        raise ValueError(f"{name}: expected an integer of at least 1, got {abbreviated(value)}")
     return int(value)
 
 
 def fraction(name: str, value: object) -> float:
     """Return `value` as a float where it lies in [0, 1]; otherwise raise ValueError."""
     if not (isinstance(value, int | float | np.floating) and 0.0 <= value <= 1.0):
-        raise ValueError(f"{name}: expected a number in [0, 1], got {value!r}")
+        raise ValueError(f"{name}: expected a number in [0, 1], got {abbreviated(value)}")
     return float(value)
 
 
 def boolean(name: str, value: object) -> bool:
     """Return `value` where it is True or False; otherwise raise ValueError."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name}: expected True or False, got {value!r}")
+        raise ValueError(f"{name}: expected True or False, got {abbreviated(value)}")
     return value
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether its values lie in a storage on the CPU: not sparse, nested or on the meta device."""
+    return not tensor.is_nested and tensor.layout == torch.strided and tensor.device.type == "cpu"
+
+
+def weight(name: str, value: object, dimensions: int) -> Tensor:
+    """Return `value` where it is a tensor of so many dimensions that can be a layer's weights.
+
+    Its values lie in memory, one for each entry, are of `FLOATS`, and there are some; otherwise
+    raise ValueError.
+    """
+    if (
+        not isinstance(value, Tensor)
+        or not is_plain(value)
+        or value.dtype not in FLOATS
+        or value.ndim != dimensions
+        or 0 in value.shape
+        or value.numel() * value.element_size() > value.untyped_storage().nbytes()
+    ):
+        raise ValueError(
+            f"{name}: expected {dimensions} dimensions of a float type of 16, 32 or 64 bits, "
+            f"got {_described(value)}"
+        )
+    return value
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.is_nested:
+        return "a nested tensor"
+    kind = f"{value.dtype} {tuple(value.shape)}"
+    if not is_plain(value):
+        return f"{kind} of layout {value.layout} on {value.device}"
+    stored = value.untyped_storage().nbytes()
+    if math.prod(value.shape) * value.element_size() > stored:
+        return f"{kind}, of which {stored} bytes are stored"
+    return kind

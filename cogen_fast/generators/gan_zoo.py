@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cogen_fast.generators.checks import fraction
+from cogen_fast.arguments import abbreviated
+from cogen_fast.generators.checks import boolean, fraction
 from cogen_fast.generators.packing import (
     Config,
     Layer,
@@ -25,6 +26,7 @@ from cogen_fast.generators.progressive import he_constant
 
 # Their losses decide the activation of the image.
 _FINAL = {"WGANGP": None, "Logistic": None, "MSE": "tanh", "DCGAN": "tanh"}
+_LOSS = "WGANGP"
 
 
 class InertConfig:
@@ -50,40 +52,44 @@ def convert(
     settings = vars(content["config"])
     _refuse_unsupported(settings)
     key = "avgG" if average and "avgG" in content else "netG"
-    network = _network(_plain_names(content[key]), settings.get("equalizedlR", True))
+    equalised = boolean("config.equalizedlR", settings.get("equalizedlR", True))
+    network = _network(_plain_names(content[key]), equalised)
     _check(settings, network)
     full = 4 << (len(network.to_rgb) - 1)
     if alpha is None and resolution in (None, full) and len(network.to_rgb) > 1:
         alpha = 1.0 - fraction("config.alpha", settings.get("alpha", 0.0))
     config, tensors = pack(network, resolution=resolution, alpha=alpha)
     config["negative_slope"] = settings.get("leakyReluLeak", 0.2)
-    config["final"] = _FINAL[_loss(settings)]
+    config["final"] = _FINAL[settings.get("lossCriterion", _LOSS)]
     return config, tensors
 
 
 def _refuse_unsupported(settings: Mapping[str, Any]) -> None:
-    if settings.get("categoryVectorDim"):
+    classes = settings.get("categoryVectorDim", 0)
+    if classes is not None and (not isinstance(classes, int | float) or classes != 0):
         raise ValueError(
             "config.categoryVectorDim: expected 0, as a latent with class labels is not normal, "
-            f"got {settings['categoryVectorDim']!r}"
+            f"got {abbreviated(classes)}"
         )
-    if not settings.get("perChannelNormalization", True):
+    if not boolean("config.perChannelNormalization", settings.get("perChannelNormalization", True)):
         raise ValueError("config.perChannelNormalization: expected True, got False")
-    if _loss(settings) not in _FINAL:
+    loss = settings.get("lossCriterion", _LOSS)
+    if not isinstance(loss, str) or loss not in _FINAL:
         raise ValueError(
-            f"config.lossCriterion: expected one of {list(_FINAL)}, got {_loss(settings)!r}"
+            f"config.lossCriterion: expected one of {list(_FINAL)}, got {abbreviated(loss)}"
         )
-
-
-def _loss(settings: Mapping[str, Any]) -> str:
-    return str(settings.get("lossCriterion", "WGANGP"))
 
 
 def _plain_names(tensors: object) -> State:
     # A wrapper adds `.module` to every layer name; older versions of the program took it out.
     if not isinstance(tensors, Mapping):
         return State(tensors)
-    return State({str(name).replace(".module.", "."): value for name, value in tensors.items()})
+    return State(
+        {
+            name.replace(".module.", ".") if isinstance(name, str) else name: value
+            for name, value in tensors.items()
+        }
+    )
 
 
 def _network(state: State, equalised: bool) -> Network:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogen_fast.arguments import abbreviated
 from cogen_fast.generators.checks import positive_int
 from cogen_fast.ops.dense import DenseLayers
 
@@ -105,5 +106,7 @@ class MLPGenerator(nn.Module):
 
 def _checked_activation(name: str, value: object) -> str:
     if not isinstance(value, str) or value not in ACTIVATIONS:
-        raise ValueError(f"{name}: expected one of {', '.join(ACTIVATIONS)}, got {value!r}")
+        raise ValueError(
+            f"{name}: expected one of {', '.join(ACTIVATIONS)}, got {abbreviated(value)}"
+        )
     return value

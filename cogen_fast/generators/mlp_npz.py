@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from cogen_fast.generators.packing import Config, Tensors
 
+_FLOATS = (np.float16, np.float32, np.float64)
+
 
 def recognises(arrays: Mapping[str, Any]) -> bool:
     """Whether the arrays of an npz file have this layout."""
@@ -22,9 +24,12 @@ def convert(arrays: Mapping[str, NDArray[Any]]) -> tuple[Config, Tensors]:
 
     Raises ValueError where the arrays are not of one float type, or do not fit together.
     """
-    if len({array.dtype for array in arrays.values()}) > 1 or arrays["w1"].dtype.kind != "f":
+    if len({array.dtype for array in arrays.values()}) > 1 or arrays["w1"].dtype not in _FLOATS:
         types = sorted({str(array.dtype) for array in arrays.values()})
-        raise ValueError(f"npz: expected arrays of one float type, got {', '.join(types)}")
+        raise ValueError(
+            f"npz: expected arrays of one float type, got {', '.join(types)}; those of 16, 32 and "
+            "64 bits in this machine's order of bytes are read"
+        )
     number = len(arrays) // 2
     tensors: Tensors = {}
     for layer in range(1, number + 1):

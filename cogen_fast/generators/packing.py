@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from cogen_fast.arguments import abbreviated
+from cogen_fast.generators.checks import weight
 
 Config = dict[str, Any]
 Tensors = dict[str, Tensor]
@@ -35,7 +39,10 @@ class State:
     def __init__(self, tensors: object) -> None:
         if not isinstance(tensors, Mapping):
             raise ValueError(f"checkpoint: expected named tensors, got {type(tensors).__name__}")
+        if unnamed := [name for name in tensors if not isinstance(name, str)]:
+            raise ValueError(f"checkpoint: expected names as text, got {abbreviated(unnamed[0])}")
         self._left: dict[str, Any] = dict(tensors)
+        self._taken: dict[int, int] = {}  # bytes of each storage
 
     def count(self, pattern: str) -> int:
         """How many of the names `pattern.format(0)`, `pattern.format(1)`, ... are there."""
@@ -48,11 +55,14 @@ class State:
         """The tensor of that name; ValueError where it is missing or not of `ndim` dimensions."""
         if name not in self._left:
             raise ValueError(f"checkpoint: expected a tensor {name!r}, got {some(self._left)}")
-        value = self._left.pop(name)
-        if not isinstance(value, Tensor) or value.ndim != ndim or not value.is_floating_point():
-            shape = tuple(value.shape) if isinstance(value, Tensor) else ()
-            got = f"{getattr(value, 'dtype', type(value).__name__)} {shape}"
-            raise ValueError(f"{name}: expected {ndim} dimensions of a float type, got {got}")
+        value = weight(name, self._left.pop(name), ndim)
+        storage = value.untyped_storage()
+        taken = self._taken.get(storage.data_ptr(), 0) + value.numel() * value.element_size()
+        if taken > storage.nbytes():
+            raise ValueError(
+                f"{name}: expected a tensor of its own, got one that another one shares"
+            )
+        self._taken[storage.data_ptr()] = taken
         return value
 
     def take_layer(self, name: str, ndim: int) -> Layer:
@@ -67,14 +77,26 @@ class State:
 
 def some(names: Mapping[str, Any], limit: int = 6) -> str:
     """Up to `limit` names, for a message."""
-    shown = ", ".join(repr(name) for name in list(names)[:limit])
+    shown = ", ".join(abbreviated(name) for name in islice(names, limit))
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown or "none"
 
 
 def expect_equal(name: str, written: object, found: object) -> None:
     """Raise ValueError where a file's own configuration contradicts its tensors."""
-    if written != found:
-        raise ValueError(f"{name}: expected {found!r}, as the tensors have it, got {written!r}")
+    if not _same(written, found):
+        got = abbreviated(written)
+        raise ValueError(f"{name}: expected {found!r}, as the tensors have it, got {got}")
+
+
+def _same(written: object, found: object) -> bool:
+    """Equality of plain numbers and lists: a tensor in their place would be compared by entries."""
+    if isinstance(found, list):
+        return (
+            isinstance(written, list)
+            and len(written) == len(found)
+            and all(map(_same, written, found))
+        )
+    return isinstance(written, int | float) and written == found
 
 
 def pack(

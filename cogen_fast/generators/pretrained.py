@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from cogen_fast.files import open_regular
 from cogen_fast.generators.checkpoints import load_generator
+from cogen_fast.pictures import open_picture
 
 VARIANCES = (0.002, 0.02)
 """Of the 2-D study's data: the authors' program, the paper's text."""
@@ -81,8 +82,8 @@ def held_out_images(name: str) -> dict[str, Tensor]:
     if name not in HELD_OUT:
         raise ValueError(f"name: expected one of {sorted(HELD_OUT)}, got {name!r}")
     file, names = HELD_OUT[name]
-    with _shipped(file) as path, Image.open(path) as row:
-        pixels = torch.from_numpy(np.array(row, dtype=np.float32))
+    with _shipped(file) as path, open_regular("name", path) as row:
+        pixels = torch.from_numpy(np.array(open_picture(row), dtype=np.float32))
     side = len(pixels)
     images = pixels.reshape(side, len(names), 1, side).permute(1, 2, 0, 3)
     return dict(zip(names, images / 127.5 - 1.0, strict=True))

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cogen_fast.generators.checks import boolean
 from cogen_fast.generators.packing import (
     Config,
     Layer,
@@ -49,7 +50,8 @@ def convert(
         raise ValueError("average: expected True, as the file holds no raw generator, got False")
     part = content[_AVERAGE if average and _AVERAGE in content else _RAW]
     conf = part["conf"]
-    network = _network(State(part["state_dict"]), conf.get("use_eql", True))
+    equalised = boolean("conf.use_eql", conf.get("use_eql", True))
+    network = _network(State(part["state_dict"]), equalised)
     _check(conf, network)
     config, tensors = pack(network, resolution=resolution, alpha=alpha)
     return config | {"normalise_dense": False}, tensors

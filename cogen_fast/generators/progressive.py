@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogen_fast.arguments import abbreviated
 from cogen_fast.generators.checks import boolean, fraction, positive_int
 from cogen_fast.generators.fast_progressive import FastProgressive, Network
 from cogen_fast.ops.folded import FoldedLayers, Folding
@@ -47,7 +48,8 @@ def feature_maps_per_stage(resolution: int, fmap_base: int, fmap_max: int) -> li
     stages = RESOLUTIONS.index(resolution) + 1
     if fmap_base < 2**stages:
         raise ValueError(
-            f"fmap_base: expected at least {2**stages} for resolution {resolution}, got {fmap_base}"
+            f"fmap_base: expected at least {2**stages} for resolution {resolution}, "
+            f"got {abbreviated(fmap_base)}"
         )
     return [min(fmap_base >> stage, fmap_max) for stage in range(1, stages + 1)]
 
@@ -355,7 +357,9 @@ def _layer(module: EqualisedLinear | EqualisedConv2d) -> tuple[Tensor, Tensor]:
 def _checked_resolution(resolution: object) -> int:
     side = positive_int("resolution", resolution)
     if side not in RESOLUTIONS:
-        raise ValueError(f"resolution: expected a power of two in 4 ... 1024, got {resolution!r}")
+        raise ValueError(
+            f"resolution: expected a power of two in 4 ... 1024, got {abbreviated(resolution)}"
+        )
     return side
 
 
@@ -364,14 +368,15 @@ def _checked_maps(feature_maps: Sequence[int], resolution: int) -> list[int]:
     stages = RESOLUTIONS.index(resolution) + 1
     if len(maps) != stages:
         raise ValueError(
-            f"feature_maps: expected {stages} numbers for resolution {resolution}, got {maps}"
+            f"feature_maps: expected {stages} numbers for resolution {resolution}, "
+            f"got {abbreviated(maps)}"
         )
     return maps
 
 
 def _checked_final(final: str | None) -> str | None:
     if final not in FINAL_ACTIVATIONS:
-        raise ValueError(f"final: expected one of {FINAL_ACTIVATIONS}, got {final!r}")
+        raise ValueError(f"final: expected one of {FINAL_ACTIVATIONS}, got {abbreviated(final)}")
     return final
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from cogen_fast.files import opened_npz
+from cogen_fast.archives import opened_npz
+from cogen_fast.files import size_of
+from cogen_fast.generators.checks import is_plain
 
+_REASON = 300  # characters of what a parser says, which may quote the file
 FileKind = Literal["safetensors", "npz", "torch"]
 
 # Stand-ins are registered with torch process-wide while a file is read: one reader at a time, so
@@ -23,52 +26,67 @@ FileKind = Literal["safetensors", "npz", "torch"]
 _stand_in_lock = threading.Lock()
 
 
-def file_kind(path: Path) -> FileKind:
+def file_kind(file: BinaryIO) -> FileKind:
     """Container of the file, told by its content, not by its name.
 
-    Raises OSError where it cannot be opened, ValueError where it is empty or a broken zip archive.
+    Raises ValueError where it is empty, a broken zip archive, or one of torch's that is compressed.
     """
-    with path.open("rb") as file:
-        head = file.read(9)
+    file.seek(0)
+    head = file.read(9)
     if not head:
         raise ValueError("expected a checkpoint, got an empty file")
     if head[8:] == b"{":
         return "safetensors"
-    return _zip_kind(path) if head.startswith(b"PK") else "torch"
+    return _zip_kind(file) if head.startswith(b"PK") else "torch"
 
 
-def _zip_kind(path: Path) -> FileKind:
+def _zip_kind(file: BinaryIO) -> FileKind:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise ValueError(f"expected a checkpoint, got a damaged zip archive ({error})") from error
-    return "npz" if any(name.endswith(".npy") for name in names) else "torch"
+    if any(member.filename.endswith(".npy") for member in members):
+        return "npz"
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > size_of(file):
+        raise ValueError(
+            "expected a torch checkpoint, which torch.save never compresses, got "
+            f"{unpacked:,} bytes in a file of {size_of(file):,}"
+        )
+    return "torch"
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_safetensors(file: BinaryIO) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors (on the CPU, independent of the file).
 
     Raises ValueError where the file is damaged.
     """
     try:
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            return dict(file.metadata() or {}), tensors
+        with safe_open(_name_of(file), framework="pt") as content:
+            tensors = {name: content.get_tensor(name).clone() for name in content.keys()}  # noqa: SIM118
+            return dict(content.metadata() or {}), tensors
     except Exception as error:
         raise _damaged("a safetensors file", error) from error
 
 
-def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+def _name_of(file: BinaryIO) -> str:
+    """A name of this very file, whatever is at its path by now, where the system has one."""
+    descriptor = Path(f"/proc/self/fd/{file.fileno()}")
+    return str(descriptor if descriptor.exists() else file.name)
+
+
+def read_npz(file: BinaryIO) -> dict[str, NDArray[Any]]:
     """Arrays of an .npz archive; raises ValueError where it is damaged or holds Python objects."""
+    file.seek(0)
     try:
-        with opened_npz(path) as archive:
+        with opened_npz("npz", file) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception as error:
         raise _damaged("an npz archive of plain arrays", error) from error
 
 
-def read_torch(path: Path, stand_ins: Sequence[tuple[type, str]] = ()) -> Any:
+def read_torch(file: BinaryIO, stand_ins: Sequence[tuple[type, str]] = ()) -> Any:
     """Content of a file of `torch.save`, tensors on the CPU, by torch's weights-only reader.
 
     Args:
@@ -78,17 +96,44 @@ def read_torch(path: Path, stand_ins: Sequence[tuple[type, str]] = ()) -> Any:
     Raises:
         ValueError: the file asks for any other Python object (nothing of it is run), or is damaged.
     """
+    file.seek(0)
     try:
         with _stand_in_lock, torch.serialization.safe_globals(list(stand_ins)):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
             raise _damaged("a torch checkpoint", error) from None
         raise ValueError(
-            f"expected tensors and plain data only, got a pickle that asks for {refused[1]}; "
-            "refused, as loading it could run code of the file"
+            "expected tensors and plain data only, got a pickle that asks for "
+            f"{refused[1][:_REASON]}; refused, as loading it could run code of the file"
         ) from None  # torch's own text advises to switch the protection off
+    _check_sizes(content, size_of(file))
+    return content
+
+
+def _check_sizes(content: Any, size: int) -> None:
+    """ValueError where tensors claim more memory than their file has: pickles can ask for any."""
+    storages: dict[int, int] = {}
+    seen: set[int] = set()
+    left = [content]  # no recursion: what is pickled may be nested without end
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            if is_plain(value):
+                storage = value.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, Mapping):
+            left.extend(value.values())
+        elif isinstance(value, list | tuple | set):
+            left.extend(value)
+    if (claimed := sum(storages.values())) > size:
+        raise ValueError(
+            f"expected tensors of at most the file's {size:,} bytes, got some of {claimed:,}"
+        )
 
 
 def _damaged(expected: str, error: Exception) -> ValueError:
@@ -96,6 +141,7 @@ def _damaged(expected: str, error: Exception) -> ValueError:
     text = str(error)
     unpickler = re.search(r"WeightsUnpickler error: (.*)", text)
     reason = unpickler[1] if unpickler else (text.strip() or "no reason given").splitlines()[0]
+    reason = reason[:_REASON]
     return ValueError(
         f"expected {expected}, got damaged or unsupported data ({type(error).__name__}: {reason})"
     )

@@ -11,6 +11,8 @@ import hashlib
 import json
 import math
 import os
+import shutil
+import stat
 import struct
 import zlib
 from collections import deque
@@ -30,19 +32,25 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from cogen_fast.archives import check_unpacked, opened_npz
 from cogen_fast.arguments import (
     check_choice,
     check_flag,
     check_number,
     check_path,
     check_whole,
+    kind_of_file,
+    path_mode,
     shown,
 )
-from cogen_fast.files import opened_npz, write_atomically
+from cogen_fast.files import open_regular, parse_json, size_of, write_atomically
 from cogen_fast.generators.progressive import RESOLUTIONS
+from cogen_fast.memory import check_room
+from cogen_fast.pictures import check_pixels, endings, most_bytes, open_picture, side_by_side
 from cogen_fast.warn import warn_user
 
 Pixels = npt.NDArray[np.uint8]
+_Load = Callable[[Any, Callable[[Image.Image], Any]], Any]
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 # To be raised with every change of the pixels that a source gives, or of the file's layout.
@@ -163,14 +171,15 @@ def open_images(
 
     Args:
         source: one of
-            a folder, searched with its subfolders for image files (by the endings that Pillow
-            reads; hidden files, hidden folders and linked folders are left out), which come in
-            the order of their names;
+            a folder, searched with its subfolders for image files (by the endings of
+            `cogen_fast.pictures.FORMATS`; hidden files, hidden folders and linked folders are left
+            out), which come in the order of their names;
             an IDX file (the format of MNIST) of unsigned bytes, (N, H, W) or (N, H, W, C),
             gzip-compressed or not;
             an `.npz` with an array of uint8, (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3;
             of several arrays the one that is named "images". Files that are no folder are told by
-            their content and held in memory while they are converted.
+            their content and held in memory while they are converted. One that is compressed may
+            unpack to 256 MB, or to 16 times its own size where that is more.
         resolution: R, a power of two in 4 ... 1024.
         fit: "crop" takes the square at the centre and scales it to R x R (Lanczos); "pad" scales
             down what is larger than R x R and puts black borders round what is smaller.
@@ -182,9 +191,10 @@ def open_images(
         progress: whether to show progress bars.
 
     Transparent parts are laid over black, 16-bit greys become 8-bit, EXIF's orientation is obeyed.
-    A file counts as corrupt where Pillow cannot decode it, where it has more pixels than
-    `PIL.Image.MAX_IMAGE_PIXELS`, and where its values have no known range (floats, 32-bit
-    integers). Several processes may open the same source at once.
+    A file counts as corrupt where Pillow cannot decode it as one of the formats, where it has more
+    pixels than `PIL.Image.MAX_IMAGE_PIXELS` or more bytes than these can take, where its values
+    have no known range (floats, 32-bit integers), and where it is no regular file: a link that
+    leads nowhere, a pipe, a device. Several processes may open the same source at once.
 
     Raises:
         TypeError, ValueError: an argument is not as above; nothing has been read then.
@@ -207,7 +217,9 @@ def open_images(
     path = folder / f"{request.resolution}px-{key[:32]}.npy"
     if not _is_cached(path, key):
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, partial(_write_cache, request, names, key))
+        found = _opened(request, names)
+        _check_disk(folder, found, request)
+        write_atomically(path, partial(_write_cache, request, found, names, key))
     images, skipped = _read_cache(path, key)
     if skipped:
         warn_user(
@@ -235,10 +247,9 @@ def read_image(path: Path, resolution: int, *, channels: int, fit: str = "crop")
     """
     side, count = _checked_side(resolution, RESOLUTIONS[-1]), _checked_channels(channels)
     check_choice("fit", fit, tuple(FITS))
-    image = _decoded(path.read_bytes())
-    if image is None:
-        raise ValueError(f"{path}: corrupt, or no image of 8 or 16 bits")
-    levels = _fitted(image, _MODES[count], fit, side)
+    levels = _decoded(path, lambda image: _fitted(image, _MODES[count], fit, side))
+    if levels is None:
+        raise ValueError(f"{path}: corrupt, too large, or no image of 8 or 16 bits")
     return torch.from_numpy(levels.copy()).float() / 127.5 - 1.0
 
 
@@ -255,7 +266,7 @@ class _Request:
 
     def key(self, names: Sequence[str]) -> str:
         """Digest of all that decides the pixels; `names` are the source's files."""
-        stats = ((self.source / name).stat() for name in names)
+        stats = (_status(self.source / name) for name in names)
         files = [
             (name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(names, stats, strict=True)
         ]
@@ -264,12 +275,25 @@ class _Request:
         return hashlib.sha256(facts.encode()).hexdigest()
 
 
+def _status(path: Path) -> os.stat_result:
+    """That of the file, or of the link itself where it leads nowhere or in a circle."""
+    try:
+        return path.stat()
+    except OSError:
+        if path.is_symlink():
+            return path.lstat()
+        raise
+
+
 @dataclass(frozen=True)
 class _Source:
-    """Images one by one: `load` an item to a picture of mode L or RGB, None where it is corrupt."""
+    """Images one by one.
+
+    `load` an item as a picture of mode L or RGB for a function to use; None where it is corrupt.
+    """
 
     items: Sequence[Any] | npt.NDArray[Any]
-    load: Callable[[Any], Image.Image | None]
+    load: _Load
     channels: int
 
 
@@ -317,19 +341,21 @@ def _first(names: Sequence[str]) -> str:
 
 def _listed(source: Path) -> list[str]:
     """The files that `source` consists of, relative to it: "" for a file."""
-    if not source.exists():
+    mode = path_mode("source", source)
+    if mode is None:
         raise FileNotFoundError(f"source: expected a folder or a file, found none at {source}")
-    if not source.is_dir():
-        return [""]
-    return image_files(source)
+    if stat.S_ISDIR(mode):
+        return image_files(source)
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"source: expected a folder or a file, got {kind_of_file(mode)}, {source}")
+    return [""]
 
 
 def _image_files(folder: Path) -> Iterator[str]:
-    endings = {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     for parent, folders, files in os.walk(folder, onerror=_fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in endings:
+            if not name.startswith(".") and Path(name).suffix.lower() in endings():
                 yield (Path(parent) / name).relative_to(folder).as_posix()
 
 
@@ -347,18 +373,30 @@ def _is_cached(path: Path, key: str) -> bool:
 
 def _read_cache(path: Path, key: str) -> tuple[Images, list[str]]:
     """The images and the names of the files left out, if `path` is a whole file with this `key`."""
-    pixels = np.lib.format.open_memmap(path, mode="r")
-    with path.open("rb") as file:
+    with open_regular("cache", path) as file:
+        pixels = np.lib.format.open_memmap(path, mode="r")
         file.seek(pixels.offset + pixels.nbytes)
-        trailer = json.loads(file.read())
+        trailer = parse_json("cache", file.read().decode())
     if trailer["key"] != key:
         raise ValueError(f"{path} is a cache of something else")
     return Images(pixels), list(trailer["skipped"])
 
 
-def _write_cache(request: _Request, names: Sequence[str], key: str, path: Path) -> None:
+def _check_disk(folder: Path, source: _Source, request: _Request) -> None:
+    """OSError where the decoded images cannot fit: tiny ones can become huge ones."""
+    side, channels = request.resolution, request.channels or source.channels
+    needed, free = len(source.items) * channels * side * side, shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"cache: expected {needed:,} bytes free in {folder} for {len(source.items):,} images "
+            f"of {side} x {side}, got {free:,}"
+        )
+
+
+def _write_cache(
+    request: _Request, source: _Source, names: Sequence[str], key: str, path: Path
+) -> None:
     """Decode to `path`: a `.npy`, followed by JSON that names the source and what is left out."""
-    source = _opened(request, names)
     channels = request.channels or source.channels
     shape = (channels, request.resolution, request.resolution)
     prepare = partial(_prepared, source.load, _MODES[channels], request)
@@ -406,19 +444,19 @@ def _in_order(
         yield waiting.popleft().result()
 
 
-def _prepared(
-    load: Callable[[Any], Image.Image | None], mode: str, request: _Request, item: Any
-) -> bytes | None:
+def _prepared(load: _Load, mode: str, request: _Request, item: Any) -> bytes | None:
     """One image as bytes (C, R, R), None where it is corrupt."""
-    image = load(item)
-    if image is None:
-        return None
-    return _fitted(image, mode, request.fit, request.resolution).tobytes()
+
+    def fitted(image: Image.Image) -> bytes:
+        return _fitted(image, mode, request.fit, request.resolution).tobytes()
+
+    pixels: bytes | None = load(item, fitted)
+    return pixels
 
 
 def _fitted(image: Image.Image, mode: str, fit: str, side: int) -> Pixels:
     """The image as (C, R, R)."""
-    levels = np.asarray(FITS[fit](image.convert(mode), side))
+    levels = np.asarray(FITS[fit](_as_mode(image, mode), side))
     return np.atleast_3d(levels).transpose(2, 0, 1)
 
 
@@ -449,9 +487,10 @@ def _opened(request: _Request, names: Sequence[str]) -> _Source:
     folder = request.source
     if folder.is_dir():
         channels = request.channels or _common_channels(request, names)
-        return _Source(names, lambda name: _decoded((folder / name).read_bytes()), channels)
+        return _Source(names, lambda name, use: _decoded(folder / name, use), channels)
     array = _channels_last(_read_array(request.source), request.source)
-    return _Source(array, Image.fromarray, 3 if array.ndim == 4 else 1)
+    channels = 3 if array.ndim == 4 else 1
+    return _Source(array, lambda pixels, use: use(Image.fromarray(pixels)), channels)
 
 
 def _common_channels(request: _Request, names: Sequence[str]) -> int:
@@ -473,31 +512,53 @@ def _common_channels(request: _Request, names: Sequence[str]) -> int:
 
 
 def _header_channels(path: Path) -> int | None:
-    with path.open("rb") as file:
+    if (file := _opened_file(path)) is None:
+        return None
+    with file:
         try:
-            mode = _header(file).mode
+            mode = open_picture(file).mode
         except Exception:  # decoders raise almost anything on a damaged file
             return None
     return 1 if mode in _GREY or mode.startswith("I;16") else 3
 
 
-def _header(file: BinaryIO | BytesIO) -> Image.Image:
-    """The image, not decoded yet. Where it is too large, Pillow may only warn: we raise."""
-    image = Image.open(file)
-    most = Image.MAX_IMAGE_PIXELS
-    if most is not None and image.width * image.height > most:
-        raise Image.DecompressionBombError(f"{image.size}")
-    return image
+def _decoded(path: Path, use: Callable[[Image.Image], _Made]) -> _Made | None:
+    """What `use` makes of an image file, upright, of mode L or RGB; None where it is corrupt.
 
-
-def _decoded(content: bytes) -> Image.Image | None:
-    """An image file upright, of mode L or RGB; None where it is corrupt."""
+    OSError where it cannot be read, which may be another time.
+    """
+    if (file := _opened_file(path)) is None:
+        return None
+    with file:
+        content = file.read()
     try:
-        image = _header(BytesIO(content))
-        kind = image.format
-        return _eight_bit(ImageOps.exif_transpose(image), kind)
+        image = open_picture(BytesIO(content))
     except Exception:  # decoders raise almost anything on a damaged file
         return None
+    with side_by_side(image.width * image.height):
+        try:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            upright = _eight_bit(image, image.format)
+        except Exception:  # as above
+            return None
+        return use(upright)
+
+
+def _opened_file(path: Path) -> BinaryIO | None:
+    """An image file, None where it can be none: a dead link, no regular file, or far too large."""
+    try:
+        file = open_regular("source", path)
+    except FileNotFoundError:
+        if path.is_symlink():
+            return None
+        raise
+    except ValueError:
+        return None
+    if size_of(file) <= most_bytes():
+        return file
+    file.close()
+    return None
 
 
 def _eight_bit(image: Image.Image, kind: str | None) -> Image.Image:
@@ -510,8 +571,13 @@ def _eight_bit(image: Image.Image, kind: str | None) -> Image.Image:
     mode = "L" if image.mode in _GREY else "RGB"
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image.convert("RGBA"))
-    return image.convert(mode)
+        image = Image.alpha_composite(black, _as_mode(image, "RGBA"))
+    return _as_mode(image, mode)
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Converted only where it has to be, as Pillow copies otherwise."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _channels_last(array: npt.NDArray[Any], path: Path) -> Pixels:
@@ -531,31 +597,59 @@ def _channels_last(array: npt.NDArray[Any], path: Path) -> Pixels:
         )
     if not images.size:
         raise ValueError(f"source: expected images in {path}, got an array {array.shape}")
+    try:
+        check_pixels(images.shape[2], images.shape[1])
+    except ValueError as error:
+        raise ValueError(f"source: images in {path}: {error}") from None
     return images[..., 0] if images.shape[3] == 1 else images
 
 
 def _read_array(path: Path) -> npt.NDArray[Any]:
     """What an `.npz` or IDX file holds, whatever its name."""
-    with path.open("rb") as file:
+    with open_regular("source", path) as file:
+        check_room({"source": size_of(file)}, 1, "a file")
         start = file.read(2)
-    if start == b"PK":
-        return _read_npz(path)
-    unpack = gzip.open if start == b"\x1f\x8b" else open
-    try:
-        with unpack(path, "rb") as file:
-            content = file.read(4)
-            if len(content) == 4 and content[:2] == b"\0\0":
-                content += file.read()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"source: expected a whole gzip file, got {path}: {error}") from error
-    return _parsed_idx(content, path)
+        file.seek(0)
+        if start == b"PK":
+            return _read_npz(file, path)
+        if start != b"\x1f\x8b":
+            return _read_idx(file, path, size_of(file), packed=False)
+        try:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                return _read_idx(unpacked, path, size_of(file), packed=True)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"source: expected a whole gzip file, got {path}: {error}") from error
 
 
-def _parsed_idx(content: bytes, path: Path) -> Pixels:
-    """IDX: two zero bytes, type, number of dimensions, sizes as big-endian 32 bits, values."""
-    if len(content) < 4 or content[:2] != b"\0\0":
+def _read_idx(file: BinaryIO | gzip.GzipFile, path: Path, size: int, packed: bool) -> Pixels:
+    """IDX: two zero bytes, type, number of dimensions, sizes as big-endian 32 bits, values.
+
+    ``size`` is that of the file, ``packed`` or not.
+    """
+    head = file.read(4)
+    dimensions = _idx_dimensions(head, path)
+    sizes = file.read(4 * dimensions)
+    shape = struct.unpack(f">{dimensions}I", sizes.ljust(4 * dimensions, b"\0"))
+    pixels = math.prod(shape)
+    expected, got, content = len(head) + 4 * dimensions + pixels, size, b""
+    if packed:
+        check_unpacked(f"source: {path}", size, expected)
+    if packed or got == expected:
+        content = file.read(pixels + 1)  # one more, to see that there is no more
+        got = len(head) + len(sizes) + len(content)
+    if got != expected:
+        raise ValueError(
+            f"source: expected an IDX file of {expected} bytes, as its header says, "
+            f"got {got} bytes{' or more' if packed else ''} (damaged or truncated) in {path}"
+        )
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _idx_dimensions(head: bytes, path: Path) -> int:
+    """3 or 4, where this is the start of an IDX file of images; else ValueError."""
+    if len(head) < 4 or head[:2] != b"\0\0":
         raise ValueError(f"source: expected a folder, an IDX file or an .npz, got the file {path}")
-    kind, dimensions = content[2], content[3]
+    kind, dimensions = head[2], head[3]
     if dimensions == 1:
         raise ValueError(
             f"source: expected an IDX file of images, got {path}, which has one dimension and so "
@@ -566,20 +660,12 @@ def _parsed_idx(content: bytes, path: Path) -> Pixels:
             "source: expected an IDX file of unsigned bytes (type 0x08) of 3 or 4 dimensions, "
             f"got type {kind:#04x} of {dimensions} dimensions in {path}"
         )
-    start = 4 + 4 * dimensions
-    shape = struct.unpack(f">{dimensions}I", content[4:start].ljust(4 * dimensions, b"\0"))
-    expected = start + math.prod(shape)
-    if len(content) != expected:
-        raise ValueError(
-            f"source: expected an IDX file of {expected} bytes, as its header says, "
-            f"got {len(content)} bytes (damaged or truncated) in {path}"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return dimensions
 
 
-def _read_npz(path: Path) -> npt.NDArray[Any]:
+def _read_npz(file: BinaryIO, path: Path) -> npt.NDArray[Any]:
     try:
-        with opened_npz(path) as content:
+        with opened_npz("npz", file) as content:
             names = list(content.files)
             chosen = names[0] if len(names) == 1 else "images"
             array = np.asarray(content[chosen]) if chosen in names else None

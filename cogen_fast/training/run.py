@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from cogen_fast import plots
 from cogen_fast.arguments import check_count, check_flag, check_folder, check_number, shown
-from cogen_fast.files import write_atomically
+from cogen_fast.files import open_regular, read_text, write_atomically
 from cogen_fast.generators import save_generator
 from cogen_fast.generators.progressive import RESOLUTIONS, ProgressiveGenerator
 from cogen_fast.training.config import TrainingConfig
@@ -246,7 +246,7 @@ class _Files:
     def _cut_log(self) -> None:
         """Without lines of steps that will be made again, and a line that was cut off."""
         path = self.folder / LOG
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = read_text("out", path).splitlines() if path.exists() else []
         whole = [line for line in lines if line.endswith("}")]
         kept = [line for line in whole if json.loads(line)["images"] <= self.trainer.shown]
         text = "".join(f"{line}\n" for line in kept)
@@ -275,11 +275,12 @@ def sample_batches(generator: ProgressiveGenerator, count: int, seed: int) -> It
 
 
 def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        known = content["format"] == _FORMAT
-    except Exception as error:  # torch has many for a damaged file
-        raise ValueError(f"out: {path} is damaged: {error}") from error
+    with open_regular("out", path) as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            known = content["format"] == _FORMAT
+        except Exception as error:  # torch has many for a damaged file
+            raise ValueError(f"out: {path} is damaged: {error}") from error
     if not known:
         raise ValueError(f"out: expected {_FORMAT!r} in {path}, got {content['format']!r}")
     was = json.loads(content["identity"])
