@@ -17,12 +17,12 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cogen_fast.digests import digest_of
 from cogen_fast.files import write_atomically
 from cogen_fast.layout import Array, Layout, Sizes, Whole, check_array, check_whole
+from cogen_fast.tensor_files import to_bytes
 
 _FORMAT = "cogen-fast run 9"
 _PROBE = "probe."
@@ -47,7 +47,8 @@ def save(path: Path, run: Any, identity: Mapping[str, str], probes: Mapping[str,
         "identity": json.dumps(dict(identity), sort_keys=True),
     }
     metadata["digest"] = digest_of(kept, metadata)
-    write_atomically(path, lambda file: save_file(kept, file, metadata))
+    content = to_bytes(kept, metadata)
+    write_atomically(path, lambda file: file.write_bytes(content))
 
 
 def load(

@@ -26,3 +26,23 @@ def digest_of(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
         found.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
         found.update(tensor_bytes(value))
     return found.hexdigest()
+
+
+def digest_of_tree(value: Any) -> str:
+    """The same of tensors and plain values in dictionaries, lists and tuples."""
+    tensors: dict[str, Tensor] = {}
+    texts: dict[str, str] = {}
+    _spread(value, "", tensors, texts)
+    return digest_of(tensors, texts)
+
+
+def _spread(value: Any, name: str, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return
+    if not isinstance(value, Mapping | list | tuple):
+        texts[name] = repr(value)
+        return
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    for key, each in items:
+        _spread(each, f"{name}/{key!r}", tensors, texts)

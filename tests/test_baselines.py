@@ -104,7 +104,8 @@ def test_the_best_visited_point_is_kept_also_where_descent_diverges() -> None:
     wild = solve("gd", learning_rate=1.5, steps=40, chains=4)
     start = Energy().energy_and_grad(draws_of(4))[0]
     last = gradient_descent(Energy(), draws_of(4), 40, 1.5)[1]
-    assert (wild.energies <= start).all()
+    # But for float32's rounding, which differs between processors for other numbers of rows.
+    assert (wild.energies <= start * (1.0 + 1e-6)).all()
     assert (wild.energies < last).any()
 
 

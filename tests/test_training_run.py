@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -18,9 +19,11 @@ import torch
 from discs import discs
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 from cogen_fast import load_generator, plots
 from cogen_fast.cli import main
+from cogen_fast.digests import digest_of_tree
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.progressive import Trainer
 from cogen_fast.training.run import _asked_to_stop, _Files, _Meter, sample_images, train
@@ -199,6 +202,56 @@ def test_a_damaged_checkpoint_is_refused(content: bytes, whole: Path, tmp_path: 
     )
     with pytest.raises(ValueError, match=r"^out: .*checkpoint.pt is damaged"):
         train(discs(side=8), config(), tmp_path, progress=False)
+
+
+def test_a_flipped_bit_is_refused(whole: Path, tmp_path: Path) -> None:
+    """In values that nothing but a digest can tell from others."""
+    good = (whole / "checkpoint.pt").read_bytes()
+    state = torch.load(whole / "checkpoint.pt", weights_only=True)
+    weights = [state["generator"], state["averaged"], state["discriminator"]]
+    for value in (weight for part in weights for weight in part.values() if weight.numel() > 3):
+        raw = value.flatten()[1:3].numpy().tobytes()
+        where = good.index(raw)
+        flipped = bytearray(good)
+        flipped[where + 1] ^= 4
+        (tmp_path / "checkpoint.pt").write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"checkpoint.pt is damaged: it is not as it was writ"):
+            train(discs(side=8), config(), tmp_path, progress=False)
+
+
+def spoilt(value: Any) -> Iterator[Any]:
+    """Other values in the place of one of a checkpoint."""
+    yield from ("text", -1, None, [], 1.5)
+    if isinstance(value, Tensor):
+        yield value[None].clone()
+        yield torch.cat([value.reshape(-1), value.reshape(-1)[:1]])
+        yield torch.full_like(value, torch.nan)
+
+
+def leaves(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """What holds each value of a checkpoint, and its key there."""
+    for key, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
+        if isinstance(value, dict | list):
+            yield from leaves(value)
+        yield tree, key
+
+
+def test_whatever_else_a_checkpoint_holds_is_refused(whole: Path, tmp_path: Path) -> None:
+    state = torch.load(whole / "checkpoint.pt", weights_only=True)
+    del state["digest"]
+    tried = 0
+    for number, (holder, key) in list(enumerate(leaves(state)))[::3]:
+        for other in spoilt(holder[key]):
+            damaged = copy.deepcopy(state)
+            there, name = list(leaves(damaged))[number]
+            there[name] = other
+            torch.save(damaged | {"digest": digest_of_tree(damaged)}, tmp_path / "checkpoint.pt")
+            try:
+                train(discs(side=8), config(), tmp_path, progress=False)
+            except (ValueError, TypeError) as error:
+                assert str(error).startswith("out: "), (key, other, error)
+                tried += 1
+    assert tried > 100
 
 
 @pytest.mark.parametrize("seconds", [0, 600])

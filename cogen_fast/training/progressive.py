@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogen_fast.generators.progressive import RESOLUTIONS, ProgressiveGenerator, upsample
+from cogen_fast.layout import Whole, check_whole
 from cogen_fast.training.config import Phase, TrainingConfig
 from cogen_fast.training.datasets import Images
 from cogen_fast.training.discriminator import ProgressiveDiscriminator
@@ -90,12 +91,20 @@ class Trainer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state()``. KeyError or RuntimeError where it is not of this training."""
+        """Go on from ``state()``. An error of Python or torch for another's."""
+        phases = self.config.phases
+        for name in ("shown", "steps"):
+            check_whole(name, state[name], Whole(), {})
+        check_whole("phase", state["phase"], Whole(high=len(phases) - 1), {})
         self.shown, self.steps = state["shown"], state["steps"]
-        self.phase = self.config.phases[state["phase"]]
+        self.phase = phases[state["phase"]]
         self._build()
         self._prepare()
         for name, part in self._parts().items():
+            if isinstance(part, torch.optim.Optimizer):
+                _check_moments(name, part, state[name])
+            elif not all(bool(value.isfinite().all()) for value in state[name].values()):
+                raise ValueError(f"{name}: expected finite weights, got others")
             part.load_state_dict(state[name])
         self._fade(self.phase.alpha(self.shown))
 
@@ -296,6 +305,21 @@ def _inherit(new: nn.Module, old: nn.Module, colours: str) -> None:
     }
     unknown = new.load_state_dict(kept, strict=False).unexpected_keys
     assert not unknown, unknown
+
+
+def _check_moments(name: str, fresh: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """ValueError unless ``state`` is of the parameters and the settings of ``fresh``."""
+    if state["param_groups"] != fresh.state_dict()["param_groups"]:
+        raise ValueError(f"{name}: expected the settings of this training, got others")
+    weights = [weight for group in fresh.param_groups for weight in group["params"]]
+    for number, moments in state["state"].items():
+        for kind, value in moments.items():
+            shape = weights[number].shape if kind != "step" else ()
+            if value.shape != shape or not bool(value.isfinite().all()):
+                raise ValueError(
+                    f"{name}: expected finite {kind} {tuple(shape)} of weight {number}, got "
+                    f"{tuple(value.shape)}"
+                )
 
 
 def _mixed(*words: int) -> int:

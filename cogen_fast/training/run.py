@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from cogen_fast import plots
 from cogen_fast.arguments import check_count, check_flag, check_folder, check_number, shown
+from cogen_fast.digests import digest_of_tree
 from cogen_fast.files import open_regular, read_text, write_atomically
 from cogen_fast.generators import save_generator
 from cogen_fast.generators.progressive import RESOLUTIONS, ProgressiveGenerator
@@ -30,7 +31,7 @@ from cogen_fast.training.progressive import Trainer
 from cogen_fast.training.team import assembled
 
 CHECKPOINT, CONFIG, LOG, SNAPSHOTS = "checkpoint.pt", "config.json", "log.jsonl", "snapshots"
-_FORMAT = "cogen_fast training 1"
+_FORMAT = "cogen_fast training 2"
 _CHECKPOINT_SECONDS = 600.0
 _TICK = 50  # steps between lines of the log
 # Steps until a team of processes hears that one of them was asked to stop: asking makes GPUs wait.
@@ -198,8 +199,11 @@ class _Files:
         """A new folder, or the training that it holds, into the trainer and ``meter``."""
         if (path := self.folder / CHECKPOINT).exists():
             state = _read(path, self._identity)
-            self.trainer.restore(state)
-            meter.restore(state["sums"], state["count"])
+            try:
+                self.trainer.restore(state)
+                meter.restore(state["sums"], state["count"])
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(f"out: {path} is damaged: {error}") from error
         if not self.leads:
             return
         (self.folder / SNAPSHOTS).mkdir(parents=True, exist_ok=True)
@@ -221,6 +225,7 @@ class _Files:
             "count": meter.count,
             **self.trainer.state(),
         }
+        content["digest"] = digest_of_tree(content)
         write_atomically(self.folder / CHECKPOINT, lambda file: torch.save(content, file))
 
     def log(self, line: dict[str, Any]) -> None:
@@ -279,10 +284,13 @@ def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
             known = content["format"] == _FORMAT
+            whole = not known or content.pop("digest") == digest_of_tree(content)
         except Exception as error:  # torch has many for a damaged file
             raise ValueError(f"out: {path} is damaged: {error}") from error
     if not known:
         raise ValueError(f"out: expected {_FORMAT!r} in {path}, got {content['format']!r}")
+    if not whole:
+        raise ValueError(f"out: {path} is damaged: it is not as it was written")
     was = json.loads(content["identity"])
     if other := [name for name in identity if was.get(name) != identity[name]]:
         changes = ", ".join(f"{n}={was.get(n)!r} (now {identity[n]!r})" for n in other)
