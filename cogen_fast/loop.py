@@ -20,6 +20,7 @@ from cogen_fast import checkpoint as checkpoints
 from cogen_fast.digests import tensor_bytes
 from cogen_fast.layout import Layout
 from cogen_fast.problem import Problem
+from cogen_fast.warn import warn_user
 
 INTERRUPTED = "the run was interrupted before its last moves"
 """Why there is no such thing in an unfinished outcome."""
@@ -126,6 +127,7 @@ class Loop:
             self.identity = self._identity(observation_ids)
             self.probes = self.problem.probes()
         self.latest = self._start(observation_ids)
+        self._try_path()
         position = self.method.position(self.latest)
         with tqdm(
             total=position.total, initial=position.done, disable=not progress, unit=position.unit
@@ -133,12 +135,11 @@ class Loop:
             try:
                 self.latest = self.method.go(self.problem, self.latest, self._after_step)
             except KeyboardInterrupt:
-                if self.path is not None:
-                    self._save()
+                if self.path is not None and self._saved():
                     raise
                 return self.latest, False
         if self.path is not None:
-            self._save()
+            self._saved()
         return self.latest, True
 
     def _start(self, observation_ids: Sequence[int] | None) -> Any:
@@ -153,12 +154,33 @@ class Loop:
         if self.bar.update(done - self.bar.n):  # True when redrawn: only then are numbers read
             self.bar.set_postfix(self.method.facts(run), refresh=False)
         if self.path is not None and time.monotonic() - self.saved_at >= self.interval:
-            self._save()
+            self._saved()
 
-    def _save(self) -> None:
+    def _try_path(self) -> None:
+        """Write the run's start: what cannot be written is found out before there is work to lose.
+
+        OSError naming the argument.
+        """
+        if self.path is None or self.path.exists():
+            return
+        try:
+            checkpoints.save(self.path, self.latest, self.identity, self.probes)
+        except OSError as error:
+            raise OSError(f"checkpoint: {self.path} cannot be written: {error}") from error
+
+    def _saved(self) -> bool:
+        """Whether the run could be saved; where not, a warning says so, and the run goes on."""
         assert self.path is not None
-        checkpoints.save(self.path, self.latest, self.identity, self.probes)
         self.saved_at = time.monotonic()
+        try:
+            checkpoints.save(self.path, self.latest, self.identity, self.probes)
+        except OSError as error:
+            warn_user(
+                f"checkpoint: {self.path} could not be written ({error}); what it held before is "
+                "still there, and the run is not lost: it goes on, or is returned as it is"
+            )
+            return False
+        return True
 
     def _identity(self, observation_ids: Sequence[int] | None) -> dict[str, str]:
         """What a checkpoint must agree with: generator, data and every setting."""

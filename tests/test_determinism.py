@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import itertools
 import os
 import signal
 import subprocess
@@ -20,9 +22,10 @@ from runs import Failing, assert_same, both_backends, network
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cogen_fast import Operator, Result, cogenerate
+from cogen_fast import Operator, Result, checkpoint, cogenerate
 
 MASK = np.array([1, 1, 0, 1, 0])
+SAVE = checkpoint.save
 SETTINGS: dict[str, Any] = {
     "method": "paper",
     "noise_std": 0.3,
@@ -170,18 +173,62 @@ def test_a_checkpoint_is_saved_as_often_as_asked(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
 
     class Looking(Failing):
-        seen: list[bool]
+        seen: list[int]
 
         def forward(self, z: Tensor) -> Tensor:
-            self.seen.append(path.exists())
+            self.seen.append(path.stat().st_mtime_ns if path.exists() else 0)
             return super().forward(z)
 
-    for seconds, expected in ((0.0, True), (1e6, False)):
+    for seconds, expected in ((0.0, 6), (1e6, 1)):
         generator = Looking()
         generator.seen = []
         run(generator, checkpoint=path, checkpoint_seconds=seconds)
-        assert generator.seen[-5] is expected  # in the last temperature
+        # At the start, so that the path is known to be good, and after each temperature.
+        times = {when for when in generator.seen[:-4] if when}  # before the last temperature
+        assert len(times) >= expected
+        assert seconds == 0.0 or len(times) == expected
         path.unlink()
+
+
+def full_disk(after: int) -> Callable[..., None]:
+    """`checkpoint.save` on a disk that is full after so many writes."""
+    written = itertools.count()
+
+    def saved(*arguments: Any) -> None:
+        if next(written) >= after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        SAVE(*arguments)
+
+    return saved
+
+
+def test_a_disk_that_is_full_before_the_run_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "save", full_disk(0))
+    generator = Failing(10**9)
+    with pytest.raises(OSError, match=r"^checkpoint: .*run cannot be written: .*No space left"):
+        run(generator, checkpoint=tmp_path / "run")
+    assert generator.calls < 12
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_run_that_cannot_be_saved_is_not_lost(
+    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, expected = tmp_path / "run", run(Failing())
+    monkeypatch.setattr(checkpoint, "save", full_disk(after))
+    with pytest.warns(UserWarning, match=r"^checkpoint: .*run could not be written .*No space"):
+        assert_same(run(Failing(), checkpoint=path, checkpoint_seconds=0.0), expected)
+    # Nor is one that was interrupted: what there is comes back.
+    path.unlink()
+    monkeypatch.setattr(checkpoint, "save", full_disk(after))
+    with pytest.warns(UserWarning, match=r"^checkpoint: "):
+        found = run(Failing(25), checkpoint=path, checkpoint_seconds=0.0)
+    assert not found.complete
+    # What was written before the disk was full can be gone on from.
+    monkeypatch.undo()
+    assert_same(run(Failing(), checkpoint=path), expected)
 
 
 def test_other_errors_leave_the_last_checkpoint(tmp_path: Path) -> None:
