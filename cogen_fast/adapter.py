@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
+from threading import Lock
 from typing import Any
 
 import torch
@@ -38,6 +39,39 @@ _TOLERANCES = {
 }
 
 
+class _Switched:
+    """One flag of objects, off while anyone uses them: threads may share a generator."""
+
+    def __init__(self, flag: str) -> None:
+        self._flag, self._lock = flag, Lock()
+        self._before: dict[int, tuple[bool, int]] = {}  # by object: its flag, and how many use it
+
+    @contextmanager
+    def off(self, objects: Sequence[Any]) -> Iterator[None]:
+        """Off inside; with the last one who leaves, as it was before the first one came."""
+        with self._lock:
+            for each in objects:
+                before, users = self._before.get(id(each), (getattr(each, self._flag), 0))
+                self._before[id(each)] = before, users + 1
+                setattr(each, self._flag, False)
+        try:
+            yield
+        finally:
+            with self._lock:
+                for each in objects:
+                    self._leave(each)
+
+    def _leave(self, each: Any) -> None:
+        before, users = self._before.pop(id(each))
+        if users > 1:
+            self._before[id(each)] = before, users - 1
+        else:
+            setattr(each, self._flag, before)
+
+
+_TRAINING, _GRADIENTS = _Switched("training"), _Switched("requires_grad")
+
+
 @contextmanager
 def frozen(generator: Any) -> Iterator[None]:
     """Eval mode and no weight gradients inside; every module's own mode and flags afterwards."""
@@ -46,19 +80,9 @@ def frozen(generator: Any) -> Iterator[None]:
         return
     if any(t.is_inference() for t in _tensors(generator)):
         raise ValueError("G: its weights were made in torch.inference_mode(); make them outside")
-    modes = [(m, m.training) for m in generator.modules()]
-    flags = [(p, p.requires_grad) for p in generator.parameters()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
+    modules, weights = list(generator.modules()), list(generator.parameters())
+    with _TRAINING.off(modules), _GRADIENTS.off(weights):
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 class GeneratorAdapter:

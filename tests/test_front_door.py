@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from cogen_fast import (
     inpaint,
     super_resolve,
 )
+from cogen_fast.adapter import frozen
 from cogen_fast.ends import gradient_descent
 from cogen_fast.ops import reference
 from cogen_fast.sampler import hmc
@@ -181,6 +184,30 @@ def test_weights_modes_and_flags_come_back() -> None:
     assert_unchanged(G, before)
     gradient_descent(G, image(), 1, steps=2, learning_rate=0.1)
     assert_unchanged(G, before)
+
+
+def test_weights_modes_and_flags_come_back_after_the_last_of_several_users() -> None:
+    """In whatever order they come and go; one of them holds the generator within another module."""
+    G = mixed_modes()
+    before, outer = snapshot(G), nn.Sequential(G)
+    for order in itertools.permutations(range(3)):
+        users = [frozen(G), frozen(outer), frozen(G)]
+        for user in users:
+            user.__enter__()
+        for number in order:
+            assert not any(module.training for module in G.modules())
+            assert not any(weight.requires_grad for weight in G.parameters())
+            users[number].__exit__(None, None, None)
+        assert_unchanged(G, before)
+
+
+def test_threads_may_share_a_generator() -> None:
+    G, x = mixed_modes(), image()
+    before, alone = snapshot(G), cogenerate(G, x, 1, **FAST)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: cogenerate(G, x, 1, **FAST), range(8)))
+    assert_unchanged(G, before)
+    assert all(torch.equal(each.latents, alone.latents) for each in found)
 
 
 def test_inside_a_run_weights_ask_for_no_gradient() -> None:
