@@ -64,7 +64,12 @@ def assemble(
         observed=observed,
         complete=complete,
         reasons=reasons,
-        settings=settings | {"noise": observation.noise, "backend": problem.backend},
+        settings=settings
+        | {
+            "noise": observation.noise,
+            "backend": problem.backend,
+            "threads": torch.get_num_threads(),
+        },
         notes=notes,
         **found,
     )
