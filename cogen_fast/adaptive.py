@@ -319,8 +319,10 @@ class Adaptive:
             acceptance=_rows([i.acceptance for i in infos], state.beta),
             step_size=_rows([i.choice.step_size for i in infos], state.beta),
             energy_history=_rows([i.energy for i in infos], state.beta),
-            leapfrog_steps=torch.tensor([i.choice.leapfrog_steps for i in infos]).long(),
-            hmc_steps=torch.tensor([i.choice.hmc_steps for i in infos]).long(),
+            leapfrog_steps=torch.tensor(
+                [i.choice.leapfrog_steps for i in infos], device="cpu"
+            ).long(),
+            hmc_steps=torch.tensor([i.choice.hmc_steps for i in infos], device="cpu").long(),
             trace=None if run.trace is None else self._merged_trace(run.trace),
             jumped=state.jumped,
             beta_reached=float(state.beta.min()),

@@ -17,12 +17,12 @@ def disagreement(latents: Tensor, islands: int, least: float) -> tuple[Tensor, T
     make small; it takes time, and is 1 where R-hat is at most ``least``. 1 and 1 for one island, or
     for one draw of each.
     """
-    ones = torch.ones(len(latents))
+    ones = torch.ones(len(latents), device="cpu")
     if islands < 2 or latents.shape[1] < 2 * islands:
         return ones, ones.clone()
     random = torch.Generator().manual_seed(0)
     found = [_of_one(each, islands, least, random) for each in latents.double()]
-    largest, p = torch.tensor(found).T
+    largest, p = torch.tensor(found, device="cpu").T
     return largest, p
 
 
@@ -37,7 +37,7 @@ def _of_one(
     pooled = draws.flatten(0, 1)
     shuffled = 0
     for _ in range(_SHUFFLES):
-        order = torch.randperm(len(pooled), generator=random)
+        order = torch.randperm(len(pooled), generator=random, device="cpu")
         shuffled += _largest(pooled[order].reshape(draws.shape)) >= seen
     return seen, (1 + shuffled) / (1 + _SHUFFLES)
 

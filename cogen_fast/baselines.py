@@ -353,8 +353,8 @@ def unannealed(
 ) -> Outcome:
     """An outcome without temperatures; ``numbers`` ``(B, N)`` of the prior draws it comes from."""
     count = len(latents)
-    none = torch.zeros(0, count, dtype=torch.float64)
-    no_moves = torch.zeros(0, dtype=torch.int64)
+    none = torch.zeros(0, count, dtype=torch.float64, device="cpu")
+    no_moves = torch.zeros(0, dtype=torch.int64, device="cpu")
     return Outcome(
         latents=latents,
         energies=energies,
@@ -372,8 +372,8 @@ def unannealed(
         leapfrog_steps=no_moves,
         hmc_steps=no_moves,
         trace=None,
-        jumped=torch.zeros(count, dtype=torch.bool),
-        rounds=torch.zeros(count, dtype=torch.int64),
+        jumped=torch.zeros(count, dtype=torch.bool, device="cpu"),
+        rounds=torch.zeros(count, dtype=torch.int64, device="cpu"),
         beta_reached=1.0,
         gradients=gradients,
         forwards=forwards,

@@ -138,7 +138,7 @@ def _simulate(
     latents = reference.initial_latents(stream, simulations, adapter.latent_size, adapter.dtype)[0]
     exact = torch.cat([operator.measure(adapter(row)) for row in torch.split(latents, 1)])
     random = torch.Generator().manual_seed(own_seed % 2**63)
-    noise = torch.randn(exact.flatten(1).shape, generator=random, dtype=torch.float64)
+    noise = torch.randn(exact.flatten(1).shape, generator=random, dtype=torch.float64, device="cpu")
     return latents, exact + (sigma * noise.to(sigma)).reshape(exact.shape).to(exact)
 
 

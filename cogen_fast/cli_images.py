@@ -167,7 +167,7 @@ def box_mask(box: Sequence[int], size: tuple[int, int]) -> Tensor:
         raise ValueError(
             f"box: expected X Y W H of a block inside {_shown(size)}, got {x} {y} {width} {height}"
         )
-    mask = torch.ones(size[1], size[0], dtype=torch.bool)
+    mask = torch.ones(size[1], size[0], dtype=torch.bool, device="cpu")
     mask[y : y + height, x : x + width] = False
     return mask
 

@@ -148,7 +148,7 @@ def _generated(
 
 
 def _batches(images: Images, count: int) -> Iterator[Tensor]:
-    for some in torch.split(torch.arange(count), _BATCH):
+    for some in torch.split(torch.arange(count, device="cpu"), _BATCH):
         yield images.batch(some)
 
 

@@ -187,7 +187,9 @@ def _settled(run: Evidence) -> str | None:
     count, columns = len(run.energies), len(run.rounds)
     each = columns // count
     falling = torch.tensor(
-        [_falls(run, range(each * i, each * (i + 1))) for i in range(count)], dtype=torch.bool
+        [_falls(run, range(each * i, each * (i + 1))) for i in range(count)],
+        dtype=torch.bool,
+        device="cpu",
     )
     if not bool(falling.any()):
         return None

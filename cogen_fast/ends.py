@@ -93,7 +93,7 @@ def try_learning_rates(
     with prepared(G, x_obs, mask, **options) as problem:
         stream = prior_draws.noise(problem, seed, None)
         first = prior_draws.best(problem, stream, starts, runs)[0].repeat(1, len(rates), 1)
-        each = torch.tensor(rates).repeat_interleave(runs)[:, None].to(first)
+        each = torch.tensor(rates, device="cpu").repeat_interleave(runs)[:, None].to(first)
         visited.append(first)
         latents, energy = optimise.gradient_descent(
             problem.potential, first, steps, each, visited.append if keep_trace else None

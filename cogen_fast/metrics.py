@@ -216,7 +216,7 @@ def coverage(
         ends = [_quantile(values, places, p) for p in ((1.0 - level) / 2.0, (1.0 + level) / 2.0)]
         inside = (ends[0] <= y[mask]) & (y[mask] <= ends[1])
         found.append(float(inside.double().mean()))
-    return torch.tensor(found, dtype=torch.float64)
+    return torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
 def _quantile(values: Tensor, places: Tensor, p: float) -> Tensor:
@@ -290,7 +290,7 @@ def _mask(hidden: Any, like: Tensor) -> Tensor:
 def _shares(weights: Any, count: int) -> Tensor:
     """Weights ``(N,)`` in float64 that sum to 1; equal ones where none are given."""
     if weights is None:
-        return torch.full((count,), 1.0 / count, dtype=torch.float64)
+        return torch.full((count,), 1.0 / count, dtype=torch.float64, device="cpu")
     given = torch.as_tensor(weights).detach().double()
     if given.shape != (count,):
         raise ValueError(f"weights: expected shape {(count,)}, got {tuple(given.shape)}")
@@ -310,11 +310,11 @@ def _window(kind: str, truth: Tensor) -> tuple[Tensor, tuple[float, float]]:
     most = _GAUSSIAN if kind == "gaussian" else _UNIFORM
     side = min(most, least - 1 + least % 2)
     if kind == "gaussian":
-        away = torch.arange(side, dtype=torch.float64) - side // 2
+        away = torch.arange(side, dtype=torch.float64, device="cpu") - side // 2
         row, k = torch.exp(-(away**2) / (2.0 * 1.5**2)), _K
     else:
         # Sample covariances are n / (n - 1) times the others: the same as K2^2 by its inverse.
-        row, n = torch.ones(side, dtype=torch.float64), side**2
+        row, n = torch.ones(side, dtype=torch.float64, device="cpu"), side**2
         k = (_K[0], _K[1] * ((n - 1) / n) ** 0.5)
     return (row / row.sum()).repeat(channels, 1, 1, 1), k
 

@@ -53,9 +53,9 @@ class _Best:
 
     def __init__(self, latents: Tensor) -> None:
         self.latents = latents.clone()
-        self.energy = torch.full(latents.shape[:2], torch.inf, dtype=torch.float64).to(
-            latents.device
-        )
+        self.energy = torch.full(
+            latents.shape[:2], torch.inf, dtype=torch.float64, device="cpu"
+        ).to(latents.device)
 
     def look(self, position: Tensor, energy: Tensor) -> None:
         better = energy < self.energy  # false for NaN

@@ -151,7 +151,7 @@ class Paper:
         steps, (count, chains) = len(self.betas), state.hmc.energy.shape
         roots = torch.arange(chains, device=state.beta.device).repeat(count, 1)
         log_normaliser, error, reasons = self._normaliser(state, roots, complete)
-        each = torch.ones(steps, dtype=torch.int64)
+        each = torch.ones(steps, dtype=torch.int64, device="cpu")
         return Outcome(
             latents=state.hmc.latents,
             energies=state.hmc.energy,
@@ -168,7 +168,7 @@ class Paper:
             leapfrog_steps=self.moves.leapfrog_steps * each,
             hmc_steps=self.moves.hmc_steps * each,
             trace=history.trace,
-            jumped=torch.zeros(count, dtype=torch.bool),
+            jumped=torch.zeros(count, dtype=torch.bool, device="cpu"),
             rounds=(torch.from_numpy(self.betas[: run.done]) >= 1.0).sum().repeat(count),
             energy_std=history.energy_std,
             beta_reached=float(state.beta.min()),

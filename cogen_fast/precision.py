@@ -199,8 +199,11 @@ def _scale(field: GeneratorPotential, probes: Tensor) -> Tensor:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Float32 is float32 (no TF32), and gradients are off."""
-    with torch.inference_mode(False), torch.no_grad(), _NO_TF32.held():
+    """Float32 is float32 (no TF32, no autocast), and gradients are off."""
+    with torch.inference_mode(False), torch.no_grad(), _NO_TF32.held(), ExitStack() as stack:
+        for device in _AUTOCAST:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
 
@@ -228,6 +231,7 @@ class _NoTF32:
 
 
 _NO_TF32 = _NoTF32()
+_AUTOCAST = ("cpu", "cuda")
 
 
 @contextmanager

@@ -154,7 +154,7 @@ class Result:
     @property
     def best_images(self) -> Tensor:
         """``G(z)`` of the chain of lowest energy, ``(B, *output_shape)``."""
-        return self.images[torch.arange(len(self.images)), self.best]
+        return self.images[torch.arange(len(self.images), device="cpu"), self.best]
 
     @property
     def fit(self) -> Tensor:
@@ -164,7 +164,9 @@ class Result:
         """
         if self.fit_images is None or self.fit_energies is None:
             return self.best_images
-        return self.fit_images[torch.arange(len(self.images)), self.fit_energies.argmin(-1)]
+        return self.fit_images[
+            torch.arange(len(self.images), device="cpu"), self.fit_energies.argmin(-1)
+        ]
 
     @property
     def estimate(self) -> Tensor:
@@ -225,7 +227,9 @@ class Result:
     def _shares(self, weighted: bool) -> Tensor:
         """Share of each chain, broadcastable to ``images``."""
         batch, chains = self.energies.shape
-        shares = self.weights() if weighted else torch.full((batch, chains), 1.0 / chains)
+        shares = (
+            self.weights() if weighted else torch.full((batch, chains), 1.0 / chains, device="cpu")
+        )
         shape = (batch, chains) + (1,) * (self.images.ndim - 2)
         return shares.to(self.images.dtype).reshape(shape)
 
@@ -376,7 +380,7 @@ class Result:
         populations = self.settings.get("populations", 1)
         particles = self.settings.get("particles", self.energies.shape[1])
         islands = self.settings.get("islands", populations)
-        unknown = torch.zeros(len(self.energies), dtype=torch.bool)
+        unknown = torch.zeros(len(self.energies), dtype=torch.bool, device="cpu")
         if self.log_normaliser is not None:
             error = self.log_normaliser_error
             unknown = ~unknown if error is None else error.isnan()
@@ -462,7 +466,7 @@ class Result:
         Within 5 %, or a tenth of the logarithm's range if that is less; not where none was drawn.
         """
         if self.noise_std is None or self.noise_bounds is None:
-            return torch.zeros(len(self.energies), dtype=torch.bool)
+            return torch.zeros(len(self.energies), dtype=torch.bool, device="cpu")
         bounds = self.noise_bounds.log()
         near = (_OF_RANGE * bounds.diff()).clamp(max=_AT_BOUND)
         at = (self.noise_std.log() - bounds[:, which, None]).abs() < near

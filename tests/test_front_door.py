@@ -210,6 +210,35 @@ def test_threads_may_share_a_generator() -> None:
     assert all(torch.equal(each.latents, alone.latents) for each in found)
 
 
+SURROUNDINGS = {
+    # On which a tensor that is made without a device would be.
+    "default device": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "adaptive": {"method": "adaptive", "budget": 30, "polish": 3, "chains": 16},
+    "alone": {"method": "adaptive", "budget": 30, "chains": 2},
+    "noise": {"method": "adaptive", "budget": 60, "chains": 16, "noise_std": "auto"},
+}
+
+
+@pytest.mark.parametrize("surroundings", SURROUNDINGS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_surrounds_a_call_does_not_reach_it(sampler: str, surroundings: str) -> None:
+    how = SAMPLERS[sampler]
+    if "method" in how:
+        how = {"ais_steps": None, "leapfrog_steps": None, "step_size": None} | how
+    G = mlp()
+    alone = vector_run(G, **how)
+    with SURROUNDINGS[surroundings]():
+        found = vector_run(G, **how)
+        assert found.diagnose() == alone.diagnose()
+        assert torch.equal(found.estimate, alone.estimate)
+    assert torch.equal(found.latents, alone.latents)
+    assert torch.equal(found.images, alone.images)
+
+
 def test_inside_a_run_weights_ask_for_no_gradient() -> None:
     seen: list[bool] = []
 

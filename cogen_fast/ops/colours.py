@@ -46,7 +46,7 @@ def colour_misfit(
     observation = check("observation", observation, (rows,), torch.int64)
     weight = check("colours.weight", colours.weight, (count, channels), dtype)
     bias = check("colours.bias", colours.bias, (count,), dtype)
-    energy = torch.empty(rows, dtype=torch.float64)
+    energy = torch.empty(rows, dtype=torch.float64, device="cpu")
     extension().colour_misfit(
         out=normed.out,
         slope=normed.slope,

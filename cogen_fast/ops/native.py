@@ -59,7 +59,7 @@ def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dt
     require_float("dtype", dtype)
     check_sizes(chains, size)
     seed, transition, observation = check_stream(stream)
-    latents = torch.empty((len(transition), chains, size), dtype=dtype)
+    latents = torch.empty((len(transition), chains, size), dtype=dtype, device="cpu")
     extension().initial_latents(
         latents=latents,
         seed=seed,
@@ -201,7 +201,7 @@ def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | 
 def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
     """One uniform per observation, ``(B,)`` float64; see `reference.observation_uniforms`."""
     seed, transition, observation = check_stream(stream)
-    out = torch.empty(len(transition), dtype=torch.float64)
+    out = torch.empty(len(transition), dtype=torch.float64, device="cpu")
     extension().observation_uniforms(
         out=out,
         purpose=int(purpose),
@@ -218,7 +218,7 @@ def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Te
     ``observation`` must hold values in [0, B); they are not counted from the end.
     """
     x, observed, observation = Outputs.of(x, spec, observation)
-    energy, grad = torch.empty(len(x), dtype=torch.float64), torch.empty_like(x)
+    energy, grad = torch.empty(len(x), dtype=torch.float64, device="cpu"), torch.empty_like(x)
     extension().misfit(
         outputs=x,
         kind=spec.kind,

@@ -31,8 +31,8 @@ class Normed:
         cls, shape: tuple[int, ...], dtype: torch.dtype, slope: float, normalise: bool = True
     ) -> Normed:
         """One to be written."""
-        scale = torch.empty(shape[:-1], dtype=dtype) if normalise else None
-        return cls(torch.empty(shape, dtype=dtype), scale, slope)
+        scale = torch.empty(shape[:-1], dtype=dtype, device="cpu") if normalise else None
+        return cls(torch.empty(shape, dtype=dtype, device="cpu"), scale, slope)
 
     def target(self, spent: bool) -> Tensor:
         """Where the gradient goes: into ``out`` itself, where that is ``spent``."""

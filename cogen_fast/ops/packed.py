@@ -33,10 +33,10 @@ class Workspace:
     """Memory for what is soon used up, as large as the largest wish so far."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._memory = torch.empty(0, dtype=dtype)
+        self._memory = torch.empty(0, dtype=dtype, device="cpu")
 
     def room(self, size: int) -> Tensor:
         """``size`` numbers or more that may be overwritten; the next call may give the same."""
         if len(self._memory) < size:
-            self._memory = torch.empty(size, dtype=self._memory.dtype)
+            self._memory = torch.empty(size, dtype=self._memory.dtype, device="cpu")
         return self._memory

@@ -36,7 +36,7 @@ class UpsampledConvolution(PackedLayer):
 
     def __init__(self, kernel: Tensor, bias: Tensor, slope: float, work: Workspace) -> None:
         outputs, inputs = kernel.shape[:2]
-        t = torch.tensor(_FACTORS, dtype=torch.float64)
+        t = torch.tensor(_FACTORS, dtype=torch.float64, device="cpu")
         w = torch.einsum("ui,ocij,vj->uvco", t, kernel.double(), t).to(kernel.dtype)
         there = [pack(torch.stack([w[at] for at in part])) for part in _PARTS]
         # All parts of an image are added up on the way back.

@@ -41,7 +41,7 @@ class Convolution(PackedLayer):
 
 
 def _packed(kernel: Tensor) -> PackedKernel:
-    g = torch.tensor(_BEFORE, dtype=torch.float64)
+    g = torch.tensor(_BEFORE, dtype=torch.float64, device="cpu")
     products = torch.einsum("ai,ocij,bj->abco", g, kernel.double(), g).to(kernel.dtype)
     return PackedKernel(pack(products.flatten(0, 1)).flatten(), kernel.shape[1], kernel.shape[0])
 

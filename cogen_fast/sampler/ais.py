@@ -189,7 +189,9 @@ class History:
         trace = None
         if keep_trace:
             latents = state.hmc.latents
-            trace = torch.full((steps + 1, *latents.shape), torch.nan, dtype=latents.dtype)
+            trace = torch.full(
+                (steps + 1, *latents.shape), torch.nan, dtype=latents.dtype, device="cpu"
+            )
             trace[0] = latents.cpu()
         return cls(row.clone(), row.clone(), row.clone(), row.clone(), trace)
 

@@ -155,7 +155,7 @@ def inverse_mass(known: Directions, beta: Tensor) -> Tensor:
 def filler(size: int) -> Tensor:
     """Fixed columns ``(d, k)`` float64 in general position."""
     random = torch.Generator().manual_seed(0)
-    return torch.randn(size, min(MOST, size), generator=random, dtype=torch.float64)
+    return torch.randn(size, min(MOST, size), generator=random, dtype=torch.float64, device="cpu")
 
 
 def unturned(latents: Tensor) -> Tensor:

@@ -206,7 +206,7 @@ def tuned(progress: Run, annealing: Annealing) -> Moves:
     return Moves(
         known.log_step.exp(),
         last.leapfrog_steps,
-        torch.tensor(moves).to(known.log_step.device),
+        torch.tensor(moves, device="cpu").to(known.log_step.device),
         state.directions if followed else None,
         state.turn if followed else None,
     )

@@ -142,8 +142,8 @@ def choose(standing: Standing, annealing: Annealing) -> Pace:
     moves = [_made(each, row, annealing) for each, row in zip(moves, rows, strict=True)]
     device = standing.beta.device
     return Pace(
-        torch.tensor(kept, dtype=torch.float64).to(device),
-        torch.tensor(moves).to(device),
+        torch.tensor(kept, dtype=torch.float64, device="cpu").to(device),
+        torch.tensor(moves, device="cpu").to(device),
         length,
         max(moves),
     )
