@@ -852,3 +852,32 @@ def test_a_run_goes_on_where_another_ended() -> None:
     assert resumed.done == 7
     assert torch.equal(resumed.state.hmc.latents, whole.state.hmc.latents)
     assert torch.equal(resumed.history.step_size, whole.history.step_size)
+
+
+def test_prior_draws_without_a_finite_energy_are_drawn_again() -> None:
+    """They are draws of the prior where energies are finite, and all others stay as they are."""
+
+    def energy(z: Tensor) -> Tensor:
+        return torch.where(z[:, 0] > 0.5, torch.nan, 0.5 * (z**2).sum(-1))
+
+    how: dict[str, Any] = {"chains": 2000, "latent_size": 3, "observations": 2, "seed": 7}
+    before = hmc.init(lambda z: (z**2).sum(-1), **how).latents
+    bad = before[..., 0] > 0.5
+    assert 0.25 < bad.double().mean() < 0.35
+    said = rf"^G: .* not finite for {int(bad.sum())} of 4000 prior draws, which were drawn again"
+    with pytest.warns(UserWarning, match=said):
+        state = hmc.init(energy, **how)
+    assert torch.equal(state.latents[~bad], before[~bad])
+    assert state.energy.isfinite().all()
+    # The truncated normal's mean, within four standard errors; all else as before.
+    found, normal = state.latents[..., 0], torch.distributions.Normal(0.0, 1.0)
+    mean = -normal.log_prob(torch.tensor(0.5)).exp() / normal.cdf(torch.tensor(0.5))
+    assert found.max() <= 0.5
+    assert (found.mean() - mean).abs() < 4.0 * found.std() / found.numel() ** 0.5
+    rest = state.latents[..., 1:]
+    assert rest.mean().abs() < 4.0 / rest.numel() ** 0.5
+
+
+def test_an_energy_that_is_never_finite_is_an_error_that_names_g() -> None:
+    with pytest.raises(ValueError, match=r"^G: expected outputs.* finite .* 8 of 8 chains"):
+        hmc.init(lambda z: (z**2).sum(-1) * torch.inf, chains=4, latent_size=3, observations=2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,10 @@ from cogen_fast.ops.reference import Proposal
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.sampler.leapfrog import leapfrog
 from cogen_fast.sampler.metropolis import accept
+from cogen_fast.warn import warn_user
 
 Energy = Callable[[Tensor], Tensor]
+_MOST_DRAWN = 32  # times that a start is drawn
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ def init(
 
     ``target`` is a `Potential` or any differentiable ``energy(z)``, rows ``(B N, d)`` to
     ``(B N,)``. Without ``latents``, ``chains`` and ``latent_size`` give their shape. Costs one
-    gradient. Raises ValueError where the energy of a chain is not finite, saying which.
+    gradient. A prior draw whose energy or gradient is not finite is drawn again, with a warning;
+    ValueError where that does not help or latents are given, saying which chains.
     """
     if latents is None:
         if latent_size is None:
@@ -128,15 +132,15 @@ def init(
         size = check_count("latent_size", latent_size)
         stream = noise_stream(seed, count, torch.device(device), observation_ids)
         ops = dispatch.resolve(backend, torch.device(device))
-        latents = ops.initial_latents(stream, chains, size, check_dtype(dtype))
-    else:
-        if latents.ndim != 3:
-            raise ValueError(f"latents: expected shape (B, N, d), got {tuple(latents.shape)}")
-        check_dtype(latents.dtype)
-        stream = noise_stream(seed, latents.shape[0], latents.device, observation_ids)
-        latents = latents.detach().clone()
+        draw = partial(ops.initial_latents, stream, size=size, dtype=check_dtype(dtype))
+        return HMCState(*_finite_start(as_potential(target), draw, chains), stream)
+    if latents.ndim != 3:
+        raise ValueError(f"latents: expected shape (B, N, d), got {tuple(latents.shape)}")
+    check_dtype(latents.dtype)
+    stream = noise_stream(seed, latents.shape[0], latents.device, observation_ids)
+    latents = latents.detach().clone()
     energy, grad = as_potential(target).energy_and_grad(latents)
-    check_start(energy, grad)
+    _check_start("energy: expected", energy, grad)
     return HMCState(latents, energy, grad.to(latents.dtype), stream)
 
 
@@ -147,13 +151,41 @@ def check_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def check_start(energy: Tensor, grad: Tensor) -> None:
+def _finite_start(
+    potential: Potential, draw: Callable[..., Tensor], chains: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prior draws, their energies and gradients: draws of the prior where these are finite."""
+    latents = draw(chains=chains)
+    energy, grad = potential.energy_and_grad(latents)
+    bad = first = _not_finite(energy, grad)
+    drawn = 1
+    while bool(bad.any()) and drawn < _MOST_DRAWN:
+        drawn += 1
+        others = draw(chains=chains * drawn)[:, -chains:]
+        latents = torch.where(bad[..., None], others, latents)
+        energy, grad = potential.energy_and_grad(latents)
+        bad = _not_finite(energy, grad)
+    if drawn > 1:
+        _check_start("G: expected outputs, and of x_obs values, with", energy, grad)
+        warn_user(
+            f"G: gives energies or gradients that are not finite for {int(first.sum())} of "
+            f"{first.numel()} prior draws, which were drawn again: the prior is taken to be where "
+            "they are finite"
+        )
+    return latents, energy, grad.to(latents.dtype)
+
+
+def _not_finite(energy: Tensor, grad: Tensor) -> Tensor:
+    return ~(energy.isfinite() & grad.isfinite().all(-1))
+
+
+def _check_start(expected: str, energy: Tensor, grad: Tensor) -> None:
     """Raise ValueError, saying which, where energies or gradients of chains are not finite."""
-    bad = ~(energy.isfinite() & grad.isfinite().all(-1))
+    bad = _not_finite(energy, grad)
     if bad.any():
         where = [tuple(int(i) for i in row) for row in bad.nonzero()[:4]]
         raise ValueError(
-            f"energy: expected finite energies and gradients at the start, got non-finite ones for "
+            f"{expected} finite energies and gradients at the start, got non-finite ones for "
             f"{int(bad.sum())} of {bad.numel()} chains, (observation, chain) {where}"
         )
 
