@@ -406,14 +406,26 @@ def test_g_must_be_callable(G: Any) -> None:
         cogenerate(G, VECTOR, VECTOR_MASK, noise_std=0.5)
 
 
-def test_a_generator_not_finite_later_names_the_chain() -> None:
+def test_a_generator_not_finite_at_some_prior_draws_has_others() -> None:
     # Finite at the four probes, NaN for one of 500 draws in a few: the prior's far tail.
     net = mlp()
 
     def G(z: Tensor) -> Tensor:
         return torch.where((z[:, :1] > 2.5), torch.nan, net(z))
 
-    with pytest.raises(ValueError, match=r"energy: .*of 500 chains.*\(0, \d+\)"):
+    with pytest.warns(UserWarning, match=r"^G: gives energies .* of 500 prior draws, which were"):
+        result = vector_run(G, latent_shape=3, chains=500)
+    assert result.images.isfinite().all()
+    assert result.energies.isfinite().all()
+
+
+def test_a_generator_not_finite_later_names_the_chain() -> None:
+    net = mlp()
+
+    def G(z: Tensor) -> Tensor:
+        return net(z) * (torch.nan if len(z) == 500 else 1.0)
+
+    with pytest.raises(ValueError, match=r"^G: expected outputs.* 500 of 500 chains.*\(0, 0\)"):
         vector_run(G, latent_shape=3, chains=500)
 
 
