@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from cogen_fast import plots, result_layout
 from cogen_fast.archives import opened_npz
 from cogen_fast.arguments import abbreviated, check_file, check_folder, check_path
 from cogen_fast.diagnostics import Evidence, diagnose
+from cogen_fast.digests import digest_of
 from cogen_fast.files import open_regular, parse_json, read_text, write_atomically
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
-_FORMAT = "cogen-fast result 8"
+_FORMAT = "cogen-fast result 9"
 GRADIENT_COST = 2
 """Of a z-gradient, in forwards."""
 ANNEALED = ("adaptive", "paper")
@@ -333,7 +334,9 @@ class Result:
             self.grid(folder / _GRID)
         else:
             (folder / _GRID).unlink(missing_ok=True)
-        text = json.dumps(self.summary(), indent=2, allow_nan=False)
+        summary = self.summary()
+        signed = {**summary, "digest": _digest(self._tensors(), summary)}
+        text = json.dumps(signed, indent=2, allow_nan=False)
         write_atomically(folder / _SUMMARY, lambda file: _write_text(file, text))
         return folder
 
@@ -353,6 +356,8 @@ class Result:
             arrays = _read_arrays(folder / _ARRAYS)
             summary = _read_summary(folder / _SUMMARY)
             result_layout.check(arrays, summary)
+            if summary.get("digest") != _digest(arrays, summary):
+                raise ValueError(f"{_ARRAYS} and {_SUMMARY} are not as they were written")
         except (FileNotFoundError, PermissionError):
             raise
         except Exception as error:  # a damaged archive raises almost anything
@@ -609,6 +614,12 @@ def _read_summary(path: Path) -> dict[str, Any]:
         found = summary.get("format") if isinstance(summary, dict) else summary
         raise ValueError(f"expected {_FORMAT!r}, got {abbreviated(found)}")
     return summary
+
+
+def _digest(arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> str:
+    """Of both files' content: neither changes unseen, nor is of another run."""
+    plain = {name: value for name, value in summary.items() if name != "digest"}
+    return digest_of(arrays, {_SUMMARY: json.dumps(plain, sort_keys=True)})
 
 
 def _npz_writer(arrays: dict[str, npt.NDArray[Any]]) -> Callable[[Path], None]:

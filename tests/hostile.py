@@ -123,10 +123,11 @@ def images_of(path: Path, **options: Any) -> Images:
         return Images(np.array(found.pixels))
 
 
-def saved_result(folder: Path) -> Path:
+def saved_result(folder: Path, **options: Any) -> Path:
     torch.manual_seed(0)
     G, mask = MLPGenerator((2, 4, 3)), torch.tensor([1.0, 1.0, 0.0])
-    run = {"noise_std": 0.1, "budget": 60, "polish": 4, "keep_trace": True, "progress": False}
+    run: dict[str, Any] = {"noise_std": 0.1, "budget": 60, "polish": 4, "keep_trace": True}
+    run |= {"progress": False} | options
     return cogen_fast.cogenerate(G, torch.zeros(2, 3), mask, **run).save(folder / "result")
 
 

@@ -15,6 +15,7 @@ import torch
 from hostile import saved_result
 
 from cogen_fast import Result
+from cogen_fast.result import _digest
 from cogen_fast.result_layout import LAYOUT, OPTIONAL, PLAIN
 
 Array = npt.NDArray[Any]
@@ -34,8 +35,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Array], d
     return arrays, json.loads((folder / "result.json").read_text())
 
 
-def written(folder: Path, arrays: dict[str, Array], summary: Any) -> Path:
+def written(folder: Path, arrays: dict[str, Array], summary: dict[str, Any]) -> Path:
+    """Files whose digest is right, where these can be arrays of a result at all."""
     np.savez(folder / "result.npz", **arrays)
+    if not any(array.dtype.hasobject for array in arrays.values()):
+        tensors = {name: torch.from_numpy(np.asarray(a)) for name, a in arrays.items()}
+        summary = summary | {"digest": _digest(tensors, summary)}
     (folder / "result.json").write_text(json.dumps(summary))
     return folder
 
@@ -199,3 +204,21 @@ def test_what_fits_is_read(tmp_path: Path, saved: tuple[dict[str, Array], dict[s
     for name, array in arrays.items():
         assert torch.equal(getattr(result, name), torch.from_numpy(array)), name
     assert "2 observations x 16 chains" in repr(result)
+
+
+def test_a_file_of_another_run_or_a_digit_that_changed_is_told(tmp_path: Path) -> None:
+    """What fits, but is not what was written."""
+    folder = saved_result(tmp_path)
+    text = (folder / "result.json").read_text()
+    before = json.loads(text)["gradients"]
+    (folder / "result.json").write_text(
+        text.replace(f'"gradients": {before}', f'"gradients": {before + 1}')
+    )
+    with pytest.raises(ValueError, match=r"^directory: .*are not as they were written"):
+        Result.load(folder)
+    other = saved_result(tmp_path / "other", seed=1)
+    (folder / "result.json").write_text(text)
+    Result.load(folder)
+    (folder / "result.npz").write_bytes((other / "result.npz").read_bytes())
+    with pytest.raises(ValueError, match=r"^directory: .*are not as they were written"):
+        Result.load(folder)

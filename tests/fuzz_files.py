@@ -1,0 +1,403 @@
+"""Damage files of every kind at random and read them; tell every way in which that goes wrong.
+
+    python tests/fuzz_files.py [--mutations 10000] [--kinds run training ...] [--out FILE]
+
+Every kind of file has a valid one, which is damaged (bits, cuts, pieces doubled, swapped or from
+elsewhere, also within archives, whose checksums are then right again) and read as a user would.
+It is wrong to crash, to take longer than ten seconds or more than a gigabyte beyond the file's own
+size, and to raise an error that names neither argument nor file; and, of files that carry a digest
+or checksums of their own, to give another result without a word. Finished mutations are counted in
+FILE (``fuzz_files.jsonl``), so that a killed command goes on. Exits with 1 where anything was
+wrong.
+
+With AddressSanitizer: build ``tests/sanitizers`` with ``-DCOGEN_SANITIZED_MODULE=ON``, put its
+``_native`` in the place of the package's, and name ``libasan.so`` in ``LD_PRELOAD``, with
+``ASAN_OPTIONS=detect_leaks=0``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import hostile
+import numpy as np
+import test_resume_files
+import torch
+from PIL import Image
+
+from cogen_fast.digests import digest_of_tree
+from cogen_fast.generators import MLPGenerator, load_generator, save_generator
+
+_SECONDS, _BYTES = 10.0, 2**30
+_AT_ONCE = 50  # mutations of one process
+_DATA = Path(os.environ.get("COGEN_FAST_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
+_NAMED = (ValueError, TypeError, OSError)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A valid file, how it is read, the argument that errors name, and whether damage must show."""
+
+    make: Callable[[Path], object]
+    read: Callable[[Path], Any]
+    argument: str
+    sealed: bool = False
+    archive: bool = False
+
+
+# --- kinds of files -------------------------------------------------------------------------------
+
+
+def _generator(path: Path) -> None:
+    save_generator(MLPGenerator((2, 6, 3)), path)
+
+
+def _progressive(path: Path) -> None:
+    hostile.generator_file(path.parent).rename(path)
+
+
+def _mlp_npz(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sizes = ((2, 20), (20, 20), (20, 2))
+    layers = {f"w{i}": rng.normal(size=s) for i, s in enumerate(sizes, 1)}
+    biases = {f"b{i}": rng.normal(size=s[1]) for i, s in enumerate(sizes, 1)}
+    with path.open("wb") as file:
+        np.savez(file, **{n: v.astype(np.float32) for n, v in (layers | biases).items()})
+
+
+def _foreign(name: str) -> Callable[[Path], None]:
+    """A file of another program's, from the data of the tests."""
+    return lambda path: path.write_bytes((_DATA / name).read_bytes()) and None
+
+
+def _picture(form: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path, format=form)
+
+    return make
+
+
+def _idx(path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8), dtype=np.uint8)
+    header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in pixels.shape)
+    path.write_bytes(header + pixels.tobytes())
+
+
+def _images_npz(path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    with path.open("wb") as file:
+        np.savez_compressed(file, pixels)
+
+
+def _result_file(name: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path.write_bytes((hostile.saved_result(Path(folder)) / name).read_bytes())
+
+    return make
+
+
+def _read_result(name: str) -> Callable[[Path], Any]:
+    def read(path: Path) -> Any:
+        folder = path.parent / "result"
+        hostile.saved_result(path.parent)
+        (folder / name).write_bytes(path.read_bytes())
+        found = hostile.cogen_fast.Result.load(folder)
+        return digest_of_tree(vars(found))
+
+    return read
+
+
+def _run_file(kind: str, fused: bool) -> Callable[[Path], None]:
+    return lambda path: test_resume_files.write(test_resume_files.written(kind, fused), path)
+
+
+def _read_run(kind: str, fused: bool) -> Callable[[Path], Any]:
+    def read(path: Path) -> Any:
+        found = test_resume_files.run(kind, fused, path)
+        return digest_of_tree({"latents": found.latents, "energies": found.energies})
+
+    return read
+
+
+def _training(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        _trained(Path(folder))
+        path.write_bytes((Path(folder) / "checkpoint.pt").read_bytes())
+
+
+def _trained(folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 1, 4, 4), dtype=np.uint8)
+    config = hostile.TrainingConfig(resolution=4, total_images=8, latent_size=2, fmap_max=2)
+    hostile.train(hostile.Images(pixels), config, folder, progress=False)
+
+
+def _read_training(path: Path) -> Any:
+    folder = path.parent / "training"
+    folder.mkdir()
+    (folder / "checkpoint.pt").write_bytes(path.read_bytes())
+    _trained(folder)
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return digest_of_tree(state["generator"])
+
+
+def _weights(path: Path) -> Any:
+    return digest_of_tree(load_generator(path).state_dict())
+
+
+def _pixels(path: Path) -> Any:
+    return hostile.images_of(path).pixels.tobytes()
+
+
+def _decoded(path: Path) -> None:
+    hostile.read_picture("image", path)
+
+
+KINDS = {
+    "generator": Kind(_generator, _weights, "path"),
+    "progressive": Kind(_progressive, _weights, "path"),
+    "mlp npz": Kind(_mlp_npz, _weights, "path", archive=True),
+    **{
+        name: Kind(_foreign(name), _weights, "path", archive=True)
+        for name in ("gan_zoo_pgan_16px.pth", "pro_gan_pth_16px.bin", "karras_converted_16px.pth")
+        if (_DATA / name).exists()
+    },
+    **{
+        form: Kind(_picture(form), _decoded, "image")
+        for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+    },
+    "idx": Kind(_idx, _pixels, "source"),
+    "images npz": Kind(_images_npz, _pixels, "source", archive=True),
+    **{
+        name: Kind(_result_file(name), _read_result(name), "directory", sealed=True)
+        for name in ("result.npz", "result.json")
+    },
+    "run, fused": Kind(_run_file("paper", True), _read_run("paper", True), "checkpoint", True),
+    "run, general": Kind(_run_file("paper", False), _read_run("paper", False), "checkpoint", True),
+    "run, adaptive": Kind(
+        _run_file("adaptive", False), _read_run("adaptive", False), "checkpoint", True
+    ),
+    "training": Kind(_training, _read_training, "out", True),
+}
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """One to four random changes."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        _DAMAGE[rng.randrange(len(_DAMAGE))](data, rng)
+    return bytes(data)
+
+
+def _place(data: bytearray, rng: random.Random) -> tuple[int, int]:
+    start = rng.randrange(len(data) + 1)
+    return start, min(len(data), start + rng.choice((1, 2, 4, 8, 64, 1024)))
+
+
+def _flip(data: bytearray, rng: random.Random) -> None:
+    if data:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+
+
+def _fill(data: bytearray, rng: random.Random) -> None:
+    start, end = _place(data, rng)
+    data[start:end] = bytes([rng.choice((0, 1, 127, 128, 255))]) * (end - start)
+
+
+def _cut(data: bytearray, rng: random.Random) -> None:
+    start, end = _place(data, rng)
+    del data[start : rng.choice((end, len(data)))]
+
+
+def _double(data: bytearray, rng: random.Random) -> None:
+    start, end = _place(data, rng)
+    data[start:start] = data[start:end] * rng.choice((1, 3))
+
+
+def _move(data: bytearray, rng: random.Random) -> None:
+    (start, end), (other, _) = _place(data, rng), _place(data, rng)
+    data[other : other + end - start] = data[start:end]
+
+
+def _random(data: bytearray, rng: random.Random) -> None:
+    start, end = _place(data, rng)
+    data[start:end] = rng.randbytes(end - start)
+
+
+_DAMAGE = (_flip, _flip, _fill, _cut, _double, _move, _random)
+
+
+def damaged_within(content: bytes, rng: random.Random, folder: Path) -> bytes:
+    """An archive with one member damaged, its checksum right again."""
+    source, target = folder / "source.zip", folder / "target.zip"
+    source.write_bytes(content)
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        names = old.namelist()
+        hit = rng.choice(names)
+        for name in names:
+            inner = old.read(name)
+            new.writestr(old.getinfo(name), damaged(inner, rng) if name == hit else inner)
+    return target.read_bytes()
+
+
+@cache
+def _valid(name: str) -> tuple[bytes, Any]:
+    """A file of a kind, and what reading it gives."""
+    kind = KINDS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        kind.make(path)
+        content = path.read_bytes()
+        return content, kind.read(path)
+
+
+# --- one process's mutations ----------------------------------------------------------------------
+
+
+def _work(pipe: Connection, name: str, numbers: range, seed: int) -> None:
+    """For each mutation what was wrong with it, "" for nothing, as it is done."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - what libraries print of bad files
+    _valid(name)
+    for number in numbers:
+        pipe.send((number, None))
+        pipe.send((number, _tried(name, number, seed)))
+
+
+def _tried(name: str, number: int, seed: int) -> str:
+    kind, rng = KINDS[name], random.Random(f"{seed} {name} {number}")
+    content, whole = _valid(name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        within = kind.archive and rng.random() < 0.5
+        path.write_bytes(
+            damaged_within(content, rng, Path(folder)) if within else damaged(content, rng)
+        )
+        size = path.stat().st_size
+        _forget_peak()
+        before, start = _memory("VmRSS"), time.monotonic()
+        wrong = _outcome(kind, path, whole)
+        grew, took = _memory("VmHWM") - before, time.monotonic() - start
+    if took > _SECONDS:
+        return f"took {took:.0f} s"
+    if grew > _BYTES + size:
+        return f"took {grew / 2**20:.0f} MB"
+    return wrong
+
+
+def _outcome(kind: Kind, path: Path, whole: Any) -> str:
+    try:
+        found = kind.read(path)
+    except _NAMED as error:
+        told = str(error).splitlines()[:1]
+        if told and (kind.argument in told[0] or str(path) in told[0]):
+            return ""
+        return f"an error without {kind.argument!r}: {type(error).__name__}: {error!s:.150}"
+    except BaseException as error:  # whatever it is, it is to be told
+        where = "".join(traceback.format_tb(error.__traceback__)[-2:])
+        return f"{type(error).__name__}: {error!s:.150} {where}"
+    return "another result without a word" if kind.sealed and found != whole else ""
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _memory(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def tried(name: str, numbers: range, seed: int) -> Iterator[tuple[int, str]]:
+    """What was wrong with each mutation, those that crash or hang among them."""
+    left = numbers
+    while left:
+        here, there = multiprocessing.get_context("fork").Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(
+            target=_work, args=(there, name, left, seed), daemon=True
+        )
+        process.start()
+        there.close()
+        now = None
+        try:
+            while here.poll(120.0 if now is None else 3 * _SECONDS):
+                number, wrong = here.recv()
+                now = number
+                if wrong is not None:
+                    yield number, wrong
+                    left = range(number + 1, left.stop)
+            else:
+                yield left.start, "hangs"
+                left = range(left.start + 1, left.stop)
+        except EOFError:
+            process.join()
+            if left:
+                yield left.start, f"died with {process.exitcode}"
+                left = range(left.start + 1, left.stop)
+        finally:
+            process.kill()
+            process.join()
+
+
+def main() -> int:
+    """Try what has not been tried, tell, and say whether all went well."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mutations", type=int, default=10_000, help="of all kinds together")
+    parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("fuzz_files.jsonl"))
+    options = parser.parse_args()
+    lines = options.out.read_text().splitlines() if options.out.exists() else []
+    known = [json.loads(line) for line in lines]
+    each = -(-options.mutations // len(KINDS))
+    for name in options.kinds:
+        _valid(name)
+        for start in range(0, each, _AT_ONCE):
+            key = {"kind": name, "seed": options.seed, "start": start}
+            if any(key.items() <= line.items() for line in known):
+                continue
+            numbers = range(start, min(start + _AT_ONCE, each))
+            wrong = {number: told for number, told in tried(name, numbers, options.seed) if told}
+            known.append({**key, "count": len(numbers), "wrong": wrong})
+            with options.out.open("a") as file:
+                file.write(json.dumps(known[-1]) + "\n")
+            for number, told in wrong.items():
+                print(f"{name}, mutation {number}: {told}", flush=True)
+    count: Counter[str] = Counter()
+    for line in known:
+        count[line["kind"]] += line["count"]
+    print("\n".join(f"{name}: {number} mutations" for name, number in count.items()))
+    failed = sum(len(line["wrong"]) for line in known)
+    print(f"{sum(count.values())} mutations, {failed} with something wrong")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
