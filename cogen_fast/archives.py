@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from cogen_fast.files import size_of
 
@@ -41,3 +42,11 @@ def opened_npz(name: str, file: BinaryIO) -> Iterator[Any]:
         # zipfile unpacks no more of a member than its directory says.
         check_unpacked(name, size_of(file), sum(each.file_size for each in archive.zip.infolist()))
         yield archive
+
+
+def array_of(name: str, archive: Any, member: str) -> npt.NDArray[Any]:
+    """An array of an archive; ValueError naming ``name`` where the member is something else."""
+    value = archive[member]
+    if not isinstance(value, np.ndarray):  # NumPy hands over the bytes
+        raise ValueError(f"{name}: expected an array {member!r}, got other bytes")
+    return value

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogen_fast import plots, result_layout
-from cogen_fast.archives import opened_npz
+from cogen_fast.archives import array_of, opened_npz
 from cogen_fast.arguments import abbreviated, check_file, check_folder, check_path
 from cogen_fast.diagnostics import Evidence, diagnose
 from cogen_fast.digests import digest_of
@@ -605,7 +605,7 @@ def _listed(value: Tensor | None) -> list[float | None] | None:
 
 def _read_arrays(path: Path) -> dict[str, Tensor]:
     with open_regular("directory", path) as file, opened_npz(_ARRAYS, file) as content:
-        return {name: torch.from_numpy(content[name]) for name in content.files}
+        return {name: torch.from_numpy(array_of(_ARRAYS, content, name)) for name in content.files}
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

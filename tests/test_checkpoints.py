@@ -7,6 +7,7 @@ import os
 import pickle
 import stat
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -289,6 +290,15 @@ def test_npz_that_would_run_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected an npz archive of plain arrays"):
         load_generator(path)
     assert not marker.exists()
+
+
+def test_npz_whose_member_is_no_array_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, w1=np.zeros((2, 2)), b1=np.zeros(2))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("w2.npy", b"no array at all")
+    with pytest.raises(ValueError, match="expected an array 'w2', got other bytes"):
+        load_generator(path)
 
 
 def test_stand_in_for_the_foreign_class_takes_no_arguments(tmp_path: Path) -> None:

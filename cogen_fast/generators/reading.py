@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from cogen_fast.archives import opened_npz
+from cogen_fast.archives import array_of, opened_npz
 from cogen_fast.files import size_of
 from cogen_fast.generators.checks import is_plain
 
@@ -81,7 +81,7 @@ def read_npz(file: BinaryIO) -> dict[str, NDArray[Any]]:
     file.seek(0)
     try:
         with opened_npz("npz", file) as archive:
-            return {name: archive[name] for name in archive.files}
+            return {name: array_of("npz", archive, name) for name in archive.files}
     except Exception as error:
         raise _damaged("an npz archive of plain arrays", error) from error
 

@@ -32,7 +32,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from cogen_fast.archives import check_unpacked, opened_npz
+from cogen_fast.archives import array_of, check_unpacked, opened_npz
 from cogen_fast.arguments import (
     check_choice,
     check_flag,
@@ -668,7 +668,7 @@ def _read_npz(file: BinaryIO, path: Path) -> npt.NDArray[Any]:
         with opened_npz("npz", file) as content:
             names = list(content.files)
             chosen = names[0] if len(names) == 1 else "images"
-            array = np.asarray(content[chosen]) if chosen in names else None
+            array = array_of("npz", content, chosen) if chosen in names else None
     except Exception as error:  # a damaged archive raises almost anything
         raise ValueError(f"source: cannot read the arrays of {path}: {error}") from error
     if array is None:
