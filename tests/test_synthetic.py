@@ -111,11 +111,18 @@ def test_unknown_names_are_told() -> None:
 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_training_again_gives_the_shipped_weights(variance: float) -> None:
-    (made,) = (generator for _, generator in train([500], variance))
-    shipped = pretrained(f"five-gaussians-{variance}-500").state_dict()
-    for name, weight in made.state_dict().items():
-        # The same bits where matrix products round the same; training amplifies the rest.
-        torch.testing.assert_close(weight, shipped[name], rtol=0.02, atol=0.02)
+    """The same bits where matrix products round the same; elsewhere training amplifies rounding.
+
+    On other processors weights then differ by up to an eighth of what another seed makes of them.
+    """
+    (made,) = (weights_of(generator) for _, generator in train([500], variance))
+    (other,) = (weights_of(generator) for _, generator in train([500], variance, seed=1))
+    shipped = weights_of(pretrained(f"five-gaussians-{variance}-500"))
+    assert (made - shipped).square().mean() < (made - other).square().mean() / 4**2
+
+
+def weights_of(generator: MLPGenerator) -> Tensor:
+    return torch.cat([weight.flatten() for weight in generator.state_dict().values()])
 
 
 # Baselines
@@ -390,7 +397,7 @@ def test_command_replaces_only_when_told(
     [
         (["--variance", "0.01"], "variance: invalid choice"),
         (["--seed", "-1"], "seed: expected a whole number in"),
-        (["--generator", "absent.npz"], "generator: expected a checkpoint, found no file at"),
+        (["--generator", "absent.npz"], "generator: expected a file, found none at"),
         (["--generator", "wide.safetensors"], "generator: expected one from 2 to 2 numbers"),
         (["--generator", "text.npz"], "text.npz"),
     ],
