@@ -66,8 +66,8 @@ def load(
     texts, tensors = _read(path)
     try:
         tree, found = json.loads(texts["run"]), json.loads(texts["identity"])
-        if not isinstance(found, dict):
-            raise ValueError(f"identity: expected a JSON object, got {found!r:.40}")
+        if not isinstance(found, dict) or not all(type(v) is str for v in found.values()):
+            raise ValueError("identity: expected a JSON object of texts, got something else")
     except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"checkpoint: {path} is damaged: {error!r:.80}") from error
     _check_identity(path, found, identity)
@@ -75,7 +75,7 @@ def load(
     try:
         reading = _Reading(tensors, device, layout)
         return reading.value(tree, layout.kind, "run", dict(layout.sizes))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"checkpoint: {path} is damaged: {error}") from error
 
 

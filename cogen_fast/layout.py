@@ -7,14 +7,13 @@ bound by the first tensor of its dataclass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
 from torch import Tensor
-
-_MOST = 1e100  # of finite numbers: products of larger ones overflow
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,8 @@ class Array:
 
     dims: str
     dtype: torch.dtype | None = torch.float64
-    low: float = -_MOST
-    high: float = _MOST
+    low: float = -math.inf
+    high: float = math.inf
     below: str | None = None
     infinite: bool = False
     nan: bool = False

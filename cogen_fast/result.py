@@ -619,7 +619,8 @@ def _read_summary(path: Path) -> dict[str, Any]:
 def _digest(arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> str:
     """Of both files' content: neither changes unseen, nor is of another run."""
     plain = {name: value for name, value in summary.items() if name != "digest"}
-    return digest_of(arrays, {_SUMMARY: json.dumps(plain, sort_keys=True)})
+    read = json.loads(json.dumps(plain))  # names that are numbers become texts
+    return digest_of(arrays, {_SUMMARY: json.dumps(read, sort_keys=True)})
 
 
 def _npz_writer(arrays: dict[str, npt.NDArray[Any]]) -> Callable[[Path], None]:

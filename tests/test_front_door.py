@@ -419,6 +419,18 @@ def test_a_generator_not_finite_at_some_prior_draws_has_others() -> None:
     assert result.energies.isfinite().all()
 
 
+def test_lone_chains_start_where_the_generator_is_finite() -> None:
+    net = mlp()
+
+    def G(z: Tensor) -> Tensor:
+        return torch.where((z[:, :1] > 0.7), torch.nan, net(z))
+
+    how = {"method": "adaptive", "ais_steps": None, "leapfrog_steps": None, "step_size": None}
+    result = vector_run(G, latent_shape=3, chains=2, budget=60, seed=5, **how)
+    assert result.complete
+    assert result.images.isfinite().all()
+
+
 def test_a_generator_not_finite_later_names_the_chain() -> None:
     net = mlp()
 

@@ -150,7 +150,7 @@ def out_of_range(value: Tensor) -> Iterator[tuple[str, Tensor]]:
         for number in (torch.nan, torch.inf, most, -1.0):
             yield str(number), torch.full_like(value, number)
     elif value.dtype == torch.int64:
-        for count in (-1, 2**31, 2**62):
+        for count in (-1, 0, 2**32 - 1, 2**62):
             yield str(count), torch.full_like(value, count)
 
 
@@ -210,9 +210,42 @@ def test_other_numbers_are_named_or_do_no_harm(kind: str, name: str, tmp_path: P
                 )
 
 
+@pytest.mark.parametrize("other", [5, True, 1.5, None, ["x"], {"x": 1}], ids=str)
+def test_an_identity_that_is_no_text_is_told(other: Any, tmp_path: Path) -> None:
+    texts, tensors = written("adaptive", False)
+    identity = json.loads(texts["identity"]) | {"seed": other}
+    content = texts | {"identity": json.dumps(identity)}, tensors
+    with pytest.raises(ValueError, match=r"^checkpoint: .*run is damaged: .*identity"):
+        resumed(content, "adaptive", False, tmp_path / "run")
+
+
+def test_nesting_without_end_is_told(tmp_path: Path) -> None:
+    texts, tensors = written("adaptive", False)
+    tree = json.loads(texts["run"])
+    tree["state"]["tuning"] = None
+    for depth in (100, 900, 960, 985, 10_000):
+        nest = "[" * depth + "]" * depth
+        text = json.dumps(tree).replace('"tuning": null', f'"tuning": {nest}')
+        content = texts | {"run": text}, tensors
+        with pytest.raises(ValueError, match=r"^checkpoint: .*run is damaged: "):
+            resumed(content, "adaptive", False, tmp_path / "run")
+
+
+@pytest.mark.parametrize("noise", [1e-40, 1e-60])
+@pytest.mark.parametrize("kind", ["paper", "adaptive"])
+def test_what_a_run_writes_it_reads_however_large(kind: str, noise: float, tmp_path: Path) -> None:
+    how = KINDS[kind][1] | {"noise_std": noise, "latent_shape": 3, "seed": 5, "progress": False}
+    G = MLPGenerator((3, 8, 6)).double().eval()
+    x, path = torch.zeros(6, dtype=torch.float64), tmp_path / "run"
+    first = cogenerate(G, x, torch.ones(6), checkpoint=path, **how)
+    again = cogenerate(G, x, torch.ones(6), checkpoint=path, **how)
+    assert torch.equal(first.latents, again.latents)
+
+
 OTHERS: tuple[Any, ...] = (
     None,
     -1,
+    0,
     2**31,
     2**70,
     1.5,

@@ -219,6 +219,35 @@ def test_a_flipped_bit_is_refused(whole: Path, tmp_path: Path) -> None:
             train(discs(side=8), config(), tmp_path, progress=False)
 
 
+HEADS: dict[str, dict[str, Any]] = {
+    "no identity": {"identity": None},
+    "identity of a number": {"identity": "5"},
+    "identity of a list": {"identity": "[]"},
+    "nested identity": {"identity": "[" * 100_000},
+    "count of text": {"count": "x"},
+    "negative count": {"count": -1},
+    "sums of a list": {"sums": [1]},
+    "sums of three": {"sums": {"loss_generator": torch.zeros(3)}},
+    "sums of NaN": {"sums": {"loss_generator": torch.tensor(torch.nan)}},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_what_is_beside_the_weights_is_checked_too(head: str, whole: Path, tmp_path: Path) -> None:
+    state = torch.load(whole / "checkpoint.pt", weights_only=True) | HEADS[head]
+    del state["digest"]
+    torch.save(state | {"digest": digest_of_tree(state)}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"^out: .*checkpoint.pt is (damaged: |of another)"):
+        train(discs(side=8), config(), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("line", ["{}", '{"images": "a"}', '{"images": null}', "x}", '"}'])
+def test_a_log_of_something_else_is_told(line: str, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"^out: expected "):
+        train(discs(side=8), config(), tmp_path, progress=False)
+
+
 def spoilt(value: Any) -> Iterator[Any]:
     """Other values in the place of one of a checkpoint."""
     yield from ("text", -1, None, [], 1.5)

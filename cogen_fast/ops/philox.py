@@ -29,6 +29,8 @@ _KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
 PURPOSE_SHIFT = 24
 _Words = Annotated[Tensor, Array("B", torch.int64, low=0, high=2**32 - 1)]
+# Of a stream that can advance: by fewer transitions than any run has.
+_Advancing = Annotated[Tensor, Array("B", torch.int64, low=0, high=2**31)]
 
 
 class Purpose(IntEnum):
@@ -54,7 +56,7 @@ class NoiseStream:
     """
 
     seed: Annotated[int, Whole(high=2**64 - 1)]
-    transition: _Words
+    transition: _Advancing
     observation: _Words
 
     def advance(self, active: Tensor | None) -> NoiseStream:

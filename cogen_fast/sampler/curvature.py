@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cogen_fast.density import Potential, gradients
-from cogen_fast.layout import Array, Bases, NotNegative
+from cogen_fast.layout import Array, NotNegative
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.sampler import hmc, islands
@@ -30,6 +30,7 @@ from cogen_fast.sampler.hmc import HMCInfo, HMCState
 _MOST_MEMORY = 0.99
 _RELATED = 2.0  # resampled particles share ancestors: so many times fewer are independent
 _RANK = 1e-9  # of the largest eigenvalue: below it there is no direction
+_MOST = 1e290  # of what eigenvectors can be found of
 MOST = 128
 """Directions at most."""
 
@@ -43,7 +44,7 @@ class Curvature:
     move's mean, that it amounts to, infinite where there are none yet.
     """
 
-    mean: Bases
+    mean: Annotated[Tensor, Array("B d d", low=-_MOST, high=_MOST)]
     inverse_count: Annotated[Tensor, Array("B", low=0.0, infinite=True)]
 
 

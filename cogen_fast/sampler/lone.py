@@ -24,11 +24,20 @@ class Spread:
 def init(drawn: Tensor, chains: int) -> Spread:
     """The spread of the prior's energies ``drawn`` ``(B, chains or more)``, for ``chains`` of them.
 
-    One energy alone is taken for its own deviation: the first step is then a small one.
+    One energy alone is taken for its own deviation: the first step is then a small one. Energies
+    that are not finite tell nothing.
     """
+    if not bool(drawn.isfinite().all()):
+        return _of_finite(drawn, chains)
     one = drawn.shape[-1] == 1
     variance = drawn**2 if one else drawn.var(-1, keepdim=True).expand(-1, chains).clone()
     return Spread(drawn[:, :chains].clone(), variance)
+
+
+def _of_finite(drawn: Tensor, chains: int) -> Spread:
+    rows = [row[row.isfinite()] for row in drawn]
+    variance = torch.stack([row.var() if len(row) > 1 else (row**2).mean() for row in rows])
+    return Spread(drawn[:, :chains].clone(), variance[:, None].expand(-1, chains).clone())
 
 
 def update(spread: Spread, energy: Tensor, active: Tensor) -> Spread:

@@ -27,7 +27,6 @@ from cogen_fast.layout import (
     CountsOfEach,
     Estimates,
     Latents,
-    MoveCounts,
     NotNegative,
     OfEach,
     Roots,
@@ -187,8 +186,8 @@ class Moves:
     """
 
     step_size: NotNegative
-    leapfrog_steps: Annotated[int, Whole(high="L")]
-    moves: MoveCounts
+    leapfrog_steps: Annotated[int, Whole(low=1, high="L")]
+    moves: Annotated[Tensor, Array("B", torch.int64, low=1, below="M+1")]
     directions: Directions | None
     turn: Bases | None
 

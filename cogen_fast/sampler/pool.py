@@ -63,6 +63,12 @@ def untempered(draws: Tensor, energy: Tensor, particles: int) -> Start:
     return Start(first, roots, zero, zero, zero, zero, *_best(draws, energy))
 
 
+def finite_first(draws: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+    """``draws`` ``(B, K, d)`` and their ``energy``, those with a finite one before the others."""
+    order = (~energy.isfinite()).long().argsort(dim=-1, stable=True)
+    return draws.gather(1, order[..., None].expand_as(draws)), energy.gather(1, order)
+
+
 def _best(draws: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
     """Of each island's ``draws`` ``(B, K, d)`` the one of lowest energy, and that energy."""
     lowest, index = torch.where(energy.isfinite(), energy, torch.inf).min(-1)

@@ -217,6 +217,8 @@ def init(
     hmc.check_dtype(latents.dtype)
     scored = latents.shape[1]
     energy = pool.scores(potential, latents)
+    if alone:
+        latents, energy = pool.finite_first(latents, energy)
     spread = lone.init(energy, chains) if alone else None
     if alone:
         begun = pool.untempered(latents, energy, chains)

@@ -28,6 +28,7 @@ POPULATION = 16
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Leapfrog steps that a tuned trajectory may have: few, so that a GPU can replay each."""
 _LOG_LONGEST = math.log(16.0)  # in units of the mass, in which a Gaussian is crossed by pi / 2
+_UNIT = 1.0 + 1e-9  # of correlations, which are rounded
 _PRICE = 0.5  # power of its length that a trajectory's jump must be worth
 _START_LENGTH = 1.4  # where it is, at a scale of 1: tan x = 4 x
 _STEEPEST = 2.0
@@ -91,7 +92,7 @@ class Tuning:
 
     log_step: Rows
     log_length: Rows
-    memory: Annotated[Tensor, Array("B 4", low=-1.0, high=1.0)]
+    memory: Annotated[Tensor, Array("B 4", low=-_UNIT, high=_UNIT)]
     acceptance: Shares
     forgetting: Shares
 

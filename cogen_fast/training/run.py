@@ -22,9 +22,10 @@ from tqdm import tqdm
 from cogen_fast import plots
 from cogen_fast.arguments import check_count, check_flag, check_folder, check_number, shown
 from cogen_fast.digests import digest_of_tree
-from cogen_fast.files import open_regular, read_text, write_atomically
+from cogen_fast.files import open_regular, parse_json, read_text, write_atomically
 from cogen_fast.generators import save_generator
 from cogen_fast.generators.progressive import RESOLUTIONS, ProgressiveGenerator
+from cogen_fast.layout import Whole, check_whole
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.datasets import Images
 from cogen_fast.training.progressive import Trainer
@@ -33,6 +34,16 @@ from cogen_fast.training.team import assembled
 CHECKPOINT, CONFIG, LOG, SNAPSHOTS = "checkpoint.pt", "config.json", "log.jsonl", "snapshots"
 _FORMAT = "cogen_fast training 2"
 _CHECKPOINT_SECONDS = 600.0
+# What reading values of other types than are expected can raise.
+_DAMAGE = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _TICK = 50  # steps between lines of the log
 # Steps until a team of processes hears that one of them was asked to stop: asking makes GPUs wait.
 _PATIENCE = {"cpu": 1, "cuda": 16}
@@ -201,8 +212,8 @@ class _Files:
             state = _read(path, self._identity)
             try:
                 self.trainer.restore(state)
-                meter.restore(state["sums"], state["count"])
-            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                meter.restore(*_checked_sums(state))
+            except _DAMAGE as error:
                 raise ValueError(f"out: {path} is damaged: {error}") from error
         if not self.leads:
             return
@@ -252,10 +263,19 @@ class _Files:
         """Without lines of steps that will be made again, and a line that was cut off."""
         path = self.folder / LOG
         lines = read_text("out", path).splitlines() if path.exists() else []
-        whole = [line for line in lines if line.endswith("}")]
-        kept = [line for line in whole if json.loads(line)["images"] <= self.trainer.shown]
+        kept = [line for line in lines if line.endswith("}") and self._is_made(path, line)]
         text = "".join(f"{line}\n" for line in kept)
         write_atomically(path, lambda file: file.write_text(text))
+
+    def _is_made(self, path: Path, line: str) -> bool:
+        """Whether a line of the log is of steps that the training has made."""
+        told = parse_json("out", line)
+        images = told.get("images") if isinstance(told, dict) else None
+        if not isinstance(images, int | float):
+            raise ValueError(
+                f"out: expected lines with numbers of images in {path}, got {line:.60}"
+            )
+        return bool(images <= self.trainer.shown)
 
 
 def averaged_snapshots(folder: Path) -> tuple[Path, ...]:
@@ -291,12 +311,26 @@ def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"out: expected {_FORMAT!r} in {path}, got {content['format']!r}")
     if not whole:
         raise ValueError(f"out: {path} is damaged: it is not as it was written")
-    was = json.loads(content["identity"])
-    if other := [name for name in identity if was.get(name) != identity[name]]:
+    try:
+        was = dict(json.loads(content["identity"]))
+        other = [name for name in identity if was.get(name) != identity[name]]
+    except _DAMAGE as error:
+        raise ValueError(f"out: {path} is damaged: no identity ({error!r:.80})") from error
+    if other:
         changes = ", ".join(f"{n}={was.get(n)!r} (now {identity[n]!r})" for n in other)
         raise ValueError(f"out: {path} is of another training: {changes}")
     state: dict[str, Any] = content
     return state
+
+
+def _checked_sums(state: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
+    """Of the losses since the last line, and of how many steps; ValueError for anything else."""
+    sums, count = state["sums"], state["count"]
+    check_whole("count", count, Whole(), {})
+    for name, value in dict(sums).items():
+        if not isinstance(value, Tensor) or value.numel() != 1 or not bool(value.isfinite()):
+            raise ValueError(f"sums: expected a finite number as {name!r:.40}, got another value")
+    return sums, count
 
 
 def _identity(trainer: Trainer) -> dict[str, Any]:
