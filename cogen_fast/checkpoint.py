@@ -19,8 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cogen_fast.arguments import abbreviated
 from cogen_fast.digests import digest_of
-from cogen_fast.files import write_atomically
+from cogen_fast.files import parse_json, write_atomically
 from cogen_fast.layout import Array, Layout, Sizes, Whole, check_array, check_whole
 from cogen_fast.tensor_files import to_bytes
 
@@ -65,17 +66,18 @@ def load(
     """
     texts, tensors = _read(path)
     try:
-        tree, found = json.loads(texts["run"]), json.loads(texts["identity"])
+        tree = parse_json("run", texts["run"])
+        found = parse_json("identity", texts["identity"])
         if not isinstance(found, dict) or not all(type(v) is str for v in found.values()):
             raise ValueError("identity: expected a JSON object of texts, got something else")
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, ValueError) as error:
         raise ValueError(f"checkpoint: {path} is damaged: {error!r:.80}") from error
     _check_identity(path, found, identity)
     _check_probes(path, tensors, probes)
     try:
         reading = _Reading(tensors, device, layout)
         return reading.value(tree, layout.kind, "run", dict(layout.sizes))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"checkpoint: {path} is damaged: {error}") from error
 
 
@@ -126,7 +128,7 @@ class _Reading:
             return self._optional(tree, parts, name, sizes)
         if origin is tuple:
             if not isinstance(tree, list):
-                raise ValueError(f"{name}: expected a list, got {tree!r:.40}")
+                raise ValueError(f"{name}: expected a list, got {abbreviated(tree)}")
             rows = enumerate(tree)
             return tuple(self.value(each, parts[0], f"{name}.{i}", sizes) for i, each in rows)
         if origin is Annotated:
@@ -138,7 +140,9 @@ class _Reading:
         present = self.layout.present.get(name.rsplit(".", 1)[-1])
         if present is not None and present != (tree is not None):
             wanted = "a value" if present else "nothing"
-            raise ValueError(f"{name}: expected {wanted} with these settings, got {tree!r:.40}")
+            raise ValueError(
+                f"{name}: expected {wanted} with these settings, got {abbreviated(tree)}"
+            )
         return None if tree is None else self.value(tree, kind, name, sizes)
 
     def _annotated(
@@ -156,7 +160,7 @@ class _Reading:
     ) -> Tensor:
         held = tree.get("tensor") if isinstance(tree, dict) else None
         if not isinstance(held, str) or held not in self.tensors:
-            raise ValueError(f"{name}: expected a tensor of the file, got {tree!r:.40}")
+            raise ValueError(f"{name}: expected a tensor of the file, got {abbreviated(tree)}")
         found = self.tensors[held]
         fitting = [each for each in arrays if len(each.dims.split()) == found.ndim]
         check_array(name, found, (fitting or arrays)[0], self.layout.dtype, sizes)
@@ -167,7 +171,9 @@ class _Reading:
     ) -> Any:
         hints = _hints(kind)
         if not isinstance(tree, dict) or tree.keys() != hints.keys():
-            raise ValueError(f"{name}: expected the fields {', '.join(hints)}, got {tree!r:.40}")
+            raise ValueError(
+                f"{name}: expected the fields {', '.join(hints)}, got {abbreviated(tree)}"
+            )
         own = dict(sizes)
         for inner, outer in (renamed.names if renamed else {}).items():
             own[inner] = int(outer) if outer.isdigit() else sizes[outer]

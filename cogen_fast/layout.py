@@ -15,6 +15,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from cogen_fast.arguments import abbreviated
+
 
 @dataclass(frozen=True)
 class Array:
@@ -107,7 +109,7 @@ def check_whole(name: str, value: object, whole: Whole, sizes: Mapping[str, int]
     low, high = (sizes[x] if isinstance(x, str) else x for x in (whole.low, whole.high))
     if type(value) is not int or not low <= value <= high:
         wanted = f"{low}" if low == high else f"an integer from {low} to {high}"
-        raise ValueError(f"{name}: expected {wanted}, got {value!r:.40}")
+        raise ValueError(f"{name}: expected {wanted}, got {abbreviated(value)}")
 
 
 def _shape(value: Tensor, array: Array, sizes: dict[str, int]) -> tuple[int, ...]:

@@ -22,4 +22,5 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byte
     header = named | json.loads(content[_LENGTH:start])
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _LENGTH)
-    return len(text).to_bytes(_LENGTH, "little") + text + content[start:]
+    values = memoryview(content)[start:]  # not copied twice: a trace may be large
+    return b"".join((len(text).to_bytes(_LENGTH, "little"), text, values))
