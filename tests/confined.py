@@ -75,8 +75,8 @@ def _start_server() -> None:
 
 def _run(pipe: Connection, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     pipe.send("begins")
-    before = _status("VmHWM")
-    limit = _status("VmSize") + SPACE
+    before = status("VmHWM")
+    limit = status("VmSize") + SPACE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     error, message, trace = None, "", ""
     with warnings.catch_warnings(record=True) as caught:
@@ -87,10 +87,10 @@ def _run(pipe: Connection, call: Callable[..., Any], arguments: tuple[Any, ...])
             error, message = type(raised), str(raised)
             trace = traceback.format_exc(-4)[-4000:]
     told = tuple(str(warning.message) for warning in caught)
-    pipe.send(Ended(error, message, told, _status("VmHWM") - before, trace))
+    pipe.send(Ended(error, message, told, status("VmHWM") - before, trace))
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
     """Bytes, as the kernel counts them for this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     line = next(line for line in lines if line.startswith(f"{key}:"))

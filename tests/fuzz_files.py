@@ -40,6 +40,7 @@ import hostile
 import numpy as np
 import test_resume_files
 import torch
+from confined import status
 from PIL import Image
 
 from cogen_fast.digests import digest_of_tree
@@ -82,9 +83,9 @@ def _mlp_npz(path: Path) -> None:
         np.savez(file, **{n: v.astype(np.float32) for n, v in (layers | biases).items()})
 
 
-def _foreign(name: str) -> Callable[[Path], None]:
+def _foreign(name: str) -> Callable[[Path], object]:
     """A file of another program's, from the data of the tests."""
-    return lambda path: path.write_bytes((_DATA / name).read_bytes()) and None
+    return lambda path: path.write_bytes((_DATA / name).read_bytes())
 
 
 def _picture(form: str) -> Callable[[Path], None]:
@@ -140,21 +141,15 @@ def _read_run(kind: str, fused: bool) -> Callable[[Path], Any]:
 
 def _training(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        _trained(Path(folder))
+        hostile.trained(Path(folder))
         path.write_bytes((Path(folder) / "checkpoint.pt").read_bytes())
-
-
-def _trained(folder: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 1, 4, 4), dtype=np.uint8)
-    config = hostile.TrainingConfig(resolution=4, total_images=8, latent_size=2, fmap_max=2)
-    hostile.train(hostile.Images(pixels), config, folder, progress=False)
 
 
 def _read_training(path: Path) -> Any:
     folder = path.parent / "training"
     folder.mkdir()
     (folder / "checkpoint.pt").write_bytes(path.read_bytes())
-    _trained(folder)
+    hostile.trained(folder)
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     return digest_of_tree(state["generator"])
 
@@ -297,9 +292,9 @@ def _tried(name: str, number: int, seed: int) -> str:
         )
         size = path.stat().st_size
         _forget_peak()
-        before, start = _memory("VmRSS"), time.monotonic()
+        before, start = status("VmRSS"), time.monotonic()
         wrong = _outcome(kind, path, whole)
-        grew, took = _memory("VmHWM") - before, time.monotonic() - start
+        grew, took = status("VmHWM") - before, time.monotonic() - start
     if took > _SECONDS:
         return f"took {took:.0f} s"
     if grew > _BYTES + size:
@@ -323,11 +318,6 @@ def _outcome(kind: Kind, path: Path, whole: Any) -> str:
 
 def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
-
-
-def _memory(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
 
 
 # --- all of them ----------------------------------------------------------------------------------

@@ -161,6 +161,11 @@ def training(path: Path) -> None:
     out = path.parent / "training"
     out.mkdir()
     os.rename(path, out / path.name)
+    trained(out)
+
+
+def trained(out: Path) -> None:
+    """A training of one step in a folder, or what it is gone on with."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 1, 4, 4), dtype=np.uint8)
     config = TrainingConfig(resolution=4, total_images=8, latent_size=2, fmap_max=2)
     train(Images(pixels), config, out, progress=False)
