@@ -1039,8 +1039,10 @@ def test_what_cannot_be_told_is_null_in_json(tmp_path: Path) -> None:
 
 def test_a_result_of_another_format_is_refused(tmp_path: Path) -> None:
     path = run().save(tmp_path) / "result.json"
-    path.write_text(path.read_text().replace("cogen-fast result 8", "cogen-fast result 9"))
-    with pytest.raises(ValueError, match=r"^directory: .*'cogen-fast result 8'.*result 9"):
+    text = path.read_text()
+    assert "cogen-fast result 9" in text
+    path.write_text(text.replace("cogen-fast result 9", "cogen-fast result 8"))
+    with pytest.raises(ValueError, match=r"^directory: .*'cogen-fast result 9'.*result 8"):
         Result.load(tmp_path)
 
 
