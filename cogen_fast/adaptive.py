@@ -17,7 +17,7 @@ from cogen_fast.ops.philox import Purpose
 from cogen_fast.paper import refined_note
 from cogen_fast.problem import Problem
 from cogen_fast.result import GRADIENT_COST
-from cogen_fast.sampler import curvature, fallback, pool, smc, tuning
+from cogen_fast.sampler import bases, curvature, fallback, pool, sketches, smc, tuning
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import (
@@ -188,12 +188,14 @@ class Adaptive:
         annealing, latent_size = self.annealing, problem.adapter.latent_size
         moves = annealing.hmc_steps or annealing.rule.most_moves
         curved = annealing.mass == "curvature" and not self.alone
+        whole = latent_size <= bases.WHOLE
         sizes = {
             "islands": self.islands,
             "B": problem.observation.count * self.islands,
             "N": self.each,
             "d": latent_size,
             "k": min(curvature.MOST, latent_size),
+            "r": min(sketches.RANK, latent_size),
             "K": self._pool,
             "L": annealing.leapfrog_steps or max(tuning.LADDER),
             "M": moves,
@@ -204,6 +206,11 @@ class Adaptive:
             "spread": self.alone,
             "inverse_mass": curved,
             "stiff": curved,
+            "mean": whole,
+            "sketch": not whole,
+            "whole": whole,
+            "left": not whole,
+            "right": not whole,
         }
         if self.evidence == "consistent":
             present["repeats"] = False

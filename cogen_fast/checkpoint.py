@@ -25,7 +25,7 @@ from cogen_fast.files import parse_json, write_atomically
 from cogen_fast.layout import Array, Layout, Sizes, Whole, check_array, check_whole
 from cogen_fast.tensor_files import to_bytes
 
-_FORMAT = "cogen-fast run 9"
+_FORMAT = "cogen-fast run 10"
 _PROBE = "probe."
 _ON_HOST = "trace"
 _Held = dict[tuple[int, bool], tuple[str, Tensor]]

@@ -43,7 +43,7 @@ from cogen_fast.precision import Precision
 from cogen_fast.presets import DEFAULTS, Preset, find_preset
 from cogen_fast.problem import prepared
 from cogen_fast.result import ANNEALED, Result
-from cogen_fast.sampler import ais
+from cogen_fast.sampler import ais, curvature
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.schedule import as_schedule
 from cogen_fast.sampler.tuning import POPULATION
@@ -326,6 +326,11 @@ def _check_room(
     each = settings.get("draws", 0) // math.prod(counts.values()) + _HELD
     outputs = observations * math.prod(output_shape)
     check_samples(counts, observations * each, latent_size, outputs=outputs, device=device)
+    if "islands" in settings:
+        rows = observations * settings["islands"] // settings["populations"]
+        counts = {"populations": settings["populations"], "latent_shape": latent_size}
+        each = rows * curvature.bytes_of_a_latent(latent_size)
+        check_room(counts, each, "a number of populations or latents", device)
 
 
 def _fits(

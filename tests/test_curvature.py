@@ -25,9 +25,10 @@ from runs import both_backends
 from torch import Tensor
 
 from cogen_fast.ops.philox import Purpose, normals, uniforms
-from cogen_fast.sampler import curvature, smc
+from cogen_fast.sampler import bases, curvature, smc
 from cogen_fast.sampler.curvature import Curvature, Directions
 from cogen_fast.sampler.pace import MASSES, Annealing
+from cogen_fast.sampler.sketches import Sketch
 from cogen_fast.sampler.smc import Choice
 from cogen_fast.sampler.tuning import TuningRule
 
@@ -36,9 +37,37 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 NONE_FORGOTTEN = torch.zeros(1, dtype=F64)
 
 
+@pytest.fixture(autouse=True, params=[bases.WHOLE, 0], ids=["whole", "sketch"])
+def few_or_many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All sizes as small ones, then all as large ones, whose matrices are never made."""
+    monkeypatch.setattr(bases, "WHOLE", request.param)
+
+
 def known(mean: Tensor, inverse_count: float = 0.0) -> Curvature:
     """A mean over so many gradients that none of it is noise, or over few."""
-    return Curvature(mean, torch.full_like(mean[:, 0, 0], inverse_count))
+    count = torch.full_like(mean[:, 0, 0], inverse_count)
+    if bases.WHOLE:
+        return Curvature(mean, count)
+    values, vectors = torch.linalg.eigh(mean)
+    factor = vectors.flip(-1) * values.flip(-1).clamp(min=0.0).sqrt()[:, None]
+    return Curvature(None, count, Sketch(factor, 0.0 * count))
+
+
+def mean_of(seen: Curvature) -> Tensor:
+    """The running mean, as a matrix."""
+    if seen.mean is not None:
+        return seen.mean
+    assert seen.sketch is not None
+    assert (seen.sketch.tail < 1e-12 * (1.0 + seen.sketch.factor.square().sum((1, 2)))).all()
+    return seen.sketch.factor @ seen.sketch.factor.mT
+
+
+def whole(directions: Tensor) -> Tensor:
+    """The basis that begins with them, as a matrix."""
+    found = bases.beginning_with(directions)
+    assert (found.whole is None) == (bases.WHOLE == 0)
+    rows, size, _ = directions.shape
+    return found.turned(torch.eye(size, dtype=F64).expand(rows, -1, -1))
 
 
 def tensor(*values: float) -> Tensor:
@@ -62,7 +91,7 @@ def test_the_first_moves_count_alike() -> None:
     for number, grad in enumerate(grads, 1):
         found = curvature.update(found, grad, beta, both)
         mean = torch.stack([covariance(each) for each in grads[:number]]).mean(0)
-        torch.testing.assert_close(found.mean, beta[:, None, None] * mean, **ROUNDING)
+        torch.testing.assert_close(mean_of(found), beta[:, None, None] * mean, **ROUNDING)
         assert found.inverse_count.tolist() == pytest.approx([1.0 / (3.0 * number)] * 2)
 
 
@@ -78,7 +107,7 @@ def test_later_moves_count_by_the_gain() -> None:
         found = curvature.update(found, grad, tensor(1.0), active)
         if number in (1, 7):
             expected = (1.0 - (1.0 - gain) ** number) * covariance(grad)
-            torch.testing.assert_close(found.mean, expected, **ROUNDING)
+            torch.testing.assert_close(mean_of(found), expected, **ROUNDING)
     count = (particles - 1) * (2.0 - gain) / gain
     assert found.inverse_count.item() == pytest.approx(1.0 / count, rel=1e-9)
 
@@ -89,9 +118,9 @@ def test_who_is_not_active_learns_nothing() -> None:
     some = curvature.update(none, grad, tensor(0.1, 0.2, 0.3), torch.tensor([True, True, True]))
     for start in (none, some):
         found = curvature.update(start, 2.0 * grad, tensor(0.1, 0.2, 0.3), active)
-        assert torch.equal(found.mean[1], start.mean[1])
+        assert torch.equal(mean_of(found)[1], mean_of(start)[1])
         assert torch.equal(found.inverse_count[1], start.inverse_count[1])
-        assert (found.mean[::2] != start.mean[::2]).all()
+        assert (mean_of(found)[::2] != mean_of(start)[::2]).all()
 
 
 def test_the_mean_is_the_hessian_at_equilibrium_where_the_data_decide() -> None:
@@ -104,31 +133,35 @@ def test_the_mean_is_the_hessian_at_equilibrium_where_the_data_decide() -> None:
         z = x * data / (1.0 + data) + normal(1, n, 3, seed=3) / (1.0 + data).sqrt()
         found = curvature.update(
             curvature.init(z), k * k * (z - x), tensor(beta), torch.tensor([True])
-        ).mean[0]
-        ratio = found.diagonal() / k**2 * (1.0 + data) / data
+        )
+        ratio = mean_of(found)[0].diagonal() / k**2 * (1.0 + data) / data
         assert (ratio - 1.0).abs().max() < 4.0 * math.sqrt(2.0 / n)
 
 
 def test_a_single_particle_shows_nothing() -> None:
     z = normal(2, 1, 3, seed=1)
     found = curvature.update(curvature.init(z), z, tensor(0.5, 1.0), torch.tensor([True, True]))
-    assert torch.equal(found.mean, torch.zeros(2, 3, 3, dtype=F64))
+    assert torch.equal(mean_of(found), torch.zeros(2, 3, 3, dtype=F64))
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_what_others_have_seen_is_a_mean_over_more_gradients(count: int) -> None:
-    each = Curvature(normal(4, 3, 3, seed=1), tensor(0.1, 0.2, 0.3, 0.6))
+    root = normal(4, 3, 3, seed=1)
+    each = dataclasses.replace(known(root @ root.mT), inverse_count=tensor(0.1, 0.2, 0.3, 0.6))
     found = curvature.of_others(each, count)
     if count == 1:
-        assert torch.equal(found.mean, each.mean)
+        assert torch.equal(mean_of(found), mean_of(each))
         assert torch.equal(found.inverse_count, each.inverse_count)
     elif count == 2:
-        assert torch.equal(found.mean, each.mean[[1, 0, 3, 2]])
+        assert torch.equal(mean_of(found), mean_of(each)[[1, 0, 3, 2]])
         assert found.inverse_count.tolist() == [0.2, 0.1, 0.6, 0.3]
     else:
-        torch.testing.assert_close(found.mean[0], each.mean[1:].mean(0))
-        expected = [1.1 / 9.0, 1.0 / 9.0, 0.9 / 9.0, 0.6 / 9.0]
-        assert found.inverse_count.tolist() == pytest.approx(expected)
+        for row in range(4):
+            others = [other for other in range(4) if other != row]
+            expected = mean_of(each)[others].mean(0)
+            torch.testing.assert_close(mean_of(found)[row], expected)
+        counts = [1.1 / 9.0, 1.0 / 9.0, 0.9 / 9.0, 0.6 / 9.0]
+        assert found.inverse_count.tolist() == pytest.approx(counts)
 
 
 # --- what is noise --------------------------------------------------------------------------------
@@ -234,7 +267,7 @@ def test_the_mass_is_the_posterior_where_the_hessian_is_known(d: int, beta: floa
     # Variances in the turned coordinates, which turned back are the posterior's covariance.
     target = LinearGaussian(d=d, measured=max(1, d - 2), sigma=0.3)
     found = curvature.directions(known(target.hessian()[None]), NONE_FORGOTTEN)
-    turn = curvature.basis(found.vectors)
+    turn = whole(found.vectors)
     variances = curvature.inverse_mass(found, tensor(beta))
     _, covariance = target.posterior(beta)
     back = (turn[0] * variances[0]) @ turn[0].T
@@ -261,7 +294,7 @@ def test_without_curvature_the_inverse_mass_is_one() -> None:
     for nothing in (curvature.no_directions(latents), found):
         mass = curvature.inverse_mass(nothing, tensor(0.0, 0.3, 1.0))
         assert torch.equal(mass, torch.ones(3, 6, dtype=F64))
-        turn = curvature.basis(nothing.vectors)
+        turn = whole(nothing.vectors)
         torch.testing.assert_close(turn.mT @ turn, torch.eye(6, dtype=F64).expand(3, -1, -1))
 
 
@@ -272,7 +305,7 @@ def test_directions_beyond_the_rank_are_not_left_to_rounding() -> None:
     rounded = one + 1e-14 * torch.randn(9, 9, generator=random, dtype=F64)
     both = torch.stack([one, 0.5 * (rounded + rounded.T)])
     found = curvature.directions(known(both), tensor(0.0, 0.0))
-    turn = curvature.basis(found.vectors)
+    turn = whole(found.vectors)
     torch.testing.assert_close(turn[0], turn[1], rtol=0, atol=1e-11)
     torch.testing.assert_close(turn[0, :, :1] * turn[0, :, :1].mT, axis @ axis.T)
     expected = torch.tensor([1.0 / 8.0, *[1.0] * 8], dtype=F64)
@@ -283,14 +316,14 @@ def test_directions_beyond_the_rank_are_not_left_to_rounding() -> None:
 def test_the_basis_is_the_same_for_either_sign_of_a_direction() -> None:
     stiff = rotation(9, seed=4)[None, :, :3]
     signs = torch.tensor([1.0, -1.0, -1.0], dtype=F64)
-    turn, other = curvature.basis(stiff), curvature.basis(stiff * signs)
+    turn, other = whole(stiff), whole(stiff * signs)
     torch.testing.assert_close(turn, other)
 
 
 @pytest.mark.parametrize(("size", "count"), [(3, 1), (6, 6), (30, 10), (140, 128)])
 def test_the_basis_starts_with_the_stiff_directions(size: int, count: int) -> None:
     stiff = torch.stack([rotation(size, seed)[:, :count] for seed in (1, 2)])
-    turn = curvature.basis(stiff)
+    turn = whole(stiff)
     assert turn.shape == (2, size, size)
     torch.testing.assert_close(turn.mT @ turn, torch.eye(size, dtype=F64).expand(2, -1, -1))
     along = turn[:, :, :count].mT @ stiff
@@ -343,7 +376,7 @@ def test_a_turned_transition_is_one_with_a_dense_mass(backend: str) -> None:
     after, info = smc.step(state, target, rule, choice=choice, backend=backend)
     assert choice.inverse_mass is not None
     assert choice.stiff is not None
-    turn = curvature.basis(choice.stiff)
+    turn = whole(choice.stiff)
     stream = state.hmc.stream
     drawn = normals(stream, Purpose.MOMENTUM, n, d, F64)
     u = uniforms(stream, Purpose.ACCEPT, n, F64)
@@ -395,7 +428,7 @@ def test_turning_leaves_refused_chains_as_they_are(backend: str, dtype: torch.dt
     )
     before = state.hmc
     assert choice.stiff is not None
-    turn = curvature.basis(choice.stiff)
+    turn = bases.beginning_with(choice.stiff)
     after = smc.step(state, target, Annealing(), choice=choice, backend=backend)[0].hmc
     ops = native(backend)
     settings = smc.jittered(choice, choice.step_size, TuningRule(), before.stream, ops)

@@ -11,11 +11,17 @@ import torch
 from annealed import F64, LONE, MIXED, all_masses, begun, changed, normal, recorded
 from torch import Tensor
 
-from cogen_fast.sampler import curvature, islands, pace, smc, tuning
+from cogen_fast.sampler import bases, curvature, islands, pace, smc, tuning
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.smc import SMCState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True, params=[bases.WHOLE, 0], ids=["whole", "sketch"])
+def few_or_many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All sizes as small ones, then all as large ones, whose matrices are never made."""
+    monkeypatch.setattr(bases, "WHOLE", request.param)
 
 
 # --- by hand --------------------------------------------------------------------------------------
@@ -110,8 +116,13 @@ def taught_otherwise(state: SMCState, row: int) -> SMCState:
         return values
 
     tuned, seen = state.tuning, state.curvature
-    size = seen.mean.shape[-1]
-    spike = normal(size, 1, seed=4)
+    spike = 30.0 * normal(state.hmc.latents.shape[-1], 1, seed=4)
+    if seen.mean is None:
+        assert seen.sketch is not None
+        factor = put(seen.sketch.factor, lambda x: torch.cat([spike, 1.7 * x[:, :-1]], -1))
+        sketch, mean = dataclasses.replace(seen.sketch, factor=factor), None
+    else:
+        sketch, mean = None, put(seen.mean, lambda x: 3.0 * x + spike @ spike.T)
     return dataclasses.replace(
         state,
         tuning=tuning.Tuning(
@@ -121,10 +132,7 @@ def taught_otherwise(state: SMCState, row: int) -> SMCState:
             put(tuned.acceptance, lambda x: 0.0 * x + 0.3),
             put(tuned.forgetting, lambda x: 0.0 * x + 0.2),
         ),
-        curvature=curvature.Curvature(
-            put(seen.mean, lambda x: 3.0 * x + 1e3 * spike @ spike.T),
-            put(seen.inverse_count, lambda x: 2.0 * x),
-        ),
+        curvature=curvature.Curvature(mean, put(seen.inverse_count, lambda x: 2.0 * x), sketch),
         sharpness=put(state.sharpness, lambda x: 1.7 * x),
     )
 

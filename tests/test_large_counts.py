@@ -29,6 +29,7 @@ LARGE: list[tuple[str, str, dict[str, Any]]] = [
     ("chains", "small_run", PAPER | {"chains": 10**9}),
     ("ais_steps", "small_run", PAPER | {"ais_steps": MOST}),
     ("latent_shape", "long_latents", {"latent_shape": 2**26}),
+    ("latent_shape", "long_latents", {"latent_shape": 2**22}),
     ("latent_shape", "long_latents", {"latent_shape": (2**13, 2**13)}),
     ("latent_shape", "long_latents", PAPER | {"latent_shape": 2**26, "chains": 64}),
     ("latent_shape", "small_run", {"latent_shape": 2**26}),

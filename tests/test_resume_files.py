@@ -23,6 +23,7 @@ from cogen_fast import Result, UnknownNoise, checkpoint, cogenerate
 from cogen_fast.digests import digest_of
 from cogen_fast.generators import MLPGenerator
 from cogen_fast.ops.spec import AdaptationRule
+from cogen_fast.sampler import bases
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,6 +38,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], dict[str, Any]]] = {
         PAPER | {"adaptation": AdaptationRule(per_chain=True)},
     ),
     "adaptive": (lambda run: len(run.infos) == 1, {"keep_trace": True, "budget": 30}),
+    "many latents": (lambda run: len(run.infos) == 1, {"budget": 30}),
     "identity": (lambda run: len(run.infos) == 1, {"mass": "identity", "budget": 60}),
     "alone": (lambda run: len(run.infos) == 1, {"chains": 2, "budget": 60}),
     "frozen": (
@@ -59,7 +61,7 @@ CASES = [
 
 
 # What can be read runs on to its end: fewer kinds.
-OF_GENERAL = ("adaptive", "frozen", "noise, in the rounds")
+OF_GENERAL = ("adaptive", "many latents", "frozen", "noise, in the rounds")
 RUN = [("paper", "fused"), *((kind, "general") for kind in OF_GENERAL)]
 
 
@@ -72,12 +74,14 @@ def generator(fused: bool) -> Any:
 
 
 def run(kind: str, fused: bool, path: Path | None) -> Result:
-    """Two observations of three latents."""
+    """Two observations of three latents, which are many for one of the kinds."""
     g = generator(fused)
     dtype = torch.float64 if fused else torch.float32
     z = torch.randn(2, 3, generator=torch.Generator().manual_seed(3), dtype=dtype)
     how = {"noise_std": 0.3, "latent_shape": 3, "seed": 5, "progress": False} | KINDS[kind][1]
-    return cogenerate(g, g(z), torch.ones(6), checkpoint=path, checkpoint_seconds=0.0, **how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bases, "WHOLE", 2 if kind == "many latents" else bases.WHOLE)
+        return cogenerate(g, g(z), torch.ones(6), checkpoint=path, checkpoint_seconds=0.0, **how)
 
 
 @cache

@@ -20,12 +20,14 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from cogen_fast.density import Potential, gradients
+from cogen_fast.density import Potential
 from cogen_fast.layout import Array, NotNegative
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.spec import TransitionSettings
-from cogen_fast.sampler import hmc, islands
+from cogen_fast.sampler import bases, hmc, islands, sketches
+from cogen_fast.sampler.bases import Basis, TurnedPotential
 from cogen_fast.sampler.hmc import HMCInfo, HMCState
+from cogen_fast.sampler.sketches import Sketch
 
 _MOST_MEMORY = 0.99
 _RELATED = 2.0  # resampled particles share ancestors: so many times fewer are independent
@@ -41,11 +43,13 @@ class Curvature:
 
     ``mean`` ``(B, d, d)`` float64 is the running mean of beta times the covariance of ``grad E``,
     and ``inverse_count`` ``(B,)`` float64 one over the number of gradients, less one for each
-    move's mean, that it amounts to, infinite where there are none yet.
+    move's mean, that it amounts to, infinite where there are none yet. Of more than `bases.WHOLE`
+    dimensions there is a ``sketch`` of that mean instead, so that costs grow with d.
     """
 
-    mean: Annotated[Tensor, Array("B d d", low=-_MOST, high=_MOST)]
+    mean: Annotated[Tensor, Array("B d d", low=-_MOST, high=_MOST)] | None
     inverse_count: Annotated[Tensor, Array("B", low=0.0, infinite=True)]
+    sketch: Sketch | None = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,17 @@ class Directions:
 def init(latents: Tensor) -> Curvature:
     """No curvature known yet."""
     count, _, size = latents.shape
-    mean = latents.new_zeros(count, size, size, dtype=torch.float64)
-    return Curvature(mean, torch.full_like(mean[:, 0, 0], math.inf))
+    none = latents.new_full((count,), math.inf, dtype=torch.float64)
+    if size > bases.WHOLE:
+        return Curvature(None, none, sketches.init(latents))
+    return Curvature(latents.new_zeros(count, size, size, dtype=torch.float64), none)
+
+
+def bytes_of_a_latent(size: int) -> int:
+    """What `Curvature`, `Directions` and a basis of each row hold for each of ``size`` latents."""
+    most = min(MOST, size)
+    whole = size <= bases.WHOLE
+    return 8 * (2 * size + most if whole else min(sketches.RANK, size) + 3 * most)
 
 
 def gain(size: int) -> float:
@@ -86,14 +99,32 @@ def update(known: Curvature, grad: Tensor, beta: Tensor, active: Tensor) -> Curv
     weight = torch.where(active, even.clamp(min=gain(size)), 0.0)
     kept = torch.where(weight < 1.0, (1.0 - weight) ** 2 * known.inverse_count, 0.0)
     inverse_count = kept + weight**2 / particles
-    seen = (weight * beta / particles)[:, None, None] * g
+    inverse_count = torch.where(active, inverse_count, known.inverse_count)
+    share = weight * beta / particles
+    if known.mean is None:
+        sketch = _grown(known.sketch, 1.0 - weight, share.sqrt()[:, None, None] * g.mT, active)
+        return Curvature(None, inverse_count, sketch)
+    seen = share[:, None, None] * g
     mean = torch.baddbmm((1.0 - weight)[:, None, None] * known.mean, seen.mT, g)
-    return Curvature(mean, torch.where(active, inverse_count, known.inverse_count))
+    return Curvature(mean, inverse_count)
+
+
+def _grown(known: Sketch | None, kept: Tensor, columns: Tensor, active: Tensor) -> Sketch:
+    """With more columns where ``active``; elsewhere bit for bit what it was."""
+    assert known is not None
+    grown = sketches.add(known, kept, columns)
+    return Sketch(
+        torch.where(active[:, None, None], grown.factor, known.factor),
+        torch.where(active, grown.tail, known.tail),
+    )
 
 
 def of_others(known: Curvature, count: int) -> Curvature:
     """What the other ones of ``count`` islands have seen, in place of each one's own."""
     inverse_count = islands.others(known.inverse_count, count) / max(count - 1, 1)
+    if known.mean is None:
+        assert known.sketch is not None
+        return Curvature(None, inverse_count, sketches.of_others(known.sketch, count))
     return Curvature(islands.others(known.mean, count), inverse_count)
 
 
@@ -112,11 +143,8 @@ def directions(known: Curvature, memory: Tensor) -> Directions:
     ``memory`` ``(B,)`` is the correlation of gradients with those one move before, by which they
     amount to fewer independent ones. Columns beyond the rank of the mean are fixed ones.
     """
-    size = known.mean.shape[-1]
-    most = min(MOST, size)
-    ascending, vectors = torch.linalg.eigh(known.mean)
-    raw = ascending.flip(-1).clamp(min=0.0)
-    stiff = vectors.flip(-1)[..., :most]
+    raw, stiff = _spectrum(known)
+    size, most = stiff.shape[-2:]
     squared = memory.clamp(0.0, _MOST_MEMORY) ** 2  # the correlation of their products
     values = denoised(raw, _RELATED * known.inverse_count * (1.0 + squared) / (1.0 - squared))
     rest = values[:, most:].mean(-1) if most < size else values[:, -1]
@@ -124,6 +152,15 @@ def directions(known: Curvature, memory: Tensor) -> Directions:
     spanned = raw[:, :most] > _RANK * raw[:, :1]
     stiff = torch.where(spanned[:, None], stiff, filler(size).to(stiff.device))
     return Directions(stiff, values[:, :most], rest)
+
+
+def _spectrum(known: Curvature) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``(B, d)``, descending, and the first `MOST` eigenvectors ``(B, d, k)``."""
+    if known.mean is None:
+        assert known.sketch is not None
+        return sketches.spectrum(known.sketch, min(MOST, known.sketch.factor.shape[1]))
+    ascending, vectors = torch.linalg.eigh(known.mean)
+    return ascending.flip(-1).clamp(min=0.0), vectors.flip(-1)[..., :MOST]
 
 
 def denoised(values: Tensor, inverse_count: Tensor) -> Tensor:
@@ -159,43 +196,6 @@ def filler(size: int) -> Tensor:
     return torch.randn(size, min(MOST, size), generator=random, dtype=torch.float64, device="cpu")
 
 
-def unturned(latents: Tensor) -> Tensor:
-    """The basis of the coordinates as they are, ``(B, d, d)`` float64."""
-    count, _, size = latents.shape
-    unit = torch.eye(size, dtype=torch.float64, device=latents.device)
-    return unit.expand(count, -1, -1)
-
-
-def basis(stiff: Tensor) -> Tensor:
-    """An orthogonal ``(B, d, d)`` whose first columns span ``stiff``, one after the other.
-
-    It is the same for either sign of a column, which is an eigenvector's freedom.
-    """
-    turn: Tensor = torch.linalg.qr(stiff, mode="complete").Q
-    return turn
-
-
-class TurnedPotential:
-    """A potential in coordinates ``y = z Q``."""
-
-    def __init__(self, potential: Potential, turn: Tensor) -> None:
-        self.potential, self.turn = potential, turn
-
-    def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """As the potential's, of and by y."""
-        energy, grad = self.potential.energy_and_grad(times(latents, self.turn.mT))
-        return energy, times(grad, self.turn)
-
-    def grad_alone(self, latents: Tensor) -> Tensor:
-        """The gradients alone."""
-        return times(gradients(self.potential, times(latents, self.turn.mT)), self.turn)
-
-
-def times(rows: Tensor, matrix: Tensor) -> Tensor:
-    """``rows @ matrix``, rounded once."""
-    return (rows.double() @ matrix).to(rows.dtype)
-
-
 @dataclass(frozen=True)
 class Moved:
     """One transition: the state ``after`` it, and ``start`` and ``end`` as the moves saw them."""
@@ -211,26 +211,26 @@ def transition(
     potential: Potential,
     settings: TransitionSettings,
     leapfrog_steps: int,
-    turn: Tensor | None,
+    turn: Basis | None,
     ops: Ops,
 ) -> Moved:
     """`hmc.transition` in the coordinates ``y = z Q`` of ``turn`` (None: in z itself)."""
     if turn is None:
         after, info = hmc.transition(state, potential, settings, leapfrog_steps, ops)
         return Moved(after, state, after, info)
-    latents, grad = times(state.latents, turn), times(state.grad, turn)
+    latents, grad = turn.turned(state.latents), turn.turned(state.grad)
     start = HMCState(latents, state.energy, grad, state.stream)
     target = TurnedPotential(potential, turn)
     end, info = hmc.transition(start, target, settings, leapfrog_steps, ops)
     return Moved(_turned_back(end, start, state, turn), start, end, info)
 
 
-def _turned_back(end: HMCState, start: HMCState, before: HMCState, turn: Tensor) -> HMCState:
+def _turned_back(end: HMCState, start: HMCState, before: HMCState, turn: Basis) -> HMCState:
     """``end`` in z again; chains that stand where they stood keep every bit."""
     still = (end.latents == start.latents).all(-1, keepdim=True)
     return HMCState(
-        torch.where(still, before.latents, times(end.latents, turn.mT)),
+        torch.where(still, before.latents, turn.turned_back(end.latents)),
         end.energy,
-        torch.where(still, before.grad, times(end.grad, turn.mT)),
+        torch.where(still, before.grad, turn.turned_back(end.grad)),
         end.stream,
     )

@@ -23,7 +23,6 @@ from torch import Tensor
 from cogen_fast.density import Potential, gradients
 from cogen_fast.layout import (
     Array,
-    Bases,
     CountsOfEach,
     Estimates,
     Latents,
@@ -37,6 +36,7 @@ from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.sampler import curvature, hmc, pace, tuning
+from cogen_fast.sampler.bases import Basis, TurnedPotential
 from cogen_fast.sampler.curvature import Directions
 from cogen_fast.sampler.hmc import HMCState
 from cogen_fast.sampler.pace import Annealing
@@ -181,15 +181,15 @@ def _within_cell(a: Tensor, b: Tensor, mass: Tensor) -> Tensor:
 class Moves:
     """What the chains of B islands move by, as other islands have found it.
 
-    ``step_size`` ``(B,)``; ``directions`` and the basis ``turn`` ``(B, d, d)`` made of them
-    are None where the mass is 1. A round has ``moves`` ``(B,)`` int64 transitions.
+    ``step_size`` ``(B,)``; ``directions`` and the basis ``turn`` made of them are None where the
+    mass is 1. A round has ``moves`` ``(B,)`` int64 transitions.
     """
 
     step_size: NotNegative
     leapfrog_steps: Annotated[int, Whole(low=1, high="L")]
     moves: Annotated[Tensor, Array("B", torch.int64, low=1, below="M+1")]
     directions: Directions | None
-    turn: Bases | None
+    turn: Basis | None
 
 
 def tuned(progress: Run, annealing: Annealing) -> Moves:
@@ -236,7 +236,7 @@ def chains(
     stream = NoiseStream(seed, torch.zeros_like(ids), ids)
     latents = levels.latents
     if moves.turn is not None:
-        latents = curvature.times(latents, moves.turn)
+        latents = moves.turn.turned(latents)
     latents = latents.reshape(count * each, 1, size)
     energy, grad = _OfRows(potential, moves.turn, each).energy_and_grad(latents)
     return Chains(
@@ -254,8 +254,8 @@ def turned_back(chains: Chains, moves: Moves) -> HMCState:
         each.reshape(count, -1, each.shape[-1]) for each in (chains.hmc.latents, chains.hmc.grad)
     )
     if moves.turn is not None:
-        latents = curvature.times(latents, moves.turn.mT)
-        grad = curvature.times(grad, moves.turn.mT)
+        latents = moves.turn.turned_back(latents)
+        grad = moves.turn.turned_back(grad)
     energy = chains.hmc.energy.reshape(count, -1)
     return HMCState(latents, energy, grad, chains.hmc.stream)
 
@@ -263,9 +263,9 @@ def turned_back(chains: Chains, moves: Moves) -> HMCState:
 class _OfRows:
     """A potential of chains that stand in rows of their own, in coordinates ``y = z Q``."""
 
-    def __init__(self, potential: Potential, turn: Tensor | None, chains: int) -> None:
+    def __init__(self, potential: Potential, turn: Basis | None, chains: int) -> None:
         if turn is not None:
-            potential = curvature.TurnedPotential(potential, turn)
+            potential = TurnedPotential(potential, turn)
         self.potential, self.chains = potential, chains
 
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cogen_fast.density import Potential
 from cogen_fast.ops import dispatch
-from cogen_fast.sampler import curvature, hmc, smc
+from cogen_fast.sampler import bases, curvature, hmc, smc
 from cogen_fast.sampler.hmc import Energy
 from cogen_fast.sampler.smc import Choice
 from cogen_fast.sampler.tuning import TuningRule
@@ -43,7 +43,7 @@ def run(
     for t in range(len(choices), 0, -1):
         choice = choices[t - 1]
         if choice.stiff is not None and choice.stiff is not stiff:  # several temperatures share it
-            stiff, turn = choice.stiff, curvature.basis(choice.stiff)
+            stiff, turn = choice.stiff, bases.beginning_with(choice.stiff)
         for made in range(choice.hmc_steps):
             now = replace(choice, active=choice.active & (made < choice.moves))
             settings = smc.jittered(now, choice.step_size, rule, state.stream, ops)

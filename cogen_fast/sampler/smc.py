@@ -23,7 +23,6 @@ from cogen_fast.arguments import check_count, check_number
 from cogen_fast.density import Potential, forwards, replayed
 from cogen_fast.layout import (
     Array,
-    Bases,
     Count,
     Counts,
     CountsOfEach,
@@ -41,7 +40,8 @@ from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.spec import TransitionSettings
-from cogen_fast.sampler import curvature, fallback, hmc, islands, lone, pace, pool, tuning
+from cogen_fast.sampler import bases, curvature, fallback, hmc, islands, lone, pace, pool, tuning
+from cogen_fast.sampler.bases import Basis
 from cogen_fast.sampler.curvature import Curvature, Directions
 from cogen_fast.sampler.hmc import Energy, HMCState
 from cogen_fast.sampler.lone import Spread
@@ -79,8 +79,8 @@ class SMCState:
     ``rounds`` ``(B,)`` temperatures spent at beta = 1; ``finished`` ``(B,)`` marks what stands
     still. ``tuning``, ``curvature`` and ``sharpness`` ``(B,)``, a running mean of the steps, each
     keeping ``exp(-1)``, that an e-fold of beta takes, are what each row's particles have taught,
-    for others to use; ``directions`` what a row's moves follow, and ``turn`` ``(B, d, d)`` the
-    basis made of them. ``jumped`` ``(B,)`` marks what a short budget drove to the end too fast;
+    for others to use; ``directions`` what a row's moves follow, and ``turn`` the basis
+    made of them. ``jumped`` ``(B,)`` marks what a short budget drove to the end too fast;
     ``non_finite`` ``(B, N)`` counts proposals that were not finite; ``spent`` the gradient
     evaluations of a particle, ``forwards`` its forwards beside them, and ``temperatures`` the steps
     so far. ``spread`` is there for chains too few to be a population.
@@ -91,7 +91,7 @@ class SMCState:
     tuning: Tuning
     curvature: Curvature
     directions: Directions
-    turn: Bases
+    turn: Basis
     sharpness: NotNegative
     beta: Shares
     first_beta: Shares
@@ -123,10 +123,10 @@ class Choice:
     where ``resampled``, with ``step_size`` (before its jitter): of the first move when it is made,
     of the last once it is done, which is what another run should repeat. ``kept`` is
     the share of the conditional effective sample size that was asked for; ``slow`` marks where one
-    move is not enough to forget (`TuningRule.remembered`). ``inverse_mass``
-    ``(B, d)`` holds in the coordinates that `curvature.basis` makes of ``stiff`` ``(B, d, k)``;
-    both None for a mass of 1. L is common to all; ``moves`` ``(B,)`` int64 is each one's M, and
-    ``hmc_steps`` the largest of them.
+    move is not enough to forget (`TuningRule.remembered`). ``inverse_mass`` ``(B, d)`` holds in the
+    coordinates that `bases.beginning_with` makes of ``stiff`` ``(B, d, k)``; both None for a mass
+    of 1. L is common to all; ``moves`` ``(B,)`` int64 is each one's M, and ``hmc_steps`` the
+    largest of them.
     """
 
     active: Flags
@@ -263,13 +263,14 @@ def _begun(
     even = torch.zeros_like(state.energy)
     # So that the first moves have a mass.
     seen = curvature.update(curvature.init(state.latents), state.grad, begun.beta, ~nothing)
+    unknown = curvature.no_directions(state.latents)
     return SMCState(
         hmc=state,
         islands=islands,
         tuning=tuning.init(count, size, step_size, begun.beta.device),
         curvature=seen,
-        directions=curvature.no_directions(state.latents),
-        turn=curvature.unturned(state.latents),
+        directions=unknown,
+        turn=bases.unturned(state.latents, unknown.vectors.shape[-1]),
         sharpness=begun.beta * begun.deviation,
         beta=begun.beta,
         first_beta=begun.beta,
@@ -314,7 +315,7 @@ def step(
         state, choice = choose(state, annealing)
     elif choice.stiff is not None and choice.stiff is not state.directions.vectors:
         directions = replace(state.directions, vectors=choice.stiff)
-        state = replace(state, directions=directions, turn=curvature.basis(choice.stiff))
+        state = replace(state, directions=directions, turn=bases.beginning_with(choice.stiff))
     weighed = _weigh(state, choice.beta, choice.slow)
     resampled, ancestors = _resample(weighed, choice.resampled, ops)
     moved, choice, acceptance = _move(resampled, potential, choice, annealing, adapts, ops)
@@ -401,7 +402,7 @@ def _turned(state: SMCState, memory: Tensor) -> SMCState:
         torch.where(learns[:, None], seen.values, old.values),
         torch.where(learns, seen.rest, old.rest),
     )
-    return replace(state, directions=directions, turn=curvature.basis(directions.vectors))
+    return replace(state, directions=directions, turn=bases.beginning_with(directions.vectors))
 
 
 def _log_weights(state: SMCState, beta: Tensor) -> Tensor:

@@ -1,0 +1,89 @@
+"""Orthogonal bases whose first coordinates are given directions, and a potential in their terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from cogen_fast.density import Potential, gradients
+from cogen_fast.layout import Array
+
+WHOLE = 512
+"""Dimensions up to which a basis is a matrix of its own."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Orthogonal matrices Q ``(B, d, d)`` float64 by which rows are turned, ``y = z Q``.
+
+    Up to `WHOLE` dimensions they are ``whole``; beyond, where k directions cost less than d,
+    ``I - left right'`` with both ``(B, d, k)``, a product of k reflections (Schreiber and Van Loan
+    1989).
+    """
+
+    whole: Annotated[Tensor, Array("B d d")] | None
+    left: Annotated[Tensor, Array("B d k")] | None = None
+    right: Annotated[Tensor, Array("B d k")] | None = None
+
+    def turned(self, rows: Tensor) -> Tensor:
+        """``rows Q``, ``(B, N, d)``, rounded once."""
+        return self._times(rows, self.left, self.right, transposed=False)
+
+    def turned_back(self, rows: Tensor) -> Tensor:
+        """``rows Q'``, ``(B, N, d)``, rounded once."""
+        return self._times(rows, self.right, self.left, transposed=True)
+
+    def _times(
+        self, rows: Tensor, first: Tensor | None, second: Tensor | None, transposed: bool
+    ) -> Tensor:
+        exact = rows.double()
+        if self.whole is not None:
+            return (exact @ (self.whole.mT if transposed else self.whole)).to(rows.dtype)
+        assert first is not None and second is not None
+        return (exact - (exact @ first) @ second.mT).to(rows.dtype)
+
+
+def unturned(latents: Tensor, count: int) -> Basis:
+    """The coordinates of ``latents`` ``(B, N, d)`` as they are, a basis of ``count`` directions."""
+    rows, _, size = latents.shape
+    if size > WHOLE:
+        none = latents.new_zeros(rows, size, count, dtype=torch.float64)
+        return Basis(None, none, none.clone())
+    unit = torch.eye(size, dtype=torch.float64, device=latents.device)
+    return Basis(unit.expand(rows, -1, -1))
+
+
+def beginning_with(directions: Tensor) -> Basis:
+    """The first coordinates span ``directions`` ``(B, d, k)``, one after the other.
+
+    It is the same for either sign of a column, which is an eigenvector's freedom.
+    """
+    if directions.shape[1] <= WHOLE:
+        return Basis(torch.linalg.qr(directions, mode="complete").Q)
+    packed, scales = torch.geqrf(directions)
+    left = packed.tril(-1)
+    left.diagonal(dim1=1, dim2=2).fill_(1.0)
+    # Q = I - W T W' with T = (1 + D U)^-1 D, U the products of reflectors above the diagonal.
+    inverse = scales[..., None] * (left.mT @ left).triu(1)
+    inverse.diagonal(dim1=1, dim2=2).fill_(1.0)
+    together = torch.linalg.solve_triangular(inverse, torch.diag_embed(scales), upper=True)
+    return Basis(None, left, left @ together.mT)
+
+
+class TurnedPotential:
+    """A potential in coordinates ``y = z Q``."""
+
+    def __init__(self, potential: Potential, basis: Basis) -> None:
+        self.potential, self.basis = potential, basis
+
+    def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """As the potential's, of and by y."""
+        energy, grad = self.potential.energy_and_grad(self.basis.turned_back(latents))
+        return energy, self.basis.turned(grad)
+
+    def grad_alone(self, latents: Tensor) -> Tensor:
+        """The gradients alone."""
+        return self.basis.turned(gradients(self.potential, self.basis.turned_back(latents)))

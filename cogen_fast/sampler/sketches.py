@@ -1,0 +1,82 @@
+"""Sums of outer products by their largest eigenvalues alone, where d x d numbers are too many.
+
+An incremental singular value decomposition (Brand 2006): new columns are appended to a factor whose
+columns are orthogonal, and the smallest directions are dropped. What is dropped is still counted,
+in all directions alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from cogen_fast.layout import Array, NotNegative
+
+RANK = 256
+"""Directions that are kept: twice those that a mass follows."""
+_MOST = 1e145  # of what the squares have eigenvectors that can be found
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Matrices ``factor factor'`` ``(B, d, d)``, and beside them ``tail`` ``(B,)``, float64.
+
+    The columns of ``factor`` ``(B, d, r)`` are orthogonal, the longest first. ``tail`` is the sum
+    of all eigenvalues that were dropped.
+    """
+
+    factor: Annotated[Tensor, Array("B d r", low=-_MOST, high=_MOST)]
+    tail: NotNegative
+
+
+def init(latents: Tensor) -> Sketch:
+    """Zero, for latents ``(B, N, d)``."""
+    count, _, size = latents.shape
+    factor = latents.new_zeros(count, size, min(RANK, size), dtype=torch.float64)
+    return Sketch(factor, factor[:, 0, 0].clone())
+
+
+def add(known: Sketch, kept: Tensor, columns: Tensor) -> Sketch:
+    """``kept`` ``(B,)`` times what is known, and ``columns columns'`` ``(B, d, n)`` beside it."""
+    grown = Sketch(kept.sqrt()[:, None, None] * known.factor, kept * known.tail)
+    for part in columns.split(RANK, -1):
+        grown = _shortened(torch.cat([grown.factor, part], -1), grown.tail)
+    return grown
+
+
+def of_others(known: Sketch, islands: int) -> Sketch:
+    """The mean over the other islands of the same observation, as `islands.others`."""
+    if islands == 1:
+        return known
+    factors = known.factor.reshape(-1, islands, *known.factor.shape[1:])
+    tails = known.tail.reshape(-1, islands)
+    mean = Sketch(factors.roll(-1, 1).flatten(0, 1), tails.roll(-1, 1).flatten())
+    for further in range(2, islands):
+        share = torch.full_like(mean.tail, 1.0 / further)
+        columns = factors.roll(-further, 1).flatten(0, 1) * share.sqrt()[:, None, None]
+        mean = add(mean, 1.0 - share, columns)
+        mean = Sketch(mean.factor, mean.tail + share * tails.roll(-further, 1).flatten())
+    return mean
+
+
+def spectrum(known: Sketch, most: int) -> tuple[Tensor, Tensor]:
+    """All eigenvalues ``(B, d)``, descending, and the first eigenvectors ``(B, d, most)``.
+
+    What was dropped is shared out among the directions that are not kept. Vectors of no length are
+    left to the caller.
+    """
+    size, rank = known.factor.shape[-2:]
+    values = (known.factor**2).sum(1)
+    vectors = known.factor[..., :most] / values[:, None, :most].sqrt().clamp(min=1e-300)
+    rest = (known.tail / max(size - rank, 1))[:, None].expand(-1, size - rank)
+    return torch.cat([values, rest], -1), vectors
+
+
+def _shortened(columns: Tensor, tail: Tensor) -> Sketch:
+    rank = min(RANK, columns.shape[1])
+    ascending, turn = torch.linalg.eigh(columns.mT @ columns)
+    dropped = ascending[:, : max(columns.shape[-1] - rank, 0)].clamp(min=0.0).sum(-1)
+    return Sketch(columns @ turn.flip(-1)[..., :rank], tail + dropped)
