@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from cogen_fast.arguments import abbreviated
+
+_DIGEST = "digest"
 
 
 def tensor_bytes(value: Tensor) -> Any:
@@ -34,6 +39,25 @@ def digest_of_tree(value: Any) -> str:
     texts: dict[str, str] = {}
     _spread(value, "", tensors, texts)
     return digest_of(tensors, texts)
+
+
+def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of plain values as JSON has them, and its digest beside them."""
+    return {**record, _DIGEST: _of_plain(record)}
+
+
+def without_digest(name: str, record: Any) -> dict[str, Any]:
+    """What `with_digest` was given; ValueError naming ``name`` where it is anything else."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{name} is damaged: expected a JSON object, got {abbreviated(record)}")
+    found = {key: value for key, value in record.items() if key != _DIGEST}
+    if record.get(_DIGEST) != _of_plain(found):
+        raise ValueError(f"{name} is damaged: it is not as it was written; remove it")
+    return found
+
+
+def _of_plain(record: Mapping[str, Any]) -> str:
+    return digest_of({}, {"record": json.dumps(record, sort_keys=True)})
 
 
 def _spread(value: Any, name: str, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:

@@ -491,6 +491,22 @@ def test_another_plan_is_refused(change: dict[str, Any], message: str, whole: Pa
     assert kept(whole) == before
 
 
+@pytest.mark.parametrize("name", ["plan.json", "gd/plan.json", "gd/group-000000.jsonl"])
+def test_a_digit_that_has_changed_is_told(name: str, tmp_path: Path) -> None:
+    run(tmp_path)
+    path = tmp_path / name
+    text = path.read_text()
+    digits = [i for i, c in enumerate(text) if c.isdigit()]
+    for place in digits[:: max(1, len(digits) // 40)]:
+        # By five: the last digit of a number that is written out may be of no account.
+        path.write_text(text[:place] + str((int(text[place]) + 5) % 10) + text[place + 1 :])
+        with pytest.raises(ValueError, match=r"^out: .*"):
+            list(gather(tmp_path))
+            run(tmp_path)
+    path.write_text(text)
+    run(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -285,9 +285,15 @@ def test_draws_that_are_not_finite_have_no_weight(bad: float) -> None:
     assert state.sharpness.tolist() == [0.0] * 2
 
 
-def test_draws_of_which_none_is_finite_are_refused() -> None:
+@pytest.mark.parametrize("scale", [math.inf, 1e200])  # 1e200 is finite, its square is not
+@pytest.mark.parametrize("alone", [False, True])
+def test_draws_of_which_none_is_finite_are_refused(scale: float, alone: bool) -> None:
+    def energy(z: Tensor) -> Tensor:
+        return z.double().square().sum(-1) * scale
+
+    how: dict[str, Any] = {"starts": 160, "alone": True} if alone else {"draws": 10}
     with pytest.raises(ValueError, match=r"^energy: expected finite .* none of 160 on an island"):
-        smc.init(lambda z: z.sum(-1) / 0.0, latent_size=2, chains=16, draws=10)
+        smc.init(energy, latent_size=2, chains=16, **how)
 
 
 # --- lone chains have none ------------------------------------------------------------------------

@@ -7,7 +7,7 @@ call shapes, and so the same results. Process ``rank`` of ``world_size`` does ev
     plan.json                   generator, data, task: what all methods have in common
     METHOD/plan.json            the method's settings
     METHOD/group-000003.npz     the group's pictures, uint8
-    METHOD/group-000003.jsonl   its records, a line for each image: the group is done
+    METHOD/group-000003.jsonl   its records, a line for each image with a digest: the group is done
 
 each file is written beside its place and renamed. A group that is there is never done again (but
 for the last one, where it was not full and images are added); one that was under way goes on from
@@ -37,7 +37,6 @@ from tqdm import tqdm
 from cogen_fast import metrics
 from cogen_fast.adapter import GeneratorAdapter, frozen
 from cogen_fast.arguments import (
-    abbreviated,
     check_choice,
     check_count,
     check_folder,
@@ -48,6 +47,7 @@ from cogen_fast.arguments import (
     shown,
 )
 from cogen_fast.baselines import BASELINES, reconstruct
+from cogen_fast.digests import with_digest, without_digest
 from cogen_fast.experiments.evaluation_data import Data
 from cogen_fast.experiments.evaluation_record import (
     Record,
@@ -64,7 +64,7 @@ from cogen_fast.tasks import cogenerate
 from cogen_fast.warn import warn_user
 
 SOLVERS = (*ANNEALED, *BASELINES, NUTS)
-_FORMAT = "cogen-fast evaluation 1"
+_FORMAT = "cogen-fast evaluation 2"
 _PLAN = "plan.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
@@ -212,7 +212,8 @@ def gather(out: str | Path) -> Iterator[Record]:
 
     Read group by group, as it is asked for: a whole data set need not be in memory at a time. A
     record has "image" (its number), "name", "task", and "methods" by name; or "error" where the
-    image is corrupt. Raises FileNotFoundError where ``out`` holds no evaluation.
+    image is corrupt. Raises FileNotFoundError where ``out`` holds no evaluation, and ValueError
+    where a file is not as it was written.
     """
     folder = check_path("out", out)
     task = _read_plan(folder / _PLAN)["task"]
@@ -230,9 +231,7 @@ def _merged(shards: Iterable[Path], task: str) -> list[Record]:
     found: dict[int, Record] = {}
     for shard in shards:
         for line in read_text("out", shard).splitlines():
-            record = parse_json(f"out: {shard}", line)
-            if not isinstance(record, dict) or not {"image", "name"} <= record.keys():
-                raise ValueError(f"out: expected records in {shard}, got {abbreviated(line)}")
+            record = without_digest(f"out: {shard}", parse_json(f"out: {shard}", line))
             number, name = record.pop("image"), record.pop("name")
             entry = found.setdefault(number, {"image": number, "name": name, "task": task})
             if "error" in record:
@@ -293,14 +292,15 @@ def _digest(value: Any) -> str:
 
 
 def _text(plan: Mapping[str, Any]) -> str:
-    return json.dumps({"format": _FORMAT, **plan}, indent=2, sort_keys=True, default=repr) + "\n"
+    plain_plan = json.loads(json.dumps({"format": _FORMAT, **plan}, default=repr))
+    return json.dumps(with_digest(plain_plan), indent=2, sort_keys=True) + "\n"
 
 
 def _refuse_another(path: Path, plan: str) -> None:
     """ValueError where another plan is there."""
     if not path.exists():
         return
-    there, given = _read_plan(path), json.loads(plan)
+    there, given = _read_plan(path), without_digest(f"out: {path}", json.loads(plan))
     differing = [key for key in given if there.get(key) != given[key]]
     if differing:
         key = differing[0]
@@ -314,7 +314,7 @@ def _read_plan(path: Path) -> dict[str, Any]:
     plan = parse_json(f"out: {path}", read_text("out", path))
     if not isinstance(plan, dict) or plan.get("format") != _FORMAT:
         raise ValueError(f"out: expected a plan of {_FORMAT!r} in {path}, got {shown(plan)}")
-    return plan
+    return without_digest(f"out: {path}", plan)
 
 
 def shard_path(folder: Path, study: Study, method: Method, image: int) -> Path:
@@ -338,7 +338,8 @@ def _evaluate_group(
     place.settle()
     if pictures:
         write_atomically(shard.with_suffix(".npz"), partial(save_pictures, pictures))
-    lines = [json.dumps(plain(records[number]), allow_nan=False) for number in sorted(records)]
+    given = [with_digest(plain(records[number])) for number in sorted(records)]
+    lines = [json.dumps(record, allow_nan=False) for record in given]
     write_atomically(shard, lambda file: file.write_text("\n".join(lines) + "\n"))
     checkpoint.unlink(missing_ok=True)
 

@@ -18,8 +18,9 @@ from typing import Any, cast
 from torch import Tensor
 from tqdm import tqdm
 
-from cogen_fast.arguments import check_choice, check_count, shown
+from cogen_fast.arguments import check_choice, check_count
 from cogen_fast.baselines import BASELINES, Baseline, descends, draws_many, tune
+from cogen_fast.digests import with_digest, without_digest
 from cogen_fast.experiments.evaluate import Method, Place, Study, open_place, posed
 from cogen_fast.experiments.evaluation_data import Data
 from cogen_fast.files import parse_json, read_text, until_seen, write_atomically
@@ -171,7 +172,7 @@ def _with_rate(method: Method, found: Mapping[str, Mapping[str, Any]]) -> Method
 
 def _tuning(path: Path, method: Method, grid: Grid, images: int) -> dict[str, Any]:
     """What is there, if it is this method's and of none of the first ``images`` images."""
-    there = _read(path)
+    there = without_digest(f"out: {path}", parse_json(f"out: {path}", read_text("out", path)))
     for what, given in (("plan", method.plan()), ("grid", grid.plan(method))):
         if there[what] != given:
             raise ValueError(
@@ -183,17 +184,6 @@ def _tuning(path: Path, method: Method, grid: Grid, images: int) -> dict[str, An
             f"was tuned on others, got {images}"
         )
     return {name: value for name, value in there.items() if name not in _SETTINGS}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A file with all that `_tune` gives."""
-    try:
-        there = parse_json("learning rates", read_text("out", path))
-    except ValueError as error:
-        raise ValueError(f"out: expected learning rates in {path}, got {error}") from error
-    if not isinstance(there, dict) or not {*_SETTINGS, _RATE} <= there.keys():
-        raise ValueError(f"out: expected learning rates in {path}, got {shown(there)}")
-    return there
 
 
 def _readable(data: Data, first: int, count: int) -> dict[int, Tensor]:
@@ -243,7 +233,8 @@ def _write(path: Path, log: Mapping[str, Any]) -> None:
     if log["at_the_edge"]:
         warn_user(f"{path}: {AT_THE_EDGE}, {log[_RATE]:g}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write_text(json.dumps(log, indent=2) + "\n"))
+    text = json.dumps(with_digest(log), indent=2) + "\n"
+    write_atomically(path, lambda file: file.write_text(text))
 
 
 def _error(truth: Tensor, result: Result) -> Tensor:

@@ -26,6 +26,7 @@ _EFFECTIVE = 4.0  # times the number of particles that are resampled
 _MOST_KEPT = 0.5
 _FURTHEST = 0.05  # inverse temperature: moves must learn what they are to be at the posterior
 _SCORED_AT_ONCE = 256
+_LARGEST = 1e150  # of energies: their squares are finite
 _BISECTIONS, _RANGE = 50, 40.0  # of beta's binary logarithm
 
 
@@ -50,9 +51,22 @@ class Start:
 
 
 def scores(potential: Potential, latents: Tensor) -> Tensor:
-    """Energies ``(B, K)`` of many draws, a few at a time: their outputs need not fit in memory."""
+    """Energies ``(B, K)`` of many draws, a few at a time: their outputs need not fit in memory.
+
+    ValueError where a row has none that is finite, and whose square is.
+    """
     rows = max(1, _SCORED_AT_ONCE // len(latents))
-    return torch.cat([energies(potential, part) for part in torch.split(latents, rows, 1)], 1)
+    energy = torch.cat([energies(potential, part) for part in torch.split(latents, rows, 1)], 1)
+    if not bool(_sound(energy).any(-1).all()):
+        raise ValueError(
+            f"energy: expected finite energies of prior draws, below {_LARGEST:g}, got none of "
+            f"{energy.shape[-1]} on an island; does G give finite outputs, and is noise_std right?"
+        )
+    return energy
+
+
+def _sound(energy: Tensor) -> Tensor:
+    return energy.abs() < _LARGEST
 
 
 def untempered(draws: Tensor, energy: Tensor, particles: int) -> Start:
@@ -90,15 +104,10 @@ def start(
 
     Each island goes as far as the pools of the others allow on average (in ``log beta``), at most
     to 0.05 and to ``furthest``, or to ``beta`` where it is given (``(B,)`` each). ``energy``
-    ``(B, K)`` is that of the draws; one that is not finite has no weight, like a proposal.
-    ValueError where none is finite.
+    ``(B, K)`` is that of the draws; one that is not finite, or whose square is not, has no weight,
+    like a proposal.
     """
-    sound = energy.isfinite()
-    if not bool(sound.any(-1).all()):
-        raise ValueError(
-            f"energy: expected finite energies of prior draws, got none of {energy.shape[-1]} on "
-            "an island; does G give finite outputs?"
-        )
+    sound = _sound(energy)
     energy, seen = torch.where(sound, energy, torch.inf), torch.where(sound, energy, 0.0)
     scored = energy.shape[-1]
     if beta is None:

@@ -42,7 +42,7 @@ def init(latents: Tensor) -> Sketch:
 def add(known: Sketch, kept: Tensor, columns: Tensor) -> Sketch:
     """``kept`` ``(B,)`` times what is known, and ``columns columns'`` ``(B, d, n)`` beside it."""
     grown = Sketch(kept.sqrt()[:, None, None] * known.factor, kept * known.tail)
-    for part in columns.split(RANK, -1):
+    for part in torch.split(columns, RANK, -1):
         grown = _shortened(torch.cat([grown.factor, part], -1), grown.tail)
     return grown
 
