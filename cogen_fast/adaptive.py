@@ -214,7 +214,7 @@ class Adaptive:
         }
         if self.evidence == "consistent":
             present["repeats"] = False
-        return Layout(smc.Run, sizes, problem.adapter.dtype, present)
+        return Layout(smc.Run, sizes, problem.adapter.dtype, present, smc.check_run)
 
     def begin(
         self,

@@ -76,9 +76,11 @@ def load(
     _check_probes(path, tensors, probes)
     try:
         reading = _Reading(tensors, device, layout)
-        return reading.value(tree, layout.kind, "run", dict(layout.sizes))
+        run = reading.value(tree, layout.kind, "run", dict(layout.sizes))
+        layout.check(run)
     except ValueError as error:
         raise ValueError(f"checkpoint: {path} is damaged: {error}") from error
+    return run
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -73,7 +73,11 @@ class InferredNoise:
         sizes = {**base.sizes, "BN": base.sizes["B"] * base.sizes["N"]}
         # Rounds have choices without a mass of their own, beside those of the annealing.
         of_both = {n: there for n, there in base.present.items() if n not in _OF_ANNEALING}
-        return replace(base, kind=NoiseRun, sizes=sizes, present=of_both)
+
+        def check(run: NoiseRun) -> None:
+            smc.check_run(run.annealing)
+
+        return replace(base, kind=NoiseRun, sizes=sizes, present=of_both, check=check)
 
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> NoiseRun:
         """Prior draws, tempered no further than to the largest noise."""

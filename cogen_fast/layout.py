@@ -8,9 +8,9 @@ bound by the first tensor of its dataclass.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -54,13 +54,15 @@ class Sizes:
 class Layout:
     """The ``kind`` of a run, the ``sizes`` of its dimensions, and the ``dtype`` of its latents.
 
-    ``present``: by name, whether an optional field is there, where settings decide it.
+    ``present``: by name, whether an optional field is there, where settings decide it. ``check``
+    raises ValueError where a run's parts do not go together.
     """
 
     kind: type
     sizes: Mapping[str, int]
     dtype: torch.dtype
     present: Mapping[str, bool] = field(default_factory=dict)
+    check: Callable[[Any], None] = lambda run: None
 
 
 Rows = Annotated[Tensor, Array("B")]

@@ -214,6 +214,27 @@ def test_other_numbers_are_named_or_do_no_harm(kind: str, name: str, tmp_path: P
                 )
 
 
+@pytest.mark.parametrize("kind", ["adaptive", "noise", "frozen"])
+@pytest.mark.parametrize("field", ["infos", "trace"])
+@pytest.mark.parametrize("change", ["one less", "one more"])
+def test_a_history_of_another_length_is_named(
+    kind: str, field: str, change: str, tmp_path: Path
+) -> None:
+    texts, tensors = written(kind, fused=False)
+    tree = json.loads(texts["run"])
+    rows = (tree.get("annealing") or tree)[field]
+    if rows is None:
+        pytest.skip("no trace was asked for")
+    before = len(rows)
+    rows[:] = rows[:-1] if change == "one less" else [*rows, rows[-1]]
+    content = texts | {"run": json.dumps(tree)}, tensors
+    told = (
+        rf"^checkpoint: .* is damaged: run\.{field}: expected {before} after .*, got {len(rows)}$"
+    )
+    with pytest.raises(ValueError, match=told):
+        resumed(content, kind, fused=False, path=tmp_path / "run")
+
+
 @pytest.mark.parametrize("other", [5, True, 1.5, None, ["x"], {"x": 1}], ids=str)
 def test_an_identity_that_is_no_text_is_told(other: Any, tmp_path: Path) -> None:
     texts, tensors = written("adaptive", False)

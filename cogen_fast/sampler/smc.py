@@ -631,6 +631,19 @@ class Run:
         return tuple(info.choice for info in self.infos)
 
 
+def check_run(progress: Run) -> None:
+    """ValueError where a run from a file has not as much behind it as its state says."""
+    steps = progress.state.temperatures
+    for name, rows, count in (
+        ("infos", progress.infos, steps),
+        ("trace", progress.trace, steps + 1),
+    ):
+        if rows is not None and len(rows) != count:
+            raise ValueError(
+                f"run.{name}: expected {count} after {steps} temperatures, got {len(rows)}"
+            )
+
+
 def run(
     target: Potential | Energy,
     annealing: Annealing | None = None,
