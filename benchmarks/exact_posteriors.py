@@ -4,14 +4,14 @@
         [--further] [--probe FILE | --again FILE] [--rivals]
 
 A cell is a model of `cogen_fast.experiments.exact_models`, a number of latents, a noise, and N:
-200 independent repetitions with default settings, each on a data set of its own, drawn from the
-model. Cells of two modes have R populations of 16 each, 4,096 of them in all; models called "relu",
+200 independent repetitions (40 in 1,024 latents) with default settings, each on a data set of its
+own, drawn from the model. Cells of two modes have R populations of 16 each, 4,096 of them in all; models called "relu",
 "relu-deep", "sigmoid" and "step" are flat over most of the prior, "abs" and "sine" have modes that
 no move joins, in every latent. `paper-...` cells are the published method's, with an annealing that
 is slow enough; in `centred-...` cells all data are 0, whose posterior has the prior's mean; a
 `bounded-...` cell has a budget of 2,500 gradients, and an `eight-...` cell eight populations.
 Gradients are those of a particle in a batch of 50 data sets, and of a data set that runs alone; in
-512 latents each runs alone, since the matrices of several would not fit into a cache. ``--rivals``
+512 latents and more each runs alone, since matrices of several would not fit into a cache. ``--rivals``
 runs BlackJAX (extra ``peers``) on some cells, on data drawn alike and with the gradients that ours
 took, in a batch where there is one (`exact_rivals`).
 
@@ -67,6 +67,7 @@ _RESULTS = Path(__file__).parent / "results"
 _MODELS = "cogen_fast/experiments/exact_models.py"
 _SIZES, _NOISES, _CHAINS = (8, 20, 64, 100, 512), (0.1, 0.3), (16, 64)
 _REPETITIONS, _TOGETHER, _ALONE = 200, 50, 4
+_MANY, _MANY_REPETITIONS = 1024, 40
 _PROBED = 3  # data sets
 _FURTHER = range(1000, 1800)  # data sets by which a cell that fails is judged anew
 _QUICK_SIZE = 100
@@ -121,7 +122,8 @@ class Cell:
     @property
     def pieces(self) -> Sequence[range]:
         """Numbers of the repetitions that run together."""
-        return _parts(range(_REPETITIONS), self.together)
+        count = _MANY_REPETITIONS if self.size == _MANY else _REPETITIONS
+        return _parts(range(count), self.together)
 
     @property
     def further(self) -> Sequence[range]:
@@ -234,6 +236,8 @@ def cells() -> Iterator[Cell | ModesCell]:
     for model in MAPS:
         yield Cell(model, _ELEMENTWISE_SIZES[1], _NOISES[0], _CHAINS[0], "eight")
     yield Cell("iso", _SIZES[-1], _NOISES[0], _CHAINS[0], "bounded")
+    for model in SCALES:
+        yield Cell(model, _MANY, _NOISES[0], _CHAINS[0])
 
 
 _AGAINST = tuple(

@@ -199,7 +199,6 @@ class Adaptive:
             "K": self._pool,
             "L": annealing.leapfrog_steps or max(tuning.LADDER),
             "M": moves,
-            "M+1": moves + 1,
         }
         present = {
             "trace": self.keep_trace,

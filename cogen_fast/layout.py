@@ -22,14 +22,15 @@ from cogen_fast.arguments import abbreviated
 class Array:
     """A tensor of ``dims``, names and numbers with spaces between, and of ``dtype``.
 
-    ``dtype`` None is that of the latents. Values lie from ``low`` to ``high``, or below the size
-    named ``below``; ``infinite`` ones and NaN are refused unless they may be there.
+    ``dtype`` None is that of the latents. Values lie from ``low`` to ``high``, a number or the name
+    of a size, or below the size named ``below``; ``infinite`` ones and NaN are refused unless they
+    may be there.
     """
 
     dims: str
     dtype: torch.dtype | None = torch.float64
     low: float = -math.inf
-    high: float = math.inf
+    high: float | str = math.inf
     below: str | None = None
     infinite: bool = False
     nan: bool = False
@@ -75,7 +76,7 @@ OfEach = Annotated[Tensor, Array("B N")]
 CountsOfEach = Annotated[Tensor, Array("B N", torch.int64, low=0)]
 Latents = Annotated[Tensor, Array("B N d", None)]
 Roots = Annotated[Tensor, Array("B N", torch.int64, low=0, below="K")]
-MoveCounts = Annotated[Tensor, Array("B", torch.int64, low=0, below="M+1")]
+MoveCounts = Annotated[Tensor, Array("B", torch.int64, low=0, high="M")]
 Count = Annotated[int, Whole()]
 
 
@@ -99,7 +100,8 @@ def check_array(
         if not allowed and bool(where.any()):
             raise ValueError(f"{name}: expected no {what}, got {int(where.sum())}")
     known = value[value.isfinite()]
-    high = array.high if array.below is None else sizes[array.below] - 1
+    high = sizes[array.high] if isinstance(array.high, str) else array.high
+    high = high if array.below is None else sizes[array.below] - 1
     if known.numel() and (known.min() < array.low or known.max() > high):
         found = f"{known.min().item():.6g} to {known.max().item():.6g}"
         raise ValueError(f"{name}: expected {array.low:.6g} to {high:.6g}, got {found}")

@@ -41,7 +41,7 @@ class Ended:
 
 def confined(call: Callable[..., Any], *arguments: Any, seconds: float = SECONDS) -> Ended:
     """``call(*arguments)``, of this folder's modules, elsewhere; AssertionError where it hangs."""
-    _start_server()
+    start_server()
     context = multiprocessing.get_context("forkserver")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(there, call, arguments), daemon=True)
@@ -62,8 +62,8 @@ def confined(call: Callable[..., Any], *arguments: Any, seconds: float = SECONDS
         process.join()
 
 
-def _start_server() -> None:
-    """From this folder: the checkout's root holds the package without its extension."""
+def start_server() -> None:
+    """Once, from this folder: the checkout's root holds the package without its extension."""
     multiprocessing.set_forkserver_preload(["cogen_fast", "cogen_fast.cli_training", "pytest"])
     before = os.getcwd()
     os.chdir(Path(__file__).parent)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from studies import SNAPSHOTS, TINY, network
 
 from cogen_fast.cli import main
 from cogen_fast.experiments import (
@@ -60,25 +61,11 @@ from cogen_fast.experiments.image_study_results import (
 from cogen_fast.experiments.image_tasks import PUBLISHED, pose
 from cogen_fast.experiments.nuts import NUTS
 from cogen_fast.generators.pretrained import FASHION_STAGES, held_out_images
-from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.presets import PRESETS
 
 pytest.importorskip("pytorch_msssim")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TINY = Effort(images=2, curve_images=1, ais_steps=12, leapfrog_steps=5, starts=20, tuning_steps=2)
-
-
-def network(seed: int) -> ProgressiveGenerator:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made = ProgressiveGenerator(
-            32, channels=1, latent_size=6, feature_maps=(4, 4, 4, 4), final="tanh"
-        )
-    return made.eval().requires_grad_(False)
-
-
-SNAPSHOTS = (Snapshot("early", 1_000, network(1)), Snapshot("late", 3_000, network(2)))
 OTHER = Snapshot("late", 3_000, network(3))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from studies import QUICK
 from torch import Tensor, nn
 
 from cogen_fast.cli import main
@@ -48,18 +49,6 @@ from cogen_fast.training.five_gaussians import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-QUICK = Effort(
-    chains=12,
-    repeats=2,
-    populations=4,
-    program_steps=60,
-    text_steps=50,
-    loops=(1, 20, 50),
-    descent_steps=40,
-    tuning_steps=10,
-    starts=20,
-    grid=101,
-)
 METHODS = [
     "exact posterior",
     "GD, one start",

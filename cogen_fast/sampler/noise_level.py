@@ -187,7 +187,7 @@ class Moves:
 
     step_size: NotNegative
     leapfrog_steps: Annotated[int, Whole(low=1, high="L")]
-    moves: Annotated[Tensor, Array("B", torch.int64, low=1, below="M+1")]
+    moves: Annotated[Tensor, Array("B", torch.int64, low=1, high="M")]
     directions: Directions | None
     turn: Basis | None
 
