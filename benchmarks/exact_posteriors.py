@@ -5,15 +5,15 @@
 
 A cell is a model of `cogen_fast.experiments.exact_models`, a number of latents, a noise, and N:
 200 independent repetitions (40 in 1,024 latents) with default settings, each on a data set of its
-own, drawn from the model. Cells of two modes have R populations of 16 each, 4,096 of them in all; models called "relu",
-"relu-deep", "sigmoid" and "step" are flat over most of the prior, "abs" and "sine" have modes that
-no move joins, in every latent. `paper-...` cells are the published method's, with an annealing that
-is slow enough; in `centred-...` cells all data are 0, whose posterior has the prior's mean; a
-`bounded-...` cell has a budget of 2,500 gradients, and an `eight-...` cell eight populations.
-Gradients are those of a particle in a batch of 50 data sets, and of a data set that runs alone; in
-512 latents and more each runs alone, since matrices of several would not fit into a cache. ``--rivals``
-runs BlackJAX (extra ``peers``) on some cells, on data drawn alike and with the gradients that ours
-took, in a batch where there is one (`exact_rivals`).
+own, drawn from the model. Cells of two modes have R populations of 16 each, 4,096 of them in all;
+models called "relu", "relu-deep", "sigmoid" and "step" are flat over most of the prior, "abs" and
+"sine" have modes that no move joins, in every latent. `paper-...` cells are the published method's,
+with an annealing that is slow enough; in `centred-...` cells all data are 0, whose posterior has
+the prior's mean; a `bounded-...` cell has a budget of 2,500 gradients, and an `eight-...` cell
+eight populations. Gradients are those of a particle in a batch of 50 data sets, and of a data set
+that runs alone; in 512 latents and more each runs alone, since matrices of several would not fit
+into a cache. ``--rivals`` runs BlackJAX (extra ``peers``) on some cells, on data drawn alike and
+with the gradients that ours took, in a batch where there is one (`exact_rivals`).
 
 Every finished piece is a line of ``benchmarks/results/exact_posteriors.jsonl``: start it again and
 it goes on. Lines of another state of the sampler's sources are not looked at. After a change that
