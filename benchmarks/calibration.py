@@ -51,6 +51,8 @@ _SIMULATIONS = {
     "linear-64": 4000,
     "fashion-32": 40,
     "fashion-32-64": 200,
+    "conv-8-noise": 1000,
+    "linear-64-noise": 1000,
 }
 _QUICK_SIMULATIONS = {"linear": 400, "gan-2d": 400, "conv-8": 80}
 METHODS: dict[str, Draw] = {
@@ -66,10 +68,22 @@ METHODS: dict[str, Draw] = {
 }
 _ALONE = ("4 alone", "1 alone")
 _PROBED = 2  # simulations
-_PER_PART = {"linear-64": 400, "fashion-32": 20, "fashion-32-64": 5}  # simulations
+_PER_PART = {  # simulations
+    "linear-64": 400,
+    "fashion-32": 20,
+    "fashion-32-64": 5,
+    "conv-8-noise": 200,
+    "linear-64-noise": 200,
+}
 # Those that fit in memory; with all latents free a few take many times as long as the others, and
 # a call ends when its slowest does.
-_PER_CALL = {"linear-64": 50, "fashion-32": 10, "fashion-32-64": 1}
+_PER_CALL = {
+    "linear-64": 50,
+    "fashion-32": 10,
+    "fashion-32-64": 1,
+    "conv-8-noise": 50,
+    "linear-64-noise": 50,
+}
 _SMALL = tuple(_QUICK_SIMULATIONS)
 _PIECES = [
     (problem, method)
@@ -178,7 +192,7 @@ def _worst(line: dict[str, Any]) -> tuple[float, str]:
 def _row(line: dict[str, Any]) -> str:
     p, statistic = _worst(line)
     return (
-        f"{line['problem']:<12}{line['method']:<25}{line['simulations']:>6}{line['draws']:>4}"
+        f"{line['problem']:<16}{line['method']:<25}{line['simulations']:>6}{line['draws']:>4}"
         f"{p:>10.2g}  {statistic:<8}{line['seconds']:>8.1f} s"
     )
 
@@ -209,7 +223,7 @@ def main() -> int:
     bound = _FALSE_ALARM / tests
     judged = [line for line in lines if line["method"] not in _ALONE]
     broken = [line for line in judged if _worst(line)[0] < bound]
-    print(f"\n{'problem':<12}{'method':<25}{'S':>6}{'K':>4}{'least p':>10}  of")
+    print(f"\n{'problem':<16}{'method':<25}{'S':>6}{'K':>4}{'least p':>10}  of")
     print("\n".join(_row(line) for line in lines))
     print(f"\n{tests} tests, bound {bound:.2g} (lone chains aside): {len(broken)} pieces broken")
     if len(lines) == len(every):

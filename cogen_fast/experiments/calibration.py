@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ from cogen_fast.adaptive import Adaptive, Evidence
 from cogen_fast.density import EnergyPotential, GeneratorPotential
 from cogen_fast.experiments import demo
 from cogen_fast.generators.pretrained import pretrained
+from cogen_fast.inferred_noise import InferredNoise
+from cogen_fast.observation import UnknownNoise
 from cogen_fast.paper import Paper
 from cogen_fast.problem import Problem, prepared
 from cogen_fast.sampler import ais, hmc, smc
@@ -45,7 +47,8 @@ class Model:
 
     ``mask`` has the output's shape, 1 where observed. ``hidden`` is an entry of the flat output
     that is not observed, and ``latents`` the coordinates of z that serve as statistics, beside
-    ``projections`` fixed random ones.
+    ``projections`` fixed random ones. Where there is ``most_noise`` the noise is inferred
+    between the two; its logarithm is then a last column of all latents, and a statistic.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Model:
     hidden: int
     latents: tuple[int, ...]
     projections: int = 0
+    most_noise: float | None = None
 
     def simulate(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Latents ``(count, d)`` from the prior, and data of each ``(count, ...)``."""
@@ -63,20 +67,37 @@ class Model:
         z = torch.randn(count, self.latent_size, generator=random)
         with torch.no_grad():
             x = self.generator(z)
-        return z, x + self.noise * torch.randn(x.shape, generator=random)
+        noise = torch.randn(x.shape, generator=random)
+        if self.most_noise is None:
+            return z, x + self.noise * noise
+        share = torch.rand(count, 1, generator=random)
+        level = math.log(self.noise) + math.log(self.most_noise / self.noise) * share
+        scale = level.exp().reshape(-1, *(1 for _ in x.shape[1:]))
+        return torch.cat([z, level], -1), x + scale * noise
+
+    @property
+    def noise_std(self) -> float | UnknownNoise:
+        """As `cogen_fast.cogenerate` takes it."""
+        return self.noise if self.most_noise is None else UnknownNoise(self.noise, self.most_noise)
 
     @property
     def statistics(self) -> tuple[str, ...]:
         """Names of what `evaluate` gives."""
         random = (f"random {i}" for i in range(self.projections))
-        return (*(f"z{i}" for i in self.latents), *random, "|z|^2", "misfit", "hidden")
+        names = (*(f"z{i}" for i in self.latents), *random, "|z|^2", "misfit", "hidden")
+        return (*names, "noise") if self.most_noise is not None else names
 
     def evaluate(self, potential: GeneratorPotential, z: Tensor) -> Tensor:
         """The statistics ``(S, K, F)`` float64 of latents ``(S, K, d)`` of S data sets."""
+        z, level = z[..., : self.latent_size], z[..., self.latent_size :]
         outputs = potential.outputs(z).flatten(2)
         columns = [z[..., i] for i in self.latents]
         columns += (z @ self._directions().to(z)).unbind(-1)
-        columns += [(z.double() ** 2).sum(-1), potential.energy(z), outputs[..., self.hidden]]
+        misfit = potential.energy(z)  # at the least noise, where it is not known
+        if self.most_noise is not None:
+            misfit = misfit * (self.noise / level[..., 0].double().exp()) ** 2
+        columns += [(z.double() ** 2).sum(-1), misfit, outputs[..., self.hidden]]
+        columns += level.unbind(-1)
         return torch.stack([column.double() for column in columns], dim=-1)
 
     def _directions(self) -> Tensor:
@@ -207,6 +228,11 @@ def all_garments() -> Model:
     )
 
 
+def _of_unknown_noise(model: Model) -> Model:
+    """Noise from 0.02 to 1, of outputs whose deviation is between these."""
+    return replace(model, name=f"{model.name}-noise", noise=0.02, most_noise=1.0)
+
+
 MODELS: dict[str, Callable[[], Model]] = {
     "linear": linear_gaussian,
     "gan-2d": five_gaussians,
@@ -214,6 +240,8 @@ MODELS: dict[str, Callable[[], Model]] = {
     "fashion-32": garments,
     "linear-64": wide_linear,
     "fashion-32-64": all_garments,
+    "conv-8-noise": lambda: _of_unknown_noise(convolutional()),
+    "linear-64-noise": lambda: _of_unknown_noise(wide_linear()),
 }
 
 Draw = Callable[[Problem, int, int, Sequence[int]], Tensor]
@@ -226,7 +254,7 @@ class AdaptiveDraw:
 
     With `ranks` K is 1, for each of K copies of the data: every draw is of a run of its own, in
     default settings. Resampling leaves particles in an order that is not random: the first is no
-    fair draw.
+    fair draw. Where noise is inferred its logarithm is a last column.
     """
 
     chains: int = 16
@@ -236,7 +264,7 @@ class AdaptiveDraw:
 
     def __call__(self, problem: Problem, draws: int, seed: int, ids: Sequence[int]) -> Tensor:
         """The draws."""
-        plan = Adaptive(
+        adaptive = Adaptive(
             chains=self.chains,
             populations=draws,
             annealing=self.annealing,
@@ -247,9 +275,13 @@ class AdaptiveDraw:
             keep_trace=False,
             max_batch=None,
         )
+        inferred = problem.observation.noise_bounds is not None
+        plan: Any = InferredNoise(adaptive) if inferred else adaptive
         run = plan.go(problem, plan.begin(problem, ids), lambda _: None)
         outcome = plan.outcome(problem, run, complete=True)
         latents = outcome.latents
+        if outcome.noise_std is not None:
+            latents = torch.cat([latents, outcome.noise_std.log()[..., None].to(latents)], -1)
         latents = latents.reshape(len(latents), draws, self.chains, -1)
         weights = torch.ones(latents.shape[:3])
         return one_of_each(latents, weights, seed + ids[0])
@@ -385,9 +417,10 @@ def _ranks(
         model.generator,
         data[numbers.start : numbers.stop].repeat_interleave(copies, 0),
         model.mask,
-        noise_std=model.noise,
+        noise_std=model.noise_std,
         max_batch=2048,  # of a size that stays in the cache, chunks cost half as much
         whole_runs=isinstance(draw, PaperDraw),
+        infers_noise=model.most_noise is not None,
     ) as p:
         ids = range(numbers.start * copies, numbers.stop * copies)
         found = model.evaluate(p.potential, draw(p, draws // copies, seed + 1, ids))
