@@ -246,11 +246,22 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 def _images(arguments: argparse.Namespace) -> int:
     from cogen_fast.experiments import image_study  # brings in more than the other commands need
 
-    _check_out(arguments.out, True, names=image_study.FILES)
+    if arguments.generator is None:
+        scope = image_study.shipped()
+    else:
+        generator = find_generator(arguments.generator, None)
+        probe(generator, arguments.latent_shape, None)
+        photographs = arguments.data is not None
+        scope = image_study.of_one(generator, arguments.latent_shape, photographs=photographs)
+    _check_out(arguments.out, True, names=image_study.files(scope))
     effort = image_study.effort_of(arguments.images, arguments.quick, arguments.nuts)
-    shows = sys.stderr.isatty()
     told = image_study.reproduce(
-        arguments.out, arguments.data, arguments.seed, effort=effort, progress=shows
+        arguments.out,
+        arguments.data,
+        arguments.seed,
+        scope=scope,
+        effort=effort,
+        progress=sys.stderr.isatty(),
     )
     print(told)
     return _OK

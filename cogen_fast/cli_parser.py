@@ -348,8 +348,7 @@ def _add_published(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_running(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("running").add_argument
+def _add_latent_shape(add: Any) -> None:
     add(
         "--latent-shape",
         type=int,
@@ -357,6 +356,11 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         metavar="D",
         help="shape of one latent, such as 512 or 100 1 1 (default: found out from the generator)",
     )
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("running").add_argument
+    _add_latent_shape(add)
     add(
         "--device",
         metavar="D",
@@ -503,7 +507,7 @@ def _add_image_study(studies: Any) -> None:
         "images",
         "the image study, figures 4 to 7",
         description=_IMAGES_HELP,
-        epilog=_IMAGES_FILES,
+        epilog=_IMAGES_FILES + GENERATOR_HELP,
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for tables and figures")
@@ -512,8 +516,15 @@ def _add_image_study(studies: Any) -> None:
         type=Path,
         metavar="PATH",
         help="real images in place of the ten shipped ones: a folder, an IDX file or an .npz of "
-        "Fashion-MNIST's test set; the last two choose learning rates",
+        "images that the generator has not seen; the last two choose learning rates",
     )
+    add(
+        "--generator",
+        metavar="WHAT",
+        help="another generator of images, see below: half of an image, a block, and "
+        "super-resolution by 4, on images of its own, and on real ones with --data",
+    )
+    _add_latent_shape(add)
     add(
         "--images",
         type=int,

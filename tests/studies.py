@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from cogen_fast.experiments import image_study, synthetic, synthetic_runs
-from cogen_fast.experiments.image_study_plan import Effort, Snapshot
+from cogen_fast.experiments.image_study_plan import Effort, Scope, Snapshot
 from cogen_fast.generators.progressive import ProgressiveGenerator
 
 TINY = Effort(images=2, curve_images=1, ais_steps=12, leapfrog_steps=5, starts=20, tuning_steps=2)
@@ -36,12 +36,13 @@ def network(seed: int) -> ProgressiveGenerator:
 
 
 SNAPSHOTS = (Snapshot("early", 1_000, network(1)), Snapshot("late", 3_000, network(2)))
+SCOPE = Scope(SNAPSHOTS)
 
 
 def images(out: Path) -> None:
     """The image study."""
     torch.set_num_threads(1)
-    image_study.reproduce(out, effort=TINY, snapshots=SNAPSHOTS, progress=False, processes=1)
+    image_study.reproduce(out, effort=TINY, scope=SCOPE, progress=False, processes=1)
 
 
 def of_plane(out: Path) -> None:

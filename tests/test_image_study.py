@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from studies import SNAPSHOTS, TINY, network
+from studies import SCOPE, SNAPSHOTS, TINY, network
 
 from cogen_fast.cli import main
 from cogen_fast.experiments import (
@@ -47,6 +47,7 @@ from cogen_fast.experiments.image_study_plan import (
     TASKS,
     Effort,
     Part,
+    Scope,
     Snapshot,
 )
 from cogen_fast.experiments.image_study_results import (
@@ -61,6 +62,7 @@ from cogen_fast.experiments.image_study_results import (
 from cogen_fast.experiments.image_tasks import PUBLISHED, pose
 from cogen_fast.experiments.nuts import NUTS
 from cogen_fast.generators.pretrained import FASHION_STAGES, held_out_images
+from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.presets import PRESETS
 
 pytest.importorskip("pytorch_msssim")
@@ -72,7 +74,7 @@ OTHER = Snapshot("late", 3_000, network(3))
 def run(out: Path, **how: Any) -> str:
     options: dict[str, Any] = {
         "effort": TINY,
-        "snapshots": SNAPSHOTS,
+        "scope": SCOPE,
         "progress": False,
         "processes": 1,
     } | how
@@ -90,8 +92,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
 
 
 def parts(effort: Effort = TINY) -> tuple[Part, ...]:
-    real = image_study._real(None, SNAPSHOTS[-1])
-    return image_study.plan(SNAPSHOTS, real, effort, seed=0)
+    real = image_study._real(None, SCOPE)
+    return image_study.plan(SCOPE, real, effort, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +128,7 @@ def test_the_paper_s_method_has_the_paper_s_settings() -> None:
 
 
 def test_the_shipped_stages_are_the_curve() -> None:
-    assert tuple(snapshot.shown for snapshot in image_study.shipped()) == FASHION_STAGES
+    assert tuple(snapshot.shown for snapshot in image_study.shipped().snapshots) == FASHION_STAGES
 
 
 def test_every_kind_of_images_has_all_tasks_and_the_curve_s_snapshots() -> None:
@@ -163,7 +165,7 @@ def test_smaller_real_images_get_a_black_border(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     levels = np.random.default_rng(1).integers(0, 256, (5, 28, 28), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", levels)
-    data = image_study._real(tmp_path / "images.npz", SNAPSHOTS[-1])
+    data = image_study._real(tmp_path / "images.npz", SCOPE)
     assert len(data) == 5
     expected = np.pad(levels[3] / 127.5 - 1.0, 2, constant_values=-1.0)
     np.testing.assert_allclose(data.load(3)[0], expected, atol=1e-6)
@@ -377,7 +379,7 @@ def alive(process: str) -> bool:
         ({"effort": replace(TINY, ais_steps=13)}, r"an evaluation .*'starts': 122.*'starts': 132"),
         ({"effort": replace(TINY, leapfrog_steps=6)}, "an evaluation with options"),
         ({"effort": replace(TINY, tuning_steps=3)}, r"a learning .* grid .*'steps': 2.*'steps': 3"),
-        ({"snapshots": (SNAPSHOTS[0], OTHER)}, "an evaluation with generator"),
+        ({"scope": Scope((SNAPSHOTS[0], OTHER))}, "an evaluation with generator"),
     ],
 )
 def test_a_folder_holds_one_study(
@@ -563,13 +565,63 @@ def test_the_csv_has_every_digit(whole: Path, results: list[Found]) -> None:
     assert all(f"{part.name}: {KINDS[part.kind]}" in text for part in parts())
 
 
+# --- another generator ----------------------------------------------------------------------------
+
+
+class Deep(torch.nn.Module):
+    """Latents ``(n, 5, 1, 1)`` to colour pictures of 32 x 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.ConvTranspose2d(5, 3, 32)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.layer(z))
+
+
+def test_another_generator_is_studied_on_its_own_images(tmp_path: Path) -> None:
+    scope = image_study.of_one(Deep().eval(), (5, 1, 1))
+    report = run(tmp_path, scope=scope)
+    assert {p.name for p in tmp_path.iterdir()} == {*image_study.files(scope), "runs"}
+    assert not any(name.startswith("figure4") for name in image_study.files(scope))
+    assert "2 images of each kind and task.\n" in report
+    titles = [ln for ln in report.splitlines() if ln.startswith("#")]
+    assert titles == [
+        "# Image study",
+        "## Images of the generator's own, whose answer lies in its range",
+        "### half-right",
+        "### block",
+        "### average-4",
+    ]
+
+
+def test_another_generator_is_studied_on_photographs_too(tmp_path: Path) -> None:
+    scope = image_study.of_one(network(3), photographs=True)
+    assert isinstance(scope.snapshots[0].generator, ProgressiveGenerator)  # not held up by another
+    np.savez(tmp_path / "some.npz", np.zeros((5, 32, 32), np.uint8))
+    real = image_study._real(tmp_path / "some.npz", scope)
+    found_parts = image_study.plan(scope, real, TINY, seed=0)
+    assert [(p.kind, str(p.task)) for p in found_parts] == [
+        (kind, task) for kind in KINDS for task in ("half-right", "block", "average-4")
+    ]
+
+
+def test_a_generator_that_makes_no_images_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reproduce", "images", "--out", str(tmp_path), "--generator", "five-gaussians"]
+    assert main(command) == 2
+    assert "generator: expected images" in capsys.readouterr().err
+
+
 # --- figures --------------------------------------------------------------------------------------
 
 
 def test_figures_are_written_and_not_blank(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()} - {"told.txt"}
-    assert names == {*image_study.FILES, "runs"}
-    for name in image_study_figures.FILES:
+    assert names == {*image_study.files(SCOPE), "runs"}
+    for name in image_study_figures.files(SCOPE):
         with Image.open(whole / name) as image:
             pixels = np.asarray(image.convert("RGB"))
         assert pixels.shape[0] > 250 and pixels.shape[1] > 900
@@ -627,6 +679,8 @@ def test_command_gets_its_arguments(
     assert capsys.readouterr().out == "report\n" * 4
     efforts = [how.pop("effort") for _, how in calls]
     assert efforts == [Effort(), QUICK, Effort(images=16), Effort(nuts=True)]
+    scopes = [how.pop("scope") for _, how in calls]
+    assert [len(scope.snapshots) for scope in scopes] == [len(FASHION_STAGES)] * 4
     assert calls[1] == ((tmp_path, Path("a.npz"), 3), {"progress": False})
 
 

@@ -1,6 +1,6 @@
 """The paper's image study: figure 4's curves, the panels of figures 5 to 7, and tables.
 
-In the folder ``out`` are `FILES`, and ``runs`` with an evaluation (see `evaluate`) for each kind of
+In the folder ``out`` are `files`, and ``runs`` with an evaluation (see `evaluate`) for each kind of
 images, task and snapshot of the generator's training. Killed at any point and started again with
 the same arguments, it goes on; with more images it adds them.
 """
@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from cogen_fast.adapter import GeneratorAdapter, frozen
 from cogen_fast.arguments import check_count, check_folder, check_seed
 from cogen_fast.experiments import image_study_figures, image_study_report
 from cogen_fast.experiments.evaluate import Study, evaluate
@@ -25,13 +27,15 @@ from cogen_fast.experiments.evaluation_data import Data, of_generator, open_data
 from cogen_fast.experiments.evaluation_tuning import AT_THE_EDGE, open_tuning, tuned
 from cogen_fast.experiments.image_study_plan import (
     CURVES,
+    GIVEN_TASKS,
     KINDS,
+    OWN,
     QUICK,
     REAL,
-    TASKS,
     TUNING_IMAGES,
     Effort,
     Part,
+    Scope,
     Snapshot,
 )
 from cogen_fast.experiments.image_study_results import Found, all_tunings, found
@@ -40,10 +44,10 @@ from cogen_fast.experiments.pyplot import pyplot
 from cogen_fast.experiments.workers import spread
 from cogen_fast.files import write_atomically
 from cogen_fast.generators.pretrained import FASHION_STAGES, held_out_images, pretrained
+from cogen_fast.generators.progressive import ProgressiveGenerator
 
 GENERATOR = "fashion-32"
 TUNING = "tuning.json"
-FILES = (TUNING, *image_study_report.FILES, *image_study_figures.FILES)
 _OWN_IMAGES = 1_000
 _DPI = 150
 
@@ -53,16 +57,16 @@ def reproduce(
     data: Path | None = None,
     seed: int = 0,
     *,
+    scope: Scope | None = None,
     effort: Effort | None = None,
-    snapshots: Sequence[Snapshot] | None = None,
     processes: int | None = None,
     progress: bool = True,
 ) -> str:
-    """Run the study, or what is missing of it, write `FILES`, and give the report as text.
+    """Run the study, or what is missing of it, write `files`, and give the report as text.
 
     ``data``: real images, a folder, an IDX file or an ``.npz``, padded to the generator's size
-    where they are smaller (the ten test images that the package ships). ``snapshots``: progressive
-    GANs of one size in the order of their training (those of "fashion-32"). Images of a
+    where they are smaller (the ten test images that the package ships). ``scope``: what is looked
+    at (`shipped`: "fashion-32" and its training; `of_one`: another generator). Images of a
     generator's own come from another seed than the chains. ``processes`` share the parts of the
     study (as many as torch has threads); the results are the same for any number.
 
@@ -75,7 +79,7 @@ def reproduce(
     if effort.nuts:
         pyro_nuts()
     share = torch.get_num_threads() if processes is None else check_count("processes", processes)
-    run = _Run(folder, data, check_seed(seed), effort, tuple(snapshots or shipped()))
+    run = _Run(folder, data, check_seed(seed), effort, scope or shipped())
     parts = run.parts()
     for part in parts:
         open_tuning(*run.evaluation(part), part.images, effort.grid)
@@ -87,7 +91,12 @@ def reproduce(
     image_study_report.write(folder, report, results)
     _write_tunings(folder / TUNING, results)
     _draw(plt, folder, results, effort)
-    return f"{report}\nwrote {', '.join(FILES)} to {folder}"
+    return f"{report}\nwrote {', '.join(files(run.scope))} to {folder}"
+
+
+def files(scope: Scope) -> tuple[str, ...]:
+    """What a study writes to its folder, beside the records."""
+    return (TUNING, *image_study_report.FILES, *image_study_figures.files(scope))
 
 
 def _write_tunings(path: Path, results: Sequence[Found]) -> None:
@@ -111,12 +120,12 @@ class _Run:
     data: Path | None
     seed: int
     effort: Effort
-    snapshots: tuple[Snapshot, ...]
+    scope: Scope
 
     def parts(self) -> tuple[Part, ...]:
         """All of them, in the order in which they run."""
-        real = _real(self.data, self.snapshots[-1])
-        return plan(self.snapshots, real, self.effort, self.seed)
+        real = _real(self.data, self.scope) if REAL in self.scope.kinds else None
+        return plan(self.scope, real, self.effort, self.seed)
 
     def evaluation(self, part: Part) -> tuple[Any, Data, Study, Path]:
         """What `tuned` and `evaluate` are told: generator, data, study and folder."""
@@ -140,49 +149,78 @@ def effort_of(images: int | None = None, quick: bool = False, nuts: bool = False
     return base if images is None else replace(base, images=images)
 
 
-def shipped() -> tuple[Snapshot, ...]:
-    """Those of the generator that comes with the package."""
+def shipped() -> Scope:
+    """The generator that comes with the package, over its training."""
     names = {shown: f"{GENERATOR}-{shown}" for shown in FASHION_STAGES}
-    return tuple(Snapshot(name, shown, pretrained(name)) for shown, name in names.items())
+    return Scope(tuple(Snapshot(name, shown, pretrained(name)) for shown, name in names.items()))
 
 
-def plan(snapshots: Sequence[Snapshot], real: Data, effort: Effort, seed: int) -> tuple[Part, ...]:
+def of_one(generator: Any, latent_shape: Any = None, *, photographs: bool = False) -> Scope:
+    """A generator of images on images of its own; real ones too where there are ``photographs``.
+
+    ``latent_shape`` as for `cogen_fast.cogenerate`. Raises TypeError or ValueError naming the
+    argument.
+    """
+    if not isinstance(generator, ProgressiveGenerator):
+        generator = OnRows(generator, latent_shape)
+    kinds = tuple(KINDS) if photographs else (OWN,)
+    return Scope((Snapshot("given", 0, generator),), kinds, GIVEN_TASKS)
+
+
+class OnRows(nn.Module):
+    """A generator of rows ``(n, latent_size)``, whatever shape its latents have; in eval mode."""
+
+    def __init__(self, generator: Any, latent_shape: Any) -> None:
+        super().__init__()
+        with frozen(generator):
+            adapter = GeneratorAdapter(generator, latent_shape)
+        self.generator, self.latent_shape = generator, adapter.latent_shape
+        self.latent_size, self.output_shape = adapter.latent_size, adapter.output_shape
+        self.eval()
+
+    def forward(self, z: Tensor) -> Tensor:
+        images: Tensor = self.generator(z.reshape(-1, *self.latent_shape))
+        return images
+
+
+def plan(scope: Scope, real: Data | None, effort: Effort, seed: int) -> tuple[Part, ...]:
     """All parts: the last snapshot on every task by every method, the earlier ones for figure 4.
 
     The long ones come first.
 
-    ValueError where there are too few real images.
+    ValueError where there are too few ``real`` images.
     """
-    most = len(real) - TUNING_IMAGES
+    most = effort.images if real is None else len(real) - TUNING_IMAGES
     if effort.images > most:
         raise ValueError(
             f"images: expected at most {most}, which leaves {TUNING_IMAGES} to tune on, got "
             f"{effort.images}"
         )
-    return tuple(_parts(snapshots, real, effort, seed))
+    return tuple(_parts(scope, real, effort, seed))
 
 
-def _parts(snapshots: Sequence[Snapshot], real: Data, effort: Effort, seed: int) -> Iterator[Part]:
-    *earlier, last = snapshots
-    for kind in KINDS:
-        for task in TASKS:
+def _parts(scope: Scope, real: Data | None, effort: Effort, seed: int) -> Iterator[Part]:
+    *earlier, last = scope.snapshots
+    for kind in scope.kinds:
+        for task in scope.tasks:
             data = _data(kind, last, real, seed)
             yield Part(kind, task, last, data, effort.methods, effort.images)
-    for kind in KINDS:
+    for kind in scope.kinds:
         for snapshot in earlier:
             data = _data(kind, snapshot, real, seed)
-            yield Part(kind, TASKS[0], snapshot, data, CURVES, effort.few)
+            yield Part(kind, scope.tasks[0], snapshot, data, CURVES, effort.few)
 
 
-def _data(kind: str, snapshot: Snapshot, real: Data, seed: int) -> Data:
+def _data(kind: str, snapshot: Snapshot, real: Data | None, seed: int) -> Data:
     if kind == REAL:
+        assert real is not None
         return real
     generator: Any = snapshot.generator
     return of_generator(generator, generator.latent_size, _OWN_IMAGES, (seed + 1) % 2**64)
 
 
-def _real(data: Path | None, snapshot: Snapshot) -> Data:
-    generator: Any = snapshot.generator
+def _real(data: Path | None, scope: Scope) -> Data:
+    generator: Any = scope.snapshots[-1].generator
     channels, side, _ = generator.output_shape
     if data is not None:
         return open_data(data, side, channels=channels, fit="pad")

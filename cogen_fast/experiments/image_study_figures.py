@@ -17,11 +17,18 @@ from cogen_fast.experiments.image_study_plan import (
     DEFAULT,
     KINDS,
     SCALED,
-    TASKS,
     Effort,
+    Scope,
 )
-from cogen_fast.experiments.image_study_results import METRICS, Found, curve, errors
-from cogen_fast.experiments.image_tasks import SuperResolve, Task
+from cogen_fast.experiments.image_study_results import (
+    METRICS,
+    Found,
+    curve,
+    errors,
+    kinds_of,
+    over_training,
+)
+from cogen_fast.experiments.image_tasks import Half, SuperResolve, Task
 from cogen_fast.experiments.nuts import NUTS
 
 if TYPE_CHECKING:
@@ -56,18 +63,24 @@ _STYLES = {
 }
 _ROWS = 8
 _FEW_DECADES = 300.0  # where there is room for ticks between the powers of 10
-FILES = (
-    *(f"figure4_{kind}.png" for kind in KINDS),
-    *(f"misfit_{kind}.png" for kind in KINDS),
-    *(f"panels_{kind}_{task}.png" for kind in KINDS for task in TASKS),
-)
+
+
+def files(scope: Scope) -> tuple[str, ...]:
+    """What `draw` and `panels` give for a study."""
+    kinds = scope.kinds
+    return (
+        *(f"figure4_{kind}.png" for kind in kinds if len(scope.snapshots) > 1),
+        *(f"misfit_{kind}.png" for kind in kinds),
+        *(f"panels_{kind}_{task}.png" for kind in kinds for task in scope.tasks),
+    )
 
 
 def draw(plt: Any, results: Sequence[Found], effort: Effort) -> Iterator[tuple[str, Figure]]:
-    """The names and figures of all of `FILES` but the panels, to be closed by the caller."""
-    for kind in KINDS:
+    """The names and figures of all `files` but the panels, to be closed by the caller."""
+    kinds = kinds_of(results)
+    for kind in kinds if over_training(results) else ():
         yield f"figure4_{kind}.png", _curves(plt, results, kind, effort)
-    for kind in KINDS:
+    for kind in kinds:
         yield f"misfit_{kind}.png", _misfits(plt, results, kind)
 
 
@@ -95,8 +108,9 @@ def _curves(plt: Any, results: Sequence[Found], kind: str, effort: Effort) -> Fi
         panel.set_title(label)
         panel.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    title = _title(results[0].part.task).capitalize()
     figure.suptitle(
-        f"{_title(TASKS[0]).capitalize()} over the generator's training: {KINDS[kind]}\n"
+        f"{title} over the generator's training: {KINDS[kind]}\n"
         f"(whole images; means and standard errors, images: {effort.few})"
     )
     return figure
@@ -131,7 +145,7 @@ def _misfits(plt: Any, results: Sequence[Found], kind: str) -> Figure:
 def _title(task: Task) -> str:
     if isinstance(task, SuperResolve):
         return f"super-resolution by {task.factor}"
-    return "inpainting of a block"
+    return "inpainting of a half" if isinstance(task, Half) else "inpainting of a block"
 
 
 def _dots(panel: Axes, result: Found, method: str) -> None:

@@ -19,7 +19,7 @@ from cogen_fast.baselines import STARTS
 from cogen_fast.experiments.evaluate import Method, Study
 from cogen_fast.experiments.evaluation_data import Data
 from cogen_fast.experiments.evaluation_tuning import Grid
-from cogen_fast.experiments.image_tasks import PUBLISHED, Block, SuperResolve, Task
+from cogen_fast.experiments.image_tasks import PUBLISHED, Block, Half, SuperResolve, Task
 from cogen_fast.experiments.nuts import NUTS
 from cogen_fast.presets import PRESETS
 from cogen_fast.result import GRADIENT_COST
@@ -32,6 +32,8 @@ KINDS: dict[str, str] = {
 }
 TASKS: tuple[Task, ...] = (Block(), SuperResolve(4), SuperResolve(8))
 """The paper's block, scaled to the image's size, and its average pooling."""
+GIVEN_TASKS: tuple[Task, ...] = (Half(), Block(), SuperResolve(4))
+"""Of a generator that a user gives."""
 PRESET = "celeba-128"
 NOISE_STD = 0.1
 """Of the adaptive method, by which it is told how near to come: the library's advice for images."""
@@ -122,6 +124,15 @@ class Snapshot:
     name: str
     shown: int
     generator: nn.Module
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a study looks at: snapshots in the order of a training, kinds of images, and tasks."""
+
+    snapshots: tuple[Snapshot, ...]
+    kinds: tuple[str, ...] = tuple(KINDS)
+    tasks: tuple[Task, ...] = TASKS
 
 
 @dataclass(frozen=True)

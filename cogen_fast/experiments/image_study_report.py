@@ -16,7 +16,6 @@ from cogen_fast.experiments.image_study_plan import (
     NOISE_STD,
     PRESET,
     SCALED,
-    TASKS,
     TUNING_IMAGES,
     Effort,
 )
@@ -29,7 +28,9 @@ from cogen_fast.experiments.image_study_results import (
     Pair,
     all_tunings,
     curve,
+    kinds_of,
     lines,
+    over_training,
 )
 from cogen_fast.experiments.nuts import NUTS
 from cogen_fast.files import write_atomically
@@ -71,12 +72,14 @@ def write(out: Path, report: str, results: Sequence[Found]) -> None:
 def text(results: Sequence[Found], effort: Effort) -> str:
     """The report: what was run, a table for each kind of images and task, and what they say."""
     blocks = ["# Image study", _settings(results, effort), _aims(results)]
-    for kind, what in KINDS.items():
-        blocks.append(f"## {what[0].upper()}{what[1:]}")
+    for kind in kinds_of(results):
+        blocks.append(f"## {KINDS[kind][0].upper()}{KINDS[kind][1:]}")
         for result in results:
             if result.kind == kind and result.is_main:
                 blocks += [f"### {result.part.task}", *_part(result)]
-        blocks += [f"### {TASKS[0]}, over the training", _training(results, kind, effort)]
+        if over_training(results):
+            title = f"### {results[0].part.task}, over the training"
+            blocks += [title, _training(results, kind, effort)]
     return "\n\n".join(blocks)
 
 
@@ -123,11 +126,11 @@ def _label(line: Line) -> str:
 
 
 def _settings(results: Sequence[Found], effort: Effort) -> str:
-    tunings = all_tunings(results)
+    tunings, grown = all_tunings(results), over_training(results)
     edge = [name for name, tuning in tunings.items() if tuning["at_the_edge"]]
     said = [
-        f"{effort.images} images of each kind and task; the first {effort.few} of them over the "
-        "generator's training.",
+        f"{effort.images} images of each kind and task"
+        + (f"; the first {effort.few} of them over the generator's training." if grown else "."),
         f"paper: the settings of the preset {PRESET} (one chain, {effort.ais_steps} temperatures, "
         f"{effort.leapfrog_steps} leapfrog steps, paper form, weight 1), {effort.budget:,} "
         "forwards for an image, a z-gradient counted as 2. No other method spends more.",

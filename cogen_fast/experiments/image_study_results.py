@@ -16,7 +16,6 @@ from cogen_fast.experiments.image_study_plan import (
     CURVES,
     DEFAULT,
     SAMPLED,
-    TASKS,
     Effort,
     Part,
 )
@@ -139,15 +138,25 @@ def errors(records: Sequence[Record], method: str, taken: str, metric: str) -> l
     return [record["methods"][method]["metrics"][taken][metric][0] for record in records]
 
 
+def kinds_of(results: Sequence[Found]) -> tuple[str, ...]:
+    """The kinds of images that there are, in order."""
+    return tuple(dict.fromkeys(result.kind for result in results))
+
+
+def over_training(results: Sequence[Found]) -> bool:
+    """Whether there are earlier snapshots."""
+    return not all(result.is_main for result in results)
+
+
 def curve(results: Sequence[Found], kind: str, images: int) -> list[tuple[int, dict[str, Any]]]:
     """Of each snapshot the images shown and, by method, `evaluation_table.Row`'s ``values``.
 
-    Of the first task, the methods of figure 4 and the first ``images`` images only; of the default
-    its estimate.
+    Of the task of the first result, the methods of figure 4 and the first ``images`` images only;
+    of the default its estimate.
     """
     points = []
     for result in results:
-        if result.kind != kind or result.part.task != TASKS[0]:
+        if result.kind != kind or result.part.task != results[0].part.task:
             continue
         few = [
             record | {"methods": {name: record["methods"][name] for name in CURVES}}
