@@ -203,8 +203,6 @@ class Adaptive:
         present = {
             "trace": self.keep_trace,
             "spread": self.alone,
-            "inverse_mass": curved,
-            "stiff": curved,
             "mean": whole,
             "sketch": not whole,
             "whole": whole,
@@ -213,6 +211,8 @@ class Adaptive:
         }
         if self.evidence == "consistent":
             present["repeats"] = False
+        else:
+            present |= {"inverse_mass": curved, "stiff": curved}
         return Layout(smc.Run, sizes, problem.adapter.dtype, present, smc.check_run)
 
     def begin(
@@ -259,6 +259,7 @@ class Adaptive:
             start=run,
             backend=problem.backend,
             on_step=on_step,
+            keep_masses=self.evidence == "frozen",
         )
 
     def _again(self, problem: Problem, pilot: smc.Run) -> smc.Run:

@@ -41,23 +41,30 @@ def digest_of_tree(value: Any) -> str:
     return digest_of(tensors, texts)
 
 
-def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of plain values as JSON has them, and its digest beside them."""
-    return {**record, _DIGEST: _of_plain(record)}
+def with_digest(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A record of plain values as JSON has them, and beside them a digest of them and ``place``.
+
+    ``place`` says what the record is and whose, so that it counts nowhere else.
+    """
+    return {**record, _DIGEST: _of_plain(record, place)}
 
 
-def without_digest(name: str, record: Any) -> dict[str, Any]:
+def without_digest(name: str, record: Any, place: str) -> dict[str, Any]:
     """What `with_digest` was given; ValueError naming ``name`` where it is anything else."""
     if not isinstance(record, dict):
         raise ValueError(f"{name} is damaged: expected a JSON object, got {abbreviated(record)}")
     found = {key: value for key, value in record.items() if key != _DIGEST}
-    if record.get(_DIGEST) != _of_plain(found):
+    try:
+        digest = _of_plain(found, place)
+    except RecursionError:  # JSON is written with a little more of the stack than it is read with
+        raise ValueError(f"{name} is damaged: it is nested too deep") from None
+    if record.get(_DIGEST) != digest:
         raise ValueError(f"{name} is damaged: it is not as it was written; remove it")
     return found
 
 
-def _of_plain(record: Mapping[str, Any]) -> str:
-    return digest_of({}, {"record": json.dumps(record, sort_keys=True)})
+def _of_plain(record: Mapping[str, Any], place: str) -> str:
+    return digest_of({}, {"record": json.dumps(record, sort_keys=True), "place": place})
 
 
 def _spread(value: Any, name: str, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:

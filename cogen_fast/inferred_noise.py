@@ -18,7 +18,7 @@ from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.optimise import lbfgs
 from cogen_fast.problem import Problem
-from cogen_fast.sampler import fallback, islands, noise_level, pace, smc
+from cogen_fast.sampler import bases, fallback, islands, noise_level, pace, smc
 from cogen_fast.sampler.noise_level import Chains, Moves, NoiseRun
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.smc import Choice, SMCInfo
@@ -31,7 +31,6 @@ _JUMPED_REASON = "the budget made a single step of all noise levels, which weigh
 _LEAST_FREE = 0.5  # of the measurements, that a fit is taken to leave free
 _BEYOND = 60.0  # over n: the squared width of what annealing must see beyond the likeliest beta
 _FEW_ROUNDS = 4
-_OF_ANNEALING = ("inverse_mass", "stiff")
 
 
 @dataclass(frozen=True)
@@ -71,13 +70,13 @@ class InferredNoise:
         """What a run of these settings is made of, to read one from a file."""
         base = self.base.layout(problem)
         sizes = {**base.sizes, "BN": base.sizes["B"] * base.sizes["N"]}
-        # Rounds have choices without a mass of their own, beside those of the annealing.
-        of_both = {n: there for n, there in base.present.items() if n not in _OF_ANNEALING}
 
         def check(run: NoiseRun) -> None:
-            smc.check_run(run.annealing)
+            smc.check_run(run.annealing, "run.annealing")
+            if run.moves is not None and run.moves.turn is not None:
+                bases.check("run.moves.turn", run.moves.turn)
 
-        return replace(base, kind=NoiseRun, sizes=sizes, present=of_both, check=check)
+        return replace(base, kind=NoiseRun, sizes=sizes, check=check)
 
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> NoiseRun:
         """Prior draws, tempered no further than to the largest noise."""
@@ -134,7 +133,7 @@ class InferredNoise:
         ops = dispatch.resolve(problem.backend, problem.adapter.device)
         while not run.annealing.done:
             before = run.annealing.state
-            made = smc.advance(run.annealing, problem.target, annealing, problem.backend)
+            made = smc.advance(run.annealing, problem.target, annealing, problem.backend, False)
             levels = noise_level.pass_by(run.levels, before, made.state, count, least, ops)
             done = made.state.finished | noise_level.passed(levels, made.state)
             made = replace(made, state=replace(made.state, finished=done))

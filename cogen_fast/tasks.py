@@ -327,10 +327,20 @@ def _check_room(
     outputs = observations * math.prod(output_shape)
     check_samples(counts, observations * each, latent_size, outputs=outputs, device=device)
     if "islands" in settings:
-        rows = observations * settings["islands"] // settings["populations"]
-        counts = {"populations": settings["populations"], "latent_shape": latent_size}
-        each = rows * curvature.bytes_of_a_latent(latent_size)
-        check_room(counts, each, "a number of populations or latents", device)
+        _check_mass(settings, latent_size, observations, device)
+
+
+def _check_mass(
+    settings: Mapping[str, Any], latent_size: int, observations: int, device: torch.device | None
+) -> None:
+    """The same of what is known of the posterior's precision on every island."""
+    rows, populations = observations * settings["islands"], settings["populations"]
+    each = rows // populations * curvature.bytes_of_a_latent(latent_size)
+    if populations == 1:
+        check_room({"latent_shape": latent_size}, each, "a size of latents", device)
+        return
+    whole = latent_size * each
+    check_room({"populations": populations}, whole, "a number of populations", device)
 
 
 def _fits(

@@ -258,6 +258,22 @@ def test_gradients_that_are_alike_are_fewer() -> None:
     torch.testing.assert_close(found[2:], torch.full((2, 20), 1.025, dtype=F64))
 
 
+def test_eigenvalues_may_be_of_any_size() -> None:
+    values = torch.stack([of_spikes([30.0, 9.0], 20, 200, seed) for seed in range(3)])
+    few = torch.full((3,), 1.0 / 200.0, dtype=F64)
+    for scale in (1e200, 1e287):
+        found = curvature.denoised(scale * values, few)
+        torch.testing.assert_close(found, scale * curvature.denoised(values, few))
+
+
+def test_gradients_of_any_size_have_directions() -> None:
+    grad = 1e200 * normal(1, 8, 20, seed=1)
+    seen = curvature.update(curvature.init(grad), grad, tensor(1.0), torch.tensor([True]))
+    found = curvature.directions(seen, NONE_FORGOTTEN)
+    assert found.values.isfinite().all()
+    assert found.vectors.isfinite().all()
+
+
 # --- directions and the mass ----------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,13 +26,12 @@ from torch import Tensor, nn
 from cogen_fast import metrics, plots
 from cogen_fast.baselines import reconstruct
 from cogen_fast.experiments import evaluate as evaluation
-from cogen_fast.experiments import evaluation_table
+from cogen_fast.experiments import evaluation_shards, evaluation_table
 from cogen_fast.experiments.evaluate import Method, Study, evaluate, gather
 from cogen_fast.experiments.evaluation_data import Data, of_generator, open_data
 from cogen_fast.experiments.evaluation_pictures import draw
 from cogen_fast.experiments.evaluation_tuning import Grid, tuned
 from cogen_fast.experiments.image_tasks import Block, SuperResolve, pose
-from cogen_fast.files import read_text
 from cogen_fast.tasks import cogenerate
 
 pytest.importorskip("pytorch_msssim")
@@ -410,17 +410,17 @@ def test_the_table_is_means_over_images(whole: Path, tmp_path: Path) -> None:
 
 
 def test_records_are_read_group_by_group(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[Path] = []
+    seen: list[Path] = []
 
-    def spied(name: str, path: Path) -> str:
-        read.append(path)
-        return read_text(name, path)
+    def spied(shard: Path) -> Any:
+        seen.append(shard)
+        return evaluation_shards.read(shard)
 
-    monkeypatch.setattr(evaluation, "read_text", spied)
+    monkeypatch.setattr(evaluation, "read", spied)
     records = gather(whole)
     for number, groups in enumerate((1, 1, 2, 2, 3)):
         assert next(records)["image"] == number
-        assert len(read) == 1 + 3 * groups  # the plan, and a file of each method
+        assert len(seen) == 3 * groups  # a file of each method
     assert next(records, None) is None
 
 
@@ -489,6 +489,81 @@ def test_another_plan_is_refused(change: dict[str, Any], message: str, whole: Pa
     with pytest.raises(ValueError, match=r"^out: .* generator"):
         evaluate(other, data(), STUDY, whole, **QUIET)
     assert kept(whole) == before
+
+
+def exchange(folder: Path, one: str, other: str) -> None:
+    """The first lines of two files of records, of which each keeps its digest."""
+    rows = [(folder / name).read_text().splitlines(keepends=True) for name in (one, other)]
+    rows[0][0], rows[1][0] = rows[1][0], rows[0][0]
+    for name, lines in zip((one, other), rows, strict=True):
+        (folder / name).write_text("".join(lines))
+
+
+def rewrite(folder: Path, name: str, change: Any) -> None:
+    path = folder / name
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+
+
+FIRST, SECOND, OTHERS = "gd/group-000000.jsonl", "gd/group-000001.jsonl", "ais/group-000000.jsonl"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda out: shutil.copy(out / OTHERS, out / FIRST),
+        lambda out: shutil.copy(out / FIRST, out / SECOND),
+        lambda out: exchange(out, FIRST, OTHERS),
+        lambda out: exchange(out, FIRST, SECOND),
+        lambda out: rewrite(out, FIRST, lambda lines: [lines[0], lines[0]]),
+        lambda out: rewrite(out, FIRST, lambda lines: lines[::-1]),
+        lambda out: rewrite(out, FIRST, lambda lines: lines[:1]),
+        lambda out: rewrite(out, FIRST, lambda lines: []),
+        lambda out: shutil.copy(out / "gd/plan.json", out / "plan.json"),
+        lambda out: shutil.copy(out / "plan.json", out / "gd/plan.json"),
+        lambda out: shutil.copy(out / "ais/plan.json", out / "gd/plan.json"),
+        lambda out: shutil.copy(out / "gd/plan.json", out / FIRST),
+    ],
+)
+def test_files_in_the_place_of_others_are_told(damage: Any, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    damage(out)
+    with pytest.raises(ValueError, match=r"^out: .*(plan\.json|group-00000[01]\.jsonl)"):
+        list(gather(out))
+    with pytest.raises(ValueError, match=r"^out: "):
+        run(out)
+
+
+def test_other_names_are_no_records(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / "gd" / "group-x.jsonl").touch()
+    assert kept(out) == kept(whole)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-30]),
+        lambda path: shutil.copy(path.parents[1] / "ais" / path.name, path),
+        lambda path: shutil.copy(path.with_name("group-000001.npz"), path),
+        lambda path: inverted(path),
+    ],
+)
+def test_damaged_pictures_are_told(damage: Any, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    damage(out / "gd" / "group-000000.npz")
+    with pytest.raises(ValueError, match=r"^out: .*gd.group-000000\.npz is damaged: "):
+        draw(data(), STUDY, out, [0])
+
+
+def inverted(path: Path) -> None:
+    """Other levels beside the digest of those that were there."""
+    with np.load(path) as archive:
+        held = {name: archive[name] for name in archive.files}
+    np.savez_compressed(path, **held | {"best": 255 - held["best"]})
 
 
 @pytest.mark.parametrize("name", ["plan.json", "gd/plan.json", "gd/group-000000.jsonl"])

@@ -14,7 +14,7 @@ from confined import confined, needs_linux
 from torch import Tensor, nn
 
 from cogen_fast import checkpoint, cogenerate
-from cogen_fast.sampler import bases, islands, sketches, smc
+from cogen_fast.sampler import bases, curvature, islands, sketches, smc
 from cogen_fast.sampler.curvature import MOST
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.sketches import RANK, Sketch
@@ -223,6 +223,46 @@ def test_many_latents_are_resumed_bit_for_bit(
     resumed = cogenerate(g, x, torch.ones(5), checkpoint=path, **how)
     assert torch.equal(resumed.latents, whole.latents)
     assert torch.equal(resumed.energies, whole.energies)
+
+
+@pytest.mark.parametrize("size", [bases.WHOLE, MANY])
+def test_what_a_run_writes_it_reads_however_steep(size: int, tmp_path: Path) -> None:
+    g = nn.Linear(size, 3, bias=False, dtype=F64).requires_grad_(False)
+    g.weight.copy_(2.0 * torch.eye(3, size))
+    how: dict[str, Any] = {"noise_std": 1e-60, "seed": 1, "budget": 40, "progress": False}
+    x, path = torch.zeros(1, 3, dtype=F64), tmp_path / "run"
+    first, again = (cogenerate(g, x, torch.ones(3), checkpoint=path, **how) for _ in range(2))
+    assert torch.equal(first.latents, again.latents)
+
+
+@pytest.mark.parametrize("size", [bases.WHOLE, MANY, 4 * bases.WHOLE])
+def test_directions_are_found_anew_as_often(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, find = [], curvature.directions
+    monkeypatch.setattr(curvature, "directions", lambda *how: count.append(1) or find(*how))
+    g, x = measured(size, 3)
+
+    def energy(z: Tensor) -> Tensor:
+        return 50.0 * ((g(z) - x[0]) ** 2).sum(-1)
+
+    state = smc.init(energy, latent_size=size, chains=4)
+    for _ in range(17):
+        state, _ = smc.step(state, energy, Annealing(leapfrog_steps=1, hmc_steps=1))
+    assert (state.beta < 1.0).all()
+    assert len(count) == 3  # at the start, and every eight temperatures
+
+
+@pytest.mark.parametrize("evidence", ["consistent", "frozen"])
+def test_masses_are_kept_only_to_be_repeated(evidence: str) -> None:
+    runs: list[Any] = []
+    g, x = measured(6, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        begun = smc.run
+        patch.setattr(smc, "run", lambda *a, **how: runs.append(begun(*a, **how)) or runs[-1])
+        cogenerate(g, x, torch.ones(3), noise_std=0.1, evidence=evidence, progress=False)
+    held = [info.choice.stiff is not None for info in runs[0].infos]
+    assert held[-1]
+    assert all(held) == (evidence == "frozen")
+    assert sum(held) == (len(held) if evidence == "frozen" else 1)
 
 
 @needs_linux

@@ -222,7 +222,8 @@ def test_a_history_of_another_length_is_named(
 ) -> None:
     texts, tensors = written(kind, fused=False)
     tree = json.loads(texts["run"])
-    rows = (tree.get("annealing") or tree)[field]
+    run_of, rows = ("run.annealing", tree["annealing"]) if "annealing" in tree else ("run", tree)
+    rows = rows[field]
     if rows is None:
         pytest.skip("no trace was asked for")
     before = len(rows)
@@ -231,6 +232,28 @@ def test_a_history_of_another_length_is_named(
     told = (
         rf"^checkpoint: .* is damaged: run\.{field}: expected {before} after .*, got {len(rows)}$"
     )
+    with pytest.raises(ValueError, match=told):
+        resumed(content, kind, fused=False, path=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        ("adaptive", "run.state.turn.whole"),
+        ("many latents", "run.state.turn.left"),
+        ("many latents", "run.state.turn.right"),
+        ("noise, in the rounds", "run.annealing.state.turn.whole"),
+    ],
+)
+@pytest.mark.parametrize("factor", [1.05, 1e300])
+def test_a_basis_that_is_not_orthogonal_is_named(
+    kind: str, field: str, factor: float, tmp_path: Path
+) -> None:
+    texts, tensors = written(kind, fused=False)
+    if kind == "many latents":  # what it begins with is no turn at all
+        assert (tensors[field] != 0.0).any()
+    content = texts, tensors | {field: factor * tensors[field]}
+    told = rf"^checkpoint: .* is damaged: {field.rsplit('.', 1)[0]}: expected an orthogonal basis"
     with pytest.raises(ValueError, match=told):
         resumed(content, kind, fused=False, path=tmp_path / "run")
 

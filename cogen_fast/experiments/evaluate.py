@@ -52,9 +52,15 @@ from cogen_fast.experiments.evaluation_data import Data
 from cogen_fast.experiments.evaluation_record import (
     Record,
     pictures_of,
-    plain,
     record_of,
-    save_pictures,
+)
+from cogen_fast.experiments.evaluation_shards import (
+    PLAN,
+    group_of,
+    read,
+    shard_path,
+    shards,
+    write,
 )
 from cogen_fast.experiments.image_tasks import Case, Task, pose
 from cogen_fast.experiments.nuts import NUTS, nuts_multi
@@ -65,7 +71,7 @@ from cogen_fast.warn import warn_user
 
 SOLVERS = (*ANNEALED, *BASELINES, NUTS)
 _FORMAT = "cogen-fast evaluation 2"
-_PLAN = "plan.json"
+_COMMON = "."  # in place of a method's name
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -168,14 +174,14 @@ class Place:
     def settle(self) -> None:
         """Write the plans down; ValueError where other ones have been written meanwhile."""
         for path, plan in self.plans.items():
-            _refuse_another(path, plan)
+            _refuse_another(path, plan, self.folder)
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, partial(Path.write_text, data=plan))
 
     def checkpoint(self, shard: Path, ids: Sequence[int]) -> Path:
         """Of an unfinished group: a name that only the same plans and images give."""
-        plans = [self.plans[each / _PLAN] for each in (self.folder, shard.parent)]
+        plans = [self.plans[each / PLAN] for each in (self.folder, shard.parent)]
         return shard.with_suffix(f".{_digest([*plans, list(ids)])[:8]}.checkpoint.safetensors")
 
 
@@ -200,10 +206,10 @@ def open_place(
     count = len(data) if images is None else check_whole("images", images, 1, len(data))
     check_count("world_size", world_size)
     check_whole("rank", rank, 0, world_size - 1)
-    plans = {folder / _PLAN: _text(_plan(generator, data, study))}
-    plans |= {folder / method.name / _PLAN: _text(method.plan()) for method in methods}
+    plans = {folder / PLAN: _text(_plan(generator, data, study), _COMMON)}
+    plans |= {folder / m.name / PLAN: _text(m.plan(), m.name) for m in methods}
     for path, plan in plans.items():
-        _refuse_another(path, plan)
+        _refuse_another(path, plan, folder)
     return Place(folder, count, plans)
 
 
@@ -216,22 +222,16 @@ def gather(out: str | Path) -> Iterator[Record]:
     where a file is not as it was written.
     """
     folder = check_path("out", out)
-    task = _read_plan(folder / _PLAN)["task"]
-    shards = sorted(folder.glob("*/group-*.jsonl"), key=lambda path: (_group(path), path))
-    for _, methods in groupby(shards, _group):
+    task = _read_plan(folder / PLAN, _COMMON)["task"]
+    for _, methods in groupby(shards(folder), group_of):
         yield from _merged(methods, task)
-
-
-def _group(shard: Path) -> int:
-    return int(shard.stem.removeprefix("group-"))
 
 
 def _merged(shards: Iterable[Path], task: str) -> list[Record]:
     """The records of a group of images, of which each method has a shard."""
     found: dict[int, Record] = {}
     for shard in shards:
-        for line in read_text("out", shard).splitlines():
-            record = without_digest(f"out: {shard}", parse_json(f"out: {shard}", line))
+        for record in read(shard):
             number, name = record.pop("image"), record.pop("name")
             entry = found.setdefault(number, {"image": number, "name": name, "task": task})
             if "error" in record:
@@ -256,7 +256,7 @@ def groups(study: Study, images: int) -> list[range]:
 def unfinished(folder: Path, study: Study, images: int) -> Path | None:
     """The first file of records that is missing of a group of the first ``images`` images."""
     left = _left(folder, study, groups(study, images))
-    return next((shard_path(folder, study, method, ids[0]) for ids, method in left), None)
+    return next((shard_of(folder, study, method, ids[0]) for ids, method in left), None)
 
 
 def _left(folder: Path, study: Study, some: Iterable[range]) -> Iterator[tuple[range, Method]]:
@@ -267,8 +267,8 @@ def _left(folder: Path, study: Study, some: Iterable[range]) -> Iterator[tuple[r
 
 def _is_done(folder: Path, study: Study, method: Method, ids: range) -> bool:
     """Whether the records of a group are there."""
-    shard = shard_path(folder, study, method, ids[0])
-    return shard.exists() and read_text("out", shard).count("\n") >= len(ids)
+    shard = shard_of(folder, study, method, ids[0])
+    return shard.exists() and {record["image"] for record in read(shard)} >= set(ids)
 
 
 def _plan(generator: Any, data: Data, study: Study) -> dict[str, Any]:
@@ -291,16 +291,22 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _text(plan: Mapping[str, Any]) -> str:
+def _text(plan: Mapping[str, Any], whose: str) -> str:
     plain_plan = json.loads(json.dumps({"format": _FORMAT, **plan}, default=repr))
-    return json.dumps(with_digest(plain_plan), indent=2, sort_keys=True) + "\n"
+    return json.dumps(with_digest(plain_plan, whose), indent=2, sort_keys=True) + "\n"
 
 
-def _refuse_another(path: Path, plan: str) -> None:
+def _whose(path: Path, folder: Path) -> str:
+    """Of a file of the evaluation in ``folder``: the method's, or what all have in common."""
+    return _COMMON if path.parent == folder else path.parent.name
+
+
+def _refuse_another(path: Path, plan: str, folder: Path) -> None:
     """ValueError where another plan is there."""
     if not path.exists():
         return
-    there, given = _read_plan(path), without_digest(f"out: {path}", json.loads(plan))
+    whose = _whose(path, folder)
+    there, given = _read_plan(path, whose), without_digest("plan", json.loads(plan), whose)
     differing = [key for key in given if there.get(key) != given[key]]
     if differing:
         key = differing[0]
@@ -310,23 +316,23 @@ def _refuse_another(path: Path, plan: str) -> None:
         )
 
 
-def _read_plan(path: Path) -> dict[str, Any]:
+def _read_plan(path: Path, whose: str) -> dict[str, Any]:
     plan = parse_json(f"out: {path}", read_text("out", path))
     if not isinstance(plan, dict) or plan.get("format") != _FORMAT:
         raise ValueError(f"out: expected a plan of {_FORMAT!r} in {path}, got {shown(plan)}")
-    return without_digest(f"out: {path}", plan)
+    return without_digest(f"out: {path}", plan, whose)
 
 
-def shard_path(folder: Path, study: Study, method: Method, image: int) -> Path:
-    """Where the records of an image's group are; the pictures lie beside them, as ``.npz``."""
-    return folder / method.name / f"group-{image // study.group:06d}.jsonl"
+def shard_of(folder: Path, study: Study, method: Method, image: int) -> Path:
+    """Where the records of an image's group are."""
+    return shard_path(folder, method.name, image // study.group)
 
 
 def _evaluate_group(
     generator: Any, data: Data, study: Study, method: Method, place: Place, ids: Sequence[int]
 ) -> None:
     """One method on one group; the shard with the records comes last."""
-    shard = shard_path(place.folder, study, method, ids[0])
+    shard = shard_of(place.folder, study, method, ids[0])
     shard.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = place.checkpoint(shard, ids)
     truths, records = _loaded(data, ids)
@@ -336,11 +342,7 @@ def _evaluate_group(
         for number, record in found.items():
             records[number] = {"image": number, "name": data.names[number], **record}
     place.settle()
-    if pictures:
-        write_atomically(shard.with_suffix(".npz"), partial(save_pictures, pictures))
-    given = [with_digest(plain(records[number])) for number in sorted(records)]
-    lines = [json.dumps(record, allow_nan=False) for record in given]
-    write_atomically(shard, lambda file: file.write_text("\n".join(lines) + "\n"))
+    write(shard, [records[number] for number in sorted(records)], pictures)
     checkpoint.unlink(missing_ok=True)
 
 

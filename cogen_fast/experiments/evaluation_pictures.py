@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cogen_fast.archives import opened_npz
-from cogen_fast.experiments.evaluate import Method, Study, posed, shard_path
+from cogen_fast.experiments.evaluate import Method, Study, posed, shard_of
 from cogen_fast.experiments.evaluation_data import Data
-from cogen_fast.files import open_regular
+from cogen_fast.experiments.evaluation_shards import opened_pictures
 from cogen_fast.observation import Mask
 from cogen_fast.plots import Pixels, Tile, draw_grid, hide, to_pixels
 
@@ -35,9 +34,9 @@ def _row(data: Data, study: Study, out: Path, number: int) -> list[Tile]:
 
 
 def _best(study: Study, out: Path, method: Method, number: int) -> Pixels:
-    path = shard_path(out, study, method, number).with_suffix(".npz")
-    if path.exists():
-        with open_regular("out", path) as file, opened_npz(f"out: {path}", file) as pictures:
+    shard = shard_of(out, study, method, number)
+    if shard.with_suffix(".npz").exists():
+        with opened_pictures(shard) as pictures:
             for place in np.flatnonzero(pictures["image"] == number):
                 levels = pictures["best"][place]
                 return to_pixels(levels / 127.5 - 1.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,12 +71,6 @@ def _levels(images: Tensor) -> npt.NDArray[np.uint8]:
         ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8).numpy()
     )
     return levels
-
-
-def save_pictures(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
-    """As a compressed ``.npz``."""
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def plain(value: Any) -> Any:

@@ -164,6 +164,10 @@ def _path(out: Path, method: Method) -> Path:
     return out / method.name / _FILE
 
 
+def _place(path: Path) -> str:
+    return f"learning rates of {path.parent.name}"
+
+
 def _with_rate(method: Method, found: Mapping[str, Mapping[str, Any]]) -> Method:
     if method.name not in found:
         return method
@@ -172,7 +176,8 @@ def _with_rate(method: Method, found: Mapping[str, Mapping[str, Any]]) -> Method
 
 def _tuning(path: Path, method: Method, grid: Grid, images: int) -> dict[str, Any]:
     """What is there, if it is this method's and of none of the first ``images`` images."""
-    there = without_digest(f"out: {path}", parse_json(f"out: {path}", read_text("out", path)))
+    name = f"out: {path}"
+    there = without_digest(name, parse_json(name, read_text("out", path)), _place(path))
     for what, given in (("plan", method.plan()), ("grid", grid.plan(method))):
         if there[what] != given:
             raise ValueError(
@@ -233,7 +238,7 @@ def _write(path: Path, log: Mapping[str, Any]) -> None:
     if log["at_the_edge"]:
         warn_user(f"{path}: {AT_THE_EDGE}, {log[_RATE]:g}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(with_digest(log), indent=2) + "\n"
+    text = json.dumps(with_digest(log, _place(path)), indent=2) + "\n"
     write_atomically(path, lambda file: file.write_text(text))
 
 

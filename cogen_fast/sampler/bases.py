@@ -13,6 +13,7 @@ from cogen_fast.layout import Array
 
 WHOLE = 512
 """Dimensions up to which a basis is a matrix of its own."""
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,20 @@ class Basis:
             return (exact @ (self.whole.mT if transposed else self.whole)).to(rows.dtype)
         assert first is not None and second is not None
         return (exact - (exact @ first) @ second.mT).to(rows.dtype)
+
+
+def check(name: str, basis: Basis) -> None:
+    """ValueError where a basis from a file is not orthogonal, as random vectors tell."""
+    held = basis.whole if basis.left is None else basis.left
+    assert held is not None
+    random = torch.Generator().manual_seed(0)
+    vectors = torch.randn(len(held), 4, held.shape[1], generator=random, dtype=torch.float64)
+    vectors = vectors.to(held.device)
+    turned = basis.turned(vectors)
+    off = (basis.turned_back(turned) - vectors).abs().max()
+    stretched = (turned.norm(dim=-1) - vectors.norm(dim=-1)).abs().max()
+    if not bool((off < _ROUNDING) & (stretched < _ROUNDING)):
+        raise ValueError(f"{name}: expected an orthogonal basis, got another")
 
 
 def unturned(latents: Tensor, count: int) -> Basis:

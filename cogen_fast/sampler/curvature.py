@@ -33,6 +33,8 @@ _MOST_MEMORY = 0.99
 _RELATED = 2.0  # resampled particles share ancestors: so many times fewer are independent
 _RANK = 1e-9  # of the largest eigenvalue: below it there is no direction
 _MOST = 1e290  # of what eigenvectors can be found of
+_STEEPEST = 1e140  # gradients count as no steeper, so that it is never reached
+_LARGE = 1e140  # eigenvalues above it have squares that may be infinite
 MOST = 128
 """Directions at most."""
 
@@ -91,7 +93,7 @@ def update(known: Curvature, grad: Tensor, beta: Tensor, active: Tensor) -> Curv
     Only ``active`` observations learn, and nothing from a single particle. The first moves, up to
     one over `gain` of them, weigh alike.
     """
-    g = grad.double()
+    g = grad.double().clamp(-_STEEPEST, _STEEPEST)
     g = g - g.mean(1, keepdim=True)
     particles, size = max(g.shape[1] - 1, 1), g.shape[2]
     # One over the moves so far, this one included, were each to weigh alike.
@@ -171,7 +173,8 @@ def denoised(values: Tensor, inverse_count: Tensor) -> Tensor:
     one that shows itself so (Baik and Silverstein 2006, eq. 1.11 solved for the spike). The first
     that does not, and all below, become their mean.
     """
-    size = values.shape[-1]
+    unit = torch.where(values[:, :1] > _LARGE, values[:, :1], 1.0)
+    values, size = values / unit, values.shape[-1]
     number = torch.arange(size, 0, -1, device=values.device, dtype=values.dtype)
     mean = values.flip(-1).cumsum(-1).flip(-1) / number
     share = number * inverse_count[:, None].clamp(max=1.0)
@@ -180,7 +183,7 @@ def denoised(values: Tensor, inverse_count: Tensor) -> Tensor:
     noise, share = mean.gather(-1, first), share.gather(-1, first)
     middle = values + noise * (1.0 - share)
     root = (middle**2 - 4.0 * values * noise).clamp(min=0.0).sqrt()
-    return torch.where(stands_out, (0.5 * (middle + root)).maximum(noise), noise)
+    return unit * torch.where(stands_out, (0.5 * (middle + root)).maximum(noise), noise)
 
 
 def inverse_mass(known: Directions, beta: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 from cogen_fast.layout import Array, NotNegative
 
 RANK = 256
-"""Directions that are kept: twice those that a mass follows."""
-_MOST = 1e145  # of what the squares have eigenvectors that can be found
+"""Directions that are kept: more than a mass follows (`curvature.MOST`), as all have noise."""
+_MOST = 1e145  # the squares of larger factors have eigenvectors that cannot be found
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,10 @@ def add(known: Sketch, kept: Tensor, columns: Tensor) -> Sketch:
 
 
 def of_others(known: Sketch, islands: int) -> Sketch:
-    """The mean over the other islands of the same observation, as `islands.others`."""
+    """The mean over the other islands of the same observation, as `islands.others`.
+
+    Of three islands and more it is shortened after each, in an order that is each island's own.
+    """
     if islands == 1:
         return known
     factors = known.factor.reshape(-1, islands, *known.factor.shape[1:])
@@ -65,8 +68,8 @@ def of_others(known: Sketch, islands: int) -> Sketch:
 def spectrum(known: Sketch, most: int) -> tuple[Tensor, Tensor]:
     """All eigenvalues ``(B, d)``, descending, and the first eigenvectors ``(B, d, most)``.
 
-    What was dropped is shared out among the directions that are not kept. Vectors of no length are
-    left to the caller.
+    What was dropped is shared out among the directions that are not kept. The vectors of
+    eigenvalues that are 0 are 0 themselves.
     """
     size, rank = known.factor.shape[-2:]
     values = (known.factor**2).sum(1)

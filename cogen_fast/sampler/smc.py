@@ -55,7 +55,8 @@ from cogen_fast.sampler.weights import (
 )
 
 _SHARPNESS_GAIN = 0.3
-_REFRESHED = 64  # dimensions for each temperature that directions stay as they are
+_REFRESHED = 64  # dimensions for each temperature that directions stay as they are,
+_STALE = 8  # which are at most so many
 _MOST_RETAINED = 0.99
 _LEAST_AIM = torch.finfo(torch.float64).tiny
 _MOST_IDS = 2**32  # of rows that the noise can name
@@ -391,7 +392,7 @@ def _turned(state: SMCState, memory: Tensor) -> SMCState:
 
     With many dimensions not every time; at the posterior itself they stay as they are.
     """
-    if state.temperatures % -(-state.hmc.latents.shape[-1] // _REFRESHED):
+    if state.temperatures % min(-(-state.hmc.latents.shape[-1] // _REFRESHED), _STALE):
         return state
     learns, old = ~state.finished & (state.beta < 1.0), state.directions
     if not bool(learns.any()):
@@ -489,6 +490,9 @@ def _move(
             now,
             used,
         )
+        if made.curvature.mean is None and choice.stiff is not None and adapts:
+            # Eigenvectors cannot be found within a recording.
+            made = replace(made, curvature=_seen(made, now))
         if number == 0:
             one = tuning.correlations(state.hmc, made.hmc)[:, tuning.OVERALL]
         step_size = torch.where(now.active, step_used, step_size)
@@ -532,12 +536,12 @@ def _one_move(
     chains, info = made.after, made.info
     if adapts:
         # At the posterior itself nothing is learnt, but by lone chains, which are no samples.
-        learns = choice.active & ((choice.beta < 1.0) | (spread is not None))
+        learns = _learns(choice, spread)
         tuned = tuning.update(
             tuned, used, made.start, made.end, info, settings, length, rule, learns
         )
-        if turn is not None:
-            seen = curvature.update(seen, chains.grad, choice.beta, learns)
+        if turn is not None and seen.mean is not None:
+            seen = _seen(replace(state, hmc=chains), choice)
     if spread is not None:
         spread = lone.update(spread, chains.energy, choice.active)
     moved = replace(
@@ -549,6 +553,16 @@ def _one_move(
         non_finite=state.non_finite + info.non_finite,
     )
     return moved, info.acceptance_probability.mean(-1), step_size
+
+
+def _learns(choice: Choice, spread: Spread | None) -> Tensor:
+    return choice.active & ((choice.beta < 1.0) | (spread is not None))
+
+
+def _seen(state: SMCState, choice: Choice) -> Curvature:
+    """The curvature with the gradients after a move."""
+    learns = _learns(choice, state.spread)
+    return curvature.update(state.curvature, state.hmc.grad, choice.beta, learns)
 
 
 def _learn(
@@ -631,8 +645,11 @@ class Run:
         return tuple(info.choice for info in self.infos)
 
 
-def check_run(progress: Run) -> None:
-    """ValueError where a run from a file has not as much behind it as its state says."""
+def check_run(progress: Run, run: str = "run") -> None:
+    """ValueError where a run from a file has a past of another length, or no basis to move in.
+
+    ``run`` is what it is called there.
+    """
     steps = progress.state.temperatures
     for name, rows, count in (
         ("infos", progress.infos, steps),
@@ -640,8 +657,9 @@ def check_run(progress: Run) -> None:
     ):
         if rows is not None and len(rows) != count:
             raise ValueError(
-                f"run.{name}: expected {count} after {steps} temperatures, got {len(rows)}"
+                f"{run}.{name}: expected {count} after {steps} temperatures, got {len(rows)}"
             )
+    bases.check(f"{run}.state.turn", progress.state.turn)
 
 
 def run(
@@ -653,6 +671,7 @@ def run(
     keep_trace: bool = False,
     backend: str = "auto",
     on_step: Callable[[Run], None] | None = None,
+    keep_masses: bool = True,
     **how: Any,
 ) -> Run:
     """From the prior to the posterior, one temperature after the other.
@@ -660,8 +679,10 @@ def run(
     ``repeats`` takes another run's choices (of the same shapes) under this run's noise: an
     unbiased estimate of the normaliser where that run had another seed, and this one begins at its
     ``first_beta``. ``start`` continues an
-    unfinished run. ``on_step`` sees the run after each temperature and may raise to end it. ``how``
-    goes to `init`: ``chains``, ``latent_size``, ``observations``, ``seed``, ....
+    unfinished run. ``on_step`` sees the run after each temperature and may raise to end it.
+    ``keep_masses=False``: the choices of all but the last temperature are kept without their mass,
+    which is most of what they take; then they cannot be repeated. ``how`` goes to `init`:
+    ``chains``, ``latent_size``, ``observations``, ``seed``, ....
     """
     annealing = annealing or Annealing()
     potential = hmc.as_potential(target)
@@ -673,14 +694,20 @@ def run(
         start = Run(state, (), first, None if repeats is None else tuple(repeats))
     progress = start
     while not progress.done:
-        progress = advance(progress, potential, annealing, backend)
+        progress = advance(progress, potential, annealing, backend, keep_masses)
         if on_step is not None:
             on_step(progress)
     return progress
 
 
-def advance(progress: Run, potential: Potential, annealing: Annealing, backend: str) -> Run:
+def advance(
+    progress: Run, potential: Potential, annealing: Annealing, backend: str, keep_masses: bool
+) -> Run:
     """One temperature of a run; finer gradients follow where coarse ones cost acceptance."""
+    infos = progress.infos
+    if infos and not keep_masses:
+        lighter = replace(infos[-1].choice, inverse_mass=None, stiff=None)
+        infos = (*infos[:-1], replace(infos[-1], choice=lighter))
     choice = None
     if progress.repeats is not None:
         choice = progress.repeats[len(progress.infos)]
@@ -688,7 +715,7 @@ def advance(progress: Run, potential: Potential, annealing: Annealing, backend: 
     state, info = step(progress.state, field, annealing, choice=choice, backend=backend)
     trace = progress.trace
     trace = None if trace is None else (*trace, state.hmc.latents.cpu())
-    progress = replace(progress, state=state, infos=(*progress.infos, info), trace=trace)
+    progress = replace(progress, state=state, infos=(*infos, info), trace=trace)
     last = [each.acceptance for each in progress.infos[-fallback.WINDOW :]]
     if choice is None and fallback.is_due(field, last, fallback.LEAST_TUNED):
         chains, cost = fallback.refined(state.hmc, field)
