@@ -154,6 +154,38 @@ def _read_training(path: Path) -> Any:
     return digest_of_tree(state["generator"])
 
 
+@cache
+def _evaluation() -> dict[str, bytes]:
+    """Every file of one, by its name in the folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        hostile.evaluated(out)
+        files = [path for path in out.rglob("*") if path.is_file()]
+        return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+
+
+def _read_evaluation(name: str) -> Callable[[Path], Any]:
+    def read(path: Path) -> Any:
+        out = path.parent / "evaluation"
+        for each, content in _evaluation().items():
+            (out / each).parent.mkdir(parents=True, exist_ok=True)
+            (out / each).write_bytes(path.read_bytes() if each == name else content)
+        return digest_of_tree(hostile.evaluated(out))
+
+    return read
+
+
+def _of_evaluation(name: str) -> Kind:
+    def make(path: Path) -> None:
+        path.write_bytes(_evaluation()[name])
+
+    return Kind(make, _read_evaluation(name), "out", True, archive=name.endswith("npz"))
+
+
+def _of_run(kind: str, fused: bool) -> Kind:
+    return Kind(_run_file(kind, fused), _read_run(kind, fused), "checkpoint", True)
+
+
 def _weights(path: Path) -> Any:
     return digest_of_tree(load_generator(path).state_dict())
 
@@ -185,11 +217,21 @@ KINDS = {
         name: Kind(_result_file(name), _read_result(name), "directory", sealed=True)
         for name in ("result.npz", "result.json")
     },
-    "run, fused": Kind(_run_file("paper", True), _read_run("paper", True), "checkpoint", True),
-    "run, general": Kind(_run_file("paper", False), _read_run("paper", False), "checkpoint", True),
-    "run, adaptive": Kind(
-        _run_file("adaptive", False), _read_run("adaptive", False), "checkpoint", True
-    ),
+    "run, fused": _of_run("paper", True),
+    "run, general": _of_run("paper", False),
+    "run, adaptive": _of_run("adaptive", False),
+    "run, many latents": _of_run("many latents", False),
+    "run, noise": _of_run("noise, in the rounds", False),
+    **{
+        f"evaluation, {name}": _of_evaluation(name)
+        for name in (
+            "plan.json",
+            "gd/plan.json",
+            "gd/tuning.json",
+            "gd/group-000000.jsonl",
+            "gd/group-000000.npz",
+        )
+    },
     "training": Kind(_training, _read_training, "out", True),
 }
 

@@ -27,6 +27,8 @@ from cogen_fast.cli_images import read_picture
 from cogen_fast.experiments import synthetic
 from cogen_fast.experiments.evaluate import Method, Study, evaluate, gather
 from cogen_fast.experiments.evaluation_data import of_generator
+from cogen_fast.experiments.evaluation_pictures import draw
+from cogen_fast.experiments.evaluation_tuning import Grid, tuned
 from cogen_fast.experiments.image_tasks import Block
 from cogen_fast.generators import (
     MLPGenerator,
@@ -154,6 +156,17 @@ def evaluation(path: Path) -> None:
     os.rename(path, there)
     evaluate(G, data, study, out, images=2, progress=False)
     list(gather(out))
+
+
+def evaluated(out: Path) -> Any:
+    """What an evaluation in a folder says, with a learning rate that it finds, and shows."""
+    torch.manual_seed(0)
+    G = ProgressiveGenerator(SIDE, feature_maps=[4, 4, 4], latent_size=3).eval()
+    study = Study(Block(), (Method("gd", "gd", {"steps": 2}),), {"noise_std": 0.1}, group=1)
+    data, grid = of_generator(G, 3, 2, seed=1), Grid(images=1, steps=1, rates={"gd": (0.1, 1.0)})
+    study = tuned(G, data, study, out, images=1, grid=grid, progress=False)
+    evaluate(G, data, study, out, images=1, progress=False)
+    return list(gather(out)), draw(data, study, out, [0]).tobytes()
 
 
 def training(path: Path) -> None:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -74,14 +73,15 @@ def opened_pictures(shard: Path) -> Iterator[Pictures]:
     """The pictures; ValueError naming the file where they are not as they were written."""
     path = shard.with_suffix(".npz")
     name = f"out: {path}"
-    try:
-        with open_regular("out", path) as file, opened_npz(name, file) as archive:
-            held = {each: array_of(name, archive, each) for each in archive.files}
+    with open_regular("out", path) as file:
+        try:
+            with opened_npz(name, file) as archive:
+                held = {each: array_of(name, archive, each) for each in archive.files}
             digest = str(held.pop(_DIGEST))
-            if digest != _of_pictures(shard, held):
-                raise ValueError("it is not as it was written; remove its group")
-    except (ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{name} is damaged: {error}") from error
+        except Exception as error:  # a damaged archive raises almost anything
+            raise ValueError(f"{name} is damaged: {error}") from error
+    if digest != _of_pictures(shard, held):
+        raise ValueError(f"{name} is damaged: it is not as it was written; remove its group")
     yield held
 
 
