@@ -199,10 +199,15 @@ def _cells(line: Line) -> list[str]:
         "" if line.residual is None else f"{line.residual[0]:.3f}",
         *(_shown(line.values[name]) for name in _METRICS),
         "" if (line.method, line.taken) == ESTIMATE else _shown(line.above),
-        "" if line.acceptance is None else f"{line.acceptance:.2f}",
-        "" if line.stuck is None else f"{line.stuck:.2f}",
+        _share(line.acceptance),
+        _share(line.stuck),
         f"{line.seconds:.0f}",
     ]
+
+
+def _share(value: float | None) -> str:
+    """Nothing where nothing was accepted or rejected."""
+    return "" if value is None or value != value else f"{value:.2f}"
 
 
 def _shown(pair: Pair) -> str:
