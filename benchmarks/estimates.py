@@ -17,7 +17,7 @@ Every finished piece is a line of ``benchmarks/results/estimates.jsonl``: start 
 on; lines of another state of the sources are not looked at. Ends with a table in Markdown: mean
 squared errors of whole images with their standard errors, and the default's less the better
 rival's, image by image, in standard errors of that difference: of the estimate, and of the fit of
-lowest misfit.
+lowest misfit; and, of the estimate, with the noise inferred less the default's.
 """
 
 from __future__ import annotations
@@ -159,6 +159,7 @@ def table(log: Log, images: Images, sources: str) -> str:
         *_METHODS,
         "default less the better rival",
         "its best fit less",
+        "noise inferred less the default",
     ]
     rows = [head, ["---"] * len(head)]
     common = {"images": images.name, "sources": sources}
@@ -177,7 +178,8 @@ def _columns(lines: dict[str, dict[str, Any]]) -> list[str]:
     shown = [f"{mean:.4f} ({error:.4f})" for mean, error in map(_mean, errors.values())]
     rival = min((errors[name] for name in _RIVALS), key=lambda each: float(each.mean()))
     best = torch.tensor(lines[_DEFAULT]["best"])
-    for difference, error in (_mean(errors[_DEFAULT] - rival), _mean(best - rival)):
+    inferred = errors[_INFERRED] - errors[_DEFAULT]
+    for difference, error in map(_mean, (errors[_DEFAULT] - rival, best - rival, inferred)):
         shown.append(f"{difference:+.4f} ({difference / error:+.1f})")
     return shown
 
