@@ -11,8 +11,8 @@ FILE (``fuzz_files.jsonl``), so that a killed command goes on. Exits with 1 wher
 wrong.
 
 With AddressSanitizer: build ``tests/sanitizers`` with ``-DCOGEN_SANITIZED_MODULE=ON``, put its
-``_native`` in the place of the package's, and name ``libasan.so`` in ``LD_PRELOAD``, with
-``ASAN_OPTIONS=detect_leaks=0``.
+``_native`` in the place of the package's, and name ``libasan.so``, ``libubsan.so`` and
+``libstdc++.so``, resolved, in ``LD_PRELOAD``, with ``ASAN_OPTIONS=detect_leaks=0``.
 """
 
 from __future__ import annotations
