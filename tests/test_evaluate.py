@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from cogen_fast import metrics, plots
 from cogen_fast.baselines import reconstruct
+from cogen_fast.digests import without_digest
 from cogen_fast.experiments import evaluate as evaluation
 from cogen_fast.experiments import evaluation_shards, evaluation_table
 from cogen_fast.experiments.evaluate import Method, Study, evaluate, gather
@@ -32,6 +33,7 @@ from cogen_fast.experiments.evaluation_data import Data, of_generator, open_data
 from cogen_fast.experiments.evaluation_pictures import draw
 from cogen_fast.experiments.evaluation_tuning import Grid, tuned
 from cogen_fast.experiments.image_tasks import Block, SuperResolve, pose
+from cogen_fast.files import parse_json
 from cogen_fast.tasks import cogenerate
 
 pytest.importorskip("pytorch_msssim")
@@ -532,6 +534,14 @@ def test_files_in_the_place_of_others_are_told(damage: Any, whole: Path, tmp_pat
         list(gather(out))
     with pytest.raises(ValueError, match=r"^out: "):
         run(out)
+
+
+def test_nesting_of_any_depth_is_told() -> None:
+    # JSON is written with a little more of the stack than it is read with.
+    for depth in (*range(900, 1001), 100_000):
+        text = '{"x": ' + "[" * depth + "]" * depth + "}"
+        with pytest.raises(ValueError, match=r"^file"):
+            without_digest("file", parse_json("file", text), "place")
 
 
 def test_other_names_are_no_records(whole: Path, tmp_path: Path) -> None:
