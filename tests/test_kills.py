@@ -1,6 +1,6 @@
 """Studies whose process is killed at any moment, again and again, end as if nobody had.
 
-``COGEN_FAST_KILLS`` says how many kills there are of each study (2).
+``COGEN_FAST_KILLS`` says how many kills there are of each study (1).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytest.importorskip("matplotlib")
 pytestmark = [pytest.mark.slow, needs_linux]
 
 _TIMED = ("report.md", "table.txt")  # texts with times in them
-_KILLS = int(os.environ.get("COGEN_FAST_KILLS", "2"))
+_KILLS = int(os.environ.get("COGEN_FAST_KILLS", "1"))
 
 
 def ends(study: Callable[[Path], None], out: Path, seconds: float | None) -> bool:
