@@ -70,13 +70,7 @@ class InferredNoise:
         """What a run of these settings is made of, to read one from a file."""
         base = self.base.layout(problem)
         sizes = {**base.sizes, "BN": base.sizes["B"] * base.sizes["N"]}
-
-        def check(run: NoiseRun) -> None:
-            smc.check_run(run.annealing, "run.annealing")
-            if run.moves is not None and run.moves.turn is not None:
-                bases.check("run.moves.turn", run.moves.turn)
-
-        return replace(base, kind=NoiseRun, sizes=sizes, check=check)
+        return replace(base, kind=NoiseRun, sizes=sizes, check=_check_run)
 
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> NoiseRun:
         """Prior draws, tempered no further than to the largest noise."""
@@ -252,6 +246,13 @@ class InferredNoise:
         shares = torch.softmax(run.levels.log_mass.reshape(-1, self.base.islands), -1)
         each = run.chains.beta.reshape(*shares.shape, -1).mean(-1)
         return (shares * each).sum(-1)
+
+
+def _check_run(run: NoiseRun) -> None:
+    """As `smc.check_run`, of both parts."""
+    smc.check_run(run.annealing, "run.annealing")
+    if run.moves is not None and run.moves.turn is not None:
+        bases.check("run.moves.turn", run.moves.turn)
 
 
 def _bounds(problem: Problem) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cogen_fast.experiments.evaluate import Method, Study, posed, shard_of
 from cogen_fast.experiments.evaluation_data import Data
-from cogen_fast.experiments.evaluation_shards import opened_pictures
+from cogen_fast.experiments.evaluation_shards import pictures_beside
 from cogen_fast.observation import Mask
 from cogen_fast.plots import Pixels, Tile, draw_grid, hide, to_pixels
 
@@ -36,8 +36,7 @@ def _row(data: Data, study: Study, out: Path, number: int) -> list[Tile]:
 def _best(study: Study, out: Path, method: Method, number: int) -> Pixels:
     shard = shard_of(out, study, method, number)
     if shard.with_suffix(".npz").exists():
-        with opened_pictures(shard) as pictures:
-            for place in np.flatnonzero(pictures["image"] == number):
-                levels = pictures["best"][place]
-                return to_pixels(levels / 127.5 - 1.0)
+        pictures = pictures_beside(shard)
+        for place in np.flatnonzero(pictures["image"] == number):
+            return to_pixels(pictures["best"][place] / 127.5 - 1.0)
     raise ValueError(f"images: {number} is not done by {method.name} in {out}")

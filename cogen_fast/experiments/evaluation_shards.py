@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,8 +67,7 @@ def read(shard: Path) -> list[Record]:
     ]
 
 
-@contextmanager
-def opened_pictures(shard: Path) -> Iterator[Pictures]:
+def pictures_beside(shard: Path) -> Pictures:
     """The pictures; ValueError naming the file where they are not as they were written."""
     path = shard.with_suffix(".npz")
     name = f"out: {path}"
@@ -82,7 +80,7 @@ def opened_pictures(shard: Path) -> Iterator[Pictures]:
             raise ValueError(f"{name} is damaged: {error}") from error
     if digest != _of_pictures(shard, held):
         raise ValueError(f"{name} is damaged: it is not as it was written; remove its group")
-    yield held
+    return held
 
 
 def _save(arrays: Pictures, path: Path) -> None:
