@@ -34,7 +34,7 @@ from log import Log
 from torch import Tensor, nn
 
 from cogen_fast import cogenerate, load_generator
-from cogen_fast.baselines import reconstruct
+from cogen_fast.methods.baselines import reconstruct
 
 _RESULTS = Path(__file__).parent / "results"
 _ANSWER = torch.tensor([1.0, 0.0])

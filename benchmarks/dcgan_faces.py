@@ -24,9 +24,9 @@ from log import Log
 from torch import Tensor
 
 from cogen_fast import AveragePool, Mask, MeasurementOperator, cogenerate
-from cogen_fast.ends import gradient_descent
-from cogen_fast.plots import Tile, draw_grid, hide, to_pixels
-from cogen_fast.result import GRADIENT_COST
+from cogen_fast.experiments.synthetic.rivals import gradient_descent
+from cogen_fast.results.plots import Tile, draw_grid, hide, to_pixels
+from cogen_fast.results.result import GRADIENT_COST
 
 _RESULTS = Path(__file__).parent / "results"
 _CHAINS = 4

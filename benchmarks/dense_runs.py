@@ -27,9 +27,9 @@ import torch
 from peers import torch_hmc
 from torch import nn
 
-from cogen_fast.experiments.five_gaussians import anneal
+from cogen_fast.experiments.synthetic.five_gaussians import anneal
 from cogen_fast.generators.pretrained import pretrained
-from cogen_fast.result import Result
+from cogen_fast.results.result import Result
 
 _OUT = Path(__file__).parent / "results" / "dense_runs.json"
 LEAPFROG_STEPS, STEP_SIZE = 20, 0.01

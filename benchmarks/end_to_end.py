@@ -25,7 +25,7 @@ from dcgan import block_mask, load_faces, own_faces
 
 from cogen_fast import cogenerate
 from cogen_fast.generators.pretrained import pretrained
-from cogen_fast.result import Result
+from cogen_fast.results.result import Result
 
 RESULTS = Path(__file__).resolve().parent / "results" / "end_to_end.json"
 LEAPFROG_STEPS = 10

@@ -37,10 +37,10 @@ from machine import digest_of_method
 from torch import Tensor, nn
 
 from cogen_fast import cogenerate, held_out_images, pretrained
-from cogen_fast.baselines import reconstruct
-from cogen_fast.experiments.evaluation_data import open_data
-from cogen_fast.experiments.image_tasks import Block, Case, Half, SuperResolve, Task, pose
-from cogen_fast.result import GRADIENT_COST, Result
+from cogen_fast.experiments.evaluate.data import open_data
+from cogen_fast.experiments.evaluate.tasks import Block, Case, Half, SuperResolve, Task, pose
+from cogen_fast.methods.baselines import reconstruct
+from cogen_fast.results.result import GRADIENT_COST, Result
 
 _RESULTS = Path(__file__).parent / "results"
 _GENERATOR, _NOISE, _CHAINS = "fashion-32", 0.1, 16
@@ -201,7 +201,7 @@ def main() -> None:
     arguments = parser.parse_args()
     images = Images(arguments.images, arguments.data)
     log = Log(_RESULTS / "estimates.jsonl")
-    files = ("fits", "inferred_noise", "optimise", "result")
+    files = ("methods/fits", "methods/inferred_noise", "methods/optimise", "results/result")
     sources = digest_of_method(*(f"cogen_fast/{name}.py" for name in files))
     for budget in arguments.budgets:
         for kind in arguments.kinds:

@@ -61,7 +61,7 @@ from cogen_fast.experiments.exact_models import (
     log_mean_and_error,
     share_and_error,
 )
-from cogen_fast.result import GRADIENT_COST
+from cogen_fast.results.result import GRADIENT_COST
 
 _RESULTS = Path(__file__).parent / "results"
 _MODELS = "cogen_fast/experiments/exact_models.py"

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import cogen_fast
-from cogen_fast.experiments.five_gaussians import Line, compare
+from cogen_fast.experiments.synthetic.five_gaussians import Line, compare
 
 _OUT = Path(__file__).parent / "results" / "five_gaussians.json"
 _HEADER = f"{'method':<22}{'chains':>7}{'< 0.01':>8}{'< 0.05':>8}{'weighted':>10}{'cost':>9}"

@@ -22,8 +22,8 @@ from log import Log
 from machine import machine
 
 import cogen_fast
-from cogen_fast.files import write_atomically
 from cogen_fast.ops import native
+from cogen_fast.support.files import write_atomically
 
 
 def _commit() -> str:

@@ -14,7 +14,7 @@ import cogen_fast
 
 ROOT = Path(__file__).resolve().parent.parent
 _BUILT = ("CMakeLists.txt", "pyproject.toml", "cogen_fast", "csrc")
-_METHOD = ("cogen_fast/adaptive.py", "cogen_fast/paper.py", "cogen_fast/sampler")
+_METHOD = ("cogen_fast/methods/adaptive.py", "cogen_fast/methods/paper.py", "cogen_fast/sampler")
 _SOURCES = frozenset({".cpp", ".cu", ".h", ".py", ".safetensors", ".toml", ".txt"})
 
 

@@ -17,7 +17,7 @@ import torch
 
 from cogen_fast import cogenerate
 from cogen_fast.generators import ProgressiveGenerator
-from cogen_fast.problem import prepared
+from cogen_fast.problem.problem import prepared
 
 _SIZES = (512, 2048, 9216)  # latents: of one layer, and of 18
 _OUTPUTS, _PARTICLES, _IMAGES, _RESOLUTION = 3, 16, 2, 256

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from cogen_fast import cogenerate
 from cogen_fast.experiments.calibration import linear_gaussian, mean_misfit
-from cogen_fast.result import Result
+from cogen_fast.results.result import Result
 
 _RESULTS = Path(__file__).parent / "results"
 _NOISES = (1.0, 0.3, 0.1, 0.03, 0.01)

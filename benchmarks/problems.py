@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cogen_fast.generators.pretrained import pretrained
 from cogen_fast.ops.spec import TransitionSettings
-from cogen_fast.problem import Problem, prepared
+from cogen_fast.problem.problem import Problem, prepared
 from cogen_fast.sampler import hmc
 from cogen_fast.sampler.hmc import HMCState
 

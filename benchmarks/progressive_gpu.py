@@ -35,11 +35,11 @@ from progressive_speed import Gradient, Task, task
 from torch import Tensor
 
 from cogen_fast import cogenerate
-from cogen_fast.density import gradients
 from cogen_fast.generators import ProgressiveGenerator, pretrained
 from cogen_fast.ops import dispatch
-from cogen_fast.precision import Precision
-from cogen_fast.problem import prepared
+from cogen_fast.problem.density import gradients
+from cogen_fast.problem.precision import Precision
+from cogen_fast.problem.problem import prepared
 from cogen_fast.sampler import ais
 
 RESULTS = Path(__file__).resolve().parent / "results" / "progressive_gpu.jsonl"

@@ -14,7 +14,7 @@ from progressive_speed import Task
 
 from cogen_fast.generators import ProgressiveGenerator
 from cogen_fast.generators.fast_progressive import FastProgressive
-from cogen_fast.ops.folded import FoldedLayers, TorchNorms
+from cogen_fast.ops.progressive.folded import FoldedLayers, TorchNorms
 from cogen_fast.ops.spec import MisfitSpec
 
 TINY = (8, 3, 16)

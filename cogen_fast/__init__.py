@@ -2,18 +2,23 @@
 
 `cogenerate` draws samples of ``G(z)`` given what is observed of it, by annealed importance sampling
 with Hamiltonian Monte Carlo moves; `inpaint` and `super_resolve` stand on top of it. The parts it
-is made of are public: `sampler` for loops of your own, `generators` for networks and checkpoints.
+is made of are public: `sampler` for loops of your own, `generators` for networks and checkpoints,
+`baselines` for the paper's other methods and `metrics` for a truth that is known.
 """
 
 from cogen_fast import generators, sampler
-from cogen_fast.bounds import EvidenceBounds, bound_evidence
 from cogen_fast.generators import (
     held_out_images,
     load_generator,
     pretrained,
     save_generator,
 )
-from cogen_fast.observation import (
+from cogen_fast.methods import baselines
+from cogen_fast.methods.bounds import EvidenceBounds, bound_evidence
+from cogen_fast.methods.presets import PRESETS, Preset
+from cogen_fast.ops.dispatch import backends
+from cogen_fast.ops.spec import AdaptationRule
+from cogen_fast.problem.observation import (
     AveragePool,
     Mask,
     MeasurementOperator,
@@ -21,10 +26,8 @@ from cogen_fast.observation import (
     Stride,
     UnknownNoise,
 )
-from cogen_fast.ops.dispatch import backends
-from cogen_fast.ops.spec import AdaptationRule
-from cogen_fast.presets import PRESETS, Preset
-from cogen_fast.result import Result
+from cogen_fast.results import metrics
+from cogen_fast.results.result import Result
 from cogen_fast.tasks import cogenerate, inpaint, super_resolve
 
 __version__ = "0.1.0"
@@ -42,12 +45,14 @@ __all__ = [
     "Stride",
     "UnknownNoise",
     "backends",
+    "baselines",
     "bound_evidence",
     "cogenerate",
     "generators",
     "held_out_images",
     "inpaint",
     "load_generator",
+    "metrics",
     "pretrained",
     "sampler",
     "save_generator",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cogen_fast.cli import main
+from cogen_fast.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -11,10 +11,33 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cogen_fast import fits
-from cogen_fast.adapter import as_shape
-from cogen_fast.adaptive import Adaptive, Evidence
-from cogen_fast.arguments import (
+from cogen_fast.methods import fits
+from cogen_fast.methods.adaptive import Adaptive, Evidence
+from cogen_fast.methods.assembly import assemble
+from cogen_fast.methods.fits import Fits
+from cogen_fast.methods.inferred_noise import InferredNoise
+from cogen_fast.methods.loop import Loop, Method
+from cogen_fast.methods.paper import Paper
+from cogen_fast.methods.presets import DEFAULTS, Preset, find_preset
+from cogen_fast.ops.spec import AdaptationRule
+from cogen_fast.problem.adapter import as_shape
+from cogen_fast.problem.density import FORMS, Form
+from cogen_fast.problem.observation import (
+    AveragePool,
+    Mask,
+    Stride,
+    UserMisfit,
+    as_operator,
+    is_unknown,
+)
+from cogen_fast.problem.precision import Precision
+from cogen_fast.problem.problem import prepared
+from cogen_fast.results.result import ANNEALED, Result
+from cogen_fast.sampler import ais, curvature
+from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.schedule import as_schedule
+from cogen_fast.sampler.tuning import POPULATION
+from cogen_fast.support.arguments import (
     check_choice,
     check_count,
     check_file,
@@ -23,31 +46,8 @@ from cogen_fast.arguments import (
     check_seed,
     shown,
 )
-from cogen_fast.assembly import assemble
-from cogen_fast.density import FORMS, Form
-from cogen_fast.fits import Fits
-from cogen_fast.inferred_noise import InferredNoise
-from cogen_fast.loop import Loop, Method
-from cogen_fast.memory import check_room, check_samples
-from cogen_fast.observation import (
-    AveragePool,
-    Mask,
-    Stride,
-    UserMisfit,
-    as_operator,
-    is_unknown,
-)
-from cogen_fast.ops.spec import AdaptationRule
-from cogen_fast.paper import Paper
-from cogen_fast.precision import Precision
-from cogen_fast.presets import DEFAULTS, Preset, find_preset
-from cogen_fast.problem import prepared
-from cogen_fast.result import ANNEALED, Result
-from cogen_fast.sampler import ais, curvature
-from cogen_fast.sampler.pace import Annealing
-from cogen_fast.sampler.schedule import as_schedule
-from cogen_fast.sampler.tuning import POPULATION
-from cogen_fast.warn import warn_user
+from cogen_fast.support.memory import check_room, check_samples
+from cogen_fast.support.warnings import warn_user
 
 METHODS = ANNEALED
 ADAPTATIONS = ("published", "per-chain")

@@ -64,7 +64,7 @@ def confined(call: Callable[..., Any], *arguments: Any, seconds: float = SECONDS
 
 def start_server() -> None:
     """Once, from this folder: the checkout's root holds the package without its extension."""
-    multiprocessing.set_forkserver_preload(["cogen_fast", "cogen_fast.cli_training", "pytest"])
+    multiprocessing.set_forkserver_preload(["cogen_fast", "cogen_fast.cli.training", "pytest"])
     before = os.getcwd()
     os.chdir(Path(__file__).parent)
     try:

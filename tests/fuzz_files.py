@@ -43,8 +43,8 @@ import torch
 from confined import status
 from PIL import Image
 
-from cogen_fast.digests import digest_of_tree
 from cogen_fast.generators import MLPGenerator, load_generator, save_generator
+from cogen_fast.support.digests import digest_of_tree
 
 _SECONDS, _BYTES = 10.0, 2**30
 _AT_ONCE = 50  # mutations of one process

@@ -22,14 +22,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import cogen_fast
-from cogen_fast.cli import main
-from cogen_fast.cli_images import read_picture
-from cogen_fast.experiments import synthetic
-from cogen_fast.experiments.evaluate import Method, Study, evaluate, gather
-from cogen_fast.experiments.evaluation_data import of_generator
-from cogen_fast.experiments.evaluation_pictures import draw
-from cogen_fast.experiments.evaluation_tuning import Grid, tuned
-from cogen_fast.experiments.image_tasks import Block
+from cogen_fast.cli.images import read_picture
+from cogen_fast.cli.main import main
+from cogen_fast.experiments.evaluate.data import of_generator
+from cogen_fast.experiments.evaluate.evaluate import Method, Study, evaluate, gather
+from cogen_fast.experiments.evaluate.pictures import draw
+from cogen_fast.experiments.evaluate.tasks import Block
+from cogen_fast.experiments.evaluate.tuning import Grid, tuned
+from cogen_fast.experiments.synthetic import study as synthetic
 from cogen_fast.generators import (
     MLPGenerator,
     ProgressiveGenerator,
@@ -466,7 +466,7 @@ def long_latents(**options: Any) -> None:
 def baseline(**options: Any) -> None:
     G, mask = MLPGenerator((2, 4, 3)), torch.tensor([1.0, 1.0, 0.0])
     given = {"method": "gd-multi", "learning_rate": 0.1, "steps": 2} | options
-    cogen_fast.baselines.reconstruct(G, torch.zeros(3), mask, noise_std=0.1, **given)
+    cogen_fast.methods.baselines.reconstruct(G, torch.zeros(3), mask, noise_std=0.1, **given)
 
 
 def bounds(**options: Any) -> None:

@@ -1,4 +1,4 @@
-"""A table of valid calls of `cogen_fast._native`, and every way to spoil one of their arguments.
+"""A table of valid calls of the extension, and every way to spoil one of their arguments.
 
 ``python native_calls.py [--module FILE] [--older-torch | --without-device]`` makes them: each valid
 call with each instruction set, and each spoilt one, which must be refused by the name of what is

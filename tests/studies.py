@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
-from cogen_fast.experiments import image_study, synthetic, synthetic_runs
-from cogen_fast.experiments.image_study_plan import Effort, Scope, Snapshot
+from cogen_fast.experiments.images import study as image_study
+from cogen_fast.experiments.images.plan import Effort, Scope, Snapshot
+from cogen_fast.experiments.synthetic import runs as synthetic_runs
+from cogen_fast.experiments.synthetic import study as synthetic
 from cogen_fast.generators.progressive import ProgressiveGenerator
 
 TINY = Effort(images=2, curve_images=1, ais_steps=12, leapfrog_steps=5, starts=20, tuning_steps=2)

@@ -19,7 +19,7 @@ LOOKS = torch.ops.aten._local_scalar_dense.default
 
 
 class Tape:
-    """A `cogen_fast.graphs.Recorder`; ``made`` counts recordings, ``played`` replays."""
+    """A `cogen_fast.problem.graphs.Recorder`; ``made`` counts recordings, ``played`` replays."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.made = self.played = 0

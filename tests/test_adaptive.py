@@ -14,11 +14,12 @@ import torch
 from runs import Failing, assert_same, both_backends, network
 from torch import Tensor, nn
 
-from cogen_fast import Operator, Result, cogenerate, fits
-from cogen_fast.adaptive import Adaptive
-from cogen_fast.loop import Outcome
+from cogen_fast import Operator, Result, cogenerate
+from cogen_fast.methods import fits
+from cogen_fast.methods.adaptive import Adaptive
+from cogen_fast.methods.loop import Outcome
 from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
-from cogen_fast.problem import prepared
+from cogen_fast.problem.problem import prepared
 from cogen_fast.sampler import hmc, pool, smc
 from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.tuning import LADDER

@@ -15,11 +15,11 @@ from runs import both_backends
 from torch import Tensor, nn
 
 from cogen_fast import PRESETS, AdaptationRule, AveragePool, Operator, Result, Stride, cogenerate
-from cogen_fast.arguments import check_number
-from cogen_fast.problem import prepared
+from cogen_fast.problem.problem import prepared
 from cogen_fast.sampler import ais
 from cogen_fast.sampler.schedule import Sigmoid
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
+from cogen_fast.support.arguments import check_number
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

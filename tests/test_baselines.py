@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast import AveragePool, Result, cogenerate
-from cogen_fast.baselines import BASELINES, Tuning, reconstruct, tune
 from cogen_fast.generators.pretrained import pretrained
+from cogen_fast.methods.baselines import BASELINES, Tuning, reconstruct, tune
+from cogen_fast.methods.optimise import adam, gradient_descent, lbfgs
 from cogen_fast.ops import reference
-from cogen_fast.optimise import adam, gradient_descent, lbfgs
 from cogen_fast.sampler import hmc
 
 pytestmark = pytest.mark.usefixtures("one_thread")

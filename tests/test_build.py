@@ -44,7 +44,7 @@ def test_extension_without_cuda_says_so() -> None:
 def test_import_loads_neither_triton_nor_the_extension() -> None:
     code = (
         "import sys, torch; before = 'triton' in sys.modules; import cogen_fast;"
-        "print('cogen_fast._native' in sys.modules, ('triton' in sys.modules) != before)"
+        "print('cogen_fast.ops._native' in sys.modules, ('triton' in sys.modules) != before)"
     )
     # Isolated: neither the checkout nor the working folder is on the import path.
     done = subprocess.run(
@@ -111,9 +111,10 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "cogen_fast").rglob("*.py")}
     assert sources <= set(names)
-    assert {"cogen_fast/py.typed", "cogen_fast/_native.pyi"} <= set(names)
+    assert {"cogen_fast/py.typed", "cogen_fast/ops/_native.pyi"} <= set(names)
     assert (
-        sum(n.startswith("cogen_fast/_native.") and n.endswith((".so", ".pyd")) for n in names) == 1
+        sum(n.startswith("cogen_fast/ops/_native.") and n.endswith((".so", ".pyd")) for n in names)
+        == 1
     )
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert {n.split("/")[0].split("-")[0] for n in names} == {"cogen_fast"}
@@ -130,7 +131,13 @@ def test_sdist_can_be_built_from(tmp_path: Path) -> None:
     (archive,) = tmp_path.glob("cogen_fast-*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
-    needed = {"pyproject.toml", "CMakeLists.txt", "LICENSE", "csrc/philox.h", "csrc/noise_cuda.cu"}
-    needed |= {"cogen_fast/ops/native.py", "cogen_fast/_native.pyi", "tests/test_build.py"}
+    needed = {
+        "pyproject.toml",
+        "CMakeLists.txt",
+        "LICENSE",
+        "csrc/common/philox.h",
+        "csrc/sampler/noise_cuda.cu",
+    }
+    needed |= {"cogen_fast/ops/native.py", "cogen_fast/ops/_native.pyi", "tests/test_build.py"}
     assert needed <= names
     assert not [n for n in names if n.startswith((".ci", "build/")) or n.endswith((".so", ".pyc"))]

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 import cogen_fast
-from cogen_fast import presets
-from cogen_fast.cli import main
-from cogen_fast.cli_images import read_picture
+from cogen_fast.cli.images import read_picture
+from cogen_fast.cli.main import main
 from cogen_fast.generators import MLPGenerator, ProgressiveGenerator
+from cogen_fast.methods import presets
 from cogen_fast.sampler import tuning
 from cogen_fast.sampler.pace import Annealing
 

@@ -21,16 +21,17 @@ import torch
 from discs import discs
 from PIL import Image
 
-from cogen_fast import cli_evaluate, files
-from cogen_fast.baselines import STARTS, STEPS, tune
-from cogen_fast.cli import main
-from cogen_fast.cli_generator import find_generator
-from cogen_fast.experiments.evaluate import gather
-from cogen_fast.experiments.evaluation_data import open_data
-from cogen_fast.experiments.evaluation_methods import METHODS, method_named
-from cogen_fast.experiments.evaluation_tuning import Grid
-from cogen_fast.experiments.image_tasks import Block, pose
+from cogen_fast.cli import evaluate as cli_evaluate
+from cogen_fast.cli.generator import find_generator
+from cogen_fast.cli.main import main
+from cogen_fast.experiments.evaluate.data import open_data
+from cogen_fast.experiments.evaluate.evaluate import gather
+from cogen_fast.experiments.evaluate.methods import METHODS, method_named
+from cogen_fast.experiments.evaluate.tasks import Block, pose
+from cogen_fast.experiments.evaluate.tuning import Grid
 from cogen_fast.generators.pretrained import pretrained
+from cogen_fast.methods.baselines import STARTS, STEPS, tune
+from cogen_fast.support import files
 from cogen_fast.training.team import Team
 
 pytest.importorskip("pytorch_msssim")

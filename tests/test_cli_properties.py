@@ -27,7 +27,7 @@ from PIL import Image
 from searches import limited, search
 
 import cogen_fast
-from cogen_fast.cli import main
+from cogen_fast.cli.main import main
 from cogen_fast.generators import MLPGenerator, ProgressiveGenerator
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,14 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cogen_fast import AdaptationRule, checkpoint, cogenerate
-from cogen_fast.baselines import reconstruct
+from cogen_fast import AdaptationRule, cogenerate
 from cogen_fast.generators import MLPGenerator
-from cogen_fast.layout import Layout
+from cogen_fast.methods import checkpoint
+from cogen_fast.methods.baselines import reconstruct
 from cogen_fast.ops import native
 from cogen_fast.ops.dense import ACTIVATIONS, DenseLayers, dense_layers, forward, unfit
-from cogen_fast.problem import Problem, prepared
+from cogen_fast.problem.problem import Problem, prepared
 from cogen_fast.sampler import ais, dense, hmc
+from cogen_fast.support.layout import Layout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ISAS = native.extension().build_info()["isa_usable"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast import AdaptationRule, Result, cogenerate
-from cogen_fast.problem import prepared
+from cogen_fast.problem.problem import prepared
 from cogen_fast.sampler import ais, dense
 from cogen_fast.sampler.schedule import Sigmoid
 from cogen_fast.sampler.step_size import StepSizeState

@@ -22,7 +22,8 @@ from runs import Failing, assert_same, both_backends, network
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cogen_fast import Operator, Result, checkpoint, cogenerate
+from cogen_fast import Operator, Result, cogenerate
+from cogen_fast.methods import checkpoint
 
 MASK = np.array([1, 1, 0, 1, 0])
 SAVE = checkpoint.save

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from cogen_fast import Result, bound_evidence, cogenerate
-from cogen_fast.diagnostics import Evidence, diagnose
 from cogen_fast.generators.pretrained import pretrained
+from cogen_fast.results.diagnostics import Evidence, diagnose
 from cogen_fast.sampler import reverse, smc
 from cogen_fast.sampler.pace import Annealing
 

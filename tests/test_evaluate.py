@@ -23,17 +23,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cogen_fast import metrics, plots
-from cogen_fast.baselines import reconstruct
-from cogen_fast.digests import without_digest
-from cogen_fast.experiments import evaluate as evaluation
-from cogen_fast.experiments import evaluation_shards, evaluation_table
-from cogen_fast.experiments.evaluate import Method, Study, evaluate, gather
-from cogen_fast.experiments.evaluation_data import Data, of_generator, open_data
-from cogen_fast.experiments.evaluation_pictures import draw
-from cogen_fast.experiments.evaluation_tuning import Grid, tuned
-from cogen_fast.experiments.image_tasks import Block, SuperResolve, pose
-from cogen_fast.files import parse_json
+from cogen_fast.experiments.evaluate import evaluate as evaluation
+from cogen_fast.experiments.evaluate import shards as evaluation_shards
+from cogen_fast.experiments.evaluate import table as evaluation_table
+from cogen_fast.experiments.evaluate.data import Data, of_generator, open_data
+from cogen_fast.experiments.evaluate.evaluate import Method, Study, evaluate, gather
+from cogen_fast.experiments.evaluate.pictures import draw
+from cogen_fast.experiments.evaluate.tasks import Block, SuperResolve, pose
+from cogen_fast.experiments.evaluate.tuning import Grid, tuned
+from cogen_fast.methods.baselines import reconstruct
+from cogen_fast.results import metrics, plots
+from cogen_fast.support.digests import without_digest
+from cogen_fast.support.files import parse_json
 from cogen_fast.tasks import cogenerate
 
 pytest.importorskip("pytorch_msssim")

@@ -20,13 +20,13 @@ from cogen_fast import AveragePool, Operator, Stride, cogenerate
 from cogen_fast.generators import ProgressiveGenerator, pretrained
 from cogen_fast.generators.fast_progressive import FastProgressive
 from cogen_fast.ops import native, reference
-from cogen_fast.ops.colours import Colours, colour_misfit
-from cogen_fast.ops.normed import Normed, norm, norm_grad
-from cogen_fast.ops.packed import Workspace
+from cogen_fast.ops.progressive.colours import Colours, colour_misfit
+from cogen_fast.ops.progressive.normed import Normed, norm, norm_grad
+from cogen_fast.ops.progressive.packed import Workspace
+from cogen_fast.ops.progressive.upsampled import UpsampledConvolution
+from cogen_fast.ops.progressive.winograd import Convolution
 from cogen_fast.ops.spec import MisfitKind, MisfitSpec
-from cogen_fast.ops.upsampled import UpsampledConvolution
-from cogen_fast.ops.winograd import Convolution
-from cogen_fast.problem import prepared
+from cogen_fast.problem.problem import prepared
 
 U = 2.0**-24
 F64 = torch.float64

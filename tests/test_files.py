@@ -13,9 +13,9 @@ import pytest
 from confined import needs_linux
 from hostile import NO_FILES
 
-from cogen_fast import arguments, files
-from cogen_fast.arguments import abbreviated, check_file, check_folder
-from cogen_fast.files import open_regular, parse_json, read_text, write_atomically
+from cogen_fast.support import arguments, files
+from cogen_fast.support.arguments import abbreviated, check_file, check_folder
+from cogen_fast.support.files import open_regular, parse_json, read_text, write_atomically
 
 HOUR = 3600.0
 
@@ -216,7 +216,7 @@ def test_the_age_is_told_by_the_folder_s_own_clock(
 WRITER = """
 import sys, time
 from pathlib import Path
-from cogen_fast.files import write_atomically
+from cogen_fast.support.files import write_atomically
 
 def slow(file):
     file.write_text("half")

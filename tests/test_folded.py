@@ -20,11 +20,11 @@ from torch import Tensor
 from cogen_fast.generators import ProgressiveGenerator
 from cogen_fast.generators.fast_progressive import FastProgressive
 from cogen_fast.ops import reference
-from cogen_fast.ops.colours import Colours
-from cogen_fast.ops.folded import FOLDINGS, FoldedLayers, TorchNorms
-from cogen_fast.ops.normed import Normed
+from cogen_fast.ops.progressive.colours import Colours
+from cogen_fast.ops.progressive.folded import FOLDINGS, FoldedLayers, TorchNorms
+from cogen_fast.ops.progressive.normed import Normed
 from cogen_fast.ops.spec import MisfitKind, MisfitSpec
-from cogen_fast.problem import prepared
+from cogen_fast.problem.problem import prepared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -228,7 +228,7 @@ def test_what_is_wrong_is_named() -> None:
 
 def compare_kernels() -> None:
     """Each kernel against the definition; run in Triton's interpreter, or on a CUDA device."""
-    from cogen_fast.ops import normed_triton as kernels
+    from cogen_fast.ops.progressive import normed_triton as kernels
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtypes = {F64: 1e-12, F32: 1e-5, torch.float16: 2e-3}
@@ -297,7 +297,7 @@ def test_kernels_in_the_interpreter() -> None:
 
 def run_network() -> None:
     """The whole fast path with the kernels, fused last step and composed."""
-    from cogen_fast.ops import normed_triton as kernels
+    from cogen_fast.ops.progressive import normed_triton as kernels
 
     for name, kind, folding in (
         ("grey", "mask", "phases"),
@@ -324,7 +324,7 @@ def compile_kernels() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from cogen_fast.ops import normed_triton as kernels
+    from cogen_fast.ops.progressive import normed_triton as kernels
 
     target = GPUTarget("cuda", 90, 32)
     sizes = {"CHANNELS": 48, "SLOPE": 0.2, "ROWS": 64, "BLOCK": 64}
@@ -408,7 +408,7 @@ def test_the_fast_path_on_a_gpu_is_the_module_s(
 def test_the_sampler_takes_it_on_a_gpu(half: str) -> None:
     generator = seeded(**NETWORKS["64px"], dtype=F32).cuda()
     x = torch.zeros(1, *generator.output_shape)
-    from cogen_fast.precision import Precision
+    from cogen_fast.problem.precision import Precision
 
     how = {"noise_std": 0.3, "precision": Precision(half)}
     with prepared(generator, x, torch.ones(64, 64), **how) as problem:

@@ -28,9 +28,9 @@ from cogen_fast import (
     inpaint,
     super_resolve,
 )
-from cogen_fast.adapter import frozen
-from cogen_fast.ends import gradient_descent
+from cogen_fast.experiments.synthetic.rivals import gradient_descent
 from cogen_fast.ops import reference
+from cogen_fast.problem.adapter import frozen
 from cogen_fast.sampler import hmc
 
 FAST: dict[str, Any] = {

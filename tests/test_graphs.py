@@ -16,14 +16,16 @@ from runs import assert_same, network, seeded
 from tape import Tape
 from torch import Tensor, nn
 
-from cogen_fast import Result, cogenerate, graphs, memory, problem
-from cogen_fast.density import GeneratorPotential
+from cogen_fast import Result, cogenerate
 from cogen_fast.generators.fast_progressive import FastProgressive
-from cogen_fast.graphs import Graphs
-from cogen_fast.observation import Mask, observe
 from cogen_fast.ops import dispatch
-from cogen_fast.ops.folded import FoldedLayers, TorchNorms
+from cogen_fast.ops.progressive.folded import FoldedLayers, TorchNorms
+from cogen_fast.problem import graphs, problem
+from cogen_fast.problem.density import GeneratorPotential
+from cogen_fast.problem.graphs import Graphs
+from cogen_fast.problem.observation import Mask, observe
 from cogen_fast.sampler import ais, fallback
+from cogen_fast.support import memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,7 +63,7 @@ def tape(monkeypatch: pytest.MonkeyPatch) -> Tape:
     """In place of CUDA's recorder."""
     made = Tape()
     monkeypatch.setattr(problem, "recorder", lambda _: made)
-    monkeypatch.setattr("cogen_fast.density.is_capturing", lambda: made.recording)
+    monkeypatch.setattr("cogen_fast.problem.density.is_capturing", lambda: made.recording)
     return made
 
 
@@ -381,7 +383,7 @@ def test_calls_are_as_large_as_measured_memory_holds(monkeypatch: pytest.MonkeyP
         asked.append(6)
         return 5
 
-    monkeypatch.setattr("cogen_fast.density.rows_that_fit", fit)
+    monkeypatch.setattr("cogen_fast.problem.density.rows_that_fit", fit)
     seen: list[int] = []
     G = network()
     G.register_forward_hook(lambda module, args, x: seen.append(len(args[0])))

@@ -13,12 +13,12 @@ import torch
 from runs import both_backends
 from torch import Tensor, nn
 
-from cogen_fast.density import GeneratorPotential
-from cogen_fast.observation import Mask, observe
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.philox import Purpose, normals, uniforms
 from cogen_fast.ops.reference import Proposal
 from cogen_fast.ops.spec import AdaptationRule, TransitionSettings
+from cogen_fast.problem.density import GeneratorPotential
+from cogen_fast.problem.observation import Mask, observe
 from cogen_fast.sampler import ais, hmc
 
 pytestmark = pytest.mark.usefixtures("one_thread")

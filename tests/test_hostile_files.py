@@ -21,8 +21,8 @@ from hostile import BOMBS, MEMBERS, NESTS, NO_FILES, READERS, SCRIPTS
 from PIL import Image
 from safetensors.torch import save_file
 
-from cogen_fast import pictures
 from cogen_fast.generators import MLPGenerator, load_generator
+from cogen_fast.support import pictures
 from cogen_fast.training.datasets import image_files, open_images
 
 pytestmark = needs_linux

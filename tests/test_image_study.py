@@ -22,17 +22,17 @@ import torch
 from PIL import Image
 from studies import SCOPE, SNAPSHOTS, TINY, network
 
-from cogen_fast.cli import main
-from cogen_fast.experiments import (
-    evaluate,
-    evaluation_tuning,
-    image_study,
-    image_study_figures,
-    image_study_report,
-    published,
-)
-from cogen_fast.experiments.evaluation_record import record_of
-from cogen_fast.experiments.image_study_plan import (
+from cogen_fast.cli.main import main
+from cogen_fast.experiments.evaluate import evaluate
+from cogen_fast.experiments.evaluate import tuning as evaluation_tuning
+from cogen_fast.experiments.evaluate.nuts import NUTS
+from cogen_fast.experiments.evaluate.record import record_of
+from cogen_fast.experiments.evaluate.tasks import PUBLISHED, pose
+from cogen_fast.experiments.images import figures as image_study_figures
+from cogen_fast.experiments.images import published
+from cogen_fast.experiments.images import report as image_study_report
+from cogen_fast.experiments.images import study as image_study
+from cogen_fast.experiments.images.plan import (
     CURVES,
     DEFAULT,
     FITS,
@@ -50,7 +50,7 @@ from cogen_fast.experiments.image_study_plan import (
     Scope,
     Snapshot,
 )
-from cogen_fast.experiments.image_study_results import (
+from cogen_fast.experiments.images.results import (
     METRICS,
     Found,
     Line,
@@ -59,11 +59,9 @@ from cogen_fast.experiments.image_study_results import (
     found,
     lines,
 )
-from cogen_fast.experiments.image_tasks import PUBLISHED, pose
-from cogen_fast.experiments.nuts import NUTS
 from cogen_fast.generators.pretrained import FASHION_STAGES, held_out_images
 from cogen_fast.generators.progressive import ProgressiveGenerator
-from cogen_fast.presets import PRESETS
+from cogen_fast.methods.presets import PRESETS
 
 pytest.importorskip("pytorch_msssim")
 pytestmark = pytest.mark.usefixtures("one_thread")

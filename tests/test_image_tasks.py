@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from cogen_fast import AveragePool, Mask, Stride, cogenerate, inpaint
-from cogen_fast.baselines import reconstruct
-from cogen_fast.experiments.image_tasks import (
+from cogen_fast.experiments.evaluate.tasks import (
     PUBLISHED,
     Block,
     Half,
@@ -23,7 +22,8 @@ from cogen_fast.experiments.image_tasks import (
 )
 from cogen_fast.generators import ProgressiveGenerator
 from cogen_fast.generators.pretrained import pretrained
-from cogen_fast.presets import PRESETS
+from cogen_fast.methods.baselines import reconstruct
+from cogen_fast.methods.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

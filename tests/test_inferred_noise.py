@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from cogen_fast import Result, UnknownNoise, bound_evidence, cogenerate
-from cogen_fast.baselines import reconstruct
 from cogen_fast.experiments.exact_models import LinearGaussian, log_mean_and_error
+from cogen_fast.methods.baselines import reconstruct
 from cogen_fast.sampler import noise_level
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,7 @@ import hostile
 import pytest
 from confined import SPACE, confined, needs_linux
 
-from cogen_fast import memory
+from cogen_fast.support import memory
 
 MOST = 2**31 - 1
 GROWTH = 150 * 2**20

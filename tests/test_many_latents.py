@@ -13,7 +13,8 @@ from annealed import F64, normal, rotation
 from confined import confined, needs_linux
 from torch import Tensor, nn
 
-from cogen_fast import checkpoint, cogenerate
+from cogen_fast import cogenerate
+from cogen_fast.methods import checkpoint
 from cogen_fast.sampler import bases, curvature, islands, sketches, smc
 from cogen_fast.sampler.curvature import MOST
 from cogen_fast.sampler.pace import Annealing

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogen_fast import metrics
+from cogen_fast.results import metrics
 
 pytest.importorskip("pytorch_msssim")
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,7 +21,7 @@ from native_calls import F64, Case
 
 from cogen_fast.generators import MLPGenerator
 from cogen_fast.ops import native
-from cogen_fast.problem import prepared
+from cogen_fast.problem.problem import prepared
 from cogen_fast.sampler import ais, dense
 
 

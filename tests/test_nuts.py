@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cogen_fast import Result
+from cogen_fast.experiments.evaluate.nuts import DRAWS, NUTS, nuts_multi
 from cogen_fast.experiments.exact_models import LinearGaussian
-from cogen_fast.experiments.nuts import DRAWS, NUTS, nuts_multi
 
 pytest.importorskip("pyro")
 pytestmark = pytest.mark.usefixtures("one_thread")

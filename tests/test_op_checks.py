@@ -249,7 +249,7 @@ def test_a_failed_load_is_remembered_and_says_why(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(native, "_module", None)
     monkeypatch.setattr(native, "_failure", ImportError("libmissing.so: cannot open"))
     for _ in range(2):
-        with pytest.raises(ImportError, match=r"cogen_fast\._native.*libmissing\.so"):
+        with pytest.raises(ImportError, match=r"cogen_fast\.ops\._native.*libmissing\.so"):
             native.extension()
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogen_fast.optimise import adam, gradient_descent, lbfgs
+from cogen_fast.methods.optimise import adam, gradient_descent, lbfgs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

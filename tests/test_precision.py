@@ -20,7 +20,6 @@ from runs import Failing, assert_same
 from torch import Tensor, nn
 
 from cogen_fast import Operator, Result, cogenerate
-from cogen_fast.density import SplitPotential
 from cogen_fast.experiments.calibration import (
     linear_gaussian,
     linear_posterior,
@@ -28,8 +27,9 @@ from cogen_fast.experiments.calibration import (
     z_scores,
 )
 from cogen_fast.generators import ProgressiveGenerator
-from cogen_fast.precision import Autocast, Precision, full_precision
-from cogen_fast.problem import Problem, prepared
+from cogen_fast.problem.density import SplitPotential
+from cogen_fast.problem.precision import Autocast, Precision, full_precision
+from cogen_fast.problem.problem import Problem, prepared
 from cogen_fast.sampler import fallback, hmc
 from cogen_fast.sampler.fallback import WINDOW
 

@@ -15,8 +15,8 @@ import torch
 from hostile import saved_result
 
 from cogen_fast import Result
-from cogen_fast.result import _digest
-from cogen_fast.result_layout import LAYOUT, OPTIONAL, PLAIN
+from cogen_fast.results.result import _digest
+from cogen_fast.results.result_layout import LAYOUT, OPTIONAL, PLAIN
 
 Array = npt.NDArray[Any]
 

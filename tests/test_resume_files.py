@@ -19,11 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cogen_fast import Result, UnknownNoise, checkpoint, cogenerate
-from cogen_fast.digests import digest_of
+from cogen_fast import Result, UnknownNoise, cogenerate
 from cogen_fast.generators import MLPGenerator
+from cogen_fast.methods import checkpoint
 from cogen_fast.ops.spec import AdaptationRule
 from cogen_fast.sampler import bases
+from cogen_fast.support.digests import digest_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

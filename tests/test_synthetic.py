@@ -15,14 +15,10 @@ from PIL import Image
 from studies import QUICK
 from torch import Tensor, nn
 
-from cogen_fast.cli import main
-from cogen_fast.ends import (
-    gradient_descent,
-    importance_resampling,
-    try_learning_rates,
-)
-from cogen_fast.experiments import synthetic, synthetic_table
-from cogen_fast.experiments.five_gaussians import (
+from cogen_fast.cli.main import main
+from cogen_fast.experiments.synthetic import study as synthetic
+from cogen_fast.experiments.synthetic import table as synthetic_table
+from cogen_fast.experiments.synthetic.five_gaussians import (
     ANSWER,
     KNOWN,
     LEARNING_RATES,
@@ -31,7 +27,12 @@ from cogen_fast.experiments.five_gaussians import (
     squared_error,
     tuned_rate,
 )
-from cogen_fast.experiments.synthetic_runs import (
+from cogen_fast.experiments.synthetic.rivals import (
+    gradient_descent,
+    importance_resampling,
+    try_learning_rates,
+)
+from cogen_fast.experiments.synthetic.runs import (
     SMALL_RATE,
     TEXT,
     Effort,
@@ -42,8 +43,8 @@ from cogen_fast.experiments.synthetic_runs import (
 )
 from cogen_fast.generators import MLPGenerator, load_generator, save_generator
 from cogen_fast.generators.pretrained import PRETRAINED, STAGES, VARIANCES, pretrained
-from cogen_fast.presets import PRESETS
-from cogen_fast.result import GRADIENT_COST
+from cogen_fast.methods.presets import PRESETS
+from cogen_fast.results.result import GRADIENT_COST
 from cogen_fast.tasks import cogenerate
 from cogen_fast.training.five_gaussians import train
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from cogen_fast.generators import MLPGenerator, save_generator
-from cogen_fast.tensor_files import to_bytes
+from cogen_fast.support.tensor_files import to_bytes
 
 METADATA = {f"key {i}": f"value {i}" for i in range(12)}
 

@@ -21,9 +21,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cogen_fast import load_generator, plots
-from cogen_fast.cli import main
-from cogen_fast.digests import digest_of_tree
+from cogen_fast import load_generator
+from cogen_fast.cli.main import main
+from cogen_fast.results import plots
+from cogen_fast.support.digests import digest_of_tree
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.progressive import Trainer
 from cogen_fast.training.run import _asked_to_stop, _Files, _Meter, sample_images, train
@@ -515,7 +516,7 @@ def test_swd_has_a_row_per_snapshot_and_one_of_real_images(
 def test_held_out_images_are_not_learnt_from(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cogen_fast import cli_training
+    from cogen_fast.cli import training as cli_training
 
     seen: dict[str, Any] = {}
 
@@ -575,7 +576,7 @@ def test_generators_that_make_no_images_are_refused(
 def test_every_option_of_train_arrives(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cogen_fast import cli_training
+    from cogen_fast.cli import training as cli_training
 
     seen: dict[str, Any] = {}
     original = cli_training.open_images
@@ -620,7 +621,7 @@ def distinct(images: torch.Tensor) -> set[bytes]:
 def test_swd_with_held_out_compares_with_those(
     whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cogen_fast import cli_training
+    from cogen_fast.cli import training as cli_training
 
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
 

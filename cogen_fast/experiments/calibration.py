@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cogen_fast.adaptive import Adaptive, Evidence
-from cogen_fast.density import EnergyPotential, GeneratorPotential
 from cogen_fast.experiments import demo
 from cogen_fast.generators.pretrained import pretrained
-from cogen_fast.inferred_noise import InferredNoise
-from cogen_fast.observation import UnknownNoise
-from cogen_fast.paper import Paper
-from cogen_fast.problem import Problem, prepared
+from cogen_fast.methods.adaptive import Adaptive, Evidence
+from cogen_fast.methods.inferred_noise import InferredNoise
+from cogen_fast.methods.paper import Paper
+from cogen_fast.problem.density import EnergyPotential, GeneratorPotential
+from cogen_fast.problem.observation import UnknownNoise
+from cogen_fast.problem.problem import Problem, prepared
 from cogen_fast.sampler import ais, hmc, smc
 from cogen_fast.sampler.hmc import HMCState
 from cogen_fast.sampler.pace import Annealing

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cogen_fast.arguments import check_choice, check_folder
 from cogen_fast.generators.pretrained import held_out_images, pretrained
-from cogen_fast.result import Result
+from cogen_fast.results.result import Result
+from cogen_fast.support.arguments import check_choice, check_folder
 from cogen_fast.tasks import inpaint
 
 GENERATOR = "fashion-32"

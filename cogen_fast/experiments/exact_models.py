@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cogen_fast.ops.philox import Purpose, normals
-from cogen_fast.result import Result
+from cogen_fast.results.result import Result
 from cogen_fast.sampler.hmc import noise_stream
 from cogen_fast.sampler.weights import log_mean_weight
 from cogen_fast.tasks import cogenerate

@@ -10,16 +10,16 @@ from typing import Any, BinaryIO
 
 import torch
 
-from cogen_fast.arguments import abbreviated
-from cogen_fast.files import open_regular, parse_json, size_of, write_atomically
 from cogen_fast.generators import gan_zoo, karras_converted, mlp_npz, pro_gan_pth
 from cogen_fast.generators.checks import FLOATS, boolean, fraction, positive_int
 from cogen_fast.generators.mlp import MLPGenerator
 from cogen_fast.generators.packing import Config, Tensors, some
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.generators.reading import file_kind, read_npz, read_safetensors, read_torch
-from cogen_fast.memory import check_room
-from cogen_fast.tensor_files import to_bytes
+from cogen_fast.support.arguments import abbreviated
+from cogen_fast.support.files import open_regular, parse_json, size_of, write_atomically
+from cogen_fast.support.memory import check_room
+from cogen_fast.support.tensor_files import to_bytes
 
 Generator = ProgressiveGenerator | MLPGenerator
 

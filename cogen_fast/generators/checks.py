@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogen_fast.arguments import abbreviated
+from cogen_fast.support.arguments import abbreviated
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What weights may be of."""

@@ -2,9 +2,9 @@
 
 The same function as `ProgressiveGenerator`, without autograd and weight gradients. He constants are
 folded into the weights; each upsampling and the convolution behind it are one operation; bias,
-leaky ReLU and pixel norm are one pass either way. How they are computed is the business of
-`cogen_fast.ops.layers`: in C++ on the CPU, by torch and Triton on CUDA. Of every activation only
-the normalised output and one number per pixel are kept.
+leaky ReLU and pixel norm are one pass either way. `cogen_fast.ops.progressive.layers` computes
+them: in C++ on the CPU, by torch and Triton on CUDA. Of every activation only the normalised output
+and one number per pixel are kept.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cogen_fast.ops.colours import Colours
-from cogen_fast.ops.layers import Layers
-from cogen_fast.ops.normed import Normed
+from cogen_fast.ops.progressive.colours import Colours
+from cogen_fast.ops.progressive.layers import Layers
+from cogen_fast.ops.progressive.normed import Normed
 from cogen_fast.ops.spec import MisfitSpec
 
 Layer = tuple[Tensor, Tensor]

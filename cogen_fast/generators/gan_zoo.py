@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cogen_fast.arguments import abbreviated
 from cogen_fast.generators.checks import boolean, fraction
 from cogen_fast.generators.packing import (
     Config,
@@ -23,6 +22,7 @@ from cogen_fast.generators.packing import (
     pack,
 )
 from cogen_fast.generators.progressive import he_constant
+from cogen_fast.support.arguments import abbreviated
 
 # Their losses decide the activation of the image.
 _FINAL = {"WGANGP": None, "Logistic": None, "MSE": "tanh", "DCGAN": "tanh"}

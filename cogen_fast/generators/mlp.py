@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogen_fast.arguments import abbreviated
 from cogen_fast.generators.checks import positive_int
 from cogen_fast.ops.dense import DenseLayers
+from cogen_fast.support.arguments import abbreviated
 
 NEGATIVE_SLOPE = 0.2
 

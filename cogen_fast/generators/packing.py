@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from cogen_fast.arguments import abbreviated
 from cogen_fast.generators.checks import weight
+from cogen_fast.support.arguments import abbreviated
 
 Config = dict[str, Any]
 Tensors = dict[str, Tensor]

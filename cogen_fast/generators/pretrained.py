@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cogen_fast.files import open_regular
 from cogen_fast.generators.checkpoints import load_generator
-from cogen_fast.pictures import open_picture
+from cogen_fast.support.files import open_regular
+from cogen_fast.support.pictures import open_picture
 
 VARIANCES = (0.002, 0.02)
 """Of the 2-D study's data: the authors' program, the paper's text."""

@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogen_fast.arguments import abbreviated
 from cogen_fast.generators.checks import boolean, fraction, positive_int
 from cogen_fast.generators.fast_progressive import FastProgressive, Network
-from cogen_fast.ops.folded import FoldedLayers, Folding
-from cogen_fast.ops.layers import Layers, NativeLayers
+from cogen_fast.ops.progressive.folded import FoldedLayers, Folding
+from cogen_fast.ops.progressive.layers import Layers, NativeLayers
 from cogen_fast.ops.reference import PIXEL_NORM_EPSILON
+from cogen_fast.support.arguments import abbreviated
 
 RESOLUTIONS = tuple(4 << stage for stage in range(9))
 FINAL_ACTIVATIONS = (None, "tanh")
@@ -288,10 +288,10 @@ class ProgressiveGenerator(nn.Module):
 
         On the CPU in C++. On CUDA by torch and Triton, with activations of type ``dtype`` (the
         weights' own, or bfloat16 or float16) and upsampling folded into convolutions as ``folding``
-        says (`cogen_fast.ops.folded`). Raises TypeError for weights of other types than float32 and
-        float64, ValueError where they are neither on the CPU nor on CUDA and for another ``dtype``
-        than theirs on the CPU, ImportError without Triton on CUDA; on the CPU where it is called
-        without the package's extension.
+        says (`cogen_fast.ops.progressive.folded`). Raises TypeError for weights of other types than
+        float32 and float64, ValueError where they are neither on the CPU nor on CUDA and for
+        another ``dtype`` than theirs on the CPU, ImportError without Triton on CUDA; on the CPU
+        where it is called without the package's extension.
         """
         weight = self.to_rgb.weight
         layers = _layers(weight.device, weight.dtype, dtype or weight.dtype, folding)
@@ -340,7 +340,7 @@ def _layers(
 ) -> Layers:
     """How layers are computed on ``device``, of weights of one type and activations of another."""
     if device.type == "cuda":
-        from cogen_fast.ops import normed_triton  # needs Triton
+        from cogen_fast.ops.progressive import normed_triton  # needs Triton
 
         return FoldedLayers(dtype, normed_triton, folding)
     if device.type != "cpu":

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from cogen_fast.archives import array_of, opened_npz
-from cogen_fast.files import size_of
 from cogen_fast.generators.checks import is_plain
+from cogen_fast.support.archives import array_of, opened_npz
+from cogen_fast.support.files import size_of
 
 _REASON = 300  # characters of what a parser says, which may quote the file
 FileKind = Literal["safetensors", "npz", "torch"]

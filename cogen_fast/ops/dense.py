@@ -118,6 +118,19 @@ class Packed:
     backs: list[Tensor]
 
 
+@dataclass(frozen=True)
+class DenseProblem:
+    """A generator of dense layers, packed, and what is observed of it."""
+
+    packed: Packed
+    spec: MisfitSpec
+
+    @classmethod
+    def of(cls, layers: DenseLayers, spec: MisfitSpec) -> DenseProblem:
+        """A copy of the weights beside the observation."""
+        return cls(pack(layers), spec)
+
+
 def pack(layers: DenseLayers) -> Packed:
     """A copy of the weights, for calls."""
     return Packed(
@@ -131,8 +144,7 @@ def pack(layers: DenseLayers) -> Packed:
 
 
 def anneal(
-    packed: Packed,
-    spec: MisfitSpec,
+    problem: DenseProblem,
     tensors: Mapping[str, Tensor | None],
     numbers: Mapping[str, Any],
 ) -> None:
@@ -141,9 +153,10 @@ def anneal(
     On a CUDA device it is made on the current stream, and waited for. Raises TypeError or
     ValueError naming the argument.
     """
+    spec = problem.spec
     arguments = {
         "latents": tensors["latents"],
-        **vars(packed),
+        **vars(problem.packed),
         "target": spec.target,
         "mask": spec.mask,
         "weight": spec.weight,

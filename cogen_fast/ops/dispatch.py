@@ -104,7 +104,7 @@ def resolve(backend: str, device: torch.device) -> Ops:
     """The ops of ``backend`` for tensors on ``device``.
 
     "fused" has those of "auto": it is about whole runs and generators' own fast paths, which
-    `cogen_fast.problem` decides.
+    `cogen_fast.problem.problem` decides.
 
     Raises:
         ValueError: the backend or the device is unknown, or the one cannot serve the other.

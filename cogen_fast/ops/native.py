@@ -32,7 +32,7 @@ _failure: ImportError | None = None
 
 
 def extension() -> ModuleType:
-    """The compiled module `cogen_fast._native`, loaded once; a failure is remembered.
+    """The compiled module `cogen_fast.ops._native`, loaded once; a failure is remembered.
 
     Raises:
         ImportError: it was not built or cannot be loaded here, with the cause.
@@ -42,15 +42,15 @@ def extension() -> ModuleType:
         return _module
     if _failure is None:
         try:
-            from cogen_fast import _native
+            from cogen_fast.ops import _native
         except ImportError as error:
             _failure = error
         else:
             _module = _native
             return _module
     raise ImportError(
-        f"the extension cogen_fast._native cannot be loaded ({_failure}); it is compiled when the "
-        "package is installed (pip install .), and a source folder on the import path hides it"
+        f"the extension cogen_fast.ops._native cannot be loaded ({_failure}); it is compiled when "
+        "the package is installed (pip install .), and a source folder on the import path hides it"
     ) from _failure
 
 

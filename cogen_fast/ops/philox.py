@@ -3,7 +3,7 @@
 Every random number of a run is a pure function of (seed, purpose, dimension, transition, chain,
 observation), so splitting, resuming and freezing change no draw. The integers are those of
 Salmon et al. (2011), "Parallel random numbers: as easy as 1, 2, 3", and of ``tl.philox``; this file
-is the definition that ``csrc/philox.h`` follows.
+is the definition that ``csrc/common/philox.h`` follows.
 
     key     = the 64-bit seed, low word first
     counter = (purpose << 24 | block, transition, chain, observation)
@@ -21,7 +21,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from cogen_fast.layout import Array, Whole
+from cogen_fast.support.layout import Array, Whole
 
 _MASK = 0xFFFFFFFF
 _ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57

@@ -51,7 +51,7 @@ def _ratio(a, b):
 
 @triton.jit
 def _log_of_uniform(u):
-    """Logarithm of ``u`` in (0, 1); of float32 as in csrc/philox.h, for ``tl.log`` is coarse."""
+    """Logarithm of ``u`` in (0, 1); of float32 as philox.h has it, for ``tl.log`` is coarse."""
     if u.dtype == tl.float64:
         log = tl.log(u)
     else:
@@ -76,7 +76,7 @@ def _log_of_uniform(u):
 
 @triton.jit
 def _cos_sin_turns(t):
-    """Cosine and sine of ``t`` turns, ``t`` in (0, 1); of float32 as in csrc/philox.h."""
+    """Cosine and sine of ``t`` turns, ``t`` in (0, 1); of float32 as philox.h has them."""
     if t.dtype == tl.float64:
         angle = 6.283185307179586 * t
         cosine, sine = tl.cos(angle), tl.sin(angle)

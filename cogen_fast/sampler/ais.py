@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogen_fast.arguments import check_count, check_number
-from cogen_fast.density import FORMS, Form, Potential, forwards, prior_weight, replayed
-from cogen_fast.layout import Array, Count, CountsOfEach, OfEach, Shares, Whole
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.spec import AdaptationRule, TransitionSettings
+from cogen_fast.problem.density import FORMS, Form, Potential, forwards, prior_weight, replayed
 from cogen_fast.sampler import fallback, hmc, step_size
 from cogen_fast.sampler.hmc import Energy, HMCInfo, HMCState
 from cogen_fast.sampler.schedule import Betas, as_schedule
 from cogen_fast.sampler.step_size import StepSizeState
+from cogen_fast.support.arguments import check_count, check_number
+from cogen_fast.support.layout import Array, Count, CountsOfEach, OfEach, Shares, Whole
 
 _Seen = Annotated[Tensor, Array("T B", infinite=True, nan=True)]
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from cogen_fast.density import Potential, gradients
-from cogen_fast.layout import Array
+from cogen_fast.problem.density import Potential, gradients
+from cogen_fast.support.layout import Array
 
 WHOLE = 512
 """Dimensions up to which a basis is a matrix of its own."""

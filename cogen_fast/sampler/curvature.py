@@ -20,14 +20,14 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from cogen_fast.density import Potential
-from cogen_fast.layout import Array, NotNegative
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.spec import TransitionSettings
+from cogen_fast.problem.density import Potential
 from cogen_fast.sampler import bases, hmc, islands, sketches
 from cogen_fast.sampler.bases import Basis, TurnedPotential
 from cogen_fast.sampler.hmc import HMCInfo, HMCState
 from cogen_fast.sampler.sketches import Sketch
+from cogen_fast.support.layout import Array, NotNegative
 
 _MOST_MEMORY = 0.99
 _RELATED = 2.0  # resampled particles share ancestors: so many times fewer are independent

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from cogen_fast.ops import dense
-from cogen_fast.ops.dense import DenseLayers, Packed
+from cogen_fast.ops.dense import DenseProblem
 from cogen_fast.ops.philox import NoiseStream
-from cogen_fast.ops.spec import MisfitSpec
 from cogen_fast.sampler import ais
 from cogen_fast.sampler.hmc import HMCState
 from cogen_fast.sampler.schedule import Betas
@@ -25,19 +24,6 @@ from cogen_fast.sampler.step_size import StepSizeState
 _SECONDS = 0.1  # a call takes about as long, so that progress is seen and Ctrl-C is heard
 # Temperatures times chains that adapt by themselves, for what each leaves is kept in memory.
 _MOST_APART = 1 << 22
-
-
-@dataclass(frozen=True)
-class DenseProblem:
-    """A generator of dense layers, packed, and what is observed of it."""
-
-    packed: Packed
-    spec: MisfitSpec
-
-    @classmethod
-    def of(cls, layers: DenseLayers, spec: MisfitSpec) -> DenseProblem:
-        """A copy of the weights beside the observation."""
-        return cls(dense.pack(layers), spec)
 
 
 class _Stretch:
@@ -104,8 +90,7 @@ def _ais_stretch(
         optional["trace"] = history.trace[1:][rows].to(state.beta.device).contiguous()
     rule = moves.adaptation
     dense.anneal(
-        problem.packed,
-        problem.spec,
+        problem,
         tensors | optional,
         {
             "seed": state.hmc.stream.seed,

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cogen_fast.density import Potential, finer, forwards
+from cogen_fast.problem.density import Potential, finer, forwards
 from cogen_fast.sampler.hmc import HMCState
 
 LEAST_ACCEPTANCE = 0.3

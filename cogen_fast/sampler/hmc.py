@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogen_fast.arguments import check_count, check_seed, check_whole, shown
-from cogen_fast.density import FORMS, EnergyPotential, Form, Potential, prior_weight
-from cogen_fast.layout import Latents, OfEach
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream
 from cogen_fast.ops.reference import Proposal
 from cogen_fast.ops.spec import TransitionSettings
+from cogen_fast.problem.density import FORMS, EnergyPotential, Form, Potential, prior_weight
 from cogen_fast.sampler.leapfrog import leapfrog
 from cogen_fast.sampler.metropolis import accept
-from cogen_fast.warn import warn_user
+from cogen_fast.support.arguments import check_count, check_seed, check_whole, shown
+from cogen_fast.support.layout import Latents, OfEach
+from cogen_fast.support.warnings import warn_user
 
 Energy = Callable[[Tensor], Tensor]
 _MOST_DRAWN = 32  # times that a start is drawn

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from cogen_fast.density import Potential, gradients
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream
 from cogen_fast.ops.reference import Proposal
 from cogen_fast.ops.spec import TransitionSettings
+from cogen_fast.problem.density import Potential, gradients
 
 
 class Trajectory(NamedTuple):

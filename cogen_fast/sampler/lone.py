@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from cogen_fast.layout import Array, OfEach
+from cogen_fast.support.layout import Array, OfEach
 
 _GAIN = 0.2  # the last five trajectories
 

@@ -20,8 +20,19 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from cogen_fast.density import Potential, gradients
-from cogen_fast.layout import (
+from cogen_fast.ops.dispatch import Ops
+from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
+from cogen_fast.ops.spec import TransitionSettings
+from cogen_fast.problem.density import Potential, gradients
+from cogen_fast.sampler import curvature, hmc, pace, tuning
+from cogen_fast.sampler.bases import Basis, TurnedPotential
+from cogen_fast.sampler.curvature import Directions
+from cogen_fast.sampler.hmc import HMCState
+from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.smc import Run, SMCInfo, SMCState
+from cogen_fast.sampler.tuning import TuningRule
+from cogen_fast.sampler.weights import log_mean_weight
+from cogen_fast.support.layout import (
     Array,
     CountsOfEach,
     Estimates,
@@ -32,17 +43,6 @@ from cogen_fast.layout import (
     Sizes,
     Whole,
 )
-from cogen_fast.ops.dispatch import Ops
-from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
-from cogen_fast.ops.spec import TransitionSettings
-from cogen_fast.sampler import curvature, hmc, pace, tuning
-from cogen_fast.sampler.bases import Basis, TurnedPotential
-from cogen_fast.sampler.curvature import Directions
-from cogen_fast.sampler.hmc import HMCState
-from cogen_fast.sampler.pace import Annealing
-from cogen_fast.sampler.smc import Run, SMCInfo, SMCState
-from cogen_fast.sampler.tuning import TuningRule
-from cogen_fast.sampler.weights import log_mean_weight
 
 _DROP = 15.0  # nats below the most likely level, where annealing ends
 _RUSHED = 3.0  # times what beta was: more than a step of any pace

@@ -9,9 +9,9 @@ from dataclasses import astuple, dataclass, field
 import torch
 from torch import Tensor
 
-from cogen_fast.arguments import check_choice, check_count, check_number, shown
 from cogen_fast.sampler import islands, tuning
 from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
+from cogen_fast.support.arguments import check_choice, check_count, check_number, shown
 
 _LEAST_FINAL_ROUNDS, _MODERATE_FINAL_ROUNDS = 2, 8
 _SHORTER = 3  # times fewer moves in a round at the posterior

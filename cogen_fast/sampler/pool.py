@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cogen_fast.density import Potential, energies
 from cogen_fast.ops import reference
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose
+from cogen_fast.problem.density import Potential, energies
 from cogen_fast.sampler import islands
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight
 

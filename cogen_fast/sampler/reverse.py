@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogen_fast.density import Potential
 from cogen_fast.ops import dispatch
+from cogen_fast.problem.density import Potential
 from cogen_fast.sampler import bases, curvature, hmc, smc
 from cogen_fast.sampler.hmc import Energy
 from cogen_fast.sampler.smc import Choice

@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from cogen_fast.layout import Array, NotNegative
+from cogen_fast.support.layout import Array, NotNegative
 
 RANK = 256
 """Directions that are kept: more than a mass follows (`curvature.MOST`), as all have noise."""

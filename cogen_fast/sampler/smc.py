@@ -19,9 +19,26 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from cogen_fast.arguments import check_count, check_number
-from cogen_fast.density import Potential, forwards, replayed
-from cogen_fast.layout import (
+from cogen_fast.ops import dispatch
+from cogen_fast.ops.dispatch import Ops
+from cogen_fast.ops.philox import NoiseStream, Purpose
+from cogen_fast.ops.spec import TransitionSettings
+from cogen_fast.problem.density import Potential, forwards, replayed
+from cogen_fast.sampler import bases, curvature, fallback, hmc, islands, lone, pace, pool, tuning
+from cogen_fast.sampler.bases import Basis
+from cogen_fast.sampler.curvature import Curvature, Directions
+from cogen_fast.sampler.hmc import Energy, HMCState
+from cogen_fast.sampler.lone import Spread
+from cogen_fast.sampler.pace import Annealing, Standing, least_kept
+from cogen_fast.sampler.tuning import POPULATION, Tuning, TuningRule
+from cogen_fast.sampler.weights import (
+    effective_sample_size,
+    log_mean_weight,
+    normalised_weights,
+    robust_deviation,
+)
+from cogen_fast.support.arguments import check_count, check_number
+from cogen_fast.support.layout import (
     Array,
     Count,
     Counts,
@@ -35,23 +52,6 @@ from cogen_fast.layout import (
     Roots,
     Shares,
     Whole,
-)
-from cogen_fast.ops import dispatch
-from cogen_fast.ops.dispatch import Ops
-from cogen_fast.ops.philox import NoiseStream, Purpose
-from cogen_fast.ops.spec import TransitionSettings
-from cogen_fast.sampler import bases, curvature, fallback, hmc, islands, lone, pace, pool, tuning
-from cogen_fast.sampler.bases import Basis
-from cogen_fast.sampler.curvature import Curvature, Directions
-from cogen_fast.sampler.hmc import Energy, HMCState
-from cogen_fast.sampler.lone import Spread
-from cogen_fast.sampler.pace import Annealing, Standing, least_kept
-from cogen_fast.sampler.tuning import POPULATION, Tuning, TuningRule
-from cogen_fast.sampler.weights import (
-    effective_sample_size,
-    log_mean_weight,
-    normalised_weights,
-    robust_deviation,
 )
 
 _SHARPNESS_GAIN = 0.3

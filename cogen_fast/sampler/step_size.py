@@ -11,9 +11,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from cogen_fast.layout import Array
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.spec import AdaptationRule
+from cogen_fast.support.layout import Array
 
 PROGRAM_RULE = AdaptationRule()
 """The authors' program: grow by 1.02."""

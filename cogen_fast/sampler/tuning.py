@@ -15,13 +15,13 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from cogen_fast.arguments import check_count, check_number
-from cogen_fast.layout import Array, Rows, Shares
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.sampler import islands
 from cogen_fast.sampler.hmc import HMCInfo, HMCState
+from cogen_fast.support.arguments import check_count, check_number
+from cogen_fast.support.layout import Array, Rows, Shares
 
 POPULATION = 16
 """Fewer particles than this are no population."""

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from cogen_fast.arguments import (
+from cogen_fast.generators.progressive import RESOLUTIONS, feature_maps_per_stage
+from cogen_fast.support.arguments import (
     check_choice,
     check_count,
     check_flag,
@@ -15,7 +16,6 @@ from cogen_fast.arguments import (
     check_seed,
     shown,
 )
-from cogen_fast.generators.progressive import RESOLUTIONS, feature_maps_per_stage
 from cogen_fast.training.losses import LOSSES, R1_GAMMA
 
 PRECISIONS = ("float32", "bfloat16")

@@ -32,8 +32,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from cogen_fast.archives import array_of, check_unpacked, opened_npz
-from cogen_fast.arguments import (
+from cogen_fast.generators.progressive import RESOLUTIONS
+from cogen_fast.support.archives import array_of, check_unpacked, opened_npz
+from cogen_fast.support.arguments import (
     check_choice,
     check_flag,
     check_number,
@@ -43,11 +44,16 @@ from cogen_fast.arguments import (
     path_mode,
     shown,
 )
-from cogen_fast.files import open_regular, parse_json, size_of, write_atomically
-from cogen_fast.generators.progressive import RESOLUTIONS
-from cogen_fast.memory import check_room
-from cogen_fast.pictures import check_pixels, endings, most_bytes, open_picture, side_by_side
-from cogen_fast.warn import warn_user
+from cogen_fast.support.files import open_regular, parse_json, size_of, write_atomically
+from cogen_fast.support.memory import check_room
+from cogen_fast.support.pictures import (
+    check_pixels,
+    endings,
+    most_bytes,
+    open_picture,
+    side_by_side,
+)
+from cogen_fast.support.warnings import warn_user
 
 Pixels = npt.NDArray[np.uint8]
 _Load = Callable[[Any, Callable[[Image.Image], Any]], Any]
@@ -172,8 +178,8 @@ def open_images(
     Args:
         source: one of
             a folder, searched with its subfolders for image files (by the endings of
-            `cogen_fast.pictures.FORMATS`; hidden files, hidden folders and linked folders are left
-            out), which come in the order of their names;
+            `cogen_fast.support.pictures.FORMATS`; hidden files, hidden folders and linked folders
+            are left out), which come in the order of their names;
             an IDX file (the format of MNIST) of unsigned bytes, (N, H, W) or (N, H, W, C),
             gzip-compressed or not;
             an `.npz` with an array of uint8, (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3;

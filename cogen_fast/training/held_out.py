@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cogen_fast.files import write_atomically
+from cogen_fast.support.files import write_atomically
 from cogen_fast.training.datasets import Images, open_images
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogen_fast.generators.progressive import RESOLUTIONS, ProgressiveGenerator, upsample
-from cogen_fast.layout import Whole, check_whole
+from cogen_fast.support.layout import Whole, check_whole
 from cogen_fast.training.config import Phase, TrainingConfig
 from cogen_fast.training.datasets import Images
 from cogen_fast.training.discriminator import ProgressiveDiscriminator

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cogen_fast import plots
-from cogen_fast.arguments import check_count, check_flag, check_folder, check_number, shown
-from cogen_fast.digests import digest_of_tree
-from cogen_fast.files import open_regular, parse_json, read_text, write_atomically
 from cogen_fast.generators import save_generator
 from cogen_fast.generators.progressive import RESOLUTIONS, ProgressiveGenerator
-from cogen_fast.layout import Whole, check_whole
+from cogen_fast.results import plots
+from cogen_fast.support.arguments import check_count, check_flag, check_folder, check_number, shown
+from cogen_fast.support.digests import digest_of_tree
+from cogen_fast.support.files import open_regular, parse_json, read_text, write_atomically
+from cogen_fast.support.layout import Whole, check_whole
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.datasets import Images
 from cogen_fast.training.progressive import Trainer

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogen_fast.arguments import check_count, check_seed, check_whole, shown
+from cogen_fast.support.arguments import check_count, check_seed, check_whole, shown
 
 COARSEST = 16
 PATCH = 7

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cogen_fast.adapter import checked_device
+from cogen_fast.problem.adapter import checked_device
 
 _Made = TypeVar("_Made")
 # A process may have hours of work when the others wait already. One that ends is noticed at once,

@@ -1,8 +1,8 @@
-// Runs the published run of a CUDA device (csrc/anneal_mlp_device.h) on an emulated one, and
+// Runs the published run of a CUDA device (csrc/mlp/anneal_mlp_device.h) on an emulated one, and
 // compares it with the same run on the CPU: chains by threads and by warps, an observation in a
 // block and over several, threads in several orders.
 #define COGEN_CHAIN_PER_THREAD
-#include "chains_apart_device.h"
+#include "mlp/per_chain_history_device.h"
 #include "checks.h"
 #include "machine.h"
 #include "published.h"

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "philox.h"
+#include "common/philox.h"
 #include "support.h"
 
 namespace cogen {

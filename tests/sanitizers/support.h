@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels.h"
+#include "common/kernels.h"
 
 namespace cogen {
 namespace driver {

@@ -1,0 +1,163 @@
+"""`cogen-fast evaluate`: from arguments to a study, in one process or as one of many."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from torch import Tensor, nn
+
+from cogen_fast.cli.generator import Generator, find_generator, probe
+from cogen_fast.experiments.evaluate.data import Data, of_generator, open_data
+from cogen_fast.experiments.evaluate.evaluate import Method, Study, evaluate, unfinished
+from cogen_fast.experiments.evaluate.methods import method_named
+from cogen_fast.experiments.evaluate.report import report
+from cogen_fast.experiments.evaluate.tasks import PUBLISHED, Block, Published, Task, task_named
+from cogen_fast.experiments.evaluate.tuning import Grid, tuned, untuned
+from cogen_fast.generators.progressive import RESOLUTIONS
+from cogen_fast.methods.presets import PRESETS
+from cogen_fast.problem.adapter import GeneratorAdapter, frozen
+from cogen_fast.support.arguments import check_choice, check_count, check_seed, check_whole
+from cogen_fast.support.files import until_seen
+from cogen_fast.training.team import Team, assembled
+
+OWN = "own"
+_OWN_IMAGES = 100_000  # any number: each is made when it is asked for
+
+
+def run(arguments: argparse.Namespace, progress: bool) -> None:
+    """This process's part; the leading one writes and prints what comes of all."""
+    with assembled(arguments.device) as team:
+        _run(arguments, team, progress and team.leads)
+
+
+def _run(arguments: argparse.Namespace, team: Team, progress: bool) -> None:
+    published = _published(arguments)
+    methods = _methods(arguments)
+    task = _task(arguments, published)
+    check_seed(arguments.seed)
+    check_whole("pictures", arguments.pictures, 0)
+    grid = Grid(arguments.tuning_images, steps=arguments.tuning_steps)
+    generator = find_generator(arguments.generator, arguments.device)
+    output = probe(generator, arguments.latent_shape, arguments.device)
+    if published is not None and arguments.task is None:
+        _check_size(arguments.preset, published, output)
+    data = _data(arguments, generator, output)
+    study = Study(
+        task,
+        methods,
+        _common(arguments, generator),
+        seed=arguments.seed,
+        group=arguments.group,
+        added_noise=arguments.added_noise,
+    )
+    count = _count(arguments, data, study)
+    part: dict[str, Any] = {
+        "images": count,
+        "rank": team.rank,
+        "world_size": team.size,
+        "progress": progress,
+    }
+    study = tuned(generator, data, study, arguments.out, **part, grid=grid, wait=team.wait)
+    evaluate(generator, data, study, arguments.out, **part)
+    team.wait()
+    if not team.leads:
+        return
+    until_seen(lambda: unfinished(arguments.out, study, count))
+    table = report(data, study, arguments.out, images=count, pictures=arguments.pictures)
+    if not arguments.quiet:
+        print(table)
+        print(f"wrote {arguments.out / 'records.jsonl'}, table.txt, table.csv, grid-*.png")
+
+
+def _published(arguments: argparse.Namespace) -> Published | None:
+    if arguments.preset is None:
+        return None
+    return PUBLISHED[check_choice("preset", arguments.preset, tuple(PUBLISHED))]
+
+
+def _task(arguments: argparse.Namespace, published: Published | None) -> Task:
+    if arguments.task is not None:
+        return task_named(arguments.task)
+    return Block() if published is None else published.task
+
+
+def _check_size(preset: str, published: Published, output: Tensor) -> None:
+    if max(output.shape[-2:]) != published.resolution:
+        raise ValueError(
+            f"preset: {preset} is for images of {published.resolution} px, got a generator of "
+            f"{_shown(output)}; give --task too for its settings alone"
+        )
+
+
+def _methods(arguments: argparse.Namespace) -> tuple[Method, ...]:
+    rates = dict(arguments.learning_rates)
+    stray = [name for name in rates if name not in arguments.methods]
+    if stray:
+        raise ValueError(
+            f"learning_rates: expected methods among {', '.join(arguments.methods)}, got {stray[0]}"
+        )
+    return tuple(
+        method_named(
+            name,
+            preset=arguments.preset,
+            chains=arguments.chains,
+            budget=arguments.budget,
+            starts=arguments.starts,
+            learning_rate=rates.get(name),
+        )
+        for name in arguments.methods
+    )
+
+
+def _common(arguments: argparse.Namespace, generator: Generator) -> dict[str, Any]:
+    """Options of every method; the same misfit for all."""
+    given = {
+        "noise_std": arguments.noise_std,
+        "latent_shape": arguments.latent_shape,
+        "max_batch": arguments.max_batch,
+        # A module is where it has to be already.
+        "device": None if isinstance(generator, nn.Module) else arguments.device,
+    }
+    if arguments.preset is not None and arguments.noise_std is None:
+        given["weight"] = PRESETS[arguments.preset].weight
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _data(arguments: argparse.Namespace, generator: Generator, output: Tensor) -> Data:
+    """Images of the generator's size."""
+    if arguments.data == OWN:
+        return _own_images(arguments, generator)
+    channels, height, width = output.shape[1:]
+    if height != width or width not in RESOLUTIONS:
+        raise ValueError(
+            "generator: expected square images whose side is a power of two, as data are read, got "
+            f"{_shown(output)}"
+        )
+    return open_data(
+        arguments.data, width, channels=channels, fit=arguments.fit, cache=arguments.cache
+    )
+
+
+def _count(arguments: argparse.Namespace, data: Data, study: Study) -> int:
+    """The images asked for, or all but those to tune on."""
+    if arguments.images is not None:
+        return int(arguments.images)
+    return len(data) - (arguments.tuning_images if untuned(study) else 0)
+
+
+def _own_images(arguments: argparse.Namespace, generator: Generator) -> Data:
+    check_count("images", arguments.images)  # there is no end of them
+    with frozen(generator):
+        adapter = GeneratorAdapter(generator, arguments.latent_shape, arguments.device)
+
+    def images(latents: Tensor) -> Tensor:
+        with frozen(generator):
+            return adapter(latents.to(adapter.device))
+
+    other = (arguments.seed + 1) % 2**64  # than the sampler's, whose chains would start at them
+    return of_generator(images, adapter.latent_size, _OWN_IMAGES, other)
+
+
+def _shown(output: Tensor) -> str:
+    return f"{output.shape[-2]} x {output.shape[-1]}"

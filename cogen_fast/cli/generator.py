@@ -1,0 +1,142 @@
+"""What `--generator` may be: a file, a generator that is shipped, or the user's own Python code."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import stat
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cogen_fast.generators import load_generator
+from cogen_fast.generators.pretrained import PRETRAINED, pretrained
+from cogen_fast.problem.adapter import GeneratorAdapter, checked_device, frozen
+from cogen_fast.support.arguments import path_mode
+from cogen_fast.support.files import check_readable
+
+Generator = Callable[[Tensor], Tensor]
+_CODE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)(?P<call>\(\))?")
+
+
+def find_generator(text: str, device: str | None) -> Generator:
+    """The generator that ``text`` names, on ``device``; ValueError, TypeError or OSError if none.
+
+    A file's or a shipped one goes to the GPU by default where there is one; one from code stays
+    where it is.
+    """
+    home = None if device is None else checked_device(device)
+    path, code = Path(text), _CODE.fullmatch(text)
+    mode = path_mode("generator", path)
+    script = Path(text.partition(":")[0])
+    if script.suffix == ".py" and script.is_file():
+        raise ValueError(
+            f"generator: expected package.module:name for code, got {text}; write "
+            f"{script.stem}:{text.partition(':')[2] or 'name'}, in the script's folder"
+        )
+    is_file = mode is not None and not stat.S_ISDIR(mode)
+    if is_file or text in PRETRAINED:
+        if is_file:
+            check_readable("generator", path)
+        found = load_generator(path) if is_file else pretrained(text)
+        return found.to(home or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if code is None:
+        raise FileNotFoundError(
+            "generator: expected a file, the name of a shipped generator or package.module:name, "
+            f"got {text}, which is none of them"
+        )
+    generator = _from_code(text, code)
+    if home is not None and isinstance(generator, nn.Module):
+        return generator.to(home)
+    return generator
+
+
+def probe(generator: Generator, latent_shape: Any, device: str | None) -> Tensor:
+    """A few outputs of the generator, ``(n, C, H, W)``; ValueError where they are no images."""
+    with frozen(generator):
+        output = GeneratorAdapter(generator, latent_shape, device).probe_output
+    if output.ndim != 4 or output.shape[1] not in (1, 3):
+        raise ValueError(
+            f"generator: expected images (1 or 3, H, W), got outputs {tuple(output.shape[1:])}; "
+            "for anything else use cogen_fast.cogenerate in Python"
+        )
+    return output
+
+
+def _from_code(text: str, code: re.Match[str]) -> Generator:
+    module, name = _import(code["module"]), code["name"]
+    if not hasattr(module, name):
+        raise ValueError(f"generator: {code['module']} ({module.__file__}) has no {name!r}")
+    value = getattr(module, name)
+    if code["call"]:
+        return _checked(text, _called(text, value))
+    if _is_factory(value) or isinstance(value, type):
+        raise TypeError(
+            f"generator: expected an nn.Module or a function of latents, got {text}, which has to "
+            f"be called first: write '{text}()'"
+        )
+    return _checked(text, value)
+
+
+def _import(name: str) -> ModuleType:
+    here = os.getcwd()
+    if here not in sys.path:  # a console script's path has its own folder instead
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # the user's code: told in one line, with the place
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        if missing and f"{name}.".startswith(f"{missing}."):
+            raise ValueError(
+                f"generator: no module {name!r}, neither in {here} nor installed"
+            ) from error
+        raise _failed(f"importing {name}", error) from error
+
+
+def _called(text: str, factory: Any) -> Any:
+    if isinstance(factory, nn.Module):
+        raise TypeError(
+            f"generator: expected a function before (), got {text}, a generator already: write it "
+            "without ()"
+        )
+    if not callable(factory):
+        raise TypeError(f"generator: expected a function before (), got {text}")
+    try:
+        return factory()
+    except (Exception, SystemExit) as error:  # the user's code, as above
+        raise _failed(f"calling {text}", error) from error
+
+
+def _failed(doing: str, error: BaseException) -> ValueError:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = "" if place.filename.startswith("<") else f" ({place.filename}, line {place.lineno})"
+    return ValueError(f"generator: {doing} failed: {type(error).__name__}: {error}{where}")
+
+
+def _is_factory(value: Any) -> bool:
+    """Whether its signature says that it is called without latents."""
+    if isinstance(value, nn.Module) or not callable(value):
+        return False
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except ValueError:  # compiled functions may have no signature
+        return False
+    return all(p.default is not p.empty for p in parameters if p.kind is not p.VAR_KEYWORD)
+
+
+def _checked(text: str, value: Any) -> Generator:
+    if not callable(value):
+        raise TypeError(
+            f"generator: expected an nn.Module or a function of latents, got {text}, which is of "
+            f"type {type(value).__name__}"
+        )
+    generator: Generator = value
+    return generator

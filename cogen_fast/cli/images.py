@@ -1,0 +1,189 @@
+"""Pictures in and out of the command line: reading, fitting to a generator, writing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from cogen_fast.results.plots import to_pixels
+from cogen_fast.support.files import open_regular, size_of, write_atomically
+from cogen_fast.support.pictures import formats, most_bytes, open_picture
+
+Levels = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
+Box = tuple[float, float, float, float]
+_OBSERVED_FROM = 128
+# Largest share of hidden pixels in a scaled pixel that still counts as observed.
+_HIDDEN_SHARE = 0.01
+_GREY_8 = ("1", "L", "LA", "La")
+_COLOUR_8 = ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr", "HSV")
+_GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file's brightness, 0 to 255, ``(C, H, W)`` with C = 1 or 3.
+
+    As read it is in 8 bits where it can be: in float32 a large photograph takes a gigabyte.
+    ``name`` is the argument that it was given by, for errors.
+    """
+
+    name: str
+    levels: Levels
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.levels.shape[2], self.levels.shape[1]
+
+    def to_channels(self, channels: int) -> Picture:
+        """Grey from colour by luma (ITU-R 601), colour from grey by repetition."""
+        if channels == 1 and len(self.levels) == 3:
+            return Picture(self.name, _grey(self.levels)[None])
+        if channels == 3 and len(self.levels) == 1:
+            return Picture(self.name, self.levels.repeat(3, axis=0))
+        return self
+
+    def fit(self, size: tuple[int, int], *, resize: bool) -> Picture:
+        """At ``size``: as it is, or with ``resize`` cropped at the centre and scaled smoothly."""
+        if self.size == size:
+            return self
+        if not resize:
+            raise ValueError(
+                f"{self.name}: expected {_shown(size)}, got {_shown(self.size)}; give --resize"
+            )
+        # Scaling with negative lobes can overshoot.
+        return Picture(self.name, self._scaled(size).levels.clip(0.0, 255.0))
+
+    def fit_like(self, size: tuple[int, int], partner: Picture) -> Picture:
+        """A mask at ``size``, cropped and scaled as `fit` does its ``partner``.
+
+        Observed is only what the scaled ``partner`` takes from observed pixels, to 1 percent.
+        """
+        if self.size == size:
+            return self
+        if self.size != partner.size:
+            or_partner = (
+                "" if partner.size == size else f" or the {partner.name}'s {_shown(partner.size)}"
+            )
+            raise ValueError(
+                f"{self.name}: expected {_shown(size)}{or_partner}, got {_shown(self.size)}"
+            )
+        hidden = Picture(self.name, 1.0 - self.to_mask().numpy()[None].astype(np.float32))
+        share = np.abs(hidden._scaled(size).levels)
+        return Picture(self.name, np.where(share <= _HIDDEN_SHARE, np.float32(255), np.float32(0)))
+
+    def _scaled(self, size: tuple[int, int]) -> Picture:
+        box = _centre_box(self.size, size)
+        lanczos = Image.Resampling.LANCZOS
+        planes = (Image.fromarray(plane).convert("F") for plane in self.levels)
+        scaled = [np.asarray(plane.resize(size, lanczos, box)) for plane in planes]
+        return Picture(self.name, np.stack(scaled))
+
+    def to_tensor(self) -> Tensor:
+        """As the library takes it: ``(C, H, W)`` in [-1, 1], float32."""
+        return torch.from_numpy(self.levels / np.float32(127.5) - np.float32(1.0))
+
+    def to_mask(self) -> Tensor:
+        """True (observed) where white, False (hidden) where black: bool ``(H, W)``."""
+        return torch.from_numpy(self.to_channels(1).levels[0] >= _OBSERVED_FROM)
+
+
+def read_picture(name: str, path: Path) -> Picture:
+    """The picture in a file, turned upright; ValueError or OSError naming ``name``."""
+    with open_regular(name, path) as file:
+        if size_of(file) > most_bytes():
+            raise ValueError(
+                f"{name}: expected a picture of at most {most_bytes():,} bytes, got {path} of "
+                f"{size_of(file):,}"
+            )
+        try:
+            image = open_picture(file)
+            png = image.format == "PNG"
+            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+        except UnidentifiedImageError:
+            raise ValueError(
+                f"{name}: expected a picture ({', '.join(formats())}), got {path}, of an unknown "
+                "format"
+            ) from None
+        except Exception as error:  # decoders raise almost anything on a damaged file
+            raise ValueError(f"{name}: {path} is damaged or too large: {error}") from error
+    # Older Pillow opens 16-bit PNG as 32-bit integers.
+    if image.mode in _GREY_16 or (png and image.mode == "I"):
+        deep = np.array(image, dtype=np.float32)
+        deep /= 257.0
+        return Picture(name, deep[None])
+    image = _opaque(name, image)
+    return Picture(name, np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))
+
+
+def _opaque(name: str, image: Image.Image) -> Image.Image:
+    """Of mode L or RGB; ValueError for other than 8 bits, and for transparent pixels."""
+    if image.mode not in _GREY_8 + _COLOUR_8:
+        raise ValueError(
+            f"{name}: expected 8-bit grey or colour or 16-bit grey, got Pillow's mode {image.mode}"
+        )
+    if image.has_transparency_data:
+        see_through = sum(image.convert("RGBA").getchannel("A").histogram()[:255])
+        if see_through:
+            raise ValueError(
+                f"{name}: expected an opaque picture, got {see_through} transparent pixels; "
+                "flatten it first (a hidden part is told by a mask or box)"
+            )
+    mode = "L" if image.mode in _GREY_8 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _grey(levels: Levels) -> npt.NDArray[np.float32]:
+    """Luma ``(H, W)`` of colours ``(3, H, W)``, row by row."""
+    grey = np.empty(levels.shape[1:], np.float32)
+    for y in range(len(grey)):
+        grey[y] = np.tensordot(_LUMA, levels[:, y].astype(np.float32), axes=1)
+    return grey
+
+
+def _centre_box(size: tuple[int, int], target: tuple[int, int]) -> Box:
+    """The largest centred part of ``size`` that has the aspect of ``target``."""
+    scale = min(size[0] / target[0], size[1] / target[1])
+    width, height = target[0] * scale, target[1] * scale
+    left, top = max(0.0, size[0] - width) / 2, max(0.0, size[1] - height) / 2
+    return left, top, min(left + width, size[0]), min(top + height, size[1])
+
+
+def box_mask(box: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """Bool ``(H, W)``, False inside the block ``x, y, width, height``."""
+    x, y, width, height = box
+    inside = x >= 0 and y >= 0 and x + width <= size[0] and y + height <= size[1]
+    if width < 1 or height < 1 or not inside:
+        raise ValueError(
+            f"box: expected X Y W H of a block inside {_shown(size)}, got {x} {y} {width} {height}"
+        )
+    mask = torch.ones(size[1], size[0], dtype=torch.bool, device="cpu")
+    mask[y : y + height, x : x + width] = False
+    return mask
+
+
+def numbered_names(stem: str, count: int) -> list[str]:
+    """``stem_000.png`` and so on, as many, of equal length."""
+    digits = max(3, len(str(count - 1)))
+    return [f"{stem}_{i:0{digits}}.png" for i in range(count)]
+
+
+def write_png(path: Path, image: npt.NDArray[Any]) -> None:
+    """An image ``(C, H, W)`` in [-1, 1] as an 8-bit PNG, grey for C = 1."""
+    pixels = to_pixels(image)
+    picture = Image.fromarray(pixels if image.shape[0] == 3 else pixels[:, :, 0])
+    write_atomically(path, lambda file: picture.save(file, format="PNG"))
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -1,0 +1,329 @@
+"""The command line: `cogen-fast COMMAND`, a function per command."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from PIL import Image
+from torch import Tensor
+
+import cogen_fast
+from cogen_fast.cli.generator import find_generator, probe
+from cogen_fast.cli.images import box_mask, numbered_names, read_picture, write_png
+from cogen_fast.cli.parser import build_parser
+from cogen_fast.experiments import demo
+from cogen_fast.methods.presets import PRESETS
+from cogen_fast.problem.observation import AveragePool, Stride
+from cogen_fast.results.result import Result
+from cogen_fast.support.arguments import check_file, check_folder
+from cogen_fast.support.files import check_readable
+from cogen_fast.support.memory import is_out_of_memory
+
+_OK, _MISTAKE, _INTERRUPTED = 0, 2, 130
+# ImportError: a backend or a library that was asked for and is not there.
+_MISTAKES = (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError)
+_ESTIMATE = "estimate.png"
+_FILES = ("grid.png", "result.npz", "result.json", _ESTIMATE)
+_CHAIN = re.compile(r"chain_\d{3,}\.png")
+_SAMPLER_OPTIONS = (
+    "method",
+    "preset",
+    "chains",
+    "budget",
+    "populations",
+    "evidence",
+    "kept",
+    "mass",
+    "polish",
+    "ais_steps",
+    "hmc_steps",
+    "leapfrog_steps",
+    "step_size",
+    "adaptation",
+    "schedule",
+    "form",
+    "noise_std",
+    "weight",
+    "latent_shape",
+    "seed",
+    "device",
+    "backend",
+    "gradient_dtype",
+    "energy_dtype",
+    "compile",
+    "cuda_graphs",
+    "max_batch",
+    "checkpoint",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 where it succeeded, 2 for a user's mistake, 130 after Ctrl-C."""
+    with _one_line_warnings():
+        try:
+            arguments = build_parser().parse_args(argv)
+            return _COMMANDS[arguments.command](arguments)
+        except _MISTAKES as error:
+            return _mistake(error)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return _mistake(error)
+        except KeyboardInterrupt:
+            _say("interrupted")
+            return _INTERRUPTED
+
+
+def _mistake(error: Exception) -> int:
+    _say(f"error: {_one_line(error)}")
+    return _MISTAKE
+
+
+def _say(text: str) -> None:
+    print(f"cogen-fast: {text}", file=sys.stderr)
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        _say(f"warning: {_one_line(message)}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse it, in a line
+        warnings.showwarning = show
+        yield
+
+
+def _inpaint(arguments: argparse.Namespace) -> int:
+    _check_out(arguments.out, arguments.overwrite)
+    picture = read_picture("image", arguments.image)
+    masking = None if arguments.mask is None else read_picture("mask", arguments.mask)
+    generator = find_generator(arguments.generator, arguments.device)
+    channels, height, width = probe(generator, **_probing(arguments)).shape[1:]
+    size = (width, height)
+    image = picture.fit(size, resize=arguments.resize).to_channels(channels).to_tensor()
+    if masking is None:
+        mask = box_mask(arguments.box, size)
+    else:
+        mask = masking.fit_like(size, picture).to_mask()
+    return _sample(arguments, lambda options: cogen_fast.inpaint(generator, image, mask, **options))
+
+
+def _super_resolve(arguments: argparse.Namespace) -> int:
+    _check_out(arguments.out, arguments.overwrite)
+    operator = {"average": AveragePool, "stride": Stride}[arguments.downsample](arguments.factor)
+    picture = read_picture("image", arguments.image)
+    generator = find_generator(arguments.generator, arguments.device)
+    output: Tensor = probe(generator, **_probing(arguments))
+    channels, height, width = operator.measured_shape(output)
+    small = picture.fit((width, height), resize=arguments.resize).to_channels(channels).to_tensor()
+    return _sample(
+        arguments,
+        lambda options: cogen_fast.super_resolve(
+            generator, small, arguments.factor, downsample=arguments.downsample, **options
+        ),
+    )
+
+
+def _probing(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"latent_shape": arguments.latent_shape, "device": arguments.device}
+
+
+def _check_out(
+    folder: Path,
+    overwrite: bool,
+    marks: Sequence[str] = ("result.json",),
+    names: Sequence[str] = _FILES,
+) -> None:
+    """Before hours of sampling: whether the result can be written in the end.
+
+    Any of ``marks`` says that there is one already; files will have ``names``, or be chains.
+    """
+    check_folder("out", folder)
+    if not overwrite and any((folder / mark).exists() for mark in marks):
+        raise FileExistsError(f"out: {folder} holds a result already; give --overwrite")
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.is_dir() and (entry.name in names or _CHAIN.fullmatch(entry.name)):
+            raise IsADirectoryError(f"out: expected no folder in the place of the file {entry}")
+
+
+def _sample(arguments: argparse.Namespace, task: Callable[[dict[str, Any]], Result]) -> int:
+    options = {name: getattr(arguments, name) for name in _SAMPLER_OPTIONS}
+    options["progress"] = not arguments.quiet and sys.stderr.isatty()
+    checkpoint: Path | None = arguments.checkpoint
+    try:
+        result = task(options)
+    except KeyboardInterrupt:
+        if checkpoint is None or not checkpoint.exists():
+            raise
+        _say(f"interrupted; the run is saved in {checkpoint}: the same command again goes on")
+        return _INTERRUPTED
+    _save(result, arguments)
+    if result.complete:
+        return _OK
+    _say(
+        f"interrupted at beta {result.beta_reached:.3g}; what "
+        f"there is, not yet from the posterior, is saved in {arguments.out}"
+    )
+    return _INTERRUPTED
+
+
+def _save(result: Result, arguments: argparse.Namespace) -> None:
+    folder = result.save(arguments.out, overwrite=arguments.overwrite)
+    for stale in folder.iterdir():
+        if _CHAIN.fullmatch(stale.name):
+            stale.unlink()
+    images = (result.images if result.completed is None else result.completed)[0]
+    names = numbered_names("chain", len(images))
+    for name, image in zip(names, images, strict=True):
+        write_png(folder / name, image.numpy())
+    write_png(folder / _ESTIMATE, result.pasted(result.estimate)[0].numpy())
+    if not arguments.quiet:
+        chains = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        print(result)
+        print(f"wrote {folder / 'grid.png'}, {_ESTIMATE}, result.npz, result.json, {chains}")
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    target: Path = arguments.target
+    if target.suffix != ".safetensors":
+        raise ValueError(f"target: expected a name that ends in .safetensors, got {target}")
+    check_file("target", target)
+    if target.exists() and not arguments.overwrite:
+        raise FileExistsError(f"target: {target} exists already; give --overwrite")
+    check_readable("source", arguments.source)
+    generator = cogen_fast.load_generator(arguments.source, average=not arguments.raw)
+    if arguments.half:
+        generator = generator.half()
+        if not all(tensor.isfinite().all() for tensor in generator.state_dict().values()):
+            raise ValueError("half: expected weights below 65,504, got larger ones")
+    cogen_fast.save_generator(generator, target)
+    shape = " x ".join(map(str, generator.output_shape))
+    print(f"wrote {target}: {type(generator).__name__}, {generator.latent_size} to {shape}")
+    return _OK
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    print(f"cogen-fast {cogen_fast.__version__}")
+    print(cogen_fast.backends())
+    print("presets:")
+    for name, preset in PRESETS.items():
+        text = f"{name:<22}{preset.description}"
+        print(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent=" " * 24))
+    return _OK
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    print(demo.run(arguments.out, arguments.garment, arguments.seed, sys.stderr.isatty()))
+    return _OK
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    studies = {"synthetic": _synthetic, "images": _images, "presets": _presets}
+    return studies[arguments.study](arguments)
+
+
+def _images(arguments: argparse.Namespace) -> int:
+    # Brings in more than the other commands need.
+    from cogen_fast.experiments.images import study as image_study
+
+    if arguments.generator is None:
+        scope = image_study.shipped()
+    else:
+        generator = find_generator(arguments.generator, None)
+        probe(generator, arguments.latent_shape, None)
+        photographs = arguments.data is not None
+        scope = image_study.of_one(generator, arguments.latent_shape, photographs=photographs)
+    _check_out(arguments.out, True, names=image_study.files(scope))
+    effort = image_study.effort_of(arguments.images, arguments.quick, arguments.nuts)
+    told = image_study.reproduce(
+        arguments.out,
+        arguments.data,
+        arguments.seed,
+        scope=scope,
+        effort=effort,
+        progress=sys.stderr.isatty(),
+    )
+    print(told)
+    return _OK
+
+
+def _presets(arguments: argparse.Namespace) -> int:
+    # Brings in more than the other commands need.
+    from cogen_fast.experiments.images import published
+
+    _check_out(arguments.out, True)
+    print(published.reproduce(arguments.out, arguments.preset, progress=sys.stderr.isatty()))
+    return _OK
+
+
+def _synthetic(arguments: argparse.Namespace) -> int:
+    # Brings in more than the other commands need.
+    from cogen_fast.experiments.synthetic import study as synthetic
+
+    _check_out(arguments.out, arguments.overwrite, synthetic.FILES, synthetic.FILES)
+    print(
+        synthetic.reproduce(
+            arguments.out,
+            arguments.variance,
+            arguments.seed,
+            arguments.generator,
+            progress=sys.stderr.isatty(),
+        )
+    )
+    return _OK
+
+
+def _training(arguments: argparse.Namespace) -> int:
+    # Brings in more than the other commands need.
+    from cogen_fast.cli import training
+
+    quiet = arguments.quiet or not sys.stderr.isatty()
+    done: bool = training.COMMANDS[arguments.command](arguments, not quiet)
+    return _OK if done else _INTERRUPTED
+
+
+def _evaluation(arguments: argparse.Namespace) -> int:
+    # Brings in more than the other commands need.
+    from cogen_fast.cli import evaluate
+
+    try:
+        evaluate.run(arguments, not arguments.quiet and sys.stderr.isatty())
+    except KeyboardInterrupt:
+        _say("interrupted; the same command again goes on")
+        return _INTERRUPTED
+    return _OK
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "inpaint": _inpaint,
+    "super-resolve": _super_resolve,
+    "convert": _convert,
+    "train": _training,
+    "sample": _training,
+    "swd": _training,
+    "evaluate": _evaluation,
+    "info": _info,
+    "demo": _demo,
+    "reproduce": _reproduce,
+}

@@ -1,0 +1,214 @@
+"""`cogen-fast train`, `sample` and `swd`: from arguments to files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from cogen_fast.cli.images import numbered_names, write_png
+from cogen_fast.generators import load_generator
+from cogen_fast.generators.progressive import ProgressiveGenerator
+from cogen_fast.problem.adapter import checked_device
+from cogen_fast.results import plots
+from cogen_fast.support.arguments import (
+    check_count,
+    check_file,
+    check_folder,
+    check_seed,
+    path_mode,
+)
+from cogen_fast.support.files import check_readable, write_atomically
+from cogen_fast.support.memory import check_samples
+from cogen_fast.training.config import TrainingConfig
+from cogen_fast.training.datasets import Images, open_images
+from cogen_fast.training.run import (
+    Outcome,
+    averaged_snapshots,
+    sample_batches,
+    sample_images,
+    train,
+)
+from cogen_fast.training.swd import swd
+
+_BATCH = 256
+
+
+def _train(arguments: argparse.Namespace, progress: bool) -> bool:
+    config = TrainingConfig(**{f.name: getattr(arguments, f.name) for f in fields(TrainingConfig)})
+
+    def images() -> Images:
+        kept, _ = _images(arguments, config.resolution, progress).split(arguments.held_out)
+        return kept
+
+    outcome: Outcome = train(
+        images,
+        config,
+        arguments.out,
+        snapshots=arguments.snapshots,
+        device=arguments.device,
+        checkpoint_seconds=arguments.checkpoint_seconds,
+        progress=progress,
+    )
+    if outcome.leads and not arguments.quiet:
+        state = "done" if outcome.complete else "stopped; the same command again goes on"
+        print(f"{outcome.shown} images shown, {state}")
+        for path in outcome.snapshots[-1:]:
+            print(f"wrote {path}")
+    return outcome.complete
+
+
+def _sample(arguments: argparse.Namespace, progress: bool) -> bool:
+    check_count("count", arguments.count)
+    check_count("columns", arguments.columns)
+    check_seed(arguments.seed)
+    check_file("out", arguments.out)
+    if arguments.each is not None:
+        check_folder("each", arguments.each)
+    generator = _image_generator("generator", arguments.generator, arguments.device)
+    _check_sample_room(generator, arguments.count)
+    names = _sample_names(arguments)
+    taken = [path for path in (arguments.out, *names) if path.exists()]
+    if taken and not arguments.overwrite:
+        raise FileExistsError(f"out: {taken[0]} exists already; give --overwrite")
+    images = sample_images(generator, arguments.count, arguments.seed)
+    sheet = plots.sheet(images.numpy(), arguments.columns)
+    write_atomically(arguments.out, lambda file: sheet.save(file, format="PNG"))
+    if arguments.each is not None:
+        arguments.each.mkdir(parents=True, exist_ok=True)
+    for name, image in zip(names, images, strict=False):
+        write_png(name, image.numpy())
+    if not arguments.quiet:
+        print(f"wrote {arguments.out}")
+    return True
+
+
+def _check_sample_room(generator: ProgressiveGenerator, count: int) -> None:
+    outputs = math.prod(generator.output_shape)
+    check_samples({"count": count}, 1, generator.latent_size, outputs=outputs)
+
+
+def _sample_names(arguments: argparse.Namespace) -> list[Path]:
+    if arguments.each is None:
+        return []
+    return [arguments.each / name for name in numbered_names("sample", arguments.count)]
+
+
+def _swd(arguments: argparse.Namespace, progress: bool) -> bool:
+    check_count("count", arguments.count)
+    check_seed(arguments.seed)
+    if arguments.out is not None:
+        check_file("out", arguments.out)
+    paths = [path for what in arguments.what for path in _generators(what)]
+    side = max(_image_generator("what", path, "cpu").resolution for path in paths)
+    real = _images(arguments, side, progress)
+    if arguments.held_out is not None:
+        check_count("held_out", arguments.held_out)
+        _, real = real.split(arguments.held_out)
+    count = min(arguments.count, len(real) // 2)
+    if count < 1:
+        raise ValueError(f"data: expected at least two images, got {len(real)}")
+    compared, others = real.split(count)
+    rows = []
+    for path in tqdm(paths, unit="generator", disable=not progress):
+        generator = _image_generator("what", path, arguments.device)
+        _check_channels(generator, path, real)
+        fake = _generated(generator, count, arguments.seed, real.resolution)
+        found = swd(_batches(compared, count), fake, seed=arguments.seed)
+        rows.append({"generator": str(path), "images": count, **_named(found)})
+    same = swd(_batches(compared, count), _batches(others, count), seed=arguments.seed)
+    rows.append({"generator": "real images", "images": count, **_named(same)})
+    if arguments.out is not None:
+        text = json.dumps(rows, indent=2) + "\n"
+        write_atomically(arguments.out, lambda file: file.write_text(text))
+    if not arguments.quiet:
+        print(_table(rows))
+    return True
+
+
+def _check_channels(generator: ProgressiveGenerator, path: Path, real: Images) -> None:
+    if generator.channels != real.channels:
+        raise ValueError(
+            f"what: expected generators of {real.channels} channels, as the data have, got {path} "
+            f"of {generator.channels}"
+        )
+
+
+def _generated(
+    generator: ProgressiveGenerator, count: int, seed: int, resolution: int
+) -> Iterator[Tensor]:
+    """Samples at ``resolution``, of 8 bits as the real images are."""
+    for batch in sample_batches(generator, count, seed):
+        fake = F.interpolate(batch.clamp(-1.0, 1.0), scale_factor=resolution // batch.shape[-1])
+        yield torch.round((fake + 1.0) * 127.5) / 127.5 - 1.0
+
+
+def _batches(images: Images, count: int) -> Iterator[Tensor]:
+    for some in torch.split(torch.arange(count, device="cpu"), _BATCH):
+        yield images.batch(some)
+
+
+def _named(distances: dict[int, float]) -> dict[str, float]:
+    values = {f"{side} px": round(distance, 3) for side, distance in distances.items()}
+    return values | {"mean": round(sum(distances.values()) / len(distances), 3)}
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row if name != "generator"))
+    width = max(len(row["generator"]) for row in rows)
+    lines = [f"{'sliced Wasserstein x 1000':<{width}}" + "".join(f"{c:>9}" for c in columns)]
+    for row in rows:
+        cells = "".join(f"{row.get(column, ''):>9}" for column in columns)
+        lines.append(f"{row['generator']:<{width}}{cells}")
+    return "\n".join(lines)
+
+
+def _generators(what: Path) -> Iterable[Path]:
+    """A generator's file itself; the averaged snapshots of a training's folder."""
+    mode = path_mode("what", what)
+    if mode is not None and not stat.S_ISDIR(mode):
+        return [what]
+    found = averaged_snapshots(what)
+    if not found:
+        raise FileNotFoundError(
+            f"what: expected a generator's file or the folder of a training, got {what}"
+        )
+    return found
+
+
+def _image_generator(name: str, path: str | Path, device: str | None) -> ProgressiveGenerator:
+    place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_readable(name, Path(path))
+    generator = load_generator(path)
+    if not isinstance(generator, ProgressiveGenerator):
+        raise ValueError(f"generator: expected one of images, got {path}")
+    return generator.float().to(place)
+
+
+def _images(arguments: argparse.Namespace, resolution: int, progress: bool) -> Images:
+    return open_images(
+        arguments.data,
+        resolution,
+        fit=arguments.fit,
+        channels=arguments.channels,
+        cache=arguments.cache,
+        progress=progress,
+    )
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, bool], bool]] = {
+    "train": _train,
+    "sample": _sample,
+    "swd": _swd,
+}
+"""Each takes the arguments and whether to show progress; True where it came to its end."""

@@ -1,0 +1,1 @@
+"""Evaluation of methods on many images, and what is evaluated."""

@@ -1,0 +1,105 @@
+"""Records and pictures of a group of images on disk, with digests of what they are and whose.
+
+A digest covers a file's place too: the plans of the evaluation and of the method, the group, and of
+a record how many there are and which one it is. So none counts elsewhere, or twice, or is missed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cogen_fast.experiments.evaluate.record import Record, plain
+from cogen_fast.support.archives import array_of, opened_npz
+from cogen_fast.support.digests import digest_of, with_digest, without_digest
+from cogen_fast.support.files import open_regular, parse_json, read_text, write_atomically
+
+PLAN = "plan.json"
+_NAME = re.compile(r"group-([0-9]+)\.jsonl")
+_DIGEST = "digest"
+Pictures = Mapping[str, npt.NDArray[Any]]
+
+
+def shard_path(folder: Path, method: str, group: int) -> Path:
+    """Where the records of a group of images are; the pictures lie beside them, as ``.npz``."""
+    return folder / method / f"group-{group:06d}.jsonl"
+
+
+def shards(folder: Path) -> list[Path]:
+    """All files of records, group by group."""
+    found = [path for path in folder.glob("*/group-*.jsonl") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (group_of(path), path))
+
+
+def group_of(shard: Path) -> int:
+    """The number of a shard's group."""
+    return int(shard.stem.removeprefix("group-"))
+
+
+def write(shard: Path, records: Sequence[Record], pictures: Pictures) -> None:
+    """Pictures, then records, which say that the group is done; both plans are there."""
+    if pictures:
+        whole = {**pictures, _DIGEST: np.array(_of_pictures(shard, pictures))}
+        write_atomically(shard.with_suffix(".npz"), partial(_save, whole))
+    places = _places(shard, len(records))
+    given = [with_digest(plain(r), place) for r, place in zip(records, places, strict=True)]
+    lines = [json.dumps(record, allow_nan=False) for record in given]
+    write_atomically(shard, lambda file: file.write_text("\n".join(lines) + "\n"))
+
+
+def read(shard: Path) -> list[Record]:
+    """The records; ValueError naming the file where they are not as they were written."""
+    lines, name = read_text("out", shard).splitlines(), f"out: {shard}"
+    if not lines:
+        raise ValueError(f"{name} is damaged: it is empty; remove it")
+    places = _places(shard, len(lines))
+    return [
+        without_digest(name, parse_json(name, line), place)
+        for line, place in zip(lines, places, strict=True)
+    ]
+
+
+def pictures_beside(shard: Path) -> Pictures:
+    """The pictures; ValueError naming the file where they are not as they were written."""
+    path = shard.with_suffix(".npz")
+    name = f"out: {path}"
+    with open_regular("out", path) as file:
+        try:
+            with opened_npz(name, file) as archive:
+                held = {each: array_of(name, archive, each) for each in archive.files}
+            digest = str(held.pop(_DIGEST))
+        except Exception as error:  # a damaged archive raises almost anything
+            raise ValueError(f"{name} is damaged: {error}") from error
+    if digest != _of_pictures(shard, held):
+        raise ValueError(f"{name} is damaged: it is not as it was written; remove its group")
+    return held
+
+
+def _save(arrays: Pictures, path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def _place(shard: Path) -> str:
+    """Whose a group's files are."""
+    plans = [read_text("out", folder / PLAN) for folder in (shard.parent.parent, shard.parent)]
+    return json.dumps([*plans, shard.parent.name, group_of(shard)])
+
+
+def _places(shard: Path, count: int) -> list[str]:
+    """The same of each of ``count`` records."""
+    place = _place(shard)
+    return [f"{place} {number} of {count}" for number in range(count)]
+
+
+def _of_pictures(shard: Path, arrays: Pictures) -> str:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return digest_of(tensors, {"place": _place(shard)})

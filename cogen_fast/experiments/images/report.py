@@ -1,0 +1,234 @@
+"""The image study in words and tables; every number and verdict is made from the records."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cogen_fast.experiments.evaluate.nuts import NUTS
+from cogen_fast.experiments.images.plan import (
+    CURVES,
+    DEFAULT,
+    KINDS,
+    MULTI_STARTS,
+    NOISE_STD,
+    PRESET,
+    SCALED,
+    TUNING_IMAGES,
+    Effort,
+)
+from cogen_fast.experiments.images.results import (
+    ESTIMATE,
+    METRICS,
+    STUCK,
+    Found,
+    Line,
+    Pair,
+    all_tunings,
+    curve,
+    kinds_of,
+    lines,
+    over_training,
+)
+from cogen_fast.sampler.tuning import POPULATION
+from cogen_fast.support.files import write_atomically
+
+FILES = ("report.md", "table.txt", "table.csv")
+_HEAD = (
+    "method",
+    "taken",
+    "cost",
+    "observed, RMS",
+    "MSE",
+    "hidden MSE",
+    "SSIM",
+    "MS-SSIM",
+    "MSE above the default's",
+    "accepted",
+    "stuck",
+    "s",
+)
+_PLACE = ("images_of", "task", "generator", "images")
+_VALUE = ("metric", "mean", "standard_error")
+_METRICS = ("mse", "hidden_mse", "ssim", "ms_ssim")
+_CLEAR = 2.0  # standard errors
+_NUTS_NOTE = (
+    f"{NUTS}: Pyro's, one chain at noise_std {NOISE_STD:g} from the best of as many draws; best: "
+    "its sample of lowest energy; mean: the mean image of its samples."
+)
+_VERDICTS = ("Better than", "Not told apart from", "Worse than", "One image does not compare with")
+
+
+def write(out: Path, report: str, results: Sequence[Found]) -> None:
+    """All of `FILES`; ``report`` is what `text` gives."""
+    for name, content in zip(FILES, (report, _full(results)), strict=False):
+        write_atomically(out / name, partial(Path.write_text, data=content + "\n"))
+    write_atomically(out / FILES[2], lambda file: _write_csv(file, results))
+
+
+def text(results: Sequence[Found], effort: Effort) -> str:
+    """The report: what was run, a table for each kind of images and task, and what they say."""
+    blocks = ["# Image study", _settings(results, effort), _aims(results)]
+    for kind in kinds_of(results):
+        blocks.append(f"## {KINDS[kind][0].upper()}{KINDS[kind][1:]}")
+        for result in results:
+            if result.kind == kind and result.is_main:
+                blocks += [f"### {result.part.task}", *_part(result)]
+        if over_training(results):
+            title = f"### {results[0].part.task}, over the training"
+            blocks += [title, _training(results, kind, effort)]
+    return "\n\n".join(blocks)
+
+
+def verdicts(found: Sequence[Line]) -> list[str]:
+    """Of all but the default's estimate: whether errors are lower, by `_CLEAR` standard errors."""
+    by_verdict: dict[str, list[str]] = {}
+    for line in found:
+        if (line.method, line.taken) != ESTIMATE:
+            by_verdict.setdefault(_verdict(line.above), []).append(_label(line))
+    return [
+        f"{verdict} the default's estimate: {', '.join(by_verdict[verdict])}."
+        for verdict in _VERDICTS
+        if verdict in by_verdict
+    ]
+
+
+def _verdict(above: Pair) -> str:
+    mean, error = above
+    if error != error:
+        return _VERDICTS[3]
+    if abs(mean) <= _CLEAR * error:
+        return _VERDICTS[1]
+    return _VERDICTS[2 if mean > 0.0 else 0]
+
+
+def _aims(results: Sequence[Found]) -> str:
+    """In how many cells the default's estimate is beaten, and in how many it beats many starts."""
+    mains = [lines(result) for result in results if result.is_main]
+    better, _, worse, one = _VERDICTS
+    if any(_verdict(line.above) == one for found in mains for line in found):
+        return "Of one image nothing is told apart."
+    unbeaten = sum(all(_verdict(line.above) != better for line in found) for found in mains)
+    many = [[line for line in found if line.method in MULTI_STARTS] for found in mains]
+    ahead = sum(all(_verdict(line.above) == worse for line in found) for found in many)
+    return (
+        f"The default's estimate is beaten by nothing in {unbeaten} of {len(mains)} cells of "
+        f"images and task, and beats every multi-start ({', '.join(MULTI_STARTS)}) in {ahead}; "
+        f"each by {_CLEAR:g} standard errors of the difference, image by image."
+    )
+
+
+def _label(line: Line) -> str:
+    return f"{line.method} (mean image)" if line.taken == "mean" else line.method
+
+
+def _settings(results: Sequence[Found], effort: Effort) -> str:
+    tunings, grown = all_tunings(results), over_training(results)
+    edge = [name for name, tuning in tunings.items() if tuning["at_the_edge"]]
+    said = [
+        f"{effort.images} images of each kind and task"
+        + (f"; the first {effort.few} of them over the generator's training." if grown else "."),
+        f"paper: the settings of the preset {PRESET} (one chain, {effort.ais_steps} temperatures, "
+        f"{effort.leapfrog_steps} leapfrog steps, paper form, weight 1), {effort.budget:,} "
+        "forwards for an image, a z-gradient counted as 2. No other method spends more.",
+        f"{SCALED}: with the weight {results[0].part.weight(SCALED):g}, as an image has that many "
+        f"times fewer values than in {PRESET}.",
+        f"multi: from the best of {effort.starts:,} draws, which are counted.",
+        f"adaptive: {POPULATION} particles share it, with noise_std {NOISE_STD:g}, the library's "
+        "advice for images, not tuned. best: the chain of lowest energy; mean: the mean image.",
+        f"{DEFAULT}: the same with polish='auto', as inpaint and super_resolve have it. best: the "
+        "fit of lowest energy; mean: the estimate, the mean of the fits by their misfits.",
+        *([_NUTS_NOTE] if effort.nuts else []),
+        f"Learning rates: from a grid, by the error of {TUNING_IMAGES} other images of the same "
+        f"kind after {effort.tuning_steps:,} steps, for each method, task and snapshot "
+        f"(tuning.json). At the edge of its grid: {', '.join(edge) or 'none'}.",
+        "Standard errors in brackets. observed, RMS: error of what is observed, in units of "
+        "pixels in [-1, 1], of the chain of lowest energy. "
+        "MSE above the default's: mean difference to its estimate, paired by image. accepted: at "
+        "the end of the run; "
+        f"stuck: share of runs where that is below {STUCK:g}. s: seconds for an image.",
+    ]
+    return "\n".join(f"- {line}" for line in said)
+
+
+def _part(result: Found) -> list[str]:
+    found = lines(result)
+    best = min(found, key=lambda line: line.values["mse"][0])
+    said = f"Lowest MSE: {_label(best)}. " + " ".join(verdicts(found))
+    return [_table(_HEAD, map(_cells, found)), said]
+
+
+def _training(results: Sequence[Found], kind: str, effort: Effort) -> str:
+    """Figure 4 in numbers."""
+    points = curve(results, kind, effort.few)
+    rows = [
+        [f"{shown:,}", method, *(_shown(values[method][name]) for name in METRICS)]
+        for shown, values in points
+        for method in CURVES
+    ]
+    return _table(["images shown", "method", *METRICS.values()], rows) + "\n\n" + _leads(points)
+
+
+def _leads(points: Sequence[tuple[int, dict[str, Any]]]) -> str:
+    """By how much multi-starts lie above the default's estimate, over the training."""
+    said = []
+    for shown, values in points:
+        above = [
+            f"{name} {values[name]['mse'][0] - values[DEFAULT]['mse'][0]:+.4f}"
+            for name in MULTI_STARTS
+            if name in values
+        ]
+        said.append(f"{shown:,}: {', '.join(above)}")
+    return f"MSE above the default's, by images shown: {'; '.join(said)}."
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines_of_cells = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines_of_cells)
+
+
+def _cells(line: Line) -> list[str]:
+    return [
+        line.method,
+        line.taken,
+        f"{line.cost:,.0f}",
+        "" if line.residual is None else f"{line.residual[0]:.3f}",
+        *(_shown(line.values[name]) for name in _METRICS),
+        "" if (line.method, line.taken) == ESTIMATE else _shown(line.above),
+        _share(line.acceptance),
+        _share(line.stuck),
+        f"{line.seconds:.0f}",
+    ]
+
+
+def _share(value: float | None) -> str:
+    """Nothing where nothing was accepted or rejected."""
+    return "" if value is None or value != value else f"{value:.2f}"
+
+
+def _shown(pair: Pair) -> str:
+    mean, error = pair
+    return f"{mean:.4f}" + ("" if error != error else f" ({error:.4f})")
+
+
+def _full(results: Sequence[Found]) -> str:
+    """Every evaluation's own table."""
+    return "\n\n".join(f"{r.part.name}: {KINDS[r.kind]}\n{r.table.text()}" for r in results)
+
+
+def _write_csv(path: Path, results: Sequence[Found]) -> None:
+    """A line for each evaluation, method, what is taken and metric, with every digit."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*_PLACE, "method", "taken", "cost", "seconds", "acceptance", *_VALUE])
+        for result in results:
+            part = result.part
+            for row in result.table.rows:
+                where = [part.kind, part.task, part.snapshot.name, row.images]
+                run = [row.method, row.taken, row.cost, row.seconds, row.acceptance]
+                for metric, pair in row.values.items():
+                    writer.writerow([*where, *run, metric, *pair])

@@ -1,0 +1,278 @@
+"""The paper's 2-D study on one generator: every method, and what the figures need of them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cogen_fast.experiments.synthetic.five_gaussians import (
+    KNOWN,
+    LEARNING_RATES,
+    LIMITS,
+    MASK,
+    MULTI_STARTS,
+    Line,
+    anneal,
+    annealed_line,
+    baseline_line,
+    descend,
+    line,
+    squared_error,
+    tuned_rate,
+)
+from cogen_fast.experiments.synthetic.rivals import (
+    EndPoints,
+    importance_resampling,
+    try_learning_rates,
+)
+from cogen_fast.methods.presets import PRESETS
+from cogen_fast.results.result import Result
+from cogen_fast.sampler.schedule import Sigmoid
+from cogen_fast.support.arguments import check_count
+from cogen_fast.tasks import cogenerate
+
+LOOPS = (100, 2_000, 3_000, 4_000, 6_000)
+"""AIS loops after which the paper's figure 3 shows the chains."""
+EXACT = "exact posterior"
+SMALL_RATE = 0.03
+"""Of gradient descent that follows the slope, for figure 1."""
+PROGRAM, TEXT = "five-gaussians", "five-gaussians-paper"
+_WEIGHT = PRESETS[PROGRAM].weight
+_FADING = Sigmoid(-10.0, 2.0)  # the program's range, normalised: ends at 1, where the prior is gone
+_HALF_WIDTH = 5.0  # of the grid for quadrature; 1e-6 of the prior lies outside
+_COLUMNS = 100  # of that grid in one call
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is run for each generator; by default the published numbers.
+
+    ``chains`` of a run, ``repeats`` of every kind of published AIS-HMC, ``populations`` of the
+    adaptive method. AIS loops of the program's run and of the text's, and those of the latter that
+    are drawn, ``loops``. Steps of gradient descent and of the choice of its rate; starts of
+    multi-start descent, which are SIR's draws as well. Points per side of the quadrature's
+    ``grid``. ValueError where one is no whole number of at least 1, or a loop is later than the
+    last.
+    """
+
+    chains: int = 100
+    repeats: int = 3
+    populations: int = 100
+    program_steps: int = PRESETS[PROGRAM].ais_steps
+    text_steps: int = PRESETS[TEXT].ais_steps
+    loops: tuple[int, ...] = LOOPS
+    descent_steps: int = 5_000
+    tuning_steps: int = 1_000
+    starts: int = MULTI_STARTS
+    grid: int = 2_001
+
+    def __post_init__(self) -> None:
+        for name in (f.name for f in fields(self) if f.name != "loops"):
+            check_count(name, getattr(self, name))
+        for loop in self.loops:
+            if check_count("loops", loop) > self.text_steps:
+                raise ValueError(f"loops: expected at most {self.text_steps}, got {loop}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One generator: the table's lines, and the runs that the figures show.
+
+    ``descent`` is gradient descent from single starts at `SMALL_RATE`, with its trace, ``favoured``
+    at the rate that serves it best; ``annealed`` is the program's first run, ``looped`` the text's,
+    with its trace. Of the runs in the paper form, ``warning`` is
+    what the library says of them, and ``farthest`` the largest norm of a latent.
+    """
+
+    name: str
+    title: str
+    generator: nn.Module
+    lines: tuple[Line, ...]
+    descent: EndPoints
+    favoured: EndPoints
+    annealed: Result
+    looped: Result
+    warning: str
+    farthest: float
+
+
+def study(name: str, title: str, generator: nn.Module, seed: int, effort: Effort) -> Study:
+    """All methods on one generator; runs of 100 chains have seeds ``seed``, ``seed + 1``, ..."""
+    descent, favoured, single_lines = _single(generator, seed, effort)
+    program = _runs(generator, seed, effort, preset=PROGRAM, ais_steps=effort.program_steps)
+    text = _runs(generator, seed, effort, preset=TEXT, ais_steps=effort.text_steps, keep_trace=True)
+    faded_lines, warning, farthest = _faded(generator, seed, effort)
+    lines = (
+        _exact(generator, effort.grid),
+        *single_lines,
+        _multi(generator, seed, effort),
+        _resampled(generator, seed, effort),
+        annealed_line("AIS-HMC, program", program),
+        annealed_line("AIS-HMC, paper's text", text),
+        _adaptive(generator, seed, effort),
+        *faded_lines,
+    )
+    return Study(
+        name, title, generator, lines, descent, favoured, program[0], text[0], warning, farthest
+    )
+
+
+def _runs(generator: nn.Module, seed: int, effort: Effort, **options: Any) -> list[Result]:
+    return [
+        anneal(generator, seed + i, chains=effort.chains, progress=False, **options)
+        for i in range(effort.repeats)
+    ]
+
+
+def _single(
+    generator: nn.Module, seed: int, effort: Effort
+) -> tuple[EndPoints, EndPoints, list[Line]]:
+    """Gradient descent from single starts: at `SMALL_RATE` and at the best rate, and the lines.
+
+    All rates run, so the one that was chosen on another observation is among them.
+    """
+    found = try_learning_rates(
+        generator,
+        KNOWN,
+        MASK,
+        weight=1.0,
+        learning_rates=LEARNING_RATES,
+        steps=effort.descent_steps,
+        runs=effort.chains,
+        seed=seed,
+        keep_trace=True,
+    )
+    shares = [float((squared_error(ends.images) < LIMITS[0]).double().mean()) for ends in found]
+    by_share = ", ".join(f"{r:g}: {s:.3g}" for r, s in zip(LEARNING_RATES, shares, strict=True))
+    rate, by_loss = tuned_rate(generator, 1, effort.tuning_steps)
+    tuned, small, best = (
+        LEARNING_RATES.index(rate),
+        LEARNING_RATES.index(SMALL_RATE),
+        shares.index(max(shares)),
+    )
+    lines = [
+        baseline_line(method, [found[i]], f"learning rate {LEARNING_RATES[i]:g} of {grid}")
+        for method, i, grid in (
+            ("GD, one start", tuned, by_loss),
+            (f"GD, rate {SMALL_RATE:g}", small, by_share),
+            ("GD, best rate", best, by_share),
+        )
+    ]
+    path = found[small].trace
+    assert path is not None
+    # Copied, as what is cut out of the trace of all rates would keep all of it in memory.
+    return replace(found[small], trace=path.clone()), replace(found[best], trace=None), lines
+
+
+def _multi(generator: nn.Module, seed: int, effort: Effort) -> Line:
+    """Gradient descent from the best of many starts, its rate chosen on another observation."""
+    rate, by_loss = tuned_rate(generator, effort.starts, effort.tuning_steps)
+    ends = descend(
+        generator, rate, effort.starts, seed, runs=effort.chains, steps=effort.descent_steps
+    )
+    method = f"GD, best of {effort.starts:,}"
+    return baseline_line(method, [ends], f"learning rate {rate:g} of {by_loss}")
+
+
+def _resampled(generator: nn.Module, seed: int, effort: Effort) -> Line:
+    ends = importance_resampling(
+        generator,
+        KNOWN,
+        MASK,
+        weight=_WEIGHT,
+        draws=effort.starts,
+        runs=effort.chains,
+        seed=seed,
+    )
+    return baseline_line(
+        f"SIR, one of {effort.starts:,}", [ends], f"w {_WEIGHT:g}, {effort.starts} draws a chain"
+    )
+
+
+def _adaptive(generator: nn.Module, seed: int, effort: Effort) -> Line:
+    """Populations that know nothing of one another: the observations of one call."""
+    copies = np.repeat(KNOWN[None], effort.populations, axis=0)
+    result = cogenerate(
+        generator,
+        copies,
+        MASK,
+        weight=_WEIGHT,
+        chains=effort.chains,
+        seed=seed,
+        progress=False,
+    )
+    return line(
+        "adaptive (the default)",
+        squared_error(result.images).flatten(),
+        result.cost // effort.chains,
+        f"w {_WEIGHT:g}, {effort.populations} populations of {effort.chains} particles",
+        _shares_by_evidence(result),
+    )
+
+
+def _shares_by_evidence(result: Result) -> list[float]:
+    """Shares of all populations, each counted by its evidence.
+
+    One population's share has a bias of order 1 / N. Counted so, the share of more and more
+    populations is right for any N, but for what little tuning on the way to beta = 1 does.
+    """
+    assert result.log_normaliser is not None  # the form is the posterior
+    weights = torch.softmax(result.log_normaliser, 0)
+    errors = squared_error(result.images)
+    return [float(weights @ (errors < limit).double().mean(1)) for limit in LIMITS]
+
+
+def _faded(generator: nn.Module, seed: int, effort: Effort) -> tuple[list[Line], str, float]:
+    """The paper form, with the study's weight and with the image experiments'.
+
+    Lines, the warning, and the largest norm of a latent.
+    """
+    lines, largest = [], []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        for weight in (_WEIGHT, 1.0):
+            runs = _runs(
+                generator,
+                seed,
+                effort,
+                preset=TEXT,
+                ais_steps=effort.text_steps,
+                form="paper",
+                schedule=_FADING,
+                weight=weight,
+            )
+            largest.append(max(float(run.latents.norm(dim=-1).max()) for run in runs))
+            found = annealed_line(f"paper form, w = {weight:,g}", runs)
+            settings = f"{found.settings}, largest |z| {largest[-1]:.3g}"
+            lines.append(replace(found, settings=settings))
+    warning = "; ".join(dict.fromkeys(str(each.message) for each in caught))
+    return lines, warning, max(largest)
+
+
+def exact_shares(generator: nn.Module, points: int) -> list[float]:
+    """Shares of the posterior within `LIMITS` of the answer, on a grid of ``points`` squared."""
+    side = torch.linspace(-_HALF_WIDTH, _HALF_WIDTH, points)
+    total, near = 0.0, [0.0] * len(LIMITS)
+    for columns in torch.split(side, _COLUMNS):
+        z = torch.cartesian_prod(columns, side)
+        with torch.no_grad():
+            x = generator(z)
+        energy = _WEIGHT * (x[:, 1].double() - float(KNOWN[1])) ** 2
+        mass = torch.exp(-energy - 0.5 * z.double().square().sum(-1))
+        errors = squared_error(x)
+        total += float(mass.sum())
+        near = [
+            n + float(mass[errors < limit].sum()) for n, limit in zip(near, LIMITS, strict=True)
+        ]
+    return [n / total for n in near]
+
+
+def _exact(generator: nn.Module, points: int) -> Line:
+    settings = f"w {_WEIGHT:g}, {points} x {points} latents within {_HALF_WIDTH:g}"
+    first, second = exact_shares(generator, points)
+    return Line(EXACT, 0, first, second, None, 0, settings)

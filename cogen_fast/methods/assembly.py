@@ -1,0 +1,90 @@
+"""From what a method gives to the `Result`: outputs, evidence, and what is None with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogen_fast.methods.loop import INTERRUPTED, Outcome
+from cogen_fast.problem.observation import Mask, Observation
+from cogen_fast.problem.problem import Problem
+from cogen_fast.results.result import NOISE_GIVEN, Result
+
+OF_SAMPLES = ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence")
+"""What only samples have: None, with a reason, where best fits are returned."""
+_OF_FITS = ("fit_images", "fit_latents", "fit_energies")
+_NO_FITS = "only where samples are polished (polish), of a run that ended, are there fits"
+
+
+def assemble(
+    settings: dict[str, Any], outcome: Outcome, complete: bool, problem: Problem
+) -> Result:
+    """The `Result` of an outcome: outputs, evidence and what is None, on the CPU."""
+    observation, potential = problem.observation, problem.potential
+    images = potential.outputs(outcome.latents).cpu()
+    values, observed = observation.measured_values.cpu(), observation.observed
+    observed = None if observed is None else observed.cpu()
+    fits = None
+    if outcome.fit_latents is not None:
+        fits = potential.outputs(outcome.fit_latents).cpu()
+    completed = None
+    if isinstance(observation.operator, Mask) and observed is not None:
+        completed = torch.where(observed[:, None], values[:, None], images)
+    evidence, reasons = _evidence(outcome, observation)
+    if completed is None:
+        reasons["completed"] = "only where a mask hides entries can observed ones be pasted back"
+    bounds = observation.noise_bounds
+    if bounds is None:
+        reasons["noise_bounds"] = NOISE_GIVEN
+    if outcome.noise_std is None:
+        reasons["noise_std"] = NOISE_GIVEN if bounds is None else INTERRUPTED
+    if fits is None:
+        reasons |= dict.fromkeys(_OF_FITS, _NO_FITS)
+    notes = [observation.noise, f"backend {problem.backend}", *problem.notes, *outcome.notes]
+    halvings, most = problem.halvings
+    if halvings:
+        notes.append(f"out of memory: max_batch was lowered to {most}")
+    if problem.graphs is not None:
+        notes.append(problem.graphs.note)
+    used = ("reasons", "notes", "energy_unit", "best_draws", "best_energies")
+    found: dict[str, Any] = {
+        f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in used
+    }
+    found = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in found.items()}
+    return Result(
+        images=images,
+        completed=completed,
+        fit_images=fits,
+        noise_bounds=None if bounds is None else torch.stack(bounds, -1).cpu(),
+        log_evidence=evidence,
+        x_obs=values,
+        observed=observed,
+        complete=complete,
+        reasons=reasons,
+        settings=settings
+        | {
+            "noise": observation.noise,
+            "backend": problem.backend,
+            "threads": torch.get_num_threads(),
+        },
+        notes=notes,
+        **found,
+    )
+
+
+def _evidence(outcome: Outcome, observation: Observation) -> tuple[Tensor | None, dict[str, str]]:
+    """Log evidence ``(B,)``, and the reasons for all that is None."""
+    reasons = dict(outcome.reasons)
+    if outcome.log_normaliser is None or "log_evidence" in reasons:
+        return None, reasons
+    if observation.log_noise_constant is None:
+        reasons["log_evidence"] = (
+            "needs Gaussian noise (noise_std) and the squared error; see log_normaliser"
+        )
+        return None, reasons
+    if "log_normaliser" in reasons:  # NaN for some observations
+        reasons["log_evidence"] = reasons["log_normaliser"]
+    return (outcome.log_normaliser + observation.log_noise_constant).cpu(), reasons

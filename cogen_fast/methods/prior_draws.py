@@ -1,0 +1,77 @@
+"""Prior draws of a problem: scored by their energy, the best picked, or one drawn by weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cogen_fast.ops import dispatch
+from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
+from cogen_fast.problem.problem import Problem
+from cogen_fast.sampler import hmc, pool
+
+
+def noise(problem: Problem, seed: int, observation_ids: Sequence[int] | None) -> NoiseStream:
+    """The noise of the problem's observations."""
+    count, device = problem.observation.count, problem.adapter.device
+    return hmc.noise_stream(seed, count, device, observation_ids)
+
+
+def drawn(problem: Problem, stream: NoiseStream, count: int) -> Tensor:
+    """Prior draws ``(B, count, d)``: those of `cogenerate` with as many chains."""
+    adapter = problem.adapter
+    ops = dispatch.resolve(problem.backend, adapter.device)
+    return ops.initial_latents(stream, count, adapter.latent_size, adapter.dtype)
+
+
+def scored(
+    problem: Problem, stream: NoiseStream, draws: int, runs: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Prior draws ``(B, runs, draws, d)``, and their energies, huge where they are not finite.
+
+    One forward each.
+    """
+    latents = drawn(problem, stream, runs * draws)
+    energy = pool.scores(problem.potential, latents)
+    energy = torch.where(energy.isfinite(), energy, torch.finfo(energy.dtype).max)
+    shape = (problem.observation.count, runs, draws)
+    return latents.reshape(*shape, -1), energy.reshape(shape)
+
+
+def forwards(draws: int) -> int:
+    """What it takes to find the `best` of so many draws."""
+    return draws if draws > 1 else 0
+
+
+def best(problem: Problem, stream: NoiseStream, draws: int, runs: int) -> tuple[Tensor, Tensor]:
+    """The best of ``draws`` prior draws for each run, ``(B, runs, d)``, and its number.
+
+    Numbers ``(B, runs)`` count the draws of all runs of an observation. A single draw is not
+    scored.
+    """
+    if draws == 1:
+        latents = drawn(problem, stream, runs)
+        return latents, torch.arange(runs, device=latents.device).repeat(len(latents), 1)
+    pools, energy = scored(problem, stream, draws, runs)
+    chosen = energy.argmin(-1)
+    first = draws * torch.arange(runs, device=chosen.device)
+    return picked(pools, chosen[..., None]).squeeze(2), chosen + first
+
+
+def by_weight(energy: Tensor, stream: NoiseStream, count: int) -> Tensor:
+    """Of each pool ``count`` numbers, independent and with probabilities as ``exp(-energy)``.
+
+    ``energy`` ``(B, R, K)``; returns ``(B, R, count)`` int64.
+    """
+    batch, pools, _ = energy.shape
+    uniform = uniforms(stream, Purpose.RESAMPLE, pools * count, torch.float64)
+    below = torch.softmax(-energy, -1).cumsum(-1)
+    place = uniform.reshape(batch, pools, count) * below[..., -1:]
+    return torch.searchsorted(below, place).clamp(max=energy.shape[-1] - 1)
+
+
+def picked(pools: Tensor, chosen: Tensor) -> Tensor:
+    """Of pools ``(B, R, K, d)`` the draws numbered ``(B, R, n)``: ``(B, R, n, d)``."""
+    return pools.gather(2, chosen[..., None].expand(-1, -1, -1, pools.shape[-1]))

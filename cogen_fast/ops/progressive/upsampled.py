@@ -1,0 +1,67 @@
+"""Nearest upsampling by 2 and a 3x3 convolution as one, with 9 products in place of 36 per pixel.
+
+Along a line with weights k0 k1 k2, ``s = k0 + k1 + k2`` and differences ``D[i] = x[i-1] - x[i]``,
+the upsampled line's convolution is ``out[2 i] = s x[i] + k0 D[i]`` and
+``out[2 i + 1] = s x[i] - k2 D[i+1]``: three products for two outputs, in the plane nine for four.
+(As a transposed convolution with a 4x4 kernel it is sixteen.) See ``csrc/progressive/upsampled.h``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cogen_fast.ops.progressive.normed import Normed
+from cogen_fast.ops.progressive.packed import PackedKernel, Workspace, pack
+from cogen_fast.ops.progressive.packed_layer import PackedLayer
+
+# What x, and D at the upper and the lower side, are multiplied by.
+_FACTORS = ((1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0))
+# The products of the image, of its differences along lines, across lines, and of both.
+_PARTS = (
+    ((0, 0),),
+    ((0, 1), (0, 2)),
+    ((1, 0), (2, 0)),
+    ((1, 1), (1, 2), (2, 1), (2, 2)),
+)
+
+
+class UpsampledConvolution(PackedLayer):
+    """Upsampling by 2, a 3x3 convolution, then bias, leaky ReLU and pixel norm.
+
+    ``kernel`` is ``(out, in, 3, 3)`` and ``bias`` ``(out,)``, float32 or float64; images are
+    ``(n, S, S, in)`` and ``(n, 2 S, 2 S, out)`` of the same type. ``work`` may be shared with other
+    layers.
+    """
+
+    def __init__(self, kernel: Tensor, bias: Tensor, slope: float, work: Workspace) -> None:
+        outputs, inputs = kernel.shape[:2]
+        t = torch.tensor(_FACTORS, dtype=torch.float64, device="cpu")
+        w = torch.einsum("ui,ocij,vj->uvco", t, kernel.double(), t).to(kernel.dtype)
+        there = [pack(torch.stack([w[at] for at in part])) for part in _PARTS]
+        # All parts of an image are added up on the way back.
+        back = [pack(torch.cat([w[at].T for at in part])[None]) for part in _PARTS]
+        kernels = (
+            PackedKernel(torch.cat([p.flatten() for p in there]), inputs, outputs),
+            PackedKernel(torch.cat([p.flatten() for p in back]), outputs, inputs),
+        )
+        super().__init__("upsample", kernels, bias, slope, work)
+
+    def forward(self, x: Tensor) -> Normed:
+        """The activation ``(n, 2 S, 2 S, out)`` of images ``(n, S, S, in)``."""
+        n, height, width, _ = x.shape
+        return self._forward(x, (n, height, width), (2 * height, 2 * width))
+
+    def backward(
+        self, grad: Tensor, before: Normed, spent: bool, extra: Tensor | None = None
+    ) -> Tensor:
+        """The gradient by what the activation ``before`` was made of, ``(n, S, S, in)``.
+
+        ``grad`` ``(n, 2 S, 2 S, out)`` is that by the convolution's output; ``extra``
+        ``(n, S, S, in)`` is added to the gradient by ``before.out``. With ``spent`` the result
+        takes the memory of ``before.out``.
+        """
+        n, height, width, _ = before.out.shape
+        # Scratch memory is counted by the way there.
+        arena = self._arena((n, height, width), self._there)
+        return self._backward(grad, before, spent, arena, extra=extra)

@@ -1,0 +1,330 @@
+"""A user's generator as a checked function on rows of latents.
+
+``G`` may be any callable or ``nn.Module`` from ``(n, d)`` or ``(n, d, 1, 1)`` to outputs of any
+shape. While it is in use its modules run in eval mode and its weights require no gradient; both are
+put back afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cogen_fast.ops import reference
+from cogen_fast.ops.dispatch import DEVICES
+from cogen_fast.ops.philox import NoiseStream
+from cogen_fast.support.arguments import check_count, shown
+from cogen_fast.support.digests import tensor_bytes
+from cogen_fast.support.memory import is_out_of_memory
+
+_SIZE_ATTRIBUTES = ("latent_shape", "latent_size", "latent_dim", "z_dim", "dim_z", "nz")
+_PROBE_ROWS = 4
+_PROBE_SEED = 0x5EED
+_MOST_CANDIDATES = 12
+_LARGEST_LATENT = 2**26  # what a block number of the noise can hold
+# Relative to the largest output: for the same call again, and for another batch size, where other
+# kernels (TF32 among them) round differently.
+_TOLERANCES = {
+    torch.float64: (1e-13, 1e-9),
+    torch.float32: (1e-5, 1e-3),
+    torch.float16: (1e-2, 5e-2),
+}
+
+
+class _Switched:
+    """One flag of objects, off while anyone uses them: threads may share a generator."""
+
+    def __init__(self, flag: str) -> None:
+        self._flag, self._lock = flag, Lock()
+        self._before: dict[int, tuple[bool, int]] = {}  # by object: its flag, and how many use it
+
+    @contextmanager
+    def off(self, objects: Sequence[Any]) -> Iterator[None]:
+        """Off inside; with the last one who leaves, as it was before the first one came."""
+        with self._lock:
+            for each in objects:
+                before, users = self._before.get(id(each), (getattr(each, self._flag), 0))
+                self._before[id(each)] = before, users + 1
+                setattr(each, self._flag, False)
+        try:
+            yield
+        finally:
+            with self._lock:
+                for each in objects:
+                    self._leave(each)
+
+    def _leave(self, each: Any) -> None:
+        before, users = self._before.pop(id(each))
+        if users > 1:
+            self._before[id(each)] = before, users - 1
+        else:
+            setattr(each, self._flag, before)
+
+
+_TRAINING, _GRADIENTS = _Switched("training"), _Switched("requires_grad")
+
+
+@contextmanager
+def frozen(generator: Any) -> Iterator[None]:
+    """Eval mode and no weight gradients inside; every module's own mode and flags afterwards."""
+    if not isinstance(generator, nn.Module):
+        yield
+        return
+    if any(t.is_inference() for t in _tensors(generator)):
+        raise ValueError("G: its weights were made in torch.inference_mode(); make them outside")
+    modules, weights = list(generator.modules()), list(generator.parameters())
+    with _TRAINING.off(modules), _GRADIENTS.off(weights):
+        yield
+
+
+class GeneratorAdapter:
+    """``G`` on rows: ``(n, latent_size)`` to ``(n, *output_shape)``, checked once at the start.
+
+    ``latent_shape`` (a number or a tuple) is found out where it is not given; the checks call ``G``
+    with at most ``max_batch`` latents. Latents are float64 for a float64 generator and float32
+    otherwise; outputs of half-precision generators become float32. Use it inside `frozen`. Raises
+    TypeError or ValueError naming ``G``, ``latent_shape``, ``device`` or ``max_batch``.
+    """
+
+    def __init__(
+        self,
+        generator: Callable[[Tensor], Tensor],
+        latent_shape: Any = None,
+        device: torch.device | str | None = None,
+        max_batch: int | None = None,
+    ) -> None:
+        if max_batch is not None:
+            check_count("max_batch", max_batch)
+        if not callable(generator):
+            raise TypeError(f"G: expected a callable or module, got {type(generator).__name__}")
+        self.generator = generator
+        self._rows = _PROBE_ROWS if max_batch is None else min(_PROBE_ROWS, max_batch)
+        self.device = _find_device(generator, device)
+        self.input_dtype = _parameter_dtype(generator)
+        double = self.input_dtype == torch.float64
+        self.dtype = torch.float64 if double else torch.float32
+        self.latent_shape = (
+            self._find_latent_shape() if latent_shape is None else as_shape(latent_shape)
+        )
+        self.latent_size = math.prod(self.latent_shape)
+        self.probe_latents = self._draw(self.latent_size)
+        self.probe_output = self._check()
+        self.output_shape = tuple(self.probe_output.shape[1:])
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Outputs ``(n, *output_shape)`` of latents ``(n, latent_size)``."""
+        return self._call(latents, self.latent_shape)
+
+    def _call(self, latents: Tensor, shape: tuple[int, ...]) -> Tensor:
+        rows = latents.to(self.input_dtype).reshape(-1, *shape)
+        x = self.generator(rows)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(
+                f"G: must return one float tensor, got {_kind(x)}; wrap it, for instance as "
+                "lambda z: G(z)[0]"
+            )
+        return x.to(self.dtype)
+
+    def _draw(self, size: int) -> Tensor:
+        zero = torch.zeros(1, dtype=torch.int64, device=self.device)
+        stream = NoiseStream(_PROBE_SEED, zero, zero)
+        return reference.initial_latents(stream, self._rows, size, self.dtype)[0]
+
+    def _find_latent_shape(self) -> tuple[int, ...]:
+        found = dict.fromkeys(_latent_shape_candidates(self.generator))
+        candidates = list(found)[:_MOST_CANDIDATES]
+        causes: list[str] = []
+        for shape in candidates:
+            try:
+                with torch.no_grad():
+                    x = self._call(self._draw(math.prod(shape)), shape)
+            except Exception as error:  # a wrong guess may fail in any way inside user code
+                if is_out_of_memory(error):
+                    raise
+                causes.append(f"{shape}: {error}")
+                continue
+            if x.ndim >= 1 and x.shape[0] == self._rows:
+                return shape
+            causes.append(
+                f"{shape}: expected outputs of shape ({self._rows}, ...) for {self._rows} latents, "
+                f"got {tuple(x.shape)}"
+            )
+        tried = f"; tried {'; '.join(causes)}" if causes else ""
+        raise ValueError(
+            f"latent_shape: could not be found out from G ({_name(self.generator)}){tried}; give "
+            "it, for instance latent_shape=100 or latent_shape=(100, 1, 1)"
+        )
+
+    def _check(self) -> Tensor:
+        """Probe the generator: batch kept, finite, differentiable, and a function (else raise)."""
+        latents = self.probe_latents
+        try:
+            with torch.enable_grad():
+                z = latents.clone().requires_grad_()
+                x = self(z)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"latent_shape: G ({_name(self.generator)}) does not take latents of shape "
+                f"{(self._rows, *self.latent_shape)}: {error}"
+            ) from error
+        if x.ndim < 2 or x.shape[0] != self._rows or x.numel() == 0:
+            raise ValueError(
+                f"G: expected outputs of shape ({self._rows}, ...) for {self._rows} latents, "
+                f"got {tuple(x.shape)}"
+            )
+        if not x.requires_grad or not _depends(x, z):
+            raise ValueError("G: its output does not depend on the latent by differentiable torch")
+        x = x.detach()
+        bad = ~x.flatten(1).isfinite().all(1)
+        if bad.any():
+            raise ValueError(f"G: gave non-finite values for latent {int(bad.nonzero()[0])}")
+        self._check_function(latents, x)
+        return x
+
+    def _check_function(self, latents: Tensor, x: Tensor) -> None:
+        with torch.no_grad():
+            again, part = self(latents), self(latents[:1])
+        exact, mates = _TOLERANCES.get(self.input_dtype, _TOLERANCES[torch.float16])
+        if not _close(again, x, exact):
+            raise ValueError(
+                "G: gives different outputs for the same latents (dropout, or noise injected in "
+                f"the forward pass?){_suspects(self.generator)}; the sampler needs a function"
+            )
+        if not _close(part, x[:1], mates):
+            raise ValueError(
+                "G: gives another output for a latent when its batch-mates change (batch "
+                f"statistics?){_suspects(self.generator)}; the sampler needs a function"
+            )
+
+    def agrees(self, outputs: Tensor) -> bool:
+        """Whether outputs of `probe_latents` are the generator's, but for rounding."""
+        return _close(outputs, self.probe_output, _TOLERANCES[self.input_dtype][1])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the generator's kind and weights, hexadecimal."""
+        digest = hashlib.sha256(f"{_name(self.generator)} {self.latent_shape}".encode())
+        if isinstance(self.generator, nn.Module):
+            for name, value in sorted(self.generator.state_dict().items()):
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(tensor_bytes(value))
+        return digest.hexdigest()
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _depends(x: Tensor, z: Tensor) -> bool:
+    (grad,) = torch.autograd.grad(x, z, torch.zeros_like(x), allow_unused=True)
+    return grad is not None
+
+
+def _close(a: Tensor, b: Tensor, relative: float) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= relative * float(b.abs().max()))
+
+
+def _name(generator: Any) -> str:
+    return getattr(generator, "__qualname__", type(generator).__qualname__)
+
+
+def _suspects(generator: Any) -> str:
+    """Names of modules that commonly make a generator no function."""
+    if not isinstance(generator, nn.Module):
+        return ""
+    found = [
+        name
+        for name, module in generator.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is None
+    ]
+    return f"; look at {', '.join(found[:3])}" if found else ""
+
+
+def _tensors(generator: Any) -> list[Tensor]:
+    if not isinstance(generator, nn.Module):
+        return []
+    return [*generator.parameters(), *generator.buffers()]
+
+
+def checked_device(device: torch.device | str) -> torch.device:
+    """A device of a kind that is served and here; ValueError for any other."""
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        raise ValueError(f"device: expected cpu or cuda, got {shown(device)}") from None
+    if wanted.type not in DEVICES:
+        raise ValueError(f"device: expected cpu or cuda, got {wanted}")
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: expected one that is here, got {device}; torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices"
+        )
+    return wanted
+
+
+def _find_device(generator: Any, device: torch.device | str | None) -> torch.device:
+    wanted = None if device is None else checked_device(device)
+    homes = {t.device for t in _tensors(generator)}
+    if len(homes) > 1:
+        raise ValueError(f"G: expected weights on one device, got {sorted(map(str, homes))}")
+    home = next(iter(homes), None)
+    if wanted is None:
+        return home or torch.device("cpu")
+    if home is not None and home.type != wanted.type:
+        raise ValueError(
+            f"device: expected G's weights on {wanted}, got them on {home}; move it by "
+            f"G.to('{wanted}')"
+        )
+    return home or wanted
+
+
+def _parameter_dtype(generator: Any) -> torch.dtype:
+    floats = [t.dtype for t in _tensors(generator) if t.is_floating_point()]
+    return floats[0] if floats else torch.float32
+
+
+def as_shape(value: Any) -> tuple[int, ...]:
+    """The shape of one latent, from a number or a tuple; ValueError for any other value."""
+    shape = _shape_or_none(value)
+    if shape is None:
+        raise ValueError(
+            "latent_shape: expected a positive number or a tuple, at most 2^26 numbers in all, got "
+            f"{shown(value)}"
+        )
+    return shape
+
+
+def _shape_or_none(value: Any) -> tuple[int, ...] | None:
+    sizes = tuple(value) if isinstance(value, tuple | list) else (value,)
+    whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in sizes)
+    if not sizes or not whole:
+        return None
+    numbers = tuple(int(n) for n in sizes)
+    sound = min(numbers) > 0 and math.prod(numbers) <= _LARGEST_LATENT
+    return numbers if sound else None
+
+
+def _latent_shape_candidates(generator: Any) -> Iterator[tuple[int, ...]]:
+    """Shapes to try: what the generator says of itself, then what its first layers take."""
+    for attribute in _SIZE_ATTRIBUTES:
+        shape = _shape_or_none(getattr(generator, attribute, None))
+        if shape is not None:
+            yield shape
+            if len(shape) == 1:
+                yield (*shape, 1, 1)
+    if not isinstance(generator, nn.Module):
+        return
+    for module in generator.modules():
+        if isinstance(module, nn.Linear):
+            yield (module.in_features,)
+        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            yield (module.in_channels, 1, 1)

@@ -1,0 +1,492 @@
+"""What is observed of an output: measurement operators, and their binding to data and noise.
+
+An operator says *what* is read of ``G(z)``; `observe` binds it to the measured values and the noise
+and checks everything, naming the argument at fault. Energies are
+``E(z) = sum_m weight_m (operator(G(z)) - x_obs)_m^2`` with ``weight = 1 / (2 sigma^2)``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from cogen_fast.ops.spec import MisfitKind, MisfitSpec
+from cogen_fast.support.arguments import check_count, check_number, shown
+from cogen_fast.support.warnings import warn_user
+
+DEFAULT_IMAGE_NOISE = 0.1
+UserMisfit = Callable[[Tensor, Tensor], Tensor]
+AUTO = "auto"
+_LEAST_SHARE = 0.01  # of the data's own deviation, down to which unknown noise is looked for
+
+
+@dataclass(frozen=True)
+class UnknownNoise:
+    """Gaussian noise whose standard deviation is inferred with the latents, between two bounds.
+
+    ``low`` and ``high`` in units of ``x_obs``, between which the prior is uniform in the logarithm;
+    None: for each observation the standard deviation of its own observed values, and a hundredth
+    of it. TypeError or ValueError where a bound is no finite number above 0, or ``low`` not below
+    ``high``.
+    """
+
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_number(name, value, above=0.0))
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low: expected less than high={self.high}, got {self.low}")
+
+    def bounds(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Of B observations ``values`` ``(B, M)``, ``(B,)`` float64 each.
+
+        ValueError where a bound is left to values that are all alike.
+        """
+        x, seen = values.double(), observed.double()
+        count = seen.sum(-1).clamp(min=1.0)
+        mean = (x * seen).sum(-1) / count
+        spread = (((x - mean[:, None]) ** 2 * seen).sum(-1) / count).sqrt()
+        high = spread if self.high is None else torch.full_like(spread, self.high)
+        low = _LEAST_SHARE * high if self.low is None else torch.full_like(spread, self.low)
+        sound = low < high
+        if self.high is None:
+            rounding = 8.0 * torch.finfo(values.dtype).eps * (x * seen).abs().amax(-1)
+            sound = sound & (spread > rounding)
+        if not bool(sound.all()):
+            first = int((~sound).nonzero()[0])
+            raise ValueError(
+                "noise_std: expected observed values that differ by more than the least noise, got "
+                f"a deviation of {spread[first].item():.3g} of observation {first}; give "
+                "UnknownNoise(low, high)"
+            )
+        return low, high
+
+
+class MeasurementOperator(ABC):
+    """What is read of an output; the base class of `Mask`, `AveragePool`, `Stride`, `Operator`."""
+
+    kind: MisfitKind = "mask"
+    factor: int = 1
+
+    @abstractmethod
+    def measured_shape(self, output: Tensor) -> tuple[int, ...]:
+        """Shape of one measurement, given a batch of outputs ``(n, ...)``."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The measurement of outputs ``(n, ...)`` as a differentiable torch expression."""
+        return x
+
+    def measure(self, x: Tensor) -> Tensor:
+        """The measurement of outputs ``(n, ...)``, ``(n, *measured_shape)``."""
+        return self.apply(x)
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether the misfit op reads the output itself, without `apply`."""
+        return True
+
+
+class Mask(MeasurementOperator):
+    """Entries of the output, 1 = observed, 0 = hidden.
+
+    ``mask`` is an array or tensor of 0 and 1 (or bool) that broadcasts to the output's shape, or to
+    a batch of observations ``(B, ...)``.
+    """
+
+    def __init__(self, mask: Any) -> None:
+        self.mask = _as_mask(mask)
+
+    def measured_shape(self, output: Tensor) -> tuple[int, ...]:
+        """The output's own shape."""
+        return tuple(output.shape[1:])
+
+    def __repr__(self) -> str:
+        return f"Mask(shape={tuple(self.mask.shape)})"
+
+
+class _ImageOperator(MeasurementOperator):
+    """Shared checks of the operators that read images ``(C, H, W)`` by a whole factor."""
+
+    def __init__(self, factor: int) -> None:
+        self.factor = check_count("factor", factor)
+
+    def _image_shape(self, output: Tensor) -> tuple[int, int, int]:
+        if output.ndim != 4:
+            raise ValueError(
+                f"mask: {self!r} reads images (C, H, W), got a generator output of shape "
+                f"{tuple(output.shape[1:])}"
+            )
+        c, h, w = output.shape[1:]
+        return c, h, w
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.factor})"
+
+
+class AveragePool(_ImageOperator):
+    """Means of ``factor`` x ``factor`` blocks of an image: super-resolution (paper, section 4)."""
+
+    kind: MisfitKind = "pool"
+
+    def measured_shape(self, output: Tensor) -> tuple[int, ...]:
+        """``(C, H / factor, W / factor)``; ValueError where the factor does not divide H and W."""
+        c, h, w = self._image_shape(output)
+        k = self.factor
+        if h % k or w % k:
+            raise ValueError(f"factor: expected a divisor of the image's {h} x {w}, got {k}")
+        return c, h // k, w // k
+
+    def measure(self, x: Tensor) -> Tensor:
+        """Means of blocks."""
+        return avg_pool2d(x, self.factor)
+
+
+class Stride(_ImageOperator):
+    """Every ``factor``-th pixel of an image, from the first (as the authors' program reads it)."""
+
+    kind: MisfitKind = "stride"
+
+    def measured_shape(self, output: Tensor) -> tuple[int, ...]:
+        """``(C, ceil(H / factor), ceil(W / factor))``."""
+        c, h, w = self._image_shape(output)
+        return c, -(-h // self.factor), -(-w // self.factor)
+
+    def measure(self, x: Tensor) -> Tensor:
+        """Every ``factor``-th pixel."""
+        return x[..., :: self.factor, :: self.factor]
+
+
+class Operator(MeasurementOperator):
+    """Any differentiable ``f``: a batch of outputs ``(n, ...)`` to measurements ``(n, ...)``."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
+        if not callable(f):
+            raise TypeError(f"f: expected a callable, got {type(f).__name__}")
+        self.f = f
+
+    def measured_shape(self, output: Tensor) -> tuple[int, ...]:
+        """The shape that ``f`` gives; ValueError where it drops the batch."""
+        y = self.apply(output)
+        if y.ndim < 1 or y.shape[0] != output.shape[0]:
+            raise ValueError(
+                f"mask: the operator must keep the batch dimension {output.shape[0]}, "
+                f"got shape {tuple(y.shape)}"
+            )
+        return tuple(y.shape[1:])
+
+    def apply(self, x: Tensor) -> Tensor:
+        """``f(x)``; TypeError where it is no floating-point tensor."""
+        y = self.f(x)
+        if not isinstance(y, Tensor) or not y.is_floating_point():
+            raise TypeError(f"mask: the operator must return a float tensor, got {_describe(y)}")
+        return y
+
+    @property
+    def reads_output(self) -> bool:
+        """False: ``f`` stands between the output and the misfit."""
+        return False
+
+    def __repr__(self) -> str:
+        return f"Operator({getattr(self.f, '__qualname__', type(self.f).__name__)})"
+
+
+def as_operator(mask: Any) -> MeasurementOperator:
+    """An operator from what users hand over: an operator, a 0/1 array, or a deepinv-style physics.
+
+    A physics is anything with a callable ``A(x)``. Raises TypeError for anything else.
+    """
+    if isinstance(mask, MeasurementOperator):
+        return mask
+    if callable(getattr(mask, "A", None)):
+        return Operator(mask.A)
+    if callable(mask) and not isinstance(mask, Tensor):
+        raise TypeError(
+            f"mask: expected an array of 0 and 1 or a measurement operator, got the callable "
+            f"{mask!r}; wrap it as Operator(f)"
+        )
+    return Mask(mask)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        kind = "" if value.layout == torch.strided else f", {value.layout}"
+        return f"a tensor of {value.dtype}{kind}" + (", on meta" if value.is_meta else "")
+    return f"{type(value).__name__} {value!r}"[:80]
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_meta:
+            raise TypeError(f"{name}: expected a dense tensor with values, got {_describe(value)}")
+        return value.detach().resolve_conj().resolve_neg()
+    try:
+        # A copy in native byte order: flipped, read-only and big-endian arrays are fine, and plain
+        # Python numbers stay float64.
+        array = np.array(value)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name}: expected a tensor, an array or a number, got {_describe(value)}"
+        ) from error
+
+
+def _as_mask(value: Any) -> Tensor:
+    mask = _as_tensor("mask", value)
+    if mask.dtype == torch.bool:
+        return mask
+    if mask.is_complex():
+        raise TypeError(f"mask: expected bool or real values 0 and 1, got {mask.dtype}")
+    wrong = mask[(mask != 0) & (mask != 1)]
+    if wrong.numel():
+        raise ValueError(
+            f"mask: expected only 0 (hidden) and 1 (observed), got {wrong.numel()} other values "
+            f"such as {wrong[0].item():g}"
+        )
+    return mask != 0
+
+
+def is_unknown(noise_std: Any) -> bool:
+    """Whether ``noise_std`` asks for noise to be inferred."""
+    return isinstance(noise_std, UnknownNoise) or (isinstance(noise_std, str) and noise_std == AUTO)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """B bound observations: what the density needs, and what the evidence needs.
+
+    ``spec`` is plain data for the misfit op; ``num_observed`` ``(B,)`` counts measured values;
+    ``log_noise_constant`` ``(B,)`` float64 is ``-sum log(2 pi sigma^2) / 2`` over them, None where
+    only a weight or another misfit is given; ``noise`` says in words what the noise is. Where it is
+    unknown, ``noise_bounds`` are its least and largest standard deviation, ``(B,)`` float64 each,
+    and ``spec`` and ``log_noise_constant`` are of the least.
+    """
+
+    operator: MeasurementOperator
+    spec: MisfitSpec
+    measured_shape: tuple[int, ...]
+    num_observed: Tensor
+    log_noise_constant: Tensor | None
+    user_misfit: UserMisfit | None
+    noise: str
+    noise_bounds: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def count(self) -> int:
+        """B, the number of observations."""
+        return self.spec.target.shape[0]
+
+    @property
+    def measured_values(self) -> Tensor:
+        """The measurements ``(B, *measured_shape)``, 0 where hidden."""
+        return self.spec.target.reshape(self.count, *self.measured_shape)
+
+    @property
+    def observed(self) -> Tensor | None:
+        """``(B, *measured_shape)`` bool, or None where everything is observed."""
+        if self.spec.mask is None:
+            return None
+        mask = self.spec.mask.bool().expand(self.spec.target.shape)
+        return mask.reshape(self.count, *self.measured_shape)
+
+
+def _measurements(x_obs: Any, shape: tuple[int, ...], output: Tensor) -> Tensor:
+    """``x_obs`` as floats ``(B, *shape)`` on the output's device and dtype."""
+    x = _as_tensor("x_obs", x_obs)
+    if not x.is_floating_point():
+        hint = " (images: divide by 127.5 and subtract 1)" if x.dtype == torch.uint8 else ""
+        kind = "values in [-1, 1]" if len(shape) == 3 else "values"
+        raise TypeError(f"x_obs: expected floating-point {kind}, got {x.dtype}{hint}")
+    if tuple(x.shape) == shape:
+        x = x[None]
+    if tuple(x.shape[1:]) != shape or x.ndim != len(shape) + 1 or x.shape[0] == 0:
+        expected = f"({', '.join(str(n) for n in ('B', *shape))})"
+        raise ValueError(
+            f"x_obs: expected shape {shape} or {expected} with B >= 1, got {tuple(x.shape)}"
+        )
+    return x.to(output.device, output.dtype, copy=True)
+
+
+def _broadcast(name: str, value: Tensor, batch: int, shape: tuple[int, ...]) -> Tensor:
+    """``value`` as ``(1 or B, M)``: batch-free values stay one row."""
+    rows = batch if value.ndim > len(shape) and value.shape[0] != 1 else 1
+    try:
+        full = value.broadcast_to((rows, *shape))
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: expected shape broadcastable to {shape} or {(batch, *shape)}, "
+            f"got {tuple(value.shape)}"
+        ) from None
+    return full.reshape(rows, math.prod(shape))
+
+
+def _check_finite(x: Tensor, mask: Tensor | None) -> None:
+    bad = ~x.isfinite() if mask is None else ~x.isfinite() & mask
+    if bad.any():
+        first = tuple(int(i) for i in bad.nonzero()[0])
+        raise ValueError(
+            f"x_obs: expected finite values where observed, got {int(bad.sum())} non-finite, "
+            f"the first at (observation, entry) {first}"
+        )
+
+
+def positive(
+    name: str, value: Any, batch: int, shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """A positive, finite noise level or weight as float64 ``(1 or B, 1 or M)``."""
+    tensor = _as_tensor(name, value)
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
+    tensor = tensor.to(device, torch.float64)
+    if not bool((tensor.isfinite() & (tensor > 0)).all()):
+        shown = tensor.flatten()[:3].tolist() if tensor.numel() > 1 else tensor.item()
+        raise ValueError(f"{name}: expected finite values above 0, got {shown}")
+    if tensor.ndim == 0:
+        return tensor.reshape(1, 1)
+    return _broadcast(name, tensor, batch, shape)
+
+
+def _default_noise(values: Tensor, mask: Tensor | None, shape: tuple[int, ...]) -> float:
+    """0.1 for images in [-1, 1]; for anything else the noise must be given."""
+    seen = values if mask is None else values[mask.expand(values.shape)]
+    if len(shape) == 3 and bool((seen.abs() <= 1.0 + 1e-3).all()):
+        return DEFAULT_IMAGE_NOISE
+    reason = (
+        f"values reach {seen.abs().max().item():.3g}"
+        if len(shape) == 3
+        else f"measurements of shape {shape} are no images"
+    )
+    raise ValueError(
+        "noise_std: expected a value (or weight=) for anything but images in [-1, 1], got none; "
+        + reason
+    )
+
+
+def _noise_weights(
+    noise_std: Any, weight: Any, values: Tensor, mask: Tensor | None, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor | None, str]:
+    """Squared-error weights, the noise standard deviation behind them, and both in words."""
+    batch, device = values.shape[0], values.device
+    if weight is not None:
+        if noise_std is not None:
+            raise ValueError("weight: expected either noise_std or weight, got both")
+        given = positive("weight", weight, batch, shape, device)
+        return given, None, f"weight {_summary(given)}"
+    if isinstance(noise_std, str):
+        raise TypeError(
+            f'noise_std: expected numbers, "{AUTO}" or an UnknownNoise, got {shown(noise_std)}'
+        )
+    chosen = _default_noise(values, mask, shape) if noise_std is None else noise_std
+    sigma = positive("noise_std", chosen, batch, shape, device)
+    by_default = " (default for images in [-1, 1])" if noise_std is None else ""
+    return 0.5 / sigma**2, sigma, f"noise_std {_summary(sigma)}{by_default}"
+
+
+def _summary(values: Tensor) -> str:
+    low, high = values.min().item(), values.max().item()
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def observe(
+    operator: MeasurementOperator,
+    x_obs: Any,
+    output: Tensor,
+    *,
+    noise_std: Any = None,
+    weight: Any = None,
+    misfit: UserMisfit | None = None,
+) -> Observation:
+    """Bind measurements to an operator, checking everything.
+
+    ``x_obs`` is one measurement or a batch ``(B, ...)`` of real floats; hidden entries may hold
+    anything. ``output`` is a batch of the generator's outputs, for shapes, dtype and device.
+    Give ``noise_std`` or ``weight`` (scalar or broadcastable to the measurements), or neither for
+    images in [-1, 1] (0.1); or "auto" or an `UnknownNoise` as ``noise_std``.
+    ``misfit(prediction, target) -> (n,)`` replaces the squared error; both arguments are
+    ``(n, *measured_shape)`` with hidden entries set to 0, and its value is multiplied by a scalar
+    ``weight`` (1).
+
+    Raises ValueError or TypeError naming the argument; warns where nothing is observed.
+    """
+    shape = operator.measured_shape(output)
+    values = _measurements(x_obs, shape, output)
+    batch = values.shape[0]
+    values = values.reshape(batch, -1)
+    mask = None
+    if isinstance(operator, Mask):
+        mask = _broadcast("mask", operator.mask.to(values.device), batch, shape)
+        _warn_if_empty(mask)
+    _check_finite(values, mask)
+    observed = torch.ones_like(values, dtype=torch.bool)
+    if mask is not None:
+        observed = mask.expand(values.shape)
+        values = torch.where(observed, values, 0.0)
+    unknown = _unknown(noise_std, weight, misfit)
+    bounds, sigma = None, None
+    if unknown is not None:
+        bounds = unknown.bounds(values, observed)
+        sigma = bounds[0][:, None]
+        weights = 0.5 / sigma**2
+        noise = "noise_std inferred, at least {} and at most {}".format(*map(_summary, bounds))
+    elif misfit is None:
+        weights, sigma, noise = _noise_weights(noise_std, weight, values, observed, shape)
+    else:
+        weights, noise = _user_weight(misfit, noise_std, weight, values)
+    constant = None
+    if sigma is not None:
+        logs = torch.log(2.0 * math.pi * sigma**2).expand(values.shape)
+        constant = -0.5 * torch.where(observed, logs, 0.0).sum(-1)
+    rounded = weights.to(values.dtype)
+    if not bool((rounded.isfinite() & (rounded > 0)).all()):
+        name = "noise_std" if sigma is not None else "weight"
+        raise ValueError(
+            f"{name}: expected squared errors' factors that {values.dtype} can hold, got "
+            f"{_summary(weights)}"
+        )
+    spec = MisfitSpec(
+        kind=operator.kind,
+        output_shape=tuple(output.shape[1:]) if operator.reads_output else shape,
+        factor=operator.factor,
+        target=values.contiguous(),
+        mask=None if mask is None else mask.to(torch.uint8).contiguous(),
+        weight=rounded.contiguous(),
+    )
+    return Observation(operator, spec, shape, observed.sum(-1), constant, misfit, noise, bounds)
+
+
+def _unknown(noise_std: Any, weight: Any, misfit: UserMisfit | None) -> UnknownNoise | None:
+    """What is known of noise that is to be inferred; None where it is given."""
+    if not is_unknown(noise_std):
+        return None
+    for name, value in (("weight", weight), ("misfit", misfit)):
+        if value is not None:
+            raise ValueError(f"{name}: expected none with noise_std to infer, got {shown(value)}")
+    return noise_std if isinstance(noise_std, UnknownNoise) else UnknownNoise()
+
+
+def _user_weight(
+    misfit: UserMisfit, noise_std: Any, weight: Any, values: Tensor
+) -> tuple[Tensor, str]:
+    if not callable(misfit):
+        raise TypeError(f"misfit: expected a callable, got {type(misfit).__name__}")
+    if noise_std is not None:
+        raise ValueError("noise_std: expected none beside a misfit of your own, use weight")
+    scale = positive("weight", 1.0 if weight is None else weight, 1, (), values.device)
+    return scale, f"user misfit, weight {scale.item():g}"
+
+
+def _warn_if_empty(mask: Tensor) -> None:
+    empty = (~mask.any(-1)).nonzero().flatten().tolist()
+    if empty:
+        which = "" if mask.shape[0] == 1 else f" of observation {empty[0]}"
+        warn_user(f"mask: nothing{which} is observed; the samples are draws from the prior")

@@ -1,0 +1,258 @@
+"""In which float types energies and gradients are computed.
+
+Energies decide what is accepted, and so what is sampled: the posterior of G as evaluated in
+``energy_dtype``. Gradients only steer: in a cheaper type they cost acceptance, never exactness (see
+`cogen_fast.problem.density.SplitPotential`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from threading import Lock
+
+import torch
+from torch import Tensor, nn
+
+from cogen_fast.problem.adapter import GeneratorAdapter
+from cogen_fast.problem.density import GeneratorPotential, LatentMap, Potential, SplitPotential
+from cogen_fast.problem.observation import Observation
+from cogen_fast.support.arguments import check_choice
+from cogen_fast.support.memory import is_out_of_memory
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+GRADIENT_DTYPES = ("float32", "bfloat16", "float16")
+ENERGY_DTYPES = ("float32", "float64")
+_LARGEST_EXPONENT = 40  # of a scale
+_HEADROOM = 6  # powers of 2 below the largest scale that does not overflow at the probes
+
+Half = Callable[[torch.dtype], LatentMap | None]
+"""A generator's own way to compute in a half-precision type, None where it has none."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """``gradient_dtype`` and ``energy_dtype`` of `cogenerate`; None is G's own type."""
+
+    gradient: str | None = None
+    energy: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.gradient is not None:
+            check_choice("gradient_dtype", self.gradient, GRADIENT_DTYPES)
+        if self.energy is not None:
+            check_choice("energy_dtype", self.energy, ENERGY_DTYPES)
+
+    def is_own(self, dtype: torch.dtype) -> bool:
+        """Whether both are ``dtype``, which is G's own."""
+        return all(name is None or DTYPES[name] == dtype for name in (self.gradient, self.energy))
+
+    def settings(self) -> dict[str, str | None]:
+        """As plain values, for the result and for a checkpoint's identity."""
+        return {"gradient_dtype": self.gradient, "energy_dtype": self.energy}
+
+
+def split(
+    adapter: GeneratorAdapter, own: GeneratorPotential, precision: Precision, half: Half
+) -> SplitPotential | None:
+    """The potential that ``precision`` asks for; None where it is ``own``, of G's own type.
+
+    ``half`` gives a generator in a half-precision type; without it autocast does. Raises ValueError
+    naming ``gradient_dtype`` or ``energy_dtype`` where G cannot be computed so.
+    """
+    gradient, energy = (
+        adapter.input_dtype if name is None else DTYPES[name]
+        for name in (precision.gradient, precision.energy)
+    )
+    energies, best = own, None
+    if energy != adapter.input_dtype:
+        energies = _potential("energy_dtype", adapter, own, energy)
+        best = SplitPotential(energies, own)
+    if gradient == adapter.input_dtype:
+        return best
+    if gradient.itemsize == 2 and (cheap := half(gradient)) is not None:
+        field = own.of(cheap, own.observation)
+    else:
+        field = _potential("gradient_dtype", adapter, own, gradient)
+    scale = _scale(field, adapter.probe_latents) if gradient == torch.float16 else None
+    if scale is not None:
+        field = field.of(field.generator, _weighted(field.observation, scale))
+    coarser = torch.finfo(gradient).eps > torch.finfo(adapter.input_dtype).eps
+    finer: Potential | None = (best or own) if coarser else None
+    return SplitPotential(energies, field, scale, finer)
+
+
+def described(target: SplitPotential | None, precision: Precision) -> tuple[str, ...]:
+    """A note of what differs from an ordinary run."""
+    if target is None:
+        return ()
+    gradient, energy = (name or "G's own type" for name in precision.settings().values())
+    return (f"gradients in {gradient}, energies in {energy} by a forward of their own",)
+
+
+def _potential(
+    name: str, adapter: GeneratorAdapter, own: GeneratorPotential, dtype: torch.dtype
+) -> GeneratorPotential:
+    """``own`` with G in another type, tried at the probe latents."""
+    latents = adapter.probe_latents
+    try:
+        generator = _in_type(name, adapter, own.generator, dtype)
+        with torch.no_grad():
+            outputs = generator(latents)
+        found = own.of(generator, _in_dtype(own.observation, outputs.dtype))
+        found.energy(latents.expand(own.observation.count, -1, -1))
+    except (RuntimeError, TypeError) as error:  # whatever a user's code says to another type
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{name}: G, the operator or the misfit cannot be computed in {dtype}: {error}"
+        ) from error
+    if not bool(outputs.isfinite().all()):
+        raise ValueError(f"{name}: expected a type that holds G's values, got {dtype}")
+    return found
+
+
+def _in_type(name: str, adapter: GeneratorAdapter, own: LatentMap, dtype: torch.dtype) -> LatentMap:
+    """G in another type: itself under autocast, or a copy whose weights are converted."""
+    stored = torch.float32 if dtype.itemsize == 2 else dtype
+    # As it is called by now: compiled, maybe; but a fast path has no half precision of itself.
+    generator: LatentMap = own if isinstance(own, GeneratorAdapter) else adapter
+    if adapter.input_dtype != stored:
+        if not isinstance(adapter.generator, nn.Module):
+            raise ValueError(
+                f"{name}: expected None for a G that is no nn.Module, whose weights can be "
+                f"converted, got {dtype}"
+            )
+        generator = Converted(adapter, stored)
+    return Autocast(generator, dtype) if dtype.itemsize == 2 else generator
+
+
+class Converted:
+    """A module's function in another float type, by a copy of it that holds its own weights."""
+
+    def __init__(self, adapter: GeneratorAdapter, dtype: torch.dtype) -> None:
+        self.module = copy.deepcopy(adapter.generator).to(dtype)  # type: ignore[attr-defined]
+        self.latent_shape, self.dtype = adapter.latent_shape, dtype
+
+    def __call__(self, z: Tensor, /) -> Tensor:
+        """Outputs ``(n, ...)`` of latents ``(n, d)``, in the copy's type."""
+        outputs: Tensor = self.module(z.to(self.dtype).reshape(-1, *self.latent_shape))
+        return outputs.to(self.dtype)
+
+
+class Autocast:
+    """A float32 generator with its products and convolutions in a half-precision type."""
+
+    def __init__(self, generator: LatentMap, dtype: torch.dtype) -> None:
+        self.generator, self.dtype = generator, dtype
+
+    def __call__(self, z: Tensor, /) -> Tensor:
+        """Outputs ``(n, ...)`` float32 of latents ``(n, d)``."""
+        with torch.autocast(z.device.type, self.dtype):
+            return self.generator(z).float()
+
+
+def _in_dtype(observation: Observation, dtype: torch.dtype) -> Observation:
+    spec = observation.spec
+    converted = replace(spec, target=spec.target.to(dtype), weight=spec.weight.to(dtype))
+    return replace(observation, spec=converted)
+
+
+def _weighted(observation: Observation, scale: Tensor) -> Observation:
+    """The observation with each energy multiplied by ``scale`` ``(B,)``."""
+    spec = observation.spec
+    weight = spec.weight * scale[:, None].to(spec.weight.dtype)
+    return replace(observation, spec=replace(spec, weight=weight))
+
+
+def _scale(field: GeneratorPotential, probes: Tensor) -> Tensor:
+    """A power of 2 per observation, ``(B,)``, that keeps float16 gradients from vanishing.
+
+    Fixed before the run, by the generator and the data alone: 2^-6 of the largest one, up to 2^40,
+    at which the gradients at the probe latents, prior draws, do not overflow.
+    """
+    count = field.observation.count
+    latents = probes.expand(count, -1, -1)
+
+    def fits(exponent: Tensor) -> Tensor:
+        scaled = _weighted(field.observation, torch.exp2(exponent))
+        _, grad = field.of(field.generator, scaled).energy_and_grad(latents)
+        return grad.isfinite().flatten(1).all(1)
+
+    below = torch.full((count,), -float(_LARGEST_EXPONENT), device=probes.device)
+    above = torch.full_like(below, _LARGEST_EXPONENT + 1.0)
+    if not bool(fits(below).all()):
+        raise ValueError("gradient_dtype: expected a type that holds G's gradients, got float16")
+    while float((above - below).max()) > 1.0:
+        middle = ((below + above) / 2.0).floor()
+        fine = fits(middle)
+        below, above = torch.where(fine, middle, below), torch.where(fine, above, middle)
+    return torch.exp2(below - _HEADROOM)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 is float32 (no TF32, no autocast), and gradients are off."""
+    with torch.inference_mode(False), torch.no_grad(), _NO_TF32.held(), ExitStack() as stack:
+        for device in _AUTOCAST:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+class _NoTF32:
+    """TF32 off while anyone holds it: the flags are the process's, and its threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock, self._holders, self._flags = Lock(), 0, ExitStack()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Off inside; with the last one who leaves, as it was before the first one came."""
+        with self._lock:
+            if self._holders == 0:
+                self._flags.enter_context(_no_tf32_convolutions())
+                self._flags.enter_context(_no_tf32_products())
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if self._holders == 0:
+                    self._flags.close()
+
+
+_NO_TF32 = _NoTF32()
+_AUTOCAST = ("cpu", "cuda")
+
+
+@contextmanager
+def _no_tf32_convolutions() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    # Each flag that is not named would be set to that function's default, which is no cuDNN at all.
+    with cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        benchmark_limit=cudnn.benchmark_limit,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    ):
+        yield
+
+
+@contextmanager
+def _no_tf32_products() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

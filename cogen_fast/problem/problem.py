@@ -1,0 +1,273 @@
+"""A checked problem: generator, observation and the potential made of both, ready to sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cogen_fast.ops import dispatch
+from cogen_fast.ops.dense import DenseLayers, DenseProblem, dense_layers, forward, hooked, unfit
+from cogen_fast.problem.adapter import GeneratorAdapter, frozen
+from cogen_fast.problem.compiled import try_compiling
+from cogen_fast.problem.density import (
+    GeneratorPotential,
+    LatentMap,
+    Potential,
+    SplitPotential,
+    finer,
+)
+from cogen_fast.problem.graphs import Graphs, recorder
+from cogen_fast.problem.observation import Mask, Observation, UserMisfit, as_operator, observe
+from cogen_fast.problem.precision import Precision, described, full_precision, split
+from cogen_fast.support.arguments import shown
+from cogen_fast.support.memory import is_out_of_memory
+from cogen_fast.support.warnings import warn_user
+
+_FAST = "generator: its fast path, for images and their gradient by the latent"
+_NO_FAST = "generator: its fast path cannot be taken"
+_NO_WHOLE_RUNS = "dense layers with another method"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every method needs; valid inside `prepared` only, while G's weights are frozen.
+
+    ``potential`` is that of G's own type, and ``split`` what moves follow where ``precision`` asks
+    for another. ``compiled`` says whether G was, and ``graphs`` is there where moves are replayed.
+    ``dense`` is there where whole runs are made in C++, and ``notes`` say where the generator's own
+    fast path is taken (backend "fused" in both cases, but for a fast path on CUDA, beside which any
+    ops may serve).
+    """
+
+    adapter: GeneratorAdapter
+    observation: Observation
+    potential: GeneratorPotential
+    backend: str
+    dense: DenseProblem | None = None
+    notes: tuple[str, ...] = ()
+    precision: Precision = field(default_factory=Precision)
+    split: SplitPotential | None = None
+    compiled: bool = False
+    graphs: Graphs | None = None
+
+    @property
+    def target(self) -> Potential:
+        """What the sampler's moves follow."""
+        return self.potential if self.split is None else self.split
+
+    @property
+    def potentials(self) -> list[GeneratorPotential]:
+        """All that call the generator."""
+        split = [] if self.split is None else [self.split.energies, self.split.field]
+        return [self.potential, *(each for each in split if each is not self.potential)]
+
+    @property
+    def halvings(self) -> tuple[int, int | None]:
+        """How often memory ran out, and the most latents of a call by now."""
+        used = self.potentials
+        most = [each.max_batch for each in used if each.max_batch is not None]
+        return sum(each.halvings for each in used), min(most, default=None)
+
+    def how(self) -> dict[str, Any]:
+        """What `hmc.init` needs to know of the generator."""
+        return {
+            "latent_size": self.adapter.latent_size,
+            "device": self.adapter.device,
+            "dtype": self.adapter.dtype,
+            "backend": self.backend,
+        }
+
+    def probes(self) -> dict[str, Tensor]:
+        """What generator, operator and misfit give at fixed latents, to tell functions apart."""
+        outputs, latents = self.adapter.probe_output, self.adapter.probe_latents
+        return {
+            "generator": outputs,
+            "operator": self.observation.operator.apply(outputs),
+            "misfit": self.potential.energy(latents.expand(self.observation.count, -1, -1)),
+        }
+
+
+@contextmanager
+def prepared(
+    generator: Callable[[Tensor], Tensor],
+    x_obs: Any,
+    mask: Any,
+    *,
+    noise_std: Any = None,
+    weight: Any = None,
+    misfit: UserMisfit | None = None,
+    latent_shape: Any = None,
+    device: torch.device | str | None = None,
+    backend: str = "auto",
+    max_batch: int | None = None,
+    precision: Precision | None = None,
+    compile: bool = False,
+    cuda_graphs: bool = False,
+    whole_runs: bool = False,
+    infers_noise: bool = False,
+) -> Iterator[Problem]:
+    """Check generator and data and bind them; G is as it was when the context ends.
+
+    ``whole_runs`` says that the method makes them in C++ where it can (``Problem.dense``), and
+    ``infers_noise`` that it takes observations whose noise is unknown. Inside,
+    gradients are off but where a potential turns them on, and float32 is float32 (no TF32) on CUDA.
+    Raises TypeError or ValueError naming the argument at fault.
+    """
+    operator = as_operator(mask)
+    with full_precision(), frozen(generator):
+        adapter = GeneratorAdapter(generator, latent_shape, device, max_batch)
+        ops = dispatch.resolve(backend, adapter.device)
+        observation = observe(
+            operator,
+            x_obs,
+            adapter.probe_output,
+            noise_std=noise_std,
+            weight=weight,
+            misfit=misfit,
+        )
+        if observation.noise_bounds is not None and not infers_noise:
+            raise ValueError(
+                "noise_std: expected a number, as only cogenerate's method='adaptive' infers it, "
+                f"got {shown(noise_std)}"
+            )
+        potential = GeneratorPotential(adapter, observation, ops, max_batch)
+        problem = _fused(
+            backend,
+            Problem(adapter, observation, potential, ops.name, precision=precision or Precision()),
+            whole_runs,
+        )
+        if compile:
+            problem = _compiled(problem)
+        problem = _bounded(_with_split(problem))
+        yield _with_graphs(problem) if cuda_graphs else problem
+
+
+def _compiled(problem: Problem) -> Problem:
+    """With the generator compiled, where it is called at all."""
+    if problem.dense is not None or problem.potential.generator is not problem.adapter:
+        note = "compile: not needed, for this generator has a faster way"
+        return replace(problem, notes=(*problem.notes, note))
+    adapter, note = try_compiling(problem.adapter)
+    problem = replace(problem, notes=(*problem.notes, note))
+    if adapter is None:
+        warn_user(note)
+        return problem
+    potential = problem.potential.of(adapter, problem.observation)
+    return replace(problem, potential=potential, compiled=True)
+
+
+def _with_split(problem: Problem) -> Problem:
+    """With energies and gradients of the types that are asked for."""
+    half = partial(_half_fast_path, problem)
+    target = split(problem.adapter, problem.potential, problem.precision, half)
+    notes = (*problem.notes, *described(target, problem.precision))
+    return replace(problem, split=target, notes=notes)
+
+
+def _bounded(problem: Problem) -> Problem:
+    """With calls to the generator that fit into memory, where that can be measured."""
+    if problem.dense is not None:
+        return problem
+    found = [p.bound_by_memory(problem.adapter.probe_latents[0]) for p in problem.potentials]
+    most = min((each for each in found if each is not None), default=None)
+    if most is None:
+        return problem
+    note = f"at most {most} latents in one call to G, by measured memory"
+    return replace(problem, notes=(*problem.notes, note))
+
+
+def _with_graphs(problem: Problem) -> Problem:
+    """With moves that are recorded and replayed, where the device can."""
+    record = recorder(problem.adapter.device)
+    if record is None or problem.dense is not None:
+        return problem
+    graphs = Graphs(record, lambda: tuple(each.max_batch for each in problem.potentials))
+    for potential in (problem.target, finer(problem.target)):
+        if isinstance(potential, GeneratorPotential | SplitPotential):
+            potential.graphs = graphs
+    return replace(problem, graphs=graphs)
+
+
+def _fused(backend: str, problem: Problem, whole_runs: bool) -> Problem:
+    """With the generator's fast path or runs in C++, if asked for or the best there is."""
+    adapter, observation = problem.adapter, problem.observation
+    if backend not in ("auto", "fused"):
+        return problem
+    fast, notes = _fast_path(adapter)
+    if fast is not None:
+        potential = problem.potential.of(fast, observation)
+        name = "fused" if adapter.device.type == "cpu" else problem.backend
+        return replace(problem, potential=potential, backend=name, notes=notes)
+    problem = replace(problem, notes=notes)
+    if not dispatch.fuses(adapter.device):
+        return problem
+    layers = dense_layers(adapter.generator)
+    obstacle = _obstacle(layers, problem) or (None if whole_runs else _NO_WHOLE_RUNS)
+    if layers is not None and obstacle is None:
+        return replace(problem, backend="fused", dense=DenseProblem.of(layers, observation.spec))
+    if backend == "fused":
+        device = adapter.device.type
+        raise ValueError(
+            "backend: fused serves progressive generators and, with method='paper', those of dense "
+            f"layers only, got {notes[0] if notes else obstacle}; available for {device}: "
+            f"{', '.join(dispatch.available(device))}"
+        )
+    return problem
+
+
+def _fast_path(adapter: GeneratorAdapter) -> tuple[LatentMap | None, tuple[str, ...]]:
+    """What a generator offers as ``fast_path()`` for its images and z-gradients alone, and a note.
+
+    It must take rows ``(n, d)`` in the generator's type; None where none is offered, where hooks
+    would not be called, where it gives other outputs (a subclass's, say), or cannot be made here.
+    """
+    generator = adapter.generator
+    offered = getattr(generator, "fast_path", None)
+    if not isinstance(generator, nn.Module) or not callable(offered) or hooked(generator):
+        return None, ()
+    if adapter.input_dtype != adapter.dtype:
+        return None, ()
+    try:
+        fast: LatentMap = offered()
+        agrees = adapter.agrees(fast(adapter.probe_latents))
+    except Exception as error:  # without the extension or Triton, or where that cannot compile
+        if is_out_of_memory(error):
+            raise
+        return None, (f"{_NO_FAST}: {error!s:.200}",)
+    return (fast, (_FAST,)) if agrees else (None, ())
+
+
+def _half_fast_path(problem: Problem, dtype: torch.dtype) -> LatentMap | None:
+    """The fast path with activations of a half-precision type, where it is taken on a GPU."""
+    slow = isinstance(problem.potential.generator, GeneratorAdapter)
+    if slow or problem.adapter.device.type != "cuda":
+        return None
+    offered: Callable[..., LatentMap] = problem.adapter.generator.fast_path  # type: ignore[attr-defined]
+    return offered(dtype)
+
+
+def _obstacle(layers: DenseLayers | None, problem: Problem) -> str | None:
+    """What keeps a run from being made in C++."""
+    adapter, observation = problem.adapter, problem.observation
+    if not problem.precision.is_own(adapter.input_dtype):
+        return "gradients or energies of another type than the generator's"
+    if layers is None:
+        return "a generator that is not known to be nothing but dense layers"
+    if (reason := unfit(layers)) is not None:
+        return reason
+    if not isinstance(observation.operator, Mask) or observation.user_misfit is not None:
+        return "another operator than a mask, or another misfit than the squared error"
+    if len(adapter.output_shape) != 1 or len(adapter.latent_shape) != 1:
+        return "latents or outputs that are no vectors"
+    found = forward(layers, adapter.probe_latents.to(adapter.input_dtype)).to(adapter.dtype)
+    if found.shape != adapter.probe_output.shape or not torch.allclose(
+        found, adapter.probe_output, rtol=1e-3, atol=1e-5
+    ):
+        return "dense_layers() that give other outputs than the generator"
+    return None

@@ -1,0 +1,1 @@
+"""What a run returns, how it is judged, and how it is drawn."""

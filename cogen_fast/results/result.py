@@ -1,0 +1,635 @@
+"""What a run returns: completions, how good each is, and how far to trust them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cogen_fast.results import plots, result_layout
+from cogen_fast.results.diagnostics import Evidence, diagnose
+from cogen_fast.sampler.tuning import POPULATION
+from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
+from cogen_fast.support.archives import array_of, opened_npz
+from cogen_fast.support.arguments import abbreviated, check_file, check_folder, check_path
+from cogen_fast.support.digests import digest_of
+from cogen_fast.support.files import open_regular, parse_json, read_text, write_atomically
+
+_ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
+_FORMAT = "cogen-fast result 9"
+GRADIENT_COST = 2
+"""Of a z-gradient, in forwards."""
+ANNEALED = ("adaptive", "paper")
+"""Methods that anneal; others are `cogen_fast.methods.baselines`."""
+NOISE_GIVEN = "the noise was given"
+"""Why there are no ``noise_std`` and ``noise_bounds`` in most results."""
+_TILES = 8
+_EXACT = 1e-4  # of the samples' mean energy
+_AT_BOUND, _OF_RANGE = 0.05, 0.1  # of the noise's logarithm
+_LEAST_DRAWS = 4  # of an island, which R-hat splits in halves
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """Samples of B observations x N chains, all on the CPU.
+
+    Attributes:
+        images: ``G(z)`` as it is, ``(B, N, *output_shape)``.
+        completed: ``images`` with the observed entries pasted back, for masks; else None.
+        fit_images, fit_latents, fit_energies: best fits found by optimising the misfit from the K
+            samples of lowest energy, in that order, of the shapes of ``images``, ``latents`` and
+            ``energies`` but for K in place of N; None without ``polish``. They are no samples: each
+            fits x_obs at least as well as the sample it comes from.
+        latents: ``(B, N, d)``.
+        energies: misfit energies ``E(z)``, ``(B, N)`` float64; where the noise was inferred, those
+            at its mean precision.
+        noise_std: the standard deviation of the noise that goes with each sample, ``(B, N)``
+            float64, where it was inferred; else None.
+        noise_bounds: the least and the largest that it could be, ``(B, 2)`` float64, or None.
+        log_weights: AIS log weights ``(B, N)`` float64, or None.
+        log_normaliser: ``log mean w``, the estimate of ``log E_prior[exp(-beta E)]`` at the last
+            inverse temperature, ``(B,)`` float64, or None; NaN where a budget left a single step
+            for all levels of noise that was inferred.
+        log_normaliser_error: its standard error, and that of the log evidence, ``(B,)`` float64,
+            NaN where it is not known; None where it is known for no observation.
+        log_evidence: log evidence of the measurements, ``(B,)`` float64, NaN or None as above.
+        reasons: why each None (and NaN) above is one, by attribute name.
+        roots: the prior draw that each chain descends from, ``(B, N)`` int64.
+        surviving_roots: how many prior draws have descendants on an island, ``(B S,)`` int64. The
+            S islands of an observation stand side by side, here and below. With the adaptive method
+            they are its R populations, or the two halves of a single one
+            (``settings["islands"]``); else S is 1.
+        betas: inverse temperatures, ``(T, B S)`` float64; of noise that was inferred relative to
+            its mean precision, so that they go beyond 1, to less noise, before the last rounds.
+        acceptance, step_size, energy_history, energy_std: per temperature, ``(T, B S)`` float64;
+            the last two are mean and standard deviation of the energies of all particles that ran;
+            NaN where not reached or finished before. Of step sizes that are the chains' own, the
+            mean.
+        leapfrog_steps, hmc_steps: L and M per temperature, ``(T,)`` int64; with the adaptive method
+            the largest M of any observation.
+        jumped: whether a short budget forced too large steps, ``(B S,)`` bool.
+        rounds: temperatures spent at beta = 1, ``(B S,)`` int64.
+        gradients: gradient evaluations of each particle that ran.
+        forwards: its forwards beside them: its share of the scored prior draws, and energies in
+            another type than the gradients.
+        non_finite: proposals of each chain that were not finite, ``(B, N)`` int64.
+        x_obs: the measurements ``(B, ...)``, 0 where hidden; ``observed``: bool, None for all.
+        complete: False where the run was interrupted, at ``beta_reached``.
+        settings: every setting of the run, as plain values.
+        notes: what was decided on the user's behalf, in words.
+        trace: latents of every particle that ran from the prior on, ``(T + 1, B, R N, d)``, where
+            asked for.
+    """
+
+    images: Tensor
+    completed: Tensor | None
+    fit_images: Tensor | None
+    fit_latents: Tensor | None
+    fit_energies: Tensor | None
+    latents: Tensor
+    energies: Tensor
+    noise_std: Tensor | None
+    noise_bounds: Tensor | None
+    log_weights: Tensor | None
+    log_normaliser: Tensor | None
+    log_normaliser_error: Tensor | None
+    log_evidence: Tensor | None
+    roots: Tensor
+    surviving_roots: Tensor
+    betas: Tensor
+    acceptance: Tensor
+    step_size: Tensor
+    energy_history: Tensor
+    energy_std: Tensor
+    leapfrog_steps: Tensor
+    hmc_steps: Tensor
+    non_finite: Tensor
+    jumped: Tensor
+    rounds: Tensor
+    x_obs: Tensor
+    observed: Tensor | None
+    trace: Tensor | None
+    complete: bool
+    beta_reached: float
+    gradients: int
+    forwards: int
+    reasons: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def effective_sample_size(self) -> Tensor | None:
+        """Effective sample size of the weights, ``(B,)`` from 1 to N; None without weights."""
+        return None if self.log_weights is None else effective_sample_size(self.log_weights)
+
+    @property
+    def cost(self) -> int:
+        """Forwards spent on each observation by all that ran, a z-gradient counted as 2.
+
+        The forwards that give ``images`` and ``fit_images`` in the end are not in it, with any
+        method.
+        """
+        populations, chains = self.settings.get("populations", 1), self.settings["chains"]
+        particles = populations * self.settings.get("particles", chains)
+        spent = particles * (self.forwards + GRADIENT_COST * self.gradients)
+        if self.fit_images is None:
+            return int(spent)
+        fits = self.settings["fits"] * self.settings["polish"]
+        return int(spent + GRADIENT_COST * fits + self.settings["fit_draws"])
+
+    @property
+    def best(self) -> Tensor:
+        """Index of the chain of lowest energy, ``(B,)``."""
+        return self.energies.argmin(-1)
+
+    @property
+    def best_images(self) -> Tensor:
+        """``G(z)`` of the chain of lowest energy, ``(B, *output_shape)``."""
+        return self.images[torch.arange(len(self.images), device="cpu"), self.best]
+
+    @property
+    def fit(self) -> Tensor:
+        """The image that fits x_obs best, ``(B, *output_shape)``: of the fits, or of the samples.
+
+        By the misfit alone, without the prior; where that leaves much open it is one of many.
+        """
+        if self.fit_images is None or self.fit_energies is None:
+            return self.best_images
+        return self.fit_images[
+            torch.arange(len(self.images), device="cpu"), self.fit_energies.argmin(-1)
+        ]
+
+    @property
+    def estimate(self) -> Tensor:
+        """The one image to show if only one can be shown, ``(B, *output_shape)``.
+
+        The mean of the fits by their `fit_weights`, or without ``polish`` of the samples: where
+        several images are possible their mean has a lower expected squared error than any of them.
+        """
+        if self.fit_images is None:
+            return self.mean()
+        shares = self.fit_weights.to(self.fit_images.dtype)
+        shape = (*shares.shape, *[1] * (self.fit_images.ndim - 2))
+        return (shares.reshape(shape) * self.fit_images).sum(1)
+
+    @property
+    def fit_weights(self) -> Tensor:
+        """Share of each fit in the `estimate`, ``(B, K)`` float64; ValueError without ``polish``.
+
+        By one over the square of its misfit (unless it is one of your own): one that is better by
+        far has found what others missed.
+        """
+        if self.fit_energies is None:
+            raise ValueError(f"fit_weights: {self.reasons['fit_energies']}")
+        energies = self.fit_energies
+        if self.settings["noise"].startswith("user misfit"):
+            return torch.full_like(energies, 1.0 / energies.shape[1])  # whose 0 may be anywhere
+        # Far below the samples' misfit all are exact fits, and alike.
+        exact = (_EXACT * self.energies.mean(-1, keepdim=True)).clamp(min=1e-300)
+        misfit = energies + exact
+        shares = (misfit / misfit.amin(-1, keepdim=True)) ** -2
+        weights: Tensor = shares / shares.sum(-1, keepdim=True)
+        return weights
+
+    def pasted(self, images: Tensor) -> Tensor:
+        """``images`` ``(B, *output_shape)`` with the observed entries in place, where masks hide.
+
+        With other operators as they are.
+        """
+        if self.completed is None or self.observed is None:
+            return images
+        return torch.where(self.observed, self.x_obs, images)
+
+    def weights(self) -> Tensor:
+        """Weights ``(B, N)`` that sum to 1; ValueError where the run has none, with the reason."""
+        if self.log_weights is None:
+            raise ValueError(f"weighted: this run has no weights: {self.reasons['log_weights']}")
+        return normalised_weights(self.log_weights)
+
+    def mean(self, *, weighted: bool = False) -> Tensor:
+        """Mean output over chains, ``(B, *output_shape)``."""
+        return (self._shares(weighted) * self.images).sum(1)
+
+    def std(self, *, weighted: bool = False) -> Tensor:
+        """Standard deviation over chains (divisor: the sum of weights), ``(B, *output_shape)``."""
+        deviation = self.images - self.mean(weighted=weighted)[:, None]
+        return (self._shares(weighted) * deviation**2).sum(1).sqrt()
+
+    def _shares(self, weighted: bool) -> Tensor:
+        """Share of each chain, broadcastable to ``images``."""
+        batch, chains = self.energies.shape
+        shares = (
+            self.weights() if weighted else torch.full((batch, chains), 1.0 / chains, device="cpu")
+        )
+        shape = (batch, chains) + (1,) * (self.images.ndim - 2)
+        return shares.to(self.images.dtype).reshape(shape)
+
+    def grid(
+        self,
+        path: str | Path | None = None,
+        *,
+        tiles: int = _TILES,
+        truth: Tensor | None = None,
+    ) -> Image.Image:
+        """A picture: per observation what was observed, up to ``tiles`` chains, mean and spread.
+
+        With ``polish`` there is the `estimate`, too. Chains come in order of energy. ``truth``
+        ``(B, C, H, W)``, or without B for one, comes first where it is known. Written to ``path``
+        as PNG where given. ValueError for outputs that are no images of 1 or 3 channels, and for a
+        ``truth`` of another shape.
+        """
+        target = None if path is None else check_file("path", path)
+        rows = [self._tiles(b, tiles) for b in range(len(self.images))]
+        if truth is not None:
+            known = self._checked_truth(truth)
+            first = [plots.Tile("truth", plots.to_pixels(each)) for each in known]
+            rows = [[tile, *row] for tile, row in zip(first, rows, strict=True)]
+        image = plots.draw_grid(rows)
+        if target is not None:
+            write_atomically(target, lambda file: image.save(file, format="PNG"))
+        return image
+
+    def _checked_truth(self, truth: Tensor) -> npt.NDArray[Any]:
+        shape = (len(self.images), *self.images.shape[2:])
+        given = torch.as_tensor(truth).detach().cpu()
+        if given.shape == shape[1:] and shape[0] == 1:
+            given = given[None]
+        if given.shape != shape:
+            raise ValueError(f"truth: expected shape {shape}, got {tuple(given.shape)}")
+        return given.float().numpy()
+
+    def _tiles(self, b: int, most: int) -> list[plots.Tile]:
+        shown = self.images if self.completed is None else self.completed
+        order = self.energies[b].argsort()[:most].tolist()
+        tiles = [plots.Tile("observed", self._observed_pixels(b))]
+        for i in order:
+            label = f"chain {i}, E {self.energies[b, i].item():.4g}"
+            tiles.append(plots.Tile(label, plots.to_pixels(shown[b, i].numpy())))
+        if self.fit_images is not None:
+            estimate = plots.to_pixels(self.pasted(self.estimate)[b].numpy())
+            tiles.append(plots.Tile("estimate", estimate))
+        spread = self.std()[b].mean(0).numpy()
+        top = float(spread.max())
+        tiles.append(plots.Tile("mean", plots.to_pixels(self.mean()[b].numpy())))
+        tiles.append(plots.Tile(f"std, 0 to {top:.2g}", plots.heat(spread, top)))
+        return tiles
+
+    def _observed_pixels(self, b: int) -> plots.Pixels:
+        measured = self.x_obs[b].numpy()
+        if measured.ndim != 3 or measured.shape[0] not in (1, 3):
+            return plots.to_pixels(np.zeros((1, *self.images.shape[-2:])))
+        pixels = plots.to_pixels(measured)
+        if self.observed is None:
+            return pixels
+        return plots.hide(pixels, self.observed[b].all(0).numpy())
+
+    def summary(self) -> dict[str, Any]:
+        """The run in plain numbers, as written to ``result.json``."""
+        return {
+            "format": _FORMAT,
+            "complete": self.complete,
+            "beta_reached": self.beta_reached,
+            "gradients": self.gradients,
+            "forwards": self.forwards,
+            "cost": self.cost,
+            "observations": self.energies.shape[0],
+            "chains": self.energies.shape[1],
+            "best": self.best.tolist(),
+            "energies": [_listed(row) for row in self.energies],
+            "effective_sample_size": _listed(self.effective_sample_size),
+            "surviving_roots": self.surviving_roots.tolist(),
+            "log_normaliser": _listed(self.log_normaliser),
+            "log_normaliser_error": _listed(self.log_normaliser_error),
+            "log_evidence": _listed(self.log_evidence),
+            "non_finite_proposals": int(self.non_finite.sum()),
+            "reasons": self.reasons,
+            "diagnosis": self.diagnose(),
+            "settings": self.settings,
+            "notes": self.notes,
+        }
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
+        """Write ``result.npz``, ``result.json`` and, for images, ``grid.png`` into ``directory``.
+
+        Each file is written beside its place and renamed. FileExistsError where a result is there
+        already, unless ``overwrite``.
+        """
+        folder = check_folder("directory", directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not overwrite and (folder / _SUMMARY).exists():
+            raise FileExistsError(f"directory: {folder} holds a result already (overwrite=True?)")
+        arrays = {name: t.numpy() for name, t in self._tensors().items()}
+        write_atomically(folder / _ARRAYS, _npz_writer(arrays))
+        if self.images.ndim == 5 and self.images.shape[2] in (1, 3):
+            self.grid(folder / _GRID)
+        else:
+            (folder / _GRID).unlink(missing_ok=True)
+        summary = self.summary()
+        signed = {**summary, "digest": _digest(self._tensors(), summary)}
+        text = json.dumps(signed, indent=2, allow_nan=False)
+        write_atomically(folder / _SUMMARY, lambda file: _write_text(file, text))
+        return folder
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: v for name, v in values.items() if isinstance(v, Tensor)}
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Result:
+        """What `save` wrote.
+
+        FileNotFoundError where it is not there, ValueError where it is damaged or its arrays do not
+        fit together, naming the first that does not.
+        """
+        folder = check_path("directory", directory)
+        try:
+            arrays = _read_arrays(folder / _ARRAYS)
+            summary = _read_summary(folder / _SUMMARY)
+            result_layout.check(arrays, summary)
+            if summary.get("digest") != _digest(arrays, summary):
+                raise ValueError(f"{_ARRAYS} and {_SUMMARY} are not as they were written")
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:  # a damaged archive raises almost anything
+            raise ValueError(f"directory: {folder} holds no readable result: {error}") from error
+        plain = {key: summary[key] for key in result_layout.PLAIN}
+        absent = dict.fromkeys(result_layout.OPTIONAL - set(arrays))
+        return cls(**arrays, **absent, **plain)  # type: ignore[arg-type]
+
+    def _error_shown(self) -> str:
+        error = self.log_normaliser_error
+        known = error is not None and bool(error.isfinite().any())
+        return "" if error is None or not known else f" (standard error {_shown(error)})"
+
+    def diagnose(self) -> list[str]:
+        """What is wrong with the run and what to change, a sentence each; empty if nothing is.
+
+        Looks at interruption, lone chains, budget, acceptance, energies at the end, weights,
+        whether islands agree and weigh alike, whether the error of the evidence is known, how near
+        x_obs is, inferred noise at a bound, and proposals that were not finite.
+        """
+        return diagnose(self._evidence())
+
+    def _evidence(self) -> Evidence:
+        adaptive = self.settings["method"] == "adaptive"
+        populations = self.settings.get("populations", 1)
+        particles = self.settings.get("particles", self.energies.shape[1])
+        islands = self.settings.get("islands", populations)
+        unknown = torch.zeros(len(self.energies), dtype=torch.bool, device="cpu")
+        if self.log_normaliser is not None:
+            error = self.log_normaliser_error
+            unknown = ~unknown if error is None else error.isnan()
+        compared, latents = self._compared(self.latents)
+        return Evidence(
+            complete=self.complete,
+            annealed=self._annealed,
+            adaptive=adaptive,
+            alone=adaptive and self.settings["particles"] < POPULATION,
+            budgeted=self.settings.get("budget") is not None,
+            populations=populations,
+            islands=islands,
+            particles=particles * populations // islands,
+            compared=compared,
+            latents=latents,
+            residual=self._residual(),
+            effective_sample_size=self.effective_sample_size,
+            scattered=unknown,
+            lead=self._lead(),
+            acceptance=self.acceptance,
+            energies=self.energies,
+            energy_std=self.energy_std,
+            energy_history=self.energy_history,
+            non_finite=self.non_finite,
+            moves=int(self.hmc_steps.sum()),
+            jumped=self.jumped,
+            rounds=self.rounds,
+            rounds_missing=self._rounds_missing(),
+            at_least=self._at_bound(0),
+            at_most=self._at_bound(1),
+        )
+
+    @property
+    def _annealed(self) -> bool:
+        return self.settings.get("method") in ANNEALED
+
+    @property
+    def _apart(self) -> int:
+        """How many equal groups of chains ran apart, side by side in what is returned."""
+        islands: int = self.settings.get("islands", 1)
+        populations: int = self.settings.get("populations", 1)
+        return islands if self.energies.shape[1] % islands == 0 else populations
+
+    def _compared(self, values: Tensor) -> tuple[int, Tensor]:
+        """How many groups of chains `diagnose` compares, and ``values`` of equally many of each.
+
+        Where an odd number of chains comes from two halves, the middle chain, which can be of
+        either half, is left out.
+        """
+        chains = values.shape[1]
+        halves = self.settings.get("populations") == 1 and self.settings.get("islands") == 2
+        if not halves or chains % 2 == 0 or chains == 1:
+            return self._apart, values
+        half = chains // 2
+        return 2, torch.cat([values[:, :half], values[:, -half:]], 1)
+
+    def _lead(self) -> Tensor | None:
+        """How far the best island's log evidence lies above the islands' median, ``(B,)``."""
+        if self.log_weights is None:
+            return None
+        groups, log_weights = self._compared(self.log_weights)
+        each = log_mean_weight(log_weights.reshape(len(log_weights), groups, -1))
+        return each.amax(-1) - each.median(-1).values
+
+    @property
+    def _unit(self) -> str:
+        """What the gradients were counted of."""
+        particles = self.settings.get("particles", 0)
+        return "particle" if particles > self.settings["chains"] else "chain"
+
+    def _residual(self) -> Tensor | None:
+        """The best sample's root mean square misfit in noise standard deviations, ``(B,)``."""
+        if not self.settings["noise"].startswith("noise_std"):
+            return None
+        entries = torch.ones_like(self.x_obs) if self.observed is None else self.observed
+        seen = entries.double().flatten(1).sum(-1).clamp(min=1.0)
+        residual: Tensor = (2.0 * self.energies.min(-1).values / seen).sqrt()
+        return residual
+
+    def _at_bound(self, which: int) -> Tensor:
+        """Whether half of the samples have a noise next to a bound, ``(B,)`` bool.
+
+        Within 5 %, or a tenth of the logarithm's range if that is less; not where none was drawn.
+        """
+        if self.noise_std is None or self.noise_bounds is None:
+            return torch.zeros(len(self.energies), dtype=torch.bool, device="cpu")
+        bounds = self.noise_bounds.log()
+        near = (_OF_RANGE * bounds.diff()).clamp(max=_AT_BOUND)
+        at = (self.noise_std.log() - bounds[:, which, None]).abs() < near
+        drawn = self.rounds.reshape(len(at), -1).amin(-1) > 0
+        return drawn & (at.double().mean(-1) >= 0.5)
+
+    def _rounds_missing(self) -> Tensor:
+        """Rounds at the posterior that the budget cut off, ``(B S,)``: 0 where enough were made."""
+        planned: int = self.settings.get("final_rounds", 0)
+        return torch.where(4 * self.rounds < planned, planned - self.rounds, 0)
+
+    def to_arviz(self, *, outputs: bool = False) -> Any:
+        """The samples as ArviZ's data tree (extra ``arviz``): chain = island, draw = sample.
+
+        Islands are populations or, of a single one, its halves (where chains are even in number).
+        Group ``posterior`` has ``latent`` ``(T, n, B, d)``, its dimensions named chain, draw,
+        observation and dimension, and, where asked for, ``output``;
+        ``sample_stats`` has ``energy``, and ``log_weight`` where there is one. The paper's chains
+        are one island. Within a population, relatives stand side by side, so that ESS by
+        autocorrelation sees them. ImportError names the extra.
+        """
+        groups = {"posterior": {"latent": self.latents}, "sample_stats": {"energy": self.energies}}
+        if outputs:
+            groups["posterior"]["output"] = self.images
+        if self.log_weights is not None:
+            groups["sample_stats"]["log_weight"] = self.log_weights
+        plain = {
+            group: {name: _by_island(t, self._apart) for name, t in values.items()}
+            for group, values in groups.items()
+        }
+        dims = {"latent": ["observation", "dimension"]}
+        dims |= {name: ["observation"] for name in groups["sample_stats"]}
+        return _arviz("arviz_base").from_dict(plain, dims=dims)
+
+    def convergence(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Rank-normalised R-hat and bulk ESS over islands (Vehtari et al. 2021).
+
+        Keys ``rhat_latent``, ``ess_latent`` ``(B, d)``, ``rhat_energy``, ``ess_energy`` ``(B,)``;
+        computed by ArviZ (extra ``arviz``). Islands are populations or, of a single one, its
+        halves. Few draws tell little. ValueError where there is one island only, where one has
+        fewer than 4 chains.
+        """
+        islands = self._apart
+        draws = self.energies.shape[1] // islands
+        if islands < 2:
+            raise ValueError(
+                "convergence: expected chains from two islands, of method='adaptive' with an even "
+                "number of chains or populations=2, got one"
+            )
+        if draws < _LEAST_DRAWS:
+            raise ValueError(
+                f"convergence: expected {_LEAST_DRAWS} chains or more of an island, got {draws}"
+            )
+        stats, tree = _arviz("arviz_stats"), self.to_arviz()
+        found = {}
+        for name, group in (("latent", "posterior"), ("energy", "sample_stats")):
+            data = tree[group].to_dataset()[[name]]
+            for label in ("rhat", "ess"):
+                value = getattr(stats, label)(data)[name]
+                found[f"{label}_{name}"] = np.asarray(value, dtype=np.float64)
+        return found
+
+    def __repr__(self) -> str:
+        b, n = self.energies.shape
+        state = "complete" if self.complete else f"INTERRUPTED at beta {self.beta_reached:.4g}"
+        facts = {
+            "outputs": f"{tuple(self.images.shape[2:])}, latents ({self.latents.shape[-1]},)",
+            "best energy": _shown(self.energies.min(-1).values),
+        }
+        reached = self.acceptance[self.acceptance.isfinite().any(-1)]
+        if not self._annealed:
+            facts["run"] = (
+                f"{self.settings['method']}, {self.gradients:,} gradients and {self.forwards:,} "
+                f"forwards per {self._unit}"
+            )
+        elif len(reached):
+            forwards = f" and {self.forwards:,} forwards" if self.forwards else ""
+            facts["run"] = (
+                f"{len(reached)} temperatures, {self.gradients:,} gradients{forwards} per "
+                f"{self._unit}, acceptance {reached.nanmean():.2f} ({_last(reached)} at the end)"
+            )
+        ess = self.effective_sample_size
+        if self.settings.get("method") != "adaptive" and ess is not None:
+            facts["effective sample size"] = f"{_shown(ess)} of {n}"
+        for name in ("log_evidence", "log_normaliser"):
+            if (value := getattr(self, name)) is not None:
+                facts[name.replace("_", " ")] = _shown(value) + self._error_shown()
+        for reason in dict.fromkeys(self.reasons.values()):
+            if reason == NOISE_GIVEN:
+                continue  # what everybody expects
+            names = [name.replace("_", " ") for name, why in self.reasons.items() if why == reason]
+            facts["no " + ", ".join(names)] = reason
+        return "\n".join(
+            [f"Result: {b} observation{'s' * (b > 1)} x {n} chain{'s' * (n > 1)}, {state}"]
+            + [f"  {label}: {fact}" for label, fact in facts.items()]
+            + [f"  note: {note}" for note in self.notes]
+            + [f"  wrong: {line}" for line in self.diagnose()]
+        )
+
+
+def _by_island(values: Tensor, islands: int) -> npt.NDArray[Any]:
+    """``(B, T n, ...)`` to ``(T, n, B, ...)``."""
+    split = values.reshape(values.shape[0], islands, -1, *values.shape[2:])
+    return split.movedim(0, 2).numpy()
+
+
+def _arviz(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{name}: needed here; pip install 'cogen-fast[arviz]'") from error
+
+
+def _last(columns: Tensor) -> str:
+    """The last finite value of each column."""
+    ends = [column[column.isfinite()][-1:] for column in columns.T]
+    return _shown(torch.cat(ends))
+
+
+def _shown(values: Tensor) -> str:
+    numbers = [f"{v:.4g}" for v in values[:4].tolist()]
+    return ", ".join(numbers) + (", ..." if len(values) > 4 else "")
+
+
+def _listed(value: Tensor | None) -> list[float | None] | None:
+    """Plain numbers, None for NaN and infinities, which JSON does not know."""
+    if value is None:
+        return None
+    return [v if math.isfinite(v) else None for v in value.tolist()]
+
+
+def _read_arrays(path: Path) -> dict[str, Tensor]:
+    with open_regular("directory", path) as file, opened_npz(_ARRAYS, file) as content:
+        return {name: torch.from_numpy(array_of(_ARRAYS, content, name)) for name in content.files}
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    summary = parse_json(_SUMMARY, read_text("directory", path))
+    if not isinstance(summary, dict) or summary.get("format") != _FORMAT:
+        found = summary.get("format") if isinstance(summary, dict) else summary
+        raise ValueError(f"expected {_FORMAT!r}, got {abbreviated(found)}")
+    return summary
+
+
+def _digest(arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> str:
+    """Of both files' content: neither changes unseen, nor is of another run."""
+    plain = {name: value for name, value in summary.items() if name != "digest"}
+    read = json.loads(json.dumps(plain))  # names that are numbers become texts
+    return digest_of(arrays, {_SUMMARY: json.dumps(read, sort_keys=True)})
+
+
+def _npz_writer(arrays: dict[str, npt.NDArray[Any]]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    return write
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text + "\n")

@@ -1,0 +1,291 @@
+// What a translation unit compiled for one instruction set offers to the bindings: plain function
+// pointers over plain arguments. There is no inline function here, so nothing can be shared by
+// accident between code compiled for different instruction sets.
+//
+// Arrays are dense and row-major: B observations x N chains x d dimensions. None overlap, except
+// where a comment says so.
+#pragma once
+
+#include <stdint.h>
+
+namespace cogen {
+
+struct Shape {
+  int64_t observations, chains, size;
+};
+
+// Key and the per-observation words of the counter, (B,), already checked to fit in 32 bits.
+struct Noise {
+  uint64_t seed;
+  const int64_t* transition;
+  const int64_t* observation;
+};
+
+// (B,) each, but step_size (B, steps_each), one or N for each observation, and inverse_mass (B, d);
+// inverse_mass and active may be null.
+template <class T>
+struct Settings {
+  const double* beta;
+  const double* prior_weight;
+  const double* step_size;
+  int64_t steps_each;
+  const T* inverse_mass;
+  const bool* active;
+};
+
+template <class T>
+struct State {
+  const T* latents;      // (B, N, d)
+  const double* energy;  // (B, N)
+  const T* grad;         // (B, N, d)
+};
+
+template <class T>
+struct Proposal {
+  T* position;          // (B, N, d)
+  T* momentum;          // (B, N, d)
+  double* hamiltonian;  // (B, N)
+};
+
+template <class T>
+struct Selected {
+  T* latents;
+  double* energy;
+  T* grad;
+  double* probability;
+  bool* accepted;
+  double* change;
+};
+
+// Constants of the step-size rule.
+struct StepRule {
+  double target, decay, increase, decrease, minimum, maximum;
+};
+
+struct Adaptation {
+  const double* step_size;    // (B,)
+  const double* running;      // (B,)
+  const double* probability;  // (B, N)
+  const bool* active;         // (B,) or null
+  StepRule rule;
+  double* new_step_size;
+  double* new_running;
+};
+
+template <class T>
+struct HmcOps {
+  // The first word of each (observation, chain, block), four words a block: (B, N, ceil(d/4), 4).
+  void (*words)(const Shape&, const Noise&, uint32_t purpose, uint32_t* out);
+  void (*uniforms)(const Shape&, const Noise&, uint32_t purpose, T* out);
+  void (*normals)(const Shape&, const Noise&, uint32_t purpose, T* out, int threads);
+  void (*begin_trajectory)(const Shape&, const Noise&, const Settings<T>&, const State<T>&,
+                           const Proposal<T>&, int threads);
+  void (*continue_trajectory)(const Shape&, const Settings<T>&, const Proposal<T>&, const T* grad,
+                              int threads);
+  void (*accept_select)(const Shape&, const Noise&, const Settings<T>&, const State<T>& current,
+                        const Proposal<T>&, const State<T>& proposed, const Selected<T>&,
+                        int threads);
+  void (*adapt_step_size)(int64_t observations, int64_t chains, const Adaptation&);
+};
+
+enum class MisfitKind { mask, pool, stride };
+
+// n outputs of (C, H, W), of which M values are measured; B observations. For `mask` the shape is
+// (1, 1, M). Strides of rows are 0 where one row serves all observations.
+template <class T>
+struct Misfit {
+  MisfitKind kind;
+  int64_t rows, channels, height, width, factor, measured;
+  const T* outputs;            // (n, C, H, W)
+  const int64_t* observation;  // (n,), already checked
+  const T* target;             // (B, M)
+  const uint8_t* mask;         // (1 or B, M) or null
+  int64_t mask_stride;
+  const T* weight;  // (1 or B, 1 or M)
+  int64_t weight_stride;
+  bool weight_elementwise;
+  double* energy;    // (n,)
+  T* grad;           // (n, C, H, W)
+  double* partials;  // (n, segments), or null for one segment
+  int64_t segments;
+};
+
+template <class T>
+struct MisfitOps {
+  int64_t (*segments)(const Misfit<T>&);
+  void (*misfit)(const Misfit<T>&, int threads);
+};
+
+// A progressive GAN. Images are channels last: (images, height, width, channels).
+
+constexpr double kNormEpsilon = 1e-8;  // Karras et al. 2018, section 4.2
+
+// Bias, leaky ReLU and, where `scale` is not null, pixel norm.
+template <class T>
+struct PixelNorm {
+  int64_t channels;
+  const T* bias;  // (channels,)
+  T slope;
+  T* out;    // (pixels, channels)
+  T* scale;  // (pixels,) what the norm multiplied by, or null
+};
+
+// Its gradient, from what it wrote.
+template <class T>
+struct PixelNormGrad {
+  int64_t channels;
+  T slope;
+  const T* out;
+  const T* scale;
+  const T* extra;  // (pixels, channels) to add to the gradient by `out`, or null
+  T* grad;         // (pixels, channels), may be the memory of `out`
+};
+
+// `count` images of height x width cells: 2x2 pixels each, or one before upsampling.
+struct Cells {
+  int64_t count, height, width;
+};
+
+// Outputs come in panels: neighbouring ones of all inputs, so many bytes for each input.
+constexpr int64_t kPanelBytes = 64;
+
+// A 3x3 convolution's weights as matrices that images in another form are multiplied by, packed
+// (matrix_products.h): 16 of (in, out), or 9 (see winograd.h and upsampled.h).
+template <class T>
+struct Kernel3x3 {
+  const T* packed;
+  int64_t in, out;
+};
+
+// 1x1 convolution to colours, and tanh or not.
+template <class T>
+struct Colours {
+  const T* weight;  // (colours, channels)
+  const T* bias;    // (colours,)
+  bool bounded;
+};
+
+// Convolutions go from images (cells in 2x2 pixels) of `in` channels to the activation of `out`, or
+// from the gradient by their output to that by the output of the convolution before, and then their
+// kernel is that of the way back. `zeros` holds as many zeros as there are channels; `arena` has as
+// many numbers as `arena` says.
+// A 3x3 convolution of images of cells, what follows it, and the way back.
+template <class T>
+struct LayerOps {
+  int64_t (*arena)(const Cells&, int64_t in, int64_t out);
+  void (*forward)(const Cells&, const T* images, const Kernel3x3<T>&, const PixelNorm<T>&,
+                  const T* zeros, T* arena, int threads);
+  void (*backward)(const Cells&, const T* grad, const Kernel3x3<T>&, const PixelNormGrad<T>&,
+                   const T* zeros, T* arena, int threads);
+};
+
+template <class T>
+struct ProgressiveOps {
+  void (*norm)(int64_t pixels, const T* x, const PixelNorm<T>&, int threads);
+  void (*norm_grad)(int64_t pixels, T* x, const PixelNormGrad<T>&, int threads);
+  LayerOps<T> convolution;
+  LayerOps<T> upsampling;  // of cells of one pixel to cells of 2x2
+  // The misfit's `outputs` and `grad` are not used.
+  int64_t (*colour_arena)(const Misfit<T>&, int64_t channels, int threads);
+  int64_t (*colour_bands)(const Misfit<T>&);
+  void (*colour_misfit)(const Misfit<T>&, const Colours<T>&, const PixelNormGrad<T>&, T* arena,
+                        int threads);
+};
+
+
+// A generator of dense layers.
+
+constexpr int kMostLayers = 8, kMostWidth = 256;
+// Widths are padded with zeros to whole vectors.
+constexpr int kPadding = 8;
+
+enum class Activation : int { identity, relu, leaky_relu, tanh, sigmoid, softplus, elu };
+
+// Layer k maps width[k] to width[k + 1]. `weight` is (in, padded out), `back` its transpose
+// (out, padded in): either way neighbouring outputs of a product have neighbouring weights. `bias`
+// is (padded out).
+template <class T>
+struct Mlp {
+  int layers;
+  int width[kMostLayers + 1];
+  Activation activation[kMostLayers];
+  T slope;  // of the leaky ReLU
+  const T* weight[kMostLayers];
+  const T* bias[kMostLayers];
+  const T* back[kMostLayers];
+};
+
+// What is observed of B outputs of M values. Strides of rows are 0 where one serves all.
+template <class T>
+struct MlpObserved {
+  const T* target;  // (B, M)
+  const uint8_t* mask;  // (1 or B, M) or null
+  int64_t mask_stride;
+  const T* weight;  // (1 or B, 1 or M)
+  int64_t weight_stride;
+  bool weight_elementwise;
+};
+
+// A stretch of the published run: `steps` temperatures from `beta` on. State arrays are read and
+// written; histories are (steps, B).
+template <class T>
+struct MlpRun {
+  Shape shape;
+  Mlp<T> net;
+  MlpObserved<T> observed;
+  Noise noise;  // where it stands before the first transition
+  T* latents;           // (B, N, d)
+  double* energy;       // (B, N)
+  T* grad;              // (B, N, d)
+  double* log_weights;  // (B, N) or null
+  double* step_size;    // (B,), or (B, N) where step_per_chain
+  double* running;      // as step_size
+  int64_t* non_finite;  // (B, N)
+  double beta;
+  const double* betas;  // (steps,)
+  int64_t steps, hmc_steps, leapfrog_steps;
+  bool paper_form, step_per_chain;
+  const StepRule* rule;  // null: the step stays
+  double *acceptance, *step_used, *energy_mean, *energy_std;
+  T* trace;  // (steps, B, N, d) or null
+};
+
+// `arena` holds as many bytes as asked for, aligned to 64.
+template <class T>
+struct PublishedOps {
+  int64_t (*arena_bytes)(const MlpRun<T>&, int threads);
+  void (*anneal)(const MlpRun<T>&, char* arena, int threads);
+};
+
+template <class T>
+struct CpuOps {
+  const HmcOps<T>* hmc;
+  const MisfitOps<T>* misfit;
+  const PublishedOps<T>* published;
+  const ProgressiveOps<T>* progressive;
+};
+
+// Between moves, float64 only; `wanted` may be null for all.
+void systematic(int64_t observations, int64_t chains, const double* log_weights,
+                const double* uniform, const bool* wanted, int64_t* out);
+
+#define COGEN_DECLARE_ISA(isa)                 \
+  namespace isa {                              \
+  extern const HmcOps<float> hmc_float;        \
+  extern const HmcOps<double> hmc_double;      \
+  extern const MisfitOps<float> misfit_float;  \
+  extern const MisfitOps<double> misfit_double; \
+  extern const PublishedOps<float> published_float;   \
+  extern const PublishedOps<double> published_double; \
+  extern const ProgressiveOps<float> progressive_float;   \
+  extern const ProgressiveOps<double> progressive_double; \
+  }
+
+COGEN_DECLARE_ISA(plain)
+#if defined(COGEN_WITH_AVX2)
+COGEN_DECLARE_ISA(avx2)
+#endif
+
+#undef COGEN_DECLARE_ISA
+
+}  // namespace cogen

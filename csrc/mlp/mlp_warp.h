@@ -1,0 +1,238 @@
+// A transition of one chain by a warp: units of a layer, and dimensions of the latent, go round its
+// lanes. What lanes show one another lies in the warp's part of shared memory.
+//
+// A Machine says which thread this is and lets threads meet; anneal_mlp_device.h has its interface.
+#pragma once
+
+#include "mlp/anneal_mlp.h"
+#include "mlp/mlp_known.h"
+
+namespace cogen {
+namespace COGEN_ISA {
+
+constexpr int kWarp = 32;
+
+template <class T>
+struct Layer {
+  const T *weight, *bias, *back;  // as in Mlp
+};
+
+// The layers of a net where they are.
+template <class T>
+struct LayersApart {
+  const Mlp<T>& net;
+
+  COGEN_HD Layer<T> operator()(int k) const { return {net.weight[k], net.bias[k], net.back[k]}; }
+};
+
+// Copied one after the other; `first` says where each begins.
+template <class T>
+struct LayersTogether {
+  const Mlp<T>& net;
+  const T* numbers;
+  const int* first;
+
+  COGEN_HD Layer<T> operator()(int k) const {
+    const int in = net.width[k], out = net.width[k + 1];
+    const T* const weight = numbers + first[k];
+    return {weight, weight + in * padded(out), weight + (in + 1) * padded(out)};
+  }
+};
+
+// One unit of a product, all inputs, in four sums that wait for one another less. `weight` is that
+// of the unit and the first input. kIn and kStride are what the compiler knows of `in` and
+// `stride`, or 0.
+template <int kIn, int kStride, class T>
+COGEN_HD T unit_of(const T* weight, T bias, int in, int stride, const T* x) {
+  T sum[4] = {bias, T(0), T(0), T(0)};
+  const int known = kIn > 0 ? kIn : in, apart = kStride > 0 ? kStride : stride;
+  int i = 0;
+  COGEN_DEVICE_UNROLL
+  for (; i + 4 <= known; i += 4) {
+    const Four<T> inputs = Four<T>::load(x + i);
+    COGEN_UNROLL
+    for (int s = 0; s < 4; ++s) sum[s] = sum[s] + weight[(i + s) * apart] * inputs.at[s];
+  }
+  for (; i < known; ++i) sum[0] = sum[0] + weight[i * apart] * x[i];
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// kHidden is the width of all layers between latent and output, or 0.
+template <int kHidden, class T>
+COGEN_HD T unit_of_layer(const T* weight, T bias, int in, int out, const T* x) {
+  const int stride = padded(out);
+  if (kHidden == 0 || in != kHidden) return unit_of<0, 0>(weight, bias, in, stride, x);
+  if (out != kHidden) return unit_of<kHidden, 0>(weight, bias, in, stride, x);
+  return unit_of<kHidden, padded(kHidden)>(weight, bias, in, stride, x);
+}
+
+template <class T>
+COGEN_HD T activated(Activation kind, T slope, T sum) {
+  Lanes<T> unit = Lanes<T>::of(sum);
+  activate(kind, slope, 1, &unit);
+  return unit.all;
+}
+
+template <class T>
+COGEN_HD T deactivated(Activation kind, T slope, T value, T grad) {
+  const Lanes<T> unit = Lanes<T>::of(value);
+  Lanes<T> by_unit = Lanes<T>::of(grad);
+  deactivate(kind, slope, 1, &unit, &by_unit);
+  return by_unit.all;
+}
+
+// A lane's part of the weighted squared error of outputs `y`, and the gradient by the last layer's
+// sums.
+template <class T>
+COGEN_HD double misfit_of_lane(const Mlp<T>& net, const Observed<T>& observed, int lane, const T* y,
+                               T* grad) {
+  const Activation kind = net.activation[net.layers - 1];
+  double energy = 0.0;
+  for (int m = lane; m < measured_size(net); m += kWarp) {
+    T by_output = T(0);
+    if (!observed.mask || observed.mask[m]) {
+      const T weight = observed.weight[observed.weight_elementwise ? m : 0];
+      const T residual = y[m] - observed.target[m];
+      const double r = residual;
+      energy += static_cast<double>(weight) * r * r;
+      by_output = residual * (T(2) * weight);
+    }
+    grad[m] = deactivated(kind, net.slope, y[m], by_output);
+  }
+  return energy;
+}
+
+template <class T>
+COGEN_HD int64_t workspace_of_warp(const Mlp<T>& net) {
+  int64_t sum = 2 * padded(widest(net));
+  for (int k = 1; k <= net.layers; ++k) sum += padded(net.width[k]);
+  return sum;
+}
+
+// A lane's part of the energy; it writes the dimensions of `grad` that are its own. All have met
+// since `z` was written.
+template <int kHidden, class T, class Machine, class Layers>
+COGEN_HD_LARGE double energy_and_grad_in_warp(const Machine& machine, const Mlp<T>& net,
+                                              const Layers& layers, const Observed<T>& observed,
+                                              const T* z, T* grad, T* room) {
+  const int lane = machine.thread % kWarp;
+  const T* x = z;
+  T* y = room;
+  for (int k = 0; k < net.layers; ++k) {
+    const Layer<T> layer = layers(k);
+    const int in = net.width[k], out = net.width[k + 1];
+    for (int o = lane; o < out; o += kWarp) {
+      const T sum = unit_of_layer<kHidden>(layer.weight + o, layer.bias[o], in, out, x);
+      y[o] = activated(net.activation[k], net.slope, sum);
+    }
+    machine.warp_meets();
+    x = y;
+    y += padded(out);
+  }
+  T* here = y;
+  T* other = here + padded(widest(net));
+  const double energy = misfit_of_lane(net, observed, lane, x, here);
+  machine.warp_meets();
+  for (int k = net.layers - 1; k >= 0; --k) {
+    const Layer<T> layer = layers(k);
+    const int in = net.width[k], out = net.width[k + 1];
+    x -= k > 0 ? padded(in) : 0;  // from this layer's outputs to its inputs
+    for (int i = lane; i < in; i += kWarp) {
+      const T by_input = unit_of_layer<kHidden>(layer.back + i, T(0), out, in, here);
+      if (k == 0) {
+        grad[i] = by_input;
+      } else {
+        other[i] = deactivated(net.activation[k - 1], net.slope, x[i], by_input);
+      }
+    }
+    machine.warp_meets();
+    T* const done = here;
+    here = other;
+    other = done;
+  }
+  return energy;
+}
+
+// Standard normals for the dimensions of a chain: lanes take four neighbouring ones each.
+template <class T>
+COGEN_HD void draw_in_warp(const Stream& stream, int lane, int size, uint32_t chain, T* out) {
+  for (int at = 4 * lane; at < size; at += 4 * kWarp) {
+    T four[4][1];
+    normals_of<T>(stream, kMomentumPurpose, static_cast<uint32_t>(at / 4), chain, four);
+    for (int j = 0; j < 4 && at + j < size; ++j) out[at + j] = four[j][0];
+  }
+}
+
+struct ChainOutcome {
+  double probability, change;
+};
+
+// Numbers of type T that a warp needs for itself.
+template <class T>
+COGEN_HD int64_t room_of_warp(const Mlp<T>& net) {
+  return 3 * padded(net.width[0]) + workspace_of_warp(net);
+}
+
+// What ChainsInLanes does, in the same arithmetic but for the order of sums.
+template <int kHidden, class T, class Machine, class Layers>
+COGEN_HD_LARGE ChainOutcome transition_in_warp(const Machine& machine, const Mlp<T>& net,
+                                               const Layers& layers, const Observed<T>& observed,
+                                               const Stream& stream, const Move<T>& move,
+                                               const Tile<T>& chain, T* room) {
+  const int lane = machine.thread % kWarp, size = net.width[0];
+  T* const q = chain.position;
+  T* const v = chain.momentum;
+  T* const force = room;
+  T* const work = force + padded(size);
+  const T* const mass = move.inverse_mass;
+  const Potential& at = move.potential;
+  const T step = static_cast<T>(move.step_size);
+  const KickSpans<T> half = kick_spans<T>(at.beta, at.prior_weight, 0.5 * move.step_size);
+  const KickSpans<T> full = kick_spans<T>(at.beta, at.prior_weight, move.step_size);
+
+  const auto drifted = [&](int i, T z) { return z + step * (mass ? v[i] * mass[i] : v[i]); };
+
+  draw_in_warp(stream, lane, size, chain.first_chain, v);
+  machine.warp_meets();
+  double prior = 0.0, kinetic = 0.0;
+  for (int i = lane; i < size; i += kWarp) {
+    const T z = chain.latents[i], drawn = mass ? v[i] * (T(1) / square_root(mass[i])) : v[i];
+    prior += static_cast<double>(z) * z;
+    kinetic += static_cast<double>(drawn) * drawn * mass_at(mass, i);
+    v[i] = kick(drawn, z, chain.grad[i], half);
+    q[i] = drifted(i, z);
+  }
+  const double start =
+      hamiltonian_of(chain.energy[0], machine.warp_sum(prior), machine.warp_sum(kinetic), at);
+  double part = 0.0;
+  for (int made = 0; made < move.leapfrog_steps; ++made) {
+    for (int i = lane; i < size && made > 0; i += kWarp) {
+      v[i] = kick(v[i], q[i], force[i], full);
+      q[i] = drifted(i, q[i]);
+    }
+    machine.warp_meets();
+    part = energy_and_grad_in_warp<kHidden>(machine, net, layers, observed, q, force, work);
+  }
+  prior = kinetic = 0.0;
+  for (int i = lane; i < size; i += kWarp) {
+    const double position = q[i], momentum = kick(v[i], q[i], force[i], half);
+    prior += position * position;
+    kinetic += momentum * momentum * mass_at(mass, i);
+  }
+  const double energy = machine.warp_sum(part);
+  const double end = hamiltonian_of(energy, machine.warp_sum(prior), machine.warp_sum(kinetic), at);
+  double uniform[1];
+  draw_uniforms<T>(stream, kAcceptPurpose, chain.first_chain, uniform);
+  const Verdict verdict = metropolis(start, end, uniform[0]);  // the same in every lane
+  if (verdict.accepted) {
+    if (lane == 0) chain.energy[0] = energy;
+    for (int i = lane; i < size; i += kWarp) {
+      chain.latents[i] = q[i];
+      chain.grad[i] = force[i];
+    }
+  }
+  return {verdict.probability, verdict.change};
+}
+
+}  // namespace COGEN_ISA
+}  // namespace cogen
