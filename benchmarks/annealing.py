@@ -33,7 +33,7 @@ from dcgan import block_mask, data_folder, load_faces, own_faces
 from log import Log
 from torch import Tensor, nn
 
-from cogen_fast import cogenerate, load_generator
+from cogen_fast import Paper, cogenerate, load_generator
 from cogen_fast.methods.baselines import reconstruct
 
 _RESULTS = Path(__file__).parent / "results"
@@ -137,10 +137,8 @@ def _paper(problem: Problem, budget: int, log: Log) -> Outcome:
         problem.generator,
         problem.x_obs,
         problem.mask,
-        method="paper",
+        method=Paper(ais_steps=budget // _PAPER_LEAPFROG, leapfrog_steps=_PAPER_LEAPFROG),
         chains=problem.chains,
-        ais_steps=budget // _PAPER_LEAPFROG,
-        leapfrog_steps=_PAPER_LEAPFROG,
         progress=False,
         **problem.noise,
     )

@@ -23,7 +23,7 @@ from dcgan import block_mask, load_faces, own_faces
 from log import Log
 from torch import Tensor
 
-from cogen_fast import AveragePool, Mask, MeasurementOperator, cogenerate
+from cogen_fast import AveragePool, Compute, Mask, MeasurementOperator, Paper, cogenerate
 from cogen_fast.experiments.synthetic.rivals import gradient_descent
 from cogen_fast.results.plots import Tile, draw_grid, hide, to_pixels
 from cogen_fast.results.result import GRADIENT_COST
@@ -79,11 +79,9 @@ def _solve(
             generator,
             x_obs,
             task.operator,
+            method=Paper(ais_steps=gradients // _LEAPFROG, leapfrog_steps=_LEAPFROG),
             noise_std=setting,
-            method="paper",
             chains=_CHAINS,
-            ais_steps=gradients // _LEAPFROG,
-            leapfrog_steps=_LEAPFROG,
             checkpoint=checkpoint,
         )
         half = result.acceptance[len(result.acceptance) // 2 :].mean()
@@ -99,7 +97,7 @@ def _solve(
         learning_rate=setting,
         starts=starts,
         runs=_CHAINS,
-        max_batch=64,
+        compute=Compute(max_batch=64),
     )
     return descent.images, descent.cost, ""
 

@@ -27,6 +27,7 @@ import torch
 from peers import torch_hmc
 from torch import nn
 
+from cogen_fast import Compute, Paper
 from cogen_fast.experiments.synthetic.five_gaussians import anneal
 from cogen_fast.generators.pretrained import pretrained
 from cogen_fast.results.result import Result
@@ -50,15 +51,12 @@ def published(generator: nn.Module, backend: str, chains: int, transitions: int)
     """The published run with that many transitions, one at each temperature."""
     return anneal(
         generator,
+        method=Paper(ais_steps=transitions, leapfrog_steps=LEAPFROG_STEPS, step_size=STEP_SIZE),
         seed=0,
-        method="paper",
         weight=_WEIGHT,
         chains=chains,
-        ais_steps=transitions,
-        leapfrog_steps=LEAPFROG_STEPS,
-        step_size=STEP_SIZE,
-        backend=backend,
         progress=False,
+        compute=Compute(backend=backend),
     )
 
 

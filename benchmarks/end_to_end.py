@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from dcgan import block_mask, load_faces, own_faces
 
-from cogen_fast import cogenerate
+from cogen_fast import Compute, Paper, cogenerate
 from cogen_fast.generators.pretrained import pretrained
 from cogen_fast.results.result import Result
 
@@ -59,13 +59,11 @@ def run(case: Case, backend: str, chains: int, transitions: int) -> Result:
         generator,
         image,
         mask,
-        method="paper",
+        method=Paper(ais_steps=transitions, leapfrog_steps=LEAPFROG_STEPS),
         noise_std=0.1,
         chains=chains,
-        ais_steps=transitions,
-        leapfrog_steps=LEAPFROG_STEPS,
-        backend=backend,
         progress=False,
+        compute=Compute(backend=backend),
     )
 
 

@@ -49,7 +49,7 @@ from log import Log
 from machine import digest_of_method
 from torch import Tensor
 
-from cogen_fast import Result
+from cogen_fast import Adaptive, Paper, Result
 from cogen_fast.experiments.exact_models import (
     FOLDS,
     MAPS,
@@ -153,15 +153,11 @@ class Cell:
         if self.kind == "bounded":
             return {"budget": _BUDGET}
         if self.kind == "eight":
-            return {"populations": _EIGHT}
+            return {"method": Adaptive(populations=_EIGHT)}
         if self.kind != "paper":
             return {}
-        return {
-            "method": "paper",
-            "form": "posterior",
-            "schedule": np.concatenate([np.geomspace(1e-4, 1.0, _PAPER_STEPS), _PAPER_AT_ONE]),
-            "leapfrog_steps": _PAPER_LENGTH,
-        }
+        betas = np.concatenate([np.geomspace(1e-4, 1.0, _PAPER_STEPS), _PAPER_AT_ONE])
+        return {"method": Paper(schedule=betas, leapfrog_steps=_PAPER_LENGTH)}
 
 
 @dataclass(frozen=True)
@@ -197,7 +193,9 @@ class ModesCell:
         """What the repetitions of a piece gave, as plain numbers, for each population too."""
         exact, shape = self.exact, (len(ids), self.populations, _MODE_CHAINS)
         x = exact.data(ids)
-        result = draws(exact, ids, x, chains=_MODE_CHAINS, populations=self.populations)
+        result = draws(
+            exact, ids, x, method=Adaptive(populations=self.populations), chains=_MODE_CHAINS
+        )
         assert result.log_weights is not None and result.log_evidence is not None
         log_weights = result.log_weights.reshape(shape)
         # Less what is exact: so that data sets count alike.

@@ -29,7 +29,7 @@ from log import Log
 from machine import digest_of_method
 from torch import Tensor
 
-from cogen_fast import cogenerate
+from cogen_fast import Adaptive, cogenerate
 from cogen_fast.experiments.calibration import linear_gaussian, mean_misfit
 from cogen_fast.results.result import Result
 
@@ -85,7 +85,12 @@ def _half(noise: float) -> dict[str, object]:
     mask = torch.ones(64, 64)
     mask[:, 32:] = 0
     result = cogenerate(
-        generator, truth, mask, noise_std=noise, populations=_POPULATIONS, progress=False
+        generator,
+        truth,
+        mask,
+        method=Adaptive(populations=_POPULATIONS),
+        noise_std=noise,
+        progress=False,
     )
     result.grid(_RESULTS / "noise_levels_half.png")
     found = result.convergence()

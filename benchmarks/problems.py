@@ -11,6 +11,7 @@ import torch
 from dcgan import load_faces
 from torch import Tensor
 
+from cogen_fast import Compute
 from cogen_fast.generators.pretrained import pretrained
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.problem.problem import Problem, prepared
@@ -69,7 +70,9 @@ PROBLEMS: dict[str, Callable[[], tuple[torch.nn.Module, object, object, int]]] =
 def bench(name: str, backend: str) -> Iterator[Bench]:
     """The problem of that name, with its chains at prior draws and beta 1e-3."""
     generator, x_obs, mask, chains = PROBLEMS[name]()
-    with prepared(generator, x_obs, mask, noise_std=0.1, backend=backend) as problem:
+    with prepared(
+        generator, x_obs, mask, noise_std=0.1, compute=Compute(backend=backend)
+    ) as problem:
         state = hmc.init(
             problem.potential,
             chains=chains,

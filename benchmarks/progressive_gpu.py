@@ -34,11 +34,10 @@ from machine import machine
 from progressive_speed import Gradient, Task, task
 from torch import Tensor
 
-from cogen_fast import cogenerate
+from cogen_fast import Compute, cogenerate
 from cogen_fast.generators import ProgressiveGenerator, pretrained
 from cogen_fast.ops import dispatch
 from cogen_fast.problem.density import gradients
-from cogen_fast.problem.precision import Precision
 from cogen_fast.problem.problem import prepared
 from cogen_fast.sampler import ais
 
@@ -243,10 +242,10 @@ def speed(case: tuple[int, int, int], method: str, device: str) -> dict[str, Any
 def moves(case: tuple[int, int, int], dtype: str, replayed: bool, device: str) -> dict[str, Any]:
     """Seconds of a temperature of one transition, and of its gradients launched one by one."""
     t = on_device(task(*case), device)
-    how: dict[str, Any] = {"noise_std": 1.0, "cuda_graphs": replayed, "precision": Precision(dtype)}
+    how = Compute(cuda_graphs=replayed, gradient_dtype=dtype)
     shape = t.generator.output_shape
     x, mask = torch.zeros(1, *shape), t.spec.mask.reshape(shape)
-    with prepared(t.generator, x, mask, **how) as problem:
+    with prepared(t.generator, x, mask, noise_std=1.0, compute=how, records=True) as problem:
         rule = ais.Moves(leapfrog_steps=LEAPFROG_STEPS)
         state = ais.init(problem.target, rule, chains=len(t.z), **problem.how())
         field, latents = problem.target, state.hmc.latents
@@ -300,7 +299,7 @@ def acceptance(problem: str, dtype: str, device: str, **options: Any) -> dict[st
         x,
         mask,
         noise_std=noise,
-        gradient_dtype=dtype,
+        compute=Compute(gradient_dtype=dtype),
         progress=False,
         **usual | options,
     )

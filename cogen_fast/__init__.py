@@ -15,9 +15,12 @@ from cogen_fast.generators import (
 )
 from cogen_fast.methods import baselines
 from cogen_fast.methods.bounds import EvidenceBounds, bound_evidence
+from cogen_fast.methods.checkpoint import Checkpoint
 from cogen_fast.methods.presets import PRESETS, Preset
+from cogen_fast.methods.settings import Adaptive, Paper
 from cogen_fast.ops.dispatch import backends
 from cogen_fast.ops.spec import AdaptationRule
+from cogen_fast.problem.compute import Compute
 from cogen_fast.problem.observation import (
     AveragePool,
     Mask,
@@ -35,11 +38,15 @@ __version__ = "0.1.0"
 __all__ = [
     "PRESETS",
     "AdaptationRule",
+    "Adaptive",
     "AveragePool",
+    "Checkpoint",
+    "Compute",
     "EvidenceBounds",
     "Mask",
     "MeasurementOperator",
     "Operator",
+    "Paper",
     "Preset",
     "Result",
     "Stride",

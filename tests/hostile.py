@@ -36,6 +36,8 @@ from cogen_fast.generators import (
     load_generator,
     save_generator,
 )
+from cogen_fast.methods.settings import keywords
+from cogen_fast.problem.compute import gathered
 from cogen_fast.training import datasets
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.datasets import Images, open_images
@@ -115,7 +117,7 @@ def small_run(**options: Any) -> None:
     torch.manual_seed(0)
     G, mask = MLPGenerator((2, 4, 3)), torch.tensor([1.0, 1.0, 0.0])
     cogen_fast.cogenerate(
-        G, torch.zeros(3), mask, **{"noise_std": 0.1, "progress": False} | options
+        G, torch.zeros(3), mask, **keywords({"noise_std": 0.1, "progress": False} | options)
     )
 
 
@@ -130,7 +132,9 @@ def saved_result(folder: Path, **options: Any) -> Path:
     G, mask = MLPGenerator((2, 4, 3)), torch.tensor([1.0, 1.0, 0.0])
     run: dict[str, Any] = {"noise_std": 0.1, "budget": 60, "polish": 4, "keep_trace": True}
     run |= {"progress": False} | options
-    return cogen_fast.cogenerate(G, torch.zeros(2, 3), mask, **run).save(folder / "result")
+    return cogen_fast.cogenerate(G, torch.zeros(2, 3), mask, **keywords(run)).save(
+        folder / "result"
+    )
 
 
 def load_result(path: Path) -> None:
@@ -402,7 +406,7 @@ def look_at_postscript(path: Path, argument: str, programs: str) -> None:
     if argument == "data":
         images_of(path.parent, bad_share=0.9, channels=3)
     else:
-        inpaint(path.parent, **{argument: path})
+        inpaint(path.parent, **keywords({argument: path}))
 
 
 def shrink(path: Path) -> None:
@@ -460,18 +464,22 @@ def any_size(z: torch.Tensor) -> torch.Tensor:
 
 def long_latents(**options: Any) -> None:
     mask = torch.tensor([1.0, 1.0, 0.0])
-    cogen_fast.cogenerate(any_size, torch.zeros(3), mask, noise_std=0.1, progress=False, **options)
+    cogen_fast.cogenerate(
+        any_size, torch.zeros(3), mask, **keywords({"noise_std": 0.1, "progress": False, **options})
+    )
 
 
 def baseline(**options: Any) -> None:
     G, mask = MLPGenerator((2, 4, 3)), torch.tensor([1.0, 1.0, 0.0])
     given = {"method": "gd-multi", "learning_rate": 0.1, "steps": 2} | options
-    cogen_fast.methods.baselines.reconstruct(G, torch.zeros(3), mask, noise_std=0.1, **given)
+    cogen_fast.methods.baselines.reconstruct(
+        G, torch.zeros(3), mask, **gathered({"noise_std": 0.1, **given})
+    )
 
 
 def bounds(**options: Any) -> None:
     G, mask = MLPGenerator((2, 4, 3)), torch.tensor([1.0, 1.0, 0.0])
-    cogen_fast.bound_evidence(G, mask, noise_std=0.1, **options)
+    cogen_fast.bound_evidence(G, mask, **gathered({"noise_std": 0.1, **options}))
 
 
 def sample(count: int) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from cogen_fast import Operator, Result, cogenerate
 from cogen_fast.methods import fits
-from cogen_fast.methods.adaptive import Adaptive
+from cogen_fast.methods.adaptive import AdaptivePlan
 from cogen_fast.methods.loop import Outcome
+from cogen_fast.methods.settings import keywords
 from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
 from cogen_fast.problem.problem import prepared
 from cogen_fast.sampler import hmc, pool, smc
@@ -37,7 +38,7 @@ def x_obs(batch: int = 2) -> Tensor:
 def run(generator: Any = None, batch: int = 2, **changes: Any) -> Result:
     arguments: dict[str, Any] = {"noise_std": 0.3, "seed": 4, "progress": False}
     arguments |= {"x_obs": x_obs(batch), "mask": MASK} | changes
-    return cogenerate(network() if generator is None else generator, **arguments)
+    return cogenerate(network() if generator is None else generator, **keywords(arguments))
 
 
 def linear(dtype: torch.dtype = F64) -> nn.Linear:
@@ -55,7 +56,7 @@ LINEAR_X, NOISE = torch.tensor([0.4, -1.0, math.nan, 0.9, math.nan], dtype=F64),
 def linear_run(**changes: Any) -> Result:
     arguments: dict[str, Any] = {"noise_std": NOISE, "seed": 4, "progress": False}
     arguments |= {"x_obs": LINEAR_X, "mask": MASK} | changes
-    return cogenerate(linear(), **arguments)
+    return cogenerate(linear(), **keywords(arguments))
 
 
 def log_evidence_of_the_linear_model() -> float:
@@ -229,7 +230,7 @@ def test_every_particle_has_the_same_chance_to_be_returned(chains: int) -> None:
     # 4,000 draws of the uniform; a particle is taken with probability chains / 16, its count
     # binomial with a deviation of sqrt(4000 p (1 - p)): five of them.
     count, p = 4000, chains / 16
-    plan = Adaptive(
+    plan = AdaptivePlan(
         chains=chains, populations=count, annealing=Annealing(), budget=None, evidence="consistent",
         step_size=None, seed=0, keep_trace=False, max_batch=None,
     )  # fmt: skip
@@ -490,7 +491,7 @@ def test_few_chains_and_a_small_budget_run_alone() -> None:
 )  # fmt: skip
 def test_who_runs_alone(chains: int, budget: int | None, alone: bool) -> None:
     # Sixteen particles need thirty gradients each: 480 for all chains together.
-    plan = Adaptive(
+    plan = AdaptivePlan(
         chains=chains, populations=1, annealing=Annealing(), budget=budget, evidence="consistent",
         step_size=None, seed=0, keep_trace=False, max_batch=None,
     )  # fmt: skip
@@ -518,7 +519,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "steps-by-default": ({"ais_steps": 10}, "ais_steps: .*'paper'"),
     "schedule": ({"schedule": "linear"}, "schedule: .*'paper'.*'linear'"),
     "form": ({"form": "paper"}, "form: .*'paper'"),
-    "no-adaptation": ({"adaptation": None}, "adaptation: .*'paper'"),
     "adaptation": ({"adaptation": "per-chain"}, "adaptation: .*'paper'.*'per-chain'"),
     "preset-with-adaptive": ({"method": "adaptive", "preset": "celeba-128"}, "preset: .*'paper'"),
     **{
@@ -568,7 +568,7 @@ def test_bad_settings_name_the_argument(name: str) -> None:
 
 
 def test_what_belongs_to_both_is_refused_by_neither() -> None:
-    assert run(form="posterior", budget=60).complete
+    assert run(leapfrog_steps=2, step_size=0.1, budget=60).complete
     assert run(method="paper", ais_steps=3, chains=2, hmc_steps=1, leapfrog_steps=2).complete
 
 
@@ -680,7 +680,7 @@ def test_a_deep_fit_has_more_of_a_small_budget() -> None:
 
 def test_fits_begin_from_the_best_prior_draws_too(monkeypatch: pytest.MonkeyPatch) -> None:
     scored, started = [], []
-    scores, lbfgs, outcome = pool.scores, fits.lbfgs, Adaptive.outcome
+    scores, lbfgs, outcome = pool.scores, fits.lbfgs, AdaptivePlan.outcome
 
     def watched_scores(*args: Any) -> Tensor:
         scored.append(scores(*args))
@@ -707,7 +707,7 @@ def test_fits_begin_from_the_best_prior_draws_too(monkeypatch: pytest.MonkeyPatc
             best_energies=torch.zeros_like(found.best_energies),
         )
 
-    monkeypatch.setattr(Adaptive, "outcome", lucky)
+    monkeypatch.setattr(AdaptivePlan, "outcome", lucky)
     run(batch=12, budget=8, polish="auto", noise_std=0.01)
     assert (started[1][0][:, 0] == 0.5).all()
     # Fits of all samples are of these alone.
@@ -838,7 +838,7 @@ class Whole:
 
 
 def run_whole(**how: Any) -> Whole:
-    generator, begin, begun = Failing(), Adaptive.begin, [0]
+    generator, begin, begun = Failing(), AdaptivePlan.begin, [0]
 
     def noted(*arguments: Any) -> smc.Run:
         start = begin(*arguments)
@@ -846,7 +846,7 @@ def run_whole(**how: Any) -> Whole:
         return start
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Adaptive, "begin", noted)
+        patch.setattr(AdaptivePlan, "begin", noted)
         result = run(generator, keep_trace=True, **how)
     return Whole(result, generator.calls, begun[0])
 
@@ -1061,7 +1061,7 @@ def test_polished_and_interrupted_results_come_back_too(
 def test_a_potential_is_asked_for_the_right_observation() -> None:
     # Populations of an observation are neighbouring rows: each has the energies of its own data.
     with prepared(network(), x_obs(3), MASK, noise_std=0.3) as problem:
-        plan = Adaptive(
+        plan = AdaptivePlan(
             chains=16, populations=2, annealing=Annealing(), budget=None, evidence="consistent",
             step_size=None, seed=1, keep_trace=False, max_batch=None,
         )  # fmt: skip

@@ -14,7 +14,18 @@ import torch
 from runs import both_backends
 from torch import Tensor, nn
 
-from cogen_fast import PRESETS, AdaptationRule, AveragePool, Operator, Result, Stride, cogenerate
+from cogen_fast import (
+    PRESETS,
+    AdaptationRule,
+    AveragePool,
+    Compute,
+    Operator,
+    Paper,
+    Result,
+    Stride,
+    cogenerate,
+)
+from cogen_fast.methods.settings import keywords
 from cogen_fast.problem.problem import prepared
 from cogen_fast.sampler import ais
 from cogen_fast.sampler.schedule import Sigmoid
@@ -148,15 +159,12 @@ def test_linear_gaussian_posterior_and_evidence(name: str, adaptation: Any, back
         linear_generator(torch.float32),
         case.x_obs(5),
         case.mask,
+        method=Paper(ais_steps=40, leapfrog_steps=6, step_size=0.08, adaptation=adaptation),
         noise_std=case.noise,
         chains=CHAINS,
-        ais_steps=40,
-        leapfrog_steps=6,
-        step_size=0.08,
-        adaptation=adaptation,
         seed=1,
-        backend=backend,
-        **QUIET,
+        progress=False,
+        compute=Compute(backend=backend),
     )
     mean, covariance, log_normaliser = closed_form(case, case.measure(5))
     assert result.log_weights is not None
@@ -176,7 +184,9 @@ def test_linear_gaussian_posterior_and_evidence(name: str, adaptation: Any, back
 def test_energies_and_gradients_are_those_of_the_formula(name: str, backend: str) -> None:
     # A wrong gradient would leave the posterior exact and only cost acceptance: it is held here.
     case, net = CASES[name], linear_generator()
-    with prepared(net, case.x_obs(5), case.mask, noise_std=case.noise, backend=backend) as problem:
+    with prepared(
+        net, case.x_obs(5), case.mask, noise_std=case.noise, compute=Compute(backend=backend)
+    ) as problem:
         z = normal(1, 6, D, seed=8)
         energy, grad = problem.potential.energy_and_grad(z)
     a, b = case.matrix @ net[0].weight.detach(), case.matrix @ net[0].bias.detach()
@@ -194,13 +204,11 @@ def test_each_observation_of_a_batch_has_its_own_posterior(backend: str) -> None
         linear_generator(),
         torch.stack([case.x_obs(s) for s in seeds]),
         case.mask,
+        method=Paper(ais_steps=40, leapfrog_steps=6, step_size=0.08),
         noise_std=case.noise,
         chains=500,
-        ais_steps=40,
-        leapfrog_steps=6,
-        step_size=0.08,
-        backend=backend,
-        **QUIET,
+        progress=False,
+        compute=Compute(backend=backend),
     )
     assert result.log_weights is not None
     assert result.log_evidence is not None
@@ -215,9 +223,15 @@ def test_each_observation_of_a_batch_has_its_own_posterior(backend: str) -> None
 def test_images_and_their_weighted_mean_are_those_of_the_posterior(backend: str) -> None:
     case = CASES["mask"]
     result = cogenerate(
-        linear_generator(), case.x_obs(5), case.mask, noise_std=case.noise, chains=CHAINS,
-        ais_steps=40, leapfrog_steps=6, step_size=0.08, backend=backend, **QUIET,
-    )  # fmt: skip
+        linear_generator(),
+        case.x_obs(5),
+        case.mask,
+        method=Paper(ais_steps=40, leapfrog_steps=6, step_size=0.08),
+        noise_std=case.noise,
+        chains=CHAINS,
+        progress=False,
+        compute=Compute(backend=backend),
+    )
     linear = linear_generator()[0]
     mean, covariance, _ = closed_form(case, case.measure(5))
     expected = linear(mean).detach().reshape(1, 1, 4, 4)
@@ -238,10 +252,15 @@ def test_a_raw_schedule_estimates_the_normaliser_at_its_last_temperature(backend
     case = CASES["mask"]
     schedule = Sigmoid(-4.0, 0.0, normalised=False)  # beta from above 0.018 to 0.5
     result = cogenerate(
-        linear_generator(), case.x_obs(5), case.mask, noise_std=case.noise, chains=CHAINS,
-        ais_steps=40, schedule=schedule, leapfrog_steps=6, step_size=0.08, backend=backend,
-        **QUIET,
-    )  # fmt: skip
+        linear_generator(),
+        case.x_obs(5),
+        case.mask,
+        method=Paper(ais_steps=40, schedule=schedule, leapfrog_steps=6, step_size=0.08),
+        noise_std=case.noise,
+        chains=CHAINS,
+        progress=False,
+        compute=Compute(backend=backend),
+    )
     assert result.beta_reached == pytest.approx(0.5, rel=1e-15)
     mean, covariance, log_normaliser = closed_form(case, case.measure(5), beta=0.5)
     assert result.log_weights is not None
@@ -259,9 +278,14 @@ def test_a_raw_schedule_estimates_the_normaliser_at_its_last_temperature(backend
 def test_a_bare_weight_gives_a_normaliser_but_no_evidence() -> None:
     case = CASES["mask"]
     settings: dict[str, Any] = {"chains": 6, "ais_steps": 5, **QUIET}
-    by_noise = cogenerate(linear_generator(), case.x_obs(5), case.mask, noise_std=0.4, **settings)
+    by_noise = cogenerate(
+        linear_generator(), case.x_obs(5), case.mask, **keywords({"noise_std": 0.4, **settings})
+    )
     by_weight = cogenerate(
-        linear_generator(), case.x_obs(5), case.mask, weight=0.5 / 0.4**2, **settings
+        linear_generator(),
+        case.x_obs(5),
+        case.mask,
+        **keywords({"weight": 0.5 / 0.4**2, **settings}),
     )
     assert by_weight.log_normaliser is not None
     assert by_noise.log_normaliser is not None
@@ -289,10 +313,16 @@ def test_log_weights_by_hand_from_the_recorded_latents(schedule: Any, backend: s
     case = CASES["mask"]
     steps = None if isinstance(schedule, list) else 6
     result = cogenerate(
-        linear_generator(), case.x_obs(5), MASK, noise_std=0.4, chains=7, ais_steps=steps,
-        schedule=schedule, leapfrog_steps=3, step_size=0.1, keep_trace=True, backend=backend,
-        **QUIET,
-    )  # fmt: skip
+        linear_generator(),
+        case.x_obs(5),
+        MASK,
+        method=Paper(ais_steps=steps, schedule=schedule, leapfrog_steps=3, step_size=0.1),
+        noise_std=0.4,
+        chains=7,
+        keep_trace=True,
+        progress=False,
+        compute=Compute(backend=backend),
+    )
     assert result.trace is not None
     assert result.log_weights is not None
     betas = [0.0, *result.betas[:, 0].tolist()]  # the first term goes from beta_0 = 0
@@ -314,9 +344,15 @@ def test_log_weights_by_hand_from_the_recorded_latents(schedule: Any, backend: s
 
 def test_the_trace_starts_at_the_prior() -> None:
     result = cogenerate(
-        linear_generator(), CASES["mask"].x_obs(5), MASK, noise_std=0.4, chains=4000, ais_steps=1,
-        leapfrog_steps=1, keep_trace=True, **QUIET,
-    )  # fmt: skip
+        linear_generator(),
+        CASES["mask"].x_obs(5),
+        MASK,
+        method=Paper(ais_steps=1, leapfrog_steps=1),
+        noise_std=0.4,
+        chains=4000,
+        keep_trace=True,
+        progress=False,
+    )
     assert result.trace is not None
     start = result.trace[0, 0]
     # 12,000 standard normals: means within 5 / sqrt(n), second moments within 5 sqrt(2 / n).
@@ -368,10 +404,15 @@ def test_step_size_follows_the_published_rule(
     levels = [30.0, 30.0] if start == 0.45 else [0.4, 4.0]
     noise = torch.tensor(levels).reshape(2, 1, 1, 1)
     result = cogenerate(
-        linear_generator(), torch.stack([CASES["mask"].x_obs(s) for s in (5, 6)]), MASK,
-        noise_std=noise, chains=4, ais_steps=60, leapfrog_steps=3, step_size=start,
-        adaptation=rule, backend=backend, **QUIET,
-    )  # fmt: skip
+        linear_generator(),
+        torch.stack([CASES["mask"].x_obs(s) for s in (5, 6)]),
+        MASK,
+        method=Paper(ais_steps=60, leapfrog_steps=3, step_size=start, adaptation=rule),
+        noise_std=noise,
+        chains=4,
+        progress=False,
+        compute=Compute(backend=backend),
+    )
     target = 0.65 if isinstance(rule, str) else rule.target
     for row in range(2):
         rates = result.acceptance[:, row].tolist()
@@ -386,9 +427,13 @@ def test_step_size_follows_the_published_rule(
 
 def test_no_adaptation_keeps_the_step() -> None:
     result = cogenerate(
-        linear_generator(), CASES["mask"].x_obs(5), MASK, noise_std=0.4, ais_steps=20,
-        step_size=0.03, adaptation=None, **QUIET,
-    )  # fmt: skip
+        linear_generator(),
+        CASES["mask"].x_obs(5),
+        MASK,
+        method=Paper(ais_steps=20, step_size=0.03, adaptation=None),
+        noise_std=0.4,
+        progress=False,
+    )
     assert (result.step_size == 0.03).all()
     assert result.settings["adaptation"] is None
 
@@ -397,12 +442,19 @@ def test_no_adaptation_keeps_the_step() -> None:
 def test_a_result_tells_that_its_chains_adapted_by_themselves(backend: str) -> None:
     results = {
         name: cogenerate(
-            linear_generator(), CASES["mask"].x_obs(5), MASK, noise_std=0.4, chains=6,
-            ais_steps=40, hmc_steps=2, step_size=0.4, leapfrog_steps=3, adaptation=name,
-            backend=backend, **QUIET,
+            linear_generator(),
+            CASES["mask"].x_obs(5),
+            MASK,
+            method=Paper(
+                ais_steps=40, hmc_steps=2, step_size=0.4, leapfrog_steps=3, adaptation=name
+            ),
+            noise_std=0.4,
+            chains=6,
+            progress=False,
+            compute=Compute(backend=backend),
         )
         for name in ("published", "per-chain")
-    }  # fmt: skip
+    }
     shared, own = results["published"], results["per-chain"]
     assert own.step_size.shape == (40, 1)
     assert not torch.equal(own.step_size, shared.step_size)
@@ -413,9 +465,13 @@ def test_a_result_tells_that_its_chains_adapted_by_themselves(backend: str) -> N
 
 def test_every_one_of_m_transitions_adapts_the_step() -> None:
     result = cogenerate(
-        linear_generator(), CASES["mask"].x_obs(5), MASK, noise_std=0.4, ais_steps=2, hmc_steps=3,
-        step_size=0.02, leapfrog_steps=2, **QUIET,
-    )  # fmt: skip
+        linear_generator(),
+        CASES["mask"].x_obs(5),
+        MASK,
+        method=Paper(ais_steps=2, hmc_steps=3, step_size=0.02, leapfrog_steps=2),
+        noise_std=0.4,
+        progress=False,
+    )
     factors = result.step_size[:, 0] / 0.02
     # The first of all transitions shrinks the step (the rate starts *at* the target); nearly all
     # proposals are accepted at this step, so the next ones grow it.
@@ -428,9 +484,13 @@ def test_every_one_of_m_transitions_adapts_the_step() -> None:
 
 def test_paper_form_has_no_weights_and_says_why() -> None:
     result = cogenerate(
-        linear_generator(), CASES["mask"].x_obs(5), MASK, noise_std=0.4, ais_steps=5,
-        schedule="sigmoid-raw", form="paper", **QUIET,
-    )  # fmt: skip
+        linear_generator(),
+        CASES["mask"].x_obs(5),
+        MASK,
+        method=Paper(ais_steps=5, schedule="sigmoid-raw", form="paper"),
+        noise_std=0.4,
+        progress=False,
+    )
     for name in ("log_weights", "log_normaliser", "log_evidence"):
         assert getattr(result, name) is None
         assert "paper form" in result.reasons[name]
@@ -443,9 +503,13 @@ def test_paper_form_has_no_weights_and_says_why() -> None:
 def test_paper_form_at_beta_one_warns_where_it_was_called() -> None:
     with pytest.warns(UserWarning, match="form: .*beta = 1") as caught:
         cogenerate(
-            linear_generator(), CASES["mask"].x_obs(5), MASK, noise_std=0.4, ais_steps=2,
-            form="paper", **QUIET,
-        )  # fmt: skip
+            linear_generator(),
+            CASES["mask"].x_obs(5),
+            MASK,
+            method=Paper(ais_steps=2, form="paper"),
+            noise_std=0.4,
+            progress=False,
+        )
     assert caught[0].filename == __file__
 
 
@@ -454,9 +518,13 @@ def test_no_warning_without_a_reason(form: Any, schedule: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cogenerate(
-            linear_generator(), CASES["mask"].x_obs(5), MASK, noise_std=0.4, ais_steps=2,
-            form=form, schedule=schedule, **QUIET,
-        )  # fmt: skip
+            linear_generator(),
+            CASES["mask"].x_obs(5),
+            MASK,
+            method=Paper(ais_steps=2, form=form, schedule=schedule),
+            noise_std=0.4,
+            progress=False,
+        )
 
 
 def test_paper_form_samples_its_own_density() -> None:
@@ -466,9 +534,16 @@ def test_paper_form_samples_its_own_density() -> None:
     case, beta = CASES["mask"], 0.8
     target = torch.full((40,), beta)
     result = cogenerate(
-        linear_generator(), case.x_obs(5), MASK, noise_std=0.4, chains=CHAINS, schedule=target,
-        form="paper", leapfrog_steps=10, step_size=0.08, adaptation=None, **QUIET,
-    )  # fmt: skip
+        linear_generator(),
+        case.x_obs(5),
+        MASK,
+        method=Paper(
+            schedule=target, form="paper", leapfrog_steps=10, step_size=0.08, adaptation=None
+        ),
+        noise_std=0.4,
+        chains=CHAINS,
+        progress=False,
+    )
     linear = linear_generator()[0]
     a, b = SEEN @ linear.weight.detach(), SEEN @ linear.bias.detach()
     scale = float(result.betas[-1]) / 0.4**2
@@ -527,7 +602,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_preset_runs_with_its_settings(name: str, recorded: list[dict[str, Any]]) -> None:
     chains, steps, leapfrog_steps, step, schedule, form, weight, growth = PUBLISHED[name]
     case = CASES["mask"]
-    result = cogenerate(linear_generator(), case.x_obs(5), MASK, preset=name, **QUIET)
+    result = cogenerate(
+        linear_generator(), case.x_obs(5), MASK, method=Paper(preset=name), progress=False
+    )
     (call,) = recorded
     np.testing.assert_array_equal(call["betas"], schedule.betas(steps))
     assert call["steps"] == steps
@@ -545,10 +622,23 @@ def test_a_preset_runs_with_its_settings(name: str, recorded: list[dict[str, Any
 
 def test_what_is_given_beside_a_preset_wins(recorded: list[dict[str, Any]]) -> None:
     cogenerate(
-        linear_generator(), CASES["mask"].x_obs(5), MASK, preset="celeba-128", chains=3,
-        ais_steps=7, leapfrog_steps=2, hmc_steps=4, step_size=0.05, adaptation=None,
-        schedule="linear", form="posterior", noise_std=0.4, **QUIET,
-    )  # fmt: skip
+        linear_generator(),
+        CASES["mask"].x_obs(5),
+        MASK,
+        method=Paper(
+            preset="celeba-128",
+            ais_steps=7,
+            leapfrog_steps=2,
+            hmc_steps=4,
+            step_size=0.05,
+            adaptation=None,
+            schedule="linear",
+            form="posterior",
+        ),
+        chains=3,
+        noise_std=0.4,
+        progress=False,
+    )
     (call,) = recorded
     np.testing.assert_allclose(call["betas"], np.arange(1, 8) / 7)
     assert call["moves"] == ais.Moves(4, 2, "posterior", None)
@@ -595,7 +685,12 @@ def test_settings_name_the_argument_at_fault(
 
 def test_result_is_a_result() -> None:
     result = cogenerate(
-        linear_generator(), CASES["mask"].x_obs(5), MASK, noise_std=0.4, ais_steps=2, **QUIET
+        linear_generator(),
+        CASES["mask"].x_obs(5),
+        MASK,
+        method=Paper(ais_steps=2),
+        noise_std=0.4,
+        progress=False,
     )
     assert isinstance(result, Result)
     assert result.images.shape == (1, 4, 1, 4, 4)

@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cogen_fast import AveragePool, Result, cogenerate
+from cogen_fast import AveragePool, Paper, Result, cogenerate
 from cogen_fast.generators.pretrained import pretrained
 from cogen_fast.methods.baselines import BASELINES, Tuning, reconstruct, tune
 from cogen_fast.methods.optimise import adam, gradient_descent, lbfgs
+from cogen_fast.methods.settings import keywords
 from cogen_fast.ops import reference
+from cogen_fast.problem.compute import gathered
 from cogen_fast.sampler import hmc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,7 +49,7 @@ def solve(method: Any = "gd", G: Any = None, **changes: Any) -> Result:
         given |= {"steps": 12, "learning_rate": 0.05}
     if method == "sir" or "multi" in method:
         given |= {"starts": 40}
-    return reconstruct(network() if G is None else G, **given | changes)
+    return reconstruct(network() if G is None else G, **gathered(given | changes))
 
 
 def draws_of(count: int, ids: Sequence[int] = (0,), seed: int = 0) -> Tensor:
@@ -92,9 +94,16 @@ def test_a_descent_is_the_written_one_from_the_written_start(method: str) -> Non
 @pytest.mark.parametrize("method", ["gd", "adam", "lbfgs"])
 def test_single_starts_are_the_prior_draws_of_the_sampler(method: str) -> None:
     sampled = cogenerate(
-        network(), X, MASK, weight=WEIGHT, method="paper", ais_steps=1, chains=3, seed=5,
-        keep_trace=True, progress=False,
-    )  # fmt: skip
+        network(),
+        X,
+        MASK,
+        method=Paper(ais_steps=1),
+        weight=WEIGHT,
+        chains=3,
+        seed=5,
+        keep_trace=True,
+        progress=False,
+    )
     assert sampled.trace is not None
     found = solve(method, chains=3, seed=5, steps=1, learning_rate=1e-12)
     torch.testing.assert_close(found.latents, sampled.trace[0], rtol=0, atol=1e-10)
@@ -290,7 +299,10 @@ def test_the_samplers_count_in_the_same_unit(options: dict[str, Any]) -> None:
     solve("gd", checks, steps=1, chains=1)
     counted = Counting()
     result = cogenerate(
-        counted, X, MASK, noise_std=0.5, backend="native", progress=False, **options
+        counted,
+        X,
+        MASK,
+        **keywords({"noise_std": 0.5, "backend": "native", "progress": False, **options}),
     )
     outputs = result.energies.numel() * (2 if result.settings["polish"] else 1)
     forwards = counted.forwards - (checks.forwards - 1) - outputs
@@ -311,7 +323,9 @@ def test_the_tuned_rate_is_the_best_of_its_log(method: str) -> None:
     given: dict[str, Any] = {"weight": WEIGHT, "chains": 4, "steps": 12, "seed": 9}
     if "multi" in method:
         given["starts"] = 30
-    tuning = tune(network(), X, MASK, method=method, learning_rates=rates, **given)
+    tuning = tune(
+        network(), X, MASK, **gathered({"method": method, "learning_rates": rates, **given})
+    )
     assert [rate for rate, _ in tuning.log] == list(rates)
     for rate, score in tuning.log:
         assert score == pytest.approx(found_by(method, rate, **given), rel=1e-9)
@@ -335,9 +349,12 @@ def test_tuning_counts_the_starts_once() -> None:
 def test_a_score_of_ones_own_decides() -> None:
     given: dict[str, Any] = {"weight": WEIGHT, "steps": 20, "chains": 2, "method": "gd"}
     rates = (0.1, 0.01, 1e-6)
-    least = tune(network(), X, MASK, learning_rates=rates, **given)
+    least = tune(network(), X, MASK, **gathered({"learning_rates": rates, **given}))
     most = tune(
-        network(), X, MASK, learning_rates=rates, score=lambda r: -r.energies.mean(), **given
+        network(),
+        X,
+        MASK,
+        **gathered({"learning_rates": rates, "score": lambda r: -r.energies.mean(), **given}),
     )
     assert most.learning_rate == max(least.log, key=lambda pair: pair[1])[0] == 1e-6
     assert most.at_the_edge
@@ -422,7 +439,7 @@ def test_tuning_names_the_argument(
         raise AssertionError("work before the checks")
 
     with pytest.raises(error, match=message):
-        tune(untouched, X, MASK, **{"method": "gd"} | changes)
+        tune(untouched, X, MASK, **gathered({"method": "gd"} | changes))
 
 
 def test_operators_and_numpy_are_taken_too() -> None:

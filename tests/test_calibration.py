@@ -15,7 +15,7 @@ import torch
 from runs import both_backends
 from torch import Tensor
 
-from cogen_fast import cogenerate
+from cogen_fast import Adaptive, cogenerate
 from cogen_fast.experiments import calibration
 from cogen_fast.experiments.calibration import (
     MODELS,
@@ -36,6 +36,7 @@ from cogen_fast.experiments.calibration import (
     p_ecdf,
     z_scores,
 )
+from cogen_fast.methods.settings import keywords
 from cogen_fast.sampler.pace import Annealing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -161,9 +162,15 @@ def test_the_misfit_of_the_samples_is_that_of_the_posterior(chains: int) -> None
     model, populations = linear_gaussian(), 4
     _, x = model.simulate(300, 5)
     result = cogenerate(
-        model.generator, x, model.mask, noise_std=model.noise, chains=chains,
-        populations=populations, seed=6, progress=False,
-    )  # fmt: skip
+        model.generator,
+        x,
+        model.mask,
+        method=Adaptive(populations=populations),
+        noise_std=model.noise,
+        chains=chains,
+        seed=6,
+        progress=False,
+    )
     means = result.energies.mean(-1) - mean_misfit(model, x)
     # A finite population has a bias of order 1 / N beside the sampling error; 0.1 / N is allowed.
     error = float(means.std()) / len(means) ** 0.5
@@ -221,7 +228,10 @@ def sample_plane(**options: Any) -> Any:
     model = five_gaussians()
     known = np.array([OBSERVED, np.nan], dtype=np.float32)
     return cogenerate(
-        model.generator, known, model.mask, noise_std=model.noise, progress=False, **options
+        model.generator,
+        known,
+        model.mask,
+        **keywords({"noise_std": model.noise, "progress": False, **options}),
     )
 
 
@@ -253,9 +263,15 @@ def test_frozen_evidence_is_unbiased_on_the_plane(exact: Exact) -> None:
     model = five_gaussians()
     known = np.tile(np.array([OBSERVED, np.nan], dtype=np.float32), (400, 1))
     result = cogenerate(
-        model.generator, known, model.mask, noise_std=model.noise, chains=32, evidence="frozen",
-        seed=3, progress=False,
-    )  # fmt: skip
+        model.generator,
+        known,
+        model.mask,
+        method=Adaptive(evidence="frozen"),
+        noise_std=model.noise,
+        chains=32,
+        seed=3,
+        progress=False,
+    )
     ratios = (result.log_normaliser - exact.log_normaliser).exp()
     assert z_scores(ratios, 1.0).abs() < 4.0
     error = float(ratios.std()) / len(ratios) ** 0.5

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import cogen_fast
+from cogen_fast import Adaptive, Compute, Paper
 from cogen_fast.cli.images import read_picture
 from cogen_fast.cli.main import main
 from cogen_fast.generators import MLPGenerator, ProgressiveGenerator
@@ -180,15 +183,16 @@ def test_same_result_as_from_python(checkpoint: str, picture: str, tmp_path: Pat
         cogen_fast.load_generator(checkpoint),
         torch.from_numpy(pixels_of(Path(picture)).transpose(2, 0, 1) / np.float32(127.5) - 1),
         mask,
-        method="paper",
+        method=Paper(
+            ais_steps=2,
+            leapfrog_steps=2,
+            hmc_steps=2,
+            schedule="linear",
+            step_size=0.02,
+            adaptation="per-chain",
+        ),
         chains=2,
-        ais_steps=2,
-        leapfrog_steps=2,
-        hmc_steps=2,
         noise_std=0.5,
-        schedule="linear",
-        step_size=0.02,
-        adaptation="per-chain",
         progress=False,
     )
     torch.testing.assert_close(
@@ -731,23 +735,45 @@ def test_demo_gets_its_arguments(
     assert json.loads(capsys.readouterr().out) == [str(tmp_path), "bag", "3", "False"]
 
 
-def test_help_states_the_defaults_in_force(capsys: pytest.CaptureFixture[str]) -> None:
+def _help(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        main(["inpaint", "--help"])
+        main(arguments)
     assert stop.value.code == 0
-    flat = " ".join(capsys.readouterr().out.split())
+    return capsys.readouterr().out
+
+
+def test_help_states_the_defaults_in_force(capsys: pytest.CaptureFixture[str]) -> None:
+    flat = " ".join(_help(capsys, "inpaint", "--help-all").split())
     published = presets.DEFAULTS
-    for text, default in (
-        ("images to draw", tuning.POPULATION),
-        ("keeps; nearer to 1: smaller steps", Annealing.kept),
-        ("prior to the posterior", published.ais_steps),
-        ("there are no weights", published.form),
+    for text in (
+        f"images to draw ({tuning.POPULATION}; paper: {published.chains})",
+        f"keeps; nearer to 1: smaller steps ({Annealing.kept})",
+        f"prior to the posterior ({published.ais_steps})",
+        f"there are no weights ({published.form})",
+        f"moves per temperature (tuned; paper: {published.hmc_steps})",
+        f"gradients in a move (tuned; paper: {published.leapfrog_steps})",
+        f"first leapfrog step (tuned; paper: {published.step_size})",
     ):
-        assert f"{text} ({default})" in flat
-    assert (
-        f"Defaults: {published.chains} images, {published.hmc_steps} move of "
-        f"{published.leapfrog_steps} gradients per temperature, first step {published.step_size}"
-    ) in flat
+        assert text in flat
+
+
+HELPS = ("--help", "--help-all")
+
+
+@pytest.mark.parametrize("command", ["inpaint", "super-resolve"])
+def test_help_leaves_rare_options_to_help_all(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few, every = (set(re.findall(r"--[a-z-]+", _help(capsys, command, h))) for h in HELPS)
+    settings = {each.name for kind in (Adaptive, Paper, Compute) for each in fields(kind)}
+    named = {f"--{name.replace('_', '-')}" for name in settings - {"cuda_graphs"}}
+    assert few < every
+    assert named | {"--no-cuda-graphs", "--latent-shape"} <= every
+    assert few & named == {"--device"}
+    assert {"--chains", "--budget", "--noise-std", "--seed", "--method", "--help-all"} <= few
+    # What is hidden is known all the same.
+    assert main([command, "--kept", "0.9"]) == 2
+    assert "--kept" not in capsys.readouterr().err
 
 
 def test_runs_as_a_module(tmp_path: Path) -> None:

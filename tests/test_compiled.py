@@ -11,8 +11,9 @@ from processes import in_a_process
 from runs import Failing, assert_same, network
 from torch import Tensor, nn
 
-from cogen_fast import Result, cogenerate
+from cogen_fast import Compute, Result, cogenerate
 from cogen_fast.generators import ProgressiveGenerator
+from cogen_fast.methods.settings import keywords
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def run(generator: nn.Module, **options: Any) -> Result:
     x = torch.linspace(-0.5, 0.5, 5)
     how = {"method": "paper", "ais_steps": 3, "leapfrog_steps": 2, "noise_std": 0.3}
-    return cogenerate(generator, x, torch.ones(5), progress=False, **how | options)
+    return cogenerate(
+        generator, x, torch.ones(5), **keywords({"progress": False, **(how | options)})
+    )
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, function: Any) -> list[Any]:
@@ -106,7 +109,7 @@ def test_a_faster_way_is_kept(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
     else:
         generator = ProgressiveGenerator(4, latent_size=3, feature_maps=[3])
         how = {"method": "paper", "ais_steps": 2, "progress": False, "compile": True}
-        found = cogenerate(generator, torch.zeros(3, 4, 4), torch.ones(4, 4), **how)
+        found = cogenerate(generator, torch.zeros(3, 4, 4), torch.ones(4, 4), **keywords(how))
     assert seen == []
     assert "compile: not needed, for this generator has a faster way" in found.notes
     assert found.settings["backend"] == "fused"
@@ -117,9 +120,14 @@ def test_dense_layers_are_compiled_where_no_whole_run_is_made(
 ) -> None:
     seen = asked(monkeypatch, lambda generator: generator)
     found = cogenerate(
-        network(), torch.zeros(5), torch.ones(5), noise_std=0.3, budget=60, progress=False,
-        compile=True,
-    )  # fmt: skip
+        network(),
+        torch.zeros(5),
+        torch.ones(5),
+        noise_std=0.3,
+        budget=60,
+        progress=False,
+        compute=Compute(compile=True),
+    )
     assert len(seen) == 1
     assert "generator: compiled by torch.compile" in found.notes
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cogen_fast import cogenerate
+from cogen_fast.methods.settings import keywords
 from cogen_fast.ops import native
 
 pytestmark = [
@@ -38,7 +39,10 @@ def test_a_short_run_equals_the_one_on_the_cpu(settings: dict[str, Any]) -> None
     x_obs = torch.linspace(-0.5, 0.5, 9, dtype=torch.float64)
     runs = [
         cogenerate(
-            _model().to(device), x_obs, mask, noise_std=0.3, seed=2, progress=False, **settings
+            _model().to(device),
+            x_obs,
+            mask,
+            **keywords({"noise_std": 0.3, "seed": 2, "progress": False, **settings}),
         )
         for device in ("cpu", "cuda")
     ]
@@ -105,7 +109,7 @@ def test_a_run_in_one_launch_equals_the_one_on_the_cpu(
         "adaptation": adaptation,
     }
     runs = [
-        cogenerate(net.to(device), x_obs, mask, chains=chains, **options)
+        cogenerate(net.to(device), x_obs, mask, **keywords({"chains": chains, **options}))
         for device in ("cpu", "cuda")
     ]
     if dtype == torch.float32:  # a chain whose verdict rounding decides goes elsewhere
@@ -124,6 +128,9 @@ def test_runs_in_one_launch_are_the_same_to_the_bit(adaptation: str) -> None:
     x_obs, mask = torch.zeros(3, 2), torch.tensor([1, 0])
     options: dict[str, Any] = {"method": "paper", "ais_steps": 50, "noise_std": 0.2, "seed": 1}
     options["adaptation"] = adaptation
-    runs = [cogenerate(net, x_obs, mask, chains=1000, progress=False, **options) for _ in range(2)]
+    runs = [
+        cogenerate(net, x_obs, mask, **keywords({"chains": 1000, "progress": False, **options}))
+        for _ in range(2)
+    ]
     assert torch.equal(runs[0].latents, runs[1].latents)
     assert runs[0].settings["backend"] == "fused"

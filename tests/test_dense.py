@@ -18,8 +18,10 @@ from cogen_fast import AdaptationRule, cogenerate
 from cogen_fast.generators import MLPGenerator
 from cogen_fast.methods import checkpoint
 from cogen_fast.methods.baselines import reconstruct
+from cogen_fast.methods.settings import keywords
 from cogen_fast.ops import native
 from cogen_fast.ops.dense import ACTIVATIONS, DenseLayers, dense_layers, forward, unfit
+from cogen_fast.problem.compute import gathered
 from cogen_fast.problem.problem import Problem, prepared
 from cogen_fast.sampler import ais, dense, hmc
 from cogen_fast.support.layout import Layout
@@ -38,7 +40,7 @@ def network(sizes: tuple[int, ...], activation: str = "tanh", final: str | None 
 
 @contextmanager
 def whole_runs(net: Any, x: Any, mask: Any, **noise: Any) -> Iterator[Problem]:
-    with prepared(net, x, mask, whole_runs=True, **noise) as found:
+    with prepared(net, x, mask, **gathered({"whole_runs": True, **noise})) as found:
         assert found.dense is not None
         yield found
 
@@ -327,7 +329,7 @@ def test_results_are_those_of_the_general_path(how: dict[str, Any]) -> None:
     options: dict[str, Any] = {"noise_std": 0.3, "progress": False, "seed": 2, **how}
     options |= {"method": "paper", "ais_steps": 6}
     ours, theirs = (
-        cogenerate(net, x, np.array([1, 0, 1]), backend=backend, **options)
+        cogenerate(net, x, np.array([1, 0, 1]), **keywords({"backend": backend, **options}))
         for backend in ("auto", "native")
     )
     assert ours.settings["backend"] == "fused" and theirs.settings["backend"] == "native"
@@ -370,9 +372,11 @@ def test_a_batch_of_observations_is_its_observations() -> None:
         "method": "paper",
         "ais_steps": 9,
     }
-    both = cogenerate(net, x, np.array([1, 0]), **options)
+    both = cogenerate(net, x, np.array([1, 0]), **keywords(options))
     for b in range(2):
-        one = cogenerate(net, x[b], np.array([1, 0]), observation_ids=[b], **options)
+        one = cogenerate(
+            net, x[b], np.array([1, 0]), **keywords({"observation_ids": [b], **options})
+        )
         assert torch.equal(one.latents[0], both.latents[b])
 
 
@@ -475,8 +479,10 @@ def test_a_wish_that_cannot_be_met_is_refused(generator: Any, how: Any, reason: 
     noise = {} if "misfit" in how else {"noise_std": 0.5}
     options: dict[str, Any] = {"method": "paper", "ais_steps": 3, "progress": False, **noise, **how}
     with pytest.raises(ValueError, match=f"^backend: fused serves .*{reason}"):
-        cogenerate(generator, np.zeros(2), np.array([1, 0]), backend="fused", **options)
-    result = cogenerate(generator, np.zeros(2), np.array([1, 0]), **options)
+        cogenerate(
+            generator, np.zeros(2), np.array([1, 0]), **keywords({"backend": "fused", **options})
+        )
+    result = cogenerate(generator, np.zeros(2), np.array([1, 0]), **keywords(options))
     assert result.settings["backend"] == "native"
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast import AdaptationRule, Result, cogenerate
+from cogen_fast.methods.settings import keywords
 from cogen_fast.problem.problem import prepared
 from cogen_fast.sampler import ais, dense
 from cogen_fast.sampler.schedule import Sigmoid
@@ -38,7 +39,7 @@ def layer() -> nn.Linear:
 
 def run(**changes: Any) -> Result:
     options: dict[str, Any] = {"noise_std": NOISE, "seed": 4, "progress": False} | changes
-    result = cogenerate(layer(), X, MASK, backend="fused", **options)
+    result = cogenerate(layer(), X, MASK, **keywords({"backend": "fused", **options}))
     assert result.settings["backend"] == "fused"
     return result
 

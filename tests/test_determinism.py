@@ -22,8 +22,9 @@ from runs import Failing, assert_same, both_backends, network
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cogen_fast import Operator, Result, cogenerate
+from cogen_fast import Checkpoint, Operator, Result, cogenerate
 from cogen_fast.methods import checkpoint
+from cogen_fast.methods.settings import keywords
 
 MASK = np.array([1, 1, 0, 1, 0])
 SAVE = checkpoint.save
@@ -46,7 +47,7 @@ def x_obs(seed: int = 1, batch: int = 2) -> Tensor:
 
 def run(generator: Any = None, **changes: Any) -> Result:
     arguments = {"x_obs": x_obs(), "mask": MASK} | SETTINGS | changes
-    return cogenerate(network() if generator is None else generator, **arguments)
+    return cogenerate(network() if generator is None else generator, **keywords(arguments))
 
 
 # --- seeds --------------------------------------------------------------------------------------
@@ -163,7 +164,9 @@ def test_what_several_temperatures_share_is_saved_once(tmp_path: Path) -> None:
     # In 130 latents directions are looked for at every third temperature.
     path = tmp_path / "run.safetensors"
     how: dict[str, Any] = {"noise_std": 1.0, "latent_shape": 130, "progress": False}
-    result = cogenerate(lambda z: z, torch.zeros(1, 130), torch.ones(130), checkpoint=path, **how)
+    result = cogenerate(
+        lambda z: z, torch.zeros(1, 130), torch.ones(130), **keywords({"checkpoint": path, **how})
+    )
     learning = int((result.betas.amin(1) < 1.0).sum()) + 1
     saved = [name for name in load_file(path) if name.endswith((".stiff", ".vectors"))]
     assert learning > 6
@@ -183,7 +186,7 @@ def test_a_checkpoint_is_saved_as_often_as_asked(tmp_path: Path) -> None:
     for seconds, expected in ((0.0, 6), (1e6, 1)):
         generator = Looking()
         generator.seen = []
-        run(generator, checkpoint=path, checkpoint_seconds=seconds)
+        run(generator, checkpoint=Checkpoint(path, seconds))
         # At the start, so that the path is known to be good, and after each temperature.
         times = {when for when in generator.seen[:-4] if when}  # before the last temperature
         assert len(times) >= expected
@@ -220,12 +223,12 @@ def test_a_run_that_cannot_be_saved_is_not_lost(
     path, expected = tmp_path / "run", run(Failing())
     monkeypatch.setattr(checkpoint, "save", full_disk(after))
     with pytest.warns(UserWarning, match=r"^checkpoint: .*run could not be written .*No space"):
-        assert_same(run(Failing(), checkpoint=path, checkpoint_seconds=0.0), expected)
+        assert_same(run(Failing(), checkpoint=Checkpoint(path, 0.0)), expected)
     # Nor is one that was interrupted: what there is comes back.
     path.unlink()
     monkeypatch.setattr(checkpoint, "save", full_disk(after))
     with pytest.warns(UserWarning, match=r"^checkpoint: "):
-        found = run(Failing(25), checkpoint=path, checkpoint_seconds=0.0)
+        found = run(Failing(25), checkpoint=Checkpoint(path, 0.0))
     assert not found.complete
     # What was written before the disk was full can be gone on from.
     monkeypatch.undo()
@@ -235,7 +238,7 @@ def test_a_run_that_cannot_be_saved_is_not_lost(
 def test_other_errors_leave_the_last_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     with pytest.raises(ZeroDivisionError):
-        run(Failing(30, ZeroDivisionError), checkpoint=path, checkpoint_seconds=0.0)
+        run(Failing(30, ZeroDivisionError), checkpoint=Checkpoint(path, 0.0))
     assert_same(run(Failing(), checkpoint=path), run(Failing()))
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
 
@@ -263,17 +266,19 @@ class Slow(nn.Module):
 
 
 def sample(seconds, **options):
-    from cogen_fast import cogenerate
+    from cogen_fast import Paper, cogenerate
 
     return cogenerate(
         Slow(seconds), torch.tensor([0.3, 0.1, -0.2, 0.0]), [1, 1, 0, 1], noise_std=0.2, chains=5,
-        method="paper", ais_steps=60, leapfrog_steps=2, step_size=0.1, seed=9, progress=False,
+        method=Paper(ais_steps=60, leapfrog_steps=2, step_size=0.1), seed=9, progress=False,
         keep_trace=True, **options,
     )
 
 
 if __name__ == "__main__":
-    sample(0.02, checkpoint=sys.argv[1], checkpoint_seconds=0.0)
+    from cogen_fast import Checkpoint
+
+    sample(0.02, checkpoint=Checkpoint(sys.argv[1], 0.0))
 '''
 
 

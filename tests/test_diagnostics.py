@@ -14,6 +14,8 @@ from torch import Tensor
 
 from cogen_fast import Result, bound_evidence, cogenerate
 from cogen_fast.generators.pretrained import pretrained
+from cogen_fast.methods.settings import keywords
+from cogen_fast.problem.compute import gathered
 from cogen_fast.results.diagnostics import Evidence, diagnose
 from cogen_fast.sampler import reverse, smc
 from cogen_fast.sampler.pace import Annealing
@@ -29,7 +31,7 @@ needs_arviz = pytest.mark.skipif(
 
 def run(**options: Any) -> Result:
     arguments = {"noise_std": 0.05, "progress": False} | options
-    return cogenerate(pretrained("five-gaussians"), X_OBS, MASK, **arguments)
+    return cogenerate(pretrained("five-gaussians"), X_OBS, MASK, **keywords(arguments))
 
 
 def healthy() -> Evidence:
@@ -92,7 +94,7 @@ def test_halves_in_different_modes_are_told_of_a_real_run(chains: int) -> None:
     # Two modes so sharp that each particle keeps its own, and some halves of eight hold one alone.
     x = torch.full((96, 1), 4.0)
     how: dict[str, Any] = {"latent_shape": 1, "noise_std": 0.01, "progress": False}
-    result = cogenerate(lambda z: z**2, x, torch.ones(1), chains=chains, **how)
+    result = cogenerate(lambda z: z**2, x, torch.ones(1), **keywords({"chains": chains, **how}))
     assert any(line.startswith("islands disagree: ") for line in result.diagnose())
 
 
@@ -195,7 +197,10 @@ def test_unequal_islands_are_told_of_a_real_run(chains: int) -> None:
     x = torch.full((48, 2), 0.5)
     how: dict[str, Any] = {"latent_shape": 2, "noise_std": 0.1, "progress": False}
     result = cogenerate(
-        lambda z: torch.sigmoid(30 * (z - 1)), x, torch.ones(2), chains=chains, **how
+        lambda z: torch.sigmoid(30 * (z - 1)),
+        x,
+        torch.ones(2),
+        **keywords({"chains": chains, **how}),
     )
     assert any(line.startswith("islands are unequal ") for line in result.diagnose())
 
@@ -424,7 +429,9 @@ def test_bounds_enclose_the_exact_evidence_of_a_generator() -> None:
 def test_bounds_take_seeds_of_numpy_and_read_well() -> None:
     how: dict[str, Any] = {"noise_std": np.array([0.05, 0.05]), "simulations": 3}
     G = pretrained("five-gaussians")
-    mine, theirs = (bound_evidence(G, MASK, seed=seed, **how) for seed in (3, np.int64(3)))
+    mine, theirs = (
+        bound_evidence(G, MASK, **gathered({"seed": seed, **how})) for seed in (3, np.int64(3))
+    )
     assert torch.equal(mine.gap, theirs.gap)
     assert repr(mine).startswith("EvidenceBounds: 3 data sets, log evidence ")
     assert "standard error" in repr(mine)
@@ -451,4 +458,4 @@ def test_bounds_take_seeds_of_numpy_and_read_well() -> None:
 def test_bad_arguments_of_bounds_are_named(change: dict[str, Any], argument: str) -> None:
     arguments = {"noise_std": 0.05} | change
     with pytest.raises((TypeError, ValueError), match=f"^{argument}: "):
-        bound_evidence(pretrained("five-gaussians"), MASK, **arguments)
+        bound_evidence(pretrained("five-gaussians"), MASK, **gathered(arguments))

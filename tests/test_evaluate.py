@@ -32,6 +32,8 @@ from cogen_fast.experiments.evaluate.pictures import draw
 from cogen_fast.experiments.evaluate.tasks import Block, SuperResolve, pose
 from cogen_fast.experiments.evaluate.tuning import Grid, tuned
 from cogen_fast.methods.baselines import reconstruct
+from cogen_fast.methods.settings import keywords
+from cogen_fast.problem.compute import gathered
 from cogen_fast.results import metrics, plots
 from cogen_fast.support.digests import without_digest
 from cogen_fast.support.files import parse_json
@@ -116,13 +118,19 @@ def test_records_are_what_direct_calls_give(whole: Path) -> None:
     case = pose(STUDY.task, images, [2, 3], seed=5)
     common: dict[str, Any] = {"noise_std": 0.3, "seed": 5, "observation_ids": [2, 3]}
     fit = reconstruct(
-        Net(), case.x_obs, case.operator, method="gd", steps=4, learning_rate=0.02, chains=2,
-        **common,
-    )  # fmt: skip
+        Net(),
+        case.x_obs,
+        case.operator,
+        **gathered({"method": "gd", "steps": 4, "learning_rate": 0.02, "chains": 2, **common}),
+    )
     sampled = cogenerate(
-        Net(), case.x_obs, case.operator, method="paper", ais_steps=3, leapfrog_steps=2, chains=3,
-        **common, **QUIET,
-    )  # fmt: skip
+        Net(),
+        case.x_obs,
+        case.operator,
+        **keywords(
+            {"method": "paper", "ais_steps": 3, "leapfrog_steps": 2, "chains": 3, **common, **QUIET}
+        ),
+    )
     for name, result in (("gd", fit), ("ais", sampled)):
         for b, number in enumerate((2, 3)):
             found = records[number]["methods"][name]
@@ -161,7 +169,10 @@ def test_methods_see_the_noise_that_is_added(tmp_path: Path) -> None:
     truth = torch.stack([data().load(i) for i in (0, 1)])
     case = pose(STUDY.task, truth, [0, 1], 5, noise_std=0.2)
     expected = reconstruct(
-        Net(), case.x_obs, case.operator, method="gd", noise_std=0.3, seed=5, **METHODS[0].options
+        Net(),
+        case.x_obs,
+        case.operator,
+        **gathered({"method": "gd", "noise_std": 0.3, "seed": 5, **(METHODS[0].options)}),
     )
     found = records[1]["methods"]["gd"]
     assert found["energies"] == expected.energies[1].tolist()

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogen_fast import Result
+from cogen_fast import Adaptive, Result
 from cogen_fast.experiments.calibration import z_scores
 from cogen_fast.experiments.exact_models import (
     FOLDS,
@@ -236,7 +236,7 @@ FLAT_CELLS = (
 def test_evidence_of_generators_that_are_flat(name: str, size: int, populations: int) -> None:
     # Its distribution is skewed, so that no sample mean of it tells whether it is unbiased.
     model, count = Elementwise(name, size), 96 if populations == 1 else 32
-    result = draws(model, range(count), populations=populations)
+    result = draws(model, range(count), method=Adaptive(populations=populations))
     told(model, result)
     assert off(model, result).abs().median() < (1.5 if populations == 1 else 0.6)
 
@@ -248,7 +248,7 @@ def test_modes_that_moves_do_not_join(name: str, size: int, populations: int) ->
     # They are alike, so that particles which stay in theirs are samples as good as any, and the
     # evidence is known as well as with one mode.
     model, count = Elementwise(name, size), 96 if populations == 1 else 32
-    result = draws(model, range(count), populations=populations)
+    result = draws(model, range(count), method=Adaptive(populations=populations))
     found = off(model, result)
     assert told(model, result).nanmedian() < 2.0 * float((found**2).mean().sqrt())
     together, error = log_mean_and_error(found)
@@ -277,7 +277,7 @@ def test_elementwise_models_by_prior_draws(name: str) -> None:
 @pytest.mark.parametrize("name", FOLDS)
 def test_modes_have_their_masses(name: str) -> None:
     model, populations = TwoModes(name, 5), 32
-    result = draws(model, range(4), populations=populations)
+    result = draws(model, range(4), method=Adaptive(populations=populations))
     assert result.log_weights is not None
     right = (result.latents[..., 0] >= 0.0).double().reshape(-1, 16)
     log_weights = result.log_weights.reshape(-1, 16)

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from runs import seeded
 from torch import Tensor
 
-from cogen_fast import AveragePool, Operator, Stride, cogenerate
+from cogen_fast import AveragePool, Compute, Operator, Paper, Stride, cogenerate
 from cogen_fast.generators import ProgressiveGenerator, pretrained
 from cogen_fast.generators.fast_progressive import FastProgressive
+from cogen_fast.methods.settings import keywords
 from cogen_fast.ops import native, reference
 from cogen_fast.ops.progressive.colours import Colours, colour_misfit
 from cogen_fast.ops.progressive.normed import Normed, norm, norm_grad
@@ -26,6 +27,7 @@ from cogen_fast.ops.progressive.packed import Workspace
 from cogen_fast.ops.progressive.upsampled import UpsampledConvolution
 from cogen_fast.ops.progressive.winograd import Convolution
 from cogen_fast.ops.spec import MisfitKind, MisfitSpec
+from cogen_fast.problem.compute import gathered
 from cogen_fast.problem.problem import prepared
 
 U = 2.0**-24
@@ -445,7 +447,7 @@ MASK[4:12, 4:12] = 0
 
 def problem_of(generator: Any, backend: str = "auto") -> Any:
     x = torch.zeros(1, 16, 16, dtype=F64 if isinstance(generator, torch.nn.Module) else None)
-    return prepared(generator, x, MASK, noise_std=0.3, backend=backend)
+    return prepared(generator, x, MASK, noise_std=0.3, compute=Compute(backend=backend))
 
 
 @pytest.mark.parametrize("backend", ["auto", "fused"])
@@ -480,7 +482,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
 def test_other_generators_are_called_themselves(make: Callable[[], Any]) -> None:
     generator = make()
     options = {"latent_shape": 6, "noise_std": 0.3}
-    with prepared(generator, torch.zeros(1, 16, 16), MASK, **options) as problem:
+    with prepared(generator, torch.zeros(1, 16, 16), MASK, **gathered(options)) as problem:
         assert problem.potential.generator is problem.adapter
         assert problem.backend == "native"
 
@@ -496,7 +498,7 @@ def test_fused_is_refused_for_other_generators() -> None:
 def run(generator: ProgressiveGenerator, backend: str, **options: Any) -> Any:
     x = torch.stack([generator(random(1, 6, seed=seed))[0] for seed in (1, 2)])
     settings = {"noise_std": 0.3, "seed": 3, "progress": False, "backend": backend} | options
-    return cogenerate(generator, x, settings.pop("mask", MASK), **settings)
+    return cogenerate(generator, x, settings.pop("mask", MASK), **keywords(settings))
 
 
 def test_a_result_says_so() -> None:
@@ -542,14 +544,18 @@ def test_a_short_run_is_the_ordinary_one(name: str, misfit: Any) -> None:
             generator,
             measure(images),
             operator,
-            method="paper",
-            ais_steps=5,
-            leapfrog_steps=3,
-            chains=4,
-            max_batch=3,
-            progress=False,
-            backend=backend,
-            **options,
+            **keywords(
+                {
+                    "method": "paper",
+                    "ais_steps": 5,
+                    "leapfrog_steps": 3,
+                    "chains": 4,
+                    "max_batch": 3,
+                    "progress": False,
+                    "backend": backend,
+                    **options,
+                }
+            ),
         )
         for backend in ("auto", "native")
     )
@@ -571,14 +577,12 @@ def test_a_whole_run_has_the_ordinary_statistics() -> None:
             generator,
             x,
             mask,
-            noise_std=4.0,  # at which the weights of 200 chains tell their own error
-            method="paper",
+            method=Paper(ais_steps=60, leapfrog_steps=5),
+            noise_std=4.0,
             chains=200,
-            ais_steps=60,
-            leapfrog_steps=5,
             progress=False,
-            backend=backend,
             seed=seed,
+            compute=Compute(backend=backend),
         )
         for seed, backend in enumerate(("auto", "native"))
     )

@@ -17,6 +17,7 @@ from processes import in_a_process
 from runs import seeded
 from torch import Tensor
 
+from cogen_fast import Compute
 from cogen_fast.generators import ProgressiveGenerator
 from cogen_fast.generators.fast_progressive import FastProgressive
 from cogen_fast.ops import reference
@@ -24,6 +25,7 @@ from cogen_fast.ops.progressive.colours import Colours
 from cogen_fast.ops.progressive.folded import FOLDINGS, FoldedLayers, TorchNorms
 from cogen_fast.ops.progressive.normed import Normed
 from cogen_fast.ops.spec import MisfitKind, MisfitSpec
+from cogen_fast.problem.compute import gathered
 from cogen_fast.problem.problem import prepared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -411,7 +413,7 @@ def test_the_sampler_takes_it_on_a_gpu(half: str) -> None:
     from cogen_fast.problem.precision import Precision
 
     how = {"noise_std": 0.3, "precision": Precision(half)}
-    with prepared(generator, x, torch.ones(64, 64), **how) as problem:
+    with prepared(generator, x, torch.ones(64, 64), **gathered(how)) as problem:
         assert isinstance(problem.potential.generator, FastProgressive)
         assert isinstance(problem.split.field.generator, FastProgressive)
         z = random(1, 5, generator.latent_size, dtype=F32).cuda()
@@ -438,6 +440,12 @@ def test_a_fast_path_that_fails_is_not_taken_and_told() -> None:
         assert problem.notes == ("generator: its fast path cannot be taken: no such instruction",)
     with (
         pytest.raises(ValueError, match=r"^backend: fused .* got generator: .*no such instruction"),
-        prepared(generator, torch.zeros(3, 8, 8), torch.ones(8, 8), noise_std=0.3, backend="fused"),
+        prepared(
+            generator,
+            torch.zeros(3, 8, 8),
+            torch.ones(8, 8),
+            noise_std=0.3,
+            compute=Compute(backend="fused"),
+        ),
     ):
         pass

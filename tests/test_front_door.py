@@ -19,9 +19,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cogen_fast import (
+    Adaptive,
     AveragePool,
+    Checkpoint,
+    Compute,
     Mask,
     Operator,
+    Paper,
     Result,
     Stride,
     cogenerate,
@@ -29,14 +33,17 @@ from cogen_fast import (
     super_resolve,
 )
 from cogen_fast.experiments.synthetic.rivals import gradient_descent
+from cogen_fast.methods.settings import keywords
 from cogen_fast.ops import reference
 from cogen_fast.problem.adapter import frozen
+from cogen_fast.problem.compute import gathered
 from cogen_fast.sampler import hmc
 
-FAST: dict[str, Any] = {
+BY_NAME: dict[str, Any] = {
     "method": "paper", "ais_steps": 4, "leapfrog_steps": 2, "chains": 3, "step_size": 0.05,
     "progress": False,
 }  # fmt: skip
+FAST = keywords(BY_NAME)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -77,7 +84,7 @@ VECTOR, VECTOR_MASK = random(5, seed=9), [1, 0, 1, 1, 0]
 
 def vector_run(G: Any = None, **changes: Any) -> Result:
     arguments: dict[str, Any] = {"x_obs": VECTOR, "mask": VECTOR_MASK, "noise_std": 0.5}
-    return cogenerate(mlp() if G is None else G, **arguments | FAST | changes)
+    return cogenerate(mlp() if G is None else G, **keywords(arguments | BY_NAME | changes))
 
 
 # --- latents ------------------------------------------------------------------------------------
@@ -447,9 +454,15 @@ def test_non_finite_proposals_are_counted_in_the_result() -> None:
         return torch.where(z[:, :1] > 2.5, torch.nan, z)
 
     result = cogenerate(
-        G, torch.tensor([6.0]), 1, noise_std=0.3, latent_shape=1, method="paper", ais_steps=60,
-        leapfrog_steps=5, step_size=0.1, chains=3, progress=False,
-    )  # fmt: skip
+        G,
+        torch.tensor([6.0]),
+        1,
+        method=Paper(ais_steps=60, leapfrog_steps=5, step_size=0.1),
+        noise_std=0.3,
+        latent_shape=1,
+        chains=3,
+        progress=False,
+    )
     assert int(result.non_finite.sum()) > 0
     for values in (result.images, result.latents, result.energies, result.log_weights):
         assert values is not None
@@ -829,10 +842,21 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception] | tuple[type[Exception], ..
     "seed-text": (bad(seed="1"), ValueError, "seed: "),
     "max_batch": (bad(max_batch=0), ValueError, "max_batch: "),
     "observation_ids": (bad(observation_ids=[0, 1]), ValueError, "observation_ids: expected 1"),
-    "checkpoint_seconds": (
-        bad(checkpoint_seconds=math.nan), ValueError, "checkpoint_seconds: ",
-    ),
+    "compute": (bad(compute="cuda"), TypeError, "compute: expected a Compute, got 'cuda'"),
+    "checkpoint-type": (bad(checkpoint=3), TypeError, "checkpoint: "),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("seconds", [math.nan, -1.0, "1"])
+def test_bad_seconds_of_a_checkpoint_name_the_argument(seconds: Any, tmp_path: Path) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"^checkpoint_seconds: "):
+        Checkpoint(tmp_path / "run.safetensors", seconds)
+
+
+@pytest.mark.parametrize("method", [3, None, Compute(), Adaptive])
+def test_a_method_of_another_type_is_told(method: Any) -> None:
+    with pytest.raises(TypeError, match=r"^method: expected one of .*Adaptive or Paper"):
+        cogenerate(mlp(), VECTOR, VECTOR_MASK, noise_std=0.5, method=method)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -1204,7 +1228,7 @@ def descend(G: Any = None, **changes: Any) -> Any:
     arguments: dict[str, Any] = {
         "x_obs": VECTOR, "mask": VECTOR_MASK, "noise_std": 0.5, "steps": 30, "learning_rate": 0.02,
     }  # fmt: skip
-    return gradient_descent(mlp() if G is None else G, **arguments | changes)
+    return gradient_descent(mlp() if G is None else G, **gathered(arguments | changes))
 
 
 def test_gradient_descent_is_the_written_one() -> None:

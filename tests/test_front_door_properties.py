@@ -22,7 +22,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,19 @@ from runs import assert_same
 from searches import EFFORT, limited, search
 from torch import Tensor, nn
 
-from cogen_fast import AveragePool, Mask, Result, Stride, cogenerate, inpaint, super_resolve
+from cogen_fast import (
+    Adaptive,
+    AveragePool,
+    Compute,
+    Mask,
+    Paper,
+    Result,
+    Stride,
+    cogenerate,
+    inpaint,
+    super_resolve,
+)
+from cogen_fast.methods.settings import keywords
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,12 +56,22 @@ POPULATION = 16  # particles of a population, as `cogenerate` documents
 EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.float16: 2.0**-10}
 EPS[torch.bfloat16] = 2.0**-7
 FRONT_DOOR = (cogenerate, inpaint, super_resolve)
+FIELDS = {each.name for kind in (Adaptive, Paper, Compute) for each in fields(kind)}
+KEYWORDS = [*inspect.signature(cogenerate).parameters, *sorted(FIELDS)]
 ARGUMENTS = {name for f in FRONT_DOOR for name in inspect.signature(f).parameters} - {"options"}
-KEYWORDS = [p.name for p in inspect.signature(cogenerate).parameters.values()]
+ARGUMENTS |= FIELDS
 # Energies that are not finite before the first move are refused under this name, with the chain.
 START = "energy"
 
 Array = npt.NDArray[Any]
+
+
+def called(call: Callable[..., Result], G: Any, options: dict[str, Any]) -> Result:
+    """A front door's result with options by name; what is no method's name goes in as it is."""
+    method = options.get("method")
+    if method is None or isinstance(method, str):
+        return call(G, **keywords(options))
+    return call(G, **{name: value for name, value in options.items() if name not in FIELDS})
 
 
 # --- generators ---------------------------------------------------------------------------------
@@ -646,10 +668,10 @@ def test_valid_problems_are_answered_rightly_in_every_form(case: Case) -> None:
         warnings.simplefilter("always")
         if wrong := wrong_together(case.options):
             with pytest.raises(ValueError, match=f"^({'|'.join(wrong)}): "):
-                case.call(case.G, **case.arguments)
+                called(case.call, case.G, case.arguments)
             return
         with nothing_changes(case.G, case.arguments), counted_gradients(case.G) as rows:
-            result = case.call(case.G, **case.arguments)
+            result = called(case.call, case.G, case.arguments)
     assert_gradients_are_told(case, result, rows[0])
     assert {str(w.message).split(":")[0] for w in caught} == expected_warnings(case)
     assert_sound(result)
@@ -657,7 +679,8 @@ def test_valid_problems_are_answered_rightly_in_every_form(case: Case) -> None:
     # Forms, and what stands in hidden places, are no part of the input.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert_same(result, cogenerate(case.G, **case.plain), but=("settings", "notes"))
+        again = called(cogenerate, case.G, case.plain)
+    assert_same(result, again, but=("settings", "notes"))
 
 
 @search(40)
@@ -669,11 +692,12 @@ def test_what_is_observed_must_be_finite(case: Case, junk: float, place: int) ->
     x = case.target.clone()
     x.view(-1)[places[place % len(places)]] = junk
     # A budget may be too small for frozen choices, or for polishing, which is said first.
-    arguments = case.plain | {"x_obs": x, "evidence": None, "polish": 0}
+    arguments = case.plain | {"x_obs": x, "polish": 0}
+    arguments.pop("evidence", None)
     message = "^x_obs: expected finite values where observed, got 1 "
     with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
         warnings.simplefilter("ignore")
-        cogenerate(case.G, **arguments)
+        called(cogenerate, case.G, arguments)
 
 
 # --- wrong values -------------------------------------------------------------------------------
@@ -750,7 +774,7 @@ def outcome(
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "(mask|form): ", UserWarning)
         try:
-            result = call(G, **arguments)
+            result = called(call, G, arguments)
         except (ValueError, TypeError) as error:
             named = names_in(str(error))
             assert named, f"names no argument: {type(error).__name__}: {error}"

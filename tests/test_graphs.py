@@ -16,8 +16,9 @@ from runs import assert_same, network, seeded
 from tape import Tape
 from torch import Tensor, nn
 
-from cogen_fast import Result, cogenerate
+from cogen_fast import Compute, Result, cogenerate
 from cogen_fast.generators.fast_progressive import FastProgressive
+from cogen_fast.methods.settings import keywords
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.progressive.folded import FoldedLayers, TorchNorms
 from cogen_fast.problem import graphs, problem
@@ -55,7 +56,7 @@ def observed(rows: int = 2, size: int = 5) -> Tensor:
 def run(generator: Any, **options: Any) -> Result:
     how = {"noise_std": 0.3, "backend": BACKEND, "progress": False} | options
     x = how.pop("x_obs", observed())
-    return cogenerate(generator, x, how.pop("mask", torch.tensor([1, 1, 0, 1, 0])), **how)
+    return cogenerate(generator, x, how.pop("mask", torch.tensor([1, 1, 0, 1, 0])), **keywords(how))
 
 
 @pytest.fixture
@@ -110,7 +111,9 @@ def test_the_folded_layers_are_replayed(tape: Tape) -> None:
     x = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
     how = {"chains": 3, "latent_size": 6, "dtype": torch.float64, "backend": "reference"}
     found = []
-    with problem.prepared(generator, x, torch.ones(8, 8), noise_std=1.0, backend="reference") as p:
+    with problem.prepared(
+        generator, x, torch.ones(8, 8), noise_std=1.0, compute=Compute(backend="reference")
+    ) as p:
         for recorded in (Graphs(tape, lambda: 0), None):
             potential = p.potential.of(fast, p.observation)
             potential.graphs = recorded

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogen_fast import AveragePool, Mask, Stride, cogenerate, inpaint
+from cogen_fast import AveragePool, Mask, Paper, Stride, cogenerate, inpaint
 from cogen_fast.experiments.evaluate.tasks import (
     PUBLISHED,
     Block,
@@ -282,9 +282,12 @@ def test_a_published_run_goes_through_its_whole_network() -> None:
         truth = generator(torch.randn(1, 512, generator=torch.Generator().manual_seed(1)))
     case = pose(published.task, truth.clamp(-1.0, 1.0), [0])
     result = inpaint(
-        generator, case.x_obs, case.operator, preset="celeba-128", ais_steps=1, leapfrog_steps=1,
+        generator,
+        case.x_obs,
+        case.operator,
+        method=Paper(preset="celeba-128", ais_steps=1, leapfrog_steps=1),
         progress=False,
-    )  # fmt: skip
+    )
     assert result.images.shape == (1, preset.chains, 3, 128, 128)
     assert result.settings["form"] == preset.form and result.settings["noise"] == "weight 1"
     assert result.cost == preset.chains * 2 * 2

@@ -21,6 +21,8 @@ from torch import Tensor
 from cogen_fast import Result, UnknownNoise, bound_evidence, cogenerate
 from cogen_fast.experiments.exact_models import LinearGaussian, log_mean_and_error
 from cogen_fast.methods.baselines import reconstruct
+from cogen_fast.methods.settings import keywords
+from cogen_fast.problem.compute import gathered
 from cogen_fast.sampler import noise_level
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -215,7 +217,7 @@ def x_obs(*noise: float) -> Tensor:
 
 def run(G: Any = generator, noise: tuple[float, ...] = (0.1, 0.5), **changes: Any) -> Result:
     options: dict[str, Any] = {"noise_std": "auto", "latent_shape": 10, "progress": False}
-    return cogenerate(G, x_obs(*noise), torch.ones(30), **options | changes)
+    return cogenerate(G, x_obs(*noise), torch.ones(30), **keywords(options | changes))
 
 
 def test_each_observation_has_its_own_noise() -> None:
@@ -464,6 +466,8 @@ def test_values_that_are_all_alike_have_no_scale() -> None:
 def test_others_than_the_adaptive_method_want_a_number() -> None:
     how: dict[str, Any] = {"noise_std": "auto", "latent_shape": 10}
     with pytest.raises(ValueError, match="noise_std: expected a number"):
-        reconstruct(generator, x_obs(0.1), torch.ones(30), method="sir", starts=2, **how)
+        reconstruct(
+            generator, x_obs(0.1), torch.ones(30), **gathered({"method": "sir", "starts": 2, **how})
+        )
     with pytest.raises((ValueError, TypeError), match="noise_std"):
-        bound_evidence(generator, torch.ones(30), **how)
+        bound_evidence(generator, torch.ones(30), **gathered(how))

@@ -13,8 +13,9 @@ from annealed import F64, normal, rotation
 from confined import confined, needs_linux
 from torch import Tensor, nn
 
-from cogen_fast import cogenerate
+from cogen_fast import Adaptive, Checkpoint, cogenerate
 from cogen_fast.methods import checkpoint
+from cogen_fast.methods.settings import keywords
 from cogen_fast.sampler import bases, curvature, islands, sketches, smc
 from cogen_fast.sampler.curvature import MOST
 from cogen_fast.sampler.pace import Annealing
@@ -183,7 +184,9 @@ def test_a_run_goes_as_one_with_matrices(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_samples_and_evidence_of_many_latents_are_right(size: int) -> None:
     g, x = measured(size, 20)
     weight = g.weight.double()
-    result = cogenerate(g, x, torch.ones(20), noise_std=0.1, seed=2, populations=2, progress=False)
+    result = cogenerate(
+        g, x, torch.ones(20), method=Adaptive(populations=2), noise_std=0.1, seed=2, progress=False
+    )
     # In the row space of G, of basis Q, the posterior is one of 20 numbers; elsewhere the prior.
     covariance = weight @ weight.T + 0.01 * torch.eye(20, dtype=F64)
     marginal = torch.distributions.MultivariateNormal(torch.zeros(20, dtype=F64), covariance)
@@ -211,7 +214,7 @@ def test_many_latents_are_resumed_bit_for_bit(
     g, x = measured(MANY, 5)
     path, save = tmp_path / "run", checkpoint.save
     how: dict[str, Any] = {"noise_std": 0.1, "seed": 2, "budget": 60, "progress": False}
-    whole = cogenerate(g, x, torch.ones(5), **how)
+    whole = cogenerate(g, x, torch.ones(5), **keywords(how))
 
     def interrupted(path: Path, run: Any, *rest: Any) -> None:
         save(path, run, *rest)
@@ -220,8 +223,8 @@ def test_many_latents_are_resumed_bit_for_bit(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoint, "save", interrupted)
-        cogenerate(g, x, torch.ones(5), checkpoint=path, checkpoint_seconds=0.0, **how)
-    resumed = cogenerate(g, x, torch.ones(5), checkpoint=path, **how)
+        cogenerate(g, x, torch.ones(5), **keywords({"checkpoint": Checkpoint(path, 0.0), **how}))
+    resumed = cogenerate(g, x, torch.ones(5), **keywords({"checkpoint": path, **how}))
     assert torch.equal(resumed.latents, whole.latents)
     assert torch.equal(resumed.energies, whole.energies)
 
@@ -232,7 +235,9 @@ def test_what_a_run_writes_it_reads_however_steep(size: int, tmp_path: Path) -> 
     g.weight.copy_(2.0 * torch.eye(3, size))
     how: dict[str, Any] = {"noise_std": 1e-60, "seed": 1, "budget": 40, "progress": False}
     x, path = torch.zeros(1, 3, dtype=F64), tmp_path / "run"
-    first, again = (cogenerate(g, x, torch.ones(3), checkpoint=path, **how) for _ in range(2))
+    first, again = (
+        cogenerate(g, x, torch.ones(3), **keywords({"checkpoint": path, **how})) for _ in range(2)
+    )
     assert torch.equal(first.latents, again.latents)
 
 
@@ -259,7 +264,9 @@ def test_masses_are_kept_only_to_be_repeated(evidence: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         begun = smc.run
         patch.setattr(smc, "run", lambda *a, **how: runs.append(begun(*a, **how)) or runs[-1])
-        cogenerate(g, x, torch.ones(3), noise_std=0.1, evidence=evidence, progress=False)
+        cogenerate(
+            g, x, torch.ones(3), method=Adaptive(evidence=evidence), noise_std=0.1, progress=False
+        )
     held = [info.choice.stiff is not None for info in runs[0].infos]
     assert held[-1]
     assert all(held) == (evidence == "frozen")

@@ -11,6 +11,7 @@ from torch import Tensor
 from cogen_fast import Result
 from cogen_fast.experiments.evaluate.nuts import DRAWS, NUTS, nuts_multi
 from cogen_fast.experiments.exact_models import LinearGaussian
+from cogen_fast.problem.compute import gathered
 
 pytest.importorskip("pyro")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +40,9 @@ def run(G: Any = None, ids: range = range(3), **changes: Any) -> Result:
         "gradients": 1_500,
         "observation_ids": list(ids),
     }
-    return nuts_multi(G or MODEL.generator, x, torch.ones(x.shape[1]), **options | changes)
+    return nuts_multi(
+        G or MODEL.generator, x, torch.ones(x.shape[1]), **gathered(options | changes)
+    )
 
 
 def test_it_draws_from_the_posterior_in_twenty_latents() -> None:

@@ -19,7 +19,7 @@ import torch
 from runs import Failing, assert_same
 from torch import Tensor, nn
 
-from cogen_fast import Operator, Result, cogenerate
+from cogen_fast import Adaptive, Compute, Operator, Paper, Result, cogenerate
 from cogen_fast.experiments.calibration import (
     linear_gaussian,
     linear_posterior,
@@ -27,6 +27,8 @@ from cogen_fast.experiments.calibration import (
     z_scores,
 )
 from cogen_fast.generators import ProgressiveGenerator
+from cogen_fast.methods.settings import keywords
+from cogen_fast.problem.compute import gathered
 from cogen_fast.problem.density import SplitPotential
 from cogen_fast.problem.precision import Autocast, Precision, full_precision
 from cogen_fast.problem.problem import Problem, prepared
@@ -62,7 +64,9 @@ def problem_of(
 ) -> Iterator[Problem]:
     precision = Precision(gradient, how.pop("energy", None))
     mask = how.pop("mask", torch.ones(x_obs.shape[-1]))
-    with prepared(generator, x_obs, mask, noise_std=noise_std, precision=precision, **how) as p:
+    with prepared(
+        generator, x_obs, mask, **gathered({"noise_std": noise_std, **precision.settings(), **how})
+    ) as p:
         yield p
 
 
@@ -114,14 +118,18 @@ def linear_run(**options: Any) -> tuple[Result, Tensor, Tensor]:
         model.generator,
         x,
         model.mask,
-        noise_std=model.noise,
-        method="paper",
-        chains=1000,
-        ais_steps=120,
-        leapfrog_steps=4,
-        step_size=0.1,
-        progress=False,
-        **options,
+        **keywords(
+            {
+                "noise_std": model.noise,
+                "method": "paper",
+                "chains": 1000,
+                "ais_steps": 120,
+                "leapfrog_steps": 4,
+                "step_size": 0.1,
+                "progress": False,
+                **options,
+            }
+        ),
     )
     return result, mean, ratio
 
@@ -148,13 +156,12 @@ def test_a_bent_posterior_is_that_of_the_float32_run(half: str) -> None:
             generator,
             x,
             torch.tensor([1, 1, 0, 1, 0, 0]),
+            method=Paper(ais_steps=80, leapfrog_steps=4, step_size=0.1),
             chains=1500,
-            ais_steps=80,
-            leapfrog_steps=4,
-            step_size=0.1,
             seed=seed,
-            gradient_dtype=dtype,
-            **PAPER,
+            progress=False,
+            noise_std=0.3,
+            compute=Compute(gradient_dtype=dtype),
         )
         for seed, dtype in ((0, half), (1, None))
     ]
@@ -178,7 +185,14 @@ def test_energies_are_those_of_a_float32_forward(half: str) -> None:
     generator = dense()
     x = generator(seeded(2, 3, seed=7)).detach()
     result = cogenerate(
-        generator, x, torch.ones(6), ais_steps=8, gradient_dtype=half, chains=7, **PAPER
+        generator,
+        x,
+        torch.ones(6),
+        method=Paper(ais_steps=8),
+        chains=7,
+        progress=False,
+        noise_std=0.3,
+        compute=Compute(gradient_dtype=half),
     )
     with problem_of(generator, x, gradient=half) as p:
         exact = p.potential.energy(result.latents)
@@ -193,7 +207,14 @@ def test_float64_energies_are_those_of_a_copy_in_float64() -> None:
     generator = dense()
     x = generator(seeded(2, 3, seed=7)).detach()
     result = cogenerate(
-        generator, x, torch.ones(6), ais_steps=8, energy_dtype="float64", chains=7, **PAPER
+        generator,
+        x,
+        torch.ones(6),
+        method=Paper(ais_steps=8),
+        chains=7,
+        progress=False,
+        noise_std=0.3,
+        compute=Compute(energy_dtype="float64"),
     )
     assert next(generator.parameters()).dtype == torch.float32
     with torch.no_grad():
@@ -221,7 +242,9 @@ def test_a_float64_generator_may_have_cheaper_gradients() -> None:
 def test_its_own_type_changes_nothing() -> None:
     x, how = seeded(2, 6), {"method": "paper", "ais_steps": 6, "progress": False}
     usual, named = (
-        cogenerate(dense(), x, torch.ones(6), noise_std=0.3, seed=2, **how, **options)
+        cogenerate(
+            dense(), x, torch.ones(6), **keywords({"noise_std": 0.3, "seed": 2, **how, **options})
+        )
         for options in ({}, {"gradient_dtype": "float32", "energy_dtype": "float32"})
     )
     assert_same(usual, named, but=("settings",))
@@ -297,8 +320,7 @@ def distant_run(**options: Any) -> Result:
         options.pop("G", None) or Distant(),
         x,
         torch.ones(6),
-        gradient_dtype="bfloat16",
-        **settings | options,
+        **keywords({"gradient_dtype": "bfloat16", **(settings | options)}),
     )
 
 
@@ -387,11 +409,10 @@ def test_forwards_are_counted_beside_gradients() -> None:
         generator,
         seeded(1, 5),
         torch.ones(5),
-        ais_steps=6,
-        hmc_steps=2,
-        leapfrog_steps=3,
-        gradient_dtype="bfloat16",
-        **PAPER,
+        method=Paper(ais_steps=6, hmc_steps=2, leapfrog_steps=3),
+        progress=False,
+        noise_std=0.3,
+        compute=Compute(gradient_dtype="bfloat16"),
     )
     assert (result.gradients, result.forwards) == (1 + 6 * 2 * 3, 1 + 6 * 2)
     assert result.summary()["forwards"] == 13
@@ -414,10 +435,10 @@ def test_the_adaptive_method_counts_them_too() -> None:
         dense(),
         seeded(1, 6),
         torch.ones(6),
+        method=Adaptive(hmc_steps=2),
         noise_std=0.3,
-        gradient_dtype="float16",
-        hmc_steps=2,
         progress=False,
+        compute=Compute(gradient_dtype="float16"),
     )
     moves = int(result.hmc_steps.sum())
     assert moves == 2 * len(result.hmc_steps)
@@ -463,7 +484,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("options", "match"), REFUSED.values(), ids=REFUSED)
 def test_wrong_types_are_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        cogenerate(dense(), seeded(1, 6), torch.ones(6), noise_std=0.3, **options)
+        cogenerate(dense(), seeded(1, 6), torch.ones(6), **keywords({"noise_std": 0.3, **options}))
 
 
 def test_a_function_has_no_weights_to_convert() -> None:

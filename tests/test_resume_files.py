@@ -19,9 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cogen_fast import Result, UnknownNoise, cogenerate
+from cogen_fast import Checkpoint, Result, UnknownNoise, cogenerate
 from cogen_fast.generators import MLPGenerator
 from cogen_fast.methods import checkpoint
+from cogen_fast.methods.settings import keywords
 from cogen_fast.ops.spec import AdaptationRule
 from cogen_fast.sampler import bases
 from cogen_fast.support.digests import digest_of
@@ -82,7 +83,12 @@ def run(kind: str, fused: bool, path: Path | None) -> Result:
     how = {"noise_std": 0.3, "latent_shape": 3, "seed": 5, "progress": False} | KINDS[kind][1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bases, "WHOLE", 2 if kind == "many latents" else bases.WHOLE)
-        return cogenerate(g, g(z), torch.ones(6), checkpoint=path, checkpoint_seconds=0.0, **how)
+        return cogenerate(
+            g,
+            g(z),
+            torch.ones(6),
+            **keywords({"checkpoint": None if path is None else Checkpoint(path, 0.0), **how}),
+        )
 
 
 @cache
@@ -284,8 +290,8 @@ def test_what_a_run_writes_it_reads_however_large(kind: str, noise: float, tmp_p
     how = KINDS[kind][1] | {"noise_std": noise, "latent_shape": 3, "seed": 5, "progress": False}
     G = MLPGenerator((3, 8, 6)).double().eval()
     x, path = torch.zeros(6, dtype=torch.float64), tmp_path / "run"
-    first = cogenerate(G, x, torch.ones(6), checkpoint=path, **how)
-    again = cogenerate(G, x, torch.ones(6), checkpoint=path, **how)
+    first = cogenerate(G, x, torch.ones(6), **keywords({"checkpoint": path, **how}))
+    again = cogenerate(G, x, torch.ones(6), **keywords({"checkpoint": path, **how}))
     assert torch.equal(first.latents, again.latents)
 
 

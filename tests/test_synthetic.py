@@ -15,6 +15,7 @@ from PIL import Image
 from studies import QUICK
 from torch import Tensor, nn
 
+from cogen_fast import Paper
 from cogen_fast.cli.main import main
 from cogen_fast.experiments.synthetic import study as synthetic
 from cogen_fast.experiments.synthetic import table as synthetic_table
@@ -44,6 +45,7 @@ from cogen_fast.experiments.synthetic.runs import (
 from cogen_fast.generators import MLPGenerator, load_generator, save_generator
 from cogen_fast.generators.pretrained import PRETRAINED, STAGES, VARIANCES, pretrained
 from cogen_fast.methods.presets import PRESETS
+from cogen_fast.problem.compute import gathered
 from cogen_fast.results.result import GRADIENT_COST
 from cogen_fast.tasks import cogenerate
 from cogen_fast.training.five_gaussians import train
@@ -154,7 +156,9 @@ def _only_after_the_checks(function: Callable[[Tensor], Tensor]) -> Callable[[Te
 def test_importance_resampling_names_what_is_wrong(argument: str, value: int) -> None:
     given = {"draws": 5, "runs": 2, "seed": 0} | {argument: value}
     with pytest.raises(ValueError, match=f"^{argument}: expected"):
-        importance_resampling(pretrained("five-gaussians"), KNOWN, MASK, weight=1.0, **given)
+        importance_resampling(
+            pretrained("five-gaussians"), KNOWN, MASK, **gathered({"weight": 1.0, **given})
+        )
 
 
 @pytest.mark.parametrize("starts", [1, 7])
@@ -164,10 +168,12 @@ def test_learning_rates_tried_together_are_those_tried_alone(starts: int) -> Non
     options = {"weight": 1.0, "steps": 6, "starts": starts, "runs": 5, "seed": 2}
     rates = [0.3, 0.01]
     together = try_learning_rates(
-        generator, x, MASK, learning_rates=rates, keep_trace=True, **options
+        generator, x, MASK, **gathered({"learning_rates": rates, "keep_trace": True, **options})
     )
     for rate, ends in zip(rates, together, strict=True):
-        alone = gradient_descent(generator, x, MASK, learning_rate=rate, keep_trace=True, **options)
+        alone = gradient_descent(
+            generator, x, MASK, **gathered({"learning_rate": rate, "keep_trace": True, **options})
+        )
         assert ends.cost == alone.cost
         for name in ("images", "latents", "energies", "trace"):
             torch.testing.assert_close(getattr(ends, name), getattr(alone, name))
@@ -207,7 +213,10 @@ def test_lines_are_what_a_direct_run_gives(one: Study) -> None:
     assert [line.method for line in one.lines] == METHODS
     lines = dict(zip(METHODS, one.lines, strict=True))
     generator = pretrained("five-gaussians")
-    runs = [anneal(generator, 4 + i, preset=TEXT, chains=12, ais_steps=50) for i in range(2)]
+    runs = [
+        anneal(generator, 4 + i, method=Paper(preset=TEXT, ais_steps=50), chains=12)
+        for i in range(2)
+    ]
     errors = [((r.images[0] - torch.tensor(ANSWER)) ** 2).mean(-1) for r in runs]
     line = lines["AIS-HMC, paper's text"]
     assert line.chains == 24

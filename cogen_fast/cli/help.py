@@ -31,15 +31,59 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports mistakes like everything else here: as an exception that becomes one line."""
+    """Reports mistakes like everything else here: as an exception that becomes one line.
+
+    ``--help`` leaves out the groups made by `rare_group`, which ``--help-all`` tells.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._rare: list[Any] = []
+
+    def rare_group(self, title: str, description: str | None = None) -> Any:
+        """A group of options that few people need; the first brings ``--help-all``."""
+        if not self._rare:
+            self.add_argument(
+                "--help-all", action=_HelpAll, nargs=0, help="show rarer options too, and exit"
+            )
+        group = self.add_argument_group(title, description)
+        self._rare.append(group)
+        return group
+
+    def format_help(self) -> str:
+        """Without the rare groups."""
+        told, rare = self._action_groups, self._rare
+        helps = [(action, action.help) for group in rare for action in group._group_actions]
+        for action, _ in helps:
+            action.help = argparse.SUPPRESS
+        self._action_groups = [group for group in told if group not in rare]
+        try:
+            return super().format_help()
+        finally:
+            self._action_groups = told
+            for action, text in helps:
+                action.help = text
+
+    def format_all_help(self) -> str:
+        """With the rare groups."""
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
 
 
-def command(commands: Any, name: str, summary: str, **texts: str) -> argparse.ArgumentParser:
+class _HelpAll(argparse.Action):
+    """Tells every option."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        assert isinstance(parser, Parser)
+        print(parser.format_all_help(), end="")
+        parser.exit()
+
+
+def command(commands: Any, name: str, summary: str, **texts: str) -> Parser:
     """One more command of the parser ``commands`` belongs to."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser: Parser = commands.add_parser(
         name,
         help=summary,
         formatter_class=Formatter,

@@ -21,6 +21,7 @@ from cogen_fast.cli.images import box_mask, numbered_names, read_picture, write_
 from cogen_fast.cli.parser import build_parser
 from cogen_fast.experiments import demo
 from cogen_fast.methods.presets import PRESETS
+from cogen_fast.methods.settings import keywords
 from cogen_fast.problem.observation import AveragePool, Stride
 from cogen_fast.results.result import Result
 from cogen_fast.support.arguments import check_file, check_folder
@@ -168,7 +169,8 @@ def _check_out(
 
 
 def _sample(arguments: argparse.Namespace, task: Callable[[dict[str, Any]], Result]) -> int:
-    options = {name: getattr(arguments, name) for name in _SAMPLER_OPTIONS}
+    given = {name: getattr(arguments, name) for name in _SAMPLER_OPTIONS}
+    options = keywords({name: value for name, value in given.items() if value is not None})
     options["progress"] = not arguments.quiet and sys.stderr.isatty()
     checkpoint: Path | None = arguments.checkpoint
     try:

@@ -15,11 +15,11 @@ from cogen_fast.experiments import demo
 from cogen_fast.experiments.evaluate.tasks import PUBLISHED
 from cogen_fast.generators.pretrained import HELD_OUT, VARIANCES
 from cogen_fast.methods.adaptive import EVIDENCE
+from cogen_fast.methods.settings import ADAPTATIONS, METHODS
 from cogen_fast.problem.density import FORMS
 from cogen_fast.problem.precision import ENERGY_DTYPES, GRADIENT_DTYPES
 from cogen_fast.sampler.pace import MASSES
 from cogen_fast.sampler.schedule import NAMED
-from cogen_fast.tasks import ADAPTATIONS, METHODS
 
 _T = TypeVar("_T")
 _INPAINT_HELP = """\
@@ -172,9 +172,7 @@ def _add_inpaint(commands: Any) -> None:
         masks=", and a mask of the image's size goes along; pixels that scaling mixes with hidden "
         "ones count as hidden",
     )
-    _add_sampler(parser)
-    _add_published(parser)
-    _add_running(parser)
+    _add_options(parser)
 
 
 def _add_super_resolve(commands: Any) -> None:
@@ -203,9 +201,7 @@ def _add_super_resolve(commands: Any) -> None:
         "pixel (default: average)",
     )
     _end_files(group)
-    _add_sampler(parser)
-    _add_published(parser)
-    _add_running(parser)
+    _add_options(parser)
 
 
 def _start_files(parser: argparse.ArgumentParser, image: str) -> Any:
@@ -254,10 +250,20 @@ def _parsed(kind: Callable[[str], _T], text: str, name: str) -> _T:
         raise argparse.ArgumentTypeError(f"expected a {name} or auto, got {text!r}") from None
 
 
-def _add_sampler(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampler", "What stands in parentheses is the default.")
+def _add_options(parser: Parser) -> None:
+    """What `cogenerate` takes, grouped as there."""
+    _add_sampling(parser)
+    _add_running(parser)
+    _add_adaptive(parser)
+    _add_published(parser)
+    _add_moves(parser)
+    _add_machine(parser)
+
+
+def _add_sampling(parser: Parser) -> None:
+    group = parser.add_argument_group("sampling", "What stands in parentheses is the default.")
     add = group.add_argument
-    add("--chains", type=int, metavar="N", help="number of images to draw (16)")
+    add("--chains", type=int, metavar="N", help="number of images to draw (16; paper: 4)")
     add(
         "--budget",
         type=int,
@@ -265,6 +271,60 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         help="gradient evaluations per image drawn, polishing included: all are spent, and no more "
         "(as many as it takes)",
     )
+    add(
+        "--polish",
+        type=_count_or_auto,
+        default="auto",
+        metavar="K",
+        help="gradients of L-BFGS from every sample in the end: best fits beside them, of which "
+        "estimate.png is made (auto: by the run's length, or two fifths of the budget)",
+    )
+    noise = group.add_mutually_exclusive_group()
+    noise.add_argument(
+        "--noise-std",
+        type=_number_or_auto,
+        metavar="S",
+        help="standard deviation of the noise in the observed pixels, where black is -1 and white "
+        "is 1 (0.1); smaller: follows the observed pixels more closely; auto: inferred",
+    )
+    noise.add_argument(
+        "--weight",
+        type=float,
+        metavar="W",
+        help="factor of the squared error, in place of 1 / (2 S^2)",
+    )
+    add(
+        "--method",
+        choices=METHODS,
+        help="adaptive finds its own temperatures; paper is the algorithm as published (adaptive)",
+    )
+    add("--seed", type=int, default=0, metavar="S", help="same inputs, same seed: same result (0)")
+
+
+def _add_running(parser: Parser) -> None:
+    add = parser.add_argument_group("running").add_argument
+    add(
+        "--device",
+        metavar="D",
+        help="cpu, cuda or cuda:N (default: for a FILE the GPU, if there is one; for your own code "
+        "where the generator is)",
+    )
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="save the unfinished run here every minute and on Ctrl-C; the same command again "
+        "goes on from there (without it, Ctrl-C keeps what there is as the result)",
+    )
+    add(
+        "--quiet",
+        action="store_true",
+        help="no progress bar and no summary; warnings and errors are still told",
+    )
+
+
+def _add_adaptive(parser: Parser) -> None:
+    add = parser.rare_group("the adaptive method").add_argument
     add(
         "--populations",
         type=int,
@@ -285,46 +345,11 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         "1: smaller steps (0.97)",
     )
     add("--mass", choices=MASSES, help="mass of the moves, learnt or not (curvature)")
-    add(
-        "--polish",
-        type=_count_or_auto,
-        default="auto",
-        metavar="K",
-        help="gradients of L-BFGS from every sample in the end: best fits beside them, of which "
-        "estimate.png is made (auto: by the run's length, or two fifths of the budget)",
-    )
-    add("--hmc-steps", type=int, metavar="M", help="moves of each chain per temperature (tuned)")
-    add("--leapfrog-steps", type=int, metavar="L", help="gradients in each move (tuned)")
-    add("--step-size", type=float, metavar="E", help="first leapfrog step, then tuned")
-    noise = group.add_mutually_exclusive_group()
-    noise.add_argument(
-        "--noise-std",
-        type=_number_or_auto,
-        metavar="S",
-        help="standard deviation of the noise in the observed pixels, where black is -1 and white "
-        "is 1 (0.1); smaller: follows the observed pixels more closely; auto: inferred",
-    )
-    noise.add_argument(
-        "--weight",
-        type=float,
-        metavar="W",
-        help="factor of the squared error, in place of 1 / (2 S^2)",
-    )
-    add("--seed", type=int, default=0, metavar="S", help="same inputs, same seed: same result (0)")
 
 
-def _add_published(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "the published method",
-        "With --method paper, or --preset. Defaults: 4 images, 1 move of 20 gradients per "
-        "temperature, first step 0.01.",
-    )
+def _add_published(parser: Parser) -> None:
+    group = parser.rare_group("the published method", "With --method paper, or --preset.")
     add = group.add_argument
-    add(
-        "--method",
-        choices=METHODS,
-        help="adaptive finds its own temperatures; paper is the algorithm as published (adaptive)",
-    )
     add("--preset", metavar="NAME", help="settings of a published run; cogen-fast info lists them")
     add(
         "--ais-steps",
@@ -336,7 +361,6 @@ def _add_published(parser: argparse.ArgumentParser) -> None:
     add(
         "--adaptation",
         choices=ADAPTATIONS,
-        default="published",
         help="of the step size: by the mean acceptance of all images, which share it, or "
         "per-chain, each by its own (published)",
     )
@@ -346,6 +370,13 @@ def _add_published(parser: argparse.ArgumentParser) -> None:
         help="posterior: the prior stays throughout; paper: it fades out, and there are no weights "
         "(posterior)",
     )
+
+
+def _add_moves(parser: Parser) -> None:
+    add = parser.rare_group("the moves of both methods").add_argument
+    add("--hmc-steps", type=int, metavar="M", help="moves per temperature (tuned; paper: 1)")
+    add("--leapfrog-steps", type=int, metavar="L", help="gradients in a move (tuned; paper: 20)")
+    add("--step-size", type=float, metavar="E", help="first leapfrog step (tuned; paper: 0.01)")
 
 
 def _add_latent_shape(add: Any) -> None:
@@ -358,15 +389,9 @@ def _add_latent_shape(add: Any) -> None:
     )
 
 
-def _add_running(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("running").add_argument
+def _add_machine(parser: Parser) -> None:
+    add = parser.rare_group("the generator and the machine").add_argument
     _add_latent_shape(add)
-    add(
-        "--device",
-        metavar="D",
-        help="cpu, cuda or cuda:N (default: for a FILE the GPU, if there is one; for your own code "
-        "where the generator is)",
-    )
     add(
         "--backend",
         default="auto",
@@ -400,18 +425,6 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="most images made at once, to save memory (default: all chains)",
-    )
-    add(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="save the unfinished run here every minute and on Ctrl-C; the same command again "
-        "goes on from there (without it, Ctrl-C keeps what there is as the result)",
-    )
-    add(
-        "--quiet",
-        action="store_true",
-        help="no progress bar and no summary; warnings and errors are still told",
     )
 
 

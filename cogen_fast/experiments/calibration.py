@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from cogen_fast.experiments import demo
 from cogen_fast.generators.pretrained import pretrained
-from cogen_fast.methods.adaptive import Adaptive, Evidence
+from cogen_fast.methods.adaptive import AdaptivePlan, Evidence
 from cogen_fast.methods.inferred_noise import InferredNoise
-from cogen_fast.methods.paper import Paper
+from cogen_fast.methods.paper import PaperPlan
+from cogen_fast.problem.compute import Compute
 from cogen_fast.problem.density import EnergyPotential, GeneratorPotential
 from cogen_fast.problem.observation import UnknownNoise
 from cogen_fast.problem.problem import Problem, prepared
@@ -264,7 +265,7 @@ class AdaptiveDraw:
 
     def __call__(self, problem: Problem, draws: int, seed: int, ids: Sequence[int]) -> Tensor:
         """The draws."""
-        adaptive = Adaptive(
+        adaptive = AdaptivePlan(
             chains=self.chains,
             populations=draws,
             annealing=self.annealing,
@@ -299,7 +300,7 @@ class PaperDraw:
 
     def __call__(self, problem: Problem, draws: int, seed: int, ids: Sequence[int]) -> Tensor:
         """The draws."""
-        plan = Paper(
+        plan = PaperPlan(
             chains=draws * self.chains,
             moves=ais.Moves(leapfrog_steps=self.leapfrog_steps),
             betas=ais.checked_betas(as_schedule(self.schedule), self.ais_steps),
@@ -418,7 +419,9 @@ def _ranks(
         data[numbers.start : numbers.stop].repeat_interleave(copies, 0),
         model.mask,
         noise_std=model.noise_std,
-        max_batch=2048,  # of a size that stays in the cache, chunks cost half as much
+        compute=Compute(
+            max_batch=2048
+        ),  # of a size that stays in the cache, chunks cost half as much
         whole_runs=isinstance(draw, PaperDraw),
         infers_noise=model.most_noise is not None,
     ) as p:

@@ -54,7 +54,7 @@ _ERROR_REASON = (
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class AdaptivePlan:
     """Every setting of an adaptive run but the generator and the data.
 
     ``chains`` are returned per population, of ``particles`` that run; ``alone`` where they are too

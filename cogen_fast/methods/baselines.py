@@ -19,6 +19,7 @@ from cogen_fast.methods import optimise, prior_draws
 from cogen_fast.methods.assembly import OF_SAMPLES, assemble
 from cogen_fast.methods.loop import Outcome
 from cogen_fast.ops.philox import NoiseStream
+from cogen_fast.problem.compute import DEFAULT, Compute
 from cogen_fast.problem.density import Potential
 from cogen_fast.problem.problem import Problem, prepared
 from cogen_fast.results.result import Result
@@ -125,8 +126,8 @@ def reconstruct(
             the first step, in units of ``sqrt(d)``.
         seed, observation_ids: as for `cogenerate`; "gd", "adam" and "lbfgs" start where its chains
             do.
-        options: ``noise_std``, ``weight``, ``misfit``, ``latent_shape``, ``device``, ``backend``
-            and ``max_batch`` of `cogenerate`.
+        options: ``noise_std``, ``weight``, ``misfit``, ``latent_shape`` and ``compute`` of
+            `cogenerate`.
 
     Returns:
         A `Result` without temperatures: what it tells of them has no rows. "sir" has a log
@@ -242,7 +243,8 @@ def draws_many(method: str) -> bool:
 
 def _running(options: Mapping[str, Any]) -> dict[str, Any]:
     """What the settings of every result tell of how it ran."""
-    return {"max_batch": options.get("max_batch")}
+    compute: Compute = options.get("compute", DEFAULT)
+    return {"max_batch": compute.max_batch}
 
 
 def _checked_rates(given: Sequence[float] | None, method: str) -> list[float]:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogen_fast.methods.adaptive import Adaptive
+from cogen_fast.methods.adaptive import AdaptivePlan
 from cogen_fast.ops import dispatch, reference
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
+from cogen_fast.problem.compute import DEFAULT, Compute
 from cogen_fast.problem.observation import MeasurementOperator, as_operator, positive
 from cogen_fast.problem.precision import full_precision
 from cogen_fast.problem.problem import Problem, prepared
@@ -69,9 +70,7 @@ def bound_evidence(
     kept: float = 0.9,
     seed: int = 0,
     latent_shape: Any = None,
-    device: torch.device | str | None = None,
-    backend: str = "auto",
-    max_batch: int | None = None,
+    compute: Compute = DEFAULT,
 ) -> EvidenceBounds:
     """How far off the evidence of this generator, mask and noise is: bidirectional Monte Carlo.
 
@@ -83,7 +82,7 @@ def bound_evidence(
     """
     check_count("simulations", simulations)
     operator = as_operator(mask)
-    method = Adaptive(
+    method = AdaptivePlan(
         chains=check_count("chains", chains),
         populations=1,
         annealing=Annealing(kept=kept),
@@ -92,13 +91,13 @@ def bound_evidence(
         step_size=None,
         seed=seed,
         keep_trace=False,
-        max_batch=max_batch,
+        max_batch=compute.max_batch,
         most_draws=1,  # backwards, the step from a pool to the prior would be a large one
     )
     seed = method.seed
     with full_precision(), frozen(G):
-        adapter = GeneratorAdapter(G, latent_shape, device, max_batch)
-        dispatch.resolve(backend, adapter.device)
+        adapter = GeneratorAdapter(G, latent_shape, compute.device, compute.max_batch)
+        dispatch.resolve(compute.backend, adapter.device)
         counts = {"simulations": simulations, "chains": method.chains}
         check_samples(counts, 1, adapter.latent_size, device=adapter.device)
         latents, x_obs = _simulate(adapter, operator, noise_std, simulations, seed)
@@ -108,9 +107,7 @@ def bound_evidence(
         operator,
         noise_std=noise_std,
         latent_shape=latent_shape,
-        device=device,
-        backend=backend,
-        max_batch=max_batch,
+        compute=compute,
     ) as problem:
         forwards = method.go(problem, method.begin(problem, None), lambda run: None)
         assert forwards.repeats is not None

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cogen_fast.support.arguments import abbreviated
+from cogen_fast.support.arguments import abbreviated, check_file, check_number
 from cogen_fast.support.digests import digest_of
 from cogen_fast.support.files import parse_json, write_atomically
 from cogen_fast.support.layout import Array, Layout, Sizes, Whole, check_array, check_whole
@@ -29,6 +29,27 @@ _FORMAT = "cogen-fast run 10"
 _PROBE = "probe."
 _ON_HOST = "trace"
 _Held = dict[tuple[int, bool], tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that an unfinished run is saved to, every ``seconds`` (60) and on Ctrl-C.
+
+    Raises TypeError or ValueError naming ``checkpoint`` or ``checkpoint_seconds``.
+    """
+
+    path: str | Path
+    seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_file("checkpoint", self.path)
+        seconds = check_number("checkpoint_seconds", self.seconds, above=0.0, zero=True)
+        object.__setattr__(self, "seconds", seconds)
+
+    @property
+    def file(self) -> Path:
+        """The path, as one."""
+        return Path(self.path)
 
 
 def save(path: Path, run: Any, identity: Mapping[str, str], probes: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogen_fast.methods.adaptive import OTHER_SEED, Adaptive
+from cogen_fast.methods.adaptive import OTHER_SEED, AdaptivePlan
 from cogen_fast.methods.loop import Outcome, Position
 from cogen_fast.methods.optimise import lbfgs
 from cogen_fast.ops import dispatch
@@ -40,7 +40,7 @@ class InferredNoise:
     ValueError where there is no population or evidence is to be unbiased: both need a noise level.
     """
 
-    base: Adaptive
+    base: AdaptivePlan
 
     def __post_init__(self) -> None:
         if self.base.alone:

@@ -10,13 +10,13 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 from tqdm import tqdm
 
 from cogen_fast.methods import checkpoint as checkpoints
+from cogen_fast.methods.checkpoint import Checkpoint
 from cogen_fast.problem.problem import Problem
 from cogen_fast.support.digests import tensor_bytes
 from cogen_fast.support.layout import Layout
@@ -114,11 +114,10 @@ class Method(Protocol):
 class Loop:
     """A method's loop with what people want around it: resume, progress bar, Ctrl-C."""
 
-    def __init__(
-        self, method: Method, problem: Problem, path: Path | None, interval: float
-    ) -> None:
+    def __init__(self, method: Method, problem: Problem, saving: Checkpoint | None) -> None:
         self.method, self.problem = method, problem
-        self.path, self.interval = path, interval
+        self.path = None if saving is None else saving.file
+        self.interval = 0.0 if saving is None else saving.seconds
         self.saved_at = time.monotonic()
 
     def anneal(self, observation_ids: Sequence[int] | None, progress: bool) -> tuple[Any, bool]:

@@ -53,7 +53,7 @@ def refined_note(run: ais.Run | smc.Run) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Paper:
+class PaperPlan:
     """Every setting of a published run but the generator and the data."""
 
     chains: int

@@ -6,8 +6,9 @@ An explicit backend that cannot serve the device raises; "auto" takes the fastes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Protocol
 
 import torch
@@ -122,28 +123,36 @@ def _resolve(backend: str, device: str) -> Ops:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend}")
     if device not in DEVICES:
         raise ValueError(f"device: expected {' or '.join(DEVICES)}, got {device}")
-    if backend == "triton":
-        return _asked_for_triton(device)
-    if backend == "fused" and device == "cuda":
-        if _cuda_failure() is None:
-            return _resolve("auto", device)
-        raise ValueError(
-            f"backend: fused cannot serve cuda tensors here: {_cuda_failure()}; "
-            f"available for {device}: {', '.join(available(device))}"
-        )
-    if backend == "native" and device != "cpu":
-        raise ValueError(
-            f"backend: {backend} serves cpu tensors, got device {device}; "
-            f"available for {device}: {', '.join(available(device))}"
-        )
-    if backend in ("native", "fused"):
-        native.extension()
-        return _NATIVE
-    if backend == "auto" and device == "cpu" and _extension_failure() is None:
-        return _NATIVE
-    if backend == "auto" and device == "cuda" and triton_failure() is None:
-        return _triton()
-    return _REFERENCE
+    return _CHOICES[backend, device]()
+
+
+def _native() -> Ops:
+    native.extension()
+    return _NATIVE
+
+
+def _native_on_cuda() -> Ops:
+    raise ValueError(
+        "backend: native serves cpu tensors, got device cuda; available for cuda: "
+        f"{', '.join(available('cuda'))}"
+    )
+
+
+def _fused_on_cuda() -> Ops:
+    if (failure := _cuda_failure()) is None:
+        return _fastest_on_cuda()
+    raise ValueError(
+        f"backend: fused cannot serve cuda tensors here: {failure}; available for cuda: "
+        f"{', '.join(available('cuda'))}"
+    )
+
+
+def _fastest_on_cpu() -> Ops:
+    return _NATIVE if _extension_failure() is None else _REFERENCE
+
+
+def _fastest_on_cuda() -> Ops:
+    return _triton() if triton_failure() is None else _REFERENCE
 
 
 @cache
@@ -166,6 +175,20 @@ def _asked_for_triton(device: str) -> Ops:
             f"available for {device}: {', '.join(available(device))}"
         )
     return _triton()
+
+
+_CHOICES: dict[tuple[str, str], Callable[[], Ops]] = {
+    ("auto", "cpu"): _fastest_on_cpu,
+    ("auto", "cuda"): _fastest_on_cuda,
+    ("reference", "cpu"): lambda: _REFERENCE,
+    ("reference", "cuda"): lambda: _REFERENCE,
+    ("native", "cpu"): _native,
+    ("native", "cuda"): _native_on_cuda,
+    ("fused", "cpu"): _native,
+    ("fused", "cuda"): _fused_on_cuda,
+    ("triton", "cpu"): partial(_asked_for_triton, "cpu"),
+    ("triton", "cuda"): partial(_asked_for_triton, "cuda"),
+}
 
 
 @cache
@@ -247,7 +270,7 @@ class BackendReport:
             lines += [
                 f"            not {name}: {why}" for name, why in self.rejected[device].items()
             ]
-        lines.append(f"fused       {', '.join(self.fused) or 'nowhere'}")
+        lines.append(f"whole runs  {', '.join(self.fused) or 'none on this machine'}")
         return "\n".join(lines)
 
     def _extension(self) -> str:

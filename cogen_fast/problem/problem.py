@@ -15,6 +15,7 @@ from cogen_fast.ops import dispatch
 from cogen_fast.ops.dense import DenseLayers, DenseProblem, dense_layers, forward, hooked, unfit
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
 from cogen_fast.problem.compiled import try_compiling
+from cogen_fast.problem.compute import DEFAULT, Compute
 from cogen_fast.problem.density import (
     GeneratorPotential,
     LatentMap,
@@ -103,26 +104,25 @@ def prepared(
     weight: Any = None,
     misfit: UserMisfit | None = None,
     latent_shape: Any = None,
-    device: torch.device | str | None = None,
-    backend: str = "auto",
-    max_batch: int | None = None,
-    precision: Precision | None = None,
-    compile: bool = False,
-    cuda_graphs: bool = False,
+    compute: Compute = DEFAULT,
     whole_runs: bool = False,
     infers_noise: bool = False,
+    records: bool = False,
 ) -> Iterator[Problem]:
     """Check generator and data and bind them; G is as it was when the context ends.
 
-    ``whole_runs`` says that the method makes them in C++ where it can (``Problem.dense``), and
-    ``infers_noise`` that it takes observations whose noise is unknown. Inside,
-    gradients are off but where a potential turns them on, and float32 is float32 (no TF32) on CUDA.
-    Raises TypeError or ValueError naming the argument at fault.
+    ``whole_runs`` says that the method makes them in C++ where it can (``Problem.dense``),
+    ``infers_noise`` that it takes observations whose noise is unknown, and ``records`` that its
+    moves may be recorded and replayed. Inside, gradients are off but where a potential turns them
+    on, and float32 is float32 (no TF32) on CUDA. Raises TypeError or ValueError naming the
+    argument at fault.
     """
-    operator = as_operator(mask)
+    if not isinstance(compute, Compute):
+        raise TypeError(f"compute: expected a Compute, got {shown(compute)}")
+    operator, most = as_operator(mask), compute.max_batch
     with full_precision(), frozen(generator):
-        adapter = GeneratorAdapter(generator, latent_shape, device, max_batch)
-        ops = dispatch.resolve(backend, adapter.device)
+        adapter = GeneratorAdapter(generator, latent_shape, compute.device, most)
+        ops = dispatch.resolve(compute.backend, adapter.device)
         observation = observe(
             operator,
             x_obs,
@@ -136,16 +136,16 @@ def prepared(
                 "noise_std: expected a number, as only cogenerate's method='adaptive' infers it, "
                 f"got {shown(noise_std)}"
             )
-        potential = GeneratorPotential(adapter, observation, ops, max_batch)
+        potential = GeneratorPotential(adapter, observation, ops, most)
         problem = _fused(
-            backend,
-            Problem(adapter, observation, potential, ops.name, precision=precision or Precision()),
+            compute.backend,
+            Problem(adapter, observation, potential, ops.name, precision=compute.precision),
             whole_runs,
         )
-        if compile:
+        if compute.compile:
             problem = _compiled(problem)
         problem = _bounded(_with_split(problem))
-        yield _with_graphs(problem) if cuda_graphs else problem
+        yield _with_graphs(problem) if records and compute.cuda_graphs else problem
 
 
 def _compiled(problem: Problem) -> Problem:

@@ -112,7 +112,7 @@ MlpObserved<T> mlp_observed_of(Arguments& given, const MlpRun<T>& run) {
 }
 
 // The rule's six numbers, or none.
-std::optional<StepRule> rule_of(Arguments& given) {
+std::optional<StepRule> step_rule_of(Arguments& given) {
   const std::optional<std::vector<double>> found = given.optional_numbers("rule");
   if (!found) return std::nullopt;
   const std::vector<double>& n = *found;
@@ -159,7 +159,7 @@ void anneal_mlp(Arguments& given) {
   by_float_type(latents, [&](auto zero) {
     using T = decltype(zero);
     MlpRun<T> run = run_of<T>(given, latents);
-    const std::optional<StepRule> rule = rule_of(given);
+    const std::optional<StepRule> rule = step_rule_of(given);
     run.rule = rule ? &*rule : nullptr;
     const int threads = given.threads();
     given.finish();
@@ -178,7 +178,7 @@ void anneal_mlp_on_device(Arguments& given) {
     using T = decltype(zero);
     given.expect_on_cuda(latents);
     MlpRun<T> run = run_of<T>(given, latents);
-    const std::optional<StepRule> rule = rule_of(given);
+    const std::optional<StepRule> rule = step_rule_of(given);
     run.rule = rule ? &*rule : nullptr;
     void* const stream = reinterpret_cast<void*>(given.word("stream"));
     given.finish();

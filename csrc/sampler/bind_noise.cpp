@@ -11,7 +11,7 @@ namespace py = pybind11;
 namespace cogen {
 namespace {
 
-NoiseKind kind_of(Arguments& given) {
+NoiseKind noise_kind_of(Arguments& given) {
   const std::string name = given.text("kind");
   if (name == "words") return NoiseKind::words;
   if (name == "uniforms") return NoiseKind::uniforms;
@@ -43,7 +43,7 @@ struct Wanted {
 };
 
 Wanted wanted_of(Arguments& given, const Array& out) {
-  const NoiseKind kind = kind_of(given);
+  const NoiseKind kind = noise_kind_of(given);
   const Shape shape = noise_shape(out, kind);
   const auto purpose = static_cast<std::uint32_t>(given.integer("purpose", 0, kLargestPurpose));
   if (kind == NoiseKind::words) {

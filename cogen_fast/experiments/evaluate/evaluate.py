@@ -51,7 +51,9 @@ from cogen_fast.experiments.evaluate.shards import (
 )
 from cogen_fast.experiments.evaluate.tasks import Case, Task, pose
 from cogen_fast.methods.baselines import BASELINES, reconstruct
+from cogen_fast.methods.settings import keywords
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
+from cogen_fast.problem.compute import gathered
 from cogen_fast.results import metrics
 from cogen_fast.results.result import ANNEALED, Result
 from cogen_fast.support.arguments import (
@@ -99,13 +101,12 @@ class Method:
         """The group's `Result`; the samplers keep an unfinished run in ``checkpoint``."""
         given = options | dict(self.options)
         if self.solver == NUTS:
-            return nuts_multi(generator, case.x_obs, case.operator, **given)
+            return nuts_multi(generator, case.x_obs, case.operator, **gathered(given))
         given = {"method": self.solver} | given
         if self.solver not in ANNEALED:
-            return reconstruct(generator, case.x_obs, case.operator, **given)
-        return cogenerate(
-            generator, case.x_obs, case.operator, checkpoint=checkpoint, progress=False, **given
-        )
+            return reconstruct(generator, case.x_obs, case.operator, **gathered(given))
+        given |= {"checkpoint": checkpoint, "progress": False}
+        return cogenerate(generator, case.x_obs, case.operator, **keywords(given))
 
 
 @dataclass(frozen=True)

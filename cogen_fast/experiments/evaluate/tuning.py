@@ -21,6 +21,7 @@ from tqdm import tqdm
 from cogen_fast.experiments.evaluate.data import Data
 from cogen_fast.experiments.evaluate.evaluate import Method, Place, Study, open_place, posed
 from cogen_fast.methods.baselines import BASELINES, Baseline, descends, draws_many, tune
+from cogen_fast.problem.compute import gathered
 from cogen_fast.results.metrics import DATA_RANGE
 from cogen_fast.results.result import Result
 from cogen_fast.support.arguments import check_choice, check_count
@@ -229,7 +230,7 @@ def _tune(
         method=cast(Baseline, method.solver),
         learning_rates=grid.rates_of(method),
         score=partial(_error, case.truth.cpu()),
-        **given,
+        **gathered(given),
     )
     settings = {"plan": method.plan(), "grid": grid.plan(method), "images": list(truths)}
     return settings | found.as_dict()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cogen_fast.experiments.synthetic.rivals import EndPoints, gradient_descent, try_learning_rates
+from cogen_fast.methods.settings import Paper
 from cogen_fast.results.result import GRADIENT_COST, Result
 from cogen_fast.tasks import cogenerate
 
@@ -63,7 +64,10 @@ def annealed(
     generator: Callable[[Tensor], Tensor], seeds: Sequence[int], progress: bool = True
 ) -> Line:
     """The published run once per seed, 100 chains each."""
-    runs = [anneal(generator, seed, preset="five-gaussians", progress=progress) for seed in seeds]
+    runs = [
+        anneal(generator, seed, method=Paper(preset="five-gaussians"), progress=progress)
+        for seed in seeds
+    ]
     return annealed_line("AIS-HMC (published)", runs)
 
 

@@ -31,6 +31,7 @@ from cogen_fast.experiments.synthetic.rivals import (
     try_learning_rates,
 )
 from cogen_fast.methods.presets import PRESETS
+from cogen_fast.methods.settings import Paper
 from cogen_fast.results.result import Result
 from cogen_fast.sampler.schedule import Sigmoid
 from cogen_fast.support.arguments import check_count
@@ -104,8 +105,10 @@ class Study:
 def study(name: str, title: str, generator: nn.Module, seed: int, effort: Effort) -> Study:
     """All methods on one generator; runs of 100 chains have seeds ``seed``, ``seed + 1``, ..."""
     descent, favoured, single_lines = _single(generator, seed, effort)
-    program = _runs(generator, seed, effort, preset=PROGRAM, ais_steps=effort.program_steps)
-    text = _runs(generator, seed, effort, preset=TEXT, ais_steps=effort.text_steps, keep_trace=True)
+    published = Paper(preset=PROGRAM, ais_steps=effort.program_steps)
+    looped = Paper(preset=TEXT, ais_steps=effort.text_steps)
+    program = _runs(generator, seed, effort, method=published)
+    text = _runs(generator, seed, effort, method=looped, keep_trace=True)
     faded_lines, warning, farthest = _faded(generator, seed, effort)
     lines = (
         _exact(generator, effort.grid),
@@ -240,10 +243,9 @@ def _faded(generator: nn.Module, seed: int, effort: Effort) -> tuple[list[Line],
                 generator,
                 seed,
                 effort,
-                preset=TEXT,
-                ais_steps=effort.text_steps,
-                form="paper",
-                schedule=_FADING,
+                method=Paper(
+                    preset=TEXT, ais_steps=effort.text_steps, form="paper", schedule=_FADING
+                ),
                 weight=weight,
             )
             largest.append(max(float(run.latents.norm(dim=-1).max()) for run in runs))
