@@ -106,7 +106,7 @@ SICK: dict[str, tuple[dict[str, Any], str]] = {
     "interrupted": ({"complete": False}, "interrupted: .*checkpoint="),
     "alone": (
         {"alone": True},
-        "lone chains: .*modes have wrong shares.*chains=16 or a larger budget",
+        "lone chains: .*mode probabilities are not reliable.*chains=16 or a larger budget",
     ),
     "budget": (
         {"jumped": torch.tensor([False, False, False, True])},

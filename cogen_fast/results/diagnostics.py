@@ -122,8 +122,8 @@ def _lone(run: Evidence) -> str | None:
     if not run.alone:
         return None
     return (
-        "lone chains: each ends in the mode it first fell into, so modes have wrong shares and "
-        "there is no evidence; give chains=16 or a larger budget"
+        "lone chains: each ends in the mode that it first fell into, so mode probabilities are not "
+        "reliable and there is no evidence; give chains=16 or a larger budget"
     )
 
 

@@ -7,8 +7,9 @@ noise are the same, so either can go on where the other stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from cogen_fast.sampler.step_size import StepSizeState
 _SECONDS = 0.1  # a call takes about as long, so that progress is seen and Ctrl-C is heard
 # Temperatures times chains that adapt by themselves, for what each leaves is kept in memory.
 _MOST_APART = 1 << 22
+_RULE = ("target", "decay", "increase", "decrease", "minimum", "maximum")
 
 
 class _Stretch:
@@ -65,70 +67,77 @@ def ais_run(
     return progress
 
 
+_HISTORY = {
+    "acceptance": "acceptance",
+    "step_used": "step_size",
+    "energy_mean": "energy",
+    "energy_std": "energy_std",
+}
+"""What the extension calls the columns of a history."""
+
+
 def _ais_stretch(
     problem: DenseProblem, betas: Betas, moves: ais.Moves, run: ais.Run, count: int
 ) -> ais.Run:
-    state, history, done = run.state, run.history, run.done
+    """The run, ``count`` temperatures further; its history is written to in place."""
     if moves.adaptation is not None:
-        state.adaptation.check(moves.adaptation)
-    rows = slice(done, done + count)
-    chosen = torch.from_numpy(betas[rows].copy()).to(state.beta.device)
-    tensors = _chains(state.hmc) | {
+        run.state.adaptation.check(moves.adaptation)
+    rows = slice(run.done, run.done + count)
+    tensors = _tensors(run, betas, rows)
+    dense.anneal(problem, tensors, _numbers(run.state, moves))
+    _keep(run.history, rows, tensors)
+    state = _after(run.state, tensors, count * moves.hmc_steps, float(betas[rows][-1]))
+    return replace(run, state=state, done=run.done + count)
+
+
+def _tensors(run: ais.Run, betas: Betas, rows: slice) -> dict[str, Tensor | None]:
+    """Copies of the state and of the rows of the history, to be read and written."""
+    state, history = run.state, run.history
+    device = state.beta.device
+    trace = history.trace  # on the CPU; the device has its own while it is written
+    return {
+        **_chains(state.hmc),
         "step_size": state.adaptation.step_size.clone(),
         "running": state.adaptation.running_acceptance.clone(),
         "non_finite": state.non_finite.clone(),
-        "betas": chosen,
-        "acceptance": history.acceptance[rows].contiguous(),
-        "step_used": history.step_size[rows].contiguous(),
-        "energy_mean": history.energy[rows].contiguous(),
-        "energy_std": history.energy_std[rows].contiguous(),
+        "log_weights": None if state.log_weights is None else state.log_weights.clone(),
+        "betas": torch.from_numpy(betas[rows].copy()).to(device),
+        "trace": None if trace is None else trace[1:][rows].to(device).contiguous(),
+        **{name: getattr(history, column)[rows].contiguous() for name, column in _HISTORY.items()},
     }
-    optional = {"log_weights": None if state.log_weights is None else state.log_weights.clone()}
-    if history.trace is None:
-        optional["trace"] = None
-    else:  # on the CPU; the device has its own while it is written
-        optional["trace"] = history.trace[1:][rows].to(state.beta.device).contiguous()
+
+
+def _numbers(state: ais.AISState, moves: ais.Moves) -> dict[str, Any]:
     rule = moves.adaptation
-    dense.anneal(
-        problem,
-        tensors | optional,
-        {
-            "seed": state.hmc.stream.seed,
-            "beta": float(state.beta[0]),
-            "hmc_steps": moves.hmc_steps,
-            "leapfrog_steps": moves.leapfrog_steps,
-            "paper_form": moves.form == "paper",
-            "rule": None
-            if rule is None
-            else [
-                rule.target,
-                rule.decay,
-                rule.increase,
-                rule.decrease,
-                rule.minimum,
-                rule.maximum,
-            ],
-        },
-    )
-    for name, column in (
-        ("acceptance", history.acceptance),
-        ("step_used", history.step_size),
-        ("energy_mean", history.energy),
-        ("energy_std", history.energy_std),
-    ):
-        column[rows] = tensors[name]
-    if history.trace is not None and optional["trace"] is not None:
-        history.trace[1:][rows] = optional["trace"]
+    return {
+        "seed": state.hmc.stream.seed,
+        "beta": float(state.beta[0]),
+        "hmc_steps": moves.hmc_steps,
+        "leapfrog_steps": moves.leapfrog_steps,
+        "paper_form": moves.form == "paper",
+        "rule": None if rule is None else [getattr(rule, name) for name in _RULE],
+    }
+
+
+def _keep(history: ais.History, rows: slice, tensors: Mapping[str, Any]) -> None:
+    for name, column in _HISTORY.items():
+        getattr(history, column)[rows] = tensors[name]
+    if history.trace is not None:
+        history.trace[1:][rows] = tensors["trace"]
+
+
+def _after(
+    state: ais.AISState, tensors: Mapping[str, Any], transitions: int, beta: float
+) -> ais.AISState:
     stream = state.hmc.stream
-    made = stream.transition + count * moves.hmc_steps
-    after = ais.AISState(
-        _moved(tensors, NoiseStream(stream.seed, made, stream.observation)),
+    made = NoiseStream(stream.seed, stream.transition + transitions, stream.observation)
+    return ais.AISState(
+        HMCState(tensors["latents"], tensors["energy"], tensors["grad"], made),
         StepSizeState(tensors["step_size"], tensors["running"]),
-        torch.full_like(state.beta, float(chosen[-1])),
-        optional["log_weights"],
+        torch.full_like(state.beta, beta),
+        tensors["log_weights"],
         tensors["non_finite"],
     )
-    return replace(run, state=after, done=done + count)
 
 
 def _chains(state: HMCState) -> dict[str, Tensor]:
@@ -140,7 +149,3 @@ def _chains(state: HMCState) -> dict[str, Tensor]:
         "transition": state.stream.transition,
         "observation": state.stream.observation,
     }
-
-
-def _moved(tensors: dict[str, Tensor], stream: NoiseStream) -> HMCState:
-    return HMCState(tensors["latents"], tensors["energy"], tensors["grad"], stream)

@@ -3,7 +3,7 @@
 //
 // Chains of an observation come in tiles: as many chains side by side as there are lanes, or a
 // single one, whose units are side by side. What a tile needs between transitions lies together.
-// Lanes beyond the last chain hold a chain that nobody asked for and that counts nowhere.
+// Lanes beyond the last chain repeat the first chain of their tile; their results are discarded.
 #pragma once
 
 #include "mlp/mlp.h"
@@ -12,6 +12,14 @@
 
 namespace cogen {
 namespace COGEN_ISA {
+
+// Whether widths that the compiler knows have code of their own, which is most of what there is to
+// compile: not where another instruction set has it, which all but old machines use.
+#if defined(COGEN_ANY_SIZE)
+constexpr bool kKnowsSizes = false;
+#else
+constexpr bool kKnowsSizes = true;
+#endif
 
 constexpr uint32_t kMomentumPurpose = 1, kAcceptPurpose = 2;
 constexpr int kPurposeBits = 24;
@@ -254,16 +262,17 @@ struct UnitsInLanes {
 
   static void transition(const Mlp<T>& net, const Observed<T>& observed, const Stream& stream,
                          const Move<T>& move, const Tile<T>& tile, T* room, Outcome& out) {
-    switch (known_hidden(net)) {
-      case 16:
-        return moved<16>(net, observed, stream, move, tile, room, out);
-      case 20:
-        return moved<20>(net, observed, stream, move, tile, room, out);
-      case 32:
-        return moved<32>(net, observed, stream, move, tile, room, out);
-      default:
-        return moved<0>(net, observed, stream, move, tile, room, out);
+    if constexpr (kKnowsSizes) {
+      switch (known_hidden(net)) {
+        case 16:
+          return moved<16>(net, observed, stream, move, tile, room, out);
+        case 20:
+          return moved<20>(net, observed, stream, move, tile, room, out);
+        case 32:
+          return moved<32>(net, observed, stream, move, tile, room, out);
+      }
     }
+    moved<0>(net, observed, stream, move, tile, room, out);
   }
 
  private:

@@ -89,7 +89,7 @@ class Worker {
   void load(int64_t index) const {
     const Tile<T> tile = arena_.tile(tiling_, index, room_);
     for (int l = 0; l < kLanes; ++l) {
-      // A lane that nobody asked for does as the first one of its tile.
+      // Lanes beyond the last chain repeat the first one of the tile.
       const int64_t from = tiling_.row(index) + (l < tiling_.lanes(index) ? l : 0);
       tile.energy[l] = run_.energy[from];
       arena_.weights()[index * kLanes + l] = run_.log_weights ? run_.log_weights[from] : 0.0;

@@ -1,5 +1,5 @@
 // The published run for a generator of dense layers on a device of many threads: what each thread
-// of one launch does. anneal_mlp_cuda.cu compiles it for CUDA; tests/emulated gives it threads of
+// of one launch does. anneal_mlp_launch.h has it compiled for CUDA; tests/emulated gives it threads of
 // its own.
 //
 // An observation's chains come in tiles, which a block makes at once: a chain for each thread, or

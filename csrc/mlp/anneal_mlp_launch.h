@@ -1,3 +1,7 @@
+// The published run on a CUDA device for one float type: which kernels there are, and their launch.
+// anneal_mlp_float.cu and anneal_mlp_double.cu compile it, side by side.
+#pragma once
+
 #include "mlp/anneal_mlp_cuda.h"
 
 #define COGEN_ISA device_code
@@ -71,13 +75,14 @@ bool launched_known(const DeviceRun<float>& run, const Device& device, cudaStrea
 
 // Nets of two latents, two hidden layers of a common width and two outputs, in float: those of
 // two-dimensional studies, which are many chains of very little work each.
-bool launched_known(const DeviceRun<float>& run, const Device& device, cudaStream_t stream,
+template <class T>
+bool launched_known(const DeviceRun<T>& run, const Device& device, cudaStream_t stream,
                     Report& report) {
-  return launched_known<Activation::relu>(run, device, stream, report) ||
-         launched_known<Activation::leaky_relu>(run, device, stream, report) ||
-         launched_known<Activation::tanh>(run, device, stream, report);
-}
-bool launched_known(const DeviceRun<double>&, const Device&, cudaStream_t, Report&) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return launched_known<Activation::relu>(run, device, stream, report) ||
+           launched_known<Activation::leaky_relu>(run, device, stream, report) ||
+           launched_known<Activation::tanh>(run, device, stream, report);
+  }
   return false;
 }
 
@@ -176,12 +181,4 @@ std::string anneal_on_device(const MlpRun<T>& given, int number, void* stream) {
 }
 
 }  // namespace
-
-std::string anneal_mlp_cuda(const MlpRun<float>& run, int device, void* stream) {
-  return anneal_on_device(run, device, stream);
-}
-std::string anneal_mlp_cuda(const MlpRun<double>& run, int device, void* stream) {
-  return anneal_on_device(run, device, stream);
-}
-
 }  // namespace cogen
