@@ -31,6 +31,7 @@ from machine import ROOT, machine
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu_tests.jsonl"
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 # Files and tests of them, on small and odd shapes: each is many times slower than usual.
+EVERY = "slow or not slow"
 KERNELS = {
     "extension": (
         ("test_cuda.py",),
@@ -82,7 +83,7 @@ def run(part: Part, seconds: float) -> dict[str, Any] | None:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        pytest = (sys.executable, "-m", "pytest", "-q", f"--junitxml={report}")
+        pytest = (sys.executable, "-m", "pytest", "-q", "-m", EVERY, f"--junitxml={report}")
         process = subprocess.Popen(
             [*part.launcher, *pytest, *part.arguments],
             env={**os.environ, **part.environment},

@@ -406,7 +406,7 @@ def look_at_postscript(path: Path, argument: str, programs: str) -> None:
     if argument == "data":
         images_of(path.parent, bad_share=0.9, channels=3)
     else:
-        inpaint(path.parent, **keywords({argument: path}))
+        inpaint(path.parent, **{argument: path})
 
 
 def shrink(path: Path) -> None:

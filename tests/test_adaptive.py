@@ -98,6 +98,7 @@ def expected_shapes(b: int, r: int, n: int, particles: int, t: int) -> dict[str,
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evidence", ["consistent", "frozen"])
 @pytest.mark.parametrize("chains", [1, 5, 16, 19])
 @pytest.mark.parametrize(("batch", "populations"), [(1, 1), (2, 3)], ids=["1x1", "2x3"])
@@ -129,12 +130,14 @@ def test_every_field_has_its_shape(
     torch.testing.assert_close(result.images, network()(result.latents).detach())
 
 
+@pytest.mark.slow
 def test_without_a_method_the_run_is_adaptive() -> None:
     assert_same(run(), run(method="adaptive"))
     assert run().settings["method"] == "adaptive"
     assert run().latents.shape == (2, 16, 4)
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_is_used() -> None:
     result = run(
         kept=0.8, mass="identity", leapfrog_steps=5, hmc_steps=2, step_size=0.07, budget=900
@@ -152,6 +155,7 @@ def test_what_is_asked_for_is_used() -> None:
     assert len(run(kept=0.99).betas) > len(free.betas)
 
 
+@pytest.mark.slow
 @both_backends
 def test_betas_rise_to_one_and_stay(backend: str) -> None:
     result = run(populations=2, backend=backend)
@@ -169,6 +173,7 @@ def test_betas_rise_to_one_and_stay(backend: str) -> None:
 # --- populations and chains -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evidence", ["consistent", "frozen"])
 def test_one_population_is_two_islands_of_half_its_particles(evidence: Any) -> None:
     # Only the numbers by which a user asks differ.
@@ -180,6 +185,7 @@ def test_one_population_is_two_islands_of_half_its_particles(evidence: Any) -> N
     assert one.settings["islands"] == 2
 
 
+@pytest.mark.slow
 def test_rows_of_a_batch_keep_their_populations_together() -> None:
     result = run(batch=3, populations=2, chains=16, keep_trace=True)
     assert result.trace is not None
@@ -207,6 +213,7 @@ def index_of(latents: Tensor, among: Tensor) -> list[int]:
     return equal.double().argmax(-1).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chains", [1, 3, 5, 15])
 def test_returned_chains_are_spread_over_the_particles(chains: int) -> None:
     result = run(batch=1, populations=2, chains=chains, keep_trace=True)
@@ -252,6 +259,7 @@ def test_the_choice_of_chains_shares_no_draw_with_the_resampling() -> None:
 # --- estimates ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @both_backends
 def test_evidence_of_a_linear_model(backend: str) -> None:
     # 400 populations: the mean of their normalisers is unbiased with frozen choices; its standard
@@ -267,6 +275,7 @@ def test_evidence_of_a_linear_model(backend: str) -> None:
     assert abs(frozen.log_evidence.item() - exact) <= 4.0 * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"populations": 4}], ids=["one", "four"])
 def test_the_exact_evidence_is_within_two_errors(how: dict[str, Any]) -> None:
     # 200 repetitions; at 90 % 167 or more are, but for 1e-3 of seeds.
@@ -312,11 +321,13 @@ def test_an_error_that_is_not_known_of_some_is_nan_there() -> None:
     assert "(observation 1)" in told[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_nothing_is_wrong_with_a_default_run_of_an_easy_problem(seed: int) -> None:
     assert linear_run(seed=seed).diagnose() == []
 
 
+@pytest.mark.slow
 def test_frozen_evidence_is_another_run_and_tells_the_same() -> None:
     how: dict[str, Any] = {"populations": 30, "chains": 64, "kept": 0.8}
     consistent, frozen = (linear_run(evidence=e, **how) for e in ("consistent", "frozen"))
@@ -340,6 +351,7 @@ def test_frozen_evidence_is_another_run_and_tells_the_same() -> None:
     assert gap <= 4.0 * math.hypot(*errors)
 
 
+@pytest.mark.slow
 def test_the_second_run_has_another_seed_and_repeats_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -392,6 +404,7 @@ def counted(**how: Any) -> tuple[Result, int, int]:
     return result, generator.gradients - checked.gradients, forwards
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
@@ -436,6 +449,7 @@ def test_the_smallest_budgets_of_lone_chains_are_kept(chains: int) -> None:
         assert moved == (budget > 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "draws"), [(None, 64), (1200, 256), (400, 100), (40, 16), (10, 14), (3, 2)]
 )
@@ -500,11 +514,13 @@ def test_who_runs_alone(chains: int, budget: int | None, alone: bool) -> None:
     assert plan.islands == (1 if alone else 2)
 
 
+@pytest.mark.slow
 def test_fewer_chains_than_particles_are_noted() -> None:
     assert any("16 particles were run for 3 chains" in note for note in run(chains=3).notes)
     assert not any("particles were run" in note for note in run(chains=18).notes)
 
 
+@pytest.mark.slow
 def test_the_halves_of_a_population_are_equal() -> None:
     odd = run(chains=17)
     assert odd.settings["particles"] == 18
@@ -578,6 +594,7 @@ def test_what_belongs_to_both_is_refused_by_neither() -> None:
 FITS = ("fit_images", "fit_latents", "fit_energies")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
@@ -609,6 +626,7 @@ def test_fits_are_beside_the_samples_and_fit_better(how: dict[str, Any]) -> None
     assert polished.diagnose() == plain.diagnose()
 
 
+@pytest.mark.slow
 def test_the_fit_and_the_estimate() -> None:
     plain, polished = run(), run(polish=20)
     assert polished.fit_images is not None and polished.fit_energies is not None
@@ -618,6 +636,7 @@ def test_the_fit_and_the_estimate() -> None:
     assert torch.equal(plain.fit, plain.best_images)
 
 
+@pytest.mark.slow
 def test_fits_count_by_their_misfit_in_the_estimate() -> None:
     result = run(polish=20)
     images = torch.arange(3.0).reshape(1, 3, 1).expand(2, 3, 4)
@@ -629,6 +648,7 @@ def test_fits_count_by_their_misfit_in_the_estimate() -> None:
     assert made.estimate[1].tolist() == pytest.approx([0.5] * 4, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_fits_without_a_misfit_are_alike_in_the_estimate() -> None:
     with pytest.warns(UserWarning, match="mask: nothing is observed"):
         result = run(mask=np.zeros_like(MASK), polish=3)
@@ -678,6 +698,7 @@ def test_a_deep_fit_has_more_of_a_small_budget() -> None:
     assert shares == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_fits_begin_from_the_best_prior_draws_too(monkeypatch: pytest.MonkeyPatch) -> None:
     scored, started = [], []
     scores, lbfgs, outcome = pool.scores, fits.lbfgs, AdaptivePlan.outcome
@@ -715,12 +736,14 @@ def test_fits_begin_from_the_best_prior_draws_too(monkeypatch: pytest.MonkeyPatc
     assert not (started[2][0] == 0.5).any()
 
 
+@pytest.mark.slow
 def test_fits_without_a_budget_take_an_eighth_of_the_run() -> None:
     plain, polished = run(), run(polish="auto")
     assert polished.settings["polish"] == max(30, plain.gradients // 8)
     assert polished.settings["fits"] == 16
 
 
+@pytest.mark.slow
 def test_what_is_observed_is_pasted_into_an_estimate() -> None:
     result = run(polish=5)
     pasted, observed = result.pasted(result.estimate), torch.from_numpy(MASK).bool()
@@ -730,6 +753,7 @@ def test_what_is_observed_is_pasted_into_an_estimate() -> None:
     assert torch.equal(whole.pasted(whole.estimate), whole.estimate)
 
 
+@pytest.mark.slow
 def test_no_polish_is_no_fits() -> None:
     result = run(polish=0)
     assert_same(result, run())
@@ -745,6 +769,7 @@ def test_an_interrupted_run_is_not_polished() -> None:
     assert_same(result, run(Failing(40)), but=("settings",))
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_polishing_returns_the_samples(tmp_path: Path) -> None:
     whole = Failing()
     polished = run(whole, polish=20)
@@ -776,6 +801,7 @@ KINDS: dict[str, dict[str, Any]] = {
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
+@pytest.mark.slow
 @both_backends
 @kinds
 def test_same_seed_same_result(kind: str, backend: str) -> None:
@@ -806,6 +832,7 @@ def test_backends_tell_the_same() -> None:
     assert ((means[0].mean(0) - means[1].mean(0)).abs() <= 4.0 * error).all()
 
 
+@pytest.mark.slow
 def test_kept_traces_and_progress_bars_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     plain, shown = run(keep_trace=True), run(progress=True)
     assert_same(plain, shown, but=("trace",))
@@ -814,6 +841,7 @@ def test_kept_traces_and_progress_bars_change_nothing(capsys: pytest.CaptureFixt
     assert "gradient" in text
 
 
+@pytest.mark.slow
 def test_global_generators_are_neither_read_nor_written() -> None:
     generator = network()
     torch.manual_seed(1)
@@ -857,6 +885,7 @@ def whole() -> dict[str, Whole]:
     return {kind: run_whole(**how) for kind, how in KINDS.items()}
 
 
+@pytest.mark.slow
 @kinds
 @pytest.mark.parametrize("part", [0.0, 0.2, 0.5, 0.55, 0.8, 1.0], ids=lambda p: f"{p:.0%}")
 def test_an_interrupted_run_goes_on_bit_for_bit(
@@ -881,6 +910,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     assert generator.calls <= calls - (at - 1) + 5 + redone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["population", "frozen", "lone-chains"])
 def test_a_run_interrupted_many_times_goes_on_bit_for_bit(
     kind: str, whole: dict[str, Whole], tmp_path: Path
@@ -900,6 +930,7 @@ def test_a_run_interrupted_many_times_goes_on_bit_for_bit(
     assert_same(result, expected)
 
 
+@pytest.mark.slow
 @kinds
 def test_a_finished_run_is_read_back_without_moving(
     kind: str, whole: dict[str, Whole], tmp_path: Path
@@ -912,6 +943,7 @@ def test_a_finished_run_is_read_back_without_moving(
     assert generator.calls == 6  # the checks of G, and the outputs
 
 
+@pytest.mark.slow
 def test_a_frozen_run_is_saved_in_both_of_its_parts(tmp_path: Path) -> None:
     from safetensors import safe_open
 
@@ -967,6 +999,7 @@ def test_a_checkpoint_of_another_run_is_refused(
     assert interrupted.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_polish_may_be_decided_later(interrupted: Path, tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     path.write_bytes(interrupted.read_bytes())
@@ -976,6 +1009,7 @@ def test_polish_may_be_decided_later(interrupted: Path, tmp_path: Path) -> None:
 # --- interruption without a checkpoint ------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["population", "some-of-a-population", "frozen", "lone-chains"])
 @pytest.mark.parametrize("part", [0.3, 0.9], ids=["early", "late"])
 def test_ctrl_c_without_a_checkpoint_returns_what_is_there(

@@ -378,6 +378,7 @@ def test_a_score_that_is_not_finite_never_wins() -> None:
         )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gd", "adam", "lbfgs"])
 def test_the_default_grids_serve_images(method: str) -> None:
     """On the shipped garments the best rate lies inside, at the paper's weight."""

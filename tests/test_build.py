@@ -41,6 +41,7 @@ def test_extension_without_cuda_says_so() -> None:
             call()
 
 
+@pytest.mark.slow
 def test_import_loads_neither_triton_nor_the_extension() -> None:
     code = (
         "import sys, torch; before = 'triton' in sys.modules; import cogen_fast;"
@@ -95,6 +96,7 @@ def test_cuda_on_fails_clearly_without_a_compiler(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.build
 @needs_source
 @pytest.mark.skipif(
     any(importlib.util.find_spec(tool) is None for tool in BUILD_TOOLS),

@@ -57,12 +57,14 @@ def assert_calibrated(model: Model, draw: Any, count: int, tests: int) -> None:
     assert not low
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIMULATIONS)
 def test_the_adaptive_method_is_calibrated(name: str) -> None:
     model = MODELS[name]()
     assert_calibrated(model, AdaptiveDraw(), SIMULATIONS[name], 4 * 2 * len(model.statistics))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw",
     [AdaptiveDraw(evidence="frozen"), PaperDraw(chains=8, ais_steps=100)],
@@ -140,6 +142,7 @@ def test_one_move_keeps_exact_draws_exact(backend: str) -> None:
     assert exact_draws(backend).abs().max() < 4.5
 
 
+@pytest.mark.slow
 @both_backends
 def test_frozen_evidence_is_unbiased_on_the_linear_model(backend: str) -> None:
     annealing = Annealing(kept=0.7, final_rounds=1)
@@ -155,6 +158,7 @@ def test_z_scores_by_hand() -> None:
 # --- the misfit, which says first where moves are too few or a stop has chosen --------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chains", [16, 64])
 def test_the_misfit_of_the_samples_is_that_of_the_posterior(chains: int) -> None:
     # Every particle counts here; means over data sets are independent. To stop a population where
@@ -235,6 +239,7 @@ def sample_plane(**options: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chains", [100, 1000, 10_000])
 def test_the_hidden_coordinate_comes_nearer_with_more_particles(chains: int, exact: Exact) -> None:
     # N independent draws have a total variation of sum_b sqrt(p_b (1 - p_b) / (2 pi N)) in the
@@ -257,6 +262,7 @@ def test_modes_are_kept_in_their_shares(exact: Exact) -> None:
     assert z_scores(shares, torch.from_numpy(exact.modes)).abs().max() < 4.0
 
 
+@pytest.mark.slow
 def test_frozen_evidence_is_unbiased_on_the_plane(exact: Exact) -> None:
     # One population has an error of some tens of percent; their mean over 400 observations, all
     # alike but for their noise, is that of independent unbiased estimates.

@@ -776,6 +776,7 @@ def test_help_leaves_rare_options_to_help_all(
     assert "--kept" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_runs_as_a_module(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cogen_fast", "--version"]
     # Not from the checkout's root: there the sources would hide the installed package.

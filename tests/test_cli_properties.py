@@ -406,6 +406,7 @@ def chains_of(line: Line) -> int:
     return int(line.value("--chains") or "") * int(line.value("--populations") or "1")
 
 
+@pytest.mark.slow
 def test_right_command_lines_are_carried_out(
     shop: Shop, desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -542,6 +543,7 @@ def damaged_pictures(draw: st.DrawFn) -> tuple[str, bytes]:
     return f"picture.{kind.lower()}", bytes(content)
 
 
+@pytest.mark.slow
 def test_damaged_pictures_are_read_or_refused(
     shop: Shop, desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -610,6 +612,7 @@ def any_lines(draw: st.DrawFn) -> list[str]:
     return argv
 
 
+@pytest.mark.slow
 def test_any_command_line_ends_well(
     shop: Shop, desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:

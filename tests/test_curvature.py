@@ -123,6 +123,7 @@ def test_who_is_not_active_learns_nothing() -> None:
         assert (mean_of(found)[::2] != mean_of(start)[::2]).all()
 
 
+@pytest.mark.slow
 def test_the_mean_is_the_hessian_at_equilibrium_where_the_data_decide() -> None:
     # Of E(z) = k^2 (z - x)^2 / 2 at beta, whose posterior's precision is 1 + beta k^2: beta k^4
     # times its variance is k^2 times beta k^2 / (1 + beta k^2), wherever its mean is. Squares of n
@@ -461,6 +462,7 @@ def test_turning_leaves_refused_chains_as_they_are(backend: str, dtype: torch.dt
     torch.testing.assert_close(after.energy, energy, rtol=1e-14, atol=0)
 
 
+@pytest.mark.slow
 @both_backends
 def test_a_turned_mass_leaves_exact_draws_exact(backend: str) -> None:
     # Forty moves at the posterior, whose basis, mass and steps were fixed before: 20,000
@@ -511,6 +513,7 @@ class Stiff:
         return 0.5 * self.precision * away**2, grad.to(z.dtype)
 
 
+@pytest.mark.slow
 def test_one_stiff_direction_does_not_hold_up_the_others() -> None:
     # 1,000 times narrower, of 30. A leapfrog step is stable below two deviations of the narrowest
     # direction, 0.002, and tuned ones stay within an update of that, a factor exp(0.5 (1 - 0.9)).

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cogen_fast import AdaptationRule, cogenerate
+from cogen_fast import AdaptationRule, Compute, cogenerate
 from cogen_fast.generators import MLPGenerator
 from cogen_fast.methods import checkpoint
 from cogen_fast.methods.baselines import reconstruct
@@ -495,7 +495,7 @@ def test_other_methods_take_the_best_ops_there_are() -> None:
         partial(cogenerate, net, x, mask, budget=100, progress=False, **noise),
         partial(reconstruct, net, x, mask, **adam, **noise),
     ):
-        found, native_ops = method(), method(backend="native")
+        found, native_ops = method(), method(compute=Compute(backend="native"))
         assert found.settings["backend"] == "native" and "backend native" in found.notes
         assert_close(found.latents, native_ops.latents, 0.0)
         with (
@@ -508,4 +508,4 @@ def test_other_methods_take_the_best_ops_there_are() -> None:
             ),
         ):
             patch.setattr(hmc, "noise_stream", None)  # without noise nothing is sampled
-            method(backend="fused")
+            method(compute=Compute(backend="fused"))

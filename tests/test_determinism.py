@@ -299,6 +299,7 @@ def wait_until(condition: Callable[[], bool], child: subprocess.Popen[bytes]) ->
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_a_killed_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
     script, path = tmp_path / "child.py", tmp_path / "run.safetensors"

@@ -84,11 +84,13 @@ def test_nothing_is_wrong_with_a_healthy_run() -> None:
     assert diagnose(healthy()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_a_real_run_with_defaults_is_healthy(seed: int) -> None:
     assert run(chains=64, seed=seed).diagnose() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chains", [16, 17])
 def test_halves_in_different_modes_are_told_of_a_real_run(chains: int) -> None:
     # Two modes so sharp that each particle keeps its own, and some halves of eight hold one alone.
@@ -191,6 +193,7 @@ def test_each_illness_is_told_alone(change: dict[str, Any], words: str) -> None:
     assert re.search(words, found[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chains", [3, 15, 16])
 def test_unequal_islands_are_told_of_a_real_run(chains: int) -> None:
     # A needle that some islands find, and others do not: outputs are flat elsewhere.
@@ -205,6 +208,7 @@ def test_unequal_islands_are_told_of_a_real_run(chains: int) -> None:
     assert any(line.startswith("islands are unequal ") for line in result.diagnose())
 
 
+@pytest.mark.slow
 def test_the_lead_is_that_of_the_log_evidence_by_hand() -> None:
     result = run(chains=5)  # three particles of either island at most: 0, 1 and 3, 4
     log_weights = torch.tensor([[0.0, 0.0, 50.0, 3.0, 3.0], [9.0, 9.0, -50.0, 1.0, 1.0]])
@@ -229,6 +233,7 @@ def test_populations_are_named() -> None:
     assert "observation 0 population 3, ...)" in one[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chains", [1, 4, 16])
 def test_exact_runs_are_seldom_called_unsettled(chains: int) -> None:
     # One observation, many times: each has noise of its own. Of 200 right runs at most 2 % may be
@@ -378,6 +383,7 @@ def linear_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return a, z, y, exact
 
 
+@pytest.mark.slow
 def test_reverse_runs_estimate_the_reciprocal_without_bias() -> None:
     a, z, y, exact = linear_data()
 
@@ -399,6 +405,7 @@ def test_reverse_runs_estimate_the_reciprocal_without_bias() -> None:
     assert 0.0 < float(above.mean()) < 1.0
 
 
+@pytest.mark.slow
 def test_bounds_enclose_the_exact_evidence_of_a_generator() -> None:
     found = bound_evidence(
         pretrained("five-gaussians"), MASK, noise_std=0.05, simulations=40, kept=0.9
@@ -426,6 +433,7 @@ def test_bounds_enclose_the_exact_evidence_of_a_generator() -> None:
     assert found.latents.shape == found.x_obs.shape == (40, 2)
 
 
+@pytest.mark.slow
 def test_bounds_take_seeds_of_numpy_and_read_well() -> None:
     how: dict[str, Any] = {"noise_std": np.array([0.05, 0.05]), "simulations": 3}
     G = pretrained("five-gaussians")

@@ -80,6 +80,7 @@ def fine() -> Many:
 every_setting = pytest.mark.parametrize("setting", ["usual", "plain", "turned", "fine"])
 
 
+@pytest.mark.slow
 @every_setting
 def test_a_repetition_estimates_the_normaliser_without_bias(
     setting: str, request: pytest.FixtureRequest
@@ -119,6 +120,7 @@ def test_an_island_tells_the_variance_of_its_normaliser(
     assert error < 0.12 * told
 
 
+@pytest.mark.slow
 def test_without_their_ancestors_slow_particles_would_tell_too_little() -> None:
     # Each factor's variance alone, as if it were independent of those before, where a move of one
     # leapfrog step is made between them.
@@ -139,6 +141,7 @@ def test_without_their_ancestors_slow_particles_would_tell_too_little() -> None:
 # --- runs that tune themselves --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @both_backends
 @all_masses
 def test_large_populations_have_the_posterior_moments(backend: str, mass: str) -> None:
@@ -157,6 +160,7 @@ def test_large_populations_have_the_posterior_moments(backend: str, mass: str) -
     assert (errors[:3] < 0.05 * covariance.diagonal().sqrt()).all()
 
 
+@pytest.mark.slow
 @all_masses
 @pytest.mark.parametrize("sigma", [1.0, 0.3, 0.1, 0.03, 0.01], ids=lambda s: f"noise-{s:g}")
 def test_any_noise_level_without_another_setting(sigma: float, mass: str) -> None:
@@ -181,6 +185,7 @@ class Isotropic:
         return 0.5 * self.precision * (z.double() ** 2).sum(-1), self.precision * z
 
 
+@pytest.mark.slow
 @all_masses
 def test_small_islands_are_right_in_more_dimensions_than_they_have_particles(mass: str) -> None:
     # 150 pairs of eight particles in 20 dimensions: the mean energy is d r / (1 + r) / 2 for r =

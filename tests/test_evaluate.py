@@ -236,6 +236,7 @@ def test_a_run_stopped_while_it_reads_goes_on(stop: int, whole: Path, tmp_path: 
     assert run(tmp_path) == kept(whole)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_the_generator_goes_on(whole: Path, tmp_path: Path) -> None:
     """Anywhere: in the checks, in a descent, in the sampler, which has a checkpoint then."""
     counted = Net()

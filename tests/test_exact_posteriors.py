@@ -176,6 +176,7 @@ def drawn(request: pytest.FixtureRequest) -> tuple[LinearGaussian, Result]:
     return request.param.model, request.param.run()
 
 
+@pytest.mark.slow
 def test_mean_energy_is_exact(drawn: tuple[LinearGaussian, Result]) -> None:
     model, result = drawn
     assert abs(z_scores(result.energies.mean(1) - model.mean_energy(result.x_obs), 0.0)) < BOUND
@@ -232,6 +233,7 @@ FLAT_CELLS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size", "populations"), FLAT_CELLS)
 def test_evidence_of_generators_that_are_flat(name: str, size: int, populations: int) -> None:
     # Its distribution is skewed, so that no sample mean of it tells whether it is unbiased.
@@ -241,6 +243,7 @@ def test_evidence_of_generators_that_are_flat(name: str, size: int, populations:
     assert off(model, result).abs().median() < (1.5 if populations == 1 else 0.6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "populations"), [("abs", 4, 1), ("abs", 20, 1), ("sine", 8, 1), ("abs", 20, 8)]
 )
@@ -274,6 +277,7 @@ def test_elementwise_models_by_prior_draws(name: str) -> None:
         assert abs(z_scores(found, 1.0)) < BOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDS)
 def test_modes_have_their_masses(name: str) -> None:
     model, populations = TwoModes(name, 5), 32
@@ -318,6 +322,7 @@ def go_on_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smc, "_turned", anew)
 
 
+@pytest.mark.slow
 def test_a_mean_gradient_taken_for_curvature_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     # It makes the way to the data's place slow: in 64 latents the evidence scatters by 5 nats.
     learn = curvature.update
@@ -333,6 +338,7 @@ def test_a_mean_gradient_taken_for_curvature_is_found(monkeypatch: pytest.Monkey
 PLANTED = Cell("decay", 20, 0.1, 240, centred=True)
 
 
+@pytest.mark.slow
 def test_step_size_and_length_of_ones_own_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of two islands either has half of these from itself, by way of the other; here all.
     of_others = tuning.of_others
@@ -352,12 +358,14 @@ def test_step_size_and_length_of_ones_own_do_no_harm(monkeypatch: pytest.MonkeyP
             assert abs(z_scores(found, 1.0)) < BOUND
 
 
+@pytest.mark.slow
 def test_islands_that_learn_from_themselves_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     learn_from_oneself(monkeypatch)
     together, error = log_mean_and_error(off(PLANTED.model, PLANTED.run()))
     assert together > EVIDENCE_BOUND * error
 
 
+@pytest.mark.slow
 def test_samples_by_the_old_rule_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     learn_from_oneself(monkeypatch)
     go_on_learning(monkeypatch)

@@ -292,6 +292,7 @@ def compare_colours(
         torch.testing.assert_close(back, grad, rtol=0, atol=bound * size)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_kernels_in_the_interpreter() -> None:
     in_a_process(__file__, "compare_kernels", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
@@ -315,6 +316,7 @@ def run_network() -> None:
         assert fast(z[:0]).shape == (0, *generator.output_shape)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_network_in_the_interpreter() -> None:
     in_a_process(__file__, "run_network", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")

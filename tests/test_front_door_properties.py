@@ -661,6 +661,7 @@ def names_in(message: str) -> set[str]:
     return set(re.findall(r"(\w+): ", message)) & (ARGUMENTS | {START})
 
 
+@pytest.mark.slow
 @search(150)
 @given(cases())
 def test_valid_problems_are_answered_rightly_in_every_form(case: Case) -> None:
@@ -801,6 +802,7 @@ def assert_refused_by_name_or_sound(name: str, kinds: list[str]) -> None:
             assert named <= ARGUMENTS and (not named or named & allowed), (kind, named, arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KEYWORDS)
 def test_wrong_values_are_refused_by_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -980,6 +982,7 @@ def test_lazily_negated_weights() -> None:
 SEARCHES: dict[str, Callable[[], None]] = {"anything": search_anything}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 def test_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
     """A crash of the interpreter is a failure here, with what it was doing."""

@@ -71,6 +71,7 @@ def tape(monkeypatch: pytest.MonkeyPatch) -> Tape:
 # --- the same runs ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW, ids=lambda name: f"{BACKEND}-{name}")
 def test_replays_make_the_same_run(name: str, tape: Tape) -> None:
     options = RUNS[name]
@@ -85,6 +86,7 @@ def test_replays_make_the_same_run(name: str, tape: Tape) -> None:
     assert_same(replayed, plain, but=SHOWN)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="the ops are the same ones")
 @pytest.mark.parametrize("gradient", ["bfloat16", "float16"])
 def test_gradients_of_another_type_are_replayed(gradient: str, tape: Tape) -> None:

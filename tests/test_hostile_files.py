@@ -45,6 +45,7 @@ REPLACED = {("evaluate, records", "loop of links"), ("train, checkpoint", "loop 
 REPLACED |= {("train, log", "loop of links")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NO_FILES)
 @pytest.mark.parametrize("reader", READERS)
 def test_what_is_no_regular_file_is_not_read(reader: str, kind: str) -> None:
@@ -72,6 +73,7 @@ def bombs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_small_file_does_not_become_a_large_one(bomb: str, bombs: Callable[[str], Path]) -> None:
     path = bombs(bomb)
@@ -143,6 +145,7 @@ def test_only_formats_that_are_named_are_read(tmp_path: Path) -> None:
     assert {"TGA", "PCX", "EPS"} & written
 
 
+@pytest.mark.slow
 def test_a_large_photograph_stays_below_a_gigabyte_and_a_bit(tmp_path: Path) -> None:
     """Just within the limit on pixels."""
     Image.new("RGB", (9_400, 9_400)).save(path := tmp_path / "x.png", compress_level=1)
@@ -163,6 +166,7 @@ def test_a_strange_member_of_a_folder_is_left_out_by_name(kind: str, channels: i
     assert ended.grew < MOST_GROWTH
 
 
+@pytest.mark.slow
 def test_large_images_are_not_decoded_all_at_once(tmp_path: Path) -> None:
     """However many processors there are."""
     for number in range(8):

@@ -135,6 +135,7 @@ def test_every_kind_of_images_has_all_tasks_and_the_curve_s_snapshots() -> None:
     assert found_parts == longest + [(kind, "block", "early", CURVES, 1) for kind in KINDS]
 
 
+@pytest.mark.slow
 def test_rates_are_tuned_on_images_that_are_not_evaluated(whole: Path) -> None:
     """The last two; the plan leaves them out, however many are evaluated."""
     for part in parts():
@@ -282,6 +283,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield stop_at
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(whole: Path, stopped: Any) -> None:
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     stopped(0)
@@ -578,6 +580,7 @@ class Deep(torch.nn.Module):
         return torch.tanh(self.layer(z))
 
 
+@pytest.mark.slow
 def test_another_generator_is_studied_on_its_own_images(tmp_path: Path) -> None:
     scope = image_study.of_one(Deep().eval(), (5, 1, 1))
     report = run(tmp_path, scope=scope)

@@ -197,11 +197,9 @@ def test_solvers_take_what_is_posed(task: Task) -> None:
     fit = reconstruct(
         generator, case.x_obs, case.operator, method="gd", steps=1, learning_rate=1e-3, weight=1.0
     )
-    quick: dict[str, Any] = {
-        "method": "paper", "ais_steps": 1, "leapfrog_steps": 1, "chains": 1, "progress": False,
-    }  # fmt: skip
+    quick: dict[str, Any] = {"method": Paper(ais_steps=1, leapfrog_steps=1), "chains": 1}
     solve: Callable[..., Any] = inpaint if isinstance(case.operator, Mask) else cogenerate
-    result = solve(generator, case.x_obs, case.operator, weight=1.0, **quick)
+    result = solve(generator, case.x_obs, case.operator, weight=1.0, progress=False, **quick)
     for found in (fit, result):
         assert found.images.shape == (2, 1, 1, 32, 32)
         if isinstance(case.operator, Mask):

@@ -144,6 +144,7 @@ def chosen(result: Result) -> Tensor:
     return torch.multinomial(result.weights(), 1, generator=random)[:, 0]
 
 
+@pytest.mark.slow
 def test_the_noise_is_calibrated(drawn: tuple[Cell, Result]) -> None:
     cell, result = drawn
     assert result.noise_std is not None
@@ -189,6 +190,7 @@ def test_errors_of_the_evidence_cover_it(drawn: tuple[Cell, Result]) -> None:
     assert within >= 0.9 * given - 3.1 * math.sqrt(0.09 * given)
 
 
+@pytest.mark.slow
 def test_forgetting_the_measurements_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     weigh = noise_level._integrand
     monkeypatch.setattr(noise_level, "_integrand", lambda state, count: weigh(state, 0.8 * count))
@@ -281,6 +283,7 @@ class Stopping:
         return generator(z)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [30, 120, 10**6])
 def test_an_interrupted_run_goes_on_bit_for_bit(at: int, tmp_path: Path) -> None:
     # In the annealing, and in the rounds: the last but two calls.
@@ -331,6 +334,7 @@ def test_a_few_rounds_are_kept_of_the_smallest_budgets(budget: int, rounds: int)
     assert result.gradients + result.forwards / 2 <= budget
 
 
+@pytest.mark.slow
 def test_a_budget_buys_rounds() -> None:
     few, many = run(budget=600), run(budget=6_000)
     assert many.rounds.min() > 30

@@ -223,6 +223,7 @@ def test_an_island_alone_learns_from_itself() -> None:
     assert found >= {"beta", "step_size", "inverse_mass", "moves"}
 
 
+@pytest.mark.slow
 @all_masses
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_nothing_is_learnt_at_the_posterior(count: int, mass: str) -> None:

@@ -62,6 +62,7 @@ def files(out: Path) -> dict[str, Any]:
     return {str(path.relative_to(out)): plain(path) for path in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", [studies.images, studies.of_plane])
 def test_kills_at_random_change_nothing(study: Callable[[Path], None], tmp_path: Path) -> None:
     start = time.monotonic()

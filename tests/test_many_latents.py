@@ -180,6 +180,7 @@ def test_a_run_goes_as_one_with_matrices(monkeypatch: pytest.MonkeyPatch) -> Non
     assert first.directions.values[:, 0].min() > 100.0  # the mass is none of 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [MANY, 2000])
 def test_samples_and_evidence_of_many_latents_are_right(size: int) -> None:
     g, x = measured(size, 20)
@@ -273,6 +274,7 @@ def test_masses_are_kept_only_to_be_repeated(evidence: str) -> None:
     assert sum(held) == (len(held) if evidence == "frozen" else 1)
 
 
+@pytest.mark.slow
 @needs_linux
 def test_no_matrix_is_made_of_thousands_of_latents() -> None:
     # Of 18 layers of 512 one alone would have 680 MB.

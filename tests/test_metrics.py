@@ -343,6 +343,7 @@ def test_levels_beyond_the_samples_have_no_coverage() -> None:
     assert one.isnan().all()
 
 
+@pytest.mark.slow
 def test_weights_turn_samples_of_one_density_into_another_s() -> None:
     """Two kinds of chains, half of each: N(0, 1) and N(0, 25); the truth is of the first one with a
     probability of 0.9."""

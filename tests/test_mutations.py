@@ -212,11 +212,13 @@ PLANTS: dict[str, tuple[Plant, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_code_as_it_is_passes(check: str) -> None:
     assert worst_of_the_code_as_it_is(check) < BOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTS)
 def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, check = PLANTS[name]

@@ -153,6 +153,7 @@ def test_a_run_with_other_tensors_is_refused(part: str, name: str, change: Any) 
 # --- every spoilt call --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_spoilt_call_is_refused_however_tensors_are_described(tmp_path: Path) -> None:
     printed = native_calls.in_a_process(tmp_path)
     native_calls.assert_all_refused(printed, native.extension())

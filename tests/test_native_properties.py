@@ -710,6 +710,7 @@ SEARCHES: dict[str, Callable[[], None]] = {
 }
 
 
+@pytest.mark.slow
 def test_bad_arguments_in_a_process_of_its_own(tmp_path: Path) -> None:
     """A crash of the interpreter is a failure here, with what it was doing."""
     command = [sys.executable, "-X", "faulthandler", __file__]

@@ -45,6 +45,7 @@ def run(G: Any = None, ids: range = range(3), **changes: Any) -> Result:
     )
 
 
+@pytest.mark.slow
 def test_it_draws_from_the_posterior_in_twenty_latents() -> None:
     ids = range(10)
     result, x = run(ids=ids), MODEL.data(ids)

@@ -47,6 +47,7 @@ def test_gaussian_energies_keep_the_share_asked_for(kept: float) -> None:
     assert error < 0.01
 
 
+@pytest.mark.slow
 def test_a_large_run_keeps_the_share_asked_for() -> None:
     # Energies of 40 measurements are those of a chi square of k = 40 at most: with c^2 =
     # -log(kept) the share is exp(-c^2 + c^3 sqrt(8 / k)) to the next order, 0.014 more than 0.9;
@@ -122,6 +123,7 @@ def test_nothing_kept_is_a_jump_and_who_stands_still_does_not_move() -> None:
 # --- budgets --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("annealing", "how"),
     [
@@ -180,6 +182,7 @@ def test_what_is_affordable_fits_and_leaves_something_for_the_posterior() -> Non
             assert steps > 0.0 or travel == 0.0 or remaining < 3 * (fixed or min(length, 3))
 
 
+@pytest.mark.slow
 @all_masses
 def test_short_budgets_say_that_they_jumped(mass: str) -> None:
     for budget, jumped in ((1, True), (8, True), (400, False)):
@@ -198,6 +201,7 @@ def test_short_budgets_say_that_they_jumped(mass: str) -> None:
     assert not sample(MIXED, Annealing(mass=mass), observations=3).state.jumped.any()
 
 
+@pytest.mark.slow
 def test_a_small_share_that_was_asked_for_is_no_jump() -> None:
     assert pace.least_kept(Annealing()) == 0.1
     assert pace.least_kept(Annealing(kept=0.1)) == pytest.approx(0.1)

@@ -366,6 +366,7 @@ def replace_energies(split: SplitPotential, value: float) -> SplitPotential:
     return SplitPotential(energies, split.field, split.scale, split.finer)
 
 
+@pytest.mark.slow
 def test_a_frozen_run_keeps_to_what_its_pilot_chose() -> None:
     result = distant_run(method="adaptive", evidence="frozen", chains=16)
     assert refined_after(result) == 0
@@ -375,6 +376,7 @@ def test_a_frozen_run_keeps_to_what_its_pilot_chose() -> None:
     assert result.forwards == coarse.forwards + 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["paper", "adaptive"])
 @pytest.mark.parametrize("share", [0.1, 0.6])
 def test_a_run_goes_on_bit_for_bit_before_and_after(

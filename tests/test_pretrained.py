@@ -138,6 +138,7 @@ def test_rows_of_images(tmp_path: Path, channels: int) -> None:
     assert np.array_equal(pixels, expected)
 
 
+@pytest.mark.slow
 def test_demo_draws_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_BUDGET", 120)
     folder = tmp_path / "new" / "folder"

@@ -190,6 +190,7 @@ def test_an_unchanged_file_is_gone_on_with(kind: str, name: str, tmp_path: Path)
     assert torch.equal(found.energies, whole.energies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_another_shape_or_type_of_any_tensor_is_named(kind: str, name: str, tmp_path: Path) -> None:
     fused = GENERATORS[name]
@@ -204,6 +205,7 @@ def test_another_shape_or_type_of_any_tensor_is_named(kind: str, name: str, tmp_
                 pytest.fail(f"{field}: {what}")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("kind", "name"), RUN)
 def test_other_numbers_are_named_or_do_no_harm(kind: str, name: str, tmp_path: Path) -> None:
@@ -311,6 +313,7 @@ OTHERS: tuple[Any, ...] = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("kind", "name"), RUN)
 def test_other_plain_values_are_named_or_do_no_harm(kind: str, name: str, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ UNUSABLE_ISA = 77
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.build,
     pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="needs the source tree"),
     pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake on PATH"),
 ]

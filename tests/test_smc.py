@@ -143,6 +143,7 @@ PACES = {
 }
 
 
+@pytest.mark.slow
 @both_backends
 @all_masses
 @pytest.mark.parametrize("pace_name", PACES)
@@ -292,6 +293,7 @@ def test_the_same_choices_under_the_same_seed_are_the_same_run(mass: str) -> Non
     assert again.state.spent == pilot.state.spent
 
 
+@pytest.mark.slow
 @all_masses
 @pytest.mark.parametrize("moves", [3, None], ids=["three-moves", "tuned-moves"])
 def test_repeats_are_made_of_the_same_choices(mass: str, moves: int | None) -> None:
@@ -317,6 +319,7 @@ def test_repeats_are_made_of_the_same_choices(mass: str, moves: int | None) -> N
             assert mine.hmc_steps == theirs.hmc_steps
 
 
+@pytest.mark.slow
 @all_masses
 def test_a_repetition_learns_nothing(mass: str) -> None:
     pilot = sample(MIXED, Annealing(mass=mass), observations=3)

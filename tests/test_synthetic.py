@@ -101,6 +101,7 @@ def test_unknown_names_are_told() -> None:
         pretrained("five-gaussians-0.02-600")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_training_again_gives_the_shipped_weights(variance: float) -> None:
     """The same bits where matrix products round the same; elsewhere training amplifies rounding.
@@ -209,6 +210,7 @@ def one() -> Study:
     return study("name", "title", pretrained("five-gaussians"), seed=4, effort=QUICK)
 
 
+@pytest.mark.slow
 def test_lines_are_what_a_direct_run_gives(one: Study) -> None:
     assert [line.method for line in one.lines] == METHODS
     lines = dict(zip(METHODS, one.lines, strict=True))
@@ -238,6 +240,7 @@ def test_lines_are_what_a_direct_run_gives(one: Study) -> None:
     assert lines["SIR, one of 20"].cost_per_chain == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["five-gaussians-0.002-500", "five-gaussians-0.02-2500"])
 def test_adaptive_populations_by_evidence_are_the_posterior(name: str) -> None:
     generator, count = pretrained(name), 200
@@ -341,6 +344,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_stage_and_file_has_its_part(written: Path) -> None:
     with (written / "out" / "table.csv").open(newline="") as file:
         names = [row["generator"] for row in csv.DictReader(file)]

@@ -64,6 +64,7 @@ def write_generator(path: str) -> None:
         save_generator(MLPGenerator((2, 4, 2)), path)
 
 
+@pytest.mark.slow
 def test_processes_write_equal_generators_as_equal_bytes(tmp_path: Path) -> None:
     folder = Path(__file__).parent  # not the checkout's root, where the package has no extension
     script = f"import sys; sys.path.insert(0, {str(folder)!r}); import test_tensor_files as t; "

@@ -132,6 +132,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"no {path}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_training_goes_on_where_it_was(
     how: signal.Signals, whole: Path, data: Path, tmp_path: Path
@@ -156,6 +157,7 @@ def test_a_finished_training_is_not_done_again(whole: Path, data: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in (whole / "snapshots").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_steps_of_one(data: Path, tmp_path: Path) -> None:
     """But for rounding, at which Adam's first steps may turn the sign of a weight that hardly
     matters.
@@ -266,6 +268,7 @@ def leaves(tree: Any) -> Iterator[tuple[Any, Any]]:
         yield tree, key
 
 
+@pytest.mark.slow
 def test_whatever_else_a_checkpoint_holds_is_refused(whole: Path, tmp_path: Path) -> None:
     state = torch.load(whole / "checkpoint.pt", weights_only=True)
     del state["digest"]
@@ -314,6 +317,7 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path) -> None:
     assert not any(path.exists() for path in left)
 
 
+@pytest.mark.slow
 def test_the_speed_after_a_resume_is_that_of_its_steps(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -362,6 +366,7 @@ def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch, folder: Path, **ot
             train(discs(side=8), config(), folder, progress=False, **other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "seconds"), [(60, 600), (50, 0)])
 def test_a_line_of_each_step_is_in_the_log_once(
     steps: int, seconds: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

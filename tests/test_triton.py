@@ -21,7 +21,11 @@ from implementations import INTERPRETED
 from cogen_fast.ops import dispatch
 
 triton = pytest.importorskip("triton", reason="needs Triton (on Linux)")
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="this is the run under the interpreter")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.interpreter,
+    pytest.mark.skipif(INTERPRETED, reason="this is the run under the interpreter"),
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERPRETED_FILES = ("test_ops.py", "test_op_checks.py", "test_hmc.py", "test_graphs.py")
@@ -38,8 +42,13 @@ TOO_LONG = (
 
 def test_the_tests_of_the_ops_pass_under_the_interpreter() -> None:
     chosen = " and ".join(["triton", *(f"not {name}" for name in TOO_LONG)])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
-    command += ["-W", "ignore::RuntimeWarning"]  # NumPy's, of infinities that are asked for
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", "-k", chosen]
+    command += [
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "ignore::RuntimeWarning",
+    ]  # NumPy's, of infinities that are asked for
     files = [str(ROOT / "tests" / name) for name in INTERPRETED_FILES]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
