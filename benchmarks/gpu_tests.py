@@ -30,8 +30,8 @@ from machine import ROOT, machine
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu_tests.jsonl"
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
-# Files and tests of them, on small and odd shapes: each is many times slower than usual.
 EVERY = "slow or not slow"
+# Files and tests of them, on small and odd shapes: each is many times slower than usual.
 KERNELS = {
     "extension": (
         ("test_cuda.py",),

@@ -34,7 +34,14 @@ def pytest_report_header(config: pytest.Config) -> str:
 SLOWEST = ("test_sanitizers.py", "test_triton.py", "test_estimates.py", "test_image_study.py")
 
 
+# Whole studies, which the tests of a file share.
+SLOW_FIXTURES = {"test_image_study.py": "whole", "test_synthetic.py": "written"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW_FIXTURES.get(item.path.name) in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
     items.sort(key=lambda item: item.path.name not in SLOWEST)
 
 

@@ -816,6 +816,7 @@ def test_same_seed_same_result(kind: str, backend: str) -> None:
         assert (first.trace[0] != other.trace[0]).all()  # the draws from the prior already
 
 
+@pytest.mark.slow
 def test_backends_tell_the_same() -> None:
     # Rounding differs, and trajectories with it after some temperatures: posterior means of 30
     # populations within four standard errors of their difference, and equal prior draws.
@@ -1072,6 +1073,7 @@ def test_what_cannot_be_told_is_null_in_json(tmp_path: Path) -> None:
     assert summary["diagnosis"] == result.diagnose()
 
 
+@pytest.mark.slow
 def test_a_result_of_another_format_is_refused(tmp_path: Path) -> None:
     path = run().save(tmp_path) / "result.json"
     text = path.read_text()
@@ -1081,6 +1083,7 @@ def test_a_result_of_another_format_is_refused(tmp_path: Path) -> None:
         Result.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_polished_and_interrupted_results_come_back_too(
     whole: dict[str, Whole], tmp_path: Path
 ) -> None:

@@ -284,6 +284,7 @@ def test_cost_is_what_was_spent(method: str, chains: int) -> None:
     assert (result.forwards * particles, result.gradients * particles) == (forwards, gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

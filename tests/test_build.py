@@ -85,6 +85,7 @@ def test_other_values_of_the_cuda_option_are_refused(tmp_path: Path, value: str)
     assert f"COGEN_FAST_CUDA: expected AUTO, ON or OFF, got '{value}'" in done.stderr
 
 
+@pytest.mark.slow
 @needs_source
 @needs_cmake
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler named c++")
@@ -123,6 +124,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert not [n for n in names if n.endswith((".cpp", ".h", ".cu", ".pyc"))]
 
 
+@pytest.mark.slow
 @needs_source
 @pytest.mark.skipif(
     importlib.util.find_spec("scikit_build_core") is None, reason="needs scikit_build_core"

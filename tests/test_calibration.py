@@ -252,6 +252,7 @@ def test_the_hidden_coordinate_comes_nearer_with_more_particles(chains: int, exa
     assert distance < 2.5 * np.sqrt(p * (1.0 - p) / (2.0 * math.pi * chains)).sum()
 
 
+@pytest.mark.slow
 def test_modes_are_kept_in_their_shares(exact: Exact) -> None:
     # 400 independent populations of 32: their own scatter is the standard error.
     populations, chains = 400, 32

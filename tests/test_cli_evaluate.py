@@ -335,6 +335,7 @@ def test_methods_take_what_is_theirs(name: str, solver: str, options: dict[str, 
     assert method_named(name).options == polish
 
 
+@pytest.mark.slow
 def test_every_method_runs(tmp_path: Path) -> None:
     rates = [f"{name}=0.01" for name in METHODS if name.startswith(("gd", "adam", "lbfgs"))]
     options = (f"--methods={','.join(METHODS)}", f"--learning-rates={','.join(rates)}")
@@ -482,6 +483,7 @@ def test_a_whole_study_is_not_done_again(whole: Path) -> None:
     assert finished(whole) == before
 
 
+@pytest.mark.slow
 def test_what_killed_processes_left_is_removed(whole: Path, tmp_path: Path) -> None:
     assert main(command(tmp_path)) == 0
     (tmp_path / "gd" / ".group-000001.jsonl.x.jsonl").write_text("half")

@@ -479,6 +479,7 @@ BASES = {
 BASES["--downsample"] = BASES["--factor"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option", [*TABLES, "--generator", "--image", "--mask", "--box", "--factor", "--downsample"]
 )
@@ -500,6 +501,7 @@ def test_each_wrong_value_is_refused_by_name(
         assert contents(here, shop.folder) == before, argv
 
 
+@pytest.mark.slow
 def test_wrong_command_lines_are_refused_and_write_nothing(
     shop: Shop, desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:

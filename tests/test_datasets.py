@@ -165,6 +165,7 @@ def test_only_a_few_results_wait_in_memory() -> None:
         assert len(taken) <= 5 * datasets._WORKERS
 
 
+@pytest.mark.slow
 def test_fashion_mnist() -> None:
     """Real images of the MNIST family; 28 x 28 becomes 32 x 32 without losing a pixel."""
     home = os.environ.get("COGEN_FAST_FASHION_MNIST", "/usr/share/datasets/fashion-mnist")

@@ -295,6 +295,7 @@ def test_real_runs_tell_what_is_wrong() -> None:
 # --- ArviZ ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_arviz
 def test_arviz_sees_populations_as_chains() -> None:
     result = run(chains=20, populations=3)
@@ -311,6 +312,7 @@ def test_arviz_sees_populations_as_chains() -> None:
     np.testing.assert_array_equal(stats["log_weight"][0, :, 0], result.log_weights[0, :20])  # type: ignore[index]
 
 
+@pytest.mark.slow
 @needs_arviz
 def test_convergence_over_populations() -> None:
     found = run(chains=100, populations=4).convergence()
@@ -321,6 +323,7 @@ def test_convergence_over_populations() -> None:
     assert (found["ess_energy"] < 2 * 400).all()
 
 
+@pytest.mark.slow
 @needs_arviz
 def test_populations_that_differ_have_a_large_rhat() -> None:
     result = run(chains=20, populations=2)
@@ -329,6 +332,7 @@ def test_populations_that_differ_have_a_large_rhat() -> None:
     assert (replace(result, latents=latents).convergence()["rhat_latent"] > 1.5).all()
 
 
+@pytest.mark.slow
 @needs_arviz
 @pytest.mark.parametrize(
     ("options", "words"),
@@ -342,6 +346,7 @@ def test_convergence_needs_draws(options: dict[str, Any], words: str) -> None:
         run(**options).convergence()
 
 
+@pytest.mark.slow
 @needs_arviz
 def test_convergence_over_the_halves_of_a_default_run() -> None:
     result = run()
@@ -352,6 +357,7 @@ def test_convergence_over_the_halves_of_a_default_run() -> None:
     assert (replace(result, latents=latents).convergence()["rhat_latent"] > 1.5).all()
 
 
+@pytest.mark.slow
 @needs_arviz
 @pytest.mark.parametrize(
     "options",

@@ -90,6 +90,7 @@ def test_a_repetition_estimates_the_normaliser_without_bias(
     assert (found.again.state.resamplings >= 1).all()
 
 
+@pytest.mark.slow
 @every_setting
 def test_islands_weighted_by_their_normalisers_have_the_posterior_moments(
     setting: str, request: pytest.FixtureRequest

@@ -219,6 +219,7 @@ def test_what_is_there_is_not_done_again(whole: Path, tmp_path: Path) -> None:
     assert net.calls <= 4  # to find the latent's shape, and the checks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 4, 8, 12])
 def test_a_run_stopped_while_it_reads_goes_on(stop: int, whole: Path, tmp_path: Path) -> None:
     calls = 0
@@ -589,6 +590,7 @@ def inverted(path: Path) -> None:
     np.savez_compressed(path, **held | {"best": 255 - held["best"]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plan.json", "gd/plan.json", "gd/group-000000.jsonl"])
 def test_a_digit_that_has_changed_is_told(name: str, tmp_path: Path) -> None:
     run(tmp_path)

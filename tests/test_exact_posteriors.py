@@ -107,6 +107,7 @@ def prior_draws(model: TwoModes | Elementwise, x: Tensor) -> tuple[Tensor, Tenso
     return z, energy, torch.exp(-energy) / (2.0 * math.pi * model.noise**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDS)
 def test_two_modes_by_prior_draws(name: str) -> None:
     model = TwoModes(name, 2, noise=0.4)
@@ -170,7 +171,14 @@ CELLS = (
 )
 
 
-@pytest.fixture(scope="module", params=CELLS, ids=str)
+QUICK, *LONG = CELLS
+
+
+@pytest.fixture(
+    scope="module",
+    params=[QUICK, *(pytest.param(cell, marks=pytest.mark.slow) for cell in LONG)],
+    ids=str,
+)
 def drawn(request: pytest.FixtureRequest) -> tuple[LinearGaussian, Result]:
     """A model, and independent default runs on it."""
     return request.param.model, request.param.run()
@@ -184,10 +192,14 @@ def test_mean_energy_is_exact(drawn: tuple[LinearGaussian, Result]) -> None:
 
 def test_variances_are_exact_in_every_direction(drawn: tuple[LinearGaussian, Result]) -> None:
     model, result = drawn
-    scores = {
-        name: float(z_scores(found, 1.0))
-        for name, found in model.relative_variances(result.latents, result.x_obs).items()
-    }
+    chains = result.energies.shape[1]
+    scores = {}
+    for name, found in model.relative_variances(result.latents, result.x_obs).items():
+        # Means of squares are skewed: few that are small by chance have a small spread too. It is
+        # no smaller than that of independent draws.
+        squares = chains * (model.size if name == "all" else 1)
+        spread = max(float(found.std()), math.sqrt(2.0 / squares))
+        scores[name] = (float(found.mean()) - 1.0) / (spread / math.sqrt(len(found)))
     assert max(map(abs, scores.values())) < BOUND, scores
 
 
@@ -261,6 +273,7 @@ def test_modes_that_moves_do_not_join(name: str, size: int, populations: int) ->
         assert abs(z_scores(each, 1.0)) < BOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAPS)
 def test_elementwise_models_by_prior_draws(name: str) -> None:
     model = Elementwise(name, 2, noise=0.4)

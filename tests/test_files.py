@@ -227,6 +227,7 @@ write_atomically(Path(sys.argv[1]), slow)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_process_that_is_killed_leaves_what_is_found_later(tmp_path: Path) -> None:
     """The name is the one that is looked for."""

@@ -246,6 +246,7 @@ def test_a_short_run_needs_none(tape: Tape) -> None:
     assert "CUDA graphs: none, for too few moves were alike" in found.notes
 
 
+@pytest.mark.slow
 def test_whole_runs_in_one_call_need_none(tape: Tape) -> None:
     found = run(network(), method="paper", ais_steps=6, backend="auto")
     assert found.settings["backend"] == "fused"

@@ -781,6 +781,7 @@ def statistics(z: Tensor) -> Tensor:
     return torch.cat([z, z * z], dim=-1)
 
 
+@pytest.mark.slow
 @both_backends
 @pytest.mark.parametrize("energy", [banana, funnel], ids=["banana", "funnel"])
 def test_annealed_chains_agree_with_quadrature(
@@ -806,6 +807,7 @@ def test_annealed_chains_agree_with_quadrature(
     assert error < 0.05
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_reaches_the_target() -> None:
     # init and step alone, no annealing: 3,000 chains from the prior. The chains are independent, so
     # plain standard errors hold. The banana's steepest curvature is (1 + 4 z_0^2) / 0.3^2: a step

@@ -105,6 +105,7 @@ def test_pillow_by_itself_would_start_ghostscript(no_ghostscript: Path) -> None:
     assert no_ghostscript.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.eps", "x"])
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("argument", ["image", "mask", "data"])
@@ -157,6 +158,7 @@ def test_a_large_photograph_stays_below_a_gigabyte_and_a_bit(tmp_path: Path) -> 
 # --- members of a data folder ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [None, 3])
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_a_strange_member_of_a_folder_is_left_out_by_name(kind: str, channels: int | None) -> None:
@@ -322,6 +324,7 @@ def test_json_that_is_nested_too_deep_in_a_generator(tmp_path: Path, nest: str) 
     assert "config: expected JSON, got " in ended.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nest", NESTS)
 @pytest.mark.parametrize("reader", ["Result.load, summary", "evaluate, plan", "evaluate, records"])
 def test_json_that_is_nested_too_deep_elsewhere(reader: str, nest: str) -> None:

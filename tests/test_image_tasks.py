@@ -272,6 +272,7 @@ def test_published_networks_have_the_paper_s_cost() -> None:
     assert usual.multiply_adds() == pytest.approx(20.9e9, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_published_run_goes_through_its_whole_network() -> None:
     """Random weights, one temperature of one leapfrog step; everything else is the preset's."""
     published, preset = PUBLISHED["celeba-128"], PRESETS["celeba-128"]

@@ -133,7 +133,14 @@ CELLS = (
 )
 
 
-@pytest.fixture(scope="module", params=CELLS, ids=str)
+QUICK, *LONG = CELLS
+
+
+@pytest.fixture(
+    scope="module",
+    params=[QUICK, *(pytest.param(cell, marks=pytest.mark.slow) for cell in LONG)],
+    ids=str,
+)
 def drawn(request: pytest.FixtureRequest) -> tuple[Cell, Result]:
     return request.param, request.param.run()
 
@@ -222,6 +229,7 @@ def run(G: Any = generator, noise: tuple[float, ...] = (0.1, 0.5), **changes: An
     return cogenerate(G, x_obs(*noise), torch.ones(30), **keywords(options | changes))
 
 
+@pytest.mark.slow
 def test_each_observation_has_its_own_noise() -> None:
     result = run()
     assert result.noise_std is not None
@@ -236,6 +244,7 @@ def test_each_observation_has_its_own_noise() -> None:
     assert 0.3 * 15 < result.energies.mean() < 3 * 15
 
 
+@pytest.mark.slow
 def test_energies_are_those_at_the_mean_precision() -> None:
     result = run(noise=(0.2,))
     assert result.noise_std is not None
@@ -246,12 +255,14 @@ def test_energies_are_those_at_the_mean_precision() -> None:
     assert each.min() < precision.mean() < each.max()
 
 
+@pytest.mark.slow
 def test_a_given_noise_is_not_inferred() -> None:
     result = run(noise_std=0.1)
     assert result.noise_std is result.noise_bounds is None
     assert result.reasons["noise_std"] == result.reasons["noise_bounds"] == "the noise was given"
 
 
+@pytest.mark.slow
 def test_it_comes_back_from_disk(tmp_path: Path) -> None:
     result = run()
     loaded = Result.load(result.save(tmp_path))
@@ -261,6 +272,7 @@ def test_it_comes_back_from_disk(tmp_path: Path) -> None:
     assert torch.equal(loaded.noise_bounds, result.noise_bounds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [7, 12, 30, 60, 100, 300, 2000])
 def test_a_budget_is_kept(budget: int) -> None:
     result = run(budget=budget)
@@ -298,6 +310,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(at: int, tmp_path: Path) -> None
     assert torch.equal(again.latents, whole.latents)
 
 
+@pytest.mark.slow
 def test_a_trace_has_the_rounds_too() -> None:
     result = run(keep_trace=True)
     assert result.trace is not None
@@ -305,6 +318,7 @@ def test_a_trace_has_the_rounds_too() -> None:
     torch.testing.assert_close(result.trace[-1], result.latents)
 
 
+@pytest.mark.slow
 def test_little_is_known_of_an_exact_fit() -> None:
     # An output of G itself: down to the least noise, and no further.
     result = run(noise=(0.0,))
@@ -314,6 +328,7 @@ def test_little_is_known_of_an_exact_fit() -> None:
     assert result.noise_std.median() < 1.5 * low
 
 
+@pytest.mark.slow
 def test_no_level_is_passed_over() -> None:
     # By itself the pool would begin at less noise than the largest.
     result = run(noise_std=UnknownNoise(0.01, 100.0))
@@ -344,6 +359,7 @@ def test_a_budget_buys_rounds() -> None:
     assert many.rounds.min() > few.rounds.min()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bounds", "words"),
     [
@@ -359,12 +375,14 @@ def test_noise_at_a_bound_is_told(bounds: tuple[float, float], words: str) -> No
     assert any(re.search(words, line) for line in result.diagnose())
 
 
+@pytest.mark.slow
 def test_noise_between_the_bounds_is_no_illness() -> None:
     assert not any("bound" in line for line in run(noise=(0.1, 0.3)).diagnose())
     narrow = run(noise=(0.1,), noise_std=UnknownNoise(0.098, 0.104))
     assert not any("bound" in line for line in narrow.diagnose())
 
 
+@pytest.mark.slow
 def test_each_observation_at_a_bound_is_named() -> None:
     told = run(noise=(0.0, 3.0), noise_std=UnknownNoise(0.1, 0.5)).diagnose()
     assert any(re.search(r"low end .*\(observation 0\)", line) for line in told)
@@ -388,6 +406,7 @@ def test_a_single_step_of_one_observation_leaves_the_evidence_of_others() -> Non
         assert "single step" in result.reasons[name] or name == "log_normaliser_error"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [{"leapfrog_steps": 5, "hmc_steps": 4}, {"leapfrog_steps": 20}, {"hmc_steps": 8}]
 )
@@ -405,6 +424,7 @@ def test_a_checkpoint_belongs_to_its_bounds(tmp_path: Path) -> None:
         run(Stopping(), noise_std=UnknownNoise(0.01, 1.0 + 1e-12), checkpoint=path)
 
 
+@pytest.mark.slow
 def test_nothing_observed_of_one_does_no_harm_to_another() -> None:
     x, mask = x_obs(0.1, 0.1), torch.ones(2, 30)
     mask[0] = 0.0

@@ -217,6 +217,7 @@ def test_the_first_move_is_by_the_step_that_was_chosen(mass: str) -> None:
     torch.testing.assert_close(info.choice.step_size, chosen.step_size, rtol=1e-13, atol=0)
 
 
+@pytest.mark.slow
 def test_an_island_alone_learns_from_itself() -> None:
     state = at_ease(recorded(MIXED.rows([2]), FIXED, islands=1)[6])
     found = differ(choices(state, FIXED), choices(taught_otherwise(state, 0), FIXED), 0)
@@ -244,6 +245,7 @@ def test_nothing_is_learnt_at_the_posterior(count: int, mass: str) -> None:
     assert taught > 3 * count
 
 
+@pytest.mark.slow
 def test_lone_chains_go_on_learning() -> None:
     states = recorded(MIXED.rows([1]), Annealing(), chains=3, **LONE)
     there = [state for state in states if state.beta[0] == 1.0]

@@ -44,6 +44,7 @@ LARGE: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @needs_linux
 @pytest.mark.parametrize(("name", "call", "options"), LARGE, ids=str)
 def test_a_count_that_cannot_fit_is_refused_by_name(

@@ -17,6 +17,7 @@ from cogen_fast.sampler.pace import Annealing
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 @both_backends
 def test_lone_chains_follow_their_own_energies(backend: str) -> None:
     target, annealing = LinearGaussian(sigma=0.2), Annealing(kept=0.8, hmc_steps=1)

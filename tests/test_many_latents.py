@@ -64,6 +64,7 @@ def test_nothing_is_dropped_while_there_is_room(size: int, count: int, every: in
     assert ((gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))).abs() < 1e-12 * largest).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [8, 700])
 def test_what_is_dropped_is_counted_and_is_all_that_is_wrong(every: int) -> None:
     # Weyl: an eigenvalue of a sum lies between one of a part and that plus the other part's trace.
@@ -79,6 +80,7 @@ def test_what_is_dropped_is_counted_and_is_all_that_is_wrong(every: int) -> None
     assert (lost < found.tail[:, None]).all()
 
 
+@pytest.mark.slow
 def test_a_sketch_finds_the_directions_that_stand_out() -> None:
     columns = some_columns(1, 600, 1500)
     values, vectors = sketches.spectrum(grown(columns, 8, kept=0.995), MOST)
@@ -209,6 +211,7 @@ def test_samples_and_evidence_of_many_latents_are_right(size: int) -> None:
         assert abs(squares.item() / number - 1.0) < 4.0 * math.sqrt(2.0 / number)
 
 
+@pytest.mark.slow
 def test_many_latents_are_resumed_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +233,7 @@ def test_many_latents_are_resumed_bit_for_bit(
     assert torch.equal(resumed.energies, whole.energies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [bases.WHOLE, MANY])
 def test_what_a_run_writes_it_reads_however_steep(size: int, tmp_path: Path) -> None:
     g = nn.Linear(size, 3, bias=False, dtype=F64).requires_grad_(False)
@@ -242,6 +246,7 @@ def test_what_a_run_writes_it_reads_however_steep(size: int, tmp_path: Path) -> 
     assert torch.equal(first.latents, again.latents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [bases.WHOLE, MANY, 4 * bases.WHOLE])
 def test_directions_are_found_anew_as_often(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     count, find = [], curvature.directions
@@ -258,6 +263,7 @@ def test_directions_are_found_anew_as_often(size: int, monkeypatch: pytest.Monke
     assert len(count) == 3  # at the start, and every eight temperatures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evidence", ["consistent", "frozen"])
 def test_masses_are_kept_only_to_be_repeated(evidence: str) -> None:
     runs: list[Any] = []

@@ -303,6 +303,7 @@ def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chains", [39, 199])
 def test_intervals_of_exchangeable_samples_cover_as_often_as_they_say(chains: int) -> None:
     """All ends are at ``i / (N + 1)``, so the coverage is the level, whatever N."""

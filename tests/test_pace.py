@@ -161,6 +161,7 @@ def test_a_budget_is_kept_and_the_posterior_reached(
             assert max(lengths, default=0) <= annealing.leapfrog_steps
 
 
+@pytest.mark.slow
 def test_what_is_affordable_fits_and_leaves_something_for_the_posterior() -> None:
     travels = (0.0, 0.3, 2.0, 8.3, 40.0)
     cases = itertools.product((None, 1, 5, 24), range(301), travels, (1, 3, 8), (8.0, 1.0, 0.0))
@@ -215,6 +216,7 @@ def test_a_small_share_that_was_asked_for_is_no_jump() -> None:
     assert short.state.jumped.all()
 
 
+@pytest.mark.slow
 def test_more_budget_means_smaller_steps_then_more_moves() -> None:
     kept, moves = [], []
     for budget in (3, 10, 20, 40, 80, 160, 320, 640, 10**6):

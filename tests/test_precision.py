@@ -99,6 +99,7 @@ def drift(half: str, by_reduced_energies: bool = False) -> Tensor:
     return z_scores(torch.cat(columns, -1), 0.0)
 
 
+@pytest.mark.slow
 @halves
 def test_reduced_gradients_leave_a_known_posterior_as_it_is(half: str) -> None:
     assert float(drift(half).abs().max()) < BOUND
@@ -134,6 +135,7 @@ def linear_run(**options: Any) -> tuple[Result, Tensor, Tensor]:
     return result, mean, ratio
 
 
+@pytest.mark.slow
 @halves
 def test_evidence_and_means_are_those_of_the_closed_form(half: str) -> None:
     result, mean, ratio = linear_run(gradient_dtype=half)
@@ -147,6 +149,7 @@ def test_evidence_and_means_are_those_of_the_closed_form(half: str) -> None:
     assert float(((found - mean) / error).abs().max()) < BOUND
 
 
+@pytest.mark.slow
 @halves
 def test_a_bent_posterior_is_that_of_the_float32_run(half: str) -> None:
     generator = dense()

@@ -98,6 +98,7 @@ def test_latent_may_carry_two_empty_dimensions() -> None:
     assert generator(z[:0]).shape == (0, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_gradient_of_the_latent() -> None:
     generator = seeded(8, latent_size=5, feature_maps=[4, 3], alpha=0.4)
     z = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)

@@ -181,6 +181,7 @@ def few(name: str) -> bool:
     return not any(part.isdigit() and int(part) > 0 for part in name.split("."))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_an_unchanged_file_is_gone_on_with(kind: str, name: str, tmp_path: Path) -> None:
     fused = GENERATORS[name]

@@ -39,6 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # --- weights --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @both_backends
 @pytest.mark.parametrize("below", [1e-9, 0.5, 0.95], ids=["never", "usual", "often"])
 def test_weights_grow_by_the_energies_before_the_move(backend: str, below: float) -> None:
@@ -68,6 +69,7 @@ def test_weights_grow_by_the_energies_before_the_move(backend: str, below: float
     assert usual[below][0] <= resampled <= usual[below][1]
 
 
+@pytest.mark.slow
 def test_what_is_told_of_a_temperature() -> None:
     for state, info in _steps(MIXED, observations=3):
         moves = info.choice.active
@@ -122,6 +124,7 @@ def test_what_is_known_of_the_past_follows_ancestors() -> None:
 # --- who moves ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", [False, True], ids=["population", "lone-chains"])
 def test_finished_rows_stand_still_to_the_last_bit(alone: bool) -> None:
     how = {"chains": 4, **LONE} if alone else {}
@@ -205,6 +208,7 @@ def test_a_step_leaves_the_given_state_as_it_is(mass: str) -> None:
     assert torch.equal(first.hmc.latents, again.hmc.latents)
 
 
+@pytest.mark.slow
 def test_steps_of_ones_own_are_a_run_and_a_run_goes_on_where_another_ended() -> None:
     target, annealing = LinearGaussian(), Annealing(kept=0.6)
     state = begun(target)
@@ -233,6 +237,7 @@ def test_float32_latents_keep_float64_weights() -> None:
     assert run.infos[0].choice.inverse_mass.dtype is torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("annealing", [Annealing(), Annealing(hmc_steps=3, leapfrog_steps=5)])
 def test_every_gradient_is_counted(annealing: Annealing) -> None:
     target = LinearGaussian(sigma=0.1)
@@ -246,6 +251,7 @@ def test_every_gradient_is_counted(annealing: Annealing) -> None:
     torch.testing.assert_close(run.state.hmc.energy, energy, **ROUNDING)
 
 
+@pytest.mark.slow
 def test_whoever_moves_costs_a_gradient_of_all() -> None:
     target = MIXED.rows([0, 1, 2])
     spent, moved = 1, torch.zeros(6, dtype=torch.int64)
@@ -280,6 +286,7 @@ def test_proposals_that_are_not_finite_are_counted_and_stay_out() -> None:
 # --- repeats --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @all_masses
 def test_the_same_choices_under_the_same_seed_are_the_same_run(mass: str) -> None:
     target, annealing = LinearGaussian(sigma=0.2), Annealing(hmc_steps=1, mass=mass)
@@ -373,6 +380,7 @@ def test_the_last_number_that_names_an_observation() -> None:
     assert state.hmc.stream.observation.tolist() == [2**32 - 4 + k for k in range(4)]
 
 
+@pytest.mark.slow
 def test_a_finished_state_takes_no_step() -> None:
     run = sample(MIXED, observations=3)
     assert run.done
@@ -425,6 +433,7 @@ def test_plain_functions_are_targets_too() -> None:
     assert (run.state.hmc.latents.mean((0, 1)) - 8.0 / 17.0).abs().max() < 5.0 * error
 
 
+@pytest.mark.slow
 def test_copies_of_one_point_become_draws_again() -> None:
     # Eight copies on each of 200 pairs of islands at a low temperature: the same posterior as from
     # the prior.

@@ -92,6 +92,7 @@ def root_variance_integral() -> float:
 # Laplacian pyramid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "coarsest", "sides"),
     [

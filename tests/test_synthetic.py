@@ -355,6 +355,7 @@ def test_every_stage_and_file_has_its_part(written: Path) -> None:
     assert [line for line in told.splitlines() if line in expected] == expected
 
 
+@pytest.mark.slow
 def test_figures_are_written_and_not_blank(written: Path) -> None:
     assert sorted(p.name for p in (written / "out").iterdir()) == sorted(synthetic.FILES)
     for name in synthetic.FILES[1:]:

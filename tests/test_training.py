@@ -295,6 +295,7 @@ def run(found: Trainer, steps: int) -> Trainer:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["wgan-gp", "r1"])
 @pytest.mark.parametrize("split", [1, 2, 3, 4, 6, 7, 8, 11])
 def test_a_restored_trainer_makes_the_same_steps(loss: str, split: int) -> None:
@@ -396,6 +397,7 @@ def test_flips_mirror_about_half_of_the_images() -> None:
     assert abs(int(mirrored.sum()) - symmetric / 2 - 48) < 25
 
 
+@pytest.mark.slow
 def test_the_lazy_penalty_comes_every_sixteenth_step(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     original = losses._squared_gradient

@@ -180,6 +180,7 @@ def test_two_processes_make_the_steps_of_one(data: Path, tmp_path: Path) -> None
     assert apart.max() > 0.0
 
 
+@pytest.mark.slow
 def test_snapshots_come_at_the_counts_asked_for(tmp_path: Path) -> None:
     outcome = train(discs(side=8), config(), tmp_path, snapshots=(100, 320, 960), progress=False)
     names = [path.name for path in outcome.snapshots]
@@ -207,6 +208,7 @@ def test_a_damaged_checkpoint_is_refused(content: bytes, whole: Path, tmp_path: 
         train(discs(side=8), config(), tmp_path, progress=False)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_refused(whole: Path, tmp_path: Path) -> None:
     """In values that nothing but a digest can tell from others."""
     good = (whole / "checkpoint.pt").read_bytes()
@@ -287,6 +289,7 @@ def test_whatever_else_a_checkpoint_holds_is_refused(whole: Path, tmp_path: Path
     assert tried > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0, 600])
 def test_divergence_is_told_and_spoils_nothing(seconds: float, tmp_path: Path) -> None:
     """Also between two lines of the log, and at the end."""
@@ -300,6 +303,7 @@ def test_divergence_is_told_and_spoils_nothing(seconds: float, tmp_path: Path) -
         assert all(bool(weight.isfinite().all()) for weight in state["generator"].values())
 
 
+@pytest.mark.slow
 def test_training_on_other_images_is_not_gone_on_with(tmp_path: Path) -> None:
     settings = config(total_images=488)
     train(discs(side=8), settings, tmp_path, progress=False)
@@ -308,6 +312,7 @@ def test_training_on_other_images_is_not_gone_on_with(tmp_path: Path) -> None:
             train(other, settings, tmp_path, progress=False)
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path) -> None:
     (tmp_path / "snapshots").mkdir()
     left = (tmp_path / ".checkpoint.pt.abc.pt", tmp_path / "snapshots/.000000960-raw.x.safetensors")
@@ -380,6 +385,7 @@ def test_a_line_of_each_step_is_in_the_log_once(
     assert [line["images"] for line in log(tmp_path)] == [400, 800]
 
 
+@pytest.mark.slow
 def test_a_line_holds_the_means_of_its_steps(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

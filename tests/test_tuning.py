@@ -254,6 +254,7 @@ def test_the_slope_of_the_length_is_that_of_the_closed_form(length: float) -> No
     assert abs(exact_slope(length, steps) - limit) < 2.0 * length * (length / (2 * steps)) * 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 3])
 @pytest.mark.parametrize("start", [0.3, 1.9])
 def test_the_length_goes_to_the_best_jump_per_root_of_a_gradient(d: int, start: float) -> None:
@@ -349,6 +350,7 @@ def test_without_a_slope_the_length_goes_back_to_where_it_started() -> None:
 # --- the step -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_step_size_goes_to_the_target_from_both_sides() -> None:
     # Exact draws of a standard normal in 20 dimensions for every move: acceptance is a function of
     # the step size but for the noise of 3,000 chains. It falls all along for one leapfrog step; if
@@ -439,6 +441,7 @@ def test_moves_of_other_rules_by_hand() -> None:
     assert tuning.moves_needed(0.9, 0.1, TuningRule(remembered=0.1, most_moves=5)) == 5
 
 
+@pytest.mark.slow
 def test_tuned_runs_take_their_length_from_the_ladder() -> None:
     # The first moves are refused, so that there are more of them.
     run = sample(LinearGaussian(sigma=0.01), Annealing(mass="identity"), observations=3)
@@ -460,6 +463,7 @@ def test_the_first_temperature_has_a_single_move(start: float) -> None:
     assert ((info.acceptance < 0.3) == (start > 1.0)).all()
 
 
+@pytest.mark.slow
 def test_rounds_and_moves_that_were_fixed() -> None:
     patient = sample(MIXED, Annealing(final_rounds=2), observations=3)
     assert patient.state.rounds.tolist() == [2] * 6
