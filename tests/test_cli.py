@@ -777,6 +777,19 @@ def test_help_leaves_rare_options_to_help_all(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_a_reader_may_stop_reading(tmp_path: Path) -> None:
+    command = [sys.executable, "-u", "-m", "cogen_fast", "info"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as child:
+        assert child.stdout is not None and child.stderr is not None
+        assert child.stdout.readline().startswith("cogen-fast ")
+        child.stdout.close()
+        assert child.stderr.read() == ""
+    assert child.returncode == 0
+
+
 def test_runs_as_a_module(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cogen_fast", "--version"]
     # Not from the checkout's root: there the sources would hide the installed package.

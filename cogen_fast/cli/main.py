@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import textwrap
@@ -72,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             arguments = build_parser().parse_args(argv)
             return _COMMANDS[arguments.command](arguments)
+        except BrokenPipeError:  # who read what is printed has seen enough (`| head`)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _OK
         except _MISTAKES as error:
             return _mistake(error)
         except RuntimeError as error:
