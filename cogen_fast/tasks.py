@@ -20,7 +20,7 @@ from cogen_fast.methods.loop import Loop, Method
 from cogen_fast.methods.paper import PaperPlan
 from cogen_fast.methods.settings import Adaptive, Paper, Running, Settings, as_settings
 from cogen_fast.problem.adapter import as_shape
-from cogen_fast.problem.compute import DEFAULT, Compute
+from cogen_fast.problem.compute import DEFAULT, Compute, as_compute
 from cogen_fast.problem.observation import (
     AveragePool,
     Mask,
@@ -119,9 +119,8 @@ def cogenerate(
     if isinstance(settings, Paper) and noise_std is None and weight is None and misfit is None:
         weight = settings.weight
     check_flag("progress", progress)
-    if not isinstance(compute, Compute):
-        raise TypeError(f"compute: expected a Compute, got {shown(compute)}")
-    running = Running(check_seed(seed), compute.max_batch, check_flag("keep_trace", keep_trace))
+    max_batch = as_compute(compute).max_batch
+    running = Running(check_seed(seed), max_batch, check_flag("keep_trace", keep_trace))
     fitting, plan = _planned(settings, chains, budget, polish, running)
     if isinstance(plan, AdaptivePlan) and is_unknown(noise_std):
         plan = InferredNoise(plan)

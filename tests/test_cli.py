@@ -9,7 +9,6 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 import cogen_fast
-from cogen_fast import Adaptive, Compute, Paper
+from cogen_fast import Paper
 from cogen_fast.cli.images import read_picture
 from cogen_fast.cli.main import main
 from cogen_fast.generators import MLPGenerator, ProgressiveGenerator
 from cogen_fast.methods import presets
+from cogen_fast.methods.settings import OPTIONS
 from cogen_fast.sampler import tuning
 from cogen_fast.sampler.pace import Annealing
 
@@ -765,8 +765,7 @@ def test_help_leaves_rare_options_to_help_all(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few, every = (set(re.findall(r"--[a-z-]+", _help(capsys, command, h))) for h in HELPS)
-    settings = {each.name for kind in (Adaptive, Paper, Compute) for each in fields(kind)}
-    named = {f"--{name.replace('_', '-')}" for name in settings - {"cuda_graphs"}}
+    named = {f"--{name.replace('_', '-')}" for name in set(OPTIONS) - {"cuda_graphs"}}
     assert few < every
     assert named | {"--no-cuda-graphs", "--latent-shape"} <= every
     assert few & named == {"--device"}

@@ -466,6 +466,7 @@ def test_bounds_take_seeds_of_numpy_and_read_well() -> None:
         ({"seed": -1}, "seed"),
         ({"max_batch": "a"}, "max_batch"),
         ({"backend": "fast"}, "backend"),
+        ({"compute": "cuda"}, "compute"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

@@ -22,7 +22,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,15 @@ from searches import EFFORT, limited, search
 from torch import Tensor, nn
 
 from cogen_fast import (
-    Adaptive,
     AveragePool,
-    Compute,
     Mask,
-    Paper,
     Result,
     Stride,
     cogenerate,
     inpaint,
     super_resolve,
 )
-from cogen_fast.methods.settings import keywords
+from cogen_fast.methods.settings import OPTIONS, keywords
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,7 +53,7 @@ POPULATION = 16  # particles of a population, as `cogenerate` documents
 EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.float16: 2.0**-10}
 EPS[torch.bfloat16] = 2.0**-7
 FRONT_DOOR = (cogenerate, inpaint, super_resolve)
-FIELDS = {each.name for kind in (Adaptive, Paper, Compute) for each in fields(kind)}
+FIELDS = set(OPTIONS)
 KEYWORDS = [*inspect.signature(cogenerate).parameters, *sorted(FIELDS)]
 ARGUMENTS = {name for f in FRONT_DOOR for name in inspect.signature(f).parameters} - {"options"}
 ARGUMENTS |= FIELDS

@@ -22,7 +22,7 @@ from cogen_fast.cli.images import box_mask, numbered_names, read_picture, write_
 from cogen_fast.cli.parser import build_parser
 from cogen_fast.experiments import demo
 from cogen_fast.methods.presets import PRESETS
-from cogen_fast.methods.settings import keywords
+from cogen_fast.methods.settings import OPTIONS, keywords
 from cogen_fast.problem.observation import AveragePool, Stride
 from cogen_fast.results.result import Result
 from cogen_fast.support.arguments import check_file, check_folder
@@ -36,34 +36,8 @@ _ESTIMATE = "estimate.png"
 _FILES = ("grid.png", "result.npz", "result.json", _ESTIMATE)
 _CHAIN = re.compile(r"chain_\d{3,}\.png")
 _SAMPLER_OPTIONS = (
-    "method",
-    "preset",
-    "chains",
-    "budget",
-    "populations",
-    "evidence",
-    "kept",
-    "mass",
-    "polish",
-    "ais_steps",
-    "hmc_steps",
-    "leapfrog_steps",
-    "step_size",
-    "adaptation",
-    "schedule",
-    "form",
-    "noise_std",
-    "weight",
-    "latent_shape",
-    "seed",
-    "device",
-    "backend",
-    "gradient_dtype",
-    "energy_dtype",
-    "compile",
-    "cuda_graphs",
-    "max_batch",
-    "checkpoint",
+    *("method", "chains", "budget", "polish", "noise_std", "weight", "latent_shape", "seed"),
+    *("checkpoint", *OPTIONS),
 )
 
 

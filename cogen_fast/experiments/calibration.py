@@ -245,6 +245,7 @@ MODELS: dict[str, Callable[[], Model]] = {
     "linear-64-noise": lambda: _of_unknown_noise(wide_linear()),
 }
 
+_CHUNK = 2048  # latents: of a size that stays in the cache, chunks cost half as much
 Draw = Callable[[Problem, int, int, Sequence[int]], Tensor]
 """A method: K draws ``(S, K, d)`` for each of S data sets, given K, a seed and the data's ids."""
 
@@ -419,9 +420,7 @@ def _ranks(
         data[numbers.start : numbers.stop].repeat_interleave(copies, 0),
         model.mask,
         noise_std=model.noise_std,
-        compute=Compute(
-            max_batch=2048
-        ),  # of a size that stays in the cache, chunks cost half as much
+        compute=Compute(max_batch=_CHUNK),
         whole_runs=isinstance(draw, PaperDraw),
         infers_noise=model.most_noise is not None,
     ) as p:

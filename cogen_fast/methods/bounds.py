@@ -13,7 +13,7 @@ from torch import Tensor
 from cogen_fast.methods.adaptive import AdaptivePlan
 from cogen_fast.ops import dispatch, reference
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
-from cogen_fast.problem.compute import DEFAULT, Compute
+from cogen_fast.problem.compute import DEFAULT, Compute, as_compute
 from cogen_fast.problem.observation import MeasurementOperator, as_operator, positive
 from cogen_fast.problem.precision import full_precision
 from cogen_fast.problem.problem import Problem, prepared
@@ -91,7 +91,7 @@ def bound_evidence(
         step_size=None,
         seed=seed,
         keep_trace=False,
-        max_batch=compute.max_batch,
+        max_batch=as_compute(compute).max_batch,
         most_draws=1,  # backwards, the step from a pool to the prior would be a large one
     )
     seed = method.seed

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cogen_fast.methods.adaptive import EVIDENCE, AdaptivePlan, Evidence
 from cogen_fast.methods.paper import PaperPlan
 from cogen_fast.methods.presets import DEFAULTS, Preset, find_preset
 from cogen_fast.ops.spec import AdaptationRule
-from cogen_fast.problem.compute import gathered
+from cogen_fast.problem.compute import Compute, gathered
 from cogen_fast.problem.density import FORMS, Form
 from cogen_fast.results.result import ANNEALED
 from cogen_fast.sampler import ais
 from cogen_fast.sampler.pace import MASSES, Annealing
 from cogen_fast.sampler.schedule import Betas, as_schedule
 from cogen_fast.sampler.tuning import POPULATION
-from cogen_fast.support.arguments import check_choice, check_count, check_number, shown
+from cogen_fast.support.arguments import (
+    check_choice,
+    check_count,
+    check_number,
+    names_of,
+    shown,
+    taken,
+)
 from cogen_fast.support.memory import check_room
 from cogen_fast.support.warnings import warn_user
 
@@ -207,6 +214,10 @@ Settings = Adaptive | Paper
 _KINDS: dict[str, type[Settings]] = {"adaptive": Adaptive, "paper": Paper}
 
 
+OPTIONS = tuple(dict.fromkeys((*names_of(Adaptive), *names_of(Paper), *names_of(Compute))))
+"""What `keywords` gathers in objects, by name."""
+
+
 def as_settings(method: Any) -> Settings:
     """Settings of a method, or a method's name for its defaults. Raises naming ``method``."""
     if isinstance(method, Settings):
@@ -231,9 +242,9 @@ def keywords(options: Mapping[str, Any]) -> dict[str, Any]:
     if name is None:
         name = "adaptive" if left.get("preset") is None else "paper"
     kind = _KINDS[check_choice("method", name, METHODS)]
-    settings = kind(**_taken(left, kind))
+    settings = kind(**taken(left, names_of(kind)))
     other = "adaptive" if name == "paper" else "paper"
-    for each in ("budget",) * (name == "paper") + _names(_KINDS[other]):
+    for each in ("budget",) * (name == "paper") + names_of(_KINDS[other]):
         value = left.pop(each, None)
         if value is not None:
             raise ValueError(
@@ -241,15 +252,6 @@ def keywords(options: Mapping[str, Any]) -> dict[str, Any]:
                 f"{shown(value)}"
             )
     return gathered(left) | {"method": settings}
-
-
-def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
-    """The options of ``kind``, which are taken out."""
-    return {name: options.pop(name) for name in _names(kind) if name in options}
-
-
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(each.name for each in fields(kind))
 
 
 def _given(value: Any, default: Any) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from cogen_fast.problem.precision import Precision
-from cogen_fast.support.arguments import check_count, check_flag
+from cogen_fast.support.arguments import check_count, check_flag, names_of, shown, taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,15 @@ class Compute:
 DEFAULT = Compute()
 
 
+def as_compute(compute: Any) -> Compute:
+    """``compute`` itself; TypeError naming it where it is none."""
+    if not isinstance(compute, Compute):
+        raise TypeError(f"compute: expected a Compute, got {shown(compute)}")
+    return compute
+
+
 def gathered(options: Mapping[str, Any]) -> dict[str, Any]:
     """``options`` by name, with those of a `Compute` in one, ``compute``."""
-    own = {each.name for each in fields(Compute)}
-    machine = {name: value for name, value in options.items() if name in own}
-    rest = {name: value for name, value in options.items() if name not in own}
+    rest = dict(options)
+    machine = taken(rest, names_of(Compute))
     return rest | ({"compute": Compute(**machine)} if machine else {})

@@ -15,7 +15,7 @@ from cogen_fast.ops import dispatch
 from cogen_fast.ops.dense import DenseLayers, DenseProblem, dense_layers, forward, hooked, unfit
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
 from cogen_fast.problem.compiled import try_compiling
-from cogen_fast.problem.compute import DEFAULT, Compute
+from cogen_fast.problem.compute import DEFAULT, Compute, as_compute
 from cogen_fast.problem.density import (
     GeneratorPotential,
     LatentMap,
@@ -117,9 +117,7 @@ def prepared(
     on, and float32 is float32 (no TF32) on CUDA. Raises TypeError or ValueError naming the
     argument at fault.
     """
-    if not isinstance(compute, Compute):
-        raise TypeError(f"compute: expected a Compute, got {shown(compute)}")
-    operator, most = as_operator(mask), compute.max_batch
+    operator, most = as_operator(mask), as_compute(compute).max_batch
     with full_precision(), frozen(generator):
         adapter = GeneratorAdapter(generator, latent_shape, compute.device, most)
         ops = dispatch.resolve(compute.backend, adapter.device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from numbers import Integral, Real
 from pathlib import Path
 from reprlib import Repr
@@ -159,3 +160,13 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected True or False, got {shown(value)}")
     return value
+
+
+def names_of(kind: type) -> tuple[str, ...]:
+    """The fields of a dataclass, in their order."""
+    return tuple(each.name for each in fields(kind))
+
+
+def taken(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those of ``options`` that have one of ``names``; they are taken out of it."""
+    return {name: options.pop(name) for name in names if name in options}
