@@ -10,27 +10,38 @@ from typing import Any, BinaryIO
 
 import torch
 
-from cogen_fast.generators import gan_zoo, karras_converted, mlp_npz, pro_gan_pth
+from cogen_fast.generators import (
+    gan_zoo,
+    karras_converted,
+    mlp_npz,
+    pro_gan_pth,
+    rosinality,
+    stylegan2_ada,
+)
 from cogen_fast.generators.checks import FLOATS, boolean, fraction, positive_int
 from cogen_fast.generators.mlp import MLPGenerator
 from cogen_fast.generators.packing import Config, Tensors, some
+from cogen_fast.generators.pickles import read_pickle
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.generators.reading import file_kind, read_npz, read_safetensors, read_torch
+from cogen_fast.generators.stylegan2 import StyleGAN2Generator
 from cogen_fast.support.arguments import abbreviated
 from cogen_fast.support.files import open_regular, parse_json, size_of, write_atomically
 from cogen_fast.support.memory import check_room
 from cogen_fast.support.tensor_files import to_bytes
 
-Generator = ProgressiveGenerator | MLPGenerator
+Generator = ProgressiveGenerator | StyleGAN2Generator | MLPGenerator
 
 _KINDS: dict[str, type[Generator]] = {
     "ProgressiveGenerator": ProgressiveGenerator,
+    "StyleGAN2Generator": StyleGAN2Generator,
     "MLPGenerator": MLPGenerator,
 }
 _KIND_KEY, _CONFIG_KEY = "cogen_fast_generator", "config"
 _SUPPORTED = (
     "a generator saved by cogen_fast (safetensors), a progressive GAN of the PyTorch GAN Zoo, of "
-    "pro-gan-pth 3.x or converted from Karras et al., or an npz of dense layers (w1, b1, w2, ...)"
+    "pro-gan-pth 3.x or converted from Karras et al., a StyleGAN2 of rosinality/stylegan2-pytorch "
+    "(.pt) or of NVIDIA's PyTorch programs (.pkl), or an npz of dense layers (w1, b1, w2, ...)"
 )
 
 
@@ -44,8 +55,10 @@ def load_generator(
     """Load a generator from a file of any known layout, told by its content.
 
     Known are: `save_generator`'s safetensors; progressive GANs of the PyTorch GAN Zoo (.pth), of
-    pro-gan-pth 3.x (.bin) and converted from the networks of Karras et al. (.pth); npz archives of
-    dense layers `w1 (in, out), b1, w2, ...` with ReLU between. No code in the file is ever run.
+    pro-gan-pth 3.x (.bin) and converted from the networks of Karras et al. (.pth); StyleGAN2
+    networks of rosinality/stylegan2-pytorch (.pt), of stylegan2-ada-pytorch and of the StyleGAN3
+    repository (.pkl); npz archives of dense layers `w1 (in, out), b1, w2, ...` with ReLU between.
+    No code in the file is ever run.
 
     Args:
         average: the moving average of the weights where the file holds both (otherwise what there
@@ -84,7 +97,7 @@ def save_generator(generator: Generator, path: str | os.PathLike[str]) -> None:
     `load_generator` gives it back exactly, in the same float type.
 
     Raises:
-        ValueError: not a `ProgressiveGenerator` or `MLPGenerator`.
+        ValueError: not a `ProgressiveGenerator`, `StyleGAN2Generator` or `MLPGenerator`.
         OSError: the folder cannot be written.
     """
     kind = type(generator).__name__
@@ -106,9 +119,18 @@ def _read(
         arrays = read_npz(file)
         if not mlp_npz.recognises(arrays):
             raise _unknown("an npz archive", arrays)
-        _refuse_for_mlp(alpha=alpha, resolution=resolution)
+        _refuse_unless_progressive(alpha=alpha, resolution=resolution)
         return MLPGenerator, *mlp_npz.convert(arrays)
+    if container == "pickle":
+        content = read_pickle(file, size_of(file))
+        if not isinstance(content, Mapping) or not stylegan2_ada.recognises(content):
+            raise _unknown("a pickle", content)
+        _refuse_unless_progressive(alpha=alpha, resolution=resolution)
+        return StyleGAN2Generator, *stylegan2_ada.convert(content, average=average)
     content = read_torch(file, gan_zoo.STAND_INS)
+    if isinstance(content, Mapping) and rosinality.recognises(content):
+        _refuse_unless_progressive(alpha=alpha, resolution=resolution)
+        return StyleGAN2Generator, *rosinality.convert(content, average=average)
     for layout in (gan_zoo, pro_gan_pth, karras_converted):
         if isinstance(content, Mapping) and layout.recognises(content):
             recipe = layout.convert(content, average=average, alpha=alpha, resolution=resolution)
@@ -123,8 +145,8 @@ def _own(
     if kind is None:
         raise _unknown("a safetensors file", tensors)
     config = _parsed(metadata.get(_CONFIG_KEY, ""))
-    if kind is MLPGenerator:
-        _refuse_for_mlp(alpha=alpha, resolution=resolution)
+    if kind is not ProgressiveGenerator:
+        _refuse_unless_progressive(alpha=alpha, resolution=resolution)
     if resolution not in (None, config.get("resolution")):
         raise ValueError(
             f"resolution: expected {abbreviated(config.get('resolution'))}, the only one here, "
@@ -140,10 +162,12 @@ def _parsed(text: str) -> Config:
     return config
 
 
-def _refuse_for_mlp(**wishes: object) -> None:
+def _refuse_unless_progressive(**wishes: object) -> None:
     for name, value in wishes.items():
         if value is not None:
-            raise ValueError(f"{name}: expected None for a dense generator, got {value!r}")
+            raise ValueError(
+                f"{name}: expected None, as this is no progressive generator, got {value!r}"
+            )
 
 
 def _unknown(container: str, content: object) -> ValueError:
@@ -159,9 +183,15 @@ def _assemble(kind: type[Generator], config: Config, tensors: Tensors) -> Genera
             module = kind(**config)
     except (TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"config: expected arguments of {kind.__name__}, got {error}") from error
+    estimated = isinstance(module, StyleGAN2Generator) and "style_mean" not in tensors
+    if estimated:
+        tensors = tensors | {"style_mean": tensors["constant"].new_zeros(module.style_size)}
     _check_tensors(module, tensors)
     module.load_state_dict(tensors, assign=True)
-    return module.eval().requires_grad_(False)
+    module.eval().requires_grad_(False)
+    if estimated:
+        module.style_mean.copy_(module.estimated_style_mean())
+    return module
 
 
 def _check_lengths(config: Config, tensors: Tensors) -> None:

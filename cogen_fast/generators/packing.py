@@ -51,6 +51,10 @@ class State:
             number += 1
         return number
 
+    def holds(self, name: str) -> bool:
+        """Whether a tensor of that name is left."""
+        return name in self._left
+
     def take(self, name: str, ndim: int) -> Tensor:
         """The tensor of that name; ValueError where it is missing or not of `ndim` dimensions."""
         if name not in self._left:

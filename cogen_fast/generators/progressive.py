@@ -202,7 +202,7 @@ class ProgressiveGenerator(nn.Module):
         final: str | None = None,
     ) -> None:
         super().__init__()
-        self.resolution = _checked_resolution(resolution)
+        self.resolution = checked_resolution(resolution)
         self.channels = positive_int("channels", channels)
         self.latent_size = positive_int("latent_size", latent_size)
         self.feature_maps = (
@@ -210,7 +210,7 @@ class ProgressiveGenerator(nn.Module):
                 resolution, positive_int("fmap_base", fmap_base), positive_int("fmap_max", fmap_max)
             )
             if feature_maps is None
-            else _checked_maps(feature_maps, resolution)
+            else checked_maps(feature_maps, resolution)
         )
         self.normalise_latent = boolean("normalise_latent", normalise_latent)
         self.normalise_dense = boolean("normalise_dense", normalise_dense)
@@ -354,7 +354,8 @@ def _layer(module: EqualisedLinear | EqualisedConv2d) -> tuple[Tensor, Tensor]:
     return module.scaled_weight().detach(), module.bias.detach().clone()
 
 
-def _checked_resolution(resolution: object) -> int:
+def checked_resolution(resolution: object) -> int:
+    """A side of `RESOLUTIONS`; ValueError for any other value."""
     side = positive_int("resolution", resolution)
     if side not in RESOLUTIONS:
         raise ValueError(
@@ -363,7 +364,8 @@ def _checked_resolution(resolution: object) -> int:
     return side
 
 
-def _checked_maps(feature_maps: Sequence[int], resolution: int) -> list[int]:
+def checked_maps(feature_maps: Sequence[int], resolution: int) -> list[int]:
+    """One positive number for each resolution from 4 px up to `resolution`, else ValueError."""
     maps = [positive_int("feature_maps", maps) for maps in feature_maps]
     stages = RESOLUTIONS.index(resolution) + 1
     if len(maps) != stages:

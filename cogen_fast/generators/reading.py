@@ -19,7 +19,9 @@ from cogen_fast.support.archives import array_of, opened_npz
 from cogen_fast.support.files import size_of
 
 _REASON = 300  # characters of what a parser says, which may quote the file
-FileKind = Literal["safetensors", "npz", "torch"]
+FileKind = Literal["safetensors", "npz", "pickle", "torch"]
+# How files of torch.save begin that are no zip archives: with a pickle of one large number.
+_LEGACY_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 
 # Stand-ins are registered with torch process-wide while a file is read: one reader at a time, so
 # that none removes them under another one's feet.
@@ -32,12 +34,23 @@ def file_kind(file: BinaryIO) -> FileKind:
     Raises ValueError where it is empty, a broken zip archive, or one of torch's that is compressed.
     """
     file.seek(0)
-    head = file.read(9)
+    head = file.read(len(_LEGACY_TORCH))
     if not head:
         raise ValueError("expected a checkpoint, got an empty file")
-    if head[8:] == b"{":
+    if head[8:9] == b"{":
         return "safetensors"
-    return _zip_kind(file) if head.startswith(b"PK") else "torch"
+    if head.startswith(b"PK"):
+        return _zip_kind(file)
+    return "pickle" if _is_pickle(head) else "torch"
+
+
+def _is_pickle(head: bytes) -> bool:
+    """Whether a plain pickle begins so: by its protocol, and not as torch's own files do."""
+    return (
+        head[:1] == b"\x80"
+        and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+        and (head != _LEGACY_TORCH)
+    )
 
 
 def _zip_kind(file: BinaryIO) -> FileKind:
