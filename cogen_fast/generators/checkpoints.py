@@ -183,13 +183,14 @@ def _assemble(kind: type[Generator], config: Config, tensors: Tensors) -> Genera
             module = kind(**config)
     except (TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"config: expected arguments of {kind.__name__}, got {error}") from error
-    estimated = isinstance(module, StyleGAN2Generator) and "style_mean" not in tensors
-    if estimated:
-        tensors = tensors | {"style_mean": tensors["constant"].new_zeros(module.style_size)}
+    unknown_mean = isinstance(module, StyleGAN2Generator) and "style_mean" not in tensors
+    if isinstance(module, StyleGAN2Generator) and unknown_mean and "constant" in tensors:
+        zeros = torch.zeros(module.style_size, dtype=tensors["constant"].dtype, device="cpu")
+        tensors = {**tensors, "style_mean": zeros}
     _check_tensors(module, tensors)
     module.load_state_dict(tensors, assign=True)
     module.eval().requires_grad_(False)
-    if estimated:
+    if isinstance(module, StyleGAN2Generator) and unknown_mean:
         module.style_mean.copy_(module.estimated_style_mean())
     return module
 

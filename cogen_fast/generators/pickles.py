@@ -99,6 +99,7 @@ class _Reader(pickle.Unpickler):
             "torch._utils._rebuild_tensor_v2": _fresh(_tensor),
             "torch._utils._rebuild_tensor": _fresh(_tensor),
             "torch.storage._load_from_bytes": self._storage,
+            "_codecs.encode": _fresh(_bytes),
             "collections.OrderedDict": OrderedDict,
             "builtins.set": set,
             "__builtin__.set": set,
@@ -150,8 +151,15 @@ class _Reader(pickle.Unpickler):
 
 
 def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of its own that calls this one: a pickle may set attributes of what it is given."""
+    """A new function that calls this one: a pickle may set attributes of what it is given."""
     return lambda *arguments: function(*arguments)
+
+
+def _bytes(text: Any, encoding: Any = "latin1") -> bytes:
+    """Bytes as the pickle protocol 2 of Python 3 writes them."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise _Refused(f"expected bytes written as latin1 text, got {abbreviated(text)}")
+    return text.encode("latin1")
 
 
 class _DType:

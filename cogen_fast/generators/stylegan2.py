@@ -3,7 +3,7 @@
 Latent (normalised) -> mapping network -> style w -> synthesis: a learnt 4 x 4 constant, then two
 modulated convolutions for each further resolution, each followed by noise, a bias and a leaky ReLU.
 The image is the sum of up-sampled contributions of all resolutions ("skip"), or one projection of
-the last features ("residual").
+the last features ("residual", "original").
 
 Weights are those by which a layer multiplies in fact: equalised learning rates and gains of public
 programs are absorbed when a checkpoint is loaded.
@@ -24,7 +24,7 @@ from cogen_fast.generators.checks import fraction, positive_int
 from cogen_fast.generators.progressive import RESOLUTIONS, checked_maps, checked_resolution
 from cogen_fast.support.arguments import abbreviated, shown
 
-ARCHITECTURES = ("skip", "residual")
+ARCHITECTURES = ("skip", "residual", "original")
 _SLOPE, _GAIN = 0.2, math.sqrt(2.0)  # of every leaky ReLU
 _EPSILON = 1e-8
 _HALF = math.sqrt(0.5)  # keeps the variance of a sum of two branches
@@ -70,10 +70,10 @@ def upsampled(x: Tensor, taps: Tensor) -> Tensor:
 class Modulated(nn.Module):
     """Convolution whose input channels are scaled by the style (their section 2.2).
 
-    x (N, in, H, W), w (N, style) -> (N, out, H, W), or twice the side where `up`. weight: (out, in,
-    k, k); the style's affine map: (in, style) and (in,). `demodulated` outputs have unit variance if
-    inputs have. Scaling inputs and outputs is the same as scaling the kernel of each image
-    (equations 1 to 3), and lets all images share one kernel.
+    x (N, in, H, W), w (N, style) -> (N, out, H, W), or twice the side where `up`. The kernel is
+    (out, in, k, k), the affine map from w to the scales (in, style) and (in,). Where `demodulated`,
+    outputs have unit variance if inputs have. The paper scales the kernel of each image (equations
+    1 to 3); scaling inputs and outputs instead is the same, and all images share one kernel.
     """
 
     def __init__(
@@ -197,7 +197,8 @@ class Block(nn.Module):
         clamp: float | None,
     ) -> Tensor:
         if self.conv0 is None:
-            return self.conv1(x, styles[0], taps, noise[0], clamp)
+            only: Tensor = self.conv1(x, styles[0], taps, noise[0], clamp)
+            return only
         before = x
         gain = 1.0 if self.skip is None else _HALF
         x = self.conv0(x, styles[0], taps, noise[0], clamp)
@@ -244,7 +245,7 @@ class StyleGAN2Generator(nn.Module):
         feature_maps: one number for each resolution from 4 px up.
         classes: number of class labels (0: unconditional).
         embedding: length of a label's embedding, where there are labels.
-        architecture: "skip" or "residual".
+        architecture: "skip", "residual", or "original" (neither: figure 7 a).
         taps: one-dimensional resampling filter, symmetric or not; its sum is set to 1.
         clamp: bound of activations, None for none.
         truncation: psi of the truncation trick, in [0, 1]: `w_mean + psi (w - w_mean)`.
@@ -269,7 +270,7 @@ class StyleGAN2Generator(nn.Module):
         feature_maps: Sequence[int],
         classes: int = 0,
         embedding: int = 512,
-        architecture: Literal["skip", "residual"] = "skip",
+        architecture: Literal["skip", "residual", "original"] = "skip",
         taps: Sequence[float] = (1.0, 3.0, 3.0, 1.0),
         clamp: float | None = None,
         truncation: float = 1.0,
@@ -295,20 +296,19 @@ class StyleGAN2Generator(nn.Module):
         self._build(_checked_taps(taps))
 
     def _build(self, taps: list[float]) -> None:
-        residual = self.architecture == "residual"
         self.taps_1d = taps
         row = torch.tensor(taps, dtype=torch.float64, device="cpu")
         row = row / row.sum()
         self.taps: Tensor
-        self.register_buffer("taps", torch.outer(row, row).float(), persistent=False)
+        self.register_buffer("taps", torch.outer(row, row), persistent=False)
         self.mapping = Mapping(self.latent_size, self.mapping_sizes, self.classes, self.embedding)
         self.style_mean: Tensor
         self.register_buffer("style_mean", torch.zeros(self.style_size))
         self.constant = nn.Parameter(torch.randn(1, self.feature_maps[0], 4, 4))
-        blocks = []
+        blocks, residual = [], self.architecture == "residual"
         before = self.feature_maps[0]
         for maps, side in zip(self.feature_maps, RESOLUTIONS, strict=False):
-            shows = not residual or side == self.resolution
+            shows = self.architecture == "skip" or side == self.resolution
             channels = self.channels if shows else None
             block = Block(before, maps, self.style_size, side, channels, residual=residual)
             blocks.append(block)
@@ -375,9 +375,9 @@ class StyleGAN2Generator(nn.Module):
     def styles(
         self, z: Tensor, labels: Tensor | None = None, *, truncation: float | None = None
     ) -> Tensor:
-        """Styles w (N, style_size) of latents (N, latent_size[, 1, 1]), truncated.
+        """Styles w (N, style_size) of latents (N, latent_size[, 1, 1]), `truncated`.
 
-        `truncation` None takes the generator's own. Raises ValueError as `forward` does.
+        Raises ValueError as `forward` does.
         """
         if tuple(z.shape[1:]) not in ((self.latent_size,), (self.latent_size, 1, 1)):
             raise ValueError(
@@ -385,6 +385,10 @@ class StyleGAN2Generator(nn.Module):
                 f"got {tuple(z.shape)}"
             )
         w: Tensor = self.mapping(z.flatten(1), self._one_hot(labels, z))
+        return self.truncated(w, truncation)
+
+    def truncated(self, w: Tensor, truncation: float | None = None) -> Tensor:
+        """Styles (..., style_size) by the truncation trick, with the generator's psi or another."""
         psi = self.truncation if truncation is None else fraction("truncation", truncation)
         return w if psi == 1.0 else self.style_mean + psi * (w - self.style_mean)
 

@@ -1,8 +1,8 @@
 """StyleGAN2 networks of NVIDIA's stylegan2-ada-pytorch and of the StyleGAN3 repository.
 
-A pickle of `{G, D, G_ema, ...}` whose networks are objects of those programs (`pickles`). Each layer
-says what it multiplies its weights by; sizes follow from the weights. In "skip" networks every
-resolution has colours, in "resnet" ones the last alone.
+A pickle of `{G, D, G_ema, ...}` whose networks are objects of those programs (`pickles`). Each
+layer says what it multiplies its weights by; sizes follow from the weights. In "skip" networks
+every resolution has a projection to colours, in others only the last.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cogen_fast.generators.pickles import Persistent
 from cogen_fast.generators.resampling import taps_of
 from cogen_fast.support.arguments import abbreviated
 
-_ARCHITECTURES = {"skip": "skip", "resnet": "residual"}
+_ARCHITECTURES = {"skip": "skip", "resnet": "residual", "orig": "original"}
 _GAIN = math.sqrt(2.0)  # of the leaky ReLU, the only activation that we have
 _TOLERANCE = 1e-6
 
