@@ -204,7 +204,17 @@ KINDS = {
     "mlp npz": Kind(_mlp_npz, _weights, "path", archive=True),
     **{
         name: Kind(_foreign(name), _weights, "path", archive=True)
-        for name in ("gan_zoo_pgan_16px.pth", "pro_gan_pth_16px.bin", "karras_converted_16px.pth")
+        for name in (
+            "gan_zoo_pgan_16px.pth",
+            "pro_gan_pth_16px.bin",
+            "karras_converted_16px.pth",
+            "rosinality_stylegan2_32px.pt",
+        )
+        if (_DATA / name).exists()
+    },
+    **{
+        name: Kind(_foreign(name), _weights, "path")
+        for name in ("ada_stylegan2_32px.pkl",)
         if (_DATA / name).exists()
     },
     **{

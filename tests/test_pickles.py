@@ -1,0 +1,153 @@
+"""Plain pickles of networks: nothing in them is run, and nothing in them costs more than it is."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cogen_fast import load_generator
+from cogen_fast.generators.pickles import Persistent, read_pickle
+
+
+def read(content: bytes) -> Any:
+    return read_pickle(io.BytesIO(content), len(content))
+
+
+def named(module: str, name: str) -> bytes:
+    """The operation that pushes an object by its name, protocol 2."""
+    return b"c" + module.encode() + b"\n" + name.encode() + b"\n"
+
+
+def called(module: str, name: str, *arguments: Any) -> bytes:
+    """A pickle that calls an object with plain arguments."""
+    inner = pickle.dumps(arguments, 2)[2:-1]
+    return b"\x80\x02" + named(module, name) + inner + b"R."
+
+
+def storage(numbers: int, compress: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(torch.storage.TypedStorage(numbers, dtype=torch.float32), buffer)
+    if not compress:
+        return buffer.getvalue()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return packed.getvalue()
+
+
+def tensor_of(content: bytes, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+    inner = called("torch.storage", "_load_from_bytes", content)[2:-1]
+    numbers = b"".join(pickle.dumps(each, 2)[2:-1] for each in (offset, size, stride))
+    head = b"\x80\x02" + named("torch._utils", "_rebuild_tensor_v2")
+    return head + b"(" + inner + numbers + b"tR."
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("os", "system"),
+        ("posix", "system"),
+        ("builtins", "eval"),
+        ("builtins", "getattr"),
+        ("torch", "load"),
+        ("torch_utils.persistence", "import_hooks"),
+        ("collections", "OrderedDict.__init__"),
+    ],
+)
+def test_names_without_a_stand_in_are_refused(module: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / "g.pkl"
+    path.write_bytes(called(module, name, f"touch {tmp_path}/run"))
+    with pytest.raises(ValueError, match=f"got a pickle that asks for '{module}.{name}'"):
+        load_generator(path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tensorflow_network_is_told_by_name() -> None:
+    with pytest.raises(ValueError, match="got one of the original TensorFlow program"):
+        read(called("dnnlib.tflib.network", "Network"))
+
+
+def test_source_text_in_a_file_is_text() -> None:
+    meta = {"type": "class", "module_src": "1 / 0", "class_name": "G", "state": {"a": 1}}
+    found = read(called("torch_utils.persistence", "_reconstruct_persistent_obj", meta))
+    assert found == Persistent("G", {"a": 1})
+
+
+def test_tensors_lie_within_their_storage() -> None:
+    content = storage(6)
+    whole = read(tensor_of(content, 1, (2, 2), (2, 1)))
+    assert torch.equal(whole, torch.zeros(2, 2))
+    for offset, size, stride in [
+        (3, (2, 2), (2, 1)),
+        (0, (7,), (1,)),
+        (0, (10**6,), (0,)),
+        (0, (2,), (6,)),
+        (-1, (2,), (1,)),
+        (0, (2,), (-1,)),
+        (7, (1,), (1,)),
+    ]:
+        with pytest.raises(ValueError, match="expected a"):
+            read(tensor_of(content, offset, size, stride))
+
+
+def test_a_storage_is_no_larger_than_its_bytes() -> None:
+    with pytest.raises(ValueError, match="expected storages that are not compressed"):
+        read(called("torch.storage", "_load_from_bytes", storage(10**6, compress=True)))
+
+
+def test_one_storage_may_not_be_claimed_over_and_over() -> None:
+    content = storage(1000)
+    load = named("torch.storage", "_load_from_bytes")
+    # The bytes stand there once, and are loaded a hundred times by the number they are known by.
+    first = load + b"B" + struct.pack("<I", len(content)) + content + b"q\x01\x85R"
+    with pytest.raises(ValueError, match="expected tensors of at most the file's size"):
+        read(b"\x80\x03(" + first + (load + b"h\x01\x85R") * 100 + b"t.")
+
+
+@pytest.mark.parametrize("wraps", [b"\x85", b"N\x86"])
+def test_deep_nests_do_not_exhaust_the_stack(wraps: bytes) -> None:
+    nest = b"\x80\x02}(N" + wraps * 3_000_000 + b"Ns."
+    with pytest.raises(ValueError, match="tuples in a pickle"):
+        read(nest)
+
+
+def test_one_file_cannot_change_what_the_next_one_meets() -> None:
+    state = pickle.dumps((None, {"__defaults__": (1,), "code": "f4"}), 2)[2:-1]
+    for name in ("dtype", "core.multiarray.scalar"):
+        module, _, last = f"numpy.{name}".rpartition(".")
+        changed = b"\x80\x02" + named(module, last) + state + b"b."
+        with contextlib.suppress(ValueError):
+            read(changed)
+    double = struct.pack("<d", 0.25)
+    kind = pickle.dumps(("f8", False, True), 2)[2:-1]
+    order = pickle.dumps((3, "<", None), 2)[2:-1]
+    number = (
+        b"\x80\x04"
+        + named("numpy.core.multiarray", "scalar")
+        + b"("
+        + named("numpy", "dtype")
+        + kind
+        + b"R"
+        + order
+        + b"b"
+        + b"C"
+        + bytes([len(double)])
+        + double
+        + b"tR."
+    )
+    assert read(number) == 0.25
+
+
+def test_damaged_pickles_are_told() -> None:
+    for content in (b"\x80\x04", b"\x80\x04X\xff\xff\xff\xff.", b"\x80\x04\x97.", b"\x80\x04Q."):
+        with pytest.raises(ValueError, match="expected a pickle"):
+            read(content)
