@@ -304,7 +304,10 @@ def test_npz_whose_member_is_no_array_is_refused(tmp_path: Path) -> None:
 def test_stand_in_for_the_foreign_class_takes_no_arguments(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     argument = b"X\x05\x00\x00\x00touch"
-    path.write_bytes(b"\x80\x02cmodels.utils.config\nBaseConfig\n(" + argument + b"tR.")
+    with zipfile.ZipFile(path, "w") as archive:
+        pickled = b"\x80\x02cmodels.utils.config\nBaseConfig\n(" + argument + b"tR."
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", b"3\n")
     with pytest.raises(ValueError, match=r"damaged or unsupported data .* takes no arguments"):
         load_generator(path)
 

@@ -25,6 +25,7 @@ from cogen_fast.generators.pickles import read_pickle
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.generators.reading import file_kind, read_npz, read_safetensors, read_torch
 from cogen_fast.generators.stylegan2 import StyleGAN2Generator
+from cogen_fast.generators.unwrapping import unwrapped
 from cogen_fast.support.arguments import abbreviated
 from cogen_fast.support.files import open_regular, parse_json, size_of, write_atomically
 from cogen_fast.support.memory import check_room
@@ -40,7 +41,7 @@ _KINDS: dict[str, type[Generator]] = {
 _KIND_KEY, _CONFIG_KEY = "cogen_fast_generator", "config"
 _SUPPORTED = (
     "a generator saved by cogen_fast (safetensors), a progressive GAN of the PyTorch GAN Zoo, of "
-    "pro-gan-pth 3.x or converted from Karras et al., a StyleGAN2 of rosinality/stylegan2-pytorch "
+    "pro-gan-pth or converted from Karras et al., a StyleGAN2 of rosinality/stylegan2-pytorch "
     "(.pt) or of NVIDIA's PyTorch programs (.pkl), or an npz of dense layers (w1, b1, w2, ...)"
 )
 
@@ -55,10 +56,12 @@ def load_generator(
     """Load a generator from a file of any known layout, told by its content.
 
     Known are: `save_generator`'s safetensors; progressive GANs of the PyTorch GAN Zoo (.pth), of
-    pro-gan-pth 3.x (.bin) and converted from the networks of Karras et al. (.pth); StyleGAN2
+    pro-gan-pth 3.x (.bin, with or without its configuration) and 2.x (`GAN_GEN_*.pth`), and
+    converted from the networks of Karras et al. (.pth); StyleGAN2
     networks of rosinality/stylegan2-pytorch (.pt), of stylegan2-ada-pytorch and of the StyleGAN3
     repository (.pkl); npz archives of dense layers `w1 (in, out), b1, w2, ...` with ReLU between.
-    No code in the file is ever run.
+    Prefixes `module.` and wrappers such as `{"state_dict": ...}` are taken off. No code in the file
+    is ever run.
 
     Args:
         average: the moving average of the weights where the file holds both (otherwise what there
@@ -128,13 +131,14 @@ def _read(
         _refuse_unless_progressive(alpha=alpha, resolution=resolution)
         return StyleGAN2Generator, *stylegan2_ada.convert(content, average=average)
     content = read_torch(file, gan_zoo.STAND_INS)
-    if isinstance(content, Mapping) and rosinality.recognises(content):
-        _refuse_unless_progressive(alpha=alpha, resolution=resolution)
-        return StyleGAN2Generator, *rosinality.convert(content, average=average)
-    for layout in (gan_zoo, pro_gan_pth, karras_converted):
-        if isinstance(content, Mapping) and layout.recognises(content):
-            recipe = layout.convert(content, average=average, alpha=alpha, resolution=resolution)
-            return ProgressiveGenerator, *recipe
+    for part in unwrapped(content) if isinstance(content, Mapping) else ():
+        if rosinality.recognises(part):
+            _refuse_unless_progressive(alpha=alpha, resolution=resolution)
+            return StyleGAN2Generator, *rosinality.convert(part, average=average)
+        for layout in (gan_zoo, pro_gan_pth, karras_converted):
+            if layout.recognises(part):
+                recipe = layout.convert(part, average=average, alpha=alpha, resolution=resolution)
+                return ProgressiveGenerator, *recipe
     raise _unknown("a torch file", content)
 
 

@@ -1,19 +1,25 @@
-"""Checkpoints of pro-gan-pth 3.x (akanimax/pro_gan_pytorch).
+"""Checkpoints of pro-gan-pth 3.x and 2.x (akanimax/pro_gan_pytorch).
 
-Keys `generator` and `shadow_generator` (the moving average), each `{conf, state_dict}`. Nothing is
-normalised between the dense layer and the first convolution. The file says nothing of how far
-training got: `resolution` and `alpha` are the caller's to give for a network that is not fully
-grown. Its alpha is ours: the weight of the new resolution.
+3.x has the keys `generator` and `shadow_generator` (the moving average), each `{conf,
+state_dict}`. Nothing is normalised between the dense layer and the first convolution. The file says
+nothing of how far training got: `resolution` and `alpha` are the caller's to give for a network
+that is not fully grown. Its alpha is ours: the weight of the new resolution.
+
+A generator's tensors alone are read too, as 2.x saves them (`GAN_GEN_*.pth`) and as people save
+those of 3.x. Kernels then tell by their size whether learning rates were equalised: it is about 1
+if they were, and about the He constant if not. 2.x does not normalise latents.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from cogen_fast.generators.checks import boolean
+from cogen_fast.generators.checks import boolean, weight
 from cogen_fast.generators.packing import (
     Config,
     Layer,
@@ -30,6 +36,15 @@ _RAW, _AVERAGE = "generator", "shadow_generator"
 
 def recognises(content: Mapping[str, Any]) -> bool:
     """Whether the content of a torch file has this layout."""
+    return _has_parts(content) or _is_bare(content)
+
+
+def _is_bare(content: Mapping[str, Any]) -> bool:
+    firsts = ("layers.0.conv_1.weight", "initial_block.conv_1.weight")
+    return "rgb_converters.0.weight" in content and any(name in content for name in firsts)
+
+
+def _has_parts(content: Mapping[str, Any]) -> bool:
     parts = [content[key] for key in (_RAW, _AVERAGE) if key in content]
     return bool(parts) and all(
         isinstance(part, Mapping)
@@ -46,6 +61,8 @@ def convert(
 
     Raises ValueError where the network contradicts its configuration, or lacks what is asked for.
     """
+    if not _has_parts(content):
+        return _bare(content, alpha=alpha, resolution=resolution)
     if not average and _RAW not in content:
         raise ValueError("average: expected True, as the file holds no raw generator, got False")
     part = content[_AVERAGE if average and _AVERAGE in content else _RAW]
@@ -55,6 +72,36 @@ def convert(
     _check(conf, network)
     config, tensors = pack(network, resolution=resolution, alpha=alpha)
     return config | {"normalise_dense": False}, tensors
+
+
+def _bare(
+    content: Mapping[str, Any], *, alpha: float | None, resolution: int | None
+) -> tuple[Config, Tensors]:
+    second = "initial_block.conv_1.weight" in content
+    names = {name: _as_in_3(name) if second else name for name in content}
+    state = State({names[name]: value for name, value in content.items()})
+    network = _network(state, _are_equalised(content))
+    config, tensors = pack(network, resolution=resolution, alpha=alpha)
+    return config | {"normalise_dense": False, "normalise_latent": not second}, tensors
+
+
+def _as_in_3(name: object) -> object:
+    """The name in 3.x of a tensor of 2.x, whose first layers are apart from the others."""
+    if not isinstance(name, str):
+        return name
+    if name.startswith("initial_block."):
+        return name.replace("initial_block.", "layers.0.", 1)
+    found = re.fullmatch(r"layers\.(\d{1,2})\.(.*)", name)
+    return name if found is None else f"layers.{int(found[1]) + 1}.{found[2]}"
+
+
+def _are_equalised(content: Mapping[str, Any]) -> bool:
+    """Whether kernels have a size of about 1, and not of about the He constant."""
+    kernels = {name: each for name, each in content.items() if str(name).endswith("conv_2.weight")}
+    name, kernel = next(iter(kernels.items()), ("conv_2.weight", None))
+    kernel = weight(name, kernel, 4)
+    size = float(kernel.double().square().mean().sqrt())
+    return size > math.sqrt(he_constant(kernel[0].numel()))
 
 
 def _network(state: State, equalised: bool) -> Network:
