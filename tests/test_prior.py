@@ -1,0 +1,203 @@
+"""Latent spaces, noise maps, conditions and outputs of generators: what `Prior` makes of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cogen_fast import Prior, cogenerate
+from cogen_fast.generators import StyleGAN2Generator
+
+
+def styled(**options: Any) -> StyleGAN2Generator:
+    """A small network with random weights, in float64."""
+    settings: dict[str, Any] = {
+        "resolution": 8,
+        "latent_size": 5,
+        "mapping": [12, 6],
+        "feature_maps": [4, 3],
+    }
+    random = torch.Generator().manual_seed(3)
+    generator = StyleGAN2Generator(**(settings | options)).double()
+    for name, tensor in generator.state_dict().items():
+        drawn = torch.randn(tensor.shape, generator=random, dtype=torch.float64)
+        tensor.copy_(1.0 + 0.3 * drawn if name.endswith("style_bias") else 0.5 * drawn)
+    return generator.eval().requires_grad_(False)
+
+
+def draws(count: int, size: int, seed: int = 0) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(count, size, generator=random, dtype=torch.float64)
+
+
+def coordinates(prior: Prior, w: Tensor) -> Tensor:
+    """The whitened coordinates of styles, from the definition."""
+    v = torch.where(w < 0.0, w / 0.2, w) - prior.style_centre
+    return torch.linalg.solve(prior.style_basis.T, v.T).T
+
+
+def test_in_z_it_is_the_generator() -> None:
+    generator = styled()
+    prior = Prior(generator)
+    z = draws(3, 5)
+    assert torch.equal(prior(z), generator(z))
+    assert prior.describe() == []
+
+
+def test_coordinates_of_w_are_white_and_give_back_every_style() -> None:
+    generator = styled()
+    prior = Prior(generator, space="w", draws=20_000)
+    z = draws(50_000, 5, seed=1)
+    y = coordinates(prior, generator.styles(z))
+    bound = 5.0 * math.sqrt(1 / 20_000 + 1 / 50_000)
+    assert y.mean(0).abs().max() < bound
+    # A fourth moment of the coordinates, 3 for a Gaussian, says how their squares scatter.
+    spread = ((y**4).mean() - 1.0).sqrt()
+    assert (torch.cov(y.T) - torch.eye(6)).abs().max() < float(spread) * bound
+    torch.testing.assert_close(prior(y[:4]), generator(z[:4]))
+    torch.testing.assert_close(prior.styles(y[:4]), generator.styles(z[:4]))
+    variances = (prior.style_basis**2).sum(1)
+    assert (variances.diff() <= 0).all(), "the widest coordinate comes first"
+
+
+def test_styles_of_layers_are_tied_as_the_spread_says() -> None:
+    generator = styled()
+    common = Prior(generator, space="w", draws=1000)
+    tied = Prior(generator, space="w+", draws=1000, spread=0.6)
+    assert tied.latent_size == 6 * (1 + generator.style_layers)
+    y = draws(20_000, 6 * (1 + generator.style_layers))
+    each = torch.stack([coordinates(tied, w) for w in tied.styles(y).unbind(1)], 1)
+    bound = 5.0 * math.sqrt(2 / 20_000)
+    assert (each.var(0) - 1.0).abs().max() < bound
+    between = (each[:, 0] * each[:, 1]).mean(0)
+    assert (between - (1.0 - 0.6**2)).abs().max() < bound
+    alike = torch.cat([y[:2, :6]] + [torch.zeros(2, 6 * generator.style_layers)], 1).double()
+    torch.testing.assert_close(tied(alike), common(0.8 * y[:2, :6]))
+
+
+@pytest.mark.parametrize("space", ["z", "w", "w+"])
+def test_noise_maps_may_be_latents(space: Any) -> None:
+    generator = styled()
+    fixed = Prior(generator, space=space, draws=1000)
+    prior = Prior(generator, space=space, noise="latent", draws=1000)
+    leading = {"z": 5, "w": 6, "w+": 6 * (1 + generator.style_layers)}[space]
+    sides = generator.noise_sides
+    assert sides == [4, 8, 8]
+    assert prior.latent_size == leading + 16 + 64 + 64
+    y = draws(2, leading)
+    stored = torch.cat([layer.noise.flatten() for layer in generator._layers()]).expand(2, -1)
+    torch.testing.assert_close(prior(torch.cat([y, stored], 1)), fixed(y))
+    other = prior(torch.cat([y, draws(2, 144, seed=3)], 1))
+    assert not torch.allclose(other, fixed(y))
+
+
+def test_truncation_holds_in_every_space() -> None:
+    generator = styled()
+    generator.truncation = 0.0
+    for space, size in (("z", 5), ("w", 6)):
+        prior = Prior(generator, space=space, draws=1000)  # type: ignore[arg-type]
+        images = prior(draws(2, size))
+        torch.testing.assert_close(images[0], images[1])
+
+
+class Conditional(nn.Module):
+    """A linear generator whose outputs a label moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4).double()
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        labels = y.double().reshape(len(y), -1)[:, :1]
+        moved: Tensor = self.linear(z) + 10.0 * labels
+        return moved
+
+
+def test_a_condition_that_all_share() -> None:
+    generator = Conditional()
+    for conditions in (2, torch.tensor([2]), [2.0]):
+        prior = Prior(generator, conditions=conditions)
+        assert not prior.per_observation
+        z = draws(3, 3)
+        assert torch.equal(prior(z), generator(z, torch.full((3,), 2)))
+
+
+def test_a_condition_for_each_observation() -> None:
+    generator = Conditional()
+    prior = Prior(generator, conditions=torch.tensor([0, 1, 2]))
+    truth = prior(draws(3, 3), torch.arange(3))
+    result = cogenerate(
+        prior, truth, torch.ones(4), noise_std=0.1, budget=100, chains=16, progress=False
+    )
+    middle = result.mean().mean(-1).double()
+    torch.testing.assert_close(middle, truth.detach().mean(-1), atol=0.3, rtol=0)
+    alone = cogenerate(
+        Prior(generator, conditions=torch.tensor([1])),
+        truth[1],
+        torch.ones(4),
+        noise_std=0.1,
+        budget=100,
+        chains=16,
+        progress=False,
+        observation_ids=[1],
+    )
+    assert alone.images.shape == (1, 16, 4)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "output"),
+    [
+        (lambda x: (None, x), 1),
+        (lambda x: {"sample": x}, "sample"),
+        (lambda x: type("Output", (), {"images": x})(), "images"),
+        (lambda x: [[x]], lambda found: found[0][0]),
+    ],
+    ids=["index", "key", "attribute", "function"],
+)
+def test_outputs_may_be_parts(wrap: Any, output: Any) -> None:
+    generator = styled()
+    prior = Prior(lambda z: wrap(generator(z)), output=output)
+    z = draws(2, 5)
+    assert torch.equal(prior(z), generator(z))
+
+
+def test_arguments_are_checked() -> None:
+    generator = styled()
+    for options, error, message in [
+        ({"space": "W"}, ValueError, "space: expected one of"),
+        ({"noise": "none"}, ValueError, "noise: expected one of"),
+        ({"spread": 0.0}, ValueError, "spread: expected"),
+        ({"spread": 1.5}, ValueError, "spread: expected at most 1"),
+        ({"draws": 0}, ValueError, "draws: expected"),
+        ({"output": 1.5}, TypeError, "output: expected an index"),
+        ({"conditions": "cat"}, TypeError, "conditions: expected a tensor"),
+        ({"conditions": torch.zeros(0)}, ValueError, "conditions: expected at least one"),
+        (
+            {"space": "w", "conditions": torch.tensor([0, 1])},
+            ValueError,
+            "conditions: expected one for all",
+        ),
+    ]:
+        with pytest.raises(error, match=message):
+            Prior(generator, **options)
+    with pytest.raises(ValueError, match="without styles, synthesise"):
+        Prior(nn.Linear(2, 3), space="w")
+    with pytest.raises(TypeError, match="output: expected a tensor in what G returns"):
+        Prior(lambda z: (z, None), output=1)(draws(1, 2))
+    with pytest.raises(ValueError, match="expected one, as no observation is named, got 2"):
+        Prior(Conditional(), conditions=[0, 1])(draws(1, 3))
+
+
+def test_the_space_is_sampled_and_named() -> None:
+    generator = styled()
+    prior = Prior(generator, space="w", draws=1000)
+    truth = prior(draws(1, 6))[0]
+    mask = torch.ones(3, 8, 8)
+    result = cogenerate(prior, truth, mask, noise_std=0.3, budget=60, chains=16, progress=False)
+    assert result.latents.shape == (1, 16, 6)
+    torch.testing.assert_close(prior(result.latents[0]), result.images[0], rtol=1e-6, atol=1e-6)
+    assert any("whitened coordinates of the style w" in note for note in result.notes)
