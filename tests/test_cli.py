@@ -26,7 +26,7 @@ from cogen_fast.generators import MLPGenerator, ProgressiveGenerator
 from cogen_fast.methods import presets
 from cogen_fast.methods.settings import OPTIONS
 from cogen_fast.sampler import tuning
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 
 SIDE = 16
 BOX = ["--box", "3", "5", "6", "4"]

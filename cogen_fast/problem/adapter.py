@@ -39,7 +39,7 @@ _TOLERANCES = {
 }
 
 
-class _Switched:
+class _SharedFlag:
     """One flag of objects, off while anyone uses them: threads may share a generator."""
 
     def __init__(self, flag: str) -> None:
@@ -69,7 +69,7 @@ class _Switched:
             setattr(each, self._flag, before)
 
 
-_TRAINING, _GRADIENTS = _Switched("training"), _Switched("requires_grad")
+_TRAINING, _GRADIENTS = _SharedFlag("training"), _SharedFlag("requires_grad")
 
 
 @contextmanager

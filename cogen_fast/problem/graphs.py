@@ -77,7 +77,7 @@ class Graphs:
             self._known = self._version()
             self._forget()
         tensors: list[Tensor] = []
-        case = (key, _apart(args, tensors))
+        case = (key, _flatten(args, tensors))
         recording = self._recordings.get(case)
         if recording is None:
             return self._first_calls(case, function, args)
@@ -106,7 +106,7 @@ class Graphs:
 
     def _checked(self, recording: _Recording, tensors: list[Tensor], found: _T) -> _T:
         replayed = recording.replay(tensors)
-        recording.checked = _alike(found, replayed)
+        recording.checked = _agree(found, replayed)
         if not recording.checked:
             self._fail("a replay gave other numbers than the move itself")
         return found
@@ -126,12 +126,12 @@ class _Recording:
 
     def __init__(self, recorder: Recorder, function: Callable[..., Any], args: Any) -> None:
         given: list[Tensor] = []
-        shape = _apart(args, given)
+        shape = _flatten(args, given)
         self._inputs = [tensor.clone() for tensor in given]
-        own = _together(shape, iter(self._inputs))
+        own = _unflatten(shape, iter(self._inputs))
         outputs, self._play = recorder(lambda: function(*own))
         self._outputs: list[Tensor] = []
-        self._shape = _apart(outputs, self._outputs)
+        self._shape = _flatten(outputs, self._outputs)
         self.checked = False
 
     def replay(self, tensors: list[Tensor]) -> Any:
@@ -140,7 +140,7 @@ class _Recording:
         self._play()
         found = [torch.empty_like(tensor) for tensor in self._outputs]
         _copy(found, self._outputs)
-        return _together(self._shape, iter(found))
+        return _unflatten(self._shape, iter(found))
 
 
 def _copy(there: list[Tensor], tensors: list[Tensor]) -> None:
@@ -163,37 +163,37 @@ class _Node(NamedTuple):
     parts: tuple[Any, ...]
 
 
-def _apart(value: Any, tensors: list[Tensor]) -> Any:
+def _flatten(value: Any, tensors: list[Tensor]) -> Any:
     """What is left of a value without its tensors, which are put to the end of ``tensors``."""
     if isinstance(value, Tensor):
         tensors.append(value)
         return _Leaf(tuple(value.shape), value.dtype, value.device)
     if isinstance(value, tuple):
-        return _Node(type(value), tuple(_apart(each, tensors) for each in value))
+        return _Node(type(value), tuple(_flatten(each, tensors) for each in value))
     if is_dataclass(value) and not isinstance(value, type):
-        each = tuple(_apart(getattr(value, f.name), tensors) for f in fields(value))
+        each = tuple(_flatten(getattr(value, f.name), tensors) for f in fields(value))
         return _Node(type(value), each)
     return value
 
 
-def _together(shape: Any, tensors: Iterator[Tensor]) -> Any:
-    """The value that `_apart` took apart, with other tensors."""
+def _unflatten(shape: Any, tensors: Iterator[Tensor]) -> Any:
+    """The value that `_flatten` took apart, with other tensors."""
     if isinstance(shape, _Leaf):
         return next(tensors)
     if not isinstance(shape, _Node):
         return shape
-    parts = [_together(each, tensors) for each in shape.parts]
+    parts = [_unflatten(each, tensors) for each in shape.parts]
     return tuple(parts) if shape.kind is tuple else shape.kind(*parts)
 
 
-def _alike(a: Any, b: Any) -> bool:
+def _agree(a: Any, b: Any) -> bool:
     """Whether most numbers agree but for rounding, of which a trajectory may make more.
 
     Memory that was read after its end, or a number that Python computed, spoils them all.
     """
     first: list[Tensor] = []
     second: list[Tensor] = []
-    if _apart(a, first) != _apart(b, second):
+    if _flatten(a, first) != _flatten(b, second):
         return False
     pairs = [pair for pair in zip(first, second, strict=True) if pair[0].is_floating_point()]
     return all(_close(x, y) for x, y in pairs if x.numel())
@@ -212,18 +212,18 @@ class _NoHostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _READS or _finds_places(func, args) or _crosses(func, args, kwargs):
+        if func in _READS or _indexes_by_flags(func, args) or _crosses_devices(func, args, kwargs):
             raise HostReadError(f"G, the operator or the misfit waits for the device ({func})")
         return func(*args, **kwargs)
 
 
-def _finds_places(func: Any, args: Sequence[Any]) -> bool:
+def _indexes_by_flags(func: Any, args: Sequence[Any]) -> bool:
     """Whether it indexes by flags."""
     flags = (torch.bool, torch.uint8)
     return func in _INDEXING and any(each is not None and each.dtype in flags for each in args[1])
 
 
-def _crosses(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+def _crosses_devices(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Whether it copies from one device to another."""
     if func not in _COPIES:
         return False

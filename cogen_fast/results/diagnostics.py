@@ -23,17 +23,17 @@ _SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Evidence:
+class DiagnosticInputs:
     """What is looked at; shapes as in `cogen_fast.Result`.
 
     ``effective_sample_size`` ``(B,)`` is None without weights; ``annealed``: by HMC moves, no
     baseline; ``alone``: lone chains, no population; ``budgeted``: a budget was given.
     ``populations`` per observation are what a user asked for, ``islands`` what ran, of
-    ``particles`` each; ``latents`` come from ``compared`` of them, side by side. ``scattered``
+    ``particles`` each; ``latents`` come from ``compared`` of them, side by side. ``error_unknown``
     ``(B,)`` marks evidence whose error is not known; ``lead`` ``(B,)`` is how far the log evidence
     of the best island lies above the median of all, in nats, None without weights. ``residual``
     ``(B,)`` is the best sample's root mean square misfit in noise standard deviations, None where
-    there is no such noise. ``at_least`` and ``at_most`` ``(B,)`` mark inferred noise that lies at a
+    there is no such noise. ``at_low_bound`` and ``at_high_bound`` ``(B,)`` mark inferred noise that lies at a
     bound. ``rounds`` ``(B T,)`` are the last rows of a column, at the posterior itself.
     """
 
@@ -49,8 +49,8 @@ class Evidence:
     latents: Tensor
     residual: Tensor | None
     effective_sample_size: Tensor | None
-    scattered: Tensor
-    lead: Tensor | None
+    error_unknown: Tensor
+    evidence_lead: Tensor | None
     acceptance: Tensor
     energies: Tensor
     energy_std: Tensor
@@ -60,13 +60,13 @@ class Evidence:
     jumped: Tensor
     rounds: Tensor
     rounds_missing: Tensor
-    at_least: Tensor
-    at_most: Tensor
+    at_low_bound: Tensor
+    at_high_bound: Tensor
 
 
-def diagnose(evidence: Evidence) -> list[str]:
+def diagnose(evidence: DiagnosticInputs) -> list[str]:
     """One sentence per thing that is wrong: what, where, and what to change; empty if nothing."""
-    checks: tuple[Callable[[Evidence], str | None], ...] = (
+    checks: tuple[Callable[[DiagnosticInputs], str | None], ...] = (
         _interrupted,
         _lone,
         _unmoved,
@@ -77,16 +77,16 @@ def diagnose(evidence: Evidence) -> list[str]:
         _weights,
         _agreement,
         _unequal,
-        _scatter,
-        _reach,
-        _at_least,
-        _at_most,
+        _error_unknown,
+        _misfit,
+        _at_low_bound,
+        _at_high_bound,
         _finite,
     )
     return [found for check in checks if (found := check(evidence)) is not None]
 
 
-def _where(run: Evidence, bad: Tensor) -> str:
+def _where(run: DiagnosticInputs, bad: Tensor) -> str:
     """Which observations, or populations of them, "" where there is only one.
 
     ``bad`` ``(B,)`` is one flag for each observation, or ``(B T,)`` one for each of its islands.
@@ -107,18 +107,18 @@ def _where(run: Evidence, bad: Tensor) -> str:
     return f" ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
 
 
-def _larger_budget(run: Evidence, otherwise: str) -> str:
+def _larger_budget(run: DiagnosticInputs, otherwise: str) -> str:
     """Advice: a larger budget where one was given, else ``otherwise``."""
     return "give a larger budget" if run.budgeted else otherwise
 
 
-def _interrupted(run: Evidence) -> str | None:
+def _interrupted(run: DiagnosticInputs) -> str | None:
     if run.complete:
         return None
     return "interrupted: these are not yet samples of the posterior; run again with checkpoint="
 
 
-def _lone(run: Evidence) -> str | None:
+def _lone(run: DiagnosticInputs) -> str | None:
     if not run.alone:
         return None
     return (
@@ -127,7 +127,7 @@ def _lone(run: Evidence) -> str | None:
     )
 
 
-def _unmoved(run: Evidence) -> str | None:
+def _unmoved(run: DiagnosticInputs) -> str | None:
     if run.moves > 0 or not run.complete or not run.annealed:
         return None
     return (
@@ -136,7 +136,7 @@ def _unmoved(run: Evidence) -> str | None:
     )
 
 
-def _jumped(run: Evidence) -> str | None:
+def _jumped(run: DiagnosticInputs) -> str | None:
     if not bool(run.jumped.any()):
         return None
     return (
@@ -145,7 +145,7 @@ def _jumped(run: Evidence) -> str | None:
     )
 
 
-def _cut(run: Evidence) -> str | None:
+def _cut(run: DiagnosticInputs) -> str | None:
     short = (run.rounds_missing > 0) & ~run.jumped
     if not run.complete or not run.budgeted or run.moves == 0 or not bool(short.any()):
         return None
@@ -155,7 +155,7 @@ def _cut(run: Evidence) -> str | None:
     )
 
 
-def _ends(history: Tensor, rounds: Tensor) -> Tensor:
+def _final_means(history: Tensor, rounds: Tensor) -> Tensor:
     """Mean of each column's finite rows at the posterior, or of their last quarter if that is more.
 
     NaN where there are none.
@@ -167,8 +167,8 @@ def _ends(history: Tensor, rounds: Tensor) -> Tensor:
     return torch.stack(columns)
 
 
-def _acceptance(run: Evidence) -> str | None:
-    ends = _ends(run.acceptance, run.rounds)
+def _acceptance(run: DiagnosticInputs) -> str | None:
+    ends = _final_means(run.acceptance, run.rounds)
     low = ends < _LEAST_ACCEPTANCE
     if not bool(low.any()):
         return None
@@ -182,7 +182,7 @@ def _acceptance(run: Evidence) -> str | None:
     return f"acceptance too low: {ends[low].min():.2f} at the end{where}: {change}"
 
 
-def _settled(run: Evidence) -> str | None:
+def _settled(run: DiagnosticInputs) -> str | None:
     """At the posterior itself the mean energy must no longer fall."""
     count, columns = len(run.energies), len(run.rounds)
     each = columns // count
@@ -199,7 +199,7 @@ def _settled(run: Evidence) -> str | None:
     )
 
 
-def _falls(run: Evidence, columns: range) -> bool:
+def _falls(run: DiagnosticInputs, columns: range) -> bool:
     """Whether the first rounds at the posterior lie clearly above the last, over all islands."""
     drops, variances = [], []
     for column in columns:
@@ -217,7 +217,7 @@ def _falls(run: Evidence, columns: range) -> bool:
     return sum(drops) > _SETTLED * math.sqrt(sum(variances))
 
 
-def _weights(run: Evidence) -> str | None:
+def _weights(run: DiagnosticInputs) -> str | None:
     effective = run.effective_sample_size
     if effective is None or run.adaptive:
         return None
@@ -230,18 +230,18 @@ def _weights(run: Evidence) -> str | None:
     )
 
 
-def _scatter(run: Evidence) -> str | None:
-    if not run.adaptive or not bool(run.scattered.any()):
+def _error_unknown(run: DiagnosticInputs) -> str | None:
+    if not run.adaptive or not bool(run.error_unknown.any()):
         return None
     more = _larger_budget(run, "give populations=8, more chains, or more moves (hmc_steps)")
     return (
-        f"evidence not known{_where(run, run.scattered)}: its estimate scatters too much to say by "
+        f"evidence not known{_where(run, run.error_unknown)}: its estimate scatters too much to say by "
         "how much; samples need not be wrong for that, but where moves forget slowly they may lag "
         f"behind too; {more}"
     )
 
 
-def _agreement(run: Evidence) -> str | None:
+def _agreement(run: DiagnosticInputs) -> str | None:
     if not run.complete:
         return None
     rhat, p = disagreement(run.latents, run.compared, _MOST_RHAT)
@@ -256,22 +256,22 @@ def _agreement(run: Evidence) -> str | None:
     )
 
 
-def _unequal(run: Evidence) -> str | None:
-    if run.lead is None or not run.adaptive or not run.complete:
+def _unequal(run: DiagnosticInputs) -> str | None:
+    if run.evidence_lead is None or not run.adaptive or not run.complete:
         return None
-    unequal = run.lead > _MOST_LEAD
+    unequal = run.evidence_lead > _MOST_LEAD
     if not bool(unequal.any()):
         return None
     others = "the other one" if run.islands == 2 else "the median of all"
     return (
         f"islands are unequal{_where(run, unequal)}: the log evidence of the best is "
-        f"{run.lead[unequal].max():.0f} nats above {others}, which may have missed what it found; "
+        f"{run.evidence_lead[unequal].max():.0f} nats above {others}, which may have missed what it found; "
         f"{_larger_budget(run, 'give more chains or populations')}, and take means with "
         "weighted=True"
     )
 
 
-def _reach(run: Evidence) -> str | None:
+def _misfit(run: DiagnosticInputs) -> str | None:
     if run.residual is None or not run.complete:
         return None
     far = run.residual > _FAR
@@ -284,15 +284,15 @@ def _reach(run: Evidence) -> str | None:
     )
 
 
-def _at_least(run: Evidence) -> str | None:
-    return _bounded(run, run.at_least, "low", "G can fit x_obs better than that", "smaller")
+def _at_low_bound(run: DiagnosticInputs) -> str | None:
+    return _bounded(run, run.at_low_bound, "low", "G can fit x_obs better than that", "smaller")
 
 
-def _at_most(run: Evidence) -> str | None:
-    return _bounded(run, run.at_most, "high", "G explains little of x_obs", "larger")
+def _at_high_bound(run: DiagnosticInputs) -> str | None:
+    return _bounded(run, run.at_high_bound, "high", "G explains little of x_obs", "larger")
 
 
-def _bounded(run: Evidence, at: Tensor, bound: str, why: str, other: str) -> str | None:
+def _bounded(run: DiagnosticInputs, at: Tensor, bound: str, why: str, other: str) -> str | None:
     """Inferred noise must be free to be what the data want."""
     if not run.complete or not bool(at.any()):
         return None
@@ -303,7 +303,7 @@ def _bounded(run: Evidence, at: Tensor, bound: str, why: str, other: str) -> str
     )
 
 
-def _finite(run: Evidence) -> str | None:
+def _finite(run: DiagnosticInputs) -> str | None:
     share = float(run.non_finite.double().mean()) / max(run.moves, 1)
     if share <= _MOST_NON_FINITE:
         return None

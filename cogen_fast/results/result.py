@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogen_fast.results import plots, result_layout
-from cogen_fast.results.diagnostics import Evidence, diagnose
+from cogen_fast.results.diagnostics import DiagnosticInputs, diagnose
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
 from cogen_fast.support.archives import array_of, opened_npz
@@ -378,9 +378,9 @@ class Result:
         whether islands agree and weigh alike, whether the error of the evidence is known, how near
         x_obs is, inferred noise at a bound, and proposals that were not finite.
         """
-        return diagnose(self._evidence())
+        return diagnose(self._diagnostic_inputs())
 
-    def _evidence(self) -> Evidence:
+    def _diagnostic_inputs(self) -> DiagnosticInputs:
         adaptive = self.settings["method"] == "adaptive"
         populations = self.settings.get("populations", 1)
         particles = self.settings.get("particles", self.energies.shape[1])
@@ -390,7 +390,7 @@ class Result:
             error = self.log_normaliser_error
             unknown = ~unknown if error is None else error.isnan()
         compared, latents = self._compared(self.latents)
-        return Evidence(
+        return DiagnosticInputs(
             complete=self.complete,
             annealed=self._annealed,
             adaptive=adaptive,
@@ -403,8 +403,8 @@ class Result:
             latents=latents,
             residual=self._residual(),
             effective_sample_size=self.effective_sample_size,
-            scattered=unknown,
-            lead=self._lead(),
+            error_unknown=unknown,
+            evidence_lead=self._evidence_lead(),
             acceptance=self.acceptance,
             energies=self.energies,
             energy_std=self.energy_std,
@@ -414,8 +414,8 @@ class Result:
             jumped=self.jumped,
             rounds=self.rounds,
             rounds_missing=self._rounds_missing(),
-            at_least=self._at_bound(0),
-            at_most=self._at_bound(1),
+            at_low_bound=self._at_bound(0),
+            at_high_bound=self._at_bound(1),
         )
 
     @property
@@ -423,7 +423,7 @@ class Result:
         return self.settings.get("method") in ANNEALED
 
     @property
-    def _apart(self) -> int:
+    def _groups(self) -> int:
         """How many equal groups of chains ran apart, side by side in what is returned."""
         islands: int = self.settings.get("islands", 1)
         populations: int = self.settings.get("populations", 1)
@@ -438,11 +438,11 @@ class Result:
         chains = values.shape[1]
         halves = self.settings.get("populations") == 1 and self.settings.get("islands") == 2
         if not halves or chains % 2 == 0 or chains == 1:
-            return self._apart, values
+            return self._groups, values
         half = chains // 2
         return 2, torch.cat([values[:, :half], values[:, -half:]], 1)
 
-    def _lead(self) -> Tensor | None:
+    def _evidence_lead(self) -> Tensor | None:
         """How far the best island's log evidence lies above the islands' median, ``(B,)``."""
         if self.log_weights is None:
             return None
@@ -499,7 +499,7 @@ class Result:
         if self.log_weights is not None:
             groups["sample_stats"]["log_weight"] = self.log_weights
         plain = {
-            group: {name: _by_island(t, self._apart) for name, t in values.items()}
+            group: {name: _by_island(t, self._groups) for name, t in values.items()}
             for group, values in groups.items()
         }
         dims = {"latent": ["observation", "dimension"]}
@@ -514,7 +514,7 @@ class Result:
         halves. Few draws tell little. ValueError where there is one island only, where one has
         fewer than 4 chains.
         """
-        islands = self._apart
+        islands = self._groups
         draws = self.energies.shape[1] // islands
         if islands < 2:
             raise ValueError(

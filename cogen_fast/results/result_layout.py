@@ -89,7 +89,7 @@ def check(arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
     for name in arrays:
         if name not in LAYOUT:
             raise ValueError(f"expected arrays of a result, got {abbreviated(name)}")
-    sizes = _settled(summary["settings"])
+    sizes = _sizes_from(summary["settings"])
     for name, (kind, dimensions) in LAYOUT.items():
         if name in arrays:
             _check_array(name, arrays[name], kind, dimensions.split(), sizes)
@@ -129,7 +129,7 @@ def _check_plain(summary: Mapping[str, Any]) -> None:
             check_count(f"settings: {name}", settings.get(name))
 
 
-def _settled(settings: Mapping[str, Any]) -> _Sizes:
+def _sizes_from(settings: Mapping[str, Any]) -> _Sizes:
     """The sizes that settings tell."""
     return {"N": (settings["chains"] * settings.get("populations", 1),), "2": (2,)}
 

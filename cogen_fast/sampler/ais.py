@@ -26,7 +26,7 @@ from cogen_fast.sampler.step_size import StepSizeState
 from cogen_fast.support.arguments import check_count, check_number
 from cogen_fast.support.layout import Array, Count, CountsOfEach, OfEach, Shares, Whole
 
-_Seen = Annotated[Tensor, Array("T B", infinite=True, nan=True)]
+_PerTemperature = Annotated[Tensor, Array("T B", infinite=True, nan=True)]
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,10 @@ class History:
     holds the latents from the prior draws on, None unless asked for.
     """
 
-    acceptance: _Seen
-    step_size: _Seen
-    energy: _Seen
-    energy_std: _Seen
+    acceptance: _PerTemperature
+    step_size: _PerTemperature
+    energy: _PerTemperature
+    energy_std: _PerTemperature
     trace: Annotated[Tensor, Array("T+1 B N d", None, infinite=True, nan=True)] | None = None
 
     @classmethod

@@ -29,11 +29,11 @@ class Basis:
     left: Annotated[Tensor, Array("B d k")] | None = None
     right: Annotated[Tensor, Array("B d k")] | None = None
 
-    def turned(self, rows: Tensor) -> Tensor:
+    def rotated(self, rows: Tensor) -> Tensor:
         """``rows Q``, ``(B, N, d)``, rounded once."""
         return self._times(rows, self.left, self.right, transposed=False)
 
-    def turned_back(self, rows: Tensor) -> Tensor:
+    def rotated_back(self, rows: Tensor) -> Tensor:
         """``rows Q'``, ``(B, N, d)``, rounded once."""
         return self._times(rows, self.right, self.left, transposed=True)
 
@@ -54,14 +54,14 @@ def check(name: str, basis: Basis) -> None:
     random = torch.Generator().manual_seed(0)
     vectors = torch.randn(len(held), 4, held.shape[1], generator=random, dtype=torch.float64)
     vectors = vectors.to(held.device)
-    turned = basis.turned(vectors)
-    off = (basis.turned_back(turned) - vectors).abs().max()
+    turned = basis.rotated(vectors)
+    off = (basis.rotated_back(turned) - vectors).abs().max()
     stretched = (turned.norm(dim=-1) - vectors.norm(dim=-1)).abs().max()
     if not bool((off < _ROUNDING) & (stretched < _ROUNDING)):
         raise ValueError(f"{name}: expected an orthogonal basis, got another")
 
 
-def unturned(latents: Tensor, count: int) -> Basis:
+def identity(latents: Tensor, count: int) -> Basis:
     """The coordinates of ``latents`` ``(B, N, d)`` as they are, a basis of ``count`` directions."""
     rows, _, size = latents.shape
     if size > WHOLE:
@@ -71,7 +71,7 @@ def unturned(latents: Tensor, count: int) -> Basis:
     return Basis(unit.expand(rows, -1, -1))
 
 
-def beginning_with(directions: Tensor) -> Basis:
+def from_directions(directions: Tensor) -> Basis:
     """The first coordinates span ``directions`` ``(B, d, k)``, one after the other.
 
     It is the same for either sign of a column, which is an eigenvector's freedom.
@@ -88,7 +88,7 @@ def beginning_with(directions: Tensor) -> Basis:
     return Basis(None, left, left @ together.mT)
 
 
-class TurnedPotential:
+class RotatedPotential:
     """A potential in coordinates ``y = z Q``."""
 
     def __init__(self, potential: Potential, basis: Basis) -> None:
@@ -96,9 +96,9 @@ class TurnedPotential:
 
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """As the potential's, of and by y."""
-        energy, grad = self.potential.energy_and_grad(self.basis.turned_back(latents))
-        return energy, self.basis.turned(grad)
+        energy, grad = self.potential.energy_and_grad(self.basis.rotated_back(latents))
+        return energy, self.basis.rotated(grad)
 
     def grad_alone(self, latents: Tensor) -> Tensor:
         """The gradients alone."""
-        return self.basis.turned(gradients(self.potential, self.basis.turned_back(latents)))
+        return self.basis.rotated(gradients(self.potential, self.basis.rotated_back(latents)))

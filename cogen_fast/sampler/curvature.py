@@ -24,18 +24,18 @@ from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.problem.density import Potential
 from cogen_fast.sampler import bases, hmc, islands, sketches
-from cogen_fast.sampler.bases import Basis, TurnedPotential
+from cogen_fast.sampler.bases import Basis, RotatedPotential
 from cogen_fast.sampler.hmc import HMCInfo, HMCState
 from cogen_fast.sampler.sketches import Sketch
 from cogen_fast.support.layout import Array, NotNegative
 
-_MOST_MEMORY = 0.99
+_MOST_CORRELATION = 0.99
 _RELATED = 2.0  # resampled particles share ancestors: so many times fewer are independent
 _RANK = 1e-9  # of the largest eigenvalue: below it there is no direction
 _MOST = 1e290  # of what eigenvectors can be found of
 _STEEPEST = 1e140  # gradients count as no steeper, so that it is never reached
 _LARGE = 1e140  # eigenvalues above it have squares that may be infinite
-MOST = 128
+MAX_DIRECTIONS = 128
 """Directions at most."""
 
 
@@ -77,7 +77,7 @@ def init(latents: Tensor) -> Curvature:
 
 def bytes_of_a_latent(size: int) -> int:
     """What `Curvature`, `Directions` and a basis of each row hold for each of ``size`` latents."""
-    most = min(MOST, size)
+    most = min(MAX_DIRECTIONS, size)
     whole = size <= bases.WHOLE
     return 8 * (2 * size + most if whole else min(sketches.RANK, size) + 3 * most)
 
@@ -121,48 +121,49 @@ def _grown(known: Sketch | None, kept: Tensor, columns: Tensor, active: Tensor) 
     )
 
 
-def of_others(known: Curvature, count: int) -> Curvature:
+def mean_of_others(known: Curvature, count: int) -> Curvature:
     """What the other ones of ``count`` islands have seen, in place of each one's own."""
-    inverse_count = islands.others(known.inverse_count, count) / max(count - 1, 1)
+    inverse_count = islands.mean_of_others(known.inverse_count, count) / max(count - 1, 1)
     if known.mean is None:
         assert known.sketch is not None
-        return Curvature(None, inverse_count, sketches.of_others(known.sketch, count))
-    return Curvature(islands.others(known.mean, count), inverse_count)
+        return Curvature(None, inverse_count, sketches.mean_of_others(known.sketch, count))
+    return Curvature(islands.mean_of_others(known.mean, count), inverse_count)
 
 
 def no_directions(latents: Tensor) -> Directions:
     """Those of no curvature at all."""
     count, _, size = latents.shape
-    most = min(MOST, size)
+    most = min(MAX_DIRECTIONS, size)
     values = latents.new_zeros(count, most, dtype=torch.float64)
-    vectors = filler(size).to(latents.device).expand(count, -1, -1)
+    vectors = fixed_columns(size).to(latents.device).expand(count, -1, -1)
     return Directions(vectors, values, values[:, 0].clone())
 
 
-def directions(known: Curvature, memory: Tensor) -> Directions:
-    """The stiffest directions, at most `MOST`, their eigenvalues without what is noise.
+def directions(known: Curvature, autocorrelation: Tensor) -> Directions:
+    """The stiffest directions, at most `MAX_DIRECTIONS`, their eigenvalues without what is noise.
 
-    ``memory`` ``(B,)`` is the correlation of gradients with those one move before, by which they
+    ``autocorrelation`` ``(B,)`` is the correlation of gradients with those one move before, by which they
     amount to fewer independent ones. Columns beyond the rank of the mean are fixed ones.
     """
     raw, stiff = _spectrum(known)
     size, most = stiff.shape[-2:]
-    squared = memory.clamp(0.0, _MOST_MEMORY) ** 2  # the correlation of their products
+    # The correlation of their products.
+    squared = autocorrelation.clamp(0.0, _MOST_CORRELATION) ** 2
     values = denoised(raw, _RELATED * known.inverse_count * (1.0 + squared) / (1.0 - squared))
     rest = values[:, most:].mean(-1) if most < size else values[:, -1]
     # Where gradients span fewer directions, rounding would choose the others.
     spanned = raw[:, :most] > _RANK * raw[:, :1]
-    stiff = torch.where(spanned[:, None], stiff, filler(size).to(stiff.device))
+    stiff = torch.where(spanned[:, None], stiff, fixed_columns(size).to(stiff.device))
     return Directions(stiff, values[:, :most], rest)
 
 
 def _spectrum(known: Curvature) -> tuple[Tensor, Tensor]:
-    """Eigenvalues ``(B, d)``, descending, and the first `MOST` eigenvectors ``(B, d, k)``."""
+    """Eigenvalues ``(B, d)``, descending, and the first `MAX_DIRECTIONS` eigenvectors ``(B, d, k)``."""
     if known.mean is None:
         assert known.sketch is not None
-        return sketches.spectrum(known.sketch, min(MOST, known.sketch.factor.shape[1]))
+        return sketches.spectrum(known.sketch, min(MAX_DIRECTIONS, known.sketch.factor.shape[1]))
     ascending, vectors = torch.linalg.eigh(known.mean)
-    return ascending.flip(-1).clamp(min=0.0), vectors.flip(-1)[..., :MOST]
+    return ascending.flip(-1).clamp(min=0.0), vectors.flip(-1)[..., :MAX_DIRECTIONS]
 
 
 def denoised(values: Tensor, inverse_count: Tensor) -> Tensor:
@@ -193,14 +194,16 @@ def inverse_mass(known: Directions, beta: Tensor) -> Tensor:
     return 1.0 / (1.0 + beta[:, None] * torch.cat([known.values, rest], -1))
 
 
-def filler(size: int) -> Tensor:
+def fixed_columns(size: int) -> Tensor:
     """Fixed columns ``(d, k)`` float64 in general position."""
     random = torch.Generator().manual_seed(0)
-    return torch.randn(size, min(MOST, size), generator=random, dtype=torch.float64, device="cpu")
+    return torch.randn(
+        size, min(MAX_DIRECTIONS, size), generator=random, dtype=torch.float64, device="cpu"
+    )
 
 
 @dataclass(frozen=True)
-class Moved:
+class TransitionResult:
     """One transition: the state ``after`` it, and ``start`` and ``end`` as the moves saw them."""
 
     after: HMCState
@@ -216,24 +219,24 @@ def transition(
     leapfrog_steps: int,
     turn: Basis | None,
     ops: Ops,
-) -> Moved:
+) -> TransitionResult:
     """`hmc.transition` in the coordinates ``y = z Q`` of ``turn`` (None: in z itself)."""
     if turn is None:
         after, info = hmc.transition(state, potential, settings, leapfrog_steps, ops)
-        return Moved(after, state, after, info)
-    latents, grad = turn.turned(state.latents), turn.turned(state.grad)
+        return TransitionResult(after, state, after, info)
+    latents, grad = turn.rotated(state.latents), turn.rotated(state.grad)
     start = HMCState(latents, state.energy, grad, state.stream)
-    target = TurnedPotential(potential, turn)
+    target = RotatedPotential(potential, turn)
     end, info = hmc.transition(start, target, settings, leapfrog_steps, ops)
-    return Moved(_turned_back(end, start, state, turn), start, end, info)
+    return TransitionResult(_rotated_back(end, start, state, turn), start, end, info)
 
 
-def _turned_back(end: HMCState, start: HMCState, before: HMCState, turn: Basis) -> HMCState:
+def _rotated_back(end: HMCState, start: HMCState, before: HMCState, turn: Basis) -> HMCState:
     """``end`` in z again; chains that stand where they stood keep every bit."""
     still = (end.latents == start.latents).all(-1, keepdim=True)
     return HMCState(
-        torch.where(still, before.latents, turn.turned_back(end.latents)),
+        torch.where(still, before.latents, turn.rotated_back(end.latents)),
         end.energy,
-        torch.where(still, before.grad, turn.turned_back(end.grad)),
+        torch.where(still, before.grad, turn.rotated_back(end.grad)),
         end.stream,
     )

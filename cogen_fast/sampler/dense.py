@@ -24,11 +24,11 @@ from cogen_fast.sampler.step_size import StepSizeState
 
 _SECONDS = 0.1  # a call takes about as long, so that progress is seen and Ctrl-C is heard
 # Temperatures times chains that adapt by themselves, for what each leaves is kept in memory.
-_MOST_APART = 1 << 22
+_MOST_PER_CHAIN = 1 << 22
 _RULE = ("target", "decay", "increase", "decrease", "minimum", "maximum")
 
 
-class _Stretch:
+class _CallLength:
     """How many temperatures the next call takes, by how long the last one took."""
 
     def __init__(self) -> None:
@@ -51,17 +51,17 @@ def ais_run(
     on_step: Callable[[ais.Run], None] | None = None,
 ) -> ais.Run:
     """`ais.run` from ``start`` on; ``on_step`` sees the run every tenth of a second or so."""
-    progress, stretch = start, _Stretch()
+    progress, length = start, _CallLength()
     most = len(betas)
     if start.state.adaptation.per_chain:
-        most = max(1, _MOST_APART // start.state.hmc.energy.numel())
+        most = max(1, _MOST_PER_CHAIN // start.state.hmc.energy.numel())
     while progress.done < len(betas):
 
         def work(count: int) -> None:
             nonlocal progress
-            progress = _ais_stretch(problem, betas, moves, progress, count)
+            progress = _ais_call(problem, betas, moves, progress, count)
 
-        stretch.timed(work, min(most, len(betas) - progress.done))
+        length.timed(work, min(most, len(betas) - progress.done))
         if on_step is not None:
             on_step(progress)
     return progress
@@ -76,7 +76,7 @@ _HISTORY = {
 """What the extension calls the columns of a history."""
 
 
-def _ais_stretch(
+def _ais_call(
     problem: DenseProblem, betas: Betas, moves: ais.Moves, run: ais.Run, count: int
 ) -> ais.Run:
     """The run, ``count`` temperatures further; its history is written to in place."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 
-def others(values: Tensor, islands: int) -> Tensor:
+def mean_of_others(values: Tensor, islands: int) -> Tensor:
     """The mean over the other islands of the same observation, in place of each one's own value.
 
     ``values`` ``(B T, ...)`` has the T islands of an observation as neighbouring rows. An island
@@ -40,7 +40,7 @@ def pairs(values: Tensor, islands: int) -> tuple[Tensor, Tensor]:
     return each[:, :, None], each[:, None, :]
 
 
-def others_of_pairs(table: Tensor) -> Tensor:
+def mean_of_others_pairwise(table: Tensor) -> Tensor:
     """The mean over the other islands of what each has of them, ``(B, T, T)`` to ``(B T,)``."""
     islands = table.shape[-1]
     if islands == 1:

@@ -3,7 +3,7 @@
 The posterior at inverse temperature beta of a misfit ``S / (2 low^2)`` is the one of noise
 ``sigma = low / sqrt(beta)``, and ``beta^(n/2) Z(beta)`` is, up to a constant, the likelihood of
 that sigma given n measurements, all else integrated out. So one annealing from the prior to the
-least noise passes every noise level and weighs each on its way. `Levels` keeps draws of the joint
+least noise passes every noise level and weighs each on its way. `NoiseLevels` keeps draws of the joint
 posterior of latents and noise, with a prior on sigma that is uniform in its logarithm; then each
 chain draws its own noise given its latents (`beta_given_energy`) and its latents given its noise
 (`HMC <hmc.transition>`), a Gibbs sampler that starts where it should end. To anneal the misfit
@@ -24,11 +24,11 @@ from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.problem.density import Potential, gradients
-from cogen_fast.sampler import curvature, hmc, pace, tuning
-from cogen_fast.sampler.bases import Basis, TurnedPotential
+from cogen_fast.sampler import annealing_plan, curvature, hmc, tuning
+from cogen_fast.sampler.annealing_plan import Annealing
+from cogen_fast.sampler.bases import Basis, RotatedPotential
 from cogen_fast.sampler.curvature import Directions
 from cogen_fast.sampler.hmc import HMCState
-from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.smc import Run, SMCInfo, SMCState
 from cogen_fast.sampler.tuning import TuningRule
 from cogen_fast.sampler.weights import log_mean_weight
@@ -51,7 +51,7 @@ _WIDTH, _FALL = 24.0, 40.0  # its half-width, in standard deviations or in nats 
 
 
 @dataclass(frozen=True)
-class Levels:
+class NoiseLevels:
     """Draws of latents and noise from what B islands have passed by.
 
     ``latents`` ``(B, N, d)``, their ``energy`` at beta = 1 and ``beta`` ``(B, N)`` float64, and the
@@ -71,11 +71,11 @@ class Levels:
     top: Estimates
 
 
-def begin(state: SMCState, count: Tensor) -> Levels:
+def init(state: SMCState, count: Tensor) -> NoiseLevels:
     """Nothing passed by yet, of ``count`` ``(B,)`` measurements."""
     last = _integrand(state, count)
     nothing = torch.full_like(last, -math.inf)
-    return Levels(
+    return NoiseLevels(
         latents=state.hmc.latents,
         energy=state.hmc.energy,
         beta=state.beta[:, None].expand_as(state.hmc.energy),
@@ -92,9 +92,9 @@ def _integrand(state: SMCState, count: Tensor) -> Tensor:
     return log_mean_weight(state.log_weights) + 0.5 * count * state.beta.log()
 
 
-def pass_by(
-    levels: Levels, before: SMCState, after: SMCState, count: Tensor, least: Tensor, ops: Ops
-) -> Levels:
+def update(
+    levels: NoiseLevels, before: SMCState, after: SMCState, count: Tensor, least: Tensor, ops: Ops
+) -> NoiseLevels:
     """The levels with a step from ``before`` to ``after``, in so far as above ``least`` ``(B,)``.
 
     A draw is replaced by a particle of this step with the step's share of all mass so far. A step
@@ -113,7 +113,7 @@ def pass_by(
     ancestors = ops.systematic_ancestors(after.log_weights, uniform[:, 0], None)
     taken = _systematic(share, uniform[:, 1], levels.energy.shape[-1])
     rows = ancestors[..., None].expand_as(levels.latents)
-    return Levels(
+    return NoiseLevels(
         latents=torch.where(taken[..., None], after.hmc.latents.gather(1, rows), levels.latents),
         energy=torch.where(taken, after.hmc.energy.gather(1, ancestors), levels.energy),
         beta=torch.where(taken, after.beta[:, None], levels.beta),
@@ -133,7 +133,7 @@ def _systematic(share: Tensor, uniform: Tensor, count: int) -> Tensor:
     return steps[:, 1:] > steps[:, :-1]
 
 
-def passed(levels: Levels, state: SMCState) -> Tensor:
+def finished(levels: NoiseLevels, state: SMCState) -> Tensor:
     """Which islands have seen all levels that count, ``(B,)``, if one likely level is all there is.
 
     Another beyond a valley of 15 nats would not be found.
@@ -192,14 +192,14 @@ class Moves:
     turn: Basis | None
 
 
-def tuned(progress: Run, annealing: Annealing) -> Moves:
+def fixed_moves(progress: Run, annealing: Annealing) -> Moves:
     """The moves of a run that has passed all levels; nothing is learnt from here on."""
     state, rule = progress.state, annealing.rule
-    known = tuning.of_others(state.tuning, state.islands)
+    known = tuning.mean_of_others(state.tuning, state.islands)
     moves = []
     for memory in known.memory.amax(-1).tolist():
         needed = annealing.hmc_steps or tuning.moves_needed(memory, rule.remembered, rule)
-        moves.append(pace.of_round(needed, annealing))
+        moves.append(annealing_plan.moves_per_round(needed, annealing))
     last = progress.infos[-1].choice
     followed = last.stiff is not None
     return Moves(
@@ -226,19 +226,19 @@ class Chains:
     non_finite: CountsOfEach
 
 
-def chains(
-    levels: Levels, potential: Potential, moves: Moves, state: SMCState, seed: int
+def start_chains(
+    levels: NoiseLevels, potential: Potential, moves: Moves, state: SMCState, seed: int
 ) -> Chains:
-    """The draws of `Levels` as chains; costs one gradient. ``seed`` is another than the run's."""
+    """The draws of `NoiseLevels` as chains; costs one gradient. ``seed`` is another than the run's."""
     count, each, size = levels.latents.shape
     rows = state.hmc.stream.observation[:, None] * each
     ids = (rows + torch.arange(each, device=rows.device)).flatten()
     stream = NoiseStream(seed, torch.zeros_like(ids), ids)
     latents = levels.latents
     if moves.turn is not None:
-        latents = moves.turn.turned(latents)
+        latents = moves.turn.rotated(latents)
     latents = latents.reshape(count * each, 1, size)
-    energy, grad = _OfRows(potential, moves.turn, each).energy_and_grad(latents)
+    energy, grad = _PerChainPotential(potential, moves.turn, each).energy_and_grad(latents)
     return Chains(
         HMCState(latents, energy, grad, stream),
         levels.beta.flatten(),
@@ -247,25 +247,25 @@ def chains(
     )
 
 
-def turned_back(chains: Chains, moves: Moves) -> HMCState:
+def as_particles(chains: Chains, moves: Moves) -> HMCState:
     """The chains as `SMCState` has its particles, ``(B, N, d)`` latents and so on."""
     count = len(moves.step_size)
     latents, grad = (
         each.reshape(count, -1, each.shape[-1]) for each in (chains.hmc.latents, chains.hmc.grad)
     )
     if moves.turn is not None:
-        latents = moves.turn.turned_back(latents)
-        grad = moves.turn.turned_back(grad)
+        latents = moves.turn.rotated_back(latents)
+        grad = moves.turn.rotated_back(grad)
     energy = chains.hmc.energy.reshape(count, -1)
     return HMCState(latents, energy, grad, chains.hmc.stream)
 
 
-class _OfRows:
+class _PerChainPotential:
     """A potential of chains that stand in rows of their own, in coordinates ``y = z Q``."""
 
     def __init__(self, potential: Potential, turn: Basis | None, chains: int) -> None:
         if turn is not None:
-            potential = TurnedPotential(potential, turn)
+            potential = RotatedPotential(potential, turn)
         self.potential, self.chains = potential, chains
 
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,7 +304,7 @@ def gibbs_round(
     inverse_mass = None
     if moves.directions is not None:
         inverse_mass = _inverse_mass(moves.directions, beta).to(state.latents.dtype)
-    target, accepted = _OfRows(potential, moves.turn, each), torch.zeros_like(beta)
+    target, accepted = _PerChainPotential(potential, moves.turn, each), torch.zeros_like(beta)
     for number in range(int(moves.moves.max())):
         step = tuning.jittered_step(step_size, rule, state.stream, ops)
         active = wanted > number
@@ -334,7 +334,7 @@ class NoiseRun:
     """
 
     annealing: Run
-    levels: Levels
+    levels: NoiseLevels
     moves: Moves | None = None
     chains: Chains | None = None
     infos: tuple[SMCInfo, ...] = ()

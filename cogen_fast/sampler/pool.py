@@ -69,7 +69,7 @@ def _sound(energy: Tensor) -> Tensor:
     return energy.abs() < _LARGEST
 
 
-def untempered(draws: Tensor, energy: Tensor, particles: int) -> Start:
+def at_prior(draws: Tensor, energy: Tensor, particles: int) -> Start:
     """The first ``particles`` of ``draws`` ``(B, K, d)`` as they are, at beta = 0."""
     zero = draws.new_zeros(len(draws), dtype=torch.float64)
     roots = torch.arange(particles, device=draws.device).repeat(len(draws), 1)
@@ -112,7 +112,11 @@ def start(
     scored = energy.shape[-1]
     if beta is None:
         share = min(_MOST_KEPT, _EFFECTIVE * particles / scored)
-        beta = islands.others(_reached(energy, share).log(), count).exp().clamp(max=_FURTHEST)
+        beta = (
+            islands.mean_of_others(_largest_beta(energy, share).log(), count)
+            .exp()
+            .clamp(max=_FURTHEST)
+        )
         beta = beta if furthest is None else torch.minimum(beta, furthest)
     log_weights = -beta[:, None] * energy
     weights = torch.softmax(log_weights, -1)
@@ -131,7 +135,7 @@ def start(
     )
 
 
-def _reached(energy: Tensor, share: float) -> Tensor:
+def _largest_beta(energy: Tensor, share: float) -> Tensor:
     """The largest beta, ``(B,)``, at which weights keep that ``share`` of their number effective.
 
     From 2^-40 to 1, by bisection: no energies can bring a run to a halt.

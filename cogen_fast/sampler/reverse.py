@@ -43,7 +43,7 @@ def run(
     for t in range(len(choices), 0, -1):
         choice = choices[t - 1]
         if choice.stiff is not None and choice.stiff is not stiff:  # several temperatures share it
-            stiff, turn = choice.stiff, bases.beginning_with(choice.stiff)
+            stiff, turn = choice.stiff, bases.from_directions(choice.stiff)
         for made in range(choice.hmc_steps):
             now = replace(choice, active=choice.active & (made < choice.moves))
             settings = smc.jittered(now, choice.step_size, rule, state.stream, ops)

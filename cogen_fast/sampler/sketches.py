@@ -16,7 +16,7 @@ from torch import Tensor
 from cogen_fast.support.layout import Array, NotNegative
 
 RANK = 256
-"""Directions that are kept: more than a mass follows (`curvature.MOST`), as all have noise."""
+"""Directions that are kept: more than a mass follows (`curvature.MAX_DIRECTIONS`), as all have noise."""
 _MOST = 1e145  # the squares of larger factors have eigenvectors that cannot be found
 
 
@@ -47,8 +47,8 @@ def add(known: Sketch, kept: Tensor, columns: Tensor) -> Sketch:
     return grown
 
 
-def of_others(known: Sketch, islands: int) -> Sketch:
-    """The mean over the other islands of the same observation, as `islands.others`.
+def mean_of_others(known: Sketch, islands: int) -> Sketch:
+    """The mean over the other islands of the same observation, as `islands.mean_of_others`.
 
     Of three islands and more it is shortened after each, in an order that is each island's own.
     """

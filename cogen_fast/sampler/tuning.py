@@ -29,14 +29,18 @@ LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Leapfrog steps that a tuned trajectory may have: few, so that a GPU can replay each."""
 _LOG_LONGEST = math.log(16.0)  # in units of the mass, in which a Gaussian is crossed by pi / 2
 _UNIT = 1.0 + 1e-9  # of correlations, which are rounded
-_PRICE = 0.5  # power of its length that a trajectory's jump must be worth
+_LENGTH_POWER = 0.5  # power of its length that a trajectory's jump must be worth
 _START_LENGTH = 1.4  # where it is, at a scale of 1: tan x = 4 x
-_STEEPEST = 2.0
-_PULL = 0.5  # of the log length to where it started: what few particles show of it is mostly noise
-_HOPE = 0.1  # how fast `Tuning.forgetting` goes back to 1 where single moves tell nothing of it
-_LEAST_MEMORY, _MOST_MEMORY = 0.001, 0.999
+_MOST_SLOPE = 2.0
+_PULL_TO_START = (
+    0.5  # of the log length to where it started: what few particles show of it is mostly noise
+)
+_RECOVERY_GAIN = (
+    0.1  # how fast `Tuning.forgetting` goes back to 1 where single moves tell nothing of it
+)
+_LEAST_CORRELATION, _MOST_CORRELATION = 0.001, 0.999
 _EDGE = 8  # one part in so many of the directions is the stiffest, one the softest
-POOR = 0.5
+POOR_ACCEPTANCE = 0.5
 """Acceptance below which moves are no guide to what they forget; what is assumed of the first."""
 STATISTICS = 4
 """Of which `Tuning.memory` has the correlation."""
@@ -103,7 +107,11 @@ def init(count: int, size: int, start: float | None, device: torch.device) -> Tu
     zeros = torch.zeros(count, dtype=torch.float64, device=device)
     memory = torch.zeros(count, STATISTICS, dtype=torch.float64, device=device)
     return Tuning(
-        zeros + math.log(step), zeros + math.log(_START_LENGTH), memory, zeros + POOR, zeros + 1.0
+        zeros + math.log(step),
+        zeros + math.log(_START_LENGTH),
+        memory,
+        zeros + POOR_ACCEPTANCE,
+        zeros + 1.0,
     )
 
 
@@ -113,23 +121,23 @@ def jittered_step(step_size: Tensor, rule: TuningRule, stream: NoiseStream, ops:
     return step_size * (1.0 + rule.jitter * turn)
 
 
-def slowest_on_the_way(tuning: Tuning) -> Tensor:
+def overall_autocorrelation(tuning: Tuning) -> Tensor:
     """What the moves of a temperature before the last keep at most, ``(B,)``."""
     return tuning.memory[:, OVERALL].amax(-1)
 
 
-def of_others(tuning: Tuning, count: int) -> Tuning:
+def mean_of_others(tuning: Tuning, count: int) -> Tuning:
     """What the other ones of ``count`` islands have learnt, in place of each one's own."""
     return Tuning(
-        islands.others(tuning.log_step, count),
-        islands.others(tuning.log_length, count),
-        islands.others(tuning.memory, count),
-        islands.others(tuning.acceptance, count),
-        islands.others(tuning.forgetting, count),
+        islands.mean_of_others(tuning.log_step, count),
+        islands.mean_of_others(tuning.log_length, count),
+        islands.mean_of_others(tuning.memory, count),
+        islands.mean_of_others(tuning.acceptance, count),
+        islands.mean_of_others(tuning.forgetting, count),
     )
 
 
-def sharpen(tuning: Tuning, beta: Tensor, new_beta: Tensor, size: int) -> Tuning:
+def shrink_step_size(tuning: Tuning, beta: Tensor, new_beta: Tensor, size: int) -> Tuning:
     """The tuning for the first move at ``new_beta``: step sizes shrink with the density's scale.
 
     Where the misfit decides the step, its scale goes with ``beta^(-1/2)``; how far it does is told
@@ -162,7 +170,7 @@ def update(
     gain = rule.step_gain * min(1.0, before.energy.shape[-1] / POPULATION)
     log_step = used.log_step + gain * (acceptance - rule.target)
     slope = _length_slope(before, info, settings, leapfrog_steps)
-    slope = slope - _PULL * (used.log_length - math.log(_START_LENGTH))
+    slope = slope - _PULL_TO_START * (used.log_length - math.log(_START_LENGTH))
     log_length = used.log_length + rule.length_gain * slope
     # Kept near what the ladder can do, or it would run away while the ladder's end holds it.
     low, high = log_step + math.log(0.7 * LADDER[0]), log_step + math.log(1.4 * LADDER[-1])
@@ -178,7 +186,7 @@ def update(
     )
 
 
-def learn_forgetting(
+def update_further_decorrelation(
     known: Tuning, one: Tensor, whole: Tensor, moves: Tensor, rule: TuningRule, learns: Tensor
 ) -> Tuning:
     """What is known after a temperature of ``moves`` ``(B,)``, of how several of them forget.
@@ -188,13 +196,15 @@ def learn_forgetting(
     that several are tried again.
     """
     slower = one.argmax(-1, keepdim=True)
-    first = one.gather(-1, slower)[:, 0].clamp(_LEAST_MEMORY, _MOST_MEMORY)
+    first = one.gather(-1, slower)[:, 0].clamp(_LEAST_CORRELATION, _MOST_CORRELATION)
     further = first - whole.gather(-1, slower)[:, 0]
     several = moves > 1
     share = further / torch.where(several, first - first**moves, 1.0)
     old = known.forgetting
     seen = torch.where(
-        several, old.lerp(share.clamp(0.0, 1.0), rule.memory_gain), old + _HOPE * (1.0 - old)
+        several,
+        old.lerp(share.clamp(0.0, 1.0), rule.memory_gain),
+        old + _RECOVERY_GAIN * (1.0 - old),
     )
     return replace(known, forgetting=torch.where(learns, seen, old))
 
@@ -221,8 +231,8 @@ def _length_slope(
     change = (proposed**2).sum(-1) - (from_mean**2).sum(-1)
     gain = (probability * change * (proposed * velocity).sum(-1)).sum(-1)
     criterion = (probability * change**2).sum(-1)
-    slope = 4.0 * length * gain / criterion.clamp(min=1e-300) - _PRICE
-    slope = slope.clamp(-_STEEPEST, _STEEPEST)
+    slope = 4.0 * length * gain / criterion.clamp(min=1e-300) - _LENGTH_POWER
+    slope = slope.clamp(-_MOST_SLOPE, _MOST_SLOPE)
     return torch.where(criterion > 0.0, slope, 0.0)
 
 
@@ -260,12 +270,12 @@ def leapfrog_steps(log_ratios: Sequence[float]) -> int:
     return min(LADDER, key=lambda count: abs(math.log(count) - wanted))
 
 
-def moves_needed(memory: float, left: float, rule: TuningRule) -> int:
+def moves_needed(autocorrelation: float, left: float, rule: TuningRule) -> int:
     """How many moves keep at most ``left``, where one keeps a correlation ``memory``.
 
     One where that forgets enough by itself, and ``most_moves`` at most.
     """
-    kept = min(max(memory, 0.0), _MOST_MEMORY)
+    kept = min(max(autocorrelation, 0.0), _MOST_CORRELATION)
     if kept <= rule.remembered:
         return 1
     return min(rule.most_moves, math.ceil(math.log(left) / math.log(kept)))

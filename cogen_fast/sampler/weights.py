@@ -72,7 +72,7 @@ def variance_if_gaussian(log_weights: Tensor) -> Tensor:
     return torch.expm1(squared) / count
 
 
-def tells_its_variance(log_weights: Tensor) -> Tensor:
+def variance_is_reliable(log_weights: Tensor) -> Tensor:
     """Whether weights ``(..., N)`` are even enough to tell their own variance, ``(...)``.
 
     An effective ``2 sqrt(N)``: with fewer, what a mean of heavy-tailed weights misses is in
@@ -89,7 +89,7 @@ def error_of_log(variance: Tensor) -> Tensor:
     return (variance + 0.25 * variance**2).sqrt()
 
 
-def told(error: Tensor, known: Tensor) -> Tensor | None:
+def nan_where_unknown(error: Tensor, known: Tensor) -> Tensor | None:
     """``error`` ``(B,)``, NaN where it is not ``known``; None where that is nowhere."""
     return torch.where(known, error, torch.nan) if bool(known.any()) else None
 

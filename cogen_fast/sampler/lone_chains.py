@@ -14,14 +14,14 @@ _GAIN = 0.2  # the last five trajectories
 
 
 @dataclass(frozen=True)
-class Spread:
+class EnergyMoments:
     """Running mean and variance of each chain's energies over its moves, ``(B, N)`` float64."""
 
     mean: OfEach
     variance: Annotated[Tensor, Array("B N", low=0.0)]
 
 
-def init(drawn: Tensor, chains: int) -> Spread:
+def init(drawn: Tensor, chains: int) -> EnergyMoments:
     """The spread of the prior's energies ``drawn`` ``(B, chains or more)``, for ``chains`` of them.
 
     One energy alone is taken for its own deviation: the first step is then a small one. Energies
@@ -31,32 +31,32 @@ def init(drawn: Tensor, chains: int) -> Spread:
         return _of_finite(drawn, chains)
     one = drawn.shape[-1] == 1
     variance = drawn**2 if one else drawn.var(-1, keepdim=True).expand(-1, chains).clone()
-    return Spread(drawn[:, :chains].clone(), variance)
+    return EnergyMoments(drawn[:, :chains].clone(), variance)
 
 
-def _of_finite(drawn: Tensor, chains: int) -> Spread:
+def _of_finite(drawn: Tensor, chains: int) -> EnergyMoments:
     rows = [row[row.isfinite()] for row in drawn]
     variance = torch.stack([row.var() if len(row) > 1 else (row**2).mean() for row in rows])
-    return Spread(drawn[:, :chains].clone(), variance[:, None].expand(-1, chains).clone())
+    return EnergyMoments(drawn[:, :chains].clone(), variance[:, None].expand(-1, chains).clone())
 
 
-def update(spread: Spread, energy: Tensor, active: Tensor) -> Spread:
+def update(spread: EnergyMoments, energy: Tensor, active: Tensor) -> EnergyMoments:
     """The spread after one move that led to ``energy`` ``(B, N)``, where ``active`` ``(B,)``."""
     change = energy - spread.mean
     variance = (1.0 - _GAIN) * (spread.variance + _GAIN * change * change)
     rows = active[:, None]
-    return Spread(
+    return EnergyMoments(
         torch.where(rows, spread.mean + _GAIN * change, spread.mean),
         torch.where(rows, variance, spread.variance),
     )
 
 
-def deviation(spread: Spread) -> Tensor:
+def deviation(spread: EnergyMoments) -> Tensor:
     """Standard deviation of the energies within a chain, ``(B,)``."""
     return spread.variance.mean(-1).sqrt()
 
 
-def next_beta(spread: Spread, beta: Tensor, kept: Tensor) -> Tensor:
+def next_beta(spread: EnergyMoments, beta: Tensor, kept: Tensor) -> Tensor:
     """``beta + c / sd(E)``, at most 1, ``(B,)``.
 
     ``c = sqrt(-log kept)``: Gaussian energies of that deviation would keep that share of the

@@ -14,15 +14,15 @@ from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
 from cogen_fast.support.arguments import check_choice, check_count, check_number, shown
 
 _LEAST_FINAL_ROUNDS, _MODERATE_FINAL_ROUNDS = 2, 8
-_SHORTER = 3  # times fewer moves in a round at the posterior
+_ROUND_DIVISOR = 3  # times fewer moves in a round at the posterior
 _LEAST_LENGTH = 3  # of a trajectory: shorter ones walk at random
 # Where a step keeps less, one particle in ten carries it. Steps down to this size cost less than
 # shorter trajectories, which do not reach across what the posterior leaves open.
 _LEAST_KEPT = 0.1
 _ROUNDING = 1e-9
-_UNKNOWN_TRAVEL = 10.0  # e-folds of beta assumed before the first is known
-_LEAST_TRAVEL = 0.3  # e-folds that are planned for where beta is past what was aimed at
-_STEEPEST = math.e  # beta grows by no larger factor in one step
+_UNKNOWN_E_FOLDS = 10.0  # e-folds of beta assumed before the first is known
+_LEAST_E_FOLDS = 0.3  # e-folds that are planned for where beta is past what was aimed at
+_MOST_GROWTH = math.e  # beta grows by no larger factor in one step
 MASSES = ("curvature", "identity")
 
 
@@ -71,7 +71,7 @@ def least_kept(annealing: Annealing) -> float:
 
 
 @dataclass(frozen=True)
-class Standing:
+class AnnealingStatus:
     """What the pace is chosen by: where B observations stand.
 
     ``(B,)`` each: ``active``, ``beta``, ``sharpness`` (steps that keep ``exp(-1)`` per e-fold of
@@ -91,7 +91,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Pace:
+class TemperaturePlan:
     """``kept`` ``(B,)`` float64 (0 goes to the end at once) and M, ``moves`` ``(B,)`` int64.
 
     ``hmc_steps`` is the largest M (0: none is affordable), L common to all.
@@ -104,44 +104,46 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One observation's share of `Standing`, on the host."""
+class _IslandStatus:
+    """One observation's share of `AnnealingStatus`, on the host."""
 
     active: bool
     log_ratio: float  # of trajectory length to step size
-    memory: float
+    autocorrelation: float
     acceptance: float
-    forgetting: float
+    further_decorrelation: float
     beta: float
     sharpness: float
     rounds: float
     aim: float
 
 
-def choose(standing: Standing, annealing: Annealing) -> Pace:
+def choose(standing: AnnealingStatus, annealing: Annealing) -> TemperaturePlan:
     """The pace of the next temperature. Reads from the device once."""
-    rows = _read(standing)
+    rows = _to_host(standing)
     moving = [row for row in rows if row.active]
     if not moving:
         raise ValueError("state: expected an observation that is not finished, all are")
     length = annealing.leapfrog_steps or tuning.leapfrog_steps([row.log_ratio for row in moving])
     count = annealing.hmc_steps
-    moves = [count or _moves(row, annealing.rule) for row in rows]
+    moves = [count or _moves_wanted(row, annealing.rule) for row in rows]
     kept = [annealing.kept] * len(rows)
     if annealing.budget is not None:
         # Whoever moves costs a gradient of all: a budget is a clock that a call shares.
-        plan = _Plan(
+        plan = _BudgetPlan(
             annealing.budget - standing.spent,
-            max(_travel(row, standing.size) for row in moving),
+            max(_distance(row, standing.size) for row in moving),
             annealing.final_rounds - min(row.rounds for row in moving),
         )
-        wanted = count or _moves(_mean(moving), annealing.rule)
-        length, common, steps = _fit(plan, length, wanted, annealing)
+        wanted = count or _moves_wanted(_mean(moving), annealing.rule)
+        length, common, steps = _fit_budget(plan, length, wanted, annealing)
         moves = [common] * len(rows)
-        kept = [min(annealing.kept, _kept(_travel(row, standing.size), steps)) for row in rows]
-    moves = [_made(each, row, annealing) for each, row in zip(moves, rows, strict=True)]
+        kept = [
+            min(annealing.kept, _kept_over(_distance(row, standing.size), steps)) for row in rows
+        ]
+    moves = [_moves_of(each, row, annealing) for each, row in zip(moves, rows, strict=True)]
     device = standing.beta.device
-    return Pace(
+    return TemperaturePlan(
         torch.tensor(kept, dtype=torch.float64, device="cpu").to(device),
         torch.tensor(moves, device="cpu").to(device),
         length,
@@ -159,18 +161,18 @@ def next_beta(beta: Tensor, sharpness: Tensor, kept: Tensor, count: int, active:
     """
     own, each = islands.pairs(beta, count)
     deviation = islands.pairs(sharpness, count)[1] / torch.minimum(own, each)
-    others = islands.others_of_pairs(deviation)
+    others = islands.mean_of_others_pairwise(deviation)
     step = torch.sqrt(-torch.log(kept)) / others.clamp(min=1e-300)
-    grown = torch.minimum(beta + step, _STEEPEST * beta).clamp(max=1.0)
+    grown = torch.minimum(beta + step, _MOST_GROWTH * beta).clamp(max=1.0)
     grown = torch.where(kept > 0.0, grown, 1.0)
     return torch.where(active & (beta < 1.0), grown, beta)
 
 
-def _read(standing: Standing) -> list[_Row]:
+def _to_host(standing: AnnealingStatus) -> list[_IslandStatus]:
     tuned = standing.tuning
     # Weights correct for what is slow on the way; at the posterior itself nothing does.
     there = standing.beta >= 1.0
-    slowest = torch.where(there, tuned.memory.amax(-1), tuning.slowest_on_the_way(tuned))
+    slowest = torch.where(there, tuned.memory.amax(-1), tuning.overall_autocorrelation(tuned))
     columns = (
         standing.active,
         tuned.log_length - tuned.log_step,
@@ -183,41 +185,41 @@ def _read(standing: Standing) -> list[_Row]:
         standing.aim,
     )
     stacked = torch.stack([column.double() for column in columns], dim=-1)
-    return [_Row(bool(active), *numbers) for active, *numbers in stacked.tolist()]
+    return [_IslandStatus(bool(active), *numbers) for active, *numbers in stacked.tolist()]
 
 
-def _mean(rows: Sequence[_Row]) -> _Row:
+def _mean(rows: Sequence[_IslandStatus]) -> _IslandStatus:
     """What the rows are on average."""
     columns = zip(*(astuple(row)[1:] for row in rows), strict=True)
-    return _Row(True, *(sum(column) / len(rows) for column in columns))
+    return _IslandStatus(True, *(sum(column) / len(rows) for column in columns))
 
 
-def _moves(row: _Row, rule: TuningRule) -> int:
+def _moves_wanted(row: _IslandStatus, rule: TuningRule) -> int:
     """How many a temperature needs, or a round at the posterior before it is divided."""
     if row.beta >= 1.0:
-        return tuning.moves_needed(row.memory, rule.remembered, rule)
-    if row.acceptance < tuning.POOR:
+        return tuning.moves_needed(row.autocorrelation, rule.remembered, rule)
+    if row.acceptance < tuning.POOR_ACCEPTANCE:
         return rule.most_moves
-    further = tuning.moves_needed(row.memory, rule.left, rule) - 1
-    return 1 + round(row.forgetting * further)
+    further = tuning.moves_needed(row.autocorrelation, rule.left, rule) - 1
+    return 1 + round(row.further_decorrelation * further)
 
 
-def _made(moves: int, row: _Row, annealing: Annealing) -> int:
+def _moves_of(moves: int, row: _IslandStatus, annealing: Annealing) -> int:
     """How many of a temperature's ``moves`` are made where the observation stands."""
     if not row.active:
         return 0
-    return of_round(moves, annealing) if row.beta >= 1.0 else moves
+    return moves_per_round(moves, annealing) if row.beta >= 1.0 else moves
 
 
-def of_round(moves: int, annealing: Annealing) -> int:
+def moves_per_round(moves: int, annealing: Annealing) -> int:
     """Those of one round at the posterior, where a temperature would have ``moves``, unless fixed.
 
     There are rounds enough, and more of them tell more about the posterior than longer ones.
     """
-    return moves if annealing.hmc_steps is not None else -(-moves // _SHORTER)
+    return moves if annealing.hmc_steps is not None else -(-moves // _ROUND_DIVISOR)
 
 
-def _travel(row: _Row, size: int) -> float:
+def _distance(row: _IslandStatus, size: int) -> float:
     """How far an observation still is from where it is to go, in steps that keep ``exp(-1)``.
 
     A step keeps about ``exp(-(step sd(E))^2)``, and ``beta sd(E)`` of a Gaussian posterior in d
@@ -225,42 +227,44 @@ def _travel(row: _Row, size: int) -> float:
     """
     if row.beta >= 1.0:
         return 0.0
-    e_folds = _UNKNOWN_TRAVEL
+    e_folds = _UNKNOWN_E_FOLDS
     if row.beta > 0.0:
-        least = _LEAST_TRAVEL if row.aim < 1.0 else 0.0
+        least = _LEAST_E_FOLDS if row.aim < 1.0 else 0.0
         e_folds = max(math.log(row.aim) - math.log(row.beta), least)
     return max(row.sharpness, 0.6 * math.sqrt(size / 2.0)) * e_folds
 
 
-def _kept(travel: float, steps: float) -> float:
-    """The share that ``steps`` equal steps over ``travel`` keep; 0 where there are none."""
-    if travel == 0.0:
+def _kept_over(distance: float, steps: float) -> float:
+    """The share that ``steps`` equal steps over ``distance`` keep; 0 where there are none."""
+    if distance == 0.0:
         return 1.0
-    return math.exp(-((travel / steps) ** 2)) if steps > 0.0 else 0.0
+    return math.exp(-((distance / steps) ** 2)) if steps > 0.0 else 0.0
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _BudgetPlan:
     """What must fit into the ``remaining`` gradients of a budget."""
 
     remaining: int
-    travel: float
+    distance: float
     rounds: float  # at the posterior, still to come
 
 
-def _fit(plan: _Plan, length: int, moves: int, annealing: Annealing) -> tuple[int, int, float]:
+def _fit_budget(
+    plan: _BudgetPlan, length: int, moves: int, annealing: Annealing
+) -> tuple[int, int, float]:
     """L, M and the number of steps of the temperature that fit.
 
     Fewer moves first (unless M is fixed), then larger steps, then shorter trajectories, then steps
     larger still. Trajectories are shortened before less than eight rounds at the posterior, those
     already made among them, are left; where that does not suffice two are kept.
     """
-    remaining, travel = plan.remaining, plan.travel
-    wanted = travel / math.sqrt(-math.log(annealing.kept))
-    rounds, least_steps = max(plan.rounds, 1.0), 1.0 if travel > 0.0 else 0.0
+    remaining, distance = plan.remaining, plan.distance
+    wanted = distance / math.sqrt(-math.log(annealing.kept))
+    rounds, least_steps = max(plan.rounds, 1.0), 1.0 if distance > 0.0 else 0.0
     fewest = 1 if annealing.hmc_steps is None else moves
     for fewer in range(moves, fewest - 1, -1):
-        spent = max(wanted, least_steps) * fewer + rounds * of_round(fewer, annealing)
+        spent = max(wanted, least_steps) * fewer + rounds * moves_per_round(fewer, annealing)
         if spent * length <= remaining:
             return length, fewer, wanted
     made = annealing.final_rounds - rounds
@@ -270,18 +274,18 @@ def _fit(plan: _Plan, length: int, moves: int, annealing: Annealing) -> tuple[in
         (_LEAST_KEPT, _LEAST_FINAL_ROUNDS),
         (0.0, _LEAST_FINAL_ROUNDS),
     ):
-        for shorter in _shorter(length, annealing):
+        for shorter in _lengths(length, annealing):
             steps = remaining / (shorter * fewest) - reserved
-            if steps >= least_steps and _kept(travel, steps) >= least:
+            if steps >= least_steps and _kept_over(distance, steps) >= least:
                 return shorter, fewest, steps
     for each in (fewest, 1):
-        for shorter in _shorter(length, annealing, 1):
+        for shorter in _lengths(length, annealing, 1):
             if shorter * each <= remaining:
                 return shorter, each, 0.0
     return length, 0, 0.0
 
 
-def _shorter(length: int, annealing: Annealing, least: int = _LEAST_LENGTH) -> Sequence[int]:
+def _lengths(length: int, annealing: Annealing, least: int = _LEAST_LENGTH) -> Sequence[int]:
     """Lengths to choose from, the longest first: down to ``least``, unless L is fixed."""
     if annealing.leapfrog_steps is not None:
         return (length,)
