@@ -1,4 +1,9 @@
-"""How fast a population is annealed: L, M and the size of the next step, within a budget."""
+"""The annealing plan: the next inverse temperature, and L and M, the latter within a budget.
+
+`choose` plans one temperature of the adaptive method: the share of the conditional effective sample
+size (CESS) that the step of the inverse temperature keeps, the number L of leapfrog steps and the
+number M of moves. Without a budget the first is a setting, and the others follow from `tuning`.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +19,38 @@ from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
 from cogen_fast.support.arguments import check_choice, check_count, check_number, shown
 
 _LEAST_FINAL_ROUNDS, _MODERATE_FINAL_ROUNDS = 2, 8
-_ROUND_DIVISOR = 3  # times fewer moves in a round at the posterior
-_LEAST_LENGTH = 3  # of a trajectory: shorter ones walk at random
-# Where a step keeps less, one particle in ten carries it. Steps down to this size cost less than
-# shorter trajectories, which do not reach across what the posterior leaves open.
+_ROUND_DIVISOR = 3  # a round at the posterior has this many times fewer moves
+_LEAST_LENGTH = 3  # leapfrog steps: shorter trajectories are random walks
+# A step that keeps less of the CESS leaves one particle in ten with nearly all weight. Down to this
+# share, larger steps cost less than shorter trajectories, which mix slowly in wide directions.
 _LEAST_KEPT = 0.1
 _ROUNDING = 1e-9
-_UNKNOWN_E_FOLDS = 10.0  # e-folds of beta assumed before the first is known
-_LEAST_E_FOLDS = 0.3  # e-folds that are planned for where beta is past what was aimed at
-_MOST_GROWTH = math.e  # beta grows by no larger factor in one step
+_UNKNOWN_E_FOLDS = 10.0  # e-folds of beta that are assumed to remain from beta = 0
+_LEAST_E_FOLDS = 0.3  # e-folds that are planned for where beta has passed ``aim``
+_MOST_GROWTH = math.e  # the largest factor by which beta grows in one step
 MASSES = ("curvature", "identity")
 
 
 @dataclass(frozen=True)
 class Annealing:
-    """How a population goes from the prior to the posterior.
+    """Settings of the adaptive method: how particles go from the prior to the posterior.
 
-    ``kept`` is the share of the conditional effective sample size that a step of the inverse
-    temperature keeps, if energies are Gaussian; particles are resampled where their effective
-    number falls below ``resample_below`` of N. ``leapfrog_steps`` and ``hmc_steps`` fix L and M
-    (None: tuned; L is common to all observations of a call). ``mass`` "curvature" is what gradients
-    have shown of the posterior's precision (`curvature`).
-    ``budget`` bounds the gradient evaluations of a particle; where it is short there are fewer
-    moves, then larger steps, then shorter trajectories. There are ``final_rounds`` of moves at the
-    posterior itself, where a small population's bias is forgotten: a number that looks at no
-    energies, for to stop where they look settled would be to choose among samples. What a budget
-    has left after these buys more of them. A round has a third of the moves that leave
-    ``rule.remembered`` of correlations (or, within a budget, of those that temperatures have).
+    A step of the inverse temperature keeps the share ``kept`` of the conditional effective sample
+    size if energies are Gaussian. Particles are resampled where their effective sample size falls
+    below ``resample_below`` of N. ``leapfrog_steps`` and ``hmc_steps`` fix L and M (None: tuned; L
+    is common to all observations of a call). ``mass`` is "curvature", the posterior's precision as
+    estimated from gradients (`curvature`), or "identity".
+
+    ``budget`` bounds the gradient evaluations of a particle. All observations of a call share it:
+    they move together, so one gradient evaluation counts for each of them. Where the budget is
+    short, there are fewer moves, then larger steps of the inverse temperature, then shorter
+    trajectories. ``final_rounds`` rounds of moves at beta = 1 remove the bias of a small
+    population. Their number does not depend on energies, because stopping where these look settled
+    would bias the samples. What a budget has left after these rounds is spent on further ones. A
+    round has a third of the moves that reduce correlations to ``rule.remembered`` (within a budget:
+    a third of those that a temperature has). ``rule`` holds the constants of the tuning.
+
+    Raises TypeError or ValueError naming the argument.
     """
 
     kept: float = 0.97
@@ -66,18 +76,19 @@ class Annealing:
 
 
 def least_kept(annealing: Annealing) -> float:
-    """Steps that keep less are forced by the budget: their weights say little."""
+    """The share below which only a short budget forces steps, whose weights are unreliable."""
     return min(_LEAST_KEPT, annealing.kept * (1.0 - _ROUNDING))
 
 
 @dataclass(frozen=True)
 class AnnealingStatus:
-    """What the pace is chosen by: where B observations stand.
+    """What the plan depends on: the progress of B islands.
 
-    ``(B,)`` each: ``active``, ``beta``, ``sharpness`` (steps that keep ``exp(-1)`` per e-fold of
-    beta) and ``rounds`` made at beta = 1; sharpness and ``tuning`` as others have found them.
-    ``aim`` is the beta that a budget is planned to reach. ``size`` is the latents' d, ``spent`` the
-    gradient evaluations of a particle so far.
+    ``(B,)`` each: ``active`` marks islands that are not finished, ``beta`` is the inverse
+    temperature reached, ``sharpness`` is ``beta sd(E)``, the number of steps per e-fold of beta if
+    each keeps ``exp(-1)`` of the CESS, ``rounds`` counts the rounds made at beta = 1, and ``aim``
+    is the beta that a budget is planned to reach. ``sharpness`` and ``tuning`` are the means over
+    the other islands. ``size`` is d; ``spent`` counts a particle's gradient evaluations so far.
     """
 
     active: Tensor
@@ -92,9 +103,11 @@ class AnnealingStatus:
 
 @dataclass(frozen=True)
 class TemperaturePlan:
-    """``kept`` ``(B,)`` float64 (0 goes to the end at once) and M, ``moves`` ``(B,)`` int64.
+    """How the next temperature is made.
 
-    ``hmc_steps`` is the largest M (0: none is affordable), L common to all.
+    ``kept`` ``(B,)`` float64 is the share of the CESS that each island's step keeps (0: a step to
+    beta = 1 at once), and ``moves`` ``(B,)`` int64 is each island's M. ``hmc_steps`` is the largest
+    M (0: the budget affords no move); ``leapfrog_steps`` is L, which is common to all.
     """
 
     kept: Tensor
@@ -105,10 +118,10 @@ class TemperaturePlan:
 
 @dataclass(frozen=True)
 class _IslandStatus:
-    """One observation's share of `AnnealingStatus`, on the host."""
+    """One island's row of `AnnealingStatus`, on the host."""
 
     active: bool
-    log_ratio: float  # of trajectory length to step size
+    log_ratio: float  # log of trajectory length over step size
     autocorrelation: float
     acceptance: float
     further_decorrelation: float
@@ -119,7 +132,10 @@ class _IslandStatus:
 
 
 def choose(standing: AnnealingStatus, annealing: Annealing) -> TemperaturePlan:
-    """The pace of the next temperature. Reads from the device once."""
+    """The plan of the next temperature. Reads from the device once.
+
+    Raises ValueError where no island is active.
+    """
     rows = _to_host(standing)
     moving = [row for row in rows if row.active]
     if not moving:
@@ -129,7 +145,8 @@ def choose(standing: AnnealingStatus, annealing: Annealing) -> TemperaturePlan:
     moves = [count or _moves_wanted(row, annealing.rule) for row in rows]
     kept = [annealing.kept] * len(rows)
     if annealing.budget is not None:
-        # Whoever moves costs a gradient of all: a budget is a clock that a call shares.
+        # All observations move together: one gradient evaluation counts for each of them, so that
+        # they share the budget, and the plan fits the island that has furthest to go.
         plan = _BudgetPlan(
             annealing.budget - standing.spent,
             max(_distance(row, standing.size) for row in moving),
@@ -152,12 +169,13 @@ def choose(standing: AnnealingStatus, annealing: Annealing) -> TemperaturePlan:
 
 
 def next_beta(beta: Tensor, sharpness: Tensor, kept: Tensor, count: int, active: Tensor) -> Tensor:
-    """The next inverse temperature ``(B,)`` of each of ``count`` islands of an observation.
+    """The next inverse temperature ``(B,)``, where each observation has ``count`` islands.
 
-    Energies that are Gaussian with standard deviation s keep ``exp(-(step s)^2)`` of the
-    conditional effective sample size; s is the mean of what the other islands have found, as
-    ``sharpness``, ``beta s`` at their own beta. One that is ahead of others has their deviation at
-    their beta, where it is larger, and waits for them; one that is behind has it at its own.
+    With Gaussian energies of standard deviation s, a step keeps ``exp(-(step s)^2)`` of the CESS;
+    the step is such that this is ``kept``. An island takes for s the mean of ``sharpness / beta``
+    over the other islands. An island that is ahead takes their s at their own, smaller beta, where
+    it is larger, so that it waits for them; one that is behind takes ``sharpness`` over its own
+    beta. Where ``kept`` is 0 the next beta is 1. Islands that are not ``active`` keep theirs.
     """
     own, each = islands.pairs(beta, count)
     deviation = islands.pairs(sharpness, count)[1] / torch.minimum(own, each)
@@ -170,7 +188,7 @@ def next_beta(beta: Tensor, sharpness: Tensor, kept: Tensor, count: int, active:
 
 def _to_host(standing: AnnealingStatus) -> list[_IslandStatus]:
     tuned = standing.tuning
-    # Weights correct for what is slow on the way; at the posterior itself nothing does.
+    # Before beta = 1 weights correct for slow directions of the latents; at beta = 1 nothing does.
     there = standing.beta >= 1.0
     slowest = torch.where(there, tuned.memory.amax(-1), tuning.overall_autocorrelation(tuned))
     columns = (
@@ -189,13 +207,13 @@ def _to_host(standing: AnnealingStatus) -> list[_IslandStatus]:
 
 
 def _mean(rows: Sequence[_IslandStatus]) -> _IslandStatus:
-    """What the rows are on average."""
+    """The mean of the rows."""
     columns = zip(*(astuple(row)[1:] for row in rows), strict=True)
     return _IslandStatus(True, *(sum(column) / len(rows) for column in columns))
 
 
 def _moves_wanted(row: _IslandStatus, rule: TuningRule) -> int:
-    """How many a temperature needs, or a round at the posterior before it is divided."""
+    """The moves that a temperature needs; at beta = 1, those of which a round has a third."""
     if row.beta >= 1.0:
         return tuning.moves_needed(row.autocorrelation, rule.remembered, rule)
     if row.acceptance < tuning.POOR_ACCEPTANCE:
@@ -205,25 +223,25 @@ def _moves_wanted(row: _IslandStatus, rule: TuningRule) -> int:
 
 
 def _moves_of(moves: int, row: _IslandStatus, annealing: Annealing) -> int:
-    """How many of a temperature's ``moves`` are made where the observation stands."""
+    """The moves that this island makes, where a temperature before beta = 1 has ``moves``."""
     if not row.active:
         return 0
     return moves_per_round(moves, annealing) if row.beta >= 1.0 else moves
 
 
 def moves_per_round(moves: int, annealing: Annealing) -> int:
-    """Those of one round at the posterior, where a temperature would have ``moves``, unless fixed.
+    """The moves of a round at beta = 1: a third of ``moves``, unless ``hmc_steps`` fixes M.
 
-    There are rounds enough, and more of them tell more about the posterior than longer ones.
+    With many rounds, more of them give more information on the posterior than longer ones.
     """
     return moves if annealing.hmc_steps is not None else -(-moves // _ROUND_DIVISOR)
 
 
 def _distance(row: _IslandStatus, size: int) -> float:
-    """How far an observation still is from where it is to go, in steps that keep ``exp(-1)``.
+    """The distance from ``beta`` to ``aim`` in steps that keep ``exp(-1)`` of the CESS each.
 
-    A step keeps about ``exp(-(step sd(E))^2)``, and ``beta sd(E)`` of a Gaussian posterior in d
-    dimensions, the steps per e-fold, goes to ``sqrt(d / 2)`` from below.
+    A step keeps about ``exp(-(step sd(E))^2)``, so there are ``beta sd(E)`` such steps per e-fold
+    of beta; for a Gaussian posterior in d = ``size`` dimensions that rises to ``sqrt(d / 2)``.
     """
     if row.beta >= 1.0:
         return 0.0
@@ -235,7 +253,7 @@ def _distance(row: _IslandStatus, size: int) -> float:
 
 
 def _kept_over(distance: float, steps: float) -> float:
-    """The share that ``steps`` equal steps over ``distance`` keep; 0 where there are none."""
+    """The share that each of ``steps`` equal steps over ``distance`` keeps; 0 without steps."""
     if distance == 0.0:
         return 1.0
     return math.exp(-((distance / steps) ** 2)) if steps > 0.0 else 0.0
@@ -243,21 +261,22 @@ def _kept_over(distance: float, steps: float) -> float:
 
 @dataclass(frozen=True)
 class _BudgetPlan:
-    """What must fit into the ``remaining`` gradients of a budget."""
+    """The ``remaining`` gradients of a budget, and the distance and rounds that they must pay."""
 
     remaining: int
     distance: float
-    rounds: float  # at the posterior, still to come
+    rounds: float  # at beta = 1, still to be made
 
 
 def _fit_budget(
     plan: _BudgetPlan, length: int, moves: int, annealing: Annealing
 ) -> tuple[int, int, float]:
-    """L, M and the number of steps of the temperature that fit.
+    """L, M and the number of steps of the inverse temperature that fit into a budget.
 
-    Fewer moves first (unless M is fixed), then larger steps, then shorter trajectories, then steps
-    larger still. Trajectories are shortened before less than eight rounds at the posterior, those
-    already made among them, are left; where that does not suffice two are kept.
+    Where the budget is short, there are fewer moves first (unless M is fixed), then larger steps
+    that keep at least 0.1 of the CESS, then shorter trajectories, then steps that keep even less.
+    Eight rounds at beta = 1, including those already made, are reserved as long as shorter
+    trajectories make room for them; else two. Where not even these fit, the number of steps is 0.
     """
     remaining, distance = plan.remaining, plan.distance
     wanted = distance / math.sqrt(-math.log(annealing.kept))
@@ -286,7 +305,7 @@ def _fit_budget(
 
 
 def _lengths(length: int, annealing: Annealing, least: int = _LEAST_LENGTH) -> Sequence[int]:
-    """Lengths to choose from, the longest first: down to ``least``, unless L is fixed."""
+    """The values of L to try, the largest first, down to ``least``; L itself if it is fixed."""
     if annealing.leapfrog_steps is not None:
         return (length,)
     return [n for n in reversed(LADDER) if min(least, length) <= n <= length]

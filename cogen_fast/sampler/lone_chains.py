@@ -1,4 +1,8 @@
-"""Temperatures for chains too few to be a population: by each one's own recent energies."""
+"""Lone chains: inverse temperatures for chains that are too few to be a population.
+
+Lone chains are not resampled, and their weights are not used. Their next inverse temperature
+follows from running means and variances of each chain's own energies.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,22 @@ from torch import Tensor
 
 from cogen_fast.support.layout import Array, OfEach
 
-_GAIN = 0.2  # the last five trajectories
+_GAIN = 0.2  # weight of the last move: the running moments cover about five moves
 
 
 @dataclass(frozen=True)
 class EnergyMoments:
-    """Running mean and variance of each chain's energies over its moves, ``(B, N)`` float64."""
+    """Running mean and variance of each chain's energy over its moves, ``(B, N)`` float64."""
 
     mean: OfEach
     variance: Annotated[Tensor, Array("B N", low=0.0)]
 
 
 def init(drawn: Tensor, chains: int) -> EnergyMoments:
-    """The spread of the prior's energies ``drawn`` ``(B, chains or more)``, for ``chains`` of them.
+    """The moments of ``chains`` prior draws, from energies ``drawn`` ``(B, chains or more)``.
 
-    One energy alone is taken for its own deviation: the first step is then a small one. Energies
-    that are not finite tell nothing.
+    The variance is that of all finite energies of an observation. Where there is one energy only,
+    its square is the variance, so that the first step is a small one.
     """
     if not bool(drawn.isfinite().all()):
         return _of_finite(drawn, chains)
@@ -41,7 +45,7 @@ def _of_finite(drawn: Tensor, chains: int) -> EnergyMoments:
 
 
 def update(spread: EnergyMoments, energy: Tensor, active: Tensor) -> EnergyMoments:
-    """The spread after one move that led to ``energy`` ``(B, N)``, where ``active`` ``(B,)``."""
+    """The moments after one move that led to ``energy`` ``(B, N)``, where ``active`` ``(B,)``."""
     change = energy - spread.mean
     variance = (1.0 - _GAIN) * (spread.variance + _GAIN * change * change)
     rows = active[:, None]
@@ -52,15 +56,15 @@ def update(spread: EnergyMoments, energy: Tensor, active: Tensor) -> EnergyMomen
 
 
 def deviation(spread: EnergyMoments) -> Tensor:
-    """Standard deviation of the energies within a chain, ``(B,)``."""
+    """Standard deviation of a chain's energy, by the mean variance of the chains, ``(B,)``."""
     return spread.variance.mean(-1).sqrt()
 
 
 def next_beta(spread: EnergyMoments, beta: Tensor, kept: Tensor) -> Tensor:
-    """``beta + c / sd(E)``, at most 1, ``(B,)``.
+    """The next inverse temperature ``beta + c / sd(E)``, at most 1, ``(B,)``.
 
-    ``c = sqrt(-log kept)``: Gaussian energies of that deviation would keep that share of the
-    conditional effective sample size.
+    ``c = sqrt(-log kept)``: if energies were Gaussian with standard deviation ``sd(E)``, weights
+    would keep the share ``kept`` of the conditional effective sample size.
     """
     constant = torch.sqrt(-torch.log(kept))
     return torch.clamp(beta + constant / deviation(spread).clamp(min=1e-300), max=1.0)

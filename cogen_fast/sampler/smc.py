@@ -3,10 +3,10 @@
 Algorithm 1 with three changes (Del Moral, Doucet and Jasra 2006): the next inverse temperature is
 the one that keeps a set share of the conditional effective sample size (Zhou, Johansen and Aston
 2016); particles are resampled where their weights have become uneven; and moves tune themselves
-(`tuning`, `curvature`, `pace`). The particles of an observation live on islands that exchange none:
-whatever an island's particles move by was learnt from other islands (`islands`). Each island has a
-schedule of its own and is frozen when it is done. ``init``, ``step(state) -> (state, info)`` and
-``run`` are public, for loops of your own.
+(`tuning`, `curvature`, `annealing_plan`). The particles of an observation live on islands that
+exchange none: whatever an island's particles move by was learnt from other islands (`islands`).
+Each island has a schedule of its own and is frozen when it is done. ``init``,
+``step(state) -> (state, info)`` and ``run`` are public, for loops of your own.
 """
 
 from __future__ import annotations
