@@ -54,15 +54,15 @@ class UnknownNoise:
         ``values`` and ``observed`` are ``(B, M)``. Raises ValueError where ``high`` is None and the
         observed values do not differ, or where ``low`` is not below ``high``.
         """
-        x, seen = values.double(), observed.double()
-        count = seen.sum(-1).clamp(min=1.0)
-        mean = (x * seen).sum(-1) / count
-        spread = (((x - mean[:, None]) ** 2 * seen).sum(-1) / count).sqrt()
+        x, indicator = values.double(), observed.double()
+        count = indicator.sum(-1).clamp(min=1.0)
+        mean = (x * indicator).sum(-1) / count
+        spread = (((x - mean[:, None]) ** 2 * indicator).sum(-1) / count).sqrt()
         high = spread if self.high is None else torch.full_like(spread, self.high)
         low = _LEAST_SHARE * high if self.low is None else torch.full_like(spread, self.low)
         sound = low < high
         if self.high is None:
-            rounding = 8.0 * torch.finfo(values.dtype).eps * (x * seen).abs().amax(-1)
+            rounding = 8.0 * torch.finfo(values.dtype).eps * (x * indicator).abs().amax(-1)
             sound = sound & (spread > rounding)
         if not bool(sound.all()):
             first = int((~sound).nonzero()[0])
@@ -363,11 +363,11 @@ def positive(
 
 def _default_noise(values: Tensor, mask: Tensor | None, shape: tuple[int, ...]) -> float:
     """0.1 for images in [-1, 1]; raises ValueError for other data, whose noise must be given."""
-    seen = values if mask is None else values[mask.expand(values.shape)]
-    if len(shape) == 3 and bool((seen.abs() <= 1.0 + 1e-3).all()):
+    observed_values = values if mask is None else values[mask.expand(values.shape)]
+    if len(shape) == 3 and bool((observed_values.abs() <= 1.0 + 1e-3).all()):
         return DEFAULT_IMAGE_NOISE
     reason = (
-        f"values reach {seen.abs().max().item():.3g}"
+        f"values reach {observed_values.abs().max().item():.3g}"
         if len(shape) == 3
         else f"measurements of shape {shape} are no images (C, H, W)"
     )

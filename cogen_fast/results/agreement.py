@@ -32,15 +32,15 @@ def _of_one(
 ) -> tuple[float, float]:
     draws = latents.reshape(islands, -1, latents.shape[-1])
     draws = draws[:, :: -(-draws.shape[1] // _MOST_DRAWS)]
-    seen = _largest(draws)
-    if seen <= least:
-        return seen, 1.0
+    r_hat = _largest(draws)
+    if r_hat <= least:
+        return r_hat, 1.0
     pooled = draws.flatten(0, 1)
     shuffled = 0
     for _ in range(_SHUFFLES):
         order = torch.randperm(len(pooled), generator=random, device="cpu")
-        shuffled += _largest(pooled[order].reshape(draws.shape)) >= seen
-    return seen, (1 + shuffled) / (1 + _SHUFFLES)
+        shuffled += _largest(pooled[order].reshape(draws.shape)) >= r_hat
+    return r_hat, (1 + shuffled) / (1 + _SHUFFLES)
 
 
 def _largest(draws: Tensor) -> float:

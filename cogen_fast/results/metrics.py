@@ -341,10 +341,10 @@ def _ssim_at(
     parts = (torch.split(each, _PATCHES) for each in (rows, columns))
     for r, c in zip(*parts, strict=True):
         for number, image in enumerate(x):
-            seen, true = (
+            patches, true_patches = (
                 t.unfold(1, side, 1).unfold(2, side, 1)[:, r, c].transpose(0, 1) for t in (image, y)
             )
-            total[number] += _ssim(seen, true, span, kernel, k).sum()
+            total[number] += _ssim(patches, true_patches, span, kernel, k).sum()
     return total / len(rows)
 
 

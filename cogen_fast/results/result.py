@@ -472,8 +472,8 @@ class Result:
         if not self.settings["noise"].startswith("noise_std"):
             return None
         entries = torch.ones_like(self.x_obs) if self.observed is None else self.observed
-        seen = entries.double().flatten(1).sum(-1).clamp(min=1.0)
-        residual: Tensor = (2.0 * self.energies.min(-1).values / seen).sqrt()
+        count = entries.double().flatten(1).sum(-1).clamp(min=1.0)
+        residual: Tensor = (2.0 * self.energies.min(-1).values / count).sqrt()
         return residual
 
     def _at_bound(self, which: int) -> Tensor:

@@ -110,8 +110,8 @@ def update(known: Curvature, grad: Tensor, beta: Tensor, active: Tensor) -> Curv
     if known.mean is None:
         sketch = _grown(known.sketch, 1.0 - weight, share.sqrt()[:, None, None] * g.mT, active)
         return Curvature(None, inverse_count, sketch)
-    seen = share[:, None, None] * g
-    mean = torch.baddbmm((1.0 - weight)[:, None, None] * known.mean, seen.mT, g)
+    weighted = share[:, None, None] * g
+    mean = torch.baddbmm((1.0 - weight)[:, None, None] * known.mean, weighted.mT, g)
     return Curvature(mean, inverse_count)
 
 

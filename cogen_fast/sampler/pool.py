@@ -110,7 +110,7 @@ def start(
     draws; a draw whose energy is not finite, or not below 1e150 in magnitude, has weight 0.
     """
     sound = _sound(energy)
-    energy, seen = torch.where(sound, energy, torch.inf), torch.where(sound, energy, 0.0)
+    energy, finite = torch.where(sound, energy, torch.inf), torch.where(sound, energy, 0.0)
     scored = energy.shape[-1]
     if beta is None:
         share = min(_MOST_KEPT, _EFFECTIVE * particles / scored)
@@ -122,8 +122,8 @@ def start(
         beta = beta if furthest is None else torch.minimum(beta, furthest)
     log_weights = -beta[:, None] * energy
     weights = torch.softmax(log_weights, -1)
-    mean = (weights * seen).sum(-1, keepdim=True)
-    deviation = (weights * (seen - mean) ** 2).sum(-1).sqrt()
+    mean = (weights * finite).sum(-1, keepdim=True)
+    deviation = (weights * (finite - mean) ** 2).sum(-1).sqrt()
     uniform = ops.observation_uniforms(stream, Purpose.POOL)
     roots = reference.systematic(log_weights, uniform, particles)
     return Start(

@@ -108,11 +108,11 @@ def init(count: int, size: int, start: float | None, device: torch.device) -> Tu
     """The first values: step size ``start``, or one for a standard normal of that ``size``."""
     step = 0.7 * size**-0.25 if start is None else start
     zeros = torch.zeros(count, dtype=torch.float64, device=device)
-    memory = torch.zeros(count, STATISTICS, dtype=torch.float64, device=device)
+    autocorrelation = torch.zeros(count, STATISTICS, dtype=torch.float64, device=device)
     return Tuning(
         zeros + math.log(step),
         zeros + math.log(_START_LENGTH),
-        memory,
+        autocorrelation,
         zeros + POOR_ACCEPTANCE,
         zeros + 1.0,
     )
@@ -179,12 +179,12 @@ def update(
     # The length stays near what `LADDER` can make: beyond its end it would drift without effect.
     low, high = log_step + math.log(0.7 * LADDER[0]), log_step + math.log(1.4 * LADDER[-1])
     log_length = log_length.clamp(max=_LOG_LONGEST).maximum(low).minimum(high)
-    memory = known.memory.lerp(correlations(before, after), rule.memory_gain)
+    autocorrelation = known.memory.lerp(correlations(before, after), rule.memory_gain)
     accepted = known.acceptance.lerp(acceptance, rule.memory_gain)
     return Tuning(
         torch.where(learns, log_step, known.log_step),
         torch.where(learns, log_length, known.log_length),
-        torch.where(learns[:, None], memory, known.memory),
+        torch.where(learns[:, None], autocorrelation, known.memory),
         torch.where(learns, accepted, known.acceptance),
         known.forgetting,
     )
@@ -206,12 +206,12 @@ def update_further_decorrelation(
     several = moves > 1
     share = further / torch.where(several, first - first**moves, 1.0)
     old = known.forgetting
-    seen = torch.where(
+    new = torch.where(
         several,
         old.lerp(share.clamp(0.0, 1.0), rule.memory_gain),
         old + _RECOVERY_GAIN * (1.0 - old),
     )
-    return replace(known, forgetting=torch.where(learns, seen, old))
+    return replace(known, forgetting=torch.where(learns, new, old))
 
 
 def _length_slope(
