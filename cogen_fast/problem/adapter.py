@@ -169,7 +169,7 @@ class GeneratorAdapter:
         )
 
     def _check(self) -> Tensor:
-        """Outputs at the probe latents, checked: of that batch, finite, and a smooth function."""
+        """The outputs at the probe latents; raises TypeError or ValueError where a check fails."""
         latents = self.probe_latents
         try:
             with torch.enable_grad():

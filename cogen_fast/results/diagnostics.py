@@ -195,7 +195,7 @@ def _acceptance(run: DiagnosticInputs) -> str | None:
 
 
 def _settled(run: DiagnosticInputs) -> str | None:
-    """At beta = 1 the mean energy must no longer fall."""
+    """Whether mean energies still fall at beta = 1, where they must not."""
     count, columns = len(run.energies), len(run.rounds)
     each = columns // count
     falling = torch.tensor(
@@ -308,7 +308,7 @@ def _at_high_bound(run: DiagnosticInputs) -> str | None:
 
 
 def _bounded(run: DiagnosticInputs, at: Tensor, bound: str, why: str, other: str) -> str | None:
-    """Bounds must not restrict the noise that the data determine."""
+    """Whether a bound restricts the noise that the data determine, where ``at`` ``(B,)``."""
     if not run.complete or not bool(at.any()):
         return None
     return (

@@ -35,7 +35,7 @@ Range = tuple[float, float]
 
 
 def mse(images: Any, truth: Any, *, hidden: Any = None, data_range: Range = DATA_RANGE) -> Tensor:
-    """Mean squared error of each image, ``(N,)``, in units of the data range squared."""
+    """Mean squared error of each image, ``(N,)``, in squared units of the images' values."""
     x, y, _ = _pair(images, truth, data_range)
     squared = (x - y) ** 2
     if hidden is None:
@@ -225,7 +225,7 @@ def coverage(
 
 
 def _quantile(values: Tensor, places: Tensor, p: float) -> Tensor:
-    """The quantile ``(M,)`` at ``p`` of ordered ``values`` ``(N, M)`` with ``places`` in [0, 1]."""
+    """The quantile ``(M,)`` at ``p``: ordered ``values`` ``(N, M)`` are those at ``places``."""
     above = (places < p - 1e-12).sum(0, keepdim=True).clamp(max=len(values) - 1)
     below = (above - 1).clamp(min=0)
     low, high = places.gather(0, below), places.gather(0, above)

@@ -76,7 +76,7 @@ class Annealing:
 
 
 def least_kept(annealing: Annealing) -> float:
-    """The share below which only a short budget forces steps, whose weights are unreliable."""
+    """The least share of a regular step: a short budget forces smaller ones, with poor weights."""
     return min(_LEAST_KEPT, annealing.kept * (1.0 - _ROUNDING))
 
 
@@ -261,7 +261,7 @@ def _kept_over(distance: float, steps: float) -> float:
 
 @dataclass(frozen=True)
 class _BudgetPlan:
-    """The ``remaining`` gradients of a budget, and the distance and rounds that they must pay."""
+    """The ``remaining`` gradients of a budget, and the distance and rounds that they must cover."""
 
     remaining: int
     distance: float

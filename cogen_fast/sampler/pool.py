@@ -27,7 +27,7 @@ _MOST_KEPT = 0.5  # largest effective sample size that is asked for, as a share 
 _FURTHEST = 0.05  # largest first inverse temperature, so that moves are tuned before beta = 1
 _SCORED_AT_ONCE = 256
 _LARGEST = 1e150  # larger energies have squares that are not finite
-_BISECTIONS, _RANGE = 50, 40.0  # of the binary logarithm of beta
+_BISECTIONS, _RANGE = 50, 40.0  # the binary logarithm of beta is bisected between -40 and 0
 
 
 @dataclass(frozen=True)
