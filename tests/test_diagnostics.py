@@ -159,7 +159,7 @@ SICK: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "weights": (
         {"effective_sample_size": torch.tensor([1.2, 12.0]), "adaptive": False},
-        r"weights collapsed: the effective sample size is 1.2 of 16 samples \(observation 0\)",
+        r"weights collapsed: an effective sample size of 1.2 of 16 \(observation 0\) .*ais_steps",
     ),
     "evidence": (
         {"error_unknown": torch.tensor([False, True])},

@@ -114,7 +114,7 @@ def _larger_budget(run: DiagnosticInputs, otherwise: str) -> str:
 
 
 _LARGER_SHARED_BUDGET = (
-    "give a larger budget (it is shared by all observations of a call: one gradient counts for all)"
+    "give a larger budget (all observations of a call share it: one gradient counts for all)"
 )
 
 
@@ -131,9 +131,9 @@ def _lone(run: DiagnosticInputs) -> str | None:
     if not run.alone:
         return None
     return (
-        "lone chains: there are too few chains for a population, so none is resampled, and each "
-        "stays in the mode that it first fell into: mode probabilities are not reliable, and there "
-        "is no evidence; give chains=16 or a larger budget"
+        "lone chains: they are too few to be resampled, so each stays in the mode that it first "
+        "fell into: mode probabilities are not reliable, and there is no evidence; give chains=16 "
+        "or a larger budget"
     )
 
 
@@ -190,7 +190,7 @@ def _acceptance(run: DiagnosticInputs) -> str | None:
     )
     return (
         f"acceptance too low: it is {ends[low].min():.2f} at the end{_where(run, low)}, so chains "
-        f"hardly move and are not samples of the posterior; {change}"
+        f"hardly move and are not samples; {change}"
     )
 
 
@@ -238,9 +238,9 @@ def _weights(run: DiagnosticInputs) -> str | None:
     if not bool(low.any()):
         return None
     return (
-        f"weights collapsed: the effective sample size is {effective[low].min():.1f} of "
-        f"{run.energies.shape[1]} samples{_where(run, low)}, so evidence and weighted means depend "
-        "on few samples; give more ais_steps"
+        f"weights collapsed: an effective sample size of {effective[low].min():.1f} of "
+        f"{run.energies.shape[1]}{_where(run, low)} makes evidence and weighted means unreliable; "
+        "give more ais_steps"
     )
 
 
@@ -249,9 +249,9 @@ def _error_unknown(run: DiagnosticInputs) -> str | None:
         return None
     more = _larger_budget(run, "give populations=8, more chains, or more moves (hmc_steps)")
     return (
-        f"evidence not known{_where(run, run.error_unknown)}: its estimate varies too much for a "
-        "standard error to be reported; samples need not be wrong, but where moves decorrelate "
-        f"slowly they may lag behind the posterior too; {more}"
+        f"evidence not known{_where(run, run.error_unknown)}: its estimate varies too much to "
+        "report a standard error; samples need not be wrong, but where moves decorrelate slowly "
+        f"they may lag behind too; {more}"
     )
 
 
@@ -278,7 +278,7 @@ def _unequal(run: DiagnosticInputs) -> str | None:
         return None
     others = "the other one" if run.islands == 2 else "the median of all"
     return (
-        f"islands are unequal{_where(run, unequal)}: the log evidence of the best one is "
+        f"islands are unequal{_where(run, unequal)}: the best log evidence is "
         f"{run.evidence_lead[unequal].max():.0f} nats above {others}, so that islands may have "
         f"missed a mode; {_larger_budget(run, 'give more chains or populations')}, and take means "
         "with weighted=True"
@@ -293,9 +293,8 @@ def _misfit(run: DiagnosticInputs) -> str | None:
         return None
     most = float(run.residual[far].max())
     return (
-        f"far from x_obs{_where(run, far)}: the best sample's misfit is {most:.3g} noise_std "
-        "(root mean square), so G cannot fit x_obs to within the noise, or no sample has found "
-        "where it can; check the scale of x_obs, or give a larger noise_std"
+        f"far from x_obs{_where(run, far)}: the best misfit is {most:.3g} noise_std (RMS), more "
+        "than noise; check the scale of x_obs, or give a larger noise_std"
     )
 
 

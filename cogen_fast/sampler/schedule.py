@@ -130,7 +130,7 @@ def as_schedule(value: Any) -> Schedule:
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"schedule: expected real numbers, got {value!r}") from error
         if array.ndim != 1:
-            raise ValueError(f"schedule: expected a one-dimensional array, got shape {array.shape}")
+            raise ValueError(f"schedule: expected one dimension, got shape {array.shape}")
         return Custom(tuple(array.tolist()))
     raise TypeError(
         f"schedule: expected a name, an array or a schedule, got {type(value).__name__}"
