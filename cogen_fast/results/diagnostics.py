@@ -294,7 +294,7 @@ def _misfit(run: DiagnosticInputs) -> str | None:
     most = float(run.residual[far].max())
     return (
         f"far from x_obs{_where(run, far)}: the best misfit is {most:.3g} noise_std (RMS), more "
-        "than noise; check the scale of x_obs, or give a larger noise_std"
+        "than the noise explains; check the scale of x_obs, or give a larger noise_std"
     )
 
 
