@@ -37,7 +37,7 @@ from cogen_fast.experiments.calibration import (
     calibrated,
     ranks,
 )
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 
 _RESULTS = Path(__file__).parent / "results"
 _SOURCES = digest_of_method("cogen_fast/experiments/calibration.py")

@@ -13,7 +13,7 @@ from torch import Tensor
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.sampler import smc
-from cogen_fast.sampler.pace import MASSES, Annealing
+from cogen_fast.sampler.annealing_plan import MASSES, Annealing
 from cogen_fast.sampler.smc import Run, SMCState
 
 all_masses = pytest.mark.parametrize("mass", MASSES)

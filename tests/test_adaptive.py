@@ -22,7 +22,7 @@ from cogen_fast.methods.settings import keywords
 from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
 from cogen_fast.problem.problem import prepared
 from cogen_fast.sampler import hmc, pool, smc
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 from cogen_fast.sampler.tuning import LADDER
 
 pytestmark = pytest.mark.usefixtures("one_thread")

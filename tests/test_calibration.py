@@ -37,7 +37,7 @@ from cogen_fast.experiments.calibration import (
     z_scores,
 )
 from cogen_fast.methods.settings import keywords
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

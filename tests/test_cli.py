@@ -26,7 +26,7 @@ from cogen_fast.generators import MLPGenerator, ProgressiveGenerator
 from cogen_fast.methods import presets
 from cogen_fast.methods.settings import OPTIONS
 from cogen_fast.sampler import tuning
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 
 SIDE = 16
 BOX = ["--box", "3", "5", "6", "4"]
@@ -438,7 +438,7 @@ def test_box_outside_the_image(
         (["--backend", "x"], "backend: expected one of"),
         (["--device", "gpu"], "device: expected cpu or cuda, got 'gpu'"),
         (["--device", "meta"], "device: expected cpu or cuda, got meta"),
-        (["--device", "cuda:77"], "device: expected one that is here, got cuda:77"),
+        (["--device", "cuda:77"], "device: expected one that is present, got cuda:77"),
         (["--latent-shape", "7"], "latent_shape: G"),
         (["--checkpoint", "no/such/folder"], "checkpoint: expected a file in an existing"),
         (["--chain", "3"], "unrecognized arguments: --chain 3"),

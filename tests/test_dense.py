@@ -269,17 +269,17 @@ def test_calls_of_any_length_make_the_same_run(
     moves = replace(OWN_STEPS, adaptation=replace(OWN_RULE, per_chain=per_chain))
     betas = np.linspace(0.05, 1.0, 20)
     calls: list[int] = []
-    stretch = dense._ais_stretch
+    stretch = dense._ais_call
 
     def counted(*arguments: Any) -> ais.Run:
         calls.append(arguments[-1])
         return stretch(*arguments)
 
-    monkeypatch.setattr(dense, "_ais_stretch", counted)
+    monkeypatch.setattr(dense, "_ais_call", counted)
     with problem(network((3, 16, 5)).float(), observations=2) as found:
         assert found.dense is not None
         whole = dense.ais_run(found.dense, betas, moves, begun(found, moves, chains, 20))
-        monkeypatch.setattr(dense, "_MOST_APART", 4 * chains)  # two temperatures of both
+        monkeypatch.setattr(dense, "_MOST_PER_CHAIN", 4 * chains)  # two temperatures of both
         calls.clear()
         half = dense.ais_run(found.dense, betas[:9], moves, begun(found, moves, chains, 20))
         assert not per_chain or max(calls) <= 2

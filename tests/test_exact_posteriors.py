@@ -316,7 +316,7 @@ def test_modes_have_their_masses(name: str) -> None:
 
 
 def learn_from_oneself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(islands, "others", lambda values, count: values)
+    monkeypatch.setattr(islands, "mean_of_others", lambda values, count: values)
 
 
 def go_on_learning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,13 +354,13 @@ PLANTED = Cell("decay", 20, 0.1, 240, centred=True)
 @pytest.mark.slow
 def test_step_size_and_length_of_ones_own_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of two islands either has half of these from itself, by way of the other; here all.
-    of_others = tuning.of_others
+    of_others = tuning.mean_of_others
 
     def own(known: tuning.Tuning, count: int) -> tuning.Tuning:
         theirs = of_others(known, count)
         return replace(theirs, log_step=known.log_step, log_length=known.log_length)
 
-    monkeypatch.setattr(tuning, "of_others", own)
+    monkeypatch.setattr(tuning, "mean_of_others", own)
     for cell in (PLANTED, Cell("stiff", 64, 0.1, 64)):
         result = cell.run()
         together, error = log_mean_and_error(off(cell.model, result))

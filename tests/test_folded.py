@@ -439,7 +439,9 @@ def test_a_fast_path_that_fails_is_not_taken_and_told() -> None:
     generator = Broken(8, latent_size=5, feature_maps=[4, 3]).requires_grad_(False)
     with prepared(generator, torch.zeros(3, 8, 8), torch.ones(8, 8), noise_std=0.3) as problem:
         assert problem.potential.generator is problem.adapter
-        assert problem.notes == ("generator: its fast path cannot be taken: no such instruction",)
+        assert problem.notes == (
+            "generator: its own fast path cannot be used here: no such instruction",
+        )
     with (
         pytest.raises(ValueError, match=r"^backend: fused .* got generator: .*no such instruction"),
         prepared(

@@ -11,8 +11,8 @@ import torch
 from annealed import F64, LONE, ROUNDING, LinearGaussian, begun, sample
 from runs import both_backends
 
-from cogen_fast.sampler import hmc, lone, smc
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler import hmc, lone_chains, smc
+from cogen_fast.sampler.annealing_plan import Annealing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,12 +84,12 @@ def test_lone_chains_are_the_first_of_their_starts(chains: int, starts: int, dra
 
 def test_the_spread_of_energies_by_hand() -> None:
     drawn = torch.tensor([[1.0, 2.0, 6.0, 3.0]], dtype=F64)
-    spread = lone.init(drawn, 2)
+    spread = lone_chains.init(drawn, 2)
     assert spread.mean.tolist() == [[1.0, 2.0]]
     assert spread.variance[0].tolist() == pytest.approx([14.0 / 3.0] * 2)
     energy = torch.tensor([[2.0, 0.0]], dtype=F64)
-    after = lone.update(spread, energy, torch.tensor([True]))
-    still = lone.update(spread, energy, torch.tensor([False]))
+    after = lone_chains.update(spread, energy, torch.tensor([True]))
+    still = lone_chains.update(spread, energy, torch.tensor([False]))
     assert torch.equal(still.mean, spread.mean)
     assert torch.equal(still.variance, spread.variance)
     assert after.mean[0].tolist() == pytest.approx([1.2, 1.6])
@@ -97,9 +97,9 @@ def test_the_spread_of_energies_by_hand() -> None:
         [0.8 * (14.0 / 3.0 + 0.2), 0.8 * (14.0 / 3.0 + 0.8)]
     )
     sd = math.sqrt(float(after.variance.mean()))
-    assert lone.deviation(after).item() == pytest.approx(sd)
+    assert lone_chains.deviation(after).item() == pytest.approx(sd)
     kept, beta = torch.tensor([0.5], dtype=F64), torch.tensor([0.1], dtype=F64)
     step = math.sqrt(math.log(2.0)) / sd
-    assert lone.next_beta(after, beta, kept).item() == pytest.approx(0.1 + step)
-    assert lone.next_beta(after, 0.9 + beta, kept).item() == 1.0
-    assert lone.next_beta(after, beta, 0.0 * kept).item() == 1.0
+    assert lone_chains.next_beta(after, beta, kept).item() == pytest.approx(0.1 + step)
+    assert lone_chains.next_beta(after, 0.9 + beta, kept).item() == 1.0
+    assert lone_chains.next_beta(after, beta, 0.0 * kept).item() == 1.0

@@ -27,7 +27,7 @@ from cogen_fast.experiments.calibration import (
 from cogen_fast.ops import dispatch, reference
 from cogen_fast.ops.philox import Purpose
 from cogen_fast.sampler import hmc, islands, smc
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -193,7 +193,7 @@ def resampling_by_no_weights(patch: pytest.MonkeyPatch) -> None:
 
 def learning_from_ones_own_gradients(patch: pytest.MonkeyPatch) -> None:
     """A particle's large gradient makes its direction heavy, so that it stays."""
-    patch.setattr(islands, "others", lambda values, count: values)
+    patch.setattr(islands, "mean_of_others", lambda values, count: values)
 
 
 PLANTS: dict[str, tuple[Plant, str]] = {

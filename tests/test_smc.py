@@ -28,7 +28,7 @@ from runs import both_backends
 from torch import Tensor
 
 from cogen_fast.sampler import smc
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 from cogen_fast.sampler.smc import Run, SMCState
 from cogen_fast.sampler.tuning import TuningRule
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, surviving_roots

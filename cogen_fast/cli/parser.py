@@ -18,7 +18,7 @@ from cogen_fast.methods.adaptive import EVIDENCE
 from cogen_fast.methods.settings import ADAPTATIONS, METHODS
 from cogen_fast.problem.density import FORMS
 from cogen_fast.problem.precision import ENERGY_DTYPES, GRADIENT_DTYPES
-from cogen_fast.sampler.pace import MASSES
+from cogen_fast.sampler.annealing_plan import MASSES
 from cogen_fast.sampler.schedule import NAMED
 
 _T = TypeVar("_T")

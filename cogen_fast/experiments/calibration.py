@@ -33,8 +33,8 @@ from cogen_fast.problem.density import EnergyPotential, GeneratorPotential
 from cogen_fast.problem.observation import UnknownNoise
 from cogen_fast.problem.problem import Problem, prepared
 from cogen_fast.sampler import ais, hmc, smc
+from cogen_fast.sampler.annealing_plan import Annealing
 from cogen_fast.sampler.hmc import HMCState
-from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.schedule import as_schedule
 from cogen_fast.sampler.weights import log_mean_weight
 

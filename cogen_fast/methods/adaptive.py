@@ -16,15 +16,15 @@ from cogen_fast.ops.philox import Purpose
 from cogen_fast.problem.problem import Problem
 from cogen_fast.results.result import GRADIENT_COST
 from cogen_fast.sampler import bases, curvature, fallback, pool, sketches, smc, tuning
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import (
     deviation_of_mean,
     error_of_log,
     log_mean_weight,
+    nan_where_unknown,
     second_order,
     surviving_roots,
-    told,
     variance_between,
     variance_if_gaussian,
 )
@@ -194,7 +194,7 @@ class AdaptivePlan:
             "B": problem.observation.count * self.islands,
             "N": self.each,
             "d": latent_size,
-            "k": min(curvature.MOST, latent_size),
+            "k": min(curvature.MAX_DIRECTIONS, latent_size),
             "r": min(sketches.RANK, latent_size),
             "K": self._pool,
             "L": annealing.leapfrog_steps or max(tuning.LADDER),
@@ -387,7 +387,7 @@ class AdaptivePlan:
         error = self._error(each, state)
         known = self._known(each, error, state)
         reasons = {} if bool(known.all()) else {"log_normaliser_error": _ERROR_REASON}
-        return log_mean_weight(each), told(error, known), reasons
+        return log_mean_weight(each), nan_where_unknown(error, known), reasons
 
     def _known(self, each: Tensor, error: Tensor, state: smc.SMCState) -> Tensor:
         """Whether an error can be relied on, ``(B,)``.

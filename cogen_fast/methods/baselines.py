@@ -27,10 +27,10 @@ from cogen_fast.sampler.weights import (
     effective_sample_size,
     error_of_log,
     log_mean_weight,
+    nan_where_unknown,
     surviving_roots,
-    tells_its_variance,
-    told,
     variance_between,
+    variance_is_reliable,
 )
 from cogen_fast.support.arguments import check_choice, check_count, check_number, check_seed, shown
 from cogen_fast.support.memory import check_samples
@@ -322,8 +322,8 @@ def _resampled(problem: Problem, stream: NoiseStream, plan: _Plan) -> Outcome:
     chosen = prior_draws.by_weight(energy, stream, plan.chains)
     latents = prior_draws.picked(pool, chosen).squeeze(1)
     log_weights, numbers = -energy.squeeze(1), chosen.squeeze(1)
-    known = tells_its_variance(log_weights)
-    error = told(error_of_log(variance_between(log_weights)), known)
+    known = variance_is_reliable(log_weights)
+    error = nan_where_unknown(error_of_log(variance_between(log_weights)), known)
     reasons = {"log_weights": _SIR_REASON}
     if not bool(known.all()):
         reasons["log_normaliser_error"] = _SIR_ERROR_REASON

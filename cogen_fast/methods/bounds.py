@@ -18,7 +18,7 @@ from cogen_fast.problem.observation import MeasurementOperator, as_operator, pos
 from cogen_fast.problem.precision import full_precision
 from cogen_fast.problem.problem import Problem, prepared
 from cogen_fast.sampler import hmc, reverse, smc
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import log_mean_weight
 from cogen_fast.support.arguments import check_count

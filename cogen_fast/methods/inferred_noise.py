@@ -17,9 +17,9 @@ from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.problem.density import Potential, forwards
 from cogen_fast.problem.problem import Problem
-from cogen_fast.sampler import bases, fallback, islands, noise_level, pace, smc
+from cogen_fast.sampler import annealing_plan, bases, fallback, islands, noise_level, smc
+from cogen_fast.sampler.annealing_plan import Annealing
 from cogen_fast.sampler.noise_level import Chains, Moves, NoiseRun
-from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.smc import Choice, SMCInfo
 from cogen_fast.support.layout import Layout
 
@@ -81,7 +81,7 @@ class InferredNoise:
             aim = self._aim(problem, run.state, count, least)
             spent = run.state.spent + -(-self._pilot // self.base.each)
             run = replace(run, state=replace(run.state, aim=aim, spent=spent))
-        return NoiseRun(run, noise_level.begin(run.state, count))
+        return NoiseRun(run, noise_level.init(run.state, count))
 
     def _check_ids(self, observation_ids: Sequence[int] | None) -> None:
         """Each chain is named in the noise by a number of its own."""
@@ -109,7 +109,9 @@ class InferredNoise:
         best = state.hmc.energy.argmin(-1)[:, None, None]
         starts = state.hmc.latents.gather(1, best.expand(-1, 1, state.hmc.latents.shape[-1]))
         _, energy = lbfgs(problem.potential, starts, self._pilot)
-        energy = islands.others(energy[:, 0].clamp(min=1e-300).log(), self.base.islands).exp()
+        energy = islands.mean_of_others(
+            energy[:, 0].clamp(min=1e-300).log(), self.base.islands
+        ).exp()
         free = torch.maximum(count - starts.shape[-1], _LEAST_FREE * count)
         beyond = (_BEYOND / count.clamp(min=1.0)).sqrt().exp()
         return (free / (2.0 * energy) * beyond).clamp(max=1.0).maximum(least)
@@ -128,16 +130,16 @@ class InferredNoise:
         while not run.annealing.done:
             before = run.annealing.state
             made = smc.advance(run.annealing, problem.target, annealing, problem.backend, False)
-            levels = noise_level.pass_by(run.levels, before, made.state, count, least, ops)
-            done = made.state.finished | noise_level.passed(levels, made.state)
+            levels = noise_level.update(run.levels, before, made.state, count, least, ops)
+            done = made.state.finished | noise_level.finished(levels, made.state)
             made = replace(made, state=replace(made.state, finished=done))
             run = replace(run, annealing=made, levels=levels)
             on_step(run)
         target = fallback.in_use(problem.target, run.annealing.refined)
         if run.chains is None or run.moves is None:
-            moves = self._affordable(noise_level.tuned(run.annealing, annealing), run)
+            moves = self._affordable(noise_level.fixed_moves(run.annealing, annealing), run)
             seed = (self.base.seed + OTHER_SEED) % 2**64
-            chains = noise_level.chains(run.levels, target, moves, run.annealing.state, seed)
+            chains = noise_level.start_chains(run.levels, target, moves, run.annealing.state, seed)
             run = replace(_spent(run, 1, forwards(target)), moves=moves, chains=chains)
         move = partial(self._round, target=target, count=count, least=least, ops=ops)
         rounds = self._rounds(run)
@@ -151,7 +153,11 @@ class InferredNoise:
         annealing = self.base.within_budget()
         if annealing.budget is None:
             return annealing
-        count = 1 if annealing.hmc_steps is None else pace.of_round(annealing.hmc_steps, annealing)
+        count = (
+            1
+            if annealing.hmc_steps is None
+            else annealing_plan.moves_per_round(annealing.hmc_steps, annealing)
+        )
         rounds = _FEW_ROUNDS * count * (annealing.leapfrog_steps or 1)
         left = annealing.budget - 1 - min(rounds, annealing.budget // 2)
         return replace(annealing, budget=max(left, 1))
@@ -194,7 +200,7 @@ class InferredNoise:
         most = int(moves.moves.max())
         run = _spent(run, most * moves.leapfrog_steps, most * forwards(target))
         if run.annealing.trace is not None:
-            latents = noise_level.turned_back(made, moves).latents.cpu()
+            latents = noise_level.as_particles(made, moves).latents.cpu()
             annealing = replace(run.annealing, trace=(*run.annealing.trace, latents))
             run = replace(run, annealing=annealing)
         return replace(run, chains=made, infos=(*run.infos, _info(made, moves)))
@@ -296,7 +302,7 @@ def _rescaled(run: NoiseRun, unit: Tensor, least: Tensor) -> smc.Run:
     """A run of `smc` that ends as this one has, beta and energies in terms of ``unit`` ``(B,)``."""
     assert run.chains is not None and run.moves is not None
     state, levels = run.annealing.state, run.levels
-    found = noise_level.turned_back(run.chains, run.moves)
+    found = noise_level.as_particles(run.chains, run.moves)
     log_prior = -(-least.log()).log()
     state = replace(
         state,

@@ -19,8 +19,8 @@ from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import (
     error_of_log,
     log_mean_weight,
+    nan_where_unknown,
     surviving_roots,
-    told,
     variance_between,
     variance_if_gaussian,
 )
@@ -202,4 +202,4 @@ class PaperPlan:
             reasons["log_evidence"] = (
                 f"the last inverse temperature is {self.betas[-1]:.6g}, below 1; see log_normaliser"
             )
-        return log_normaliser, told(error_of_log(variance), known), reasons
+        return log_normaliser, nan_where_unknown(error_of_log(variance), known), reasons

@@ -14,7 +14,7 @@ from cogen_fast.problem.compute import Compute, gathered
 from cogen_fast.problem.density import FORMS, Form
 from cogen_fast.results.result import ANNEALED
 from cogen_fast.sampler import ais
-from cogen_fast.sampler.pace import MASSES, Annealing
+from cogen_fast.sampler.annealing_plan import MASSES, Annealing
 from cogen_fast.sampler.schedule import Betas, as_schedule
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.support.arguments import (

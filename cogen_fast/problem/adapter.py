@@ -1,8 +1,8 @@
 """A user's generator as a checked function on rows of latents.
 
 ``G`` may be any callable or ``nn.Module`` from ``(n, d)`` or ``(n, d, 1, 1)`` to outputs of any
-shape. While it is in use its modules run in eval mode and its weights require no gradient; both are
-put back afterwards.
+shape. While it is in use, its modules are in eval mode and its weights require no gradient; both
+are restored afterwards.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _SIZE_ATTRIBUTES = ("latent_shape", "latent_size", "latent_dim", "z_dim", "dim_z
 _PROBE_ROWS = 4
 _PROBE_SEED = 0x5EED
 _MOST_CANDIDATES = 12
-_LARGEST_LATENT = 2**26  # what a block number of the noise can hold
-# Relative to the largest output: for the same call again, and for another batch size, where other
-# kernels (TF32 among them) round differently.
+_LARGEST_LATENT = 2**26  # the noise has this many block numbers
+# Differences relative to the largest output: in a repeated call, and in a call of another batch
+# size, where other kernels (such as TF32) round differently.
 _TOLERANCES = {
     torch.float64: (1e-13, 1e-9),
     torch.float32: (1e-5, 1e-3),
@@ -39,16 +39,17 @@ _TOLERANCES = {
 }
 
 
-class _Switched:
-    """One flag of objects, off while anyone uses them: threads may share a generator."""
+class _SharedFlag:
+    """A flag of objects that is off while any thread uses them: threads may share a generator."""
 
     def __init__(self, flag: str) -> None:
         self._flag, self._lock = flag, Lock()
-        self._before: dict[int, tuple[bool, int]] = {}  # by object: its flag, and how many use it
+        # The flag before, and the number of users, by object.
+        self._before: dict[int, tuple[bool, int]] = {}
 
     @contextmanager
     def off(self, objects: Sequence[Any]) -> Iterator[None]:
-        """Off inside; with the last one who leaves, as it was before the first one came."""
+        """The flag is off inside; the last user to leave restores what was before the first."""
         with self._lock:
             for each in objects:
                 before, users = self._before.get(id(each), (getattr(each, self._flag), 0))
@@ -69,17 +70,20 @@ class _Switched:
             setattr(each, self._flag, before)
 
 
-_TRAINING, _GRADIENTS = _Switched("training"), _Switched("requires_grad")
+_TRAINING, _GRADIENTS = _SharedFlag("training"), _SharedFlag("requires_grad")
 
 
 @contextmanager
 def frozen(generator: Any) -> Iterator[None]:
-    """Eval mode and no weight gradients inside; every module's own mode and flags afterwards."""
+    """A context with eval mode and no weight gradients; restores each module's mode and flags."""
     if not isinstance(generator, nn.Module):
         yield
         return
     if any(t.is_inference() for t in _tensors(generator)):
-        raise ValueError("G: its weights were made in torch.inference_mode(); make them outside")
+        raise ValueError(
+            "G: expected weights that autograd can use, got some made in torch.inference_mode(); "
+            "make them outside"
+        )
     modules, weights = list(generator.modules()), list(generator.parameters())
     with _TRAINING.off(modules), _GRADIENTS.off(weights):
         yield
@@ -88,10 +92,11 @@ def frozen(generator: Any) -> Iterator[None]:
 class GeneratorAdapter:
     """``G`` on rows: ``(n, latent_size)`` to ``(n, *output_shape)``, checked once at the start.
 
-    ``latent_shape`` (a number or a tuple) is found out where it is not given; the checks call ``G``
-    with at most ``max_batch`` latents. Latents are float64 for a float64 generator and float32
-    otherwise; outputs of half-precision generators become float32. Use it inside `frozen`. Raises
-    TypeError or ValueError naming ``G``, ``latent_shape``, ``device`` or ``max_batch``.
+    ``latent_shape`` is a number or a tuple; where it is not given, it is found by trial. The checks
+    call ``G`` with at most ``max_batch`` latents. Latents are float64 for a float64 generator and
+    float32 otherwise; outputs of half-precision generators are converted to float32. Use it inside
+    `frozen`. Raises TypeError or ValueError naming ``G``, ``latent_shape``, ``device`` or
+    ``max_batch``.
     """
 
     def __init__(
@@ -164,7 +169,7 @@ class GeneratorAdapter:
         )
 
     def _check(self) -> Tensor:
-        """Probe the generator: batch kept, finite, differentiable, and a function (else raise)."""
+        """The outputs at the probe latents; raises TypeError or ValueError where a check fails."""
         latents = self.probe_latents
         try:
             with torch.enable_grad():
@@ -183,7 +188,9 @@ class GeneratorAdapter:
                 f"got {tuple(x.shape)}"
             )
         if not x.requires_grad or not _depends(x, z):
-            raise ValueError("G: its output does not depend on the latent by differentiable torch")
+            raise ValueError(
+                "G: expected an output that is a differentiable function of the latent"
+            )
         x = x.detach()
         bad = ~x.flatten(1).isfinite().all(1)
         if bad.any():
@@ -197,21 +204,21 @@ class GeneratorAdapter:
         exact, mates = _TOLERANCES.get(self.input_dtype, _TOLERANCES[torch.float16])
         if not _close(again, x, exact):
             raise ValueError(
-                "G: gives different outputs for the same latents (dropout, or noise injected in "
-                f"the forward pass?){_suspects(self.generator)}; the sampler needs a function"
+                "G: expected a function, got different outputs for the same latents (dropout, or "
+                f"noise injected in the forward pass?){_suspects(self.generator)}"
             )
         if not _close(part, x[:1], mates):
             raise ValueError(
-                "G: gives another output for a latent when its batch-mates change (batch "
-                f"statistics?){_suspects(self.generator)}; the sampler needs a function"
+                "G: expected a function, got an output that depends on the other latents of the "
+                f"batch (batch statistics?){_suspects(self.generator)}"
             )
 
     def agrees(self, outputs: Tensor) -> bool:
-        """Whether outputs of `probe_latents` are the generator's, but for rounding."""
+        """Whether ``outputs`` for `probe_latents` are the generator's up to rounding."""
         return _close(outputs, self.probe_output, _TOLERANCES[self.input_dtype][1])
 
     def fingerprint(self) -> str:
-        """SHA-256 of the generator's kind and weights, hexadecimal."""
+        """SHA-256 of the generator's name, latent shape and weights, in hexadecimal."""
         digest = hashlib.sha256(f"{_name(self.generator)} {self.latent_shape}".encode())
         if isinstance(self.generator, nn.Module):
             for name, value in sorted(self.generator.state_dict().items()):
@@ -238,7 +245,7 @@ def _name(generator: Any) -> str:
 
 
 def _suspects(generator: Any) -> str:
-    """Names of modules that commonly make a generator no function."""
+    """A hint at modules that commonly make a generator depend on more than its latent."""
     if not isinstance(generator, nn.Module):
         return ""
     found = [
@@ -256,7 +263,7 @@ def _tensors(generator: Any) -> list[Tensor]:
 
 
 def checked_device(device: torch.device | str) -> torch.device:
-    """A device of a kind that is served and here; ValueError for any other."""
+    """``device`` as a torch device; raises ValueError where it is not supported or not present."""
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError, ValueError, OverflowError):
@@ -265,7 +272,7 @@ def checked_device(device: torch.device | str) -> torch.device:
         raise ValueError(f"device: expected cpu or cuda, got {wanted}")
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device: expected one that is here, got {device}; torch {torch.__version__} sees "
+            f"device: expected one that is present, got {device}; torch {torch.__version__} sees "
             f"{torch.cuda.device_count()} CUDA devices"
         )
     return wanted
@@ -293,7 +300,7 @@ def _parameter_dtype(generator: Any) -> torch.dtype:
 
 
 def as_shape(value: Any) -> tuple[int, ...]:
-    """The shape of one latent, from a number or a tuple; ValueError for any other value."""
+    """The shape of one latent, from a number or a tuple; raises ValueError for any other value."""
     shape = _shape_or_none(value)
     if shape is None:
         raise ValueError(
@@ -314,7 +321,7 @@ def _shape_or_none(value: Any) -> tuple[int, ...] | None:
 
 
 def _latent_shape_candidates(generator: Any) -> Iterator[tuple[int, ...]]:
-    """Shapes to try: what the generator says of itself, then what its first layers take."""
+    """Latent shapes to try: from the generator's attributes, then from the inputs of its layers."""
     for attribute in _SIZE_ATTRIBUTES:
         shape = _shape_or_none(getattr(generator, attribute, None))
         if shape is not None:
