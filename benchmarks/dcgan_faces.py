@@ -24,7 +24,7 @@ from log import Log
 from torch import Tensor
 
 from cogen_fast import AveragePool, Compute, Mask, MeasurementOperator, Paper, cogenerate
-from cogen_fast.experiments.synthetic.rivals import gradient_descent
+from cogen_fast.experiments.synthetic.baseline_runs import gradient_descent
 from cogen_fast.results.plots import Tile, draw_grid, hide, to_pixels
 from cogen_fast.results.result import GRADIENT_COST
 

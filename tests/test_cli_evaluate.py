@@ -32,7 +32,7 @@ from cogen_fast.experiments.evaluate.tuning import Grid
 from cogen_fast.generators.pretrained import pretrained
 from cogen_fast.methods.baselines import STARTS, STEPS, tune
 from cogen_fast.support import files
-from cogen_fast.training.team import Team
+from cogen_fast.training.distributed import Processes
 
 pytest.importorskip("pytorch_msssim")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -379,11 +379,11 @@ def apart(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     """This process is one of two, whose waits end at once: the other is to run before or after."""
 
     @contextmanager
-    def assembled(_: object) -> Iterator[Team]:
-        yield Team(rank, 2, torch.device("cpu"))
+    def process_group(_: object) -> Iterator[Processes]:
+        yield Processes(rank, 2, torch.device("cpu"))
 
-    monkeypatch.setattr(cli_evaluate, "assembled", assembled)
-    monkeypatch.setattr(Team, "wait", lambda _: None)
+    monkeypatch.setattr(cli_evaluate, "process_group", process_group)
+    monkeypatch.setattr(Processes, "wait", lambda _: None)
     monkeypatch.setattr(files, "SEEN_SECONDS", 0.0)
 
 

@@ -286,7 +286,7 @@ class AdaptiveDraw:
             latents = torch.cat([latents, outcome.noise_std.log()[..., None].to(latents)], -1)
         latents = latents.reshape(len(latents), draws, self.chains, -1)
         weights = torch.ones(latents.shape[:3])
-        return one_of_each(latents, weights, seed + ids[0])
+        return one_per_population(latents, weights, seed + ids[0])
 
 
 @dataclass(frozen=True)
@@ -317,10 +317,10 @@ class PaperDraw:
         latents, log_weights = run.state.hmc.latents, run.state.log_weights
         groups = (len(latents), draws, self.chains)
         weights = torch.softmax(log_weights.reshape(groups), -1)
-        return one_of_each(latents.reshape(*groups, -1), weights, seed + ids[0])
+        return one_per_population(latents.reshape(*groups, -1), weights, seed + ids[0])
 
 
-def one_of_each(latents: Tensor, weights: Tensor, seed: int) -> Tensor:
+def one_per_population(latents: Tensor, weights: Tensor, seed: int) -> Tensor:
     """Of ``(S, K, N, d)`` one of N by ``weights`` ``(S, K, N)``: ``(S, K, d)``."""
     random = torch.Generator().manual_seed(seed)
     chosen = torch.multinomial(weights.flatten(0, 1), 1, generator=random)

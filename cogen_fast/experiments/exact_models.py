@@ -75,7 +75,7 @@ class LinearGaussian:
         return len(self.scales)
 
     @cached_property
-    def turn(self) -> Tensor:
+    def rotation(self) -> Tensor:
         """Q, ``(d, d)`` float64."""
         random = torch.Generator().manual_seed(0)
         square = torch.randn(self.size, self.size, generator=random, dtype=torch.float64)
@@ -85,8 +85,8 @@ class LinearGaussian:
     @property
     def generator(self) -> Callable[[Tensor], Tensor]:
         """Of rows of float32 latents."""
-        turn, scales = self.turn.float(), self.scales.float()
-        return lambda z: (z @ turn) * scales
+        rotation, scales = self.rotation.float(), self.scales.float()
+        return lambda z: (z @ rotation) * scales
 
     @property
     def _ratios(self) -> Tensor:
@@ -126,8 +126,8 @@ class LinearGaussian:
         Means over the chains, which are 1: of all directions together, of the stiffest one, and of
         four fixed random ones.
         """
-        turned = latents.double() @ self.turn - self.means(x)[:, None]
-        return _relative_variances(turned, self.variances, "stiffest")
+        rotated = latents.double() @ self.rotation - self.means(x)[:, None]
+        return _relative_variances(rotated, self.variances, "stiffest")
 
 
 def _relative_variances(away: Tensor, variances: Tensor, first: str) -> dict[str, Tensor]:
@@ -184,16 +184,16 @@ class TwoModes:
         return right / (left + right)
 
     @property
-    def _others(self) -> LinearGaussian:
+    def _other_latents(self) -> LinearGaussian:
         return LinearGaussian(_iso(self.size - 1), self.noise)
 
     def data(self, ids: Sequence[int]) -> Tensor:
         """A data set ``(d,)`` for each of ``ids``, drawn from the model but for the first, 0."""
-        return torch.nn.functional.pad(self._others.data(ids), (1, 0))
+        return torch.nn.functional.pad(self._other_latents.data(ids), (1, 0))
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """Of data ``(B, d)``, ``(B,)``."""
-        return math.log(sum(self._masses)) + self._others.log_evidence(x[:, 1:])
+        return math.log(sum(self._masses)) + self._other_latents.log_evidence(x[:, 1:])
 
 
 def _relu(z: Tensor) -> Tensor:
@@ -307,7 +307,7 @@ def draws(
 
 def log_mean_and_error(log_weights: Tensor) -> tuple[float, float]:
     """The log of the mean of independent weights ``(n,)``, and its jackknife standard error."""
-    without = _without_each(log_weights)
+    without = _leave_one_out(log_weights)
     return float(log_mean_weight(log_weights)), _jackknife(without)
 
 
@@ -319,7 +319,7 @@ def share_and_error(shares: Tensor, log_weights: Tensor) -> tuple[float, float]:
     return float(total), _jackknife(without)
 
 
-def _without_each(log_weights: Tensor) -> Tensor:
+def _leave_one_out(log_weights: Tensor) -> Tensor:
     """Log means of all but one, ``(n,)``."""
     top = log_weights.max()
     weights = torch.exp(log_weights - top)

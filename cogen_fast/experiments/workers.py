@@ -25,7 +25,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def spread(work: Callable[[int], None], pieces: int, processes: int, bar: tqdm[Any]) -> None:
+def run_in_processes(
+    work: Callable[[int], None], pieces: int, processes: int, bar: tqdm[Any]
+) -> None:
     """``work(0) .. work(pieces - 1)``, in so many processes of one torch thread each.
 
     With one process it is this one. Otherwise ``work`` has to be picklable. Workers end with the
@@ -37,7 +39,7 @@ def spread(work: Callable[[int], None], pieces: int, processes: int, bar: tqdm[A
                 work(piece)
                 bar.update()
         return
-    with workers(processes, _begin) as pool:
+    with workers(processes, _start_worker) as pool:
         try:
             for done in as_completed([pool.submit(work, piece) for piece in range(pieces)]):
                 done.result()
@@ -52,12 +54,12 @@ def workers(processes: int, begin: Callable[[], None] | None = None) -> ProcessP
     return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), begin)
 
 
-def _begin() -> None:
+def _start_worker() -> None:
     torch.set_num_threads(1)
-    threading.Thread(target=_follow, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _follow() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

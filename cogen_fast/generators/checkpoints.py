@@ -12,8 +12,8 @@ import torch
 
 from cogen_fast.generators import gan_zoo, karras_converted, mlp_npz, pro_gan_pth
 from cogen_fast.generators.checks import FLOATS, boolean, fraction, positive_int
+from cogen_fast.generators.foreign import Config, Tensors, some_names
 from cogen_fast.generators.mlp import MLPGenerator
-from cogen_fast.generators.packing import Config, Tensors, some
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.generators.reading import file_kind, read_npz, read_safetensors, read_torch
 from cogen_fast.support.arguments import abbreviated
@@ -140,15 +140,19 @@ def _parsed(text: str) -> Config:
     return config
 
 
-def _refuse_for_mlp(**wishes: object) -> None:
-    for name, value in wishes.items():
+def _refuse_for_mlp(**given: object) -> None:
+    for name, value in given.items():
         if value is not None:
             raise ValueError(f"{name}: expected None for a dense generator, got {value!r}")
 
 
 def _unknown(container: str, content: object) -> ValueError:
-    held = f"with keys {some(content)}" if isinstance(content, Mapping) else type(content).__name__
-    return ValueError(f"expected {_SUPPORTED}; got {container}, {held}")
+    content_shown = (
+        f"with keys {some_names(content)}"
+        if isinstance(content, Mapping)
+        else type(content).__name__
+    )
+    return ValueError(f"expected {_SUPPORTED}; got {container}, {content_shown}")
 
 
 def _assemble(kind: type[Generator], config: Config, tensors: Tensors) -> Generator:
@@ -178,9 +182,11 @@ def _check_tensors(module: Generator, tensors: Tensors) -> None:
     expected: dict[str, Any] = {k: tuple(v.shape) for k, v in module.state_dict().items()}
     got: dict[str, Any] = {k: tuple(v.shape) for k, v in tensors.items()}
     if missing := {name: None for name in expected if name not in got}:
-        raise ValueError(f"tensors: expected {some(missing)} as well, got {some(got)}")
+        raise ValueError(f"tensors: expected {some_names(missing)} as well, got {some_names(got)}")
     if extra := {name: None for name in got if name not in expected}:
-        raise ValueError(f"tensors: expected those of the configuration, got also {some(extra)}")
+        raise ValueError(
+            f"tensors: expected those of the configuration, got also {some_names(extra)}"
+        )
     for name, shape in expected.items():
         if got[name] != shape:
             raise ValueError(f"{name}: expected shape {shape} by the config, got {got[name]}")

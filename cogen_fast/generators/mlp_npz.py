@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cogen_fast.generators.packing import Config, Tensors
+from cogen_fast.generators.foreign import Config, Tensors
 
 _FLOATS = (np.float16, np.float32, np.float64)
 

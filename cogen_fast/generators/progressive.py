@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogen_fast.generators.checks import boolean, fraction, positive_int
-from cogen_fast.generators.fast_progressive import FastProgressive, Network
+from cogen_fast.generators.fast_progressive import FastProgressive, NetworkWeights
 from cogen_fast.ops.progressive.folded import FoldedLayers, Folding
 from cogen_fast.ops.progressive.layers import Layers, NativeLayers
 from cogen_fast.ops.reference import PIXEL_NORM_EPSILON
@@ -297,18 +297,18 @@ class ProgressiveGenerator(nn.Module):
         layers = _layers(weight.device, weight.dtype, dtype or weight.dtype, folding)
         return FastProgressive(self.network(), layers)
 
-    def network(self) -> Network:
+    def network(self) -> NetworkWeights:
         """The weights and alpha as they are now, He constants included, as plain data."""
         faded = self.to_rgb_previous if self.alpha < 1.0 else None
         convolutions = [self.base.conv]
         for block in self.blocks:
             assert isinstance(block, Block)
             convolutions += [block.conv0, block.conv1]
-        return Network(
-            dense=_layer(self.base.dense),
-            convolutions=[_layer(convolution) for convolution in convolutions],
-            colours=_layer(self.to_rgb),
-            faded=None if faded is None else _layer(faded),
+        return NetworkWeights(
+            dense=_layer_weights(self.base.dense),
+            convolutions=[_layer_weights(convolution) for convolution in convolutions],
+            colours=_layer_weights(self.to_rgb),
+            faded=None if faded is None else _layer_weights(faded),
             alpha=self.alpha,
             normalise_latent=self.normalise_latent,
             normalise_dense=self.normalise_dense,
@@ -350,7 +350,7 @@ def _layers(
     return NativeLayers(dtype)
 
 
-def _layer(module: EqualisedLinear | EqualisedConv2d) -> tuple[Tensor, Tensor]:
+def _layer_weights(module: EqualisedLinear | EqualisedConv2d) -> tuple[Tensor, Tensor]:
     return module.scaled_weight().detach(), module.bias.detach().clone()
 
 

@@ -1,4 +1,4 @@
-"""What each op takes, checked and contiguous, for the backends that launch kernels on it.
+"""What per_chain_shape op takes, checked and contiguous, for the backends that launch kernels on it.
 
 Each class is the arguments of the op of `reference` that it names, made by its ``of``, which raises
 TypeError or ValueError naming the argument at fault. Values on a device are not looked at: that
@@ -19,7 +19,7 @@ from cogen_fast.ops.checks import (
     check_active,
     check_in_place,
     check_rows,
-    population_of,
+    per_chain_shape_of,
     require_float,
     require_tensor,
     shape_of,
@@ -32,7 +32,7 @@ _KINDS = ("mask", "pool", "stride")
 _SEED_LIMIT = 1 << 64
 
 
-class Settings(NamedTuple):
+class CheckedSettings(NamedTuple):
     """`TransitionSettings` but for the flags."""
 
     beta: Tensor
@@ -42,7 +42,7 @@ class Settings(NamedTuple):
 
     @property
     def per_chain(self) -> bool:
-        """Whether each chain has a step size of its own."""
+        """Whether per_chain_shape chain has a step size of its own."""
         return self.step_size.ndim == 2
 
 
@@ -51,24 +51,24 @@ def check_settings(
     latents: tuple[int, int, int],
     dtype: torch.dtype,
     device: torch.device = CPU,
-) -> Settings:
+) -> CheckedSettings:
     """Those of a transition of latents of that shape."""
     observations, chains, size = latents
     shape: tuple[int, ...] = (observations,)
     mass, step_size = settings.inverse_mass, settings.step_size
     per_chain = require_tensor("settings.step_size", step_size).ndim == 2
-    of_steps = (observations, chains) if per_chain else shape
-    return Settings(
+    step_shape = (observations, chains) if per_chain else shape
+    return CheckedSettings(
         check("settings.beta", settings.beta, shape, torch.float64, device),
         check("settings.prior_weight", settings.prior_weight, shape, torch.float64, device),
-        check("settings.step_size", step_size, of_steps, torch.float64, device),
+        check("settings.step_size", step_size, step_shape, torch.float64, device),
         None
         if mass is None
         else check("settings.inverse_mass", mass, (observations, size), dtype, device),
     )
 
 
-class Stream(NamedTuple):
+class CheckedStream(NamedTuple):
     """A `NoiseStream`."""
 
     seed: int
@@ -78,7 +78,7 @@ class Stream(NamedTuple):
 
 def check_stream(
     stream: NoiseStream, observations: int | None = None, device: torch.device = CPU
-) -> Stream:
+) -> CheckedStream:
     """That of so many observations (None: as many as it says), whatever the counters' values."""
     seed = stream.seed
     if observations is None:
@@ -86,22 +86,22 @@ def check_stream(
     if not 0 <= seed < _SEED_LIMIT:
         raise ValueError(f"stream.seed: expected an integer in [0, 2^64), got {seed}")
     shape = (observations,)
-    return Stream(
+    return CheckedStream(
         seed,
         check("stream.transition", stream.transition, shape, torch.int64, device),
         check("stream.observation", stream.observation, shape, torch.int64, device),
     )
 
 
-class Begun(NamedTuple):
+class BeginArguments(NamedTuple):
     """What `reference.begin_trajectory` takes."""
 
     shape: tuple[int, int, int]
     latents: Tensor
     energy: Tensor
     grad: Tensor
-    settings: Settings
-    stream: Stream
+    settings: CheckedSettings
+    stream: CheckedStream
 
     @classmethod
     def of(
@@ -112,7 +112,7 @@ class Begun(NamedTuple):
         settings: TransitionSettings,
         stream: NoiseStream,
         device: torch.device = CPU,
-    ) -> Begun:
+    ) -> BeginArguments:
         """The same, checked."""
         dtype = require_float("latents", require_tensor("latents", latents).dtype)
         shape = shape_of("latents", latents)
@@ -126,14 +126,14 @@ class Begun(NamedTuple):
         )
 
 
-class Continued(NamedTuple):
+class ContinueArguments(NamedTuple):
     """What `reference.continue_trajectory` takes."""
 
     shape: tuple[int, int, int]
     position: Tensor
     momentum: Tensor
     grad: Tensor
-    settings: Settings
+    settings: CheckedSettings
 
     @classmethod
     def of(
@@ -142,7 +142,7 @@ class Continued(NamedTuple):
         grad: Tensor,
         settings: TransitionSettings,
         device: torch.device = CPU,
-    ) -> Continued:
+    ) -> ContinueArguments:
         """The same, checked: position and momentum are themselves."""
         position, momentum, _ = proposal
         name = "proposal.position"
@@ -157,7 +157,7 @@ class Continued(NamedTuple):
         )
 
 
-class Accepting(NamedTuple):
+class AcceptArguments(NamedTuple):
     """What `reference.accept_select` takes."""
 
     shape: tuple[int, int, int]
@@ -167,9 +167,9 @@ class Accepting(NamedTuple):
     proposal: Proposal
     proposed_energy: Tensor
     proposed_grad: Tensor
-    settings: Settings
+    settings: CheckedSettings
     active: Tensor | None
-    stream: Stream
+    stream: CheckedStream
 
     @classmethod
     def of(
@@ -183,22 +183,22 @@ class Accepting(NamedTuple):
         settings: TransitionSettings,
         stream: NoiseStream,
         device: torch.device = CPU,
-    ) -> Accepting:
+    ) -> AcceptArguments:
         """The same, checked."""
         dtype = require_float("latents", require_tensor("latents", latents).dtype)
         shape = shape_of("latents", latents)
-        each, f64 = shape[:2], torch.float64
+        per_chain_shape, f64 = shape[:2], torch.float64
         return cls(
             shape,
             check("latents", latents, shape, dtype, device),
-            check("energy", energy, each, f64, device),
+            check("energy", energy, per_chain_shape, f64, device),
             check("grad", grad, shape, dtype, device),
             Proposal(
                 check("proposal.position", proposal.position, shape, dtype, device),
                 check("proposal.momentum", proposal.momentum, shape, dtype, device),
-                check("proposal.hamiltonian", proposal.hamiltonian, each, f64, device),
+                check("proposal.hamiltonian", proposal.hamiltonian, per_chain_shape, f64, device),
             ),
-            check("proposed_energy", proposed_energy, each, f64, device),
+            check("proposed_energy", proposed_energy, per_chain_shape, f64, device),
             check("proposed_grad", proposed_grad, shape, dtype, device),
             check_settings(settings, shape, dtype, device),
             check_active("settings.active", settings.active, shape[0], device),
@@ -217,7 +217,7 @@ class Accepting(NamedTuple):
         )
 
 
-class Adapting(NamedTuple):
+class AdaptArguments(NamedTuple):
     """What `reference.adapt_step_size` takes, but for the rule."""
 
     shape: tuple[int, int]
@@ -235,20 +235,20 @@ class Adapting(NamedTuple):
         active: Tensor | None,
         rule: AdaptationRule,
         device: torch.device = CPU,
-    ) -> Adapting:
+    ) -> AdaptArguments:
         """The same, checked."""
-        shape = population_of("acceptance_probability", probability)
-        each: tuple[int, ...] = shape if rule.per_chain else shape[:1]
+        shape = per_chain_shape_of("acceptance_probability", probability)
+        per_chain_shape: tuple[int, ...] = shape if rule.per_chain else shape[:1]
         return cls(
             shape,
-            check("step_size", step_size, each, torch.float64, device),
-            check("running_acceptance", running, each, torch.float64, device),
+            check("step_size", step_size, per_chain_shape, torch.float64, device),
+            check("running_acceptance", running, per_chain_shape, torch.float64, device),
             check("acceptance_probability", probability, shape, torch.float64, device),
             check_active("active", active, shape[0], device),
         )
 
 
-class Resampling(NamedTuple):
+class ResampleArguments(NamedTuple):
     """What `reference.systematic_ancestors` takes."""
 
     shape: tuple[int, int]
@@ -263,9 +263,9 @@ class Resampling(NamedTuple):
         uniform: Tensor,
         wanted: Tensor | None,
         device: torch.device = CPU,
-    ) -> Resampling:
+    ) -> ResampleArguments:
         """The same, checked."""
-        shape = population_of("log_weights", log_weights)
+        shape = per_chain_shape_of("log_weights", log_weights)
         return cls(
             shape,
             check("log_weights", log_weights, shape, torch.float64, device),
@@ -274,7 +274,7 @@ class Resampling(NamedTuple):
         )
 
 
-class Planes(NamedTuple):
+class ImageLayout(NamedTuple):
     """An output as the kernels see it; what is read entry by entry is one line."""
 
     channels: int
@@ -283,7 +283,7 @@ class Planes(NamedTuple):
     factor: int
 
     @classmethod
-    def of(cls, spec: MisfitSpec) -> Planes:
+    def of(cls, spec: MisfitSpec) -> ImageLayout:
         """Those of ``spec``; ValueError naming the part of it that does not fit."""
         if spec.kind == "mask":
             return cls(1, 1, math.prod(spec.output_shape), 1)
@@ -320,7 +320,7 @@ class Observed(NamedTuple):
         """That of ``rows`` outputs; TypeError or ValueError naming the part of ``spec``."""
         if require_tensor("spec.target", spec.target).ndim == 0:
             raise ValueError("spec.target: expected shape (n, ...), got ()")
-        measured = Planes.of(spec).measured
+        measured = ImageLayout.of(spec).measured
         count = spec.target.shape[0]
         if rows > 0 and count == 0:
             raise ValueError(f"spec.target: expected a row for {rows} outputs, got none")
@@ -343,12 +343,12 @@ class Observed(NamedTuple):
 
     @property
     def elementwise(self) -> bool:
-        """Whether each measured value has a weight of its own."""
+        """Whether per_chain_shape measured value has a weight of its own."""
         return self.weight.shape[1] > 1
 
 
-class Outputs(NamedTuple):
-    """What `reference.misfit` takes: outputs ``(n, ...)``, what is observed, and of which each."""
+class MisfitArguments(NamedTuple):
+    """What `reference.misfit` takes: outputs ``(n, ...)``, what is observed, and of which per_chain_shape."""
 
     x: Tensor
     observed: Observed
@@ -357,7 +357,7 @@ class Outputs(NamedTuple):
     @classmethod
     def of(
         cls, x: Tensor, spec: MisfitSpec, observation: Tensor, device: torch.device = CPU
-    ) -> Outputs:
+    ) -> MisfitArguments:
         """The same, checked."""
         if require_tensor("x", x).ndim == 0:
             raise ValueError("x: expected shape (n, ...), got ()")

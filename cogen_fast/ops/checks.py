@@ -93,7 +93,7 @@ def shape_of(name: str, value: Tensor) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def population_of(name: str, value: Tensor) -> tuple[int, int]:
+def per_chain_shape_of(name: str, value: Tensor) -> tuple[int, int]:
     """``(B, N)`` of what has a number for each chain, of which there must be one."""
     shape = require_tensor(name, value).shape
     if len(shape) != 2 or shape[1] == 0:

@@ -92,10 +92,10 @@ def unfit(layers: DenseLayers) -> str | None:
     devices = {tensor.device for tensor in (*layers.weights, *layers.biases)}
     if len(devices) > 1:
         return f"weights on {', '.join(sorted(map(str, devices)))}"
-    return unserved(devices.pop())
+    return _device_unsupported(devices.pop())
 
 
-def unserved(device: torch.device) -> str | None:
+def _device_unsupported(device: torch.device) -> str | None:
     """Why no run in C++ is made on a device; None where it is."""
     if device.type == "cpu":
         return None
@@ -107,7 +107,7 @@ def unserved(device: torch.device) -> str | None:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedLayers:
     """Layers as the extension reads them: rows padded with zeros, each matrix both ways round."""
 
     widths: list[int]
@@ -122,7 +122,7 @@ class Packed:
 class DenseProblem:
     """A generator of dense layers, packed, and what is observed of it."""
 
-    packed: Packed
+    packed: PackedLayers
     spec: MisfitSpec
 
     @classmethod
@@ -131,9 +131,9 @@ class DenseProblem:
         return cls(pack(layers), spec)
 
 
-def pack(layers: DenseLayers) -> Packed:
+def pack(layers: DenseLayers) -> PackedLayers:
     """A copy of the weights, for calls."""
-    return Packed(
+    return PackedLayers(
         layers.widths,
         [ACTIVATIONS.index(name) for name in layers.activations],
         layers.slope,

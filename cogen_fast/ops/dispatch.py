@@ -163,7 +163,7 @@ def _triton() -> Ops:
     return _ModuleOps("triton", triton_ops)
 
 
-def _asked_for_triton(device: str) -> Ops:
+def _explicit_triton(device: str) -> Ops:
     if (failure := triton_failure()) is not None:
         raise ImportError(f"backend: triton cannot be used: {failure}")
     from cogen_fast.ops import triton_ops
@@ -186,8 +186,8 @@ _CHOICES: dict[tuple[str, str], Callable[[], Ops]] = {
     ("native", "cuda"): _native_on_cuda,
     ("fused", "cpu"): _native,
     ("fused", "cuda"): _fused_on_cuda,
-    ("triton", "cpu"): partial(_asked_for_triton, "cpu"),
-    ("triton", "cuda"): partial(_asked_for_triton, "cuda"),
+    ("triton", "cpu"): partial(_explicit_triton, "cpu"),
+    ("triton", "cuda"): partial(_explicit_triton, "cuda"),
 }
 
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from cogen_fast.ops.checked import (
-    Accepting,
-    Adapting,
-    Begun,
-    Continued,
-    Outputs,
-    Resampling,
+    AcceptArguments,
+    AdaptArguments,
+    BeginArguments,
+    ContinueArguments,
+    MisfitArguments,
+    ResampleArguments,
     check_stream,
 )
 from cogen_fast.ops.checks import check_sizes, require_float
@@ -74,7 +74,7 @@ def begin_trajectory(
     latents: Tensor, energy: Tensor, grad: Tensor, settings: TransitionSettings, stream: NoiseStream
 ) -> Proposal:
     """Momentum refresh, Hamiltonian, half a kick, one drift; see `reference.begin_trajectory`."""
-    given = Begun.of(latents, energy, grad, settings, stream)
+    given = BeginArguments.of(latents, energy, grad, settings, stream)
     seed, transition, observation = given.stream
     position = torch.empty_like(given.latents)
     momentum = torch.empty_like(given.latents)
@@ -100,7 +100,7 @@ def begin_trajectory(
 
 def continue_trajectory(proposal: Proposal, grad: Tensor, settings: TransitionSettings) -> None:
     """One kick and one drift, in place; see `reference.continue_trajectory`."""
-    given = Continued.of(proposal, grad, settings)
+    given = ContinueArguments.of(proposal, grad, settings)
     extension().continue_trajectory(
         position=given.position,
         momentum=given.momentum,
@@ -124,7 +124,7 @@ def accept_select(
     stream: NoiseStream,
 ) -> Selected:
     """Last half kick, Metropolis test and selection; see `reference.accept_select`."""
-    given = Accepting.of(
+    given = AcceptArguments.of(
         latents, energy, grad, proposal, proposed_energy, proposed_grad, settings, stream
     )
     seed, transition, observation = given.stream
@@ -165,7 +165,7 @@ def adapt_step_size(
     rule: AdaptationRule,
 ) -> tuple[Tensor, Tensor]:
     """The published rule; see `reference.adapt_step_size`."""
-    _, step_size, running, probability, active = Adapting.of(
+    _, step_size, running, probability, active = AdaptArguments.of(
         step_size, running_acceptance, acceptance_probability, active, rule
     )
     if rule.per_chain and active is not None:  # a flag for each step size
@@ -190,7 +190,7 @@ def adapt_step_size(
 
 def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | None) -> Tensor:
     """Systematic resampling, ``(B, N)`` int64; see `reference.systematic_ancestors`."""
-    given = Resampling.of(log_weights, uniform, wanted)
+    given = ResampleArguments.of(log_weights, uniform, wanted)
     out = torch.empty_like(given.log_weights, dtype=torch.int64)
     extension().systematic_ancestors(
         log_weights=given.log_weights, uniform=given.uniform, wanted=given.wanted, out=out
@@ -217,7 +217,7 @@ def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Te
 
     ``observation`` must hold values in [0, B); they are not counted from the end.
     """
-    x, observed, observation = Outputs.of(x, spec, observation)
+    x, observed, observation = MisfitArguments.of(x, spec, observation)
     energy, grad = torch.empty(len(x), dtype=torch.float64, device="cpu"), torch.empty_like(x)
     extension().misfit(
         outputs=x,

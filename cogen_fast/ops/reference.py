@@ -45,7 +45,7 @@ def _step_sizes(settings: TransitionSettings) -> Tensor:
     return step_size if step_size.ndim == 2 else step_size[:, None]
 
 
-def _per_entry(value: Tensor, dtype: torch.dtype) -> Tensor:
+def _per_coordinate(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype)[..., None]
 
 
@@ -59,14 +59,14 @@ def _kick(
     """Momentum after a kick over ``part`` of a step: minus ``part eps grad U``."""
     dtype = momentum.dtype
     span = part * _step_sizes(settings)
-    misfit = _per_entry(span * settings.beta[:, None], dtype) * grad
-    prior = _per_entry(span * settings.prior_weight[:, None], dtype) * position
+    misfit = _per_coordinate(span * settings.beta[:, None], dtype) * grad
+    prior = _per_coordinate(span * settings.prior_weight[:, None], dtype) * position
     return momentum - misfit - prior
 
 
 def _drift(position: Tensor, momentum: Tensor, settings: TransitionSettings) -> Tensor:
     velocity = _scale(momentum, settings.inverse_mass)
-    return position + _per_entry(_step_sizes(settings), position.dtype) * velocity
+    return position + _per_coordinate(_step_sizes(settings), position.dtype) * velocity
 
 
 def _hamiltonian(
@@ -162,8 +162,8 @@ def adapt_step_size(
     grown, shrunk = step_size * rule.increase, step_size * rule.decrease
     step = torch.where(running_acceptance > rule.target, grown, shrunk)
     step = step.clamp(rule.minimum, rule.maximum)
-    seen = acceptance_probability if rule.per_chain else acceptance_probability.mean(-1)
-    running = rule.decay * running_acceptance + (1.0 - rule.decay) * seen
+    acceptance = acceptance_probability if rule.per_chain else acceptance_probability.mean(-1)
+    running = rule.decay * running_acceptance + (1.0 - rule.decay) * acceptance
     if active is None:
         return step, running
     if rule.per_chain:

@@ -64,7 +64,7 @@ _FORMAT = 1
 _MODES = {1: "L", 3: "RGB"}
 _GREY = ("1", "L", "LA", "La", "I", "F")
 _WORKERS = min(16, os.cpu_count() or 1)
-_NAMED = 5
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +230,7 @@ def open_images(
     if skipped:
         warn_user(
             f"{len(skipped)} of {len(names)} image files in {request.source} are corrupt and left "
-            f"out: {_first(skipped)}"
+            f"out: {_first_names(skipped)}"
         )
     return images
 
@@ -340,9 +340,9 @@ def _checked_cache(cache: object) -> Path:
     return folder
 
 
-def _first(names: Sequence[str]) -> str:
-    more = "" if len(names) <= _NAMED else f" and {len(names) - _NAMED} more"
-    return ", ".join(names[:_NAMED]) + more
+def _first_names(names: Sequence[str]) -> str:
+    more = "" if len(names) <= _MOST_NAMED else f" and {len(names) - _MOST_NAMED} more"
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _listed(source: Path) -> list[str]:
@@ -358,14 +358,14 @@ def _listed(source: Path) -> list[str]:
 
 
 def _image_files(folder: Path) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder, onerror=_fail):
+    for parent, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in endings():
                 yield (Path(parent) / name).relative_to(folder).as_posix()
 
 
-def _fail(error: OSError) -> None:
+def _raise(error: OSError) -> None:
     raise error
 
 
@@ -433,7 +433,7 @@ def _check_share(request: _Request, names: Sequence[str], skipped: Sequence[str]
     if len(skipped) / len(names) > request.bad_share:
         raise ValueError(
             f"source: expected at most a share of {request.bad_share:g} of corrupt image files in "
-            f"{request.source}, got {len(skipped)} of {len(names)}: {_first(skipped)}"
+            f"{request.source}, got {len(skipped)} of {len(names)}: {_first_names(skipped)}"
         )
 
 

@@ -39,7 +39,7 @@ def train(
 ) -> Iterator[tuple[int, MLPGenerator]]:
     """Train the 2-20-20-2 generator; yield it at each iteration of ``snapshots``, in order.
 
-    Non-saturating GAN loss, Adam(1e-3, beta1 0.5) for both players, a ReLU discriminator of width
+    Non-saturating GAN loss, Adam(1e-3, beta1 0.5) for both optimisers, a ReLU discriminator of width
     64, batches of 256. The yielded module is the live one: save it before going on.
     """
     torch_rng = torch.Generator().manual_seed(seed)
@@ -53,19 +53,19 @@ def train(
             nn.ReLU(),
             nn.Linear(_WIDTH, 1),
         )
-    players = [
+    optimisers = [
         torch.optim.Adam(m.parameters(), lr=1e-3, betas=(0.5, 0.999))
         for m in (generator, discriminator)
     ]
     for iteration in range(1, max(snapshots) + 1):
         real = sample_data(_BATCH, variance, torch_rng)
         latents = torch.randn(_BATCH, generator.latent_size, generator=torch_rng)
-        _play(generator, discriminator, real, latents, *players)
+        _update_both(generator, discriminator, real, latents, *optimisers)
         if iteration in snapshots:
             yield iteration, generator
 
 
-def _play(
+def _update_both(
     generator: nn.Module,
     discriminator: nn.Module,
     real: Tensor,

@@ -40,18 +40,18 @@ class DiscriminatorLoss(nn.Module):
         if penalise and self.loss == "r1":
             real = real.detach().requires_grad_(True)
         of_real, of_fake = self.discriminator(real).float(), self.discriminator(fake).float()
-        apart = (of_real.mean() - of_fake.mean()).detach()
+        gap = (of_real.mean() - of_fake.mean()).detach()
         if self.loss == "wgan-gp":
             value = of_fake.mean() - of_real.mean() + DRIFT * of_real.square().mean()
             if penalise:
-                value = value + GRADIENT_PENALTY * self._slope_penalty(real, fake, mix)
-            return value, apart
+                value = value + GRADIENT_PENALTY * self._gradient_penalty(real, fake, mix)
+            return value, gap
         value = F.softplus(of_fake).mean() + F.softplus(-of_real).mean()
         if penalise:
             value = value + 0.5 * self.r1_gamma * _squared_gradient(of_real, real).mean()
-        return value, apart
+        return value, gap
 
-    def _slope_penalty(self, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
+    def _gradient_penalty(self, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
         between = torch.lerp(real, fake, mix).detach().requires_grad_(True)
         squared = _squared_gradient(self.discriminator(between).float(), between)
         # A root has no gradient at 0.
@@ -68,10 +68,10 @@ class GeneratorLoss(nn.Module):
     def __init__(self, generator: nn.Module, discriminator: nn.Module, loss: str) -> None:
         super().__init__()
         self.generator, self.loss = generator, loss
-        self._critic = (discriminator,)
+        self._discriminator = (discriminator,)
 
     def forward(self, latents: Tensor) -> Tensor:
-        scores: Tensor = self._critic[0](self.generator(latents)).float()
+        scores: Tensor = self._discriminator[0](self.generator(latents)).float()
         return -scores.mean() if self.loss == "wgan-gp" else F.softplus(-scores).mean()
 
 

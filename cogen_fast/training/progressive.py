@@ -23,8 +23,8 @@ from cogen_fast.support.layout import Whole, check_whole
 from cogen_fast.training.config import Phase, TrainingConfig
 from cogen_fast.training.datasets import Images
 from cogen_fast.training.discriminator import ProgressiveDiscriminator
+from cogen_fast.training.distributed import Processes
 from cogen_fast.training.losses import R1_EVERY, DiscriminatorLoss, GeneratorLoss
-from cogen_fast.training.team import Team
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _BETAS = (0.0, 0.99)
@@ -49,36 +49,36 @@ class Trainer:
     ``state()`` is all that `restore` needs, tensors and plain values.
     """
 
-    def __init__(self, config: TrainingConfig, images: Images, team: Team) -> None:
-        _check_images(config, images, team)
-        self.config, self.images, self.team = config, images, team
+    def __init__(self, config: TrainingConfig, images: Images, processes: Processes) -> None:
+        _check_images(config, images, processes)
+        self.config, self.images, self.processes = config, images, processes
         self.shown = self.steps = 0
         self.phase = config.phases[0]
         self._build()
         self._prepare()
 
     def step(self) -> dict[str, Tensor]:
-        """One update of each player; losses and how far the scores are apart, as scalars."""
+        """One update of each player; losses and how far the scores are gap, as scalars."""
         if (phase := self.config.phase(self.shown)) != self.phase:
-            self._enter(phase)
-        self._fade(self.phase.alpha(self.shown))
+            self._enter_phase(phase)
+        self._set_alpha(self.phase.alpha(self.shown))
         batch = self._batch()
         with self._autocast():
             with torch.no_grad():
                 fake = self.generator(batch.latents[0]).to(batch.real.dtype)
-            loss, apart = self._critic_loss(batch.real, fake, batch.mix, self._penalises())
-        _update(self._critic_adam, loss)
+            loss, gap = self._discriminator_loss(batch.real, fake, batch.mix, self._penalty_due())
+        _update(self._discriminator_adam, loss)
         with without_gradients(self.discriminator):
             with self._autocast():
                 generator_loss = self._generator_loss(batch.latents[1])
             _update(self._generator_adam, generator_loss)
-        self._follow()
+        self._update_average()
         self.shown += self.config.batch_at(self.phase.resolution)
         self.steps += 1
         return {
             "loss_discriminator": loss.detach(),
             "loss_generator": generator_loss.detach(),
-            "scores_apart": apart,
+            "scores_apart": gap,
         }
 
     def state(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Trainer:
             elif not all(bool(value.isfinite().all()) for value in state[name].values()):
                 raise ValueError(f"{name}: expected finite weights, got others")
             part.load_state_dict(state[name])
-        self._fade(self.phase.alpha(self.shown))
+        self._set_alpha(self.phase.alpha(self.shown))
 
     def check_sound(self) -> None:
         """ValueError where a weight is no longer finite."""
@@ -139,7 +139,7 @@ class Trainer:
             "discriminator": self.discriminator,
             "averaged": self.averaged,
             "generator_adam": self._generator_adam,
-            "discriminator_adam": self._critic_adam,
+            "discriminator_adam": self._discriminator_adam,
         }
 
     def _build(self) -> None:
@@ -148,7 +148,7 @@ class Trainer:
         fades = resolution > RESOLUTIONS[0]
         assert config.channels is not None  # `_check_images` has compared it
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(_mixed(config.seed, _WEIGHTS, resolution))
+            torch.manual_seed(_derived_seed(config.seed, _WEIGHTS, resolution))
             generator = ProgressiveGenerator(
                 resolution,
                 channels=config.channels,
@@ -159,26 +159,29 @@ class Trainer:
             discriminator = ProgressiveDiscriminator(
                 resolution, config.channels, config.maps("discriminator_maps", resolution), fades
             )
-        self.generator, self.discriminator = self._placed(generator), self._placed(discriminator)
+        self.generator, self.discriminator = (
+            self._on_device(generator),
+            self._on_device(discriminator),
+        )
         self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
 
-    def _placed(self, module: _Module) -> _Module:
+    def _on_device(self, module: _Module) -> _Module:
         """On this process's device, in the layout its convolutions are fastest in."""
-        module.to(self.team.device)
-        if self.team.device.type == "cuda":
+        module.to(self.processes.device)
+        if self.processes.device.type == "cuda":
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return module
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter_phase(self, phase: Phase) -> None:
         grows = phase.resolution != self.phase.resolution
         before = (self.generator, self.discriminator, self.averaged)
         self.phase = phase
         if grows:
             self._build()
-            _inherit(self.generator, before[0], "to_rgb")
-            _inherit(self.discriminator, before[1], "from_rgb")
+            _inherit_weights(self.generator, before[0], "to_rgb")
+            _inherit_weights(self.discriminator, before[1], "from_rgb")
             self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
-            _inherit(self.averaged, before[2], "to_rgb")
+            _inherit_weights(self.averaged, before[2], "to_rgb")
         self._prepare(keep_moments=not grows)
 
     def _prepare(self, keep_moments: bool = False) -> None:
@@ -187,15 +190,17 @@ class Trainer:
             if colours is not None:
                 colours.requires_grad_(self.phase.fades)
         loss, gamma = self.config.loss, self.config.r1_gamma * R1_EVERY
-        self._critic_loss = self.team.share(DiscriminatorLoss(self.discriminator, loss, gamma))
-        self._generator_loss = self.team.share(
+        self._discriminator_loss = self.processes.data_parallel(
+            DiscriminatorLoss(self.discriminator, loss, gamma)
+        )
+        self._generator_loss = self.processes.data_parallel(
             GeneratorLoss(self.generator, self.discriminator, loss)
         )
         if not keep_moments:
             self._generator_adam = self._adam(self.generator, 1.0)
             # A lazy penalty is one step more in each R1_EVERY (Karras et al. 2020, appendix B).
             lazy = R1_EVERY / (R1_EVERY + 1) if loss == "r1" else 1.0
-            self._critic_adam = self._adam(self.discriminator, lazy)
+            self._discriminator_adam = self._adam(self.discriminator, lazy)
 
     def _adam(self, module: nn.Module, share: float) -> torch.optim.Adam:
         return torch.optim.Adam(
@@ -204,27 +209,27 @@ class Trainer:
             betas=(_BETAS[0], _BETAS[1] ** share),
         )
 
-    def _fade(self, alpha: float) -> None:
+    def _set_alpha(self, alpha: float) -> None:
         if self.generator.fades:
             self.generator.alpha = self.averaged.alpha = self.discriminator.alpha = alpha
 
-    def _penalises(self) -> bool:
+    def _penalty_due(self) -> bool:
         return self.config.loss == "wgan-gp" or self.steps % R1_EVERY == 0
 
     def _autocast(self) -> torch.autocast:
         half = self.config.precision == "bfloat16"
-        return torch.autocast(self.team.device.type, torch.bfloat16, enabled=half)
+        return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=half)
 
     def _batch(self) -> Batch:
         """This process's part of the step's batch."""
         count = self.config.batch_at(self.phase.resolution)
-        random = torch.Generator().manual_seed(_mixed(self.config.seed, _STEP, self.steps))
+        random = torch.Generator().manual_seed(_derived_seed(self.config.seed, _STEP, self.steps))
         size = self.config.latent_size
         latents = [torch.randn(count, size, generator=random) for _ in range(2)]
         mix = torch.rand(count, 1, 1, 1, generator=random)
         flip = torch.rand(count, generator=random) < 0.5
-        mine = slice(self.team.rank, None, self.team.size)
-        device = self.team.device
+        mine = slice(self.processes.rank, None, self.processes.size)
+        device = self.processes.device
         real = self.images.batch(
             self._order(count)[mine],
             self.phase.resolution,
@@ -241,7 +246,7 @@ class Trainer:
         places = torch.arange(self.shown, self.shown + count)
         size = len(self.images)
         chosen = [
-            _permutation(_mixed(self.config.seed, _ORDER, epoch), size)[
+            _permutation(_derived_seed(self.config.seed, _ORDER, epoch), size)[
                 places[places // size == epoch] % size
             ]
             for epoch in range(self.shown // size, (self.shown + count - 1) // size + 1)
@@ -249,7 +254,7 @@ class Trainer:
         return torch.cat(chosen)
 
     @torch.no_grad()
-    def _follow(self) -> None:
+    def _update_average(self) -> None:
         """The average moves towards the generator."""
         pairs = zip(self.averaged.parameters(), self.generator.parameters(), strict=True)
         for mean, now in pairs:
@@ -269,7 +274,7 @@ def without_gradients(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _check_images(config: TrainingConfig, images: Images, team: Team) -> None:
+def _check_images(config: TrainingConfig, images: Images, processes: Processes) -> None:
     if not len(images):
         raise ValueError("images: expected at least one, got none")
     if images.channels != config.channels:
@@ -282,9 +287,9 @@ def _check_images(config: TrainingConfig, images: Images, team: Team) -> None:
             f"{config.resolution}"
         )
     for phase in config.phases:
-        if (count := config.batch_at(phase.resolution)) % team.size:
+        if (count := config.batch_at(phase.resolution)) % processes.size:
             raise ValueError(
-                f"batch: expected multiples of the {team.size} processes, got {count} at "
+                f"batch: expected multiples of the {processes.size} processes, got {count} at "
                 f"resolution {phase.resolution}"
             )
 
@@ -295,7 +300,7 @@ def _update(adam: torch.optim.Adam, loss: Tensor) -> None:
     adam.step()
 
 
-def _inherit(new: nn.Module, old: nn.Module, colours: str) -> None:
+def _inherit_weights(new: nn.Module, old: nn.Module, colours: str) -> None:
     """Weights of the lower resolutions; the colour layer becomes the previous one."""
     previous = f"{colours}_previous."
     kept = {
@@ -322,7 +327,7 @@ def _check_moments(name: str, fresh: torch.optim.Optimizer, state: Mapping[str, 
                 )
 
 
-def _mixed(*words: int) -> int:
+def _derived_seed(*words: int) -> int:
     """A 64-bit seed of its own for each tuple of numbers."""
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 

@@ -28,14 +28,14 @@ from cogen_fast.support.files import open_regular, parse_json, read_text, write_
 from cogen_fast.support.layout import Whole, check_whole
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.datasets import Images
+from cogen_fast.training.distributed import process_group
 from cogen_fast.training.progressive import Trainer
-from cogen_fast.training.team import assembled
 
 CHECKPOINT, CONFIG, LOG, SNAPSHOTS = "checkpoint.pt", "config.json", "log.jsonl", "snapshots"
 _FORMAT = "cogen_fast training 2"
 _CHECKPOINT_SECONDS = 600.0
 # What reading values of other types than are expected can raise.
-_DAMAGE = (
+_DAMAGE_ERRORS = (
     AssertionError,
     AttributeError,
     LookupError,
@@ -44,25 +44,25 @@ _DAMAGE = (
     TypeError,
     ValueError,
 )
-_TICK = 50  # steps between lines of the log
-# Steps until a team of processes hears that one of them was asked to stop: asking makes GPUs wait.
-_PATIENCE = {"cpu": 1, "cuda": 16}
+_LOG_STEPS = 50  # steps between lines of the log
+# Steps until a processes of processes hears that one of them was asked to stop: asking makes GPUs wait.
+_STOP_CHECK_STEPS = {"cpu": 1, "cuda": 16}
 _COLUMNS, _SHEET_WIDTH = (2, 8), 2048
 _PIXELS_AT_ONCE = 2**22
-_LOOKED_AT = 64  # images that tell one data set from another
+_FINGERPRINTED = 64  # images that tell one data set from another
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a training ended: images shown in all, whether it is ``complete``, its snapshots.
 
-    ``leads``: whether this is the process that writes the files.
+    ``is_main``: whether this is the process that writes the files.
     """
 
     shown: int
     complete: bool
     snapshots: tuple[Path, ...]
-    leads: bool
+    is_main: bool
 
 
 def train(
@@ -95,32 +95,32 @@ def train(
     check_number("checkpoint_seconds", checkpoint_seconds, above=0.0, zero=True)
     check_flag("progress", progress)
     wanted = _checked_snapshots(snapshots, config)
-    with assembled(device) as team:
-        found = team.one_first(images) if callable(images) else images
+    with process_group(device) as processes:
+        found = processes.main_first(images) if callable(images) else images
         if config.channels is None:
             config = replace(config, channels=found.channels)
-        trainer = Trainer(config, found, team)
-        files = _Files(folder, trainer)
-        meter = _Meter(trainer)
+        trainer = Trainer(config, found, processes)
+        files = _TrainingFiles(folder, trainer)
+        meter = _LossMeter(trainer)
         files.open(meter)
-        team.wait()
+        processes.wait()
         bar = tqdm(
             total=config.total_images,
             initial=trainer.shown,
             unit="image",
             unit_scale=True,
-            disable=not (progress and team.leads),
+            disable=not (progress and processes.is_main),
         )
-        with bar, _asked_to_stop() as stop:
+        with bar, _stop_signals() as stop:
             complete = _loop(trainer, meter, files, wanted, stop, checkpoint_seconds, bar)
-        team.wait()
-        return Outcome(trainer.shown, complete, averaged_snapshots(folder), team.leads)
+        processes.wait()
+        return Outcome(trainer.shown, complete, averaged_snapshots(folder), processes.is_main)
 
 
 def _loop(
     trainer: Trainer,
-    meter: _Meter,
-    files: _Files,
+    meter: _LossMeter,
+    files: _TrainingFiles,
     wanted: Sequence[int],
     stop: threading.Event,
     checkpoint_seconds: float,
@@ -131,7 +131,7 @@ def _loop(
         before = trainer.shown
         meter.add(trainer.step())
         bar.update(trainer.shown - before)
-        if trainer.steps % _TICK == 0:
+        if trainer.steps % _LOG_STEPS == 0:
             line = meter.line()
             files.log(line)
             bar.set_postfix(_facts(line))
@@ -140,21 +140,21 @@ def _loop(
         if time.monotonic() - saved > checkpoint_seconds:
             files.save(meter)
             saved = time.monotonic()
-        if _heard(trainer, stop):
+        if _should_stop(trainer, stop):
             break
     files.save(meter)
     return trainer.shown >= total
 
 
-def _heard(trainer: Trainer, stop: threading.Event) -> bool:
-    """Whether any process was asked to stop; a team asks only now and then, for it takes time."""
-    team = trainer.team
-    if team.size > 1 and trainer.steps % _PATIENCE[team.device.type]:
+def _should_stop(trainer: Trainer, stop: threading.Event) -> bool:
+    """Whether any process was asked to stop; a processes asks only now and then, for it takes time."""
+    processes = trainer.processes
+    if processes.size > 1 and trainer.steps % _STOP_CHECK_STEPS[processes.device.type]:
         return False
-    return team.any(stop.is_set())
+    return processes.any(stop.is_set())
 
 
-class _Meter:
+class _LossMeter:
     """Means of the losses since the last line. A checkpoint holds it, so that lines stay."""
 
     def __init__(self, trainer: Trainer) -> None:
@@ -198,24 +198,24 @@ def _facts(line: dict[str, Any]) -> dict[str, str]:
     }
 
 
-class _Files:
-    """What a training writes; only the team's first process writes."""
+class _TrainingFiles:
+    """What a training writes; only the processes's first process writes."""
 
     def __init__(self, folder: Path, trainer: Trainer) -> None:
         self.folder, self.trainer = folder, trainer
-        self.leads = trainer.team.leads
+        self.is_main = trainer.processes.is_main
         self._identity = _identity(trainer)
 
-    def open(self, meter: _Meter) -> None:
+    def open(self, meter: _LossMeter) -> None:
         """A new folder, or the training that it holds, into the trainer and ``meter``."""
         if (path := self.folder / CHECKPOINT).exists():
             state = _read(path, self._identity)
             try:
                 self.trainer.restore(state)
                 meter.restore(*_checked_sums(state))
-            except _DAMAGE as error:
+            except _DAMAGE_ERRORS as error:
                 raise ValueError(f"out: {path} is damaged: {error}") from error
-        if not self.leads:
+        if not self.is_main:
             return
         (self.folder / SNAPSHOTS).mkdir(parents=True, exist_ok=True)
         for left in (*self.folder.glob(f".{CHECKPOINT}.*"), *(self.folder / SNAPSHOTS).glob(".0*")):
@@ -224,9 +224,9 @@ class _Files:
         write_atomically(self.folder / CONFIG, lambda file: file.write_text(text))
         self._cut_log()
 
-    def save(self, meter: _Meter) -> None:
+    def save(self, meter: _LossMeter) -> None:
         """The checkpoint, in the place of the last one."""
-        if not self.leads:
+        if not self.is_main:
             return
         self.trainer.check_sound()
         content = {
@@ -241,13 +241,13 @@ class _Files:
 
     def log(self, line: dict[str, Any]) -> None:
         """One line more."""
-        if self.leads:
+        if self.is_main:
             with (self.folder / LOG).open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
     def snapshot(self) -> None:
         """Both generators as they are now, and a picture of the averaged one's samples."""
-        if not self.leads:
+        if not self.is_main:
             return
         trainer = self.trainer
         trainer.check_sound()
@@ -269,8 +269,8 @@ class _Files:
 
     def _is_made(self, path: Path, line: str) -> bool:
         """Whether a line of the log is of steps that the training has made."""
-        told = parse_json("out", line)
-        images = told.get("images") if isinstance(told, dict) else None
+        entry = parse_json("out", line)
+        images = entry.get("images") if isinstance(entry, dict) else None
         if not isinstance(images, int | float):
             raise ValueError(
                 f"out: expected lines with numbers of images in {path}, got {line:.60}"
@@ -314,7 +314,7 @@ def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     try:
         was = dict(json.loads(content["identity"]))
         other = [name for name in identity if was.get(name) != identity[name]]
-    except _DAMAGE as error:
+    except _DAMAGE_ERRORS as error:
         raise ValueError(f"out: {path} is damaged: no identity ({error!r:.80})") from error
     if other:
         changes = ", ".join(f"{n}={was.get(n)!r} (now {identity[n]!r})" for n in other)
@@ -336,10 +336,10 @@ def _checked_sums(state: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
 def _identity(trainer: Trainer) -> dict[str, Any]:
     """What a checkpoint must agree with: the settings, and a look at the images."""
     count = len(trainer.images)
-    some = torch.arange(0, count, max(1, count // _LOOKED_AT))
-    seen = zlib.crc32(trainer.images.batch(some, RESOLUTIONS[0]).numpy().tobytes())
+    some = torch.arange(0, count, max(1, count // _FINGERPRINTED))
+    checksum = zlib.crc32(trainer.images.batch(some, RESOLUTIONS[0]).numpy().tobytes())
     settings: dict[str, Any] = json.loads(json.dumps(trainer.config.as_dict()))
-    return settings | {"images": f"{count}, checksum {seen:08x}"}
+    return settings | {"images": f"{count}, checksum {checksum:08x}"}
 
 
 def _checked_snapshots(snapshots: Sequence[int], config: TrainingConfig) -> list[int]:
@@ -354,7 +354,7 @@ def _checked_snapshots(snapshots: Sequence[int], config: TrainingConfig) -> list
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
+def _stop_signals() -> Iterator[threading.Event]:
     """Set by the first Ctrl-C or SIGTERM; the second one has its usual effect."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -9,7 +9,7 @@ call shapes, and so the same results. Process ``rank`` of ``world_size`` does ev
     METHOD/group-000003.npz     the group's pictures, uint8
     METHOD/group-000003.jsonl   its records, a line for each image with a digest: the group is done
 
-each file is written beside its place and renamed. A group that is there is never done again (but
+each file is written beside its output and renamed. A group that is there is never done again (but
 for the last one, where it was not full and images are added); one that was under way goes on from
 its sampler's checkpoint. Plans are written with the first result; another plan than the one that
 is there is refused.
@@ -73,7 +73,7 @@ from cogen_fast.tasks import cogenerate
 
 SOLVERS = (*ANNEALED, *BASELINES, NUTS)
 _FORMAT = "cogen-fast evaluation 2"
-_COMMON = "."  # in place of a method's name
+_COMMON = "."  # in output of a method's name
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -154,15 +154,15 @@ def evaluate(
     evaluation of something else, before any work; and OSError where an image cannot be read, which
     may be another time.
     """
-    place = open_place(generator, data, study, study.methods, out, images, rank, world_size)
-    mine = groups(study, place.images)[rank::world_size]
-    left = list(_left(place.folder, study, mine))
+    output = open_output(generator, data, study, study.methods, out, images, rank, world_size)
+    mine = groups(study, output.images)[rank::world_size]
+    left = list(_unfinished_work(output.folder, study, mine))
     for ids, method in tqdm(left, "evaluating", unit="group", disable=not progress):
-        _evaluate_group(generator, data, study, method, place, ids)
+        _evaluate_group(generator, data, study, method, output, ids)
 
 
 @dataclass(frozen=True)
-class Place:
+class OutputFolder:
     """A folder that holds nothing else than an evaluation; how many images there are to do.
 
     ``plans`` are what its files called plan.json say or will say.
@@ -172,7 +172,7 @@ class Place:
     images: int
     plans: Mapping[Path, str]
 
-    def settle(self) -> None:
+    def write_plans(self) -> None:
         """Write the plans down; ValueError where other ones have been written meanwhile."""
         for path, plan in self.plans.items():
             _refuse_another(path, plan, self.folder)
@@ -186,7 +186,7 @@ class Place:
         return shard.with_suffix(f".{_digest([*plans, list(ids)])[:8]}.checkpoint.safetensors")
 
 
-def open_place(
+def open_output(
     generator: Any,
     data: Data,
     study: Study,
@@ -195,7 +195,7 @@ def open_place(
     images: int | None,
     rank: int,
     world_size: int,
-) -> Place:
+) -> OutputFolder:
     """Check what `evaluate` is given, and that ``out`` is for it and these ``methods``.
 
     Raises what `evaluate` raises before any work.
@@ -211,7 +211,7 @@ def open_place(
     plans |= {folder / m.name / PLAN: _text(m.plan(), m.name) for m in methods}
     for path, plan in plans.items():
         _refuse_another(path, plan, folder)
-    return Place(folder, count, plans)
+    return OutputFolder(folder, count, plans)
 
 
 def gather(out: str | Path) -> Iterator[Record]:
@@ -256,11 +256,13 @@ def groups(study: Study, images: int) -> list[range]:
 
 def unfinished(folder: Path, study: Study, images: int) -> Path | None:
     """The first file of records that is missing of a group of the first ``images`` images."""
-    left = _left(folder, study, groups(study, images))
+    left = _unfinished_work(folder, study, groups(study, images))
     return next((shard_of(folder, study, method, ids[0]) for ids, method in left), None)
 
 
-def _left(folder: Path, study: Study, some: Iterable[range]) -> Iterator[tuple[range, Method]]:
+def _unfinished_work(
+    folder: Path, study: Study, some: Iterable[range]
+) -> Iterator[tuple[range, Method]]:
     """Of some groups those that are not done, with the method that has not."""
     work = ((ids, method) for ids in some for method in study.methods)
     return ((ids, method) for ids, method in work if not _is_done(folder, study, method, ids))
@@ -292,12 +294,12 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _text(plan: Mapping[str, Any], whose: str) -> str:
+def _text(plan: Mapping[str, Any], owner: str) -> str:
     plain_plan = json.loads(json.dumps({"format": _FORMAT, **plan}, default=repr))
-    return json.dumps(with_digest(plain_plan, whose), indent=2, sort_keys=True) + "\n"
+    return json.dumps(with_digest(plain_plan, owner), indent=2, sort_keys=True) + "\n"
 
 
-def _whose(path: Path, folder: Path) -> str:
+def _owner(path: Path, folder: Path) -> str:
     """Of a file of the evaluation in ``folder``: the method's, or what all have in common."""
     return _COMMON if path.parent == folder else path.parent.name
 
@@ -306,8 +308,8 @@ def _refuse_another(path: Path, plan: str, folder: Path) -> None:
     """ValueError where another plan is there."""
     if not path.exists():
         return
-    whose = _whose(path, folder)
-    there, given = _read_plan(path, whose), without_digest("plan", json.loads(plan), whose)
+    owner = _owner(path, folder)
+    there, given = _read_plan(path, owner), without_digest("plan", json.loads(plan), owner)
     differing = [key for key in given if there.get(key) != given[key]]
     if differing:
         key = differing[0]
@@ -317,11 +319,11 @@ def _refuse_another(path: Path, plan: str, folder: Path) -> None:
         )
 
 
-def _read_plan(path: Path, whose: str) -> dict[str, Any]:
+def _read_plan(path: Path, owner: str) -> dict[str, Any]:
     plan = parse_json(f"out: {path}", read_text("out", path))
     if not isinstance(plan, dict) or plan.get("format") != _FORMAT:
         raise ValueError(f"out: expected a plan of {_FORMAT!r} in {path}, got {shown(plan)}")
-    return without_digest(f"out: {path}", plan, whose)
+    return without_digest(f"out: {path}", plan, owner)
 
 
 def shard_of(folder: Path, study: Study, method: Method, image: int) -> Path:
@@ -330,19 +332,24 @@ def shard_of(folder: Path, study: Study, method: Method, image: int) -> Path:
 
 
 def _evaluate_group(
-    generator: Any, data: Data, study: Study, method: Method, place: Place, ids: Sequence[int]
+    generator: Any,
+    data: Data,
+    study: Study,
+    method: Method,
+    output: OutputFolder,
+    ids: Sequence[int],
 ) -> None:
     """One method on one group; the shard with the records comes last."""
-    shard = shard_of(place.folder, study, method, ids[0])
+    shard = shard_of(output.folder, study, method, ids[0])
     shard.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = place.checkpoint(shard, ids)
+    checkpoint = output.checkpoint(shard, ids)
     truths, records = _loaded(data, ids)
     pictures: dict[str, npt.NDArray[Any]] = {}
     if truths:
         found, pictures = _solved(generator, study, method, truths, checkpoint)
         for number, record in found.items():
             records[number] = {"image": number, "name": data.names[number], **record}
-    place.settle()
+    output.write_plans()
     write(shard, [records[number] for number in sorted(records)], pictures)
     checkpoint.unlink(missing_ok=True)
 

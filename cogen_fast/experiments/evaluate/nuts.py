@@ -26,8 +26,8 @@ NUTS = "nuts-multi"
 DRAWS = 32
 """Samples that are kept of a chain, evenly spaced."""
 _WARMUP = 100  # steps that adapt step size and mass
-_REASON = "draws of one chain, without weights"
-_APART, _MANY_SEEDS = 0x9E3779B97F4A7C15, 2**63
+_NO_WEIGHTS = "draws of one chain, without weights"
+_SEED_FACTOR, _SEED_LIMIT = 0x9E3779B97F4A7C15, 2**63
 
 
 def pyro_nuts() -> Any:
@@ -65,9 +65,9 @@ def nuts_multi(
         first, numbers = prior_draws.best(problem, stream, starts, 1)
         drawn = []
         for b, number in enumerate(stream.observation.tolist()):
-            target = _Target(_alone(problem.potential, b), gradients, first.dtype)
+            target = _Target(_single_observation(problem.potential, b), gradients, first.dtype)
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed((_APART * seed + number) % _MANY_SEEDS)
+                torch.manual_seed((_SEED_FACTOR * seed + number) % _SEED_LIMIT)
                 drawn.append(_chain(sampler, target, first[b, 0]))
         latents = torch.stack(drawn)
         outcome = unannealed(
@@ -76,13 +76,13 @@ def nuts_multi(
             numbers.expand(-1, DRAWS),
             gradients=gradients,
             forwards=prior_draws.forwards(starts),
-            reasons=dict.fromkeys(OF_SAMPLES, _REASON),
+            reasons=dict.fromkeys(OF_SAMPLES, _NO_WEIGHTS),
         )
         settings = {"method": NUTS, "chains": DRAWS, "particles": 1, "starts": starts, "seed": seed}
         return assemble(settings | {"gradients": gradients}, outcome, True, problem)
 
 
-def _alone(potential: GeneratorPotential, b: int) -> GeneratorPotential:
+def _single_observation(potential: GeneratorPotential, b: int) -> GeneratorPotential:
     """The potential of observation ``b``."""
     observation, spec = potential.observation, potential.observation.spec
     spec = replace(
@@ -99,7 +99,7 @@ def _row(values: Tensor, b: int) -> Tensor:
     return values[min(b, len(values) - 1)][None]
 
 
-class _Spent(Exception):
+class _GradientsUsedUp(Exception):
     """All gradients have been made."""
 
 
@@ -111,7 +111,7 @@ class _Target:
 
     def __call__(self, parameters: dict[str, Tensor]) -> Tensor:
         if self.left == 0:
-            raise _Spent
+            raise _GradientsUsedUp
         self.left -= 1
         apply: Callable[..., Tensor] = _Energy.apply
         energy = apply(parameters["z"], self.potential, self.dtype)
@@ -144,7 +144,7 @@ def _chain(sampler: Any, target: _Target, start: Tensor) -> Tensor:
         while True:
             parameters = kernel.sample(parameters)
             states.append(parameters["z"].detach().to(start.dtype))
-    except _Spent:
+    except _GradientsUsedUp:
         pass
     kept = states[1 + _WARMUP :] or states[-1:]
     index = torch.linspace(0, len(kept) - 1, DRAWS).round().long()

@@ -47,10 +47,10 @@ def group_of(shard: Path) -> int:
 def write(shard: Path, records: Sequence[Record], pictures: Pictures) -> None:
     """Pictures, then records, which say that the group is done; both plans are there."""
     if pictures:
-        whole = {**pictures, _DIGEST: np.array(_of_pictures(shard, pictures))}
+        whole = {**pictures, _DIGEST: np.array(_pictures_digest(shard, pictures))}
         write_atomically(shard.with_suffix(".npz"), partial(_save, whole))
-    places = _places(shard, len(records))
-    given = [with_digest(plain(r), place) for r, place in zip(records, places, strict=True)]
+    owners = _owners(shard, len(records))
+    given = [with_digest(plain(r), owner) for r, owner in zip(records, owners, strict=True)]
     lines = [json.dumps(record, allow_nan=False) for record in given]
     write_atomically(shard, lambda file: file.write_text("\n".join(lines) + "\n"))
 
@@ -60,10 +60,10 @@ def read(shard: Path) -> list[Record]:
     lines, name = read_text("out", shard).splitlines(), f"out: {shard}"
     if not lines:
         raise ValueError(f"{name} is damaged: it is empty; remove it")
-    places = _places(shard, len(lines))
+    owners = _owners(shard, len(lines))
     return [
-        without_digest(name, parse_json(name, line), place)
-        for line, place in zip(lines, places, strict=True)
+        without_digest(name, parse_json(name, line), owner)
+        for line, owner in zip(lines, owners, strict=True)
     ]
 
 
@@ -78,7 +78,7 @@ def pictures_beside(shard: Path) -> Pictures:
             digest = str(held.pop(_DIGEST))
         except Exception as error:  # a damaged archive raises almost anything
             raise ValueError(f"{name} is damaged: {error}") from error
-    if digest != _of_pictures(shard, held):
+    if digest != _pictures_digest(shard, held):
         raise ValueError(f"{name} is damaged: it is not as it was written; remove its group")
     return held
 
@@ -88,18 +88,18 @@ def _save(arrays: Pictures, path: Path) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def _place(shard: Path) -> str:
+def _owner(shard: Path) -> str:
     """Whose a group's files are."""
     plans = [read_text("out", folder / PLAN) for folder in (shard.parent.parent, shard.parent)]
     return json.dumps([*plans, shard.parent.name, group_of(shard)])
 
 
-def _places(shard: Path, count: int) -> list[str]:
+def _owners(shard: Path, count: int) -> list[str]:
     """The same of each of ``count`` records."""
-    place = _place(shard)
-    return [f"{place} {number} of {count}" for number in range(count)]
+    owner = _owner(shard)
+    return [f"{owner} {number} of {count}" for number in range(count)]
 
 
-def _of_pictures(shard: Path, arrays: Pictures) -> str:
+def _pictures_digest(shard: Path, arrays: Pictures) -> str:
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return digest_of(tensors, {"place": _place(shard)})
+    return digest_of(tensors, {"place": _owner(shard)})

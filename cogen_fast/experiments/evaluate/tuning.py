@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cogen_fast.experiments.evaluate.data import Data
-from cogen_fast.experiments.evaluate.evaluate import Method, Place, Study, open_place, posed
+from cogen_fast.experiments.evaluate.evaluate import Method, OutputFolder, Study, open_output, posed
 from cogen_fast.methods.baselines import BASELINES, Baseline, descends, draws_many, tune
 from cogen_fast.problem.compute import gathered
 from cogen_fast.results.metrics import DATA_RANGE
@@ -100,20 +100,20 @@ def tuned(
     rates of other settings, before any work; and FileNotFoundError where rates of another process
     are not in ``out`` after the wait.
     """
-    wanting = untuned(study)
-    if not wanting:
+    without_rate = untuned(study)
+    if not without_rate:
         return study
-    place = open_tuning(generator, data, study, out, images, grid, rank, world_size)
-    paths = {method.name: _path(place.folder, method) for method in wanting}
-    mine = [m for m in wanting[rank::world_size] if not paths[m.name].exists()]
+    output = open_tuning(generator, data, study, out, images, grid, rank, world_size)
+    paths = {method.name: _path(output.folder, method) for method in without_rate}
+    mine = [m for m in without_rate[rank::world_size] if not paths[m.name].exists()]
     for method in tqdm(mine, "tuning", unit="method", disable=not progress):
-        truths = _readable(data, place.images, grid.images)
+        truths = _readable(data, output.images, grid.images)
         log = _tune(generator, study, method, grid, truths)
-        place.settle()
+        output.write_plans()
         _write(paths[method.name], log)
     wait()
     until_seen(lambda: next((path for path in paths.values() if not path.exists()), None))
-    found = tunings(place.folder, study, place.images, grid)
+    found = tunings(output.folder, study, output.images, grid)
     return replace(study, methods=tuple(_with_rate(m, found) for m in study.methods))
 
 
@@ -126,22 +126,22 @@ def open_tuning(
     grid: Grid,
     rank: int = 0,
     world_size: int = 1,
-) -> Place:
+) -> OutputFolder:
     """Check what `tuned` is given, and that ``out`` is for it.
 
     Raises what `tuned` raises before any work.
     """
-    wanting = untuned(study)
-    ready = [method for method in study.methods if method not in wanting]
-    place = open_place(generator, data, study, ready, out, images, rank, world_size)
+    without_rate = untuned(study)
+    with_rate = [method for method in study.methods if method not in without_rate]
+    output = open_output(generator, data, study, with_rate, out, images, rank, world_size)
     most = len(data) - grid.images
-    if place.images > most:
+    if output.images > most:
         raise ValueError(
             f"images: expected at most {most}, which leaves {grid.images} to tune learning rates "
-            f"on, got {place.images}"
+            f"on, got {output.images}"
         )
-    tunings(place.folder, study, place.images, grid)
-    return place
+    tunings(output.folder, study, output.images, grid)
+    return output
 
 
 def untuned(study: Study) -> list[Method]:
@@ -166,7 +166,7 @@ def _path(out: Path, method: Method) -> Path:
     return out / method.name / _FILE
 
 
-def _place(path: Path) -> str:
+def _owner(path: Path) -> str:
     return f"learning rates of {path.parent.name}"
 
 
@@ -179,7 +179,7 @@ def _with_rate(method: Method, found: Mapping[str, Mapping[str, Any]]) -> Method
 def _tuning(path: Path, method: Method, grid: Grid, images: int) -> dict[str, Any]:
     """What is there, if it is this method's and of none of the first ``images`` images."""
     name = f"out: {path}"
-    there = without_digest(name, parse_json(name, read_text("out", path)), _place(path))
+    there = without_digest(name, parse_json(name, read_text("out", path)), _owner(path))
     for what, given in (("plan", method.plan()), ("grid", grid.plan(method))):
         if there[what] != given:
             raise ValueError(
@@ -240,7 +240,7 @@ def _write(path: Path, log: Mapping[str, Any]) -> None:
     if log["at_the_edge"]:
         warn_user(f"{path}: {AT_THE_EDGE}, {log[_RATE]:g}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(with_digest(log, _place(path)), indent=2) + "\n"
+    text = json.dumps(with_digest(log, _owner(path)), indent=2) + "\n"
     write_atomically(path, lambda file: file.write_text(text))
 
 

@@ -24,7 +24,7 @@ from cogen_fast.experiments.images.plan import (
 )
 from cogen_fast.experiments.images.results import (
     METRICS,
-    Found,
+    PartResults,
     curve,
     errors,
     kinds_of,
@@ -75,7 +75,7 @@ def files(scope: Scope) -> tuple[str, ...]:
     )
 
 
-def draw(plt: Any, results: Sequence[Found], effort: Effort) -> Iterator[tuple[str, Figure]]:
+def draw(plt: Any, results: Sequence[PartResults], effort: Effort) -> Iterator[tuple[str, Figure]]:
     """The names and figures of all `files` but the panels, to be closed by the caller."""
     kinds = kinds_of(results)
     for kind in kinds if over_training(results) else ():
@@ -84,7 +84,7 @@ def draw(plt: Any, results: Sequence[Found], effort: Effort) -> Iterator[tuple[s
         yield f"misfit_{kind}.png", _misfits(plt, results, kind)
 
 
-def panels(results: Sequence[Found]) -> Iterator[tuple[str, Image.Image]]:
+def panels(results: Sequence[PartResults]) -> Iterator[tuple[str, Image.Image]]:
     """A row for each of the first images: ground truth, observed, and each method's best chain."""
     for result in (each for each in results if each.is_main):
         numbers = [record["image"] for record in result.records[:_ROWS]]
@@ -92,8 +92,8 @@ def panels(results: Sequence[Found]) -> Iterator[tuple[str, Image.Image]]:
         yield f"panels_{result.kind}_{result.part.task}.png", picture
 
 
-def _curves(plt: Any, results: Sequence[Found], kind: str, effort: Effort) -> Figure:
-    points = curve(results, kind, effort.few)
+def _curves(plt: Any, results: Sequence[PartResults], kind: str, effort: Effort) -> Figure:
+    points = curve(results, kind, effort.snapshot_images)
     shown = [number / 1_000 for number, _ in points]
     figure: Figure
     figure, axes = plt.subplots(1, len(METRICS), figsize=(12, 4.4), layout="constrained")
@@ -111,12 +111,12 @@ def _curves(plt: Any, results: Sequence[Found], kind: str, effort: Effort) -> Fi
     title = _title(results[0].part.task).capitalize()
     figure.suptitle(
         f"{title} over the generator's training: {KINDS[kind]}\n"
-        f"(whole images; means and standard errors, images: {effort.few})"
+        f"(whole images; means and standard errors, images: {effort.snapshot_images})"
     )
     return figure
 
 
-def _misfits(plt: Any, results: Sequence[Found], kind: str) -> Figure:
+def _misfits(plt: Any, results: Sequence[PartResults], kind: str) -> Figure:
     """How near each run comes to what is observed, and how near that is to the truth."""
     mains = [result for result in results if result.is_main and result.kind == kind]
     figure: Figure
@@ -148,7 +148,7 @@ def _title(task: Task) -> str:
     return "inpainting of a half" if isinstance(task, Half) else "inpainting of a block"
 
 
-def _dots(panel: Axes, result: Found, method: str) -> None:
+def _dots(panel: Axes, result: PartResults, method: str) -> None:
     colour, marker = _STYLES[method]
     hidden = [v**0.5 for v in errors(result.records, method, "best", "hidden_mse")]
     panel.scatter(

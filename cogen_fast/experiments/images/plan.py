@@ -41,15 +41,15 @@ GROUP = 8
 """Most images in one call."""
 TUNING_IMAGES = 2
 """The last ones of the data, which are not evaluated."""
-FITS = ("gd", "gd-multi", "adam", "adam-multi", "lbfgs-multi")
-MULTI_STARTS = tuple(name for name in FITS if name.endswith("-multi"))
+OPTIMISERS = ("gd", "gd-multi", "adam", "adam-multi", "lbfgs-multi")
+MULTI_STARTS = tuple(name for name in OPTIMISERS if name.endswith("-multi"))
 SCALED = "paper-scaled"
 """The paper's method, its weight grown as the number of values in an image has shrunk."""
 DEFAULT = "default"
 """What `inpaint` and `super_resolve` do: adaptive samples, and fits beside them for an estimate."""
 CURVES = ("gd", "gd-multi", "adam-multi", "paper", SCALED, DEFAULT)
 """The methods of figure 4, and what is used today."""
-METHODS = (*FITS, "sir", "paper", SCALED, "adaptive", DEFAULT)
+METHODS = (*OPTIMISERS, "sir", "paper", SCALED, "adaptive", DEFAULT)
 SAMPLED = (NUTS, "adaptive", DEFAULT)
 """Methods at the noise level of `NOISE_STD`, of many images each: their mean is one more."""
 RATES: dict[str, tuple[float, ...]] = {
@@ -65,7 +65,7 @@ _PUBLISHED_VALUES = 3 * PUBLISHED[PRESET].resolution ** 2
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is run; by default the published settings, on few images.
+    """How much is run; by default the published settings, on snapshot_images images.
 
     ``images`` of each kind and task; of the earlier snapshots the first ``curve_images`` at most.
     ``ais_steps`` and ``leapfrog_steps`` of the paper's run, whose cost all methods have; ``starts``
@@ -103,7 +103,7 @@ class Effort:
         return (*METHODS, NUTS) if self.nuts else METHODS
 
     @property
-    def few(self) -> int:
+    def snapshot_images(self) -> int:
         """Images of the earlier snapshots."""
         return min(self.curve_images, self.images)
 
@@ -152,15 +152,15 @@ class Part:
         return f"{self.kind}/{self.task}/{self.snapshot.name}"
 
     def study(self, effort: Effort, seed: int) -> Study:
-        """For `evaluate`, but for the learning rates of `FITS`."""
+        """For `evaluate`, but for the learning rates of `OPTIMISERS`."""
         methods = tuple(self.method(name, effort) for name in self.methods)
         return Study(self.task, methods, {"weight": 1.0}, seed, GROUP)
 
     def method(self, name: str, effort: Effort) -> Method:
         """A method at the study's cost."""
-        if name in FITS:
+        if name in OPTIMISERS:
             starts = {"starts": effort.starts} if name.endswith(_MULTI) else {}
-            steps = (effort.budget - sum(starts.values())) // GRADIENT_COST - _beside(name)
+            steps = (effort.budget - sum(starts.values())) // GRADIENT_COST - _extra_gradients(name)
             return Method(name, name, {"steps": steps, **starts})
         if name == "sir":
             return Method(name, name, {"starts": effort.budget})
@@ -191,6 +191,6 @@ class Part:
         return out / "runs" / self.name
 
 
-def _beside(method: str) -> int:
+def _extra_gradients(method: str) -> int:
     """Gradients beside the steps: gradient descent's energy of where it ends."""
     return 1 if method.startswith("gd") else 0

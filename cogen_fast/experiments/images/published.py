@@ -36,7 +36,7 @@ _HEAD = (
 
 
 @dataclass(frozen=True)
-class Tiny:
+class TinyRun:
     """What a run was: millions of multiply-adds of a forward, ``cost`` in forwards.
 
     ``seconds`` of the run alone; ``peak`` MiB of the whole process, or 0 where it is not known.
@@ -67,7 +67,7 @@ def reproduce(out: Path, names: Sequence[str] = (), *, progress: bool = True) ->
     return "\n".join([*rows, _notes()])
 
 
-def run(name: str, out: Path) -> Tiny:
+def run(name: str, out: Path) -> TinyRun:
     """One preset on an image of its network's own; what `evaluate` writes goes to ``out``.
 
     All settings are the preset's but for `AIS_STEPS` and `LEAPFROG_STEPS`.
@@ -84,7 +84,7 @@ def run(name: str, out: Path) -> Tiny:
     write_atomically(out / "picture.png", lambda file: picture.save(file, format="PNG"))
     (record,) = gather(out)
     shape = " x ".join(map(str, generator.output_shape))
-    return Tiny(
+    return TinyRun(
         name,
         shape,
         str(published.task),
@@ -116,7 +116,7 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
 
 
-def _row(tiny: Tiny) -> str:
+def _row(tiny: TinyRun) -> str:
     return (
         f"{tiny.name:<22}{tiny.image:>12}{tiny.task:>13}{tiny.chains:>8}{tiny.multiply_adds:>13,.0f}"
         f"{tiny.cost:>6}{tiny.seconds:>8.1f}{tiny.peak:>8,.0f}"

@@ -24,9 +24,9 @@ from cogen_fast.experiments.images.results import (
     ESTIMATE,
     METRICS,
     STUCK,
-    Found,
     Line,
     Pair,
+    PartResults,
     all_tunings,
     curve,
     kinds_of,
@@ -62,16 +62,16 @@ _NUTS_NOTE = (
 _VERDICTS = ("Better than", "Not told apart from", "Worse than", "One image does not compare with")
 
 
-def write(out: Path, report: str, results: Sequence[Found]) -> None:
+def write(out: Path, report: str, results: Sequence[PartResults]) -> None:
     """All of `FILES`; ``report`` is what `text` gives."""
     for name, content in zip(FILES, (report, _full(results)), strict=False):
         write_atomically(out / name, partial(Path.write_text, data=content + "\n"))
     write_atomically(out / FILES[2], lambda file: _write_csv(file, results))
 
 
-def text(results: Sequence[Found], effort: Effort) -> str:
+def text(results: Sequence[PartResults], effort: Effort) -> str:
     """The report: what was run, a table for each kind of images and task, and what they say."""
-    blocks = ["# Image study", _settings(results, effort), _aims(results)]
+    blocks = ["# Image study", _settings(results, effort), _summary(results)]
     for kind in kinds_of(results):
         blocks.append(f"## {KINDS[kind][0].upper()}{KINDS[kind][1:]}")
         for result in results:
@@ -88,7 +88,7 @@ def verdicts(found: Sequence[Line]) -> list[str]:
     by_verdict: dict[str, list[str]] = {}
     for line in found:
         if (line.method, line.taken) != ESTIMATE:
-            by_verdict.setdefault(_verdict(line.above), []).append(_label(line))
+            by_verdict.setdefault(_verdict(line.excess), []).append(_label(line))
     return [
         f"{verdict} the default's estimate: {', '.join(by_verdict[verdict])}."
         for verdict in _VERDICTS
@@ -96,8 +96,8 @@ def verdicts(found: Sequence[Line]) -> list[str]:
     ]
 
 
-def _verdict(above: Pair) -> str:
-    mean, error = above
+def _verdict(excess: Pair) -> str:
+    mean, error = excess
     if error != error:
         return _VERDICTS[3]
     if abs(mean) <= _CLEAR * error:
@@ -105,15 +105,15 @@ def _verdict(above: Pair) -> str:
     return _VERDICTS[2 if mean > 0.0 else 0]
 
 
-def _aims(results: Sequence[Found]) -> str:
+def _summary(results: Sequence[PartResults]) -> str:
     """In how many cells the default's estimate is beaten, and in how many it beats many starts."""
     mains = [lines(result) for result in results if result.is_main]
     better, _, worse, one = _VERDICTS
-    if any(_verdict(line.above) == one for found in mains for line in found):
+    if any(_verdict(line.excess) == one for found in mains for line in found):
         return "Of one image nothing is told apart."
-    unbeaten = sum(all(_verdict(line.above) != better for line in found) for found in mains)
+    unbeaten = sum(all(_verdict(line.excess) != better for line in found) for found in mains)
     many = [[line for line in found if line.method in MULTI_STARTS] for found in mains]
-    ahead = sum(all(_verdict(line.above) == worse for line in found) for found in many)
+    ahead = sum(all(_verdict(line.excess) == worse for line in found) for found in many)
     return (
         f"The default's estimate is beaten by nothing in {unbeaten} of {len(mains)} cells of "
         f"images and task, and beats every multi-start ({', '.join(MULTI_STARTS)}) in {ahead}; "
@@ -125,12 +125,16 @@ def _label(line: Line) -> str:
     return f"{line.method} (mean image)" if line.taken == "mean" else line.method
 
 
-def _settings(results: Sequence[Found], effort: Effort) -> str:
+def _settings(results: Sequence[PartResults], effort: Effort) -> str:
     tunings, grown = all_tunings(results), over_training(results)
     edge = [name for name, tuning in tunings.items() if tuning["at_the_edge"]]
     said = [
         f"{effort.images} images of each kind and task"
-        + (f"; the first {effort.few} of them over the generator's training." if grown else "."),
+        + (
+            f"; the first {effort.snapshot_images} of them over the generator's training."
+            if grown
+            else "."
+        ),
         f"paper: the settings of the preset {PRESET} (one chain, {effort.ais_steps} temperatures, "
         f"{effort.leapfrog_steps} leapfrog steps, paper form, weight 1), {effort.budget:,} "
         "forwards for an image, a z-gradient counted as 2. No other method spends more.",
@@ -154,34 +158,38 @@ def _settings(results: Sequence[Found], effort: Effort) -> str:
     return "\n".join(f"- {line}" for line in said)
 
 
-def _part(result: Found) -> list[str]:
+def _part(result: PartResults) -> list[str]:
     found = lines(result)
     best = min(found, key=lambda line: line.values["mse"][0])
     said = f"Lowest MSE: {_label(best)}. " + " ".join(verdicts(found))
     return [_table(_HEAD, map(_cells, found)), said]
 
 
-def _training(results: Sequence[Found], kind: str, effort: Effort) -> str:
+def _training(results: Sequence[PartResults], kind: str, effort: Effort) -> str:
     """Figure 4 in numbers."""
-    points = curve(results, kind, effort.few)
+    points = curve(results, kind, effort.snapshot_images)
     rows = [
         [f"{shown:,}", method, *(_shown(values[method][name]) for name in METRICS)]
         for shown, values in points
         for method in CURVES
     ]
-    return _table(["images shown", "method", *METRICS.values()], rows) + "\n\n" + _leads(points)
+    return (
+        _table(["images shown", "method", *METRICS.values()], rows)
+        + "\n\n"
+        + _multi_start_excess(points)
+    )
 
 
-def _leads(points: Sequence[tuple[int, dict[str, Any]]]) -> str:
-    """By how much multi-starts lie above the default's estimate, over the training."""
+def _multi_start_excess(points: Sequence[tuple[int, dict[str, Any]]]) -> str:
+    """By how much multi-starts lie excess the default's estimate, over the training."""
     said = []
     for shown, values in points:
-        above = [
+        excess = [
             f"{name} {values[name]['mse'][0] - values[DEFAULT]['mse'][0]:+.4f}"
             for name in MULTI_STARTS
             if name in values
         ]
-        said.append(f"{shown:,}: {', '.join(above)}")
+        said.append(f"{shown:,}: {', '.join(excess)}")
     return f"MSE above the default's, by images shown: {'; '.join(said)}."
 
 
@@ -198,7 +206,7 @@ def _cells(line: Line) -> list[str]:
         f"{line.cost:,.0f}",
         "" if line.residual is None else f"{line.residual[0]:.3f}",
         *(_shown(line.values[name]) for name in _METRICS),
-        "" if (line.method, line.taken) == ESTIMATE else _shown(line.above),
+        "" if (line.method, line.taken) == ESTIMATE else _shown(line.excess),
         _share(line.acceptance),
         _share(line.stuck),
         f"{line.seconds:.0f}",
@@ -215,12 +223,12 @@ def _shown(pair: Pair) -> str:
     return f"{mean:.4f}" + ("" if error != error else f" ({error:.4f})")
 
 
-def _full(results: Sequence[Found]) -> str:
+def _full(results: Sequence[PartResults]) -> str:
     """Every evaluation's own table."""
     return "\n\n".join(f"{r.part.name}: {KINDS[r.kind]}\n{r.table.text()}" for r in results)
 
 
-def _write_csv(path: Path, results: Sequence[Found]) -> None:
+def _write_csv(path: Path, results: Sequence[PartResults]) -> None:
     """A line for each evaluation, method, what is taken and metric, with every digit."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

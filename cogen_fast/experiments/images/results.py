@@ -33,7 +33,7 @@ Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Found:
+class PartResults:
     """A part of the study with its records, and what `tuned` was told.
 
     ``tunings``: by method, its learning rate and grid (`cogen_fast.methods.baselines.Tuning`).
@@ -69,8 +69,8 @@ class Line:
     """A method's numbers in a part: means over images and their standard errors.
 
     ``taken``: "best", the chain of lowest energy, or "mean", the mean image of the chains, of the
-    default its estimate. ``residual`` is known of chains only. ``above``: by how much its error
-    lies above that of `ESTIMATE`, paired by image. ``acceptance`` at the end, and the share of
+    default its estimate. ``residual`` is known of chains only. ``excess``: by how much its error
+    lies excess that of `ESTIMATE`, paired by image. ``acceptance`` at the end, and the share of
     ``stuck`` runs: None where nothing is accepted or rejected.
     """
 
@@ -80,12 +80,12 @@ class Line:
     seconds: float
     residual: Pair | None
     values: Mapping[str, Pair]
-    above: Pair
+    excess: Pair
     acceptance: float | None
     stuck: float | None
 
 
-def found(part: Part, folder: Path, effort: Effort, seed: int) -> Found:
+def part_results(part: Part, folder: Path, effort: Effort, seed: int) -> PartResults:
     """The part's images as they are in the study's folder; corrupt ones are left out."""
     out, study = part.folder(folder), part.study(effort, seed)
     records = [r for r in gather(out) if "methods" in r and r["image"] < part.images]
@@ -98,10 +98,10 @@ def found(part: Part, folder: Path, effort: Effort, seed: int) -> Found:
             values.append((lowest / part.weight(name) / entries) ** 0.5)
     kept = {name: tuple(values) for name, values in residuals.items()}
     rates = tunings(out, study, part.images, effort.grid)
-    return Found(part, study, out, rates, tuple(records), kept)
+    return PartResults(part, study, out, rates, tuple(records), kept)
 
 
-def all_tunings(results: Sequence[Found]) -> dict[str, Mapping[str, Any]]:
+def all_tunings(results: Sequence[PartResults]) -> dict[str, Mapping[str, Any]]:
     """By the part's name and the method."""
     return {
         f"{result.part.name}/{method}": tuning
@@ -110,7 +110,7 @@ def all_tunings(results: Sequence[Found]) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def lines(result: Found) -> list[Line]:
+def lines(result: PartResults) -> list[Line]:
     """A line for each method, and for each of many chains a second one, for their mean image."""
     rows = {(row.method, row.taken): row for row in result.table.rows}
     found_lines = []
@@ -125,7 +125,7 @@ def lines(result: Found) -> list[Line]:
                     row.seconds,
                     mean_and_error(result.residuals[method]) if taken == "best" else None,
                     row.values,
-                    _above(result.records, method, taken),
+                    _excess(result.records, method, taken),
                     row.acceptance,
                     _stuck(result.records, method),
                 )
@@ -138,17 +138,19 @@ def errors(records: Sequence[Record], method: str, taken: str, metric: str) -> l
     return [record["methods"][method]["metrics"][taken][metric][0] for record in records]
 
 
-def kinds_of(results: Sequence[Found]) -> tuple[str, ...]:
+def kinds_of(results: Sequence[PartResults]) -> tuple[str, ...]:
     """The kinds of images that there are, in order."""
     return tuple(dict.fromkeys(result.kind for result in results))
 
 
-def over_training(results: Sequence[Found]) -> bool:
+def over_training(results: Sequence[PartResults]) -> bool:
     """Whether there are earlier snapshots."""
     return not all(result.is_main for result in results)
 
 
-def curve(results: Sequence[Found], kind: str, images: int) -> list[tuple[int, dict[str, Any]]]:
+def curve(
+    results: Sequence[PartResults], kind: str, images: int
+) -> list[tuple[int, dict[str, Any]]]:
     """Of each snapshot the images shown and, by method, `evaluation_table.Row`'s ``values``.
 
     Of the task of the first result, the methods of figure 4 and the first ``images`` images only;
@@ -169,7 +171,7 @@ def curve(results: Sequence[Found], kind: str, images: int) -> list[tuple[int, d
     return sorted(points, key=lambda point: point[0])
 
 
-def _above(records: Sequence[Record], method: str, taken: str) -> Pair:
+def _excess(records: Sequence[Record], method: str, taken: str) -> Pair:
     estimate, own = errors(records, *ESTIMATE, "mse"), errors(records, method, taken, "mse")
     return mean_and_error(mine - theirs for theirs, mine in zip(estimate, own, strict=True))
 

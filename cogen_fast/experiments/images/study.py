@@ -37,9 +37,9 @@ from cogen_fast.experiments.images.plan import (
     Scope,
     Snapshot,
 )
-from cogen_fast.experiments.images.results import Found, all_tunings, found
+from cogen_fast.experiments.images.results import PartResults, all_tunings, part_results
 from cogen_fast.experiments.pyplot import pyplot
-from cogen_fast.experiments.workers import spread
+from cogen_fast.experiments.workers import run_in_processes
 from cogen_fast.generators.pretrained import FASHION_STAGES, held_out_images, pretrained
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
@@ -85,8 +85,8 @@ def reproduce(
         open_tuning(*run.evaluation(part), part.images, effort.grid)
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(desc="study", total=len(parts), unit="part", disable=not progress) as bar:
-        spread(run.part, len(parts), share, bar)
-    results = [found(part, folder, effort, seed) for part in parts]
+        run_in_processes(run.part, len(parts), share, bar)
+    results = [part_results(part, folder, effort, seed) for part in parts]
     text = report.text(results, effort)
     report.write(folder, text, results)
     _write_tunings(folder / TUNING, results)
@@ -99,12 +99,12 @@ def files(scope: Scope) -> tuple[str, ...]:
     return (TUNING, *report.FILES, *figures.files(scope))
 
 
-def _write_tunings(path: Path, results: Sequence[Found]) -> None:
+def _write_tunings(path: Path, results: Sequence[PartResults]) -> None:
     content = json.dumps(all_tunings(results), indent=1) + "\n"
     write_atomically(path, partial(Path.write_text, data=content))
 
 
-def _draw(plt: Any, folder: Path, results: Sequence[Found], effort: Effort) -> None:
+def _draw(plt: Any, folder: Path, results: Sequence[PartResults], effort: Effort) -> None:
     for name, figure in figures.draw(plt, results, effort):
         write_atomically(folder / name, partial(figure.savefig, format="png", dpi=_DPI))
         plt.close(figure)
@@ -188,7 +188,7 @@ def plan(scope: Scope, real: Data | None, effort: Effort, seed: int) -> tuple[Pa
 
     The long ones come first.
 
-    ValueError where there are too few ``real`` images.
+    ValueError where there are too snapshot_images ``real`` images.
     """
     most = effort.images if real is None else len(real) - TUNING_IMAGES
     if effort.images > most:
@@ -208,7 +208,7 @@ def _parts(scope: Scope, real: Data | None, effort: Effort, seed: int) -> Iterat
     for kind in scope.kinds:
         for snapshot in earlier:
             data = _data(kind, snapshot, real, seed)
-            yield Part(kind, scope.tasks[0], snapshot, data, CURVES, effort.few)
+            yield Part(kind, scope.tasks[0], snapshot, data, CURVES, effort.snapshot_images)
 
 
 def _data(kind: str, snapshot: Snapshot, real: Data | None, seed: int) -> Data:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast.experiments.synthetic.five_gaussians import ANSWER, LIMITS, squared_error
-from cogen_fast.experiments.synthetic.runs import SMALL_RATE, Study
+from cogen_fast.experiments.synthetic.runs import SMALL_RATE, GeneratorResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Found = npt.NDArray[np.bool_]
+BoolArray = npt.NDArray[np.bool_]
 FILES = ("figure-1.png", "figure-2.png", "figure-3.png")
 _BLUE, _VERMILION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "0.6"
 _CLOSE = LIMITS[0]
@@ -33,7 +33,9 @@ _ERRORS = np.logspace(-6.0, 1.0, 36)
 _BEST, _OTHERS = f"ends near the answer (error < {_CLOSE:g})", "ends elsewhere"
 
 
-def draw(plt: Any, studies: Sequence[Study], loops: Sequence[int]) -> Iterator[tuple[str, Figure]]:
+def draw(
+    plt: Any, studies: Sequence[GeneratorResults], loops: Sequence[int]
+) -> Iterator[tuple[str, Figure]]:
     """The name of each of `FILES` and its figure, to be closed by the caller."""
     yield FILES[0], _descents(plt, studies)
     yield FILES[1], _outputs(plt, studies)
@@ -50,7 +52,7 @@ def errors(generator: nn.Module, latents: Tensor) -> Tensor:
 # --- figure 1 -------------------------------------------------------------------------------------
 
 
-def _descents(plt: Any, studies: Sequence[Study]) -> Figure:
+def _descents(plt: Any, studies: Sequence[GeneratorResults]) -> Figure:
     """Paths of gradient descent over the loss, and their errors."""
     figure, axes = _panels(plt, 2, len(studies))
     for (top, bottom), study in zip(axes.T, studies, strict=True):
@@ -59,7 +61,7 @@ def _descents(plt: Any, studies: Sequence[Study]) -> Figure:
         found = (errors(study.generator, trace[-1]) < _CLOSE).numpy()
         shades = _surface(top, study.generator, _LEAST_WIDTH)
         _paths(top, trace[:, :_PATHS].numpy(), found)
-        _titled(top, study)
+        _set_title(top, study)
         top.set_xlabel("latent z1")
         _curves(bottom, study.generator, trace, found)
     axes[0, 0].set_ylabel("latent z2")
@@ -80,7 +82,7 @@ def _descents(plt: Any, studies: Sequence[Study]) -> Figure:
     return figure
 
 
-def _paths(axes: Axes, trace: npt.NDArray[Any], found: Found) -> None:
+def _paths(axes: Axes, trace: npt.NDArray[Any], found: BoolArray) -> None:
     """``trace`` ``(steps + 1, n, 2)``."""
     for path, good in zip(trace.transpose(1, 0, 2), found, strict=False):
         style = _style(good)
@@ -96,7 +98,7 @@ def _paths(axes: Axes, trace: npt.NDArray[Any], found: Found) -> None:
         )
 
 
-def _curves(axes: Axes, generator: nn.Module, trace: Tensor, found: Found) -> None:
+def _curves(axes: Axes, generator: nn.Module, trace: Tensor, found: BoolArray) -> None:
     """``trace`` ``(steps + 1, n, 2)``; looked at where a logarithmic axis shows it."""
     last = len(trace) - 1
     steps = np.unique(np.rint(np.geomspace(1, last, 120)).astype(np.int64))
@@ -113,16 +115,16 @@ def _curves(axes: Axes, generator: nn.Module, trace: Tensor, found: Found) -> No
 # --- figure 2 -------------------------------------------------------------------------------------
 
 
-def _outputs(plt: Any, studies: Sequence[Study]) -> Figure:
+def _outputs(plt: Any, studies: Sequence[GeneratorResults]) -> Figure:
     """Samples of the generators, what gradient descent and AIS-HMC make of them, and errors."""
     figure, axes = _panels(plt, 4, len(studies))
     for column, study in zip(axes.T, studies, strict=True):
-        ends = study.favoured.images[0], study.annealed.images[0]
+        ends = study.best_descent.images[0], study.program_run.images[0]
         _plane(column[0], study.generator, None)
         _plane(column[1], study.generator, ends[0])
         _plane(column[2], study.generator, ends[1])
         _histogram(column[3], *(squared_error(outputs).numpy() for outputs in ends))
-        _titled(column[0], study)
+        _set_title(column[0], study)
     names = ("samples of the generator", "gradient descent, best rate", "AIS-HMC, program")
     for row, name in zip(axes, names, strict=False):
         row[0].set_ylabel(f"{name}\n\nx2")
@@ -187,11 +189,11 @@ def _histogram(axes: Axes, descended: Any, annealed: Any) -> None:
 # --- figure 3 -------------------------------------------------------------------------------------
 
 
-def _loops(plt: Any, studies: Sequence[Study], loops: Sequence[int]) -> Figure:
+def _loops(plt: Any, studies: Sequence[GeneratorResults], loops: Sequence[int]) -> Figure:
     """Chains in the latent plane after some of the AIS loops."""
     figure, axes = _panels(plt, len(studies), len(loops))
     for row, study in zip(axes, studies, strict=True):
-        trace = study.looped.trace
+        trace = study.text_run.trace
         assert trace is not None
         half = _half_width(trace[list(loops), 0])
         for panel, loop in zip(row, loops, strict=True):
@@ -202,7 +204,7 @@ def _loops(plt: Any, studies: Sequence[Study], loops: Sequence[int]) -> Figure:
             panel.text(0.03, 0.03, f"{found.mean():.0%}", transform=panel.transAxes, bbox=_box())
         row[0].set_ylabel(f"{study.title}\n\nlatent z2")
     for panel, loop in zip(axes[0], loops, strict=True):
-        beta = float(studies[0].looped.betas[loop - 1, 0])
+        beta = float(studies[0].text_run.betas[loop - 1, 0])
         panel.set_title(f"after {loop:,} loops\nbeta = {beta:.2g}")
     for panel in axes[-1]:
         panel.set_xlabel("latent z1")
@@ -272,11 +274,11 @@ def _shades() -> Any:
     return LinearSegmentedColormap.from_list("loss", ["white", "0.35"])
 
 
-def _titled(axes: Axes, study: Study) -> None:
+def _set_title(axes: Axes, study: GeneratorResults) -> None:
     axes.set_title(study.title, fontsize=12 if len(study.title) < 24 else 9)
 
 
-def _ends(axes: Axes, points: Tensor, found: Found) -> None:
+def _ends(axes: Axes, points: Tensor, found: BoolArray) -> None:
     """The first chains of ``(n, 2)``: circles near the answer, crosses elsewhere."""
     shown, good = points[:_DOTS].numpy(), found[:_DOTS]
     others, best = shown[~good], shown[good]

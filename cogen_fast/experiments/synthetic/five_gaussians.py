@@ -10,7 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogen_fast.experiments.synthetic.rivals import EndPoints, gradient_descent, try_learning_rates
+from cogen_fast.experiments.synthetic.baseline_runs import (
+    EndPoints,
+    gradient_descent,
+    try_learning_rates,
+)
 from cogen_fast.methods.settings import Paper
 from cogen_fast.results.result import GRADIENT_COST, Result
 from cogen_fast.tasks import cogenerate

@@ -10,6 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from cogen_fast.experiments.synthetic.baseline_runs import (
+    EndPoints,
+    importance_resampling,
+    try_learning_rates,
+)
 from cogen_fast.experiments.synthetic.five_gaussians import (
     KNOWN,
     LEARNING_RATES,
@@ -25,11 +30,6 @@ from cogen_fast.experiments.synthetic.five_gaussians import (
     squared_error,
     tuned_rate,
 )
-from cogen_fast.experiments.synthetic.rivals import (
-    EndPoints,
-    importance_resampling,
-    try_learning_rates,
-)
 from cogen_fast.methods.presets import PRESETS
 from cogen_fast.methods.settings import Paper
 from cogen_fast.results.result import Result
@@ -44,7 +44,9 @@ SMALL_RATE = 0.03
 """Of gradient descent that follows the slope, for figure 1."""
 PROGRAM, TEXT = "five-gaussians", "five-gaussians-paper"
 _WEIGHT = PRESETS[PROGRAM].weight
-_FADING = Sigmoid(-10.0, 2.0)  # the program's range, normalised: ends at 1, where the prior is gone
+_PAPER_FORM_SCHEDULE = Sigmoid(
+    -10.0, 2.0
+)  # the program's range, normalised: ends at 1, where the prior is gone
 _HALF_WIDTH = 5.0  # of the grid for quadrature; 1e-6 of the prior lies outside
 _COLUMNS = 100  # of that grid in one call
 
@@ -81,13 +83,13 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Study:
+class GeneratorResults:
     """One generator: the table's lines, and the runs that the figures show.
 
-    ``descent`` is gradient descent from single starts at `SMALL_RATE`, with its trace, ``favoured``
-    at the rate that serves it best; ``annealed`` is the program's first run, ``looped`` the text's,
+    ``descent`` is gradient descent from single starts at `SMALL_RATE`, with its trace, ``best_descent``
+    at the rate that serves it best; ``annealed`` is the program's first run, ``text_run`` the text's,
     with its trace. Of the runs in the paper form, ``warning`` is
-    what the library says of them, and ``farthest`` the largest norm of a latent.
+    what the library says of them, and ``largest_norm`` the largest norm of a latent.
     """
 
     name: str
@@ -95,21 +97,23 @@ class Study:
     generator: nn.Module
     lines: tuple[Line, ...]
     descent: EndPoints
-    favoured: EndPoints
-    annealed: Result
-    looped: Result
+    best_descent: EndPoints
+    program_run: Result
+    text_run: Result
     warning: str
-    farthest: float
+    largest_norm: float
 
 
-def study(name: str, title: str, generator: nn.Module, seed: int, effort: Effort) -> Study:
+def run_methods(
+    name: str, title: str, generator: nn.Module, seed: int, effort: Effort
+) -> GeneratorResults:
     """All methods on one generator; runs of 100 chains have seeds ``seed``, ``seed + 1``, ..."""
-    descent, favoured, single_lines = _single(generator, seed, effort)
-    published = Paper(preset=PROGRAM, ais_steps=effort.program_steps)
-    looped = Paper(preset=TEXT, ais_steps=effort.text_steps)
-    program = _runs(generator, seed, effort, method=published)
-    text = _runs(generator, seed, effort, method=looped, keep_trace=True)
-    faded_lines, warning, farthest = _faded(generator, seed, effort)
+    descent, best_descent, single_lines = _single(generator, seed, effort)
+    program_settings = Paper(preset=PROGRAM, ais_steps=effort.program_steps)
+    text_settings = Paper(preset=TEXT, ais_steps=effort.text_steps)
+    program = _runs(generator, seed, effort, method=program_settings)
+    text = _runs(generator, seed, effort, method=text_settings, keep_trace=True)
+    paper_form_lines, warning, largest_norm = _paper_form(generator, seed, effort)
     lines = (
         _exact(generator, effort.grid),
         *single_lines,
@@ -118,10 +122,19 @@ def study(name: str, title: str, generator: nn.Module, seed: int, effort: Effort
         annealed_line("AIS-HMC, program", program),
         annealed_line("AIS-HMC, paper's text", text),
         _adaptive(generator, seed, effort),
-        *faded_lines,
+        *paper_form_lines,
     )
-    return Study(
-        name, title, generator, lines, descent, favoured, program[0], text[0], warning, farthest
+    return GeneratorResults(
+        name,
+        title,
+        generator,
+        lines,
+        descent,
+        best_descent,
+        program[0],
+        text[0],
+        warning,
+        largest_norm,
     )
 
 
@@ -230,7 +243,7 @@ def _shares_by_evidence(result: Result) -> list[float]:
     return [float(weights @ (errors < limit).double().mean(1)) for limit in LIMITS]
 
 
-def _faded(generator: nn.Module, seed: int, effort: Effort) -> tuple[list[Line], str, float]:
+def _paper_form(generator: nn.Module, seed: int, effort: Effort) -> tuple[list[Line], str, float]:
     """The paper form, with the study's weight and with the image experiments'.
 
     Lines, the warning, and the largest norm of a latent.
@@ -244,7 +257,10 @@ def _faded(generator: nn.Module, seed: int, effort: Effort) -> tuple[list[Line],
                 seed,
                 effort,
                 method=Paper(
-                    preset=TEXT, ais_steps=effort.text_steps, form="paper", schedule=_FADING
+                    preset=TEXT,
+                    ais_steps=effort.text_steps,
+                    form="paper",
+                    schedule=_PAPER_FORM_SCHEDULE,
                 ),
                 weight=weight,
             )

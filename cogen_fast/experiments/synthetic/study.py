@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from cogen_fast.experiments.pyplot import pyplot
 from cogen_fast.experiments.synthetic import figures, table
-from cogen_fast.experiments.synthetic.runs import Effort, study
+from cogen_fast.experiments.synthetic.runs import Effort, run_methods
 from cogen_fast.experiments.workers import one_thread
 from cogen_fast.generators import load_generator
 from cogen_fast.generators.pretrained import STAGES, VARIANCES, pretrained
@@ -48,7 +48,7 @@ def reproduce(
     cases = [*_stages(variance), *(_read(path) for path in generators)]
     with one_thread():
         bar = tqdm(cases, unit="generator", disable=not progress)
-        studies = [study(*case, seed=seed, effort=effort) for case in bar]
+        studies = [run_methods(*case, seed=seed, effort=effort) for case in bar]
         out.mkdir(parents=True, exist_ok=True)
         table.write(out / TABLE, studies)
         for name, figure in figures.draw(plt, studies, effort.loops):

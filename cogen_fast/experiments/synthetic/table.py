@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cogen_fast.experiments.synthetic.five_gaussians import Line
-from cogen_fast.experiments.synthetic.runs import SMALL_RATE, Study
+from cogen_fast.experiments.synthetic.runs import SMALL_RATE, GeneratorResults
 from cogen_fast.support.files import write_atomically
 
 COLUMNS = (
@@ -28,12 +28,12 @@ _HEADS = (
 )
 
 
-def write(path: Path, studies: Sequence[Study]) -> None:
+def write(path: Path, studies: Sequence[GeneratorResults]) -> None:
     """One row per generator and method: the generator's name, then `COLUMNS`."""
     write_atomically(path, lambda file: _write(file, studies))
 
 
-def _write(path: Path, studies: Sequence[Study]) -> None:
+def _write(path: Path, studies: Sequence[GeneratorResults]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["generator", *COLUMNS])
@@ -43,7 +43,7 @@ def _write(path: Path, studies: Sequence[Study]) -> None:
                 writer.writerow([study.name, *(plain[name] for name in COLUMNS)])
 
 
-def text(studies: Sequence[Study]) -> str:
+def text(studies: Sequence[GeneratorResults]) -> str:
     """A block per generator, and what to know about the numbers."""
     blocks = [[study.name, *_HEADS, *map(_row, study.lines), ""] for study in studies]
     return "\n".join([*(part for block in blocks for part in block), _notes(studies)])
@@ -61,8 +61,8 @@ def _row(line: Line) -> str:
     ).rstrip()
 
 
-def _notes(studies: Sequence[Study]) -> str:
-    farthest = max(study.farthest for study in studies)
+def _notes(studies: Sequence[GeneratorResults]) -> str:
+    largest_norm = max(study.largest_norm for study in studies)
     notes = (
         "Share of chains whose output has a mean squared error below 0.01 and 0.05 against the "
         "answer (1, 0), where only x2 = 0 is known; by weight: each chain counted by its AIS "
@@ -78,7 +78,7 @@ def _notes(studies: Sequence[Study]) -> str:
         "paper form: AIS-HMC on the density as the paper's text writes it, beta E + (1 - beta) "
         "|z|^2 / 2, at the study's weight of E and at the image experiments' weight, 1. At "
         "beta = 1 nothing holds the latents any more: the largest |z| here is "
-        f"{farthest:.3g}, where prior draws hardly exceed 4. There are no weights either. The "
+        f"{largest_norm:.3g}, where prior draws hardly exceed 4. There are no weights either. The "
         f"library warns: {studies[0].warning}.",
     )
     return "\n".join(textwrap.fill(note, 98, subsequent_indent="  ") for note in notes)

@@ -20,7 +20,7 @@ from cogen_fast.ops import dispatch, reference
 from cogen_fast.ops.checks import check
 from cogen_fast.ops.progressive.colours import Colours
 from cogen_fast.ops.progressive.layers import Layer, UpsamplingLayer
-from cogen_fast.ops.progressive.normed import Normed
+from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.spec import MisfitSpec
 from cogen_fast.support.arguments import check_choice
 
@@ -46,11 +46,11 @@ class Norms(Protocol):
     ) -> Tensor: ...
 
     def colour_misfit(
-        self, last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+        self, last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]: ...
 
 
-def _wide(x: Tensor) -> Tensor:
+def _widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize == 2 else x
 
 
@@ -62,20 +62,20 @@ class TorchNorms:
         x: Tensor, bias: Tensor, slope: float, normalise: bool
     ) -> tuple[Tensor, Tensor | None]:
         """`reference.norm`."""
-        out, scale = reference.norm(_wide(x), bias, slope, normalise)
+        out, scale = reference.norm(_widened(x), bias, slope, normalise)
         return out.to(x.dtype), scale
 
     @staticmethod
     def norm_grad(grad: Tensor, out: Tensor, scale: Tensor | None, slope: float) -> Tensor:
         """`reference.norm_grad`."""
-        return reference.norm_grad(_wide(grad), _wide(out), scale, slope).to(out.dtype)
+        return reference.norm_grad(_widened(grad), _widened(out), scale, slope).to(out.dtype)
 
     @staticmethod
     def colour_misfit(
-        last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+        last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`reference.colour_misfit`."""
-        out, how = _wide(last.out), (colours.weight, colours.bias, colours.bounded)
+        out, how = _widened(last.out), (colours.weight, colours.bias, colours.bounded)
         energy, grad = reference.colour_misfit(out, last.scale, last.slope, *how, spec, observation)
         return energy, grad.to(last.out.dtype)
 
@@ -92,24 +92,26 @@ class FoldedLayers:
 
     def convolution(self, kernel: Tensor, bias: Tensor, slope: float) -> Layer:
         """torch's."""
-        return _Plain(self, kernel, bias, slope)
+        return _SameSize(self, kernel, bias, slope)
 
     def upsampled(self, kernel: Tensor, bias: Tensor, slope: float) -> UpsamplingLayer:
         """As ``folding`` says."""
         kind = _Transposed if self.folding == "transposed" else _Phases
         return kind(self, kernel, bias, slope)
 
-    def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> Normed:
+    def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> NormedActivation:
         """Leaky ReLU and norm of ``x + bias``."""
-        return Normed(*self.norms.norm(x, bias, slope, normalise), slope)
+        return NormedActivation(*self.norms.norm(x, bias, slope, normalise), slope)
 
-    def norm_grad(self, grad: Tensor, before: Normed, spent: bool = False) -> Tensor:
-        """The gradient by what ``before`` was made of; it may take the memory of ``grad``."""
-        grad = grad.to(before.out.dtype).contiguous()
-        return self.norms.norm_grad(grad, before.out, before.scale, before.slope)
+    def norm_grad(
+        self, grad: Tensor, preceding: NormedActivation, overwrite: bool = False
+    ) -> Tensor:
+        """The gradient by what ``preceding`` was made of; it may take the memory of ``grad``."""
+        grad = grad.to(preceding.out.dtype).contiguous()
+        return self.norms.norm_grad(grad, preceding.out, preceding.scale, preceding.slope)
 
     def colour_misfit(
-        self, last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+        self, last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Misfit of the colours of ``last``, and back to what it was made of."""
         shape = (len(colours.bias), *last.out.shape[1:3])
@@ -134,23 +136,23 @@ class FoldedLayers:
         return check("z", z, shape, dtype, z.device)
 
 
-class _Plain:
+class _SameSize:
     """A 3x3 convolution."""
 
     def __init__(self, layers: FoldedLayers, kernel: Tensor, bias: Tensor, slope: float) -> None:
         self._layers, self._bias, self._slope = layers, bias.contiguous(), slope
-        self._there = _kernel(kernel, layers.dtype)
-        self._back = _kernel(kernel.flip(2, 3).transpose(0, 1), layers.dtype)
+        self._forward_kernel = _rounded_kernel(kernel, layers.dtype)
+        self._backward_kernel = _rounded_kernel(kernel.flip(2, 3).transpose(0, 1), layers.dtype)
 
-    def forward(self, x: Tensor) -> Normed:
+    def forward(self, x: Tensor) -> NormedActivation:
         """See `Layer`."""
-        images = F.conv2d(_first(x), self._there, padding=1)
-        return self._layers.norm(_last(images), self._bias, self._slope, True)
+        images = F.conv2d(_channels_first(x), self._forward_kernel, padding=1)
+        return self._layers.norm(_channels_last(images), self._bias, self._slope, True)
 
-    def backward(self, grad: Tensor, before: Normed, spent: bool) -> Tensor:
+    def backward(self, grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor:
         """See `Layer`."""
-        by_input = F.conv2d(_first(grad), self._back, padding=1)
-        return self._layers.norm_grad(_last(by_input), before, spent)
+        by_input = F.conv2d(_channels_first(grad), self._backward_kernel, padding=1)
+        return self._layers.norm_grad(_channels_last(by_input), preceding, overwrite)
 
 
 class _Upsampled:
@@ -171,22 +173,26 @@ class _Upsampled:
         """``(n, 2 S, 2 S, out)`` to ``(n, S, S, in)``."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Normed:
+    def forward(self, x: Tensor) -> NormedActivation:
         """See `UpsamplingLayer`."""
         n, side, _, _ = x.shape
         found = self._layers.norm(self._convolved(x), self._bias, self._slope, True)
         assert found.scale is not None
         out = found.out.reshape(n, 2 * side, 2 * side, found.out.shape[-1])
-        return Normed(out, found.scale.reshape(out.shape[:3]), found.slope)
+        return NormedActivation(out, found.scale.reshape(out.shape[:3]), found.slope)
 
     def backward(
-        self, grad: Tensor, before: Normed, spent: bool, extra: Tensor | None = None
+        self,
+        grad: Tensor,
+        preceding: NormedActivation,
+        overwrite: bool,
+        extra: Tensor | None = None,
     ) -> Tensor:
         """See `UpsamplingLayer`."""
         by_input = self._adjoint(grad)
         if extra is not None:
             by_input = by_input + extra
-        return self._layers.norm_grad(by_input, before, spent)
+        return self._layers.norm_grad(by_input, preceding, overwrite)
 
 
 class _Transposed(_Upsampled):
@@ -195,13 +201,15 @@ class _Transposed(_Upsampled):
     def _fold(self, kernel: Tensor) -> None:
         taps = torch.tensor(_TRANSPOSED, dtype=torch.float64, device=kernel.device)
         folded = torch.einsum("ui,ocij,vj->couv", taps, kernel.double(), taps)
-        self._kernel = _kernel(folded, self._layers.dtype)
+        self._kernel = _rounded_kernel(folded, self._layers.dtype)
 
     def _convolved(self, x: Tensor) -> Tensor:
-        return _last(F.conv_transpose2d(_first(x), self._kernel, stride=2, padding=1))
+        return _channels_last(
+            F.conv_transpose2d(_channels_first(x), self._kernel, stride=2, padding=1)
+        )
 
     def _adjoint(self, grad: Tensor) -> Tensor:
-        return _last(F.conv2d(_first(grad), self._kernel, stride=2, padding=1))
+        return _channels_last(F.conv2d(_channels_first(grad), self._kernel, stride=2, padding=1))
 
 
 class _Phases(_Upsampled):
@@ -215,21 +223,25 @@ class _Phases(_Upsampled):
         taps = torch.tensor(_PHASES, dtype=torch.float64, device=kernel.device)
         folded = torch.einsum("aui,ocij,bvj->abocuv", taps, kernel.double(), taps)
         folded = folded.reshape(4 * outputs, inputs, 2, 2)
-        self._there = _kernel(folded, self._layers.dtype)
-        self._back = _kernel(folded.flip(2, 3).transpose(0, 1), self._layers.dtype)
+        self._forward_kernel = _rounded_kernel(folded, self._layers.dtype)
+        self._backward_kernel = _rounded_kernel(
+            folded.flip(2, 3).transpose(0, 1), self._layers.dtype
+        )
 
     def _convolved(self, x: Tensor) -> Tensor:
-        return _pixels(_last(F.conv2d(_first(x), self._there, padding=1)))
+        return _pixel_view(
+            _channels_last(F.conv2d(_channels_first(x), self._forward_kernel, padding=1))
+        )
 
     def _adjoint(self, grad: Tensor) -> Tensor:
         n, side, _, channels = grad.shape
         half = side // 2
         phases = grad.new_zeros(n, half + 1, half + 1, 4 * channels)
-        _pixels(phases).copy_(grad.reshape(n, half, 2, half, 2, channels))
-        return _last(F.conv2d(_first(phases), self._back))
+        _pixel_view(phases).copy_(grad.reshape(n, half, 2, half, 2, channels))
+        return _channels_last(F.conv2d(_channels_first(phases), self._backward_kernel))
 
 
-def _pixels(phases: Tensor) -> Tensor:
+def _pixel_view(phases: Tensor) -> Tensor:
     """The pixels ``(n, S, 2, S, 2, C)`` in ``(n, S + 1, S + 1, 4 C)``, as a view."""
     n, side, _, channels = phases.shape
     image, line, pixel, _ = phases.stride()
@@ -240,16 +252,16 @@ def _pixels(phases: Tensor) -> Tensor:
     )
 
 
-def _kernel(kernel: Tensor, dtype: torch.dtype) -> Tensor:
+def _rounded_kernel(kernel: Tensor, dtype: torch.dtype) -> Tensor:
     """Rounded once, laid out for channels-last images."""
     return kernel.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _first(x: Tensor) -> Tensor:
+def _channels_first(x: Tensor) -> Tensor:
     """Channels last, as torch's convolutions want them named: a view."""
     return x.permute(0, 3, 1, 2)
 
 
-def _last(x: Tensor) -> Tensor:
+def _channels_last(x: Tensor) -> Tensor:
     """Back again, contiguous: a view where the convolution kept the layout."""
     return x.permute(0, 2, 3, 1).contiguous()

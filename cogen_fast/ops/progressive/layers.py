@@ -1,7 +1,7 @@
 """How the layers of a progressive GAN are computed: in C++ on the CPU, by torch elsewhere.
 
 Images are channels last, ``(n, S, S, C)``. A layer is a convolution with bias, leaky ReLU and pixel
-norm behind it, forwards, and backwards as far as the activation before it.
+norm behind it, forwards, and backwards as far as the activation preceding it.
 """
 
 from __future__ import annotations
@@ -15,39 +15,43 @@ from cogen_fast.ops import native
 from cogen_fast.ops.checks import check
 from cogen_fast.ops.progressive import normed
 from cogen_fast.ops.progressive.colours import Colours, colour_misfit
-from cogen_fast.ops.progressive.normed import Normed
+from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.progressive.packed import Workspace
 from cogen_fast.ops.progressive.upsampled import UpsampledConvolution
-from cogen_fast.ops.progressive.winograd import Convolution
+from cogen_fast.ops.progressive.winograd import WinogradConvolution
 from cogen_fast.ops.spec import MisfitSpec
 
 
 class Layer(Protocol):
     """A 3x3 convolution that keeps the side, and what follows it."""
 
-    def forward(self, x: Tensor) -> Normed:
+    def forward(self, x: Tensor) -> NormedActivation:
         """The activation ``(n, S, S, out)`` of images ``(n, S, S, in)``."""
         ...
 
-    def backward(self, grad: Tensor, before: Normed, spent: bool) -> Tensor:
-        """The gradient by what ``before`` was made of, given that by the convolution's output.
+    def backward(self, grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor:
+        """The gradient by what ``preceding`` was made of, given that by the convolution's output.
 
-        With ``spent`` the memory of ``before.out`` may be taken.
+        With ``overwrite`` the memory of ``preceding.out`` may be taken.
         """
         ...
 
 
 class UpsamplingLayer(Protocol):
-    """Nearest upsampling by 2 before it."""
+    """Nearest upsampling by 2 preceding it."""
 
-    def forward(self, x: Tensor) -> Normed:
+    def forward(self, x: Tensor) -> NormedActivation:
         """The activation ``(n, 2 S, 2 S, out)`` of images ``(n, S, S, in)``."""
         ...
 
     def backward(
-        self, grad: Tensor, before: Normed, spent: bool, extra: Tensor | None = None
+        self,
+        grad: Tensor,
+        preceding: NormedActivation,
+        overwrite: bool,
+        extra: Tensor | None = None,
     ) -> Tensor:
-        """As that of `Layer`; ``extra`` is added to the gradient by ``before.out``."""
+        """As that of `Layer`; ``extra`` is added to the gradient by ``preceding.out``."""
         ...
 
 
@@ -61,19 +65,21 @@ class Layers(Protocol):
         ...
 
     def upsampled(self, kernel: Tensor, bias: Tensor, slope: float) -> UpsamplingLayer:
-        """The same with upsampling before it."""
+        """The same with upsampling preceding it."""
         ...
 
-    def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> Normed:
+    def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> NormedActivation:
         """`reference.norm`."""
         ...
 
-    def norm_grad(self, grad: Tensor, before: Normed, spent: bool = False) -> Tensor:
-        """`reference.norm_grad`; with ``spent`` the memory of ``before.out`` may be taken."""
+    def norm_grad(
+        self, grad: Tensor, preceding: NormedActivation, overwrite: bool = False
+    ) -> Tensor:
+        """`reference.norm_grad`; with ``overwrite`` the memory of ``preceding.out`` may be taken."""
         ...
 
     def colour_misfit(
-        self, last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+        self, last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`reference.colour_misfit`; the memory of ``last.out`` may be taken."""
         ...
@@ -95,22 +101,24 @@ class NativeLayers:
 
     def convolution(self, kernel: Tensor, bias: Tensor, slope: float) -> Layer:
         """Winograd's."""
-        return Convolution(kernel, bias, slope, self._work)
+        return WinogradConvolution(kernel, bias, slope, self._work)
 
     def upsampled(self, kernel: Tensor, bias: Tensor, slope: float) -> UpsamplingLayer:
         """With nine products in place of 36."""
         return UpsampledConvolution(kernel, bias, slope, self._work)
 
-    def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> Normed:
+    def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> NormedActivation:
         """`normed.norm`."""
         return normed.norm(x, bias, slope, normalise)
 
-    def norm_grad(self, grad: Tensor, before: Normed, spent: bool = False) -> Tensor:
+    def norm_grad(
+        self, grad: Tensor, preceding: NormedActivation, overwrite: bool = False
+    ) -> Tensor:
         """`normed.norm_grad`."""
-        return normed.norm_grad(grad, before, spent)
+        return normed.norm_grad(grad, preceding, overwrite)
 
     def colour_misfit(
-        self, last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+        self, last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`colours.colour_misfit`."""
         return colour_misfit(last, colours, spec, observation)

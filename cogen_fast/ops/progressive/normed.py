@@ -16,7 +16,7 @@ from cogen_fast.ops.native import extension
 
 
 @dataclass(frozen=True)
-class Normed:
+class NormedActivation:
     """An activation: ``out`` ``(..., C)``; ``scale`` ``(...)`` is what the norm multiplied by.
 
     ``scale`` is None where there is no norm.
@@ -29,23 +29,23 @@ class Normed:
     @classmethod
     def empty(
         cls, shape: tuple[int, ...], dtype: torch.dtype, slope: float, normalise: bool = True
-    ) -> Normed:
+    ) -> NormedActivation:
         """One to be written."""
         scale = torch.empty(shape[:-1], dtype=dtype, device="cpu") if normalise else None
         return cls(torch.empty(shape, dtype=dtype, device="cpu"), scale, slope)
 
-    def target(self, spent: bool) -> Tensor:
-        """Where the gradient goes: into ``out`` itself, where that is ``spent``."""
-        return self.out if spent else torch.empty_like(self.out)
+    def gradient_buffer(self, overwrite: bool) -> Tensor:
+        """Where the gradient goes: into ``out`` itself, where that is ``overwrite``."""
+        return self.out if overwrite else torch.empty_like(self.out)
 
 
-def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> Normed:
+def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> NormedActivation:
     """Leaky ReLU of ``x + bias``, normalised over the last dimension; see `reference.norm`."""
     dtype = require_float("x", require_tensor("x", x).dtype)
     channels = x.shape[-1]
     x = check("x", x, tuple(x.shape), dtype)
     bias = check("bias", bias, (channels,), dtype)
-    found = Normed.empty(tuple(x.shape), dtype, slope, normalise)
+    found = NormedActivation.empty(tuple(x.shape), dtype, slope, normalise)
     extension().norm(
         x=x,
         out=found.out,
@@ -57,14 +57,14 @@ def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> Normed:
     return found
 
 
-def norm_grad(grad: Tensor, normed: Normed, spent: bool = False) -> Tensor:
+def norm_grad(grad: Tensor, normed: NormedActivation, overwrite: bool = False) -> Tensor:
     """Gradient by what `norm` read, given that by its output; see `reference.norm_grad`.
 
-    With ``spent`` it takes the memory of ``normed.out``.
+    With ``overwrite`` it takes the memory of ``normed.out``.
     """
     dtype = require_float("normed.out", normed.out.dtype)
     grad = check("grad", grad, tuple(normed.out.shape), dtype)
-    target = normed.target(spent)
+    target = normed.gradient_buffer(overwrite)
     extension().norm_grad(
         grad=grad,
         out=normed.out,

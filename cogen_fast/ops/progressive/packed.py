@@ -35,7 +35,7 @@ class Workspace:
     def __init__(self, dtype: torch.dtype) -> None:
         self._memory = torch.empty(0, dtype=dtype, device="cpu")
 
-    def room(self, size: int) -> Tensor:
+    def at_least(self, size: int) -> Tensor:
         """``size`` numbers or more that may be overwritten; the next call may give the same."""
         if len(self._memory) < size:
             self._memory = torch.empty(size, dtype=self._memory.dtype, device="cpu")

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cogen_fast.ops.progressive.normed import Normed
+from cogen_fast.ops.progressive.native_convolution import NativeConvolution
+from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.progressive.packed import PackedKernel, Workspace, pack
-from cogen_fast.ops.progressive.packed_layer import PackedLayer
 
 # What x, and D at the upper and the lower side, are multiplied by.
 _FACTORS = ((1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0))
@@ -26,7 +26,7 @@ _PARTS = (
 )
 
 
-class UpsampledConvolution(PackedLayer):
+class UpsampledConvolution(NativeConvolution):
     """Upsampling by 2, a 3x3 convolution, then bias, leaky ReLU and pixel norm.
 
     ``kernel`` is ``(out, in, 3, 3)`` and ``bias`` ``(out,)``, float32 or float64; images are
@@ -38,30 +38,34 @@ class UpsampledConvolution(PackedLayer):
         outputs, inputs = kernel.shape[:2]
         t = torch.tensor(_FACTORS, dtype=torch.float64, device="cpu")
         w = torch.einsum("ui,ocij,vj->uvco", t, kernel.double(), t).to(kernel.dtype)
-        there = [pack(torch.stack([w[at] for at in part])) for part in _PARTS]
-        # All parts of an image are added up on the way back.
-        back = [pack(torch.cat([w[at].T for at in part])[None]) for part in _PARTS]
+        forward = [pack(torch.stack([w[at] for at in part])) for part in _PARTS]
+        # All parts of an image are added up on the way backward.
+        backward = [pack(torch.cat([w[at].T for at in part])[None]) for part in _PARTS]
         kernels = (
-            PackedKernel(torch.cat([p.flatten() for p in there]), inputs, outputs),
-            PackedKernel(torch.cat([p.flatten() for p in back]), outputs, inputs),
+            PackedKernel(torch.cat([p.flatten() for p in forward]), inputs, outputs),
+            PackedKernel(torch.cat([p.flatten() for p in backward]), outputs, inputs),
         )
         super().__init__("upsample", kernels, bias, slope, work)
 
-    def forward(self, x: Tensor) -> Normed:
+    def forward(self, x: Tensor) -> NormedActivation:
         """The activation ``(n, 2 S, 2 S, out)`` of images ``(n, S, S, in)``."""
         n, height, width, _ = x.shape
         return self._forward(x, (n, height, width), (2 * height, 2 * width))
 
     def backward(
-        self, grad: Tensor, before: Normed, spent: bool, extra: Tensor | None = None
+        self,
+        grad: Tensor,
+        preceding: NormedActivation,
+        overwrite: bool,
+        extra: Tensor | None = None,
     ) -> Tensor:
-        """The gradient by what the activation ``before`` was made of, ``(n, S, S, in)``.
+        """The gradient by what the activation ``preceding`` was made of, ``(n, S, S, in)``.
 
         ``grad`` ``(n, 2 S, 2 S, out)`` is that by the convolution's output; ``extra``
-        ``(n, S, S, in)`` is added to the gradient by ``before.out``. With ``spent`` the result
-        takes the memory of ``before.out``.
+        ``(n, S, S, in)`` is added to the gradient by ``preceding.out``. With ``overwrite`` the result
+        takes the memory of ``preceding.out``.
         """
-        n, height, width, _ = before.out.shape
-        # Scratch memory is counted by the way there.
-        arena = self._arena((n, height, width), self._there)
-        return self._backward(grad, before, spent, arena, extra=extra)
+        n, height, width, _ = preceding.out.shape
+        # Scratch memory is counted by the way forward.
+        arena = self._scratch((n, height, width), self._forward_kernel)
+        return self._backward(grad, preceding, overwrite, arena, extra=extra)

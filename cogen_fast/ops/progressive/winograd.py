@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cogen_fast.ops.progressive.normed import Normed
+from cogen_fast.ops.progressive.native_convolution import CellGrid, NativeConvolution
+from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.progressive.packed import PackedKernel, Workspace, pack
-from cogen_fast.ops.progressive.packed_layer import Cells, PackedLayer
 
 _BEFORE = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
-class Convolution(PackedLayer):
+class WinogradConvolution(NativeConvolution):
     """A 3x3 convolution that keeps the side, with bias, leaky ReLU and pixel norm behind it.
 
     ``kernel`` is ``(out, in, 3, 3)`` and ``bias`` ``(out,)``, float32 or float64; images are
@@ -24,20 +24,22 @@ class Convolution(PackedLayer):
     """
 
     def __init__(self, kernel: Tensor, bias: Tensor, slope: float, work: Workspace) -> None:
-        there, back = _packed(kernel), _packed(kernel.flip(2, 3).transpose(0, 1))
-        super().__init__("convolve", (there, back), bias, slope, work)
+        forward, backward = _packed(kernel), _packed(kernel.flip(2, 3).transpose(0, 1))
+        super().__init__("convolve", (forward, backward), bias, slope, work)
 
-    def forward(self, x: Tensor) -> Normed:
+    def forward(self, x: Tensor) -> NormedActivation:
         """The activation ``(n, S, S, out)`` of images ``(n, S, S, in)``."""
         return self._forward(x, _cells(x), (x.shape[1], x.shape[2]))
 
-    def backward(self, grad: Tensor, before: Normed, spent: bool) -> Tensor:
-        """The gradient by what the activation ``before`` was made of, ``(n, S, S, in)``.
+    def backward(self, grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor:
+        """The gradient by what the activation ``preceding`` was made of, ``(n, S, S, in)``.
 
-        ``grad`` ``(n, S, S, out)`` is that by the convolution's output. With ``spent`` the result
-        takes the memory of ``before.out``.
+        ``grad`` ``(n, S, S, out)`` is that by the convolution's output. With ``overwrite`` the result
+        takes the memory of ``preceding.out``.
         """
-        return self._backward(grad, before, spent, self._arena(_cells(grad), self._back))
+        return self._backward(
+            grad, preceding, overwrite, self._scratch(_cells(grad), self._backward_kernel)
+        )
 
 
 def _packed(kernel: Tensor) -> PackedKernel:
@@ -46,6 +48,6 @@ def _packed(kernel: Tensor) -> PackedKernel:
     return PackedKernel(pack(products.flatten(0, 1)).flatten(), kernel.shape[1], kernel.shape[0])
 
 
-def _cells(x: Tensor) -> Cells:
+def _cells(x: Tensor) -> CellGrid:
     """Images, and the 2 x 2 pixels of each side."""
     return x.shape[0], x.shape[1] // 2, x.shape[2] // 2

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from cogen_fast.ops.native import extension
-from cogen_fast.ops.progressive.normed import Normed
+from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.progressive.packed import PackedKernel, Workspace
 
-Cells = tuple[int, int, int]
+CellGrid = tuple[int, int, int]
 """Images, and the cells of each side."""
 
 
-class PackedLayer:
+class NativeConvolution:
     """What layers have in common whose kernels are packed, one way and back."""
 
     def __init__(
@@ -28,43 +28,50 @@ class PackedLayer:
         work: Workspace,
     ) -> None:
         self._op, self._work = op, work
-        self._there, self._back = kernels
+        self._forward_kernel, self._backward_kernel = kernels
         self._bias, self._slope = bias.contiguous(), slope
 
-    def _forward(self, x: Tensor, cells: Cells, side: tuple[int, int]) -> Normed:
+    def _forward(self, x: Tensor, cells: CellGrid, side: tuple[int, int]) -> NormedActivation:
         """The activation, ``side`` pixels high and wide."""
-        found = Normed.empty((len(x), *side, self._there.outputs), x.dtype, self._slope)
+        found = NormedActivation.empty(
+            (len(x), *side, self._forward_kernel.outputs), x.dtype, self._slope
+        )
         self._call("")(
             x=x,
             out=found.out,
             bias=self._bias,
             slope=self._slope,
             scale=found.scale,
-            kernel=self._there.packed,
-            arena=self._arena(cells, self._there),
+            kernel=self._forward_kernel.packed,
+            arena=self._scratch(cells, self._forward_kernel),
             threads=torch.get_num_threads(),
         )
         return found
 
     def _backward(
-        self, grad: Tensor, before: Normed, spent: bool, arena: Tensor, **more: Tensor | None
+        self,
+        grad: Tensor,
+        preceding: NormedActivation,
+        overwrite: bool,
+        arena: Tensor,
+        **more: Tensor | None,
     ) -> Tensor:
-        """The gradient by what ``before`` was made of, given that by the convolution's output."""
-        target = before.target(spent)
+        """The gradient by what ``preceding`` was made of, given that by the convolution's output."""
+        target = preceding.gradient_buffer(overwrite)
         self._call("_grad")(
             grad=grad,
-            out=before.out,
-            slope=before.slope,
-            scale=before.scale,
+            out=preceding.out,
+            slope=preceding.slope,
+            scale=preceding.scale,
             out_grad=target,
             **more,
-            kernel=self._back.packed,
+            kernel=self._backward_kernel.packed,
             arena=arena,
             threads=torch.get_num_threads(),
         )
         return target
 
-    def _arena(self, cells: Cells, kernel: PackedKernel) -> Tensor:
+    def _scratch(self, cells: CellGrid, kernel: PackedKernel) -> Tensor:
         """Scratch memory for a product with ``kernel``."""
         images, height, width = cells
         size = self._call("_arena")(
@@ -75,7 +82,7 @@ class PackedLayer:
             outputs=kernel.outputs,
             is_double=kernel.packed.dtype is torch.float64,
         )
-        return self._work.room(size)
+        return self._work.at_least(size)
 
     def _call(self, suffix: Literal["", "_grad", "_arena"]) -> Callable[..., Any]:
         """The extension's function."""

@@ -16,14 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cogen_fast.problem.adapter import checked_device
 
-_Made = TypeVar("_Made")
+_Result = TypeVar("_Result")
 # A process may have hours of work when the others wait already. One that ends is noticed at once,
 # by its closed connections or by torchrun.
-_PATIENCE = timedelta(days=7)
+_BARRIER_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
-class Team:
+class Processes:
     """Process ``rank`` of ``size``, working on ``device``; ``group`` is where they `wait`."""
 
     rank: int
@@ -32,12 +32,12 @@ class Team:
     group: dist.ProcessGroup | None = None
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
 
-    def share(self, module: nn.Module) -> nn.Module:
-        """The module, its gradients averaged over the team."""
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        """The module, its gradients averaged over the processes."""
         if self.size == 1:
             return module
         places = [self.device] if self.device.type == "cuda" else None
@@ -47,9 +47,9 @@ class Team:
         """Whether ``flag`` is set in any process; all of them must ask."""
         if self.size == 1:
             return flag
-        told = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        return bool(told.item())
+        raised = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+        return bool(raised.item())
 
     def wait(self) -> None:
         """Until all have come here. Raises ConnectionError where one of them has ended before."""
@@ -62,32 +62,32 @@ class Team:
                 "another process has ended before its work was done; the same command again goes on"
             ) from error
 
-    def one_first(self, work: Callable[[], _Made]) -> _Made:
+    def main_first(self, work: Callable[[], _Result]) -> _Result:
         """``work()`` in every process, the leading one before the others."""
-        if not self.leads:
+        if not self.is_main:
             self.wait()
-        made = work()
-        if self.leads:
+        result = work()
+        if self.is_main:
             self.wait()
-        return made
+        return result
 
 
 @contextmanager
-def assembled(device: str | torch.device | None = None) -> Iterator[Team]:
-    """This process's place in the team that the environment tells of (``torchrun`` sets it).
+def process_group(device: str | torch.device | None = None) -> Iterator[Processes]:
+    """This process's place in the processes that the environment tells of (``torchrun`` sets it).
 
     ``device`` is "cpu" or "cuda"; None: a GPU per process where there is one. Processes talk
     through NCCL on GPUs and gloo on CPUs. Raises ValueError for a device that is not here.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     rank = int(os.environ.get("RANK", 0)) if size > 1 else 0
-    team = Team(rank, size, _device(device))
+    processes = Processes(rank, size, _device(device))
     if size == 1:
-        yield team
+        yield processes
         return
-    dist.init_process_group("nccl" if team.device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if processes.device.type == "cuda" else "gloo")
     try:
-        yield replace(team, group=dist.new_group(timeout=_PATIENCE))
+        yield replace(processes, group=dist.new_group(timeout=_BARRIER_TIMEOUT))
     finally:
         dist.destroy_process_group()
 

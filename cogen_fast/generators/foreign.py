@@ -15,25 +15,25 @@ Config = dict[str, Any]
 Tensors = dict[str, Tensor]
 
 
-class Layer(NamedTuple):
+class ForeignLayer(NamedTuple):
     """Weight in units of the He constant (dense (out, in), conv (out, in, k, k)), bias in full."""
 
     weight: Tensor
     bias: Tensor
 
 
-class Network(NamedTuple):
+class ForeignNetwork(NamedTuple):
     """A whole generator: `convs` holds one at 4 px, then two per resolution.
 
     `to_rgb` has one entry per resolution, None where the file does not hold it.
     """
 
-    dense: Layer
-    convs: list[Layer]
-    to_rgb: list[Layer | None]
+    dense: ForeignLayer
+    convs: list[ForeignLayer]
+    to_rgb: list[ForeignLayer | None]
 
 
-class State:
+class ForeignTensors:
     """The tensors of a foreign generator by name; each is taken once, none may be left over."""
 
     def __init__(self, tensors: object) -> None:
@@ -54,7 +54,9 @@ class State:
     def take(self, name: str, ndim: int) -> Tensor:
         """The tensor of that name; ValueError where it is missing or not of `ndim` dimensions."""
         if name not in self._left:
-            raise ValueError(f"checkpoint: expected a tensor {name!r}, got {some(self._left)}")
+            raise ValueError(
+                f"checkpoint: expected a tensor {name!r}, got {some_names(self._left)}"
+            )
         value = weight(name, self._left.pop(name), ndim)
         storage = value.untyped_storage()
         taken = self._taken.get(storage.data_ptr(), 0) + value.numel() * value.element_size()
@@ -65,17 +67,19 @@ class State:
         self._taken[storage.data_ptr()] = taken
         return value
 
-    def take_layer(self, name: str, ndim: int) -> Layer:
+    def take_layer(self, name: str, ndim: int) -> ForeignLayer:
         """`name.weight` of `ndim` dimensions with `name.bias`."""
-        return Layer(self.take(f"{name}.weight", ndim), self.take(f"{name}.bias", 1))
+        return ForeignLayer(self.take(f"{name}.weight", ndim), self.take(f"{name}.bias", 1))
 
     def finish(self) -> None:
         """Raise ValueError where tensors are left: the network has parts that we do not know."""
         if self._left:
-            raise ValueError(f"checkpoint: expected no further tensors, got {some(self._left)}")
+            raise ValueError(
+                f"checkpoint: expected no further tensors, got {some_names(self._left)}"
+            )
 
 
-def some(names: Mapping[str, Any], limit: int = 6) -> str:
+def some_names(names: Mapping[str, Any], limit: int = 6) -> str:
     """Up to `limit` names, for a message."""
     shown = ", ".join(abbreviated(name) for name in islice(names, limit))
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown or "none"
@@ -99,8 +103,8 @@ def _same(written: object, found: object) -> bool:
     return isinstance(written, int | float) and written == found
 
 
-def pack(
-    network: Network, *, resolution: int | None, alpha: float | None
+def cut_network(
+    network: ForeignNetwork, *, resolution: int | None, alpha: float | None
 ) -> tuple[Config, Tensors]:
     """Cut the network at `resolution` (None: all of it) with fade-in weight `alpha` (None: 1).
 
@@ -128,7 +132,7 @@ def pack(
     return config, tensors
 
 
-def _stage(to_rgb: list[Layer | None], resolution: int | None) -> int:
+def _stage(to_rgb: list[ForeignLayer | None], resolution: int | None) -> int:
     offered = {4 << stage: stage for stage, layer in enumerate(to_rgb) if layer is not None}
     if resolution is None and offered:
         return max(offered.values())
@@ -140,7 +144,7 @@ def _stage(to_rgb: list[Layer | None], resolution: int | None) -> int:
     return offered[resolution]
 
 
-def _named(network: Network, stage: int) -> dict[str, Layer]:
+def _named(network: ForeignNetwork, stage: int) -> dict[str, ForeignLayer]:
     to_rgb = network.to_rgb[stage]
     assert to_rgb is not None  # `_stage` offers no other
     layers = {"base.dense": network.dense, "base.conv": network.convs[0], "to_rgb": to_rgb}
@@ -150,7 +154,7 @@ def _named(network: Network, stage: int) -> dict[str, Layer]:
     return layers
 
 
-def _previous_rgb(to_rgb: list[Layer | None], stage: int, alpha: float) -> Layer:
+def _previous_rgb(to_rgb: list[ForeignLayer | None], stage: int, alpha: float) -> ForeignLayer:
     previous = to_rgb[stage - 1] if stage > 0 else None
     if previous is None:
         raise ValueError(
