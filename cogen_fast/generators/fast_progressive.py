@@ -1,10 +1,10 @@
-"""The progressive GAN once more, for its images and their gradient by the latent.
+"""The progressive GAN for sampling: its images, and their gradient with respect to the latent.
 
-The same function as `ProgressiveGenerator`, without autograd and weight gradients. He constants are
-folded into the weights; each upsampling and the convolution behind it are one operation; bias,
-leaky ReLU and pixel norm are one pass either way. `cogen_fast.ops.progressive.layers` computes
-them: in C++ on the CPU, by torch and Triton on CUDA. Of every activation only the normalised output
-and one number per pixel are kept.
+It is the same function as `ProgressiveGenerator`, without autograd and without gradients of the
+weights. He constants are folded into the weights; each upsampling and the convolution after it are
+one operation; bias, leaky ReLU and pixel norm are one pass in each direction.
+`cogen_fast.ops.progressive.layers` computes them: in C++ on the CPU, by torch and Triton on CUDA.
+Of every activation only the normalised output and one number per pixel are kept.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ LayerWeights = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class NetworkWeights:
-    """What a progressive GAN consists of, as plain data; dtype float32 or float64.
+    """The weights and settings of a progressive GAN, as plain data; dtype float32 or float64.
 
-    ``dense`` has a weight ``(16 C, d)``, row ``c * 16 + y * 4 + x`` being pixel (c, y, x);
+    ``dense`` has a weight ``(16 C, d)``, whose row ``c * 16 + y * 4 + x`` is pixel (c, y, x);
     ``convolutions`` ``(out, in, 3, 3)`` are the one at 4 px and two for each further resolution;
-    ``colours`` and, while fading, ``faded`` (of the resolution before) are ``(colours, C, 1, 1)``.
-    The rest is as in `ProgressiveGenerator`.
+    ``colours`` and, during a fade-in, ``faded`` (of the resolution before) are the layers
+    ``(colours, C, 1, 1)`` that make images. ``bounded`` says whether tanh follows. The others are
+    as in `ProgressiveGenerator`.
     """
 
     dense: LayerWeights
@@ -50,10 +51,9 @@ class NetworkWeights:
 class FastProgressive:
     """A progressive GAN for sampling: z ``(n, d)`` to images ``(n, colours, R, R)``.
 
-    What is called is differentiable once, by z alone. Weights are those of the moment when it was
-    made; latents, images and z-gradients are of their type, activations of that of ``layers``. Not
-    for use by several threads at once. Raises TypeError for weights of other types than float32 and
-    float64.
+    A call is differentiable once, with respect to z alone. The weights are those that it was made
+    with. Latents, images and z-gradients have their type, activations that of ``layers``. Only one
+    thread may use it at a time. Raises TypeError if the weights are neither float32 nor float64.
     """
 
     def __init__(self, network: NetworkWeights, layers: Layers) -> None:
@@ -63,7 +63,7 @@ class FastProgressive:
         self.network, self.layers = network, layers
         maps = len(bias) // 16
         self._maps = maps
-        # Channels last: rows by pixel, then channel.
+        # Images are channels last, so rows are ordered by pixel, then by channel.
         self._dense = weight.view(maps, 16, -1).transpose(0, 1).flatten(0, 1).contiguous()
         self._dense_bias = bias.view(maps, 16).T.flatten().contiguous()
         slope = network.slope
@@ -86,10 +86,10 @@ class FastProgressive:
     def energy_and_grad(
         self, z: Tensor, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Misfits ``(n,)`` float64 and their gradients ``(n, d)`` of z ``(n, d)``.
+        """Misfit energies ``(n,)`` float64 and their gradients ``(n, d)``, for z ``(n, d)``.
 
-        ``observation`` ``(n,)`` int64 is the row of ``spec`` that each z belongs to. Where nothing
-        fades no image is written. Raises TypeError or ValueError naming the argument.
+        ``observation`` ``(n,)`` int64 is the row of ``spec`` that each z belongs to. No image is
+        written, except during a fade-in. Raises TypeError or ValueError naming the argument.
         """
         trace = self._forward(z.detach())
         if self._faded is None:
@@ -122,7 +122,10 @@ class FastProgressive:
         return (torch.tanh(image) if self.network.bounded else image).permute(0, 3, 1, 2)
 
     def _vjp(self, grad: Tensor, trace: list[NormedActivation], overwrite: bool) -> Tensor:
-        """The gradient by z, given that by the image ``(n, colours, R, R)``."""
+        """The gradient with respect to z, given that with respect to the image.
+
+        ``grad`` is ``(n, colours, R, R)``.
+        """
         grad = grad.permute(0, 2, 3, 1)
         if self.network.bounded:
             grad = grad * (1.0 - self._image(trace).permute(0, 2, 3, 1) ** 2)
@@ -140,9 +143,10 @@ class FastProgressive:
         overwrite: bool,
         extra: Tensor | None = None,
     ) -> Tensor:
-        """The gradient by z, given that by the last convolution's output ``(n, R, R, C)``.
+        """The gradient with respect to z, given that by the last convolution's output.
 
-        ``extra`` is added to the gradient by the activation of the resolution before.
+        ``grad`` is ``(n, R, R, C)``; ``extra`` is added to the gradient with respect to the
+        activation of the resolution before.
         """
         before = iter(trace[-2::-1])
         for up, plain in reversed(self._blocks):
@@ -156,7 +160,7 @@ class FastProgressive:
 
 
 class _Image(torch.autograd.Function):
-    """The images as a function that autograd knows."""
+    """The images as a function that autograd can differentiate."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, fast: FastProgressive) -> Tensor:
@@ -182,7 +186,7 @@ def _colour_layer(layer: LayerWeights, bounded: bool) -> Colours:
 
 
 def _to_colours(x: Tensor, colours: Colours) -> Tensor:
-    """``(n, S, S, C)`` to ``(n, S, S, colours)``, before any tanh."""
+    """The image of an activation, ``(n, S, S, C)`` to ``(n, S, S, colours)``, before any tanh."""
     return x.to(colours.weight.dtype) @ colours.weight.T + colours.bias
 
 
@@ -192,6 +196,6 @@ def _upsampled(x: Tensor) -> Tensor:
 
 
 def _upsampled_adjoint(x: Tensor) -> Tensor:
-    """The adjoint of `_upsampled`: sums of 2 x 2 pixels."""
+    """The adjoint of `_upsampled`: sums over 2 x 2 pixels."""
     n, height, width, channels = x.shape
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).sum((2, 4))

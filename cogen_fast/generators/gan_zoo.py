@@ -1,8 +1,9 @@
 """Progressive GAN checkpoints of the PyTorch GAN Zoo (facebookresearch/pytorch_GAN_zoo).
 
-Keys `config` (a pickled object), `netG`, `netD` and, where kept, `avgG`. There the output of a
-layer is multiplied by the He constant after the bias was added, so the bias is scaled too; and its
-alpha is the weight of the OLD resolution. Colour layers of all resolutions are kept.
+A file has the keys `config` (a pickled object), `netG`, `netD` and, where it was kept, `avgG`.
+There the output of a layer is multiplied by the He constant after the bias was added, so the bias
+is scaled too; and its alpha is the weight of the OLD resolution. The colour layers of all
+resolutions are kept.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from cogen_fast.generators.foreign import (
 from cogen_fast.generators.progressive import he_constant
 from cogen_fast.support.arguments import abbreviated
 
-# Their losses decide the activation of the image.
+# In the GAN Zoo the loss determines the activation of the image.
 _FINAL = {"WGANGP": None, "Logistic": None, "MSE": "tanh", "DCGAN": "tanh"}
 _LOSS = "WGANGP"
 
 
 class InertConfig:
-    """Takes the attributes of their pickled configuration, and does nothing."""
+    """A class that takes the attributes of the pickled configuration, and does nothing."""
 
 
 STAND_INS = ((InertConfig, "models.utils.config.BaseConfig"),)
@@ -44,10 +45,11 @@ def recognises(content: Mapping[str, Any]) -> bool:
 def convert(
     content: Mapping[str, Any], *, average: bool, alpha: float | None, resolution: int | None
 ) -> tuple[Config, Tensors]:
-    """Configuration and tensors of `avgG` (or of `netG`: average False, or no average kept).
+    """Configuration and tensors of `avgG`; of `netG` if `average` is False or there is no `avgG`.
 
-    alpha None takes the file's where the full resolution is asked for. Raises ValueError where the
-    network is of a kind that we do not have, or contradicts its configuration.
+    If alpha is None and the full resolution is asked for, the alpha of the file is used. Raises
+    ValueError where the network is of a kind that this package does not have, or contradicts its
+    configuration.
     """
     settings = vars(content["config"])
     _refuse_unsupported(settings)
@@ -81,7 +83,7 @@ def _refuse_unsupported(settings: Mapping[str, Any]) -> None:
 
 
 def _plain_names(tensors: object) -> ForeignTensors:
-    # A wrapper adds `.module` to every layer name; older versions of the program took it out.
+    # A wrapper adds `.module` to every layer name; older versions of the program removed it.
     if not isinstance(tensors, Mapping):
         return ForeignTensors(tensors)
     return ForeignTensors(

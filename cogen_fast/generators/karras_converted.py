@@ -1,9 +1,10 @@
-"""The official networks of Karras et al. 2018 as commonly converted from Lasagne for PyTorch.
+"""The official networks of Karras et al. 2018, as they are commonly converted for PyTorch.
 
-Tensors `features.N.conv.weight` and `features.N.wscale.{scale,b}`, then `output.*`. Each layer
-carries the scale that its weights are multiplied by, in place of the He constant. Pixel norm stands
-before each convolution, which is the same network as ours: repeating a pixel leaves its norm as it
-is. The first layer is a 4 x 4 convolution of a latent padded by 3. Fully grown, one set of weights.
+The tensors are `features.N.conv.weight` and `features.N.wscale.{scale,b}`, then `output.*`. Each
+layer has the scale that its weights are multiplied by, in place of the He constant. Pixel norm
+stands before each convolution. That is the same network as ours, because repeating a pixel does not
+change its norm. The first layer is a 4 x 4 convolution of a latent padded by 3. The networks are
+fully grown, and a file has one set of weights.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def convert(
 ) -> tuple[Config, Tensors]:
     """Configuration and tensors of the one network in the file; `average` makes no difference.
 
-    Raises ValueError where layers are missing, or another resolution or an alpha below 1 is asked
-    for: lower colour layers are not in the file.
+    Raises ValueError where layers are missing, or where another resolution or an alpha below 1 is
+    asked for: the file does not have the colour layers of lower resolutions.
     """
     state = ForeignTensors(content)
     stages = state.count("features.{}.conv.weight") // 2
@@ -59,7 +60,7 @@ def _in_he_units(layer: ForeignLayer) -> ForeignLayer:
 
 
 def _dense(conv: ForeignLayer) -> ForeignLayer:
-    # A kernel (out, in, 4, 4) over one pixel padded by 3: output (y, x) meets entry (3-y, 3-x).
+    # A kernel (out, in, 4, 4) over one pixel padded by 3: entry (3-y, 3-x) gives output (y, x).
     weight, bias = conv
     rows = weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2)
     return _in_he_units(

@@ -1,9 +1,9 @@
 """Checkpoints of pro-gan-pth 3.x (akanimax/pro_gan_pytorch).
 
-Keys `generator` and `shadow_generator` (the moving average), each `{conf, state_dict}`. Nothing is
-normalised between the dense layer and the first convolution. The file says nothing of how far
-training got: `resolution` and `alpha` are the caller's to give for a network that is not fully
-grown. Its alpha is ours: the weight of the new resolution.
+A file has the keys `generator` and `shadow_generator` (the moving average), each with `{conf,
+state_dict}`. There is no normalisation between the dense layer and the first convolution. The file
+does not say how far training got, so the caller has to give `resolution` and `alpha` for a network
+that is not fully grown. Its alpha is, like ours, the weight of the new resolution.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def recognises(content: Mapping[str, Any]) -> bool:
 def convert(
     content: Mapping[str, Any], *, average: bool, alpha: float | None, resolution: int | None
 ) -> tuple[Config, Tensors]:
-    """Configuration and tensors of the average (or of the raw generator, as in `load_generator`).
+    """Configuration and tensors of the average, or of the raw generator, as in `load_generator`.
 
-    Raises ValueError where the network contradicts its configuration, or lacks what is asked for.
+    Raises ValueError where the network contradicts its configuration, or does not have what is
+    asked for.
     """
     if not average and _RAW not in content:
         raise ValueError("average: expected True, as the file holds no raw generator, got False")
@@ -72,7 +73,7 @@ def _network(state: ForeignTensors, equalised: bool) -> ForeignNetwork:
 
 
 def _dense(transposed: ForeignLayer) -> ForeignLayer:
-    # A transposed 4 x 4 convolution (in, out, y, x) of one pixel is a dense layer.
+    # A transposed 4 x 4 convolution (in, out, y, x) of one pixel is the same as a dense layer.
     weight, bias = transposed
     rows: Tensor = weight.permute(1, 2, 3, 0).flatten(0, 2)
     return ForeignLayer(rows, bias.repeat_interleave(weight.shape[2] * weight.shape[3]))

@@ -1,8 +1,8 @@
-"""What per_chain_shape op takes, checked and contiguous, for the backends that launch kernels on it.
+"""The arguments of each op, checked and contiguous, for the backends that launch kernels on them.
 
-Each class is the arguments of the op of `reference` that it names, made by its ``of``, which raises
-TypeError or ValueError naming the argument at fault. Values on a device are not looked at: that
-would wait for it.
+Each class holds the arguments of the op of `reference` that it names. Its ``of`` checks them, and
+raises TypeError or ValueError naming the argument at fault. Values on a device are not read,
+because that would wait for it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SEED_LIMIT = 1 << 64
 
 
 class CheckedSettings(NamedTuple):
-    """`TransitionSettings` but for the flags."""
+    """The fields of `TransitionSettings` except ``active``."""
 
     beta: Tensor
     prior_weight: Tensor
@@ -52,7 +52,7 @@ def check_settings(
     dtype: torch.dtype,
     device: torch.device = CPU,
 ) -> CheckedSettings:
-    """Those of a transition of latents of that shape."""
+    """The settings of a transition of latents of shape ``latents``."""
     observations, chains, size = latents
     shape: tuple[int, ...] = (observations,)
     mass, step_size = settings.inverse_mass, settings.step_size
@@ -69,7 +69,7 @@ def check_settings(
 
 
 class CheckedStream(NamedTuple):
-    """A `NoiseStream`."""
+    """The fields of a `NoiseStream`."""
 
     seed: int
     transition: Tensor
@@ -79,7 +79,10 @@ class CheckedStream(NamedTuple):
 def check_stream(
     stream: NoiseStream, observations: int | None = None, device: torch.device = CPU
 ) -> CheckedStream:
-    """That of so many observations (None: as many as it says), whatever the counters' values."""
+    """The stream of ``observations`` observations (None: as many as it has).
+
+    The values of its counters are not checked.
+    """
     seed = stream.seed
     if observations is None:
         observations = require_tensor("stream.transition", stream.transition).numel()
@@ -94,7 +97,7 @@ def check_stream(
 
 
 class BeginArguments(NamedTuple):
-    """What `reference.begin_trajectory` takes."""
+    """The arguments of `reference.begin_trajectory`."""
 
     shape: tuple[int, int, int]
     latents: Tensor
@@ -113,7 +116,7 @@ class BeginArguments(NamedTuple):
         stream: NoiseStream,
         device: torch.device = CPU,
     ) -> BeginArguments:
-        """The same, checked."""
+        """Check the arguments."""
         dtype = require_float("latents", require_tensor("latents", latents).dtype)
         shape = shape_of("latents", latents)
         return cls(
@@ -127,7 +130,7 @@ class BeginArguments(NamedTuple):
 
 
 class ContinueArguments(NamedTuple):
-    """What `reference.continue_trajectory` takes."""
+    """The arguments of `reference.continue_trajectory`."""
 
     shape: tuple[int, int, int]
     position: Tensor
@@ -143,7 +146,7 @@ class ContinueArguments(NamedTuple):
         settings: TransitionSettings,
         device: torch.device = CPU,
     ) -> ContinueArguments:
-        """The same, checked: position and momentum are themselves."""
+        """Check the arguments; position and momentum, changed in place, are never copied."""
         position, momentum, _ = proposal
         name = "proposal.position"
         dtype = require_float(name, require_tensor(name, position).dtype)
@@ -158,7 +161,7 @@ class ContinueArguments(NamedTuple):
 
 
 class AcceptArguments(NamedTuple):
-    """What `reference.accept_select` takes."""
+    """The arguments of `reference.accept_select`."""
 
     shape: tuple[int, int, int]
     latents: Tensor
@@ -184,7 +187,7 @@ class AcceptArguments(NamedTuple):
         stream: NoiseStream,
         device: torch.device = CPU,
     ) -> AcceptArguments:
-        """The same, checked."""
+        """Check the arguments."""
         dtype = require_float("latents", require_tensor("latents", latents).dtype)
         shape = shape_of("latents", latents)
         per_chain_shape, f64 = shape[:2], torch.float64
@@ -206,7 +209,7 @@ class AcceptArguments(NamedTuple):
         )
 
     def empty(self) -> Selected:
-        """What the op gives, to be written."""
+        """Uninitialised tensors for the result of the op."""
         return Selected(
             torch.empty_like(self.latents),
             torch.empty_like(self.energy),
@@ -218,7 +221,7 @@ class AcceptArguments(NamedTuple):
 
 
 class AdaptArguments(NamedTuple):
-    """What `reference.adapt_step_size` takes, but for the rule."""
+    """The arguments of `reference.adapt_step_size`, except the rule."""
 
     shape: tuple[int, int]
     step_size: Tensor
@@ -236,7 +239,7 @@ class AdaptArguments(NamedTuple):
         rule: AdaptationRule,
         device: torch.device = CPU,
     ) -> AdaptArguments:
-        """The same, checked."""
+        """Check the arguments."""
         shape = per_chain_shape_of("acceptance_probability", probability)
         per_chain_shape: tuple[int, ...] = shape if rule.per_chain else shape[:1]
         return cls(
@@ -249,7 +252,7 @@ class AdaptArguments(NamedTuple):
 
 
 class ResampleArguments(NamedTuple):
-    """What `reference.systematic_ancestors` takes."""
+    """The arguments of `reference.systematic_ancestors`."""
 
     shape: tuple[int, int]
     log_weights: Tensor
@@ -264,7 +267,7 @@ class ResampleArguments(NamedTuple):
         wanted: Tensor | None,
         device: torch.device = CPU,
     ) -> ResampleArguments:
-        """The same, checked."""
+        """Check the arguments."""
         shape = per_chain_shape_of("log_weights", log_weights)
         return cls(
             shape,
@@ -275,7 +278,7 @@ class ResampleArguments(NamedTuple):
 
 
 class ImageLayout(NamedTuple):
-    """An output as the kernels see it; what is read entry by entry is one line."""
+    """The layout of an output for the kernels; a "mask" output is one row of entries."""
 
     channels: int
     height: int
@@ -284,7 +287,7 @@ class ImageLayout(NamedTuple):
 
     @classmethod
     def of(cls, spec: MisfitSpec) -> ImageLayout:
-        """Those of ``spec``; ValueError naming the part of it that does not fit."""
+        """The layout of ``spec``; ValueError naming the field of it that does not fit."""
         if spec.kind == "mask":
             return cls(1, 1, math.prod(spec.output_shape), 1)
         if spec.kind not in _KINDS:
@@ -302,12 +305,12 @@ class ImageLayout(NamedTuple):
 
     @property
     def measured(self) -> int:
-        """How many values are measured of an output."""
+        """The number of values that are measured of an output."""
         return self.channels * -(-self.height // self.factor) * -(-self.width // self.factor)
 
 
 class Observed(NamedTuple):
-    """What is observed of outputs; target ``(B, M)``, mask and weight as in `MisfitSpec`."""
+    """What is observed of outputs: target ``(B, M)``, mask and weight as in `MisfitSpec`."""
 
     target: Tensor
     mask: Tensor | None
@@ -317,7 +320,10 @@ class Observed(NamedTuple):
     def of(
         cls, spec: MisfitSpec, rows: int, dtype: torch.dtype, device: torch.device = CPU
     ) -> Observed:
-        """That of ``rows`` outputs; TypeError or ValueError naming the part of ``spec``."""
+        """What is observed of ``rows`` outputs.
+
+        Raises TypeError or ValueError naming the field of ``spec`` that does not fit.
+        """
         if require_tensor("spec.target", spec.target).ndim == 0:
             raise ValueError("spec.target: expected shape (n, ...), got ()")
         measured = ImageLayout.of(spec).measured
@@ -333,22 +339,25 @@ class Observed(NamedTuple):
 
     @property
     def mask_stride(self) -> int:
-        """Entries from one row of the mask to the next, 0 where one row serves all."""
+        """Entries from one row of the mask to the next; 0 where all observations share a row."""
         return self.mask.shape[1] if self.mask is not None and self.mask.shape[0] > 1 else 0
 
     @property
     def weight_stride(self) -> int:
-        """Entries from one row of the weights to the next, 0 where one row serves all."""
+        """Entries from one row of the weights to the next; 0 where all observations share a row."""
         return self.weight.shape[1] if self.weight.shape[0] > 1 else 0
 
     @property
     def elementwise(self) -> bool:
-        """Whether per_chain_shape measured value has a weight of its own."""
+        """Whether each measured value has a weight of its own."""
         return self.weight.shape[1] > 1
 
 
 class MisfitArguments(NamedTuple):
-    """What `reference.misfit` takes: outputs ``(n, ...)``, what is observed, and of which per_chain_shape."""
+    """The arguments of `reference.misfit`: outputs ``(n, ...)``, what is observed, and its rows.
+
+    ``observation`` ``(n,)`` int64 has the row of ``observed`` that each output belongs to.
+    """
 
     x: Tensor
     observed: Observed
@@ -358,7 +367,7 @@ class MisfitArguments(NamedTuple):
     def of(
         cls, x: Tensor, spec: MisfitSpec, observation: Tensor, device: torch.device = CPU
     ) -> MisfitArguments:
-        """The same, checked."""
+        """Check the arguments."""
         if require_tensor("x", x).ndim == 0:
             raise ValueError("x: expected shape (n, ...), got ()")
         dtype, rows = require_float("x", x.dtype), x.shape[0]

@@ -1,11 +1,11 @@
-"""The ops on CUDA tensors in Triton: names, shapes, dtypes and meaning as in `reference`.
+"""The ops on CUDA tensors in Triton: names, shapes, dtypes and meaning are those of `reference`.
 
-float32 and float64 only. Arguments are checked as those of `native` are, but for values: an op
-never waits for the device. What is changed in place (`continue_trajectory`) must be contiguous;
-other inputs that are not are copied. Kernels run on the current stream of the tensors' device.
-Nothing here records gradients.
+Only float32 and float64 are supported. Arguments are checked as in `native`, except for their
+values, because an op never waits for the device. What is changed in place (`continue_trajectory`)
+must be contiguous; other inputs are copied if they are not. Kernels run on the current stream of
+the tensors' device. Nothing here records gradients for autograd.
 
-With ``TRITON_INTERPRET=1`` in the environment when this module is imported, Triton's interpreter
+If ``TRITON_INTERPRET=1`` is in the environment when this module is imported, Triton's interpreter
 runs the kernels on the CPU, on tensors of any device.
 """
 
@@ -37,18 +37,18 @@ from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
 INTERPRETED = not isinstance(kernels.begin_trajectory, triton.runtime.JITFunction)
 """Whether the kernels run on the CPU, in Triton's interpreter."""
 
-# Entries of one program: eight to a thread of its four warps.
+# Entries of one program: each thread of its four warps has eight.
 _TILE_ENTRIES = 1024
 _COLUMNS = 512
 _SEGMENT = 2048
 _MOST_ENTRIES = 1 << 31
-_MOST_DIMENSIONS = 1 << 26  # the blocks of four that a counter can number
+_MOST_DIMENSIONS = 1 << 26  # a counter numbers 2^24 blocks of four dimensions
 
 
 def failure() -> str | None:
-    """Why kernels cannot be launched on this machine's CUDA devices; None where they can be.
+    """Why kernels cannot be launched on this machine's CUDA devices; None where they can.
 
-    Where there is no such device there is nothing to be launched, and nothing that fails.
+    Without a CUDA device there is nothing that could fail, so it is None too.
     """
     if INTERPRETED or not torch.cuda.is_available():
         return None
@@ -60,7 +60,7 @@ def failure() -> str | None:
 
 
 def _device(name: str, value: Tensor) -> torch.device:
-    """That of all tensors of a call."""
+    """The device that all tensors of a call must share: that of ``value``."""
     device = require_tensor(name, value).device
     if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
         raise ValueError(f"{name}: expected a tensor on cuda, got one on {device}")
@@ -70,22 +70,26 @@ def _device(name: str, value: Tensor) -> torch.device:
 def _launch(kernel: Any, programs: int, device: torch.device, *args: Any, **constants: Any) -> None:
     if programs == 0:
         return
-    # A product is rounded before it is summed, as in the reference, whatever Triton's default is.
+    # No fused multiply-add: a product is rounded before it is added, as in the reference.
     with torch.cuda.device(device if device.type == "cuda" else -1):
         kernel[(programs,)](*args, enable_fp_fusion=False, **constants)
 
 
 def _signed(seed: int) -> int:
-    """The 64 bits of a seed as the integer that a kernel takes."""
+    """The 64 bits of a seed as the signed integer that a kernel takes."""
     return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
 class _ChainGrid(NamedTuple):
-    """How chains are cut into programs; by their shape alone."""
+    """How chains are divided among programs; this depends on the shape of the latents alone.
+
+    A program has ``rows`` chains, and goes through their dimensions ``columns`` at a time. Each
+    observation has ``per_observation`` programs.
+    """
 
     rows: int
     columns: int
-    each: int
+    per_observation: int
     programs: int
 
     @classmethod
@@ -95,8 +99,8 @@ class _ChainGrid(NamedTuple):
             raise ValueError(f"size: expected between 1 and 2^26, got {size}")
         columns = min(max(triton.next_power_of_2(size), 4), _COLUMNS)
         rows = min(triton.next_power_of_2(max(chains, 1)), _TILE_ENTRIES // columns)
-        each = triton.cdiv(chains, rows)
-        return cls(rows, columns, each, observations * each)
+        per_observation = triton.cdiv(chains, rows)
+        return cls(rows, columns, per_observation, observations * per_observation)
 
 
 def _launch_over_chains(
@@ -107,18 +111,20 @@ def _launch_over_chains(
     *args: Any,
     **constants: Any,
 ) -> None:
-    """Launch over the chains of latents ``(B, N, d)``; ``args`` are what comes before the sizes."""
+    """Launch over the chains of latents ``(B, N, d)``; ``args`` precede the sizes in the kernel."""
     sizes = {"ROWS": grid.rows, "COLS": grid.columns}
-    _launch(kernel, grid.programs, device, *args, *shape[1:], grid.each, **sizes, **constants)
+    _launch(
+        kernel, grid.programs, device, *args, *shape[1:], grid.per_observation, **sizes, **constants
+    )
 
 
 def _block_size(count: int) -> int:
-    """Of a loop over so many numbers."""
+    """The block size for a loop over ``count`` numbers."""
     return min(int(triton.next_power_of_2(max(count, 1))), _TILE_ENTRIES)
 
 
 def _as_bytes(flags: Tensor | None) -> Tensor | None:
-    """Flags as kernels take them: what a load of bools gives depends on Triton's version."""
+    """Flags as kernels take them: what loading bools gives depends on Triton's version."""
     return None if flags is None else flags.view(torch.uint8)
 
 
@@ -133,7 +139,7 @@ def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dt
     device = _device("stream.transition", stream.transition)
     seed, transition, observation = check_stream(stream, device=device)
     shape = len(transition), chains, size
-    grid = _ChainGrid.of(shape)  # refuses a size before there is memory of it
+    grid = _ChainGrid.of(shape)  # refuses a size before memory is allocated for it
     latents = torch.empty(shape, dtype=dtype, device=device)
     _launch_over_chains(
         kernels.initial_latents,
@@ -151,7 +157,7 @@ def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dt
 def begin_trajectory(
     latents: Tensor, energy: Tensor, grad: Tensor, settings: TransitionSettings, stream: NoiseStream
 ) -> Proposal:
-    """Momentum refresh, Hamiltonian, half a kick, one drift; see `reference.begin_trajectory`."""
+    """Momentum, Hamiltonian, half a kick and one drift; see `reference.begin_trajectory`."""
     device = _device("latents", latents)
     given = BeginArguments.of(latents, energy, grad, settings, stream, device)
     seed, transition, observation = given.stream
@@ -329,7 +335,7 @@ def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
 def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted squared error of outputs and its gradient; see `reference.misfit`.
 
-    Where ``observation`` holds a value outside [0, B) the energy is NaN.
+    The energy is NaN where ``observation`` holds a value outside [0, B).
     """
     device = _device("x", x)
     x, observed, observation = MisfitArguments.of(x, spec, observation, device)

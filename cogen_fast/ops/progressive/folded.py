@@ -1,11 +1,12 @@
 """Layers of channels-last images by torch's convolutions, in any float type and on any device.
 
-Upsampling and the 3x3 convolution behind it are folded into one operation with 4/9 of the products:
-along a line with weights k0 k1 k2 the even outputs see ``k0 x[i-1] + (k1 + k2) x[i]`` and the odd
-ones ``(k0 + k1) x[i] + k2 x[i+1]``. That is a transposed convolution of stride 2 with a 4x4 kernel,
-or one 2x2 convolution whose outputs are the four phases of a pixel. Gradients by the input alone
-are convolutions again. Half precision is that of activations and kernels: products are summed in
-float32, and what follows a convolution is computed in float32.
+Nearest upsampling and the 3x3 convolution after it are folded into one operation with 4/9 of the
+products. Along a line with weights k0 k1 k2, the even outputs are ``k0 x[i-1] + (k1 + k2) x[i]``
+and the odd ones ``(k0 + k1) x[i] + k2 x[i+1]``. That is a transposed convolution of stride 2 with a
+4x4 kernel, or one 2x2 convolution whose output channels are the four phases of a pixel. Gradients
+with respect to the input alone are convolutions again. In half precision, activations and kernels
+are rounded to it; products are summed in float32, and what follows a convolution is computed in
+float32.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from cogen_fast.support.arguments import check_choice
 
 Folding = Literal["transposed", "phases"]
 FOLDINGS: tuple[str, ...] = get_args(Folding)
-# Taps of the 4x4 kernel, and of the two phases, along a line.
+# Along a line: which of k0 k1 k2 each tap of the 4x4 kernel, and of the two phases, adds up.
 _TRANSPOSED = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 _PHASES = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
 
@@ -34,7 +35,8 @@ _PHASES = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 class Norms(Protocol):
     """What follows convolutions, as `cogen_fast.ops.reference` defines it.
 
-    What `norm` reads may be the view of phases ``(n, S, 2, S, 2, C)``; all else is contiguous.
+    The input of `norm` may be the view of phases ``(n, S, 2, S, 2, C)``; all other tensors are
+    contiguous.
     """
 
     def norm(
@@ -51,39 +53,41 @@ class Norms(Protocol):
 
 
 def _widened(x: Tensor) -> Tensor:
+    """Half precision as float32; other types as they are."""
     return x.float() if x.dtype.itemsize == 2 else x
 
 
 class TorchNorms:
-    """The definition itself; of half precision in float32, rounded once at the end."""
+    """The reference itself; half precision is computed in float32 and rounded once at the end."""
 
     @staticmethod
     def norm(
         x: Tensor, bias: Tensor, slope: float, normalise: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """`reference.norm`."""
+        """See `reference.norm`."""
         out, scale = reference.norm(_widened(x), bias, slope, normalise)
         return out.to(x.dtype), scale
 
     @staticmethod
     def norm_grad(grad: Tensor, out: Tensor, scale: Tensor | None, slope: float) -> Tensor:
-        """`reference.norm_grad`."""
+        """See `reference.norm_grad`."""
         return reference.norm_grad(_widened(grad), _widened(out), scale, slope).to(out.dtype)
 
     @staticmethod
     def colour_misfit(
         last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`reference.colour_misfit`."""
+        """See `reference.colour_misfit`."""
         out, how = _widened(last.out), (colours.weight, colours.bias, colours.bounded)
         energy, grad = reference.colour_misfit(out, last.scale, last.slope, *how, spec, observation)
         return energy, grad.to(last.out.dtype)
 
 
 class FoldedLayers:
-    """Layers whose activations are of type ``dtype``, float64, float32, bfloat16 or float16.
+    """Layers whose activations have the type ``dtype``: float64, float32, bfloat16 or float16.
 
-    ``folding``, how upsampling is folded: "transposed" or "phases". Raises ValueError naming it.
+    ``folding`` says how upsampling is folded into the convolution: "transposed" or "phases". Raises
+    ValueError naming it for any other value.
     """
 
     def __init__(self, dtype: torch.dtype, norms: Norms, folding: str = "transposed") -> None:
@@ -91,11 +95,11 @@ class FoldedLayers:
         self.folding = check_choice("folding", folding, FOLDINGS)
 
     def convolution(self, kernel: Tensor, bias: Tensor, slope: float) -> Layer:
-        """torch's."""
+        """A convolution by torch."""
         return _SameSize(self, kernel, bias, slope)
 
     def upsampled(self, kernel: Tensor, bias: Tensor, slope: float) -> UpsamplingLayer:
-        """As ``folding`` says."""
+        """Upsampling and a convolution in one, as ``folding`` says."""
         kind = _Transposed if self.folding == "transposed" else _Phases
         return kind(self, kernel, bias, slope)
 
@@ -106,14 +110,17 @@ class FoldedLayers:
     def norm_grad(
         self, grad: Tensor, preceding: NormedActivation, overwrite: bool = False
     ) -> Tensor:
-        """The gradient by what ``preceding`` was made of; it may take the memory of ``grad``."""
+        """The gradient with respect to the pre-activation of ``preceding``.
+
+        It may use the memory of ``grad``.
+        """
         grad = grad.to(preceding.out.dtype).contiguous()
         return self.norms.norm_grad(grad, preceding.out, preceding.scale, preceding.slope)
 
     def colour_misfit(
         self, last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Misfit of the colours of ``last``, and back to what it was made of."""
+        """Misfit of the images made of ``last``; see `reference.colour_misfit`."""
         shape = (len(colours.bias), *last.out.shape[1:3])
         if tuple(spec.output_shape) != shape:
             raise ValueError(f"spec.output_shape: expected {shape}, got {spec.output_shape}")
@@ -123,12 +130,12 @@ class FoldedLayers:
                 f"observation: expected shape ({count},) on {on}, got "
                 f"{tuple(observation.shape)} on {observation.device}"
             )
-        # Means of blocks are of pixels that no one program has.
+        # No single program of a kernel has all pixels of a block, whose mean "pool" measures.
         norms = TorchNorms if spec.kind == "pool" else self.norms
         return norms.colour_misfit(last, colours, spec, observation)
 
     def misfit(self, image: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """The device's own."""
+        """The misfit op of the image's device."""
         return dispatch.resolve("auto", image.device).misfit(image, spec, observation)
 
     def checked(self, z: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -137,7 +144,7 @@ class FoldedLayers:
 
 
 class _SameSize:
-    """A 3x3 convolution."""
+    """A 3x3 convolution that keeps the side."""
 
     def __init__(self, layers: FoldedLayers, kernel: Tensor, bias: Tensor, slope: float) -> None:
         self._layers, self._bias, self._slope = layers, bias.contiguous(), slope
@@ -156,7 +163,7 @@ class _SameSize:
 
 
 class _Upsampled:
-    """Upsampling folded into the convolution behind it, one way or the other."""
+    """Upsampling folded into the convolution after it, in one of two ways."""
 
     def __init__(self, layers: FoldedLayers, kernel: Tensor, bias: Tensor, slope: float) -> None:
         self._layers, self._bias, self._slope = layers, bias.contiguous(), slope
@@ -166,11 +173,14 @@ class _Upsampled:
         raise NotImplementedError
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """``(n, S, S, in)`` to ``(n, 2 S, 2 S, out)``, or to ``(n, S, 2, S, 2, out)``."""
+        """The convolution: ``(n, S, S, in)`` to ``(n, 2 S, 2 S, out)``.
+
+        The shape may be that of the phases instead, ``(n, S, 2, S, 2, out)``.
+        """
         raise NotImplementedError
 
     def _adjoint(self, grad: Tensor) -> Tensor:
-        """``(n, 2 S, 2 S, out)`` to ``(n, S, S, in)``."""
+        """The adjoint of `_convolved`, ``(n, 2 S, 2 S, out)`` to ``(n, S, S, in)``."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> NormedActivation:
@@ -196,7 +206,7 @@ class _Upsampled:
 
 
 class _Transposed(_Upsampled):
-    """By a transposed convolution of stride 2 with a 4x4 kernel."""
+    """Upsampling and convolution by a transposed convolution of stride 2 with a 4x4 kernel."""
 
     def _fold(self, kernel: Tensor) -> None:
         taps = torch.tensor(_TRANSPOSED, dtype=torch.float64, device=kernel.device)
@@ -213,9 +223,10 @@ class _Transposed(_Upsampled):
 
 
 class _Phases(_Upsampled):
-    """By a 2x2 convolution to four times the channels, ``(S + 1) x (S + 1)`` of them.
+    """Upsampling and convolution by a 2x2 convolution to four times the channels.
 
-    Phase (a, b) of pixel (i, j) stands at (i + a, j + b); what is left over at the edges is unused.
+    Its output has ``(S + 1) x (S + 1)`` positions: phase (a, b) of pixel (i, j) is at (i + a, j +
+    b), and the remaining values at the edges are not used.
     """
 
     def _fold(self, kernel: Tensor) -> None:
@@ -242,7 +253,7 @@ class _Phases(_Upsampled):
 
 
 def _pixel_view(phases: Tensor) -> Tensor:
-    """The pixels ``(n, S, 2, S, 2, C)`` in ``(n, S + 1, S + 1, 4 C)``, as a view."""
+    """The pixels ``(n, S, 2, S, 2, C)`` of phases ``(n, S + 1, S + 1, 4 C)``, as a view."""
     n, side, _, channels = phases.shape
     image, line, pixel, _ = phases.stride()
     each = channels // 4
@@ -253,15 +264,15 @@ def _pixel_view(phases: Tensor) -> Tensor:
 
 
 def _rounded_kernel(kernel: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounded once, laid out for channels-last images."""
+    """A kernel rounded once, in the memory layout for channels-last images."""
     return kernel.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _channels_first(x: Tensor) -> Tensor:
-    """Channels last, as torch's convolutions want them named: a view."""
+    """The same images with the axes in the order of torch's convolutions: a view."""
     return x.permute(0, 3, 1, 2)
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """Back again, contiguous: a view where the convolution kept the layout."""
+    """The inverse, contiguous: a view where the convolution kept the layout."""
     return x.permute(0, 2, 3, 1).contiguous()

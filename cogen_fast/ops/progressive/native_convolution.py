@@ -1,4 +1,4 @@
-"""A 3x3 convolution of the extension, with bias, leaky ReLU and pixel norm behind it."""
+"""A 3x3 convolution in C++, followed by bias, leaky ReLU and pixel norm."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.progressive.packed import PackedKernel, Workspace
 
 CellGrid = tuple[int, int, int]
-"""Images, and the cells of each side."""
+"""The number of images, and of cells vertically and horizontally.
+
+A cell is what the algorithm computes at once: 2 x 2 pixels of a convolution by Winograd's
+algorithm, one input pixel of an upsampling convolution.
+"""
 
 
 class NativeConvolution:
-    """What layers have in common whose kernels are packed, one way and back."""
+    """What convolutions with packed kernels share: calls of the extension, forward and backward.
+
+    ``op`` is the name of the extension's function; ``kernels`` are the one of the forward pass and
+    the one of the backward pass.
+    """
 
     def __init__(
         self,
@@ -56,7 +64,10 @@ class NativeConvolution:
         arena: Tensor,
         **more: Tensor | None,
     ) -> Tensor:
-        """The gradient by what ``preceding`` was made of, given that by the convolution's output."""
+        """The gradient with respect to the pre-activation of ``preceding``.
+
+        ``grad`` is the gradient with respect to the output of the convolution.
+        """
         target = preceding.gradient_buffer(overwrite)
         self._call("_grad")(
             grad=grad,

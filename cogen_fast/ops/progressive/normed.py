@@ -1,7 +1,8 @@
 """Bias, leaky ReLU and pixel norm in one pass on the CPU, and their gradient in another.
 
-Images are channels last. Of each activation only the normalised output and one number per pixel
-are kept: the output has the sign that the leaky ReLU's gradient asks for.
+Images are channels last. Of each activation only the normalised output and one number per pixel are
+kept: the output has the same sign as the pre-activation, and the gradient of the leaky ReLU needs
+no more.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from cogen_fast.ops.native import extension
 
 @dataclass(frozen=True)
 class NormedActivation:
-    """An activation: ``out`` ``(..., C)``; ``scale`` ``(...)`` is what the norm multiplied by.
+    """An activation ``out`` ``(..., C)``, and ``scale`` ``(...)``, the factor of its pixel norm.
 
-    ``scale`` is None where there is no norm.
+    ``scale`` is None where there is no norm; ``slope`` is that of the leaky ReLU.
     """
 
     out: Tensor
@@ -30,12 +31,12 @@ class NormedActivation:
     def empty(
         cls, shape: tuple[int, ...], dtype: torch.dtype, slope: float, normalise: bool = True
     ) -> NormedActivation:
-        """One to be written."""
+        """An activation with uninitialised memory, to be written by the extension."""
         scale = torch.empty(shape[:-1], dtype=dtype, device="cpu") if normalise else None
         return cls(torch.empty(shape, dtype=dtype, device="cpu"), scale, slope)
 
     def gradient_buffer(self, overwrite: bool) -> Tensor:
-        """Where the gradient goes: into ``out`` itself, where that is ``overwrite``."""
+        """Memory for the gradient: ``out`` itself with ``overwrite``, otherwise a new tensor."""
         return self.out if overwrite else torch.empty_like(self.out)
 
 
@@ -58,9 +59,10 @@ def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> NormedActiva
 
 
 def norm_grad(grad: Tensor, normed: NormedActivation, overwrite: bool = False) -> Tensor:
-    """Gradient by what `norm` read, given that by its output; see `reference.norm_grad`.
+    """The gradient with respect to the ``x`` of `norm`; see `reference.norm_grad`.
 
-    With ``overwrite`` it takes the memory of ``normed.out``.
+    ``grad`` is that with respect to ``normed.out``. With ``overwrite`` the result takes the memory
+    of ``normed.out``.
     """
     dtype = require_float("normed.out", normed.out.dtype)
     grad = check("grad", grad, tuple(normed.out.shape), dtype)
