@@ -442,7 +442,7 @@ def test_a_process_does_not_wait_for_a_dead_one(rank: int, tmp_path: Path) -> No
         )
     assert dead.returncode == -signal.SIGKILL
     assert other.returncode == 2, other.stderr
-    assert "error: another process has ended before its work was done; the same" in other.stderr
+    assert "error: another process ended before its work was done; run the same" in other.stderr
     assert not (tmp_path / "records.jsonl").exists()
 
 

@@ -1,4 +1,4 @@
-"""The processes that work together: one, or as many as ``torchrun`` started."""
+"""The processes that train or evaluate together: one, or as many as ``torchrun`` started."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from torch.nn.parallel import DistributedDataParallel
 from cogen_fast.problem.adapter import checked_device
 
 _Result = TypeVar("_Result")
-# A process may have hours of work when the others wait already. One that ends is noticed at once,
-# by its closed connections or by torchrun.
+# A process may still have hours of work while the others wait. If one ends, the others notice at
+# once, by its closed connections or through torchrun.
 _BARRIER_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Process ``rank`` of ``size``, working on ``device``; ``group`` is where they `wait`."""
+    """This process's ``rank`` among ``size`` processes, and its ``device``.
+
+    ``group`` is the process group in which they `wait` for one another.
+    """
 
     rank: int
     size: int
@@ -33,18 +36,18 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files."""
+        """Whether this is the process that writes the files."""
         return self.rank == 0
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
-        """The module, its gradients averaged over the processes."""
+        """The module, with gradients that are averaged over the processes."""
         if self.size == 1:
             return module
         places = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=places)
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set in any process; all of them must ask."""
+        """Whether ``flag`` is set in any process; all of them must call this."""
         if self.size == 1:
             return flag
         raised = torch.tensor(float(flag), device=self.device)
@@ -52,18 +55,22 @@ class Processes:
         return bool(raised.item())
 
     def wait(self) -> None:
-        """Until all have come here. Raises ConnectionError where one of them has ended before."""
+        """Wait until all processes have called this.
+
+        Raises ConnectionError if one of them has ended before.
+        """
         if self.size == 1:
             return
         try:
             dist.barrier(self.group)
         except RuntimeError as error:
             raise ConnectionError(
-                "another process has ended before its work was done; the same command again goes on"
+                "another process ended before its work was done; run the same command again to "
+                "continue"
             ) from error
 
     def main_first(self, work: Callable[[], _Result]) -> _Result:
-        """``work()`` in every process, the leading one before the others."""
+        """Call ``work()`` in every process, in the main one before the others."""
         if not self.is_main:
             self.wait()
         result = work()
@@ -74,10 +81,11 @@ class Processes:
 
 @contextmanager
 def process_group(device: str | torch.device | None = None) -> Iterator[Processes]:
-    """This process's place in the processes that the environment tells of (``torchrun`` sets it).
+    """Join the processes that the environment describes (``torchrun`` sets it).
 
-    ``device`` is "cpu" or "cuda"; None: a GPU per process where there is one. Processes talk
-    through NCCL on GPUs and gloo on CPUs. Raises ValueError for a device that is not here.
+    ``device`` is "cpu" or "cuda"; None: a GPU per process if there is one. Processes communicate
+    through NCCL on GPUs and gloo on CPUs. Raises ValueError for a device that this machine does not
+    have.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     rank = int(os.environ.get("RANK", 0)) if size > 1 else 0

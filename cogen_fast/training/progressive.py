@@ -1,7 +1,8 @@
-"""The two players of a progressive training, and one step of it (Karras et al. 2018).
+"""The two networks of a progressive training, and one step of it (Karras et al. 2018).
 
-Every draw (weights, latents, order of the images, flips) is a function of the seed and of how far
-the training has come, so a killed run that goes on from its checkpoint makes the same steps.
+Every draw (weights, latents, order of the images, flips) is a function of the seed and of how many
+steps and images have been done, so a killed training that continues from its checkpoint makes the
+same steps.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ from cogen_fast.training.losses import R1_EVERY, DiscriminatorLoss, GeneratorLos
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _BETAS = (0.0, 0.99)
-_WEIGHTS, _ORDER, _STEP = range(3)  # purposes of draws
+_WEIGHTS, _ORDER, _STEP = range(3)  # what a draw is for; part of its seed
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step sees of ``n`` images: ``real`` (n, C, R, R), two sets of latents (n, d), and
-    where between real and generated images a penalty looks, ``mix`` (n, 1, 1, 1).
+    """The input of one step of ``n`` images.
+
+    ``real`` is ``(n, C, R, R)``; ``latents`` are two sets ``(n, d)``, the discriminator's and the
+    generator's; ``mix`` ``(n, 1, 1, 1)`` in [0, 1] says where between real and generated images a
+    penalty takes the gradient.
     """
 
     real: Tensor
@@ -43,10 +47,10 @@ class Batch:
 
 
 class Trainer:
-    """Generator, discriminator and the generator's moving average, growing.
+    """Generator, discriminator and the generator's moving average, as they grow.
 
     ``step()`` shows ``config.batch`` images; ``shown`` and ``steps`` count what has been done.
-    ``state()`` is all that `restore` needs, tensors and plain values.
+    ``state()`` is all that `restore` needs, as tensors and plain values.
     """
 
     def __init__(self, config: TrainingConfig, images: Images, processes: Processes) -> None:
@@ -58,7 +62,7 @@ class Trainer:
         self._prepare()
 
     def step(self) -> dict[str, Tensor]:
-        """One update of each player; losses and how far the scores are gap, as scalars."""
+        """One update of each network; returns losses and the gap between scores, as scalars."""
         if (phase := self.config.phase(self.shown)) != self.phase:
             self._enter_phase(phase)
         self._set_alpha(self.phase.alpha(self.shown))
@@ -82,7 +86,7 @@ class Trainer:
         }
 
     def state(self) -> dict[str, Any]:
-        """Where the training stands."""
+        """The state of the training, for `restore`."""
         return {
             "shown": self.shown,
             "steps": self.steps,
@@ -91,7 +95,10 @@ class Trainer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state()``. An error of Python or torch for another's."""
+        """Continue from ``state()``.
+
+        Raises an error of Python or torch for the state of another training.
+        """
         phases = self.config.phases
         for name in ("shown", "steps"):
             check_whole(name, state[name], Whole(), {})
@@ -104,27 +111,27 @@ class Trainer:
             if isinstance(part, torch.optim.Optimizer):
                 _check_moments(name, part, state[name])
             elif not all(bool(value.isfinite().all()) for value in state[name].values()):
-                raise ValueError(f"{name}: expected finite weights, got others")
+                raise ValueError(f"{name}: expected finite weights, got some that are not")
             part.load_state_dict(state[name])
         self._set_alpha(self.phase.alpha(self.shown))
 
     def check_sound(self) -> None:
-        """ValueError where a weight is no longer finite."""
+        """Raise ValueError if a weight is not finite any more."""
         weights = (*self.generator.parameters(), *self.discriminator.parameters())
         if not all(bool(weight.isfinite().all()) for weight in weights):
             raise self.diverged("weights are not finite")
 
     def diverged(self, sign: str) -> ValueError:
-        """The error that tells so, by what it shows in."""
+        """The error of a training that has diverged; ``sign`` says in what this shows."""
         return ValueError(
             f"learning_rate: training has diverged, {sign} after {self.shown} images; expected a "
-            f"lower rate than {self.config.learning_rate:g}"
+            f"rate below {self.config.learning_rate:g}"
         )
 
     def snapshot(self, *, average: bool) -> ProgressiveGenerator:
         """A copy of the generator as it is now, or of its average, on the CPU, in eval mode.
 
-        Once a resolution has faded in, the copy has no colour layer of the previous one.
+        Once a resolution has faded in, the copy does not have the colour layer of the previous one.
         """
         source = self.averaged if average else self.generator
         config = source.config | {"fades": source.alpha < 1.0}
@@ -143,10 +150,10 @@ class Trainer:
         }
 
     def _build(self) -> None:
-        """Networks of this phase's resolution with fresh weights."""
+        """Make networks of this phase's resolution, with fresh weights."""
         resolution, config = self.phase.resolution, self.config
         fades = resolution > RESOLUTIONS[0]
-        assert config.channels is not None  # `_check_images` has compared it
+        assert config.channels is not None  # `_check_images` compares it with the images' number
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(_derived_seed(config.seed, _WEIGHTS, resolution))
             generator = ProgressiveGenerator(
@@ -166,7 +173,7 @@ class Trainer:
         self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
 
     def _on_device(self, module: _Module) -> _Module:
-        """On this process's device, in the layout its convolutions are fastest in."""
+        """The module on this process's device, in the memory layout that is fastest there."""
         module.to(self.processes.device)
         if self.processes.device.type == "cuda":
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -185,7 +192,7 @@ class Trainer:
         self._prepare(keep_moments=not grows)
 
     def _prepare(self, keep_moments: bool = False) -> None:
-        """Optimisers and losses. Adam starts anew with each resolution, as published."""
+        """Make optimisers and losses; Adam starts anew with each resolution, as published."""
         for colours in (self.generator.to_rgb_previous, self.discriminator.from_rgb_previous):
             if colours is not None:
                 colours.requires_grad_(self.phase.fades)
@@ -198,7 +205,7 @@ class Trainer:
         )
         if not keep_moments:
             self._generator_adam = self._adam(self.generator, 1.0)
-            # A lazy penalty is one step more in each R1_EVERY (Karras et al. 2020, appendix B).
+            # A lazy penalty counts as one more step in R1_EVERY (Karras et al. 2020, appendix B).
             lazy = R1_EVERY / (R1_EVERY + 1) if loss == "r1" else 1.0
             self._discriminator_adam = self._adam(self.discriminator, lazy)
 
@@ -221,7 +228,7 @@ class Trainer:
         return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=half)
 
     def _batch(self) -> Batch:
-        """This process's part of the step's batch."""
+        """This process's part of the batch of a step."""
         count = self.config.batch_at(self.phase.resolution)
         random = torch.Generator().manual_seed(_derived_seed(self.config.seed, _STEP, self.steps))
         size = self.config.latent_size
@@ -236,13 +243,13 @@ class Trainer:
             flip[mine] if self.config.flips else None,
         ).to(device)
         alpha = self.discriminator.alpha
-        if alpha < 1.0:  # what the discriminator sees of generated images
+        if alpha < 1.0:  # generated images have this fade-in too
             real = torch.lerp(upsample(F.avg_pool2d(real, 2)), real, alpha)
         first, second = (z[mine].to(device) for z in latents)
         return Batch(real, (first, second), mix[mine].to(device))
 
     def _order(self, count: int) -> Tensor:
-        """Numbers of the next ``count`` images: every image once per epoch, shuffled anew."""
+        """The numbers of the next ``count`` images; each epoch has every image once, reshuffled."""
         places = torch.arange(self.shown, self.shown + count)
         size = len(self.images)
         chosen = [
@@ -255,7 +262,7 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        """The average moves towards the generator."""
+        """Move the average towards the generator."""
         pairs = zip(self.averaged.parameters(), self.generator.parameters(), strict=True)
         for mean, now in pairs:
             mean.lerp_(now, 1.0 - self.config.average)
@@ -263,7 +270,7 @@ class Trainer:
 
 @contextmanager
 def without_gradients(module: nn.Module) -> Iterator[None]:
-    """No gradients for the module's weights meanwhile; through it they still flow."""
+    """Switch off gradients of the module's weights; gradients still flow through the module."""
     learning = [p for p in module.parameters() if p.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)
@@ -301,7 +308,7 @@ def _update(adam: torch.optim.Adam, loss: Tensor) -> None:
 
 
 def _inherit_weights(new: nn.Module, old: nn.Module, colours: str) -> None:
-    """Weights of the lower resolutions; the colour layer becomes the previous one."""
+    """Copy the weights of the lower resolutions; the old colour layer becomes the previous one."""
     previous = f"{colours}_previous."
     kept = {
         name.replace(f"{colours}.", previous): tensor
@@ -313,9 +320,9 @@ def _inherit_weights(new: nn.Module, old: nn.Module, colours: str) -> None:
 
 
 def _check_moments(name: str, fresh: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """ValueError unless ``state`` is of the parameters and the settings of ``fresh``."""
+    """ValueError unless ``state`` has the parameters and the settings of ``fresh``."""
     if state["param_groups"] != fresh.state_dict()["param_groups"]:
-        raise ValueError(f"{name}: expected the settings of this training, got others")
+        raise ValueError(f"{name}: expected the optimiser settings of this training, got others")
     weights = [weight for group in fresh.param_groups for weight in group["params"]]
     for number, moments in state["state"].items():
         for kind, value in moments.items():
@@ -328,7 +335,7 @@ def _check_moments(name: str, fresh: torch.optim.Optimizer, state: Mapping[str, 
 
 
 def _derived_seed(*words: int) -> int:
-    """A 64-bit seed of its own for each tuple of numbers."""
+    """A 64-bit seed for a tuple of numbers; other tuples have other seeds."""
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
 
