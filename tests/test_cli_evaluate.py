@@ -258,7 +258,7 @@ def test_images_that_rates_were_tuned_on_are_not_evaluated(
     assert main(command(tmp_path / "out", *options, "--images=4")) == 0
     capsys.readouterr()
     assert main(command(tmp_path / "out", *options, "--images=5")) == 2
-    assert "images: expected at most 4, as" in error_of(capsys)
+    assert "images: expected at most 4, because" in error_of(capsys)
 
 
 def test_trials_have_steps_of_their_own(tmp_path: Path) -> None:

@@ -498,11 +498,11 @@ def test_verdicts_need_two_standard_errors() -> None:
     )
     assert told == [
         "Better than the default's estimate: adaptive (mean image).",
-        "Not told apart from the default's estimate: sir, paper.",
+        "Not distinguished from the default's estimate: sir, paper.",
         "Worse than the default's estimate: gd, default.",
     ]
     (one,) = image_study_report.verdicts([line("gd", (0.1, math.nan))])
-    assert one == "One image does not compare with the default's estimate: gd."
+    assert one == "Not compared, with one image, with the default's estimate: gd."
 
 
 def test_aims_are_counted(results: list[PartResults], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -514,9 +514,9 @@ def test_aims_are_counted(results: list[PartResults], monkeypatch: pytest.Monkey
     said = image_study_report._summary(results)
     one = {"gd": line("gd", (0.3, math.nan))}
     monkeypatch.setattr(image_study_report, "lines", lambda _: list(one.values()))
-    assert image_study_report._summary(results) == "Of one image nothing is told apart."
-    assert "is beaten by nothing in 5 of 6 cells" in said
-    assert "beats every multi-start (gd-multi, adam-multi, lbfgs-multi) in 4;" in said
+    assert image_study_report._summary(results) == "With one image no methods can be distinguished."
+    assert "No method beats the default's estimate in 5 of 6 cells" in said
+    assert "beats every multi-start (gd-multi, adam-multi, lbfgs-multi) in 4." in said
 
 
 def test_the_report_keeps_real_and_own_apart(whole: Path, results: list[PartResults]) -> None:

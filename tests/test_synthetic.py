@@ -402,7 +402,7 @@ def test_command_replaces_only_when_told(
         (["--variance", "0.01"], "variance: invalid choice"),
         (["--seed", "-1"], "seed: expected a whole number in"),
         (["--generator", "absent.npz"], "generator: expected a file, found none at"),
-        (["--generator", "wide.safetensors"], "generator: expected one from 2 to 2 numbers"),
+        (["--generator", "wide.safetensors"], "generator: expected one with 2 latents"),
         (["--generator", "text.npz"], "text.npz"),
     ],
 )

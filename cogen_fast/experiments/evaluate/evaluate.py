@@ -1,18 +1,18 @@
-"""Evaluation of methods on many images, by any number of processes, killed and resumed at will.
+"""Evaluation of methods on many images, by any number of processes; it can be killed and resumed.
 
-Images come in fixed groups, each a call of every method, whatever the number of processes: the same
-call shapes, and so the same results. Process ``rank`` of ``world_size`` does every
-``world_size``-th group. In the folder ``out``
+Images come in fixed groups. A group is one call of each method, whatever the number of processes,
+so the calls have the same shapes and give the same results. Process ``rank`` of ``world_size`` does
+every ``world_size``-th group. In the folder ``out``
 
     plan.json                   generator, data, task: what all methods have in common
     METHOD/plan.json            the method's settings
     METHOD/group-000003.npz     the group's pictures, uint8
     METHOD/group-000003.jsonl   its records, a line for each image with a digest: the group is done
 
-each file is written beside its output and renamed. A group that is there is never done again (but
-for the last one, where it was not full and images are added); one that was under way goes on from
-its sampler's checkpoint. Plans are written with the first result; another plan than the one that
-is there is refused.
+each file is written beside its place and renamed. A group that is done is never done again (except
+the last one, if it was not full and images are added); one that was in progress continues from its
+sampler's checkpoint. Plans are written with the first result; if the folder has another plan, the
+evaluation is refused.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ from cogen_fast.tasks import cogenerate
 
 SOLVERS = (*ANNEALED, *BASELINES, NUTS)
 _FORMAT = "cogen-fast evaluation 2"
-_COMMON = "."  # in output of a method's name
+_COMMON = "."  # stands for a method's name where a file belongs to all methods
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -81,7 +81,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 class Method:
     """A solver under a name: "adaptive" or "paper" (`cogenerate`), one of `BASELINES`, or NUTS.
 
-    ``options`` are the solver's, plain values; ``name`` is a folder's. ValueError otherwise.
+    ``options`` are those of the solver, as plain values; ``name`` is the name of its folder. Raises
+    ValueError if the name or the solver does not fit.
     """
 
     name: str
@@ -94,7 +95,7 @@ class Method:
         check_choice("solver", self.solver, SOLVERS)
 
     def plan(self) -> dict[str, Any]:
-        """What its results depend on, plain."""
+        """What the method's results depend on, as plain values."""
         return {"solver": self.solver, "options": dict(self.options)}
 
     def solve(self, generator: Any, case: Case, checkpoint: Path, **options: Any) -> Result:
@@ -111,12 +112,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Study:
-    """What is evaluated, but for generator and data.
+    """What is evaluated, except the generator and the data.
 
-    ``common`` are options of every method, such as ``noise_std`` or ``device``, where its own do
-    not say otherwise; ``group`` images share a call. Seeds and the images' numbers are all that
-    tasks and methods draw from. ``added_noise`` is the standard deviation of noise that is added to
-    what is observed (none). ValueError where the methods' names are not different ones.
+    ``common`` are options of every method, such as ``noise_std`` or ``device``, which a method's
+    own options override; ``group`` is the number of images in a call. Tasks and methods draw from
+    the seed and the images' numbers alone. ``added_noise`` is the standard deviation of noise that
+    is added to what is observed (0: none). Raises ValueError if two methods have the same name.
     """
 
     task: Task
@@ -146,13 +147,14 @@ def evaluate(
     world_size: int = 1,
     progress: bool = True,
 ) -> None:
-    """Run every method on this process's groups of the first ``images`` images (all).
+    """Run every method on this process's groups of the first ``images`` images (None: all).
 
-    What is there already is left alone; a corrupt image gets a record that says so, and a warning.
+    Results that exist already are left alone. A corrupt image gets a record that says so, and a
+    warning.
 
-    Raises TypeError or ValueError naming the argument, and ValueError where ``out`` holds an
-    evaluation of something else, before any work; and OSError where an image cannot be read, which
-    may be another time.
+    Raises TypeError or ValueError naming the argument, and ValueError if ``out`` holds an
+    evaluation of something else, before any work; and OSError if an image cannot be read, which may
+    be possible at another time.
     """
     output = open_output(generator, data, study, study.methods, out, images, rank, world_size)
     mine = groups(study, output.images)[rank::world_size]
@@ -163,9 +165,9 @@ def evaluate(
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A folder that holds nothing else than an evaluation; how many images there are to do.
+    """A folder for one evaluation, and the number of ``images`` to evaluate.
 
-    ``plans`` are what its files called plan.json say or will say.
+    ``plans`` is what its files called plan.json contain or will contain.
     """
 
     folder: Path
@@ -173,7 +175,7 @@ class OutputFolder:
     plans: Mapping[Path, str]
 
     def write_plans(self) -> None:
-        """Write the plans down; ValueError where other ones have been written meanwhile."""
+        """Write the plans; ValueError if other ones have been written meanwhile."""
         for path, plan in self.plans.items():
             _refuse_another(path, plan, self.folder)
             if not path.exists():
@@ -181,7 +183,7 @@ class OutputFolder:
                 write_atomically(path, partial(Path.write_text, data=plan))
 
     def checkpoint(self, shard: Path, ids: Sequence[int]) -> Path:
-        """Of an unfinished group: a name that only the same plans and images give."""
+        """The checkpoint of an unfinished group; its name depends on the plans and the images."""
         plans = [self.plans[each / PLAN] for each in (self.folder, shard.parent)]
         return shard.with_suffix(f".{_digest([*plans, list(ids)])[:8]}.checkpoint.safetensors")
 
@@ -196,9 +198,9 @@ def open_output(
     rank: int,
     world_size: int,
 ) -> OutputFolder:
-    """Check what `evaluate` is given, and that ``out`` is for it and these ``methods``.
+    """Check the arguments of `evaluate`, and that ``out`` is for them and for these ``methods``.
 
-    Raises what `evaluate` raises before any work.
+    Raises the errors that `evaluate` raises before any work.
     """
     metrics.msssim()
     folder = check_folder("out", out)
@@ -217,10 +219,10 @@ def open_output(
 def gather(out: str | Path) -> Iterator[Record]:
     """What ``out`` holds so far: a record per image, with its methods, in the order of images.
 
-    Read group by group, as it is asked for: a whole data set need not be in memory at a time. A
-    record has "image" (its number), "name", "task", and "methods" by name; or "error" where the
-    image is corrupt. Raises FileNotFoundError where ``out`` holds no evaluation, and ValueError
-    where a file is not as it was written.
+    Groups are read one after another, as they are asked for, so a whole data set need not fit in
+    memory. A record has "image" (its number), "name", "task", and "methods" by name; or "error" if
+    the image is corrupt. Raises FileNotFoundError if ``out`` holds no evaluation, and ValueError if
+    a file has been changed since it was written.
     """
     folder = check_path("out", out)
     task = _read_plan(folder / PLAN, _COMMON)["task"]
@@ -243,19 +245,19 @@ def _merged(shards: Iterable[Path], task: str) -> list[Record]:
 
 
 def posed(study: Study, truths: Mapping[int, Tensor]) -> Case:
-    """What the study's methods see of images ``(C, H, W)``, by their numbers."""
+    """What the study's methods are given of images ``(C, H, W)``, by the images' numbers."""
     images = torch.stack(list(truths.values()))
     return pose(study.task, images, list(truths), study.seed, study.added_noise)
 
 
 def groups(study: Study, images: int) -> list[range]:
-    """The groups that the first ``images`` images come in, the last one perhaps not full."""
+    """The groups of the first ``images`` images; the last one need not be full."""
     starts = range(0, images, study.group)
     return [range(start, min(images, start + study.group)) for start in starts]
 
 
 def unfinished(folder: Path, study: Study, images: int) -> Path | None:
-    """The first file of records that is missing of a group of the first ``images`` images."""
+    """The first file of records that is missing for the first ``images`` images, or None."""
     left = _unfinished_work(folder, study, groups(study, images))
     return next((shard_of(folder, study, method, ids[0]) for ids, method in left), None)
 
@@ -263,19 +265,19 @@ def unfinished(folder: Path, study: Study, images: int) -> Path | None:
 def _unfinished_work(
     folder: Path, study: Study, some: Iterable[range]
 ) -> Iterator[tuple[range, Method]]:
-    """Of some groups those that are not done, with the method that has not."""
+    """Those of the groups ``some`` that are not done, with the method that has not done them."""
     work = ((ids, method) for ids in some for method in study.methods)
     return ((ids, method) for ids, method in work if not _is_done(folder, study, method, ids))
 
 
 def _is_done(folder: Path, study: Study, method: Method, ids: range) -> bool:
-    """Whether the records of a group are there."""
+    """Whether the records of a group exist."""
     shard = shard_of(folder, study, method, ids[0])
     return shard.exists() and {record["image"] for record in read(shard)} >= set(ids)
 
 
 def _plan(generator: Any, data: Data, study: Study) -> dict[str, Any]:
-    """What all methods have in common. The number of images is not in it: it may grow."""
+    """What all methods have in common, except the number of images, which may grow."""
     shape, device = study.common.get("latent_shape"), study.common.get("device")
     with frozen(generator):
         fingerprint = GeneratorAdapter(generator, shape, device).fingerprint()
@@ -300,12 +302,12 @@ def _text(plan: Mapping[str, Any], owner: str) -> str:
 
 
 def _owner(path: Path, folder: Path) -> str:
-    """Of a file of the evaluation in ``folder``: the method's, or what all have in common."""
+    """The owner of a file of the evaluation in ``folder``: a method, or all methods in common."""
     return _COMMON if path.parent == folder else path.parent.name
 
 
 def _refuse_another(path: Path, plan: str, folder: Path) -> None:
-    """ValueError where another plan is there."""
+    """ValueError if ``path`` has another plan already."""
     if not path.exists():
         return
     owner = _owner(path, folder)
@@ -327,7 +329,7 @@ def _read_plan(path: Path, owner: str) -> dict[str, Any]:
 
 
 def shard_of(folder: Path, study: Study, method: Method, image: int) -> Path:
-    """Where the records of an image's group are."""
+    """The path of the records of an image's group."""
     return shard_path(folder, method.name, image // study.group)
 
 
@@ -339,7 +341,7 @@ def _evaluate_group(
     output: OutputFolder,
     ids: Sequence[int],
 ) -> None:
-    """One method on one group; the shard with the records comes last."""
+    """Run one method on one group; the file of records is written last."""
     shard = shard_of(output.folder, study, method, ids[0])
     shard.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = output.checkpoint(shard, ids)
@@ -361,7 +363,7 @@ def _solved(
     truths: Mapping[int, Tensor],
     checkpoint: Path,
 ) -> tuple[dict[int, Record], dict[str, npt.NDArray[Any]]]:
-    """Records by number, and what is kept of the pictures."""
+    """Records by the images' numbers, and pictures."""
     case = posed(study, truths)
     given = {"seed": study.seed, "observation_ids": list(truths), **study.common}
     start = time.monotonic()

@@ -1,7 +1,7 @@
-"""NUTS from the best of many starts: Pyro's no-U-turn sampler at the posterior, as a rival.
+"""NUTS from the best of many starts, for comparison: Pyro's no-U-turn sampler at the posterior.
 
-Hoffman and Gelman (2014), with step size and diagonal mass adapted over the first steps. It draws
-from the same posterior as the annealed samplers, but from one start.
+The method is that of Hoffman and Gelman (2014), with step size and diagonal mass adapted over the
+first steps. It draws from the same posterior as the annealed samplers, but from one start.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from cogen_fast.support.arguments import check_count, check_seed
 
 NUTS = "nuts-multi"
 DRAWS = 32
-"""Samples that are kept of a chain, evenly spaced."""
-_WARMUP = 100  # steps that adapt step size and mass
-_NO_WEIGHTS = "draws of one chain, without weights"
+"""The number of samples that are kept of a chain, evenly spaced."""
+_WARMUP = 100  # steps in which step size and mass are adapted
+_NO_WEIGHTS = "the samples are draws of one chain, which have no weights"
 _SEED_FACTOR, _SEED_LIMIT = 0x9E3779B97F4A7C15, 2**63
 
 
 def pyro_nuts() -> Any:
-    """Pyro's ``NUTS``; ImportError says how to get it."""
+    """Pyro's ``NUTS``; ImportError says how to install it."""
     try:
         return importlib.import_module("pyro.infer.mcmc").NUTS
     except ImportError as error:
@@ -49,13 +49,15 @@ def nuts_multi(
     observation_ids: Sequence[int] | None = None,
     **options: Any,
 ) -> Result:
-    """Samples of each observation by one NUTS chain from the best of ``starts`` prior draws.
+    """Samples of each observation, by one NUTS chain from the best of ``starts`` prior draws.
 
-    A chain has ``gradients`` gradients; its first hundred steps adapt and are no samples (but the
-    last state, where there are no others). The result has `DRAWS` samples, evenly spaced over the
-    rest. ``options`` are those of `cogen_fast.methods.baselines.reconstruct`.
+    A chain has ``gradients`` gradients. In its first hundred steps it adapts, and these are not
+    samples (except the last state, if there are no others). The result has `DRAWS` samples, evenly
+    spaced over the remaining steps. ``options`` are those of
+    `cogen_fast.methods.baselines.reconstruct`.
 
-    Raises ImportError without Pyro (extra ``peers``), TypeError or ValueError naming the argument.
+    Raises ImportError without Pyro (extra ``peers``), and TypeError or ValueError naming the
+    argument.
     """
     sampler = pyro_nuts()
     check_count("gradients", gradients)
@@ -83,7 +85,7 @@ def nuts_multi(
 
 
 def _single_observation(potential: GeneratorPotential, b: int) -> GeneratorPotential:
-    """The potential of observation ``b``."""
+    """The potential of observation ``b`` alone."""
     observation, spec = potential.observation, potential.observation.spec
     spec = replace(
         spec,
@@ -95,16 +97,16 @@ def _single_observation(potential: GeneratorPotential, b: int) -> GeneratorPoten
 
 
 def _row(values: Tensor, b: int) -> Tensor:
-    """Row ``b``, or the only one."""
+    """Row ``b``, or the only row."""
     return values[min(b, len(values) - 1)][None]
 
 
 class _GradientsUsedUp(Exception):
-    """All gradients have been made."""
+    """All gradients have been used."""
 
 
 class _Target:
-    """Minus the log density of latents ``{"z": (d,)}``, for so many gradients."""
+    """Minus the log density of latents ``{"z": (d,)}``, for a limited number of gradients."""
 
     def __init__(self, potential: GeneratorPotential, gradients: int, dtype: torch.dtype) -> None:
         self.potential, self.left, self.dtype = potential, gradients, dtype
@@ -119,7 +121,7 @@ class _Target:
 
 
 class _Energy(torch.autograd.Function):
-    """A misfit energy whose gradient comes with it; Pyro's latents may be of another type."""
+    """A misfit energy with its gradient; Pyro's latents may have another type."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, potential: GeneratorPotential, dtype: torch.dtype) -> Tensor:
@@ -134,7 +136,7 @@ class _Energy(torch.autograd.Function):
 
 
 def _chain(sampler: Any, target: _Target, start: Tensor) -> Tensor:
-    """`DRAWS` states ``(DRAWS, d)`` of a chain, as far as its gradients go."""
+    """`DRAWS` states ``(DRAWS, d)`` of a chain that runs until its gradients are used up."""
     kernel = sampler(potential_fn=target)
     kernel.initial_params = {"z": start.clone()}
     states = [start]

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: ground truth, what was observed, and each method's best."""
+"""Pictures of an evaluation: ground truth, what was observed, and each method's best chain."""
 
 from __future__ import annotations
 

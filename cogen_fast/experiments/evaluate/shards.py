@@ -1,7 +1,8 @@
-"""Records and pictures of a group of images on disk, with digests of what they are and whose.
+"""Records and pictures of a group of images on disk, with digests of their content and owner.
 
-A digest covers a file's place too: the plans of the evaluation and of the method, the group, and of
-a record how many there are and which one it is. So none counts elsewhere, or twice, or is missed.
+A digest covers the place of a file too: the plans of the evaluation and of the method, the group,
+and for a record the number of records and which one it is. So a file or record that was moved,
+repeated or removed is detected.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ Pictures = Mapping[str, npt.NDArray[Any]]
 
 
 def shard_path(folder: Path, method: str, group: int) -> Path:
-    """Where the records of a group of images are; the pictures lie beside them, as ``.npz``."""
+    """The path of the records of a group of images; the pictures are beside them, as ``.npz``."""
     return folder / method / f"group-{group:06d}.jsonl"
 
 
 def shards(folder: Path) -> list[Path]:
-    """All files of records, group by group."""
+    """All files of records, ordered by group."""
     found = [path for path in folder.glob("*/group-*.jsonl") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: (group_of(path), path))
 
@@ -45,7 +46,7 @@ def group_of(shard: Path) -> int:
 
 
 def write(shard: Path, records: Sequence[Record], pictures: Pictures) -> None:
-    """Pictures, then records, which say that the group is done; both plans are there."""
+    """Write the pictures, then the records, which mark the group as done; both plans must exist."""
     if pictures:
         whole = {**pictures, _DIGEST: np.array(_pictures_digest(shard, pictures))}
         write_atomically(shard.with_suffix(".npz"), partial(_save, whole))
@@ -56,10 +57,10 @@ def write(shard: Path, records: Sequence[Record], pictures: Pictures) -> None:
 
 
 def read(shard: Path) -> list[Record]:
-    """The records; ValueError naming the file where they are not as they were written."""
+    """The records; ValueError naming the file if they were changed after they were written."""
     lines, name = read_text("out", shard).splitlines(), f"out: {shard}"
     if not lines:
-        raise ValueError(f"{name} is damaged: it is empty; remove it")
+        raise ValueError(f"{name} is damaged: it is empty; remove it to run its group again")
     owners = _owners(shard, len(lines))
     return [
         without_digest(name, parse_json(name, line), owner)
@@ -68,7 +69,7 @@ def read(shard: Path) -> list[Record]:
 
 
 def pictures_beside(shard: Path) -> Pictures:
-    """The pictures; ValueError naming the file where they are not as they were written."""
+    """The pictures; ValueError naming the file if they were changed after they were written."""
     path = shard.with_suffix(".npz")
     name = f"out: {path}"
     with open_regular("out", path) as file:
@@ -79,7 +80,10 @@ def pictures_beside(shard: Path) -> Pictures:
         except Exception as error:  # a damaged archive raises almost anything
             raise ValueError(f"{name} is damaged: {error}") from error
     if digest != _pictures_digest(shard, held):
-        raise ValueError(f"{name} is damaged: it is not as it was written; remove its group")
+        raise ValueError(
+            f"{name} is damaged: its content does not match its digest; remove the files of its "
+            "group to run it again"
+        )
     return held
 
 
@@ -89,13 +93,13 @@ def _save(arrays: Pictures, path: Path) -> None:
 
 
 def _owner(shard: Path) -> str:
-    """Whose a group's files are."""
+    """The owner of a group's files: plans, method and group."""
     plans = [read_text("out", folder / PLAN) for folder in (shard.parent.parent, shard.parent)]
     return json.dumps([*plans, shard.parent.name, group_of(shard)])
 
 
 def _owners(shard: Path, count: int) -> list[str]:
-    """The same of each of ``count`` records."""
+    """The owner of each of ``count`` records."""
     owner = _owner(shard)
     return [f"{owner} {number} of {count}" for number in range(count)]
 

@@ -1,7 +1,7 @@
-"""Figures of the image study: figure 4's curves, what misfit says of error, and panels.
+"""Figures of the image study: the curves of figure 4, errors against misfits, and panels.
 
-Colours are those of Okabe and Ito; whatever a colour says, a marker says too. Real images and the
-generator's own have figures of their own.
+The colours are those of Okabe and Ito, and whatever a colour shows, a marker shows too. Real images
+and the generator's own have figures of their own.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ _STYLES = {
     NUTS: ("#7F00FF", "<"),
 }
 _ROWS = 8
-_FEW_DECADES = 300.0  # where there is room for ticks between the powers of 10
+_FEW_DECADES = 300.0  # up to this ratio there is room for ticks between the powers of 10
 
 
 def files(scope: Scope) -> tuple[str, ...]:
-    """What `draw` and `panels` give for a study."""
+    """The files that `draw` and `panels` give for a study."""
     kinds = scope.kinds
     return (
         *(f"figure4_{kind}.png" for kind in kinds if len(scope.snapshots) > 1),
@@ -76,7 +76,7 @@ def files(scope: Scope) -> tuple[str, ...]:
 
 
 def draw(plt: Any, results: Sequence[PartResults], effort: Effort) -> Iterator[tuple[str, Figure]]:
-    """The names and figures of all `files` but the panels, to be closed by the caller."""
+    """The names and figures of all `files` except the panels; the caller has to close them."""
     kinds = kinds_of(results)
     for kind in kinds if over_training(results) else ():
         yield f"figure4_{kind}.png", _curves(plt, results, kind, effort)
@@ -117,7 +117,7 @@ def _curves(plt: Any, results: Sequence[PartResults], kind: str, effort: Effort)
 
 
 def _misfits(plt: Any, results: Sequence[PartResults], kind: str) -> Figure:
-    """How near each run comes to what is observed, and how near that is to the truth."""
+    """Errors of what is hidden against errors of what is observed, for each run."""
     mains = [result for result in results if result.is_main and result.kind == kind]
     figure: Figure
     figure, axes = plt.subplots(1, len(mains), figsize=(13, 5.4), layout="constrained")

@@ -1,4 +1,4 @@
-"""What the image study found: numbers by method, from the records of its evaluations."""
+"""The results of the image study: numbers by method, from the records of its evaluations."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ METRICS = {
 ESTIMATE = (DEFAULT, "mean")
 """What all others are compared with: `Result.estimate` of the default."""
 STUCK = 0.05
-"""Acceptance over the end of a run below which a chain counts as standing still."""
+"""The acceptance at the end of a run below which a chain counts as stuck."""
 Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class PartResults:
-    """A part of the study with its records, and what `tuned` was told.
+    """A part of the study with its records, and what `tuned` has found.
 
-    ``tunings``: by method, its learning rate and grid (`cogen_fast.methods.baselines.Tuning`).
-    ``residuals``: by method, of each image's chain of lowest energy the root mean square error of
-    what is observed, in units of the pixels.
+    ``tunings`` has, by method, its learning rate and grid (`cogen_fast.methods.baselines.Tuning`).
+    ``residuals`` has, by method, for each image's chain of lowest energy the root mean square error
+    of what is observed, in units of the pixels.
     """
 
     part: Part
@@ -50,17 +50,17 @@ class PartResults:
 
     @cached_property
     def table(self) -> Table:
-        """Of its records."""
+        """The table of the records."""
         return tabulated(self.records)
 
     @property
     def kind(self) -> str:
-        """Of images: one of `image_study_plan.KINDS`."""
+        """The kind of images: one of `plan.KINDS`."""
         return self.part.kind
 
     @property
     def is_main(self) -> bool:
-        """Whether all methods ran, and not those of figure 4 only."""
+        """Whether all methods ran, and not only those of figure 4."""
         return self.part.methods != CURVES
 
 
@@ -68,10 +68,10 @@ class PartResults:
 class Line:
     """A method's numbers in a part: means over images and their standard errors.
 
-    ``taken``: "best", the chain of lowest energy, or "mean", the mean image of the chains, of the
-    default its estimate. ``residual`` is known of chains only. ``excess``: by how much its error
-    lies excess that of `ESTIMATE`, paired by image. ``acceptance`` at the end, and the share of
-    ``stuck`` runs: None where nothing is accepted or rejected.
+    ``taken`` is "best", the chain of lowest energy, or "mean", the mean image of the chains (for
+    the default its estimate). ``residual`` is known for chains only. ``excess`` is by how much the
+    error is above that of `ESTIMATE`, paired by image. ``acceptance``, at the end of runs, and the
+    share of ``stuck`` chains are None for methods without acceptance tests.
     """
 
     method: str
@@ -86,7 +86,7 @@ class Line:
 
 
 def part_results(part: Part, folder: Path, effort: Effort, seed: int) -> PartResults:
-    """The part's images as they are in the study's folder; corrupt ones are left out."""
+    """The results of a part, from the study's folder; corrupt images are left out."""
     out, study = part.folder(folder), part.study(effort, seed)
     records = [r for r in gather(out) if "methods" in r and r["image"] < part.images]
     residuals: dict[str, list[float]] = {name: [] for name in part.methods}
@@ -102,7 +102,7 @@ def part_results(part: Part, folder: Path, effort: Effort, seed: int) -> PartRes
 
 
 def all_tunings(results: Sequence[PartResults]) -> dict[str, Mapping[str, Any]]:
-    """By the part's name and the method."""
+    """All tunings, by the part's name and the method."""
     return {
         f"{result.part.name}/{method}": tuning
         for result in results
@@ -111,7 +111,7 @@ def all_tunings(results: Sequence[PartResults]) -> dict[str, Mapping[str, Any]]:
 
 
 def lines(result: PartResults) -> list[Line]:
-    """A line for each method, and for each of many chains a second one, for their mean image."""
+    """A line for each method, and for each method with many chains another for their mean image."""
     rows = {(row.method, row.taken): row for row in result.table.rows}
     found_lines = []
     for method in result.part.methods:
@@ -139,22 +139,22 @@ def errors(records: Sequence[Record], method: str, taken: str, metric: str) -> l
 
 
 def kinds_of(results: Sequence[PartResults]) -> tuple[str, ...]:
-    """The kinds of images that there are, in order."""
+    """The kinds of images that the results have, in order."""
     return tuple(dict.fromkeys(result.kind for result in results))
 
 
 def over_training(results: Sequence[PartResults]) -> bool:
-    """Whether there are earlier snapshots."""
+    """Whether there are results of earlier snapshots."""
     return not all(result.is_main for result in results)
 
 
 def curve(
     results: Sequence[PartResults], kind: str, images: int
 ) -> list[tuple[int, dict[str, Any]]]:
-    """Of each snapshot the images shown and, by method, `evaluation_table.Row`'s ``values``.
+    """For each snapshot the images shown and, by method, the ``values`` of a row of the table.
 
-    Of the task of the first result, the methods of figure 4 and the first ``images`` images only;
-    of the default its estimate.
+    They are of the task of the first result, the methods of figure 4 and the first ``images``
+    images only; for the default they are those of its estimate.
     """
     points = []
     for result in results:

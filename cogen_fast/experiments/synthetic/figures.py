@@ -1,6 +1,7 @@
 """Figures 1 to 3 of the 2-D study: a column (or row) of panels per generator.
 
-Colours are those of Okabe and Ito, and whatever a colour says, a marker or a line style says too.
+The colours are those of Okabe and Ito, and whatever a colour shows, a marker or a line style shows
+too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _BLUE, _VERMILION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "0.6"
 _CLOSE = LIMITS[0]
 _PATHS, _CURVES, _DOTS, _SAMPLES = 16, 100, 100, 2000
 _POINTS = 301  # per side of a latent plane
-_LEAST_WIDTH, _MOST_WIDTH = 3.5, 8.0  # from the middle of a latent plane to its edge
+_LEAST_WIDTH, _MOST_WIDTH = 3.5, 8.0  # from the centre of a latent plane to its edge
 _LEAST_LOSS, _MOST_LOSS = 1e-3, 3.0
 _PLANE = 1.6
 _ERRORS = np.logspace(-6.0, 1.0, 36)
@@ -36,7 +37,7 @@ _BEST, _OTHERS = f"ends near the answer (error < {_CLOSE:g})", "ends elsewhere"
 def draw(
     plt: Any, studies: Sequence[GeneratorResults], loops: Sequence[int]
 ) -> Iterator[tuple[str, Figure]]:
-    """The name of each of `FILES` and its figure, to be closed by the caller."""
+    """The name of each of `FILES` and its figure, which the caller has to close."""
     yield FILES[0], _descents(plt, studies)
     yield FILES[1], _outputs(plt, studies)
     yield FILES[2], _loops(plt, studies, loops)
@@ -53,7 +54,7 @@ def errors(generator: nn.Module, latents: Tensor) -> Tensor:
 
 
 def _descents(plt: Any, studies: Sequence[GeneratorResults]) -> Figure:
-    """Paths of gradient descent over the loss, and their errors."""
+    """Figure 1: paths of gradient descent over the loss, and their errors."""
     figure, axes = _panels(plt, 2, len(studies))
     for (top, bottom), study in zip(axes.T, studies, strict=True):
         assert study.descent.trace is not None
@@ -83,7 +84,7 @@ def _descents(plt: Any, studies: Sequence[GeneratorResults]) -> Figure:
 
 
 def _paths(axes: Axes, trace: npt.NDArray[Any], found: BoolArray) -> None:
-    """``trace`` ``(steps + 1, n, 2)``."""
+    """Draw paths: ``trace`` is ``(steps + 1, n, 2)``."""
     for path, good in zip(trace.transpose(1, 0, 2), found, strict=False):
         style = _style(good)
         axes.plot(path[:, 0], path[:, 1], linewidth=1.1, **style)
@@ -99,7 +100,7 @@ def _paths(axes: Axes, trace: npt.NDArray[Any], found: BoolArray) -> None:
 
 
 def _curves(axes: Axes, generator: nn.Module, trace: Tensor, found: BoolArray) -> None:
-    """``trace`` ``(steps + 1, n, 2)``; looked at where a logarithmic axis shows it."""
+    """Draw error curves of ``trace`` ``(steps + 1, n, 2)``, at logarithmically spaced steps."""
     last = len(trace) - 1
     steps = np.unique(np.rint(np.geomspace(1, last, 120)).astype(np.int64))
     curves = errors(generator, trace[torch.from_numpy(steps), :_CURVES]).numpy()
@@ -116,7 +117,7 @@ def _curves(axes: Axes, generator: nn.Module, trace: Tensor, found: BoolArray) -
 
 
 def _outputs(plt: Any, studies: Sequence[GeneratorResults]) -> Figure:
-    """Samples of the generators, what gradient descent and AIS-HMC make of them, and errors."""
+    """Figure 2: samples of the generators, end points of both methods, and their errors."""
     figure, axes = _panels(plt, 4, len(studies))
     for column, study in zip(axes.T, studies, strict=True):
         ends = study.best_descent.images[0], study.program_run.images[0]
@@ -147,7 +148,7 @@ def _outputs(plt: Any, studies: Sequence[GeneratorResults]) -> Figure:
 
 
 def _plane(axes: Axes, generator: nn.Module, outputs: Tensor | None) -> None:
-    """Samples of the generator, and ends ``(n, 2)`` of chains on top."""
+    """Samples of the generator, and on top the end points ``(n, 2)`` of chains."""
     z = torch.randn(_SAMPLES, 2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         samples = generator(z)
@@ -190,7 +191,7 @@ def _histogram(axes: Axes, descended: Any, annealed: Any) -> None:
 
 
 def _loops(plt: Any, studies: Sequence[GeneratorResults], loops: Sequence[int]) -> Figure:
-    """Chains in the latent plane after some of the AIS loops."""
+    """Figure 3: chains in the latent plane after some of the AIS loops."""
     figure, axes = _panels(plt, len(studies), len(loops))
     for row, study in zip(axes, studies, strict=True):
         trace = study.text_run.trace
@@ -239,13 +240,13 @@ def _panels(plt: Any, rows: int, columns: int) -> tuple[Figure, npt.NDArray[Any]
 
 
 def _half_width(latents: Tensor) -> float:
-    """A square that holds nearly all of the latents ``(..., 2)``."""
+    """Half the side of a square that contains nearly all of the latents ``(..., 2)``."""
     reach = float(np.quantile(latents.abs().amax(-1).numpy(), 0.99)) * 1.1
     return min(max(reach, _LEAST_WIDTH), _MOST_WIDTH)
 
 
 def _surface(axes: Axes, generator: nn.Module, half: float) -> Any:
-    """The loss in shades of grey, and where outputs are near the answer in green."""
+    """The loss in shades of grey, and in green where outputs are near the answer."""
     side = torch.linspace(-half, half, _POINTS)
     z = torch.cartesian_prod(side, side)
     with torch.no_grad():
@@ -268,7 +269,7 @@ def _surface(axes: Axes, generator: nn.Module, half: float) -> Any:
 
 
 def _shades() -> Any:
-    """White to grey, so that whatever lies on top is seen."""
+    """White to grey, so that what lies on top is visible."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("loss", ["white", "0.35"])
