@@ -1,7 +1,7 @@
 """Images per second of progressive training: ``python benchmarks/training_speed.py [--help]``.
 
-Random pictures at the final resolution, after it has faded in; each loss and precision in turns,
-several rounds, medians. One line of JSON each.
+The images are random pictures at the final resolution, after it has faded in. Each loss and
+precision takes turns over several rounds; the figures are medians, one line of JSON for each.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
     speeds: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     for _ in range(_ROUNDS):
         for key, trainer in runs.items():
-            speeds[key].append(_speed(trainer, R1_EVERY))  # with one lazy penalty
+            speeds[key].append(_speed(trainer, R1_EVERY))  # steps with one lazy penalty
     for (loss, precision), found in speeds.items():
         trainer = runs[loss, precision]
         line = {
