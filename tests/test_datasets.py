@@ -368,7 +368,7 @@ def test_mixture_of_grey_and_colour_is_refused(folder: Path, cache: Path) -> Non
     save(folder / "a.png", noise(8, 8, 3))
     save(folder / "b.png", noise(8, 8))
     save(folder / "c.png", noise(8, 8))
-    message = r"source: .* got b\.png \(grey\) and a\.png \(colour\); channels=1 or channels=3"
+    message = r"source: .* got b\.png \(grey\) and a\.png \(colour\); give channels=1 or channels=3"
     with pytest.raises(ValueError, match=message):
         read(folder)
     assert list(cache.iterdir()) == []

@@ -389,7 +389,7 @@ def _read_cache(path: Path, key: str) -> tuple[Images, list[str]]:
         file.seek(pixels.offset + pixels.nbytes)
         trailer = parse_json("cache", file.read().decode())
     if trailer["key"] != key:
-        raise ValueError(f"{path} is a cache of something else")
+        raise ValueError(f"{path} is the cache of another source or of other arguments")
     return Images(pixels), list(trailer["skipped"])
 
 
@@ -516,8 +516,8 @@ def _common_channels(request: _Request, names: Sequence[str]) -> int:
             if len(example) == 2:
                 raise ValueError(
                     f"source: expected only grey or only colour images in {request.source}, got "
-                    f"{example[1]} (grey) and {example[3]} (colour); channels=1 or channels=3 "
-                    "converts"
+                    f"{example[1]} (grey) and {example[3]} (colour); give channels=1 or "
+                    "channels=3 to convert them"
                 )
     return next(iter(example), 1)
 

@@ -136,7 +136,7 @@ def _misfits(plt: Any, results: Sequence[PartResults], kind: str) -> Figure:
     axes[0].set_ylabel("error of what is hidden (root mean square)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(
-        f"How near to what is observed, and to what is hidden: {KINDS[kind]}\n"
+        f"Errors of what is observed and of what is hidden: {KINDS[kind]}\n"
         "(a dot for each image and method, its chain of lowest energy; pixels in [-1, 1])"
     )
     return figure

@@ -27,7 +27,7 @@ from cogen_fast.support.arguments import check_count, check_flag
 
 REAL, OWN = "real", "own"
 KINDS: dict[str, str] = {
-    REAL: "real images that the generator has not seen",
+    REAL: "real images that the generator was not trained on",
     OWN: "images of the generator's own, whose answer lies in its range",
 }
 TASKS: tuple[Task, ...] = (Block(), SuperResolve(4), SuperResolve(8))
