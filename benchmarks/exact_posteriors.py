@@ -80,7 +80,7 @@ _ELEMENTWISE_SIZES = (4, 8, 20)
 _MODE_SIZES, _POPULATIONS, _MODE_CHAINS = (2, 5, 20), (16, 64, 256), 16
 _IN_ALL, _AT_ONCE = 4096, 256  # populations
 _PAPER_SIZES, _PAPER_NOISE, _PAPER_STEPS, _PAPER_LENGTH = (8, 20), 0.3, 1600, 10
-_PAPER_AT_ONE = np.ones(400)  # more moves at beta = 1: samples lag behind the temperature before
+_PAPER_AT_ONE = np.ones(400)  # moves at beta = 1: samples lag behind beta, which weights correct
 _COVERED = 0.9
 
 

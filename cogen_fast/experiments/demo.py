@@ -66,7 +66,7 @@ def mask() -> Tensor:
 
 
 def _errors(result: Result, truth: Tensor) -> str:
-    """Errors of the samples, and of the estimate, which has the lowest expected error."""
+    """Errors of the samples, and of the estimate, which is meant to have the lowest one."""
     assert result.observed is not None
     seen = result.observed[0]
     off = result.images[0] - truth
