@@ -32,7 +32,7 @@ from cogen_fast.experiments.evaluate.tuning import Grid
 from cogen_fast.generators.pretrained import pretrained
 from cogen_fast.methods.baselines import STARTS, STEPS, tune
 from cogen_fast.support import files
-from cogen_fast.training.team import Team
+from cogen_fast.training.distributed import Processes
 
 pytest.importorskip("pytorch_msssim")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -258,7 +258,7 @@ def test_images_that_rates_were_tuned_on_are_not_evaluated(
     assert main(command(tmp_path / "out", *options, "--images=4")) == 0
     capsys.readouterr()
     assert main(command(tmp_path / "out", *options, "--images=5")) == 2
-    assert "images: expected at most 4, as" in error_of(capsys)
+    assert "images: expected at most 4, because" in error_of(capsys)
 
 
 def test_trials_have_steps_of_their_own(tmp_path: Path) -> None:
@@ -379,11 +379,11 @@ def apart(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     """This process is one of two, whose waits end at once: the other is to run before or after."""
 
     @contextmanager
-    def assembled(_: object) -> Iterator[Team]:
-        yield Team(rank, 2, torch.device("cpu"))
+    def process_group(_: object) -> Iterator[Processes]:
+        yield Processes(rank, 2, torch.device("cpu"))
 
-    monkeypatch.setattr(cli_evaluate, "assembled", assembled)
-    monkeypatch.setattr(Team, "wait", lambda _: None)
+    monkeypatch.setattr(cli_evaluate, "process_group", process_group)
+    monkeypatch.setattr(Processes, "wait", lambda _: None)
     monkeypatch.setattr(files, "SEEN_SECONDS", 0.0)
 
 
@@ -442,7 +442,7 @@ def test_a_process_does_not_wait_for_a_dead_one(rank: int, tmp_path: Path) -> No
         )
     assert dead.returncode == -signal.SIGKILL
     assert other.returncode == 2, other.stderr
-    assert "error: another process has ended before its work was done; the same" in other.stderr
+    assert "error: another process ended before its work was done; run the same" in other.stderr
     assert not (tmp_path / "records.jsonl").exists()
 
 

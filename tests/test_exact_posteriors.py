@@ -47,7 +47,7 @@ def test_linear_models_by_exact_draws(name: str) -> None:
     # By the textbook's formulas for ``x = A z + noise``, which know of no turned coordinates.
     model = LinearGaussian.named(name, 12, 0.3)
     x, unit = model.data(range(4000)).double(), torch.eye(12, dtype=F64)
-    matrix = (model.turn * model.scales).T
+    matrix = (model.rotation * model.scales).T
     covariance = torch.linalg.inv(unit + matrix.T @ matrix / 0.3**2)
     means = x @ (covariance @ matrix.T / 0.3**2).T
     random = torch.Generator().manual_seed(3)
@@ -78,7 +78,7 @@ def test_data_are_a_function_of_their_numbers() -> None:
 
 
 def test_no_axis_is_special() -> None:
-    turn = LinearGaussian.named("iso", 20, 0.1).turn
+    turn = LinearGaussian.named("iso", 20, 0.1).rotation
     torch.testing.assert_close(turn @ turn.T, torch.eye(20, dtype=F64))
     assert turn.abs().max() < 0.9
 

@@ -32,7 +32,7 @@ from cogen_fast import (
     inpaint,
     super_resolve,
 )
-from cogen_fast.experiments.synthetic.rivals import gradient_descent
+from cogen_fast.experiments.synthetic.baseline_runs import gradient_descent
 from cogen_fast.methods.settings import keywords
 from cogen_fast.ops import reference
 from cogen_fast.problem.adapter import frozen

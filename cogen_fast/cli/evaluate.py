@@ -19,7 +19,7 @@ from cogen_fast.methods.presets import PRESETS
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
 from cogen_fast.support.arguments import check_choice, check_count, check_seed, check_whole
 from cogen_fast.support.files import until_seen
-from cogen_fast.training.team import Team, assembled
+from cogen_fast.training.distributed import Processes, process_group
 
 OWN = "own"
 _OWN_IMAGES = 100_000  # any number: each is made when it is asked for
@@ -27,11 +27,11 @@ _OWN_IMAGES = 100_000  # any number: each is made when it is asked for
 
 def run(arguments: argparse.Namespace, progress: bool) -> None:
     """This process's part; the leading one writes and prints what comes of all."""
-    with assembled(arguments.device) as team:
-        _run(arguments, team, progress and team.leads)
+    with process_group(arguments.device) as processes:
+        _run(arguments, processes, progress and processes.is_main)
 
 
-def _run(arguments: argparse.Namespace, team: Team, progress: bool) -> None:
+def _run(arguments: argparse.Namespace, processes: Processes, progress: bool) -> None:
     published = _published(arguments)
     methods = _methods(arguments)
     task = _task(arguments, published)
@@ -54,14 +54,14 @@ def _run(arguments: argparse.Namespace, team: Team, progress: bool) -> None:
     count = _count(arguments, data, study)
     part: dict[str, Any] = {
         "images": count,
-        "rank": team.rank,
-        "world_size": team.size,
+        "rank": processes.rank,
+        "world_size": processes.size,
         "progress": progress,
     }
-    study = tuned(generator, data, study, arguments.out, **part, grid=grid, wait=team.wait)
+    study = tuned(generator, data, study, arguments.out, **part, grid=grid, wait=processes.wait)
     evaluate(generator, data, study, arguments.out, **part)
-    team.wait()
-    if not team.leads:
+    processes.wait()
+    if not processes.is_main:
         return
     until_seen(lambda: unfinished(arguments.out, study, count))
     table = report(data, study, arguments.out, images=count, pictures=arguments.pictures)

@@ -60,7 +60,7 @@ def _train(arguments: argparse.Namespace, progress: bool) -> bool:
         checkpoint_seconds=arguments.checkpoint_seconds,
         progress=progress,
     )
-    if outcome.leads and not arguments.quiet:
+    if outcome.is_main and not arguments.quiet:
         state = "done" if outcome.complete else "stopped; the same command again goes on"
         print(f"{outcome.shown} images shown, {state}")
         for path in outcome.snapshots[-1:]:

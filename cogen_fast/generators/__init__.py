@@ -1,8 +1,8 @@
-"""Generators z -> x: the progressive GAN network, a dense one, and loading and saving them.
+"""Generators z -> x: the progressive GAN, a dense one, and functions that load and save them.
 
-`load_generator` reads public checkpoints of progressive GANs and this package's own files without
-running any code that they hold; `save_generator` writes the latter. `pretrained` gives what comes
-with the package, `held_out_images` pictures to try it on.
+`load_generator` reads public checkpoints of progressive GANs, and this package's own files, without
+running any code that they hold; `save_generator` writes the latter. `pretrained` gives the
+generators that come with the package, `held_out_images` images to try one of them on.
 """
 
 from __future__ import annotations

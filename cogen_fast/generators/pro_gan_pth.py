@@ -1,9 +1,9 @@
 """Checkpoints of pro-gan-pth 3.x (akanimax/pro_gan_pytorch).
 
-Keys `generator` and `shadow_generator` (the moving average), each `{conf, state_dict}`. Nothing is
-normalised between the dense layer and the first convolution. The file says nothing of how far
-training got: `resolution` and `alpha` are the caller's to give for a network that is not fully
-grown. Its alpha is ours: the weight of the new resolution.
+A file has the keys `generator` and `shadow_generator` (the moving average), each with `{conf,
+state_dict}`. There is no normalisation between the dense layer and the first convolution. The file
+does not say how far training got, so the caller has to give `resolution` and `alpha` for a network
+that is not fully grown. Its alpha is, like ours, the weight of the new resolution.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from cogen_fast.generators.checks import boolean
-from cogen_fast.generators.packing import (
+from cogen_fast.generators.foreign import (
     Config,
-    Layer,
-    Network,
-    State,
+    ForeignLayer,
+    ForeignNetwork,
+    ForeignTensors,
     Tensors,
+    cut_network,
     expect_equal,
-    pack,
 )
 from cogen_fast.generators.progressive import he_constant
 
@@ -42,23 +42,24 @@ def recognises(content: Mapping[str, Any]) -> bool:
 def convert(
     content: Mapping[str, Any], *, average: bool, alpha: float | None, resolution: int | None
 ) -> tuple[Config, Tensors]:
-    """Configuration and tensors of the average (or of the raw generator, as in `load_generator`).
+    """Configuration and tensors of the average, or of the raw generator, as in `load_generator`.
 
-    Raises ValueError where the network contradicts its configuration, or lacks what is asked for.
+    Raises ValueError where the network contradicts its configuration, or does not have what is
+    asked for.
     """
     if not average and _RAW not in content:
         raise ValueError("average: expected True, as the file holds no raw generator, got False")
     part = content[_AVERAGE if average and _AVERAGE in content else _RAW]
     conf = part["conf"]
     equalised = boolean("conf.use_eql", conf.get("use_eql", True))
-    network = _network(State(part["state_dict"]), equalised)
+    network = _network(ForeignTensors(part["state_dict"]), equalised)
     _check(conf, network)
-    config, tensors = pack(network, resolution=resolution, alpha=alpha)
+    config, tensors = cut_network(network, resolution=resolution, alpha=alpha)
     return config | {"normalise_dense": False}, tensors
 
 
-def _network(state: State, equalised: bool) -> Network:
-    def conv(name: str) -> Layer:
+def _network(state: ForeignTensors, equalised: bool) -> ForeignNetwork:
+    def conv(name: str) -> ForeignLayer:
         return _in_he_units(state.take_layer(name, 4), equalised)
 
     stages = state.count("layers.{}.conv_2.weight")
@@ -66,25 +67,25 @@ def _network(state: State, equalised: bool) -> Network:
     convs = [conv("layers.0.conv_2")]
     for block in range(1, stages):
         convs += [conv(f"layers.{block}.conv_{number}") for number in (1, 2)]
-    to_rgb: list[Layer | None] = [conv(f"rgb_converters.{stage}") for stage in range(stages)]
+    to_rgb: list[ForeignLayer | None] = [conv(f"rgb_converters.{stage}") for stage in range(stages)]
     state.finish()
-    return Network(dense, convs, to_rgb)
+    return ForeignNetwork(dense, convs, to_rgb)
 
 
-def _dense(transposed: Layer) -> Layer:
-    # A transposed 4 x 4 convolution (in, out, y, x) of one pixel is a dense layer.
+def _dense(transposed: ForeignLayer) -> ForeignLayer:
+    # A transposed 4 x 4 convolution (in, out, y, x) of one pixel is the same as a dense layer.
     weight, bias = transposed
     rows: Tensor = weight.permute(1, 2, 3, 0).flatten(0, 2)
-    return Layer(rows, bias.repeat_interleave(weight.shape[2] * weight.shape[3]))
+    return ForeignLayer(rows, bias.repeat_interleave(weight.shape[2] * weight.shape[3]))
 
 
-def _in_he_units(layer: Layer, equalised: bool) -> Layer:
+def _in_he_units(layer: ForeignLayer, equalised: bool) -> ForeignLayer:
     if equalised:
         return layer
-    return Layer(layer.weight / he_constant(layer.weight[0].numel()), layer.bias)
+    return ForeignLayer(layer.weight / he_constant(layer.weight[0].numel()), layer.bias)
 
 
-def _check(conf: Mapping[str, Any], network: Network) -> None:
+def _check(conf: Mapping[str, Any], network: ForeignNetwork) -> None:
     to_rgb = network.to_rgb[-1]
     assert to_rgb is not None  # `_network` takes them all
     found = {

@@ -1,7 +1,7 @@
-"""Which implementation of the ops serves a device, and why.
+"""The choice of the implementation of the ops for a device.
 
-An explicit backend that cannot serve the device raises; "auto" takes the fastest that can.
-`backends` says what was built, what is used and why not the others.
+An explicit backend that cannot serve the device raises an error; "auto" takes the fastest one that
+can. `backends` reports what was built, which one is used, and why the others are not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEVICES = ("cpu", "cuda")
 
 
 class OpFunctions(Protocol):
-    """The ops; `cogen_fast.ops.reference` defines what each does."""
+    """The ops; `cogen_fast.ops.reference` defines what each one does."""
 
     def initial_latents(
         self, stream: NoiseStream, chains: int, size: int, dtype: torch.dtype
@@ -80,7 +80,7 @@ class Ops(OpFunctions, Protocol):
 
 
 class _ModuleOps:
-    """The ops of a module, under the backend's name."""
+    """The ops of a module, under the name of the backend."""
 
     def __init__(self, name: str, functions: OpFunctions) -> None:
         self.name = name
@@ -104,13 +104,13 @@ _NATIVE: Ops = _ModuleOps("native", native)
 def resolve(backend: str, device: torch.device) -> Ops:
     """The ops of ``backend`` for tensors on ``device``.
 
-    "fused" has those of "auto": it is about whole runs and generators' own fast paths, which
-    `cogen_fast.problem.problem` decides.
+    "fused" has the ops of "auto": it concerns whole runs and the generators' own fast paths, which
+    `cogen_fast.problem.problem` chooses.
 
     Raises:
-        ValueError: the backend or the device is unknown, or the one cannot serve the other.
-        ImportError: "native" or "triton" was asked for and its extension or Triton cannot be
-            loaded, with the cause.
+        ValueError: the backend or the device is unknown, or the backend cannot serve the device.
+        ImportError: "native" or "triton" was asked for, and the extension or Triton cannot be
+            loaded; the message has the cause.
     """
     if not isinstance(backend, str):
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r:.80}")
@@ -157,13 +157,13 @@ def _fastest_on_cuda() -> Ops:
 
 @cache
 def _triton() -> Ops:
-    """The ops in Triton, which nothing imports before they are asked for."""
+    """The ops in Triton; nothing imports Triton before they are asked for."""
     from cogen_fast.ops import triton_ops
 
     return _ModuleOps("triton", triton_ops)
 
 
-def _asked_for_triton(device: str) -> Ops:
+def _explicit_triton(device: str) -> Ops:
     if (failure := triton_failure()) is not None:
         raise ImportError(f"backend: triton cannot be used: {failure}")
     from cogen_fast.ops import triton_ops
@@ -186,14 +186,14 @@ _CHOICES: dict[tuple[str, str], Callable[[], Ops]] = {
     ("native", "cuda"): _native_on_cuda,
     ("fused", "cpu"): _native,
     ("fused", "cuda"): _fused_on_cuda,
-    ("triton", "cpu"): partial(_asked_for_triton, "cpu"),
-    ("triton", "cuda"): partial(_asked_for_triton, "cuda"),
+    ("triton", "cpu"): partial(_explicit_triton, "cpu"),
+    ("triton", "cuda"): partial(_explicit_triton, "cuda"),
 }
 
 
 @cache
 def triton_failure() -> str | None:
-    """Why Triton's kernels cannot be used on CUDA tensors; None where they can be."""
+    """The reason why Triton's kernels cannot be used on CUDA tensors; None where they can."""
     try:
         from cogen_fast.ops import triton_ops
     except ImportError as error:
@@ -202,7 +202,7 @@ def triton_failure() -> str | None:
 
 
 def _extension_failure() -> str | None:
-    """Why the extension cannot be loaded; None where it can."""
+    """The reason why the extension cannot be loaded; None where it can."""
     try:
         native.extension()
     except ImportError as error:
@@ -211,7 +211,7 @@ def _extension_failure() -> str | None:
 
 
 def _cuda_failure() -> str | None:
-    """Why the extension makes no runs on a CUDA device; None where it does."""
+    """The reason why the extension cannot make runs on a CUDA device; None where it can."""
     if (failure := _extension_failure()) is not None:
         return failure
     with_cuda = native.extension().build_info()["with_cuda"]
@@ -219,7 +219,7 @@ def _cuda_failure() -> str | None:
 
 
 def fuses(device: torch.device) -> bool:
-    """Whether the extension makes whole runs on a device, of generators that it knows."""
+    """Whether the extension makes whole runs on a device, for the generators that it supports."""
     failures = {"cpu": _extension_failure, "cuda": _cuda_failure}
     return device.type in failures and failures[device.type]() is None
 
