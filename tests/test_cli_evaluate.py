@@ -468,7 +468,7 @@ def test_a_killed_process_goes_on(how: signal.Signals, whole: Path, tmp_path: Pa
     )
     assert killed.returncode == (130 if how == signal.SIGINT else -how), killed.stderr
     if how == signal.SIGINT:
-        assert killed.stderr == "cogen-fast: interrupted; the same command again goes on\n"
+        assert killed.stderr == "cogen-fast: interrupted; the same command continues the study\n"
     before = finished(tmp_path)
     assert sum(path.suffix == ".jsonl" for path in before) == 3
     assert main(command(tmp_path)) == 0
