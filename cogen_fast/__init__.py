@@ -1,9 +1,10 @@
-"""Fill in what is missing from an image, or from any vector, with a trained GAN as the prior.
+"""Fill in the missing part of an image, or of any vector, with a trained GAN as the prior.
 
-`cogenerate` draws samples of ``G(z)`` given what is observed of it, by annealed importance sampling
-with Hamiltonian Monte Carlo moves; `inpaint` and `super_resolve` stand on top of it. The parts it
-is made of are public: `sampler` for loops of your own, `generators` for networks and checkpoints,
-`baselines` for the paper's other methods and `metrics` for a truth that is known.
+`cogenerate` draws samples of ``G(z)`` given a partial or noisy observation of it, by annealed
+importance sampling with Hamiltonian Monte Carlo moves; `inpaint` and `super_resolve` call it for
+images. The parts are public, too: `sampler` for sampling loops of your own, `generators` for
+networks and checkpoints, `baselines` for the methods which the paper compares with, and `metrics`
+for comparisons with a known truth.
 """
 
 from cogen_fast import generators, sampler

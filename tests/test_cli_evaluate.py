@@ -276,7 +276,7 @@ def test_trials_have_steps_of_their_own(tmp_path: Path) -> None:
     [
         ("{", ": expected JSON, got '{'"),
         ("[]", " is damaged: expected a JSON object, got []"),
-        ('{"learning_rate": 1.0}', " is damaged: it is not as it was written"),
+        ('{"learning_rate": 1.0}', " is damaged: its content does not match its digest"),
     ],
 )
 def test_a_damaged_rate_is_told(
@@ -384,7 +384,7 @@ def apart(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
 
     monkeypatch.setattr(cli_evaluate, "process_group", process_group)
     monkeypatch.setattr(Processes, "wait", lambda _: None)
-    monkeypatch.setattr(files, "SEEN_SECONDS", 0.0)
+    monkeypatch.setattr(files, "WAIT_SECONDS", 0.0)
 
 
 def test_the_leading_process_writes_the_report(
@@ -411,14 +411,14 @@ def test_processes_without_a_common_folder_are_told(
 ) -> None:
     apart(monkeypatch, 0)
     assert main(command(tmp_path, *given)) == 2
-    told = r"out: expected one folder for all processes, but .*" + missing + " of another is not"
+    told = rf"out: expected a common folder of all processes, but another's .*{missing} is missing"
     assert re.search(told, capsys.readouterr().err)
     assert not (tmp_path / "records.jsonl").exists()
 
 
 def test_files_of_others_may_be_late(tmp_path: Path) -> None:
     looks = iter([tmp_path, tmp_path, None])
-    files.until_seen(lambda: next(looks))
+    files.wait_for_files(lambda: next(looks))
     assert next(looks, "none left") == "none left"
 
 
@@ -468,7 +468,7 @@ def test_a_killed_process_goes_on(how: signal.Signals, whole: Path, tmp_path: Pa
     )
     assert killed.returncode == (130 if how == signal.SIGINT else -how), killed.stderr
     if how == signal.SIGINT:
-        assert killed.stderr == "cogen-fast: interrupted; the same command again goes on\n"
+        assert killed.stderr == "cogen-fast: interrupted; the same command continues the study\n"
     before = finished(tmp_path)
     assert sum(path.suffix == ".jsonl" for path in before) == 3
     assert main(command(tmp_path)) == 0
@@ -627,5 +627,5 @@ def test_help_states_the_defaults_in_force(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     flat = " ".join(capsys.readouterr().out.split())
-    assert f"and draws of sir ({STARTS})" in flat and f"{STEPS} steps of an optimiser" in flat
+    assert f"draws of sir (default: {STARTS})" in flat and f"for optimisers {STEPS} steps" in flat
     assert all(name in flat for name in METHODS)

@@ -496,7 +496,7 @@ def test_other_methods_take_the_best_ops_there_are() -> None:
         partial(reconstruct, net, x, mask, **adam, **noise),
     ):
         found, native_ops = method(), method(compute=Compute(backend="native"))
-        assert found.settings["backend"] == "native" and "backend native" in found.notes
+        assert found.settings["backend"] == "native" and "The backend is native." in found.notes
         assert_close(found.latents, native_ops.latents, 0.0)
         with (
             pytest.MonkeyPatch.context() as patch,

@@ -508,7 +508,7 @@ def test_a_result_says_so() -> None:
     for backend, name in (("auto", "fused"), ("native", "native"), ("reference", "reference")):
         result = run(generator, backend, **short)
         assert result.settings["backend"] == name
-        assert f"backend {name}" in result.notes
+        assert f"The backend is {name}." in result.notes
         assert (note in result.notes) == (name == "fused")
 
 

@@ -293,7 +293,7 @@ def test_moves_are_recorded_anew_after_memory_ran_out_while_recording(tape: Tape
     found = run(G, **RUNS["paper"], chains=4)
     assert G.refused == [8, 4]
     assert tape.made == 1
-    assert "out of memory: max_batch was lowered to 2" in found.notes
+    assert "Memory ran out, so max_batch was lowered to 2." in found.notes
     assert "CUDA graphs: moves were replayed from 1 recording" in found.notes
     plain = run(Small(lambda: 8), **RUNS["paper"], chains=4, cuda_graphs=False)
     torch.testing.assert_close(found.latents, plain.latents, rtol=0, atol=1e-9)

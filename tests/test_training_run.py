@@ -554,7 +554,7 @@ def test_held_out_images_are_not_learnt_from(
     ("arguments", "message"),
     [
         (["--resolution", "7"], "resolution: expected a power of two"),
-        (["--feature-maps", "8,x"], "--feature-maps: expected whole numbers with commas"),
+        (["--feature-maps", "8,x"], "--feature-maps: expected whole numbers separated by commas"),
         (["--feature-maps", "8"], "feature_maps: expected 2 numbers"),
         (["--batch", "4:8:2"], "--batch: expected N or R:N,R:N"),
         (["--loss", "hinge"], "--loss: invalid choice"),
@@ -583,7 +583,7 @@ def test_generators_that_make_no_images_are_refused(
 ) -> None:
     dense = str(data_dir / "five_gaussians_generator_15000.npz")
     assert main(["sample", dense, "--out", str(tmp_path / "a.png")]) == 2
-    assert "generator: expected one of images" in capsys.readouterr().err
+    assert "generator: expected a progressive generator of images" in capsys.readouterr().err
     assert main(["swd", str(tmp_path), "--data", str(data)]) == 2
     assert "what: expected a generator's file or the folder" in capsys.readouterr().err
 

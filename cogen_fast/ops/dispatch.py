@@ -236,14 +236,14 @@ def available(device: str) -> list[str]:
 
 @dataclass(frozen=True)
 class BackendReport:
-    """What was built, what this machine has, and what "auto" picks for each device.
+    """What was built, what this machine has, and which backend "auto" takes on each device.
 
-    ``extension_failure`` is None where the extension is loaded; only then do ``compiler``, ``isa``
-    (the instruction set in use), ``isa_built``, ``openmp``, ``built_with_cuda`` and ``cuda_archs``
-    say anything. ``cuda_device`` is the name of torch's current CUDA device, None without one.
-    ``auto`` maps a device to a backend, ``rejected`` a device to the others with the reason.
-    ``fused`` names the devices on which whole runs of generators of dense layers are made in one
-    call, by the paper's method.
+    ``extension_failure`` is None if the extension is loaded. Only then do ``compiler``, ``isa``
+    (instruction set in use), ``isa_built``, ``openmp``, ``built_with_cuda`` and ``cuda_archs`` have
+    a meaning. ``cuda_device`` is the name of torch's current CUDA device, or None. ``auto`` maps
+    each device to a backend, ``rejected`` each device to the other backends and the reasons why
+    they are not taken. ``fused`` lists the devices on which the extension has whole-run kernels,
+    which make a whole run of the paper's method for a generator of dense layers in one call.
     """
 
     extension_failure: str | None
@@ -262,37 +262,36 @@ class BackendReport:
     fused: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"torch       {self.torch_version}, {self.threads} threads"]
-        lines += [f"extension   {self._extension()}"]
-        lines += [f"cuda        {self._cuda()}"]
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        lines = [f"torch: version {self.torch_version}, {threads}"]
+        lines += [f"C++ extension: {self._extension()}"]
+        lines += [f"CUDA device: {self._cuda()}"]
         for device, choice in self.auto.items():
-            lines.append(f"auto, {device:<5} {choice}")
-            lines += [
-                f"            not {name}: {why}" for name, why in self.rejected[device].items()
-            ]
-        lines.append(f"whole runs  {', '.join(self.fused) or 'none on this machine'}")
+            lines.append(f"backend for {device} tensors: {choice}")
+            lines += [f"  not {name}: {why}" for name, why in self.rejected[device].items()]
+        lines.append(f"whole-run kernels: {', '.join(self.fused) or 'none on this machine'}")
         return "\n".join(lines)
 
     def _extension(self) -> str:
         if self.extension_failure is not None:
-            return f"missing: {self.extension_failure}"
+            return f"not loaded: {self.extension_failure}"
         openmp = "with OpenMP" if self.openmp else "without OpenMP"
         archs = f"CUDA {', '.join(self.cuda_archs)}" if self.built_with_cuda else "without CUDA"
         built = ", ".join(self.isa_built)
-        return f"{self.isa} (built: {built}), {self.compiler}, {openmp}, {archs}"
+        return f"{self.isa} (built for: {built}), {self.compiler}, {openmp}, {archs}"
 
     def _cuda(self) -> str:
         if self.cuda_device is not None:
             return f"{self.cuda_device} (torch built for CUDA {self.torch_cuda})"
         if self.torch_cuda is None:
-            return "not available: this torch was built without CUDA"
-        return "not available: torch finds no CUDA device"
+            return "none, as this torch was built without CUDA"
+        return "none, as torch finds no CUDA device"
 
 
 def backends() -> BackendReport:
-    """What was built, what is used here and why not the rest; printable.
+    """Report what was built and which backends are used on this machine, with reasons; printable.
 
-    Loads the extension and Triton, where they are.
+    Loads the extension and Triton, if they are installed.
     """
     failure = _extension_failure()
     info = native.extension().build_info() if failure is None else {}
@@ -317,12 +316,12 @@ def backends() -> BackendReport:
 
 def _rejected_on_cpu(failure: str | None) -> dict[str, str]:
     if failure is None:
-        return {"reference": "native is faster", "triton": "serves cuda tensors"}
-    return {"native": failure, "triton": "serves cuda tensors"}
+        return {"reference": "native is faster", "triton": "it serves cuda tensors only"}
+    return {"native": failure, "triton": "it serves cuda tensors only"}
 
 
 def _rejected_on_cuda() -> dict[str, str]:
-    rejected = {"native": "serves cpu tensors"}
+    rejected = {"native": "it serves cpu tensors only"}
     if (failure := triton_failure()) is not None:
         return rejected | {"triton": failure}
-    return rejected | {"reference": "triton needs fewer launches"}
+    return rejected | {"reference": "triton needs fewer kernel launches"}

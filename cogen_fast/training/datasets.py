@@ -49,9 +49,9 @@ from cogen_fast.support.memory import check_room
 from cogen_fast.support.pictures import (
     check_pixels,
     endings,
+    limited_decoding,
     most_bytes,
     open_picture,
-    side_by_side,
 )
 from cogen_fast.support.warnings import warn_user
 
@@ -546,7 +546,7 @@ def _decoded(path: Path, use: Callable[[Image.Image], _Made]) -> _Made | None:
         image = open_picture(BytesIO(content))
     except Exception:  # decoders raise almost anything on a damaged file
         return None
-    with side_by_side(image.width * image.height):
+    with limited_decoding(image.width * image.height):
         try:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)

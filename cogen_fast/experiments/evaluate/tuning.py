@@ -26,7 +26,7 @@ from cogen_fast.results.metrics import DATA_RANGE
 from cogen_fast.results.result import Result
 from cogen_fast.support.arguments import check_choice, check_count
 from cogen_fast.support.digests import with_digest, without_digest
-from cogen_fast.support.files import parse_json, read_text, until_seen, write_atomically
+from cogen_fast.support.files import parse_json, read_text, wait_for_files, write_atomically
 from cogen_fast.support.warnings import warn_user
 
 AT_THE_EDGE = "the best learning rate is the grid's largest or smallest"
@@ -113,7 +113,7 @@ def tuned(
         output.write_plans()
         _write(paths[method.name], log)
     wait()
-    until_seen(lambda: next((path for path in paths.values() if not path.exists()), None))
+    wait_for_files(lambda: next((path for path in paths.values() if not path.exists()), None))
     found = tunings(output.folder, study, output.images, grid)
     return replace(study, methods=tuple(_with_rate(m, found) for m in study.methods))
 
