@@ -8,9 +8,9 @@ old package, then ``--again FILE`` with the new one, on the same machine: pieces
 two simulations, are equal to the last digit are taken over. The command ends with a table and, once
 all pieces are done, ``calibration.json``; its exit status is 1 if ranks are not uniform. The
 simulations and the bound are fixed here: one false alarm in 1,000 correct runs of all pieces, by
-Bonferroni's inequality over pieces, statistics and both tests. Lone chains, which run without
-weights and resampling, are shown but not judged: such a chain ends in the mode that it first
-reached, so it cannot be calibrated, and `Result.diagnose` says so.
+Bonferroni's inequality over pieces, statistics and both tests. Independent chains, which run
+without weights and resampling, are shown but not judged: such a chain ends in the mode that it
+first reached, so it cannot be calibrated, and `Result.diagnose` says so.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ METHODS: dict[str, Draw] = {
     "adaptive-64": AdaptiveDraw(chains=64),
     "kept 0.7": AdaptiveDraw(annealing=Annealing(kept=0.7)),
     "frozen": AdaptiveDraw(evidence="frozen"),
-    # Fewer than 16 chains and a budget just too small for 16 particles give lone chains.
+    # Fewer than 16 chains and a budget just too small for 16 particles give independent chains.
     "4 alone": AdaptiveDraw(chains=4, budget=199),
     "1 alone": AdaptiveDraw(chains=1, budget=799),
     "paper": PaperDraw(),
@@ -226,7 +226,7 @@ def main() -> int:
     broken = [line for line in judged if _worst(line)[0] < bound]
     print(f"\n{'problem':<16}{'method':<25}{'S':>6}{'K':>4}{'least p':>10}  of")
     print("\n".join(_row(line) for line in lines))
-    print(f"\n{tests} tests, bound {bound:.2g} (lone chains aside): {len(broken)} pieces broken")
+    print(f"\n{tests} tests, bound {bound:.2g} (without independent chains): {len(broken)} broken")
     if len(lines) == len(every):
         record = {"bound": bound, "broken": len(broken), "not judged": _ALONE, "lines": lines}
         (options.out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -423,7 +423,7 @@ def test_gradients_and_forwards_are_counted_and_within_the_budget(how: dict[str,
         populations = how.get("populations", 1)
         particles = 2 * populations * result.settings["particles"]
         assert gradients == particles * result.gradients
-        # Lone chains share their starts: a share is rounded up.
+        # Independent chains share their starts: a share is rounded up.
         assert 0 <= particles * result.forwards - forwards < particles
         # A prior draw costs half of a gradient; an odd one of a run is not counted.
         chains, runs = 2 * populations * how["chains"], 2 if "evidence" in how else 1
@@ -435,7 +435,7 @@ def test_gradients_and_forwards_are_counted_and_within_the_budget(how: dict[str,
 
 
 @pytest.mark.parametrize("chains", [1, 2, 5, 15])
-def test_the_smallest_budgets_of_lone_chains_are_kept(chains: int) -> None:
+def test_the_smallest_budgets_of_independent_chains_are_kept(chains: int) -> None:
     # They share up to 16 starts, and an eighth of the budget where that is less.
     for budget in (1, 2, 3, 4, 7, 15, 16, 17, 23):
         result, gradients, forwards = counted(batch=1, chains=chains, budget=budget)

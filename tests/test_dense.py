@@ -163,7 +163,7 @@ def test_every_activation(activation: str, chains: int) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 @pytest.mark.parametrize("hidden", [16, 20, 32])
-def test_lone_chains_of_known_widths(hidden: int, activation: str, isa: str) -> None:
+def test_independent_chains_of_known_widths(hidden: int, activation: str, isa: str) -> None:
     """Whose numbers stay in registers: masks, weights of entries, the paper's form."""
     net, x = network((2, hidden, hidden, 2), activation), np.array([[0.3, -0.2], [-0.5, 0.4]])
     native.extension().set_isa(isa)

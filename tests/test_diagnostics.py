@@ -100,15 +100,17 @@ def test_halves_in_different_modes_are_told_of_a_real_run(chains: int) -> None:
     assert any(line.startswith("islands disagree: ") for line in result.diagnose())
 
 
-def test_lone_chains_are_told_of_a_real_run() -> None:
-    assert any(line.startswith("lone chains: ") for line in run(chains=3, budget=100).diagnose())
+def test_independent_chains_are_told_of_a_real_run() -> None:
+    assert any(
+        line.startswith("independent chains: ") for line in run(chains=3, budget=100).diagnose()
+    )
 
 
 SICK: dict[str, tuple[dict[str, Any], str]] = {
     "interrupted": ({"complete": False}, "interrupted: .*checkpoint="),
     "alone": (
         {"alone": True},
-        "lone chains: .*mode probabilities are not reliable.*chains=16 or a larger budget",
+        "independent chains: .*mode probabilities are not reliable.*chains=16 or a larger budget",
     ),
     "budget": (
         {"jumped": torch.tensor([False, False, False, True])},

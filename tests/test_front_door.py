@@ -426,7 +426,7 @@ def test_a_generator_not_finite_at_some_prior_draws_has_others() -> None:
     assert result.energies.isfinite().all()
 
 
-def test_lone_chains_start_where_the_generator_is_finite() -> None:
+def test_independent_chains_start_where_the_generator_is_finite() -> None:
     net = mlp()
 
     def G(z: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from annealed import F64, LONE, MIXED, all_masses, begun, changed, normal, recorded
+from annealed import F64, INDEPENDENT, MIXED, all_masses, begun, changed, normal, recorded
 from torch import Tensor
 
 from cogen_fast.sampler import annealing_plan, bases, curvature, islands, smc, tuning
@@ -248,8 +248,8 @@ def test_nothing_is_learnt_at_the_posterior(count: int, mass: str) -> None:
 
 
 @pytest.mark.slow
-def test_lone_chains_go_on_learning() -> None:
-    states = recorded(MIXED.rows([1]), Annealing(), chains=3, **LONE)
+def test_independent_chains_go_on_learning() -> None:
+    states = recorded(MIXED.rows([1]), Annealing(), chains=3, **INDEPENDENT)
     there = [state for state in states if state.beta[0] == 1.0]
     for before, after in itertools.pairwise(there):
         assert {"tuning.log_step", "tuning.memory"} <= changed(before, after, 0)

@@ -69,7 +69,7 @@ def diagnose(evidence: DiagnosticInputs) -> list[str]:
     """A sentence on each thing that is wrong: where, the cause and an action; empty if none is."""
     checks: tuple[Callable[[DiagnosticInputs], str | None], ...] = (
         _interrupted,
-        _lone,
+        _independent,
         _unmoved,
         _jumped,
         _cut,
@@ -127,12 +127,12 @@ def _interrupted(run: DiagnosticInputs) -> str | None:
     )
 
 
-def _lone(run: DiagnosticInputs) -> str | None:
+def _independent(run: DiagnosticInputs) -> str | None:
     if not run.alone:
         return None
     return (
-        "lone chains: they are too few to be resampled, so each stays in the mode that it first "
-        "fell into: mode probabilities are not reliable, and there is no evidence; give chains=16 "
+        "independent chains: they are too few to be resampled, so each stays in the mode that it "
+        "first fell into: mode probabilities are not reliable, and there is no evidence; give chains=16 "
         "or a larger budget"
     )
 

@@ -7,8 +7,8 @@
 - The adaptive method: `smc`, the loop that weighs, resamples and moves particles. `pool` draws the
   first particles; `annealing_plan` chooses the next inverse temperature and the number of moves
   within a budget; `tuning` adapts step size and trajectory length; `curvature`, with `bases` and
-  `sketches`, estimates the mass; `islands` says which particles tune which. `lone_chains` serves
-  too few chains for a population, `fallback` refines gradients of reduced precision,
+  `sketches`, estimates the mass; `islands` says which particles tune which. `independent_chains`
+  serves too few chains for a population, `fallback` refines gradients of reduced precision,
   `noise_level` infers noise, and `reverse` runs the schedule backwards to bound the evidence.
 - `weights`: log weights, effective sample sizes and standard errors.
 

@@ -30,8 +30,8 @@ from cogen_fast.sampler import (
     curvature,
     fallback,
     hmc,
+    independent_chains,
     islands,
-    lone_chains,
     pool,
     tuning,
 )
@@ -39,7 +39,7 @@ from cogen_fast.sampler.annealing_plan import Annealing, AnnealingStatus, least_
 from cogen_fast.sampler.bases import Basis
 from cogen_fast.sampler.curvature import Curvature, Directions
 from cogen_fast.sampler.hmc import Energy, HMCState
-from cogen_fast.sampler.lone_chains import EnergyMoments
+from cogen_fast.sampler.independent_chains import EnergyMoments
 from cogen_fast.sampler.tuning import POPULATION, Tuning, TuningRule
 from cogen_fast.sampler.weights import (
     effective_sample_size,
@@ -230,7 +230,7 @@ def init(
     energy = pool.scores(potential, latents)
     if alone:
         latents, energy = pool.finite_first(latents, energy)
-    spread = lone_chains.init(energy, chains) if alone else None
+    spread = independent_chains.init(energy, chains) if alone else None
     if alone:
         begun = pool.at_prior(latents, energy, chains)
     else:
@@ -358,7 +358,9 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
             beta, state.sharpness, chosen.kept, state.islands, active
         )
     else:
-        new_beta = torch.where(active, lone_chains.next_beta(state.spread, beta, chosen.kept), beta)
+        new_beta = torch.where(
+            active, independent_chains.next_beta(state.spread, beta, chosen.kept), beta
+        )
     share = effective_sample_size(_log_weights(state, new_beta)) / state.log_weights.shape[-1]
     # At the end weights are made even, so that particles are draws as they stand.
     arrived = (new_beta >= 1.0) & (state.rounds == 0)
@@ -547,7 +549,7 @@ def _one_move(
     made = curvature.transition(state.hmc, potential, settings, length, turn, ops)
     chains, info = made.after, made.info
     if adapts:
-        # At the posterior itself nothing is learnt, but by lone chains, which are no samples.
+        # At the posterior itself only independent chains learn, which are not samples.
         learns = _learns(choice, spread)
         tuned = tuning.update(
             tuned, used, made.start, made.end, info, settings, length, rule, learns
@@ -555,7 +557,7 @@ def _one_move(
         if turn is not None and seen.mean is not None:
             seen = _seen(replace(state, hmc=chains), choice)
     if spread is not None:
-        spread = lone_chains.update(spread, chains.energy, choice.active)
+        spread = independent_chains.update(spread, chains.energy, choice.active)
     moved = replace(
         state,
         hmc=chains,
@@ -601,7 +603,7 @@ def _sharpness(state: SMCState, learns: Tensor) -> Tensor:
     if state.spread is None:
         deviation = robust_deviation(state.hmc.energy)
     else:
-        deviation = lone_chains.deviation(state.spread)
+        deviation = independent_chains.deviation(state.spread)
     seen = state.beta * deviation
     mean = torch.where(state.sharpness > 0.0, state.sharpness.lerp(seen, _SHARPNESS_GAIN), seen)
     return torch.where(learns, mean, state.sharpness)

@@ -1,6 +1,6 @@
-"""Lone chains: inverse temperatures for chains that are too few to be a population.
+"""Independent chains: inverse temperatures for chains that are too few to be a population.
 
-Lone chains are not resampled, and their weights are not used. Their next inverse temperature
+Independent chains are not resampled, and their weights are not used. Their next inverse temperature
 follows from running means and variances of each chain's own energies.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from annealed import F64, LONE, MIXED, LinearGaussian, all_masses, begun, normal, sample
+from annealed import F64, INDEPENDENT, MIXED, LinearGaussian, all_masses, begun, normal, sample
 from torch import Tensor
 
 from cogen_fast.sampler import annealing_plan, smc
@@ -133,7 +133,7 @@ def test_nothing_kept_is_a_jump_and_who_stands_still_does_not_move() -> None:
         (Annealing(leapfrog_steps=1), {"observations": 3}),
         (Annealing(leapfrog_steps=5, hmc_steps=2), {}),
         (Annealing(leapfrog_steps=40), {}),
-        (Annealing(kept=0.9), {"chains": 3, **LONE}),
+        (Annealing(kept=0.9), {"chains": 3, **INDEPENDENT}),
     ],
     ids=[
         "tuned", "three-observations", "three-moves", "one-step", "five-steps-twice",
