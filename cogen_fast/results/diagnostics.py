@@ -131,9 +131,9 @@ def _independent(run: DiagnosticInputs) -> str | None:
     if not run.alone:
         return None
     return (
-        "independent chains: they are too few to be resampled, so each stays in the mode that it "
-        "first fell into: mode probabilities are not reliable, and there is no evidence; give chains=16 "
-        "or a larger budget"
+        "independent chains: they are too few to be resampled, so each stays in the mode "
+        "that it first fell into: mode probabilities are not reliable, and there is no evidence; "
+        "give chains=16 or a larger budget"
     )
 
 

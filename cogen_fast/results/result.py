@@ -385,8 +385,8 @@ class Result:
         """A sentence on each thing that is wrong, with its cause and an action; empty if none is.
 
         The checks are of interruption, independent chains, the budget, the acceptance, final
-        energies, weights, agreement of islands and of their evidence, whether the standard error of the
-        evidence is known, the misfit of the best sample, inferred noise at a bound, and proposals
+        energies, weights, agreement of islands and of their evidence, whether the standard error of
+        the evidence is known, the misfit of the best sample, inferred noise at a bound, and proposals
         that were not finite.
         """
         return diagnose(self._diagnostic_inputs())
