@@ -2,18 +2,20 @@
 
     python benchmarks/annealing.py [--problems 2d faces] [--methods ...] [--budgets ...] [...]
 
-2d: the authors' generator with its second output known; share of 2,000 chains within a mean
-squared error of 0.01 of the answer. faces: eight faces of the DCGAN's own, a 30 x 30 block hidden,
-16 chains each at noise_std 0.05 and 0.5; mean squared error of the hidden pixels per chain. What is
-observed is exact, so that a best fit can be exact too; samples spread as the noise says. Every
-method has the same number of gradient evaluations per chain; "polished" is the adaptive method with
-three quarters of them, then L-BFGS from its samples. Adam starts every chain at a prior
-draw, with the rate that did best on two other faces (on another observation for 2d). BlackJAX
-(extra ``peers``) is left out where it is not installed.
+The problem "2d" is the authors' generator with its second output known; it reports the share of
+2,000 chains within a mean squared error of 0.01 of the answer. The problem "faces" has eight faces
+of the DCGAN's own, a 30 x 30 block hidden, and 16 chains each at noise_std 0.05 and 0.5; it reports
+the mean squared error of the hidden pixels per chain. What is observed is exact, so a best fit can
+be exact too, while samples spread according to the noise. Every method has the same number of
+gradient evaluations per chain; "polished" is the adaptive method with three quarters of them, then
+L-BFGS from its samples. Adam starts every chain at a prior draw, with the rate that was best on two
+other faces (for 2d, on another observation). BlackJAX (extra ``peers``) is left out if it is not
+installed.
 
-Every finished piece is a line of ``benchmarks/results/annealing.jsonl``: start it again and it goes
-on. Ends with the table of all that is there. Seconds are those of the line's ``threads``; to use
-two cores well, start the command twice, each pinned to one (``taskset``), with different methods.
+Every finished piece of work is a line of ``benchmarks/results/annealing.jsonl``; if the command is
+started again, it continues. It ends with a table of all lines. Seconds are those with the line's
+number of ``threads``; to use two cores well, start the command twice, each pinned to one core
+(``taskset``), with different methods.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ _GOOD = {"2d": 0.01, "faces": 0.002}
 _RATES = {"2d": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "faces": (0.003, 0.01, 0.03, 0.1, 0.3)}
 _TUNING = {"2d": 200, "faces": 1000}
 _PAPER_LEAPFROG = 10
-_BLACKJAX_SHORT = {"2d": 400, "faces": 1500}  # below it larger steps of the temperature are better
+_BLACKJAX_SHORT = {"2d": 400, "faces": 1500}  # below these, larger temperature steps are better
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method gave: errors of its chains, and what it spent on each."""
+    """The result of a method: the errors of its chains, and what it spent on each."""
 
     errors: Tensor
     gradients: int
@@ -122,7 +124,7 @@ def _adaptive(problem: Problem, budget: int, log: Log, polish: int = 0) -> Outco
     )
     seconds = time.monotonic() - start
     images = result.images if result.fit_images is None else result.fit_images
-    ends = result.acceptance[-1].nanmean()  # NaN of an island that was done before
+    ends = result.acceptance[-1].nanmean()  # islands that finished earlier have NaN
     remark = f"{len(result.betas)} temperatures, acceptance {ends:.2f} at the end"
     return Outcome(problem.error(images[0]), result.gradients + polish, seconds, remark)
 
@@ -175,7 +177,7 @@ def _tuned_rate(group: str, generator: nn.Module, log: Log) -> float:
     if group == "faces":
         problems = [_face(generator, number, 0.05, seed=2) for number in (0, 1)]
     else:
-        # The second coordinate of the Gaussian at 72 degrees, which one mean only has.
+        # The second coordinate of the Gaussian at 72 degrees, which no other mean has.
         angle = torch.tensor(2.0 * torch.pi / 5.0)
         problems = [_two_d(float(angle.sin()), torch.stack([angle.cos(), angle.sin()]))]
     errors = {}
@@ -189,7 +191,7 @@ def _tuned_rate(group: str, generator: nn.Module, log: Log) -> float:
 
 
 def _blackjax(problem: Problem, budget: int, log: Log) -> Outcome:
-    """As a user of BlackJAX would tune it, for each budget: few but long moves."""
+    """BlackJAX, tuned for each budget as a user would: few but long moves."""
     from peers import jax_generators
     from peers.tempered_smc import sample
 
@@ -248,11 +250,11 @@ def _run(problem: Problem, method: str, budget: int, log: Log) -> None:
     if any(log.find(**key)):
         return
     done = next(log.find(piece="result", **_key(problem, method, budget)), None)
-    if method == "adam" and done:  # the same run, for Adam does not look at the noise
+    if method == "adam" and done:  # the same run, because Adam does not depend on the noise
         log.add(**done | problem.noise)
         return
     if problem.group == "2d":
-        torch.set_num_threads(1)  # layers of 20 units: a second thread only waits
+        torch.set_num_threads(1)  # layers of 20 units are too small to share among threads
     outcome = METHODS[method](problem, budget, log)
     errors = outcome.errors.double().nan_to_num(nan=torch.inf)
     good = float((errors < _GOOD[problem.group]).double().mean())

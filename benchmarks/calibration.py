@@ -1,15 +1,16 @@
 """Simulation-based calibration of every method: ``python benchmarks/calibration.py [--quick]``.
 
-Each piece is a method on a problem; `cogen_fast.experiments.calibration` says what is tested. A
-piece is made in parts, each a line of ``benchmarks/results/calibration.jsonl``: start it again and
-it goes on; lines of another state of the sampler's sources are not looked at. After a change that
-should change no figure, run ``--probe FILE`` with the package as it was, then ``--again FILE``, on
-the same machine: pieces whose probes, of two simulations, are the same to the last digit are taken
-over. Ends with a table and, once all are there, ``calibration.json``; exits with 1 where ranks are
-not uniform. What is simulated and the bound are fixed here: one false alarm in 1,000 correct runs
-of all pieces, by Bonferroni's inequality over pieces, statistics and both tests. Lone chains are
-shown beside them and not judged: a chain without weights or company ends in the mode it fell into,
-so it cannot be calibrated, and `Result.diagnose` says so.
+Each piece of work is a method on a problem; `cogen_fast.experiments.calibration` says what is
+tested. A piece is made in parts, each a line of ``benchmarks/results/calibration.jsonl``; if the
+command is started again, it continues. Lines from another state of the sampler's sources are
+ignored. After a change of the sources that should change no figure, run ``--probe FILE`` with the
+old package, then ``--again FILE`` with the new one, on the same machine: pieces whose probes, of
+two simulations, are equal to the last digit are taken over. The command ends with a table and, once
+all pieces are done, ``calibration.json``; its exit status is 1 if ranks are not uniform. The
+simulations and the bound are fixed here: one false alarm in 1,000 correct runs of all pieces, by
+Bonferroni's inequality over pieces, statistics and both tests. Independent chains, which run
+without weights and resampling, are shown but not judged: such a chain ends in the mode that it
+first reached, so it cannot be calibrated, and `Result.diagnose` says so.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from cogen_fast.experiments.calibration import (
     calibrated,
     ranks,
 )
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 
 _RESULTS = Path(__file__).parent / "results"
 _SOURCES = digest_of_method("cogen_fast/experiments/calibration.py")
@@ -61,22 +62,22 @@ METHODS: dict[str, Draw] = {
     "adaptive-64": AdaptiveDraw(chains=64),
     "kept 0.7": AdaptiveDraw(annealing=Annealing(kept=0.7)),
     "frozen": AdaptiveDraw(evidence="frozen"),
-    # Fewer than 16 chains and a budget just too small for 16 particles: lone chains.
+    # Fewer than 16 chains and a budget just too small for 16 particles give independent chains.
     "4 alone": AdaptiveDraw(chains=4, budget=199),
     "1 alone": AdaptiveDraw(chains=1, budget=799),
     "paper": PaperDraw(),
 }
 _ALONE = ("4 alone", "1 alone")
 _PROBED = 2  # simulations
-_PER_PART = {  # simulations
+_PER_PART = {  # numbers of simulations
     "linear-64": 400,
     "fashion-32": 20,
     "fashion-32-64": 5,
     "conv-8-noise": 200,
     "linear-64-noise": 200,
 }
-# Those that fit in memory; with all latents free a few take many times as long as the others, and
-# a call ends when its slowest does.
+# Data sets in a call: as many as fit in memory. With all latents free a few data sets take many
+# times as long as the others, and a call ends with its slowest.
 _PER_CALL = {
     "linear-64": 50,
     "fashion-32": 10,
@@ -126,7 +127,7 @@ def _design(problem: str, method: str, simulations: int) -> Design:
 
 def _work(piece: Piece, part: range) -> dict[str, Any]:
     """A part's line: its ranks."""
-    torch.set_num_threads(1)  # small matrices: a second thread only waits, a second part does not
+    torch.set_num_threads(1)  # for small matrices, a second process is worth more than a thread
     start = time.monotonic()
     model, method = MODELS[piece.problem](), METHODS[piece.method]
     rows = ranks(model, method, piece.design, _SEED, part)
@@ -225,7 +226,7 @@ def main() -> int:
     broken = [line for line in judged if _worst(line)[0] < bound]
     print(f"\n{'problem':<16}{'method':<25}{'S':>6}{'K':>4}{'least p':>10}  of")
     print("\n".join(_row(line) for line in lines))
-    print(f"\n{tests} tests, bound {bound:.2g} (lone chains aside): {len(broken)} pieces broken")
+    print(f"\n{tests} tests, bound {bound:.2g} (without independent chains): {len(broken)} broken")
     if len(lines) == len(every):
         record = {"bound": bound, "broken": len(broken), "not judged": _ALONE, "lines": lines}
         (options.out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")

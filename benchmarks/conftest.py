@@ -1,4 +1,4 @@
-"""Benchmarks are scripts side by side: let them import each other, and the installed package."""
+"""Benchmarks are scripts side by side: let them import one another, and the installed package."""
 
 from __future__ import annotations
 

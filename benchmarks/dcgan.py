@@ -1,4 +1,4 @@
-"""The DCGAN of 64 x 64 faces that the benchmarks use, as a user would bring it."""
+"""The DCGAN of 64 x 64 faces that the benchmarks use, in the form in which a user would have it."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Restore hidden parts of DCGAN faces: the published sampler against gradient descent, equal cost.
+"""Restore hidden parts of DCGAN faces: the published sampler and gradient descent, at equal cost.
 
     python benchmarks/dcgan_faces.py [--faces 8] [--gradients 3000]
 
-Two tasks: a 30 x 30 block hidden, and 16 x 16 to 64 x 64. The faces are the generator's own, from
-latents that no method sees. Each method's one free number (learning rate; noise level) comes from a
-grid, chosen by the hidden error on other faces. Every finished piece is a line of
-``benchmarks/results/dcgan_faces.jsonl``: start it again and it goes on. Ends with a table and one
-PNG grid per task.
+There are two tasks: a 30 x 30 block is hidden, or 16 x 16 pixels are enlarged to 64 x 64. The faces
+are the generator's own, from latents that no method is given. The one free number of each method
+(learning rate or noise level) comes from a grid, and is chosen by the hidden error on other faces.
+Every finished piece of work is a line of ``benchmarks/results/dcgan_faces.jsonl``; if the command
+is started again, it continues. It ends with a table and one PNG grid per task.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from log import Log
 from torch import Tensor
 
 from cogen_fast import AveragePool, Compute, Mask, MeasurementOperator, Paper, cogenerate
-from cogen_fast.experiments.synthetic.rivals import gradient_descent
+from cogen_fast.experiments.synthetic.baseline_runs import gradient_descent
 from cogen_fast.results.plots import Tile, draw_grid, hide, to_pixels
 from cogen_fast.results.result import GRADIENT_COST
 
@@ -32,7 +32,7 @@ _RESULTS = Path(__file__).parent / "results"
 _CHAINS = 4
 _MULTI_STARTS = 5000
 _TUNING_FACES = 2
-# Best-of-K scores a tenth of its starts and then takes as many steps as in the default run.
+# When it is tuned, best-of-K scores a tenth of its starts, then takes as many steps as by default.
 _TUNING_GRADIENTS = {"ais": 1000, "gd": 1000, "gd-multi": 750}
 _TUNING_STARTS = _MULTI_STARTS // 10
 _LEAPFROG = 10

@@ -1,14 +1,14 @@
-"""Gradient evaluations per second of whole annealed runs on the 2-D GAN: ours and its rivals.
+"""Gradient evaluations per second of whole annealed runs on the 2-D GAN, beside other programs.
 
     python benchmarks/dense_runs.py [--chains 1 100 1000 10000] [--rounds 7]
 
-The published run with 20 leapfrog steps a transition: ours as `cogenerate` picks it (all of it in
-C++) and by the general path, eager torch, torch with a trajectory compiled, JAX with the whole run
-in one jit; and BlackJAX's HMC, which anneals nothing. Methods take turns, a quarter of a second
-each, so that a slow moment of the machine falls on all of them; medians over rounds. The last line
-is the roofline: what a large matrix product reaches on the same cores in the same rounds. JAX and
-BlackJAX (extra ``peers``) are left out where they are not installed. Writes
-``benchmarks/results/dense_runs.json``.
+The run is the published one with 20 leapfrog steps a transition: by this package as `cogenerate`
+picks it (all of it in C++) and by its general path, by eager torch, by torch with a compiled
+trajectory, by JAX with the whole run in one jit; and by BlackJAX's HMC, which anneals nothing. The
+methods take turns, a quarter of a second each, so that a slow moment of the machine affects all of
+them; the figures are medians over rounds. The last line is the roofline: the rate of a large matrix
+product on the same cores in the same rounds. JAX and BlackJAX (extra ``peers``) are left out if
+they are not installed. Writes ``benchmarks/results/dense_runs.json``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Whole annealed runs of the 2-D GAN on a device: ``python benchmarks/dense_speed.py [--help]``.
 
-The published run as `cogenerate` makes it in one native call, and eager torch, in turns; medians
-over rounds. One line of JSON each: chains, transitions, seconds of the whole call, and gradient
-evaluations per second of all chains together. Fewer transitions for eager torch, whose rate does
-not depend on their number. 100 chains are the paper's run (10,000 transitions of 20 leapfrog
-steps). `dense_runs.py` has the CPU's other rivals.
+The published run, as `cogenerate` makes it in one native call, and eager torch take turns; the
+figures are medians over rounds. Each method gives one line of JSON: chains, transitions, seconds of
+the whole call, and gradient evaluations per second of all chains together. Eager torch has fewer
+transitions, because its rate does not depend on their number. 100 chains are the paper's run
+(10,000 transitions of 20 leapfrog steps). `dense_runs.py` has the other programs on the CPU.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _lines(device: str, chains: int, transitions: int, rounds: int) -> list[dict
     for turn in range(rounds + 1):
         for name, (_, work) in methods.items():
             taken = _seconds(work, device)
-            if turn > 0:  # the first one warms up
+            if turn > 0:  # the first turn warms up
                 seconds[name].append(taken)
     lines: list[dict[str, object]] = []
     for name, (count, _) in methods.items():

@@ -1,13 +1,14 @@
-"""Whole runs of image generators, by `cogenerate`: ``python benchmarks/end_to_end.py``.
+"""Whole runs of image generators by `cogenerate`: ``python benchmarks/end_to_end.py``.
 
-Gradient evaluations per second, all chains together, of short runs by the published method with
+The figures are gradient evaluations per second, of all chains together, in short runs of the
+published method with the backends
 
     reference   the sampler in plain torch, the generator as it is
     native      the sampler's updates and the misfit in C++, the generator as it is
-    auto        what `cogenerate` takes by itself: for the shipped generator its fast path
+    auto        the choice of `cogenerate`: for the shipped generator its fast path
 
-Backends take turns; medians over rounds. The DCGAN's weights are in the folder that
-``COGEN_FAST_TEST_DATA`` names.
+Backends take turns, and the figures are medians over rounds. The DCGAN's weights are in the folder
+that ``COGEN_FAST_TEST_DATA`` names.
 """
 
 from __future__ import annotations

@@ -1,23 +1,24 @@
-"""One image to show, against many starts at the same cost.
+"""One image to show, compared with the best of many starts at the same cost.
 
     python benchmarks/estimates.py [--kinds own real faces] [--budgets 500 2000 5000 20000]
         [--images 48 --data t10k-images-idx3-ubyte.gz]
 
-`Result.estimate` of a default run with a budget (``polish="auto"``; noise of 0.1, or inferred)
-beside Adam and L-BFGS from the best of many prior draws, a quarter of the cost, on the shipped
-generator of garments: photographs that it has not seen, and images of its own, each with a block
-hidden, and reduced by 4 and by 8. Photographs are the ten that the package ships, or the first
-``--images`` of ``--data`` (an IDX file, a folder, or an ``.npz``), which should be held out too:
-Fashion-MNIST's test images. ``--kinds faces`` are own images of the DCGAN of faces (64 px, 100
-latents; needs ``COGEN_FAST_TEST_DATA``), with half hidden, a block, and reduced by 4. Costs are in
-forwards an image, a z-gradient counted as 2. Learning rates of the rivals are fixed by hand, and
-not tuned.
+`Result.estimate` of a default run with a budget (``polish="auto"``; noise of 0.1, or inferred) is
+compared with Adam and L-BFGS from the best of many prior draws, which take a quarter of the cost.
+The generator is the shipped one of garments. The images are photographs that it was not trained on,
+and images of its own, each with a block hidden, and reduced by 4 and by 8. Photographs are the ten
+that the package ships, or the first ``--images`` of ``--data`` (an IDX file, a folder, or an
+``.npz``), which should be held out too, such as Fashion-MNIST's test images. ``--kinds faces`` are
+own images of the DCGAN of faces (64 px, 100 latents; needs ``COGEN_FAST_TEST_DATA``), with half
+hidden, a block hidden, and reduced by 4. Costs are in forwards for an image, where a z-gradient
+counts as 2. The learning rates of Adam and L-BFGS are fixed by hand, and not tuned.
 
-Every finished piece is a line of ``benchmarks/results/estimates.jsonl``: start it again and it goes
-on; lines of another state of the sources are not looked at. Ends with a table in Markdown: mean
-squared errors of whole images with their standard errors, and the default's less the better
-rival's, image by image, in standard errors of that difference: of the estimate, and of the fit of
-lowest misfit; and, of the estimate, with the noise inferred less the default's.
+Every finished piece of work is a line of ``benchmarks/results/estimates.jsonl``; if the command is
+started again, it continues. Lines from another state of the sources are ignored. It ends with a
+table in Markdown: mean squared errors of whole images with their standard errors, and differences,
+paired by image, in standard errors of the difference: the default's estimate minus the better of
+Adam and L-BFGS, the default's fit of lowest misfit minus the same, and the estimate with inferred
+noise minus the default's.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _TASKS: dict[str, tuple[Task, ...]] = {
     "faces": (Half(), Block(), SuperResolve(4)),
 }
 _BUDGETS = (500, 2_000, 5_000, 20_000)
-_STARTS = 4  # of a rival's cost, one part is for its starts
+_STARTS = 4  # one part in so many of the cost of Adam and L-BFGS is for their starts
 _RATES = {"adam-multi": 0.1, "lbfgs-multi": 0.3}
 _DEFAULT, _INFERRED = "default", "default, noise inferred"
 _SEEDS = {"images": 9, "tasks": 1, "runs": 3}

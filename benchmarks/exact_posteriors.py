@@ -3,33 +3,36 @@
     python benchmarks/exact_posteriors.py [--quick] [--cells 'iso-100-*' ...]
         [--further] [--probe FILE | --again FILE] [--rivals]
 
-A cell is a model of `cogen_fast.experiments.exact_models`, a number of latents, a noise, and N:
-200 independent repetitions (40 in 1,024 latents) with default settings, each on a data set of its
-own, drawn from the model. Cells of two modes have R populations of 16 each, 4,096 of them in all;
-models called "relu", "relu-deep", "sigmoid" and "step" are flat over most of the prior, "abs" and
-"sine" have modes that no move joins, in every latent. `paper-...` cells are the published method's,
-with an annealing that is slow enough; in `centred-...` cells all data are 0, whose posterior has
-the prior's mean; a `bounded-...` cell has a budget of 2,500 gradients, and an `eight-...` cell
-eight populations. Gradients are those of a particle in a batch of 50 data sets, and of a data set
-that runs alone; in 512 latents and more each runs alone, since matrices of several would not fit
-into a cache. ``--rivals`` runs BlackJAX (extra ``peers``) on some cells, on data drawn alike and
-with the gradients that ours took, in a batch where there is one (`exact_rivals`).
+A cell is a model of `cogen_fast.experiments.exact_models`, a number of latents, a noise level, and
+the number N of chains. It has 200 independent repetitions (40 in 1,024 latents) with default
+settings, each on a data set of its own, drawn from the model. Cells with two modes have R
+populations of 16 particles each, 4,096 populations in all. The models "relu", "relu-deep",
+"sigmoid" and "step" are flat over most of the prior; "abs" and "sine" have, in every latent, modes
+between which no move goes. `paper-...` cells use the published method, with an annealing that is
+slow enough; in `centred-...` cells all data are 0, and their posterior has the prior's mean; a
+`bounded-...` cell has a budget of 2,500 gradients, and an `eight-...` cell has eight populations.
+Gradients are those of a particle in a batch of 50 data sets, and of a data set that runs alone; in
+512 latents and more each runs alone, because the matrices of several would not fit into a cache.
+``--rivals`` runs BlackJAX (extra ``peers``) on some cells, on data drawn from the same model, with
+the number of gradients that this package took, in a batch if there is one (`exact_rivals`).
 
-Every finished piece is a line of ``benchmarks/results/exact_posteriors.jsonl``: start it again and
-it goes on. Lines of another state of the sampler's sources are not looked at. After a change that
-should change no figure, run ``--probe FILE`` with the package as it was, then ``--again FILE``, on
-the same machine: cells whose probes, of a few data sets, are the same to the last digit are taken
-over. ``--quick`` is a first piece of the cells with at most 100 latents and N = 16, or R = 64. Ends
-with the table of all that is there, which is also ``exact_posteriors.md`` beside the log. To use
-two cores, start the command twice, each pinned to one (``taskset``), with different ``--cells``;
-once more, with cells of no name, writes the table of both.
+Every finished piece of work is a line of ``benchmarks/results/exact_posteriors.jsonl``; if the
+command is started again, it continues. Lines from another state of the sampler's sources are
+ignored. After a change of the sources that should change no figure, run ``--probe FILE`` with the
+old package, then ``--again FILE`` with the new one, on the same machine: cells whose probes, of a
+few data sets, are equal to the last digit are taken over. ``--quick`` runs the first piece of the
+cells with at most 100 latents and N = 16, or R = 64. The command ends with the table of all cells
+that have lines, which is also written to ``exact_posteriors.md`` beside the log. To use two cores,
+start the command twice, each pinned to one core (``taskset``), with different ``--cells``; then
+start it with a pattern that matches no cell, to write the table of both.
 
-A cell passes where the mean energy is within four standard errors, latents' variances are within
-2 % or four standard errors in every direction looked at, the log of the mean evidence is within
-three of its errors, and the runs' own errors of the log evidence, doubled, cover it in 90 % of the
-runs that give one, less the binomial error of that share. So must the share of a mode, and the
-errors that a run's populations tell of it. Of so many cells some fail by chance: ``--further`` runs
-800 further data sets of the cells that it is given, which are judged by themselves ("others").
+A cell passes if the mean energy is within four standard errors, if the variances of latents are
+within 2 % or four standard errors in every direction that is tested, if the log of the mean
+evidence is within three of its errors, and if the runs' own errors of the log evidence, doubled,
+cover the true value in 90 % of the runs that give an error, less the binomial error of that share.
+The same holds for the share of a mode, and for the errors of it that the populations of a run
+estimate. Of so many cells some fail by chance: ``--further`` runs 800 further data sets of the
+cells that it is given, which are judged by themselves ("others").
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ _SIZES, _NOISES, _CHAINS = (8, 20, 64, 100, 512), (0.1, 0.3), (16, 64)
 _REPETITIONS, _TOGETHER, _ALONE = 200, 50, 4
 _MANY, _MANY_REPETITIONS = 1024, 40
 _PROBED = 3  # data sets
-_FURTHER = range(1000, 1800)  # data sets by which a cell that fails is judged anew
+_FURTHER = range(1000, 1800)  # data sets by which a cell that failed is judged again
 _QUICK_SIZE = 100
 _BUDGET = 2500
 _EIGHT, _EIGHT_SIZE = 8, 64
@@ -77,7 +80,7 @@ _ELEMENTWISE_SIZES = (4, 8, 20)
 _MODE_SIZES, _POPULATIONS, _MODE_CHAINS = (2, 5, 20), (16, 64, 256), 16
 _IN_ALL, _AT_ONCE = 4096, 256  # populations
 _PAPER_SIZES, _PAPER_NOISE, _PAPER_STEPS, _PAPER_LENGTH = (8, 20), 0.3, 1600, 10
-_PAPER_AT_ONE = np.ones(400)  # samples lag behind the temperature, which their weights make up for
+_PAPER_AT_ONE = np.ones(400)  # moves at beta = 1: samples lag behind beta, which weights correct
 _COVERED = 0.9
 
 
@@ -198,7 +201,7 @@ class ModesCell:
         )
         assert result.log_weights is not None and result.log_evidence is not None
         log_weights = result.log_weights.reshape(shape)
-        # Less what is exact: so that data sets count alike.
+        # Relative to the exact evidence, so that all data sets have equal weight.
         off = torch.logsumexp(log_weights, -1) - exact.log_evidence(x)[:, None]
         right = (result.latents[..., 0] >= 0.0).double().reshape(shape)
         return _cost(result) | {
@@ -297,7 +300,7 @@ def _run_probe(cell: Cell | ModesCell, probes: Log, sources: str) -> None:
 
 
 def _run_alone(cell: Cell, log: Log, sources: str) -> None:
-    """What one data set takes by itself: in a batch nobody is done before the slowest are."""
+    """What one data set takes alone: in a batch, all data sets wait for the slowest."""
     for number in range(_ALONE):
         key = {"alone": cell.name, "first": number, "sources": sources}
         if not any(log.find(**key)):
@@ -306,7 +309,7 @@ def _run_alone(cell: Cell, log: Log, sources: str) -> None:
 
 
 def _run_rivals(cell: Cell, log: Log, sources: str) -> None:
-    """The whole grid, with the gradients that ours took; nothing where ours has not run."""
+    """The whole grid, with the gradients that this package took; nothing if it has not run."""
     import exact_rivals
 
     found = log.find(cell=cell.name, sources=sources)
@@ -323,7 +326,7 @@ def _run_rivals(cell: Cell, log: Log, sources: str) -> None:
                 print(f"{cell.name} {rival} {how}: {found['energy']:.3g}", flush=True)
 
 
-# --- what the pieces say --------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def _joined(lines: Sequence[dict[str, Any]], *names: str) -> Tensor:

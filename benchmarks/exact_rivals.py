@@ -1,10 +1,11 @@
-"""BlackJAX on exact models with as many gradients a particle as ours took: errors of one run.
+"""BlackJAX on exact models, with as many gradients per particle as this package took.
 
-Each repetition has a data set of its own, drawn from the model, the first of those that ours has.
-Tempered SMC goes on at temperature 1 until its gradients are spent, and its estimate of the mean
-energy is that over all steps there, as ours; that of NUTS is over all draws. Forwards that the
-rivals spend beside their gradients are not counted, and the settings are the best of a small grid,
-told by the very runs that count: both in their favour.
+The figures are errors of one run. Each repetition has a data set of its own, drawn from the model:
+the first data sets that this package has too. Tempered SMC continues at temperature 1 until its
+gradients are used up, and its estimate of the mean energy is the mean over all steps there, as
+here; that of NUTS is the mean over all draws. Two things favour BlackJAX: forwards that it needs
+besides its gradients are not counted, and its settings are the best of a small grid by the same
+runs that are reported.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from cogen_fast.experiments.exact_models import LinearGaussian
 RIVALS = ("tempered SMC", "NUTS")
 REPETITIONS = 40
 _SMC = {"target_ess": (0.5, 0.8, 0.9), "mcmc_steps": (1, 4), "leapfrog_steps": (4, 10)}
-_SMC_LEAST_STEPS = 12  # temperatures: a setting that leaves fewer is not tried
+_SMC_LEAST_STEPS = 12  # settings that leave fewer temperatures than this are not tried
 _NUTS = {"step_size": (0.02, 0.1), "doublings": (4, 7)}
 
 

@@ -1,6 +1,6 @@
 """Share of chains at the answer of the 2-D study: ``python benchmarks/five_gaussians.py G.npz``.
 
-Prints a table and writes it, with the settings of each method, to ``benchmarks/results``.
+Prints a table, and writes it with the settings of each method to ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=_OUT)
     options = parser.parse_args()
     generator = cogen_fast.load_generator(options.generator)
-    torch.set_num_threads(1)  # matrices of 100 x 20: a second thread only waits
+    torch.set_num_threads(1)  # matrices of 100 x 20 are too small to share among threads
     print(_HEADER, flush=True)
     lines, start = [], time.monotonic()
     for line in compare(generator, range(options.seeds), progress=False):

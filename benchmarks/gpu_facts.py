@@ -1,9 +1,9 @@
-"""Write what came of a stage of the GPU check into its JSON: machine, build, commit and figures.
+"""Write the results of a stage of the GPU check into its JSON: machine, build, commit, figures.
 
     python benchmarks/gpu_facts.py gpu_check.json STAGE FIGURES.jsonl
 
 Other stages in the file stay as they are, each with the facts of its own run. COGEN_FAST_COMMIT
-names the commit where there is no repository.
+names the commit if there is no repository.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The test suite in parts: ``python benchmarks/gpu_tests.py [--help]``.
 
-Test files run in processes of their own, several at once. Each that has ended is a line of the log
-(``--out``): its counts, why tests were skipped, what failed. Files that passed with the same
-sources on the same device are not run again; none is begun after ``--seconds``, and what still runs
-at ``--limit`` is stopped, so that a command ends in time and the same command goes on.
+Each test file runs in a process of its own, several at once. A file that has ended is a line of the
+log (``--out``): its counts, why tests were skipped, what failed. Files that passed with the same
+sources on the same device are not run again. No file is started after ``--seconds``, and what still
+runs at ``--limit`` is stopped, so that a command ends in time; the same command, run again,
+continues.
 
-``--sanitizers`` runs the kernels alone, under tools of compute-sanitizer, instead.
+``--sanitizers`` runs the kernels alone instead, under tools of compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from machine import ROOT, machine
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu_tests.jsonl"
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 EVERY = "slow or not slow"
-# Files and tests of them, on small and odd shapes: each is many times slower than usual.
+# Files, and tests in them with small and odd shapes: under the tools, a test is many times slower.
 KERNELS = {
     "extension": (
         ("test_cuda.py",),
@@ -59,7 +60,7 @@ class Part:
 def suite(folder: Path) -> list[Part]:
     """A part for each test file, large ones first. Missing data are a failure."""
     files = sorted(folder.glob("test_*.py"), key=lambda path: -path.stat().st_size)
-    # Files share the cores, as pytest-xdist's workers do.
+    # Files run side by side and share the cores, as pytest-xdist's workers do.
     how = {"COGEN_FAST_REQUIRE_DATA": "1", "OMP_NUM_THREADS": "1"}
     return [Part({"file": path.name}, (str(path),), environment=how) for path in files]
 
@@ -91,7 +92,7 @@ def run(part: Part, seconds: float) -> dict[str, Any] | None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # to be stopped with all that it starts
+            start_new_session=True,  # so that it can be stopped with all processes that it starts
         )
         try:
             output, _ = process.communicate(timeout=max(seconds, 0.0))

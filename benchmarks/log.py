@@ -1,4 +1,4 @@
-"""A log of finished pieces of work: one JSON line each, so that a killed command goes on."""
+"""A log of finished pieces of work, a JSON line each, so that a killed command can continue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NO_RESULTS = ("seconds", "threads", "sources")
 
 
 class Log:
-    """Finished pieces, asked before any piece is begun."""
+    """Finished pieces of work, which are looked up before a piece is started."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -26,10 +26,12 @@ class Log:
     def take_over(
         self, key: Mapping[str, object], sources: str, probes: Log, *more: Mapping[str, object]
     ) -> int:
-        """Write lines of ``key`` and ``more`` down once more as those of ``sources``; how many.
+        """Copy lines of ``key`` and ``more`` of other sources, as lines of ``sources``; returns how
+        many.
 
-        Those of other sources whose probe of ``key``, a small piece made on the same machine, is
-        that of ``sources`` to the last digit: changes of the sources that change no figure.
+        Lines are copied if their sources' probe of ``key``, a small piece made on the same machine,
+        is equal to that of ``sources`` to the last digit: such a change of the sources changes no
+        figure.
         """
         made = [line for line in probes.find(**key) if line["sources"] == sources]
         for probe in probes.find(**key):
@@ -42,7 +44,7 @@ class Log:
         return 0
 
     def add(self, **line: object) -> None:
-        """Write a finished piece down."""
+        """Write a line for a finished piece of work."""
         self.lines.append(line)
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")

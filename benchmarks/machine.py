@@ -1,4 +1,4 @@
-"""What a GPU's figures depend on, and so what tells stale ones apart: the machine and the sources.
+"""What the figures of a GPU depend on, and so what identifies stale ones: machine and sources.
 
 ``python benchmarks/machine.py`` prints the digest of the sources.
 """

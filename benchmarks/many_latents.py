@@ -1,9 +1,10 @@
-"""What the sampler itself takes where latents are many: ``python benchmarks/many_latents.py``.
+"""The time of the sampler itself if latents are many: ``python benchmarks/many_latents.py``.
 
-Default runs of 16 particles on a linear generator of three outputs, which costs next to nothing:
-seconds for each gradient of all particles, beside those of a large generator, a progressive one of
-the published size at 256 px. One with styles has more to multiply at the same size (Karras et al.
-2020), so its share would be smaller still. Generator and sampler take turns.
+The runs are default ones of 16 particles, on a linear generator of three outputs, which costs next
+to nothing. The figures are seconds for each gradient of all particles, beside those of a large
+generator: a progressive one of the published size at 256 px. A generator with styles has more to
+multiply at the same size (Karras et al. 2020), so the sampler's share would be smaller still.
+Generator and sampler take turns.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from cogen_fast import cogenerate
 from cogen_fast.generators import ProgressiveGenerator
 from cogen_fast.problem.problem import prepared
 
-_SIZES = (512, 2048, 9216)  # latents: of one layer, and of 18
+_SIZES = (512, 2048, 9216)  # 512 latents are those of one layer with styles, 9216 those of 18
 _OUTPUTS, _PARTICLES, _IMAGES, _RESOLUTION = 3, 16, 2, 256
 
 

@@ -1,16 +1,17 @@
-"""Any noise level without tuning.
+"""Runs at any noise level, without tuning.
 
     python benchmarks/noise_levels.py [--problems linear face half] [--noises 1.0 0.3 ...]
 
-`cogenerate` with ``noise_std`` and nothing else, no budget: from 1 to 0.01 on a linear model whose
-posterior is known (one call per data set) and on a DCGAN's face with a 30 x 30 block hidden; then
-the same face with its right half hidden, four populations, whose agreement ArviZ measures (extra
-``arviz``). Energies of a posterior that is nearly Gaussian average d / 2 = 50 where noise is small.
+`cogenerate` runs with ``noise_std`` and nothing else, without a budget: from 1 to 0.01 on a linear
+model whose posterior is known (one call per data set), and on a DCGAN's face with a 30 x 30 block
+hidden; then on the same face with its right half hidden, with four populations, whose agreement
+ArviZ measures (extra ``arviz``). If the noise is small, the posterior is nearly Gaussian and the
+energies average d / 2 = 50.
 
-Every finished piece is a line of ``benchmarks/results/noise_levels.jsonl``: start it again and it
-goes on; lines of another state of the sampler's sources are not looked at. Ends with the table;
-half a face is drawn in ``noise_levels_half.png``. To use two cores, start the command twice, each
-pinned to one (``taskset``), with different noises.
+Every finished piece of work is a line of ``benchmarks/results/noise_levels.jsonl``; if the command
+is started again, it continues. Lines from another state of the sampler's sources are ignored. It
+ends with the table; the half of a face is drawn in ``noise_levels_half.png``. To use two cores,
+start the command twice, each pinned to one core (``taskset``), with different noises.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The problems whose transitions are timed: a generator, what is observed, and chains under way."""
+"""The problems whose transitions are timed: a generator, what is observed, and running chains."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Progressive GANs on a GPU: ``python benchmarks/progressive_gpu.py``.
 
-Pieces, each a line of the log (``--out``); those that it has of the same device and sources are not
-made again, and no piece is begun after ``--seconds``, so that a command ends in time and the same
-command goes on:
+Each piece of work is a line of the log (``--out``). Pieces that the log has of the same device and
+sources are not made again, and no piece is started after ``--seconds``, so that a command ends in
+time; the same command, run again, continues. The pieces are
 
     ceiling      rate of a large matrix product in each type
     bandwidth    rate of a large copy, bytes read and bytes written
@@ -13,8 +13,8 @@ command goes on:
                  launched one by one: the sampler's own share of the time
     acceptance   the same problem sampled with gradients of each type: acceptance, step, gradients
 
-Every method is held to the module's float32 gradient before it is timed. Weights are random, but
-for the acceptance on the generator that comes with the package.
+The gradient of every method is compared with the module's in float32 before it is timed. Weights
+are random, except for acceptance on the generator that comes with the package.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CASES = [
     *((256, batch, 8192) for batch in (1, 4, 16, 64)),
     *((1024, batch, 8192) for batch in (1, 4, 16)),
 ]
-# A minute or so each.
+# Compiling takes about a minute for each.
 COMPILED = (
     (64, 128, 8192),
     (128, 64, 8192),
@@ -58,7 +58,7 @@ COMPILED = (
 )
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CEILINGS = {"float32": 4096, "tf32": 8192, "bfloat16": 8192, "float16": 8192}
-CHECKED = 2  # latents of a batch that are held to the module
+CHECKED = 2  # latents of a batch whose gradients are compared with the module's
 BOUNDS = {"float32": 0.01, "tf32": 0.2, "bfloat16": 0.5, "float16": 0.2}
 MOVED = (
     (64, 16, 8192),
@@ -71,7 +71,7 @@ MOVED = (
 )
 LEAPFROG_STEPS = 8
 COPIED = 1 << 30  # bytes
-SECONDS = 0.5  # of timing a method, at least three rounds
+SECONDS = 0.5  # a method is timed at least so long, and at least three times
 
 Run = Callable[[Task], Gradient]
 
@@ -232,9 +232,9 @@ def speed(case: tuple[int, int, int], method: str, device: str) -> dict[str, Any
         "seconds": seconds,
         "z_gradients_per_second": len(t.z) / seconds,
         "bytes_per_chain": bytes_of_chain,
-        # Forward and back by the input, as the module counts them.
+        # Forward, and back with respect to the input, as the module counts them.
         "multiply_adds": 2 * len(t.z) * t.generator.multiply_adds(),
-        # Of the fast path: what others move is their own business.
+        # Only known for the fast path.
         "bytes_moved": bytes_moved(t, DTYPES[dtype].itemsize) if "fast" in method else None,
     }
 
@@ -426,7 +426,7 @@ def main() -> None:
             break
         try:
             log.add(**key, **known, **work())
-        except Exception as error:  # one piece must not keep the others from being made
+        except Exception as error:  # a failed piece must not prevent the others
             failed += 1
             print(f"{key} failed: {type(error).__name__}: {error}", flush=True)
             continue

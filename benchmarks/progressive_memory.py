@@ -1,9 +1,9 @@
 """Memory of a z-gradient on the CPU: ``python benchmarks/progressive_memory.py``.
 
-Progressive GANs with random weights: the most resident memory during one energy and z-gradient
-above what was there before (weights, and the fast path's copy of them), divided by the number of
-chains, of the module with `autograd.grad` and of the fast path. Each is measured in a process of
-its own, on one thread. Linux with glibc only.
+For progressive GANs with random weights: the peak resident memory during one energy and z-gradient,
+minus the memory before it (weights, and the fast path's copy of them), divided by the number of
+chains. The module with `autograd.grad` and the fast path are measured, each in a process of its
+own, on one thread. It needs Linux with glibc.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def peak(method: str, resolution: int, batch: int, fmap_base: int) -> float:
     torch.set_num_threads(1)
     found = task(resolution, batch, fmap_base)
     gradient = METHODS[method](found)
-    ctypes.CDLL(None).malloc_trim(0)  # what making the weights left behind would be used again
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise memory that making the weights freed is reused
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     gradient(found.z)
     return _resident("VmHWM") - before
 

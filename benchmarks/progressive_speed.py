@@ -1,15 +1,17 @@
 """Seconds per z-gradient of progressive GANs: ``python benchmarks/progressive_speed.py``.
 
-Energy and z-gradient of a masked squared error, of all latents of a batch at once, by
+The figures are for energy and z-gradient of a masked squared error, of all latents of a batch at
+once, by
 
     ours      the fast path that `cogenerate` takes
     eager     the module and `autograd.grad`, as most people write it
     compile   `torch.compile` of the module, weights frozen (`COMPILED` only: slow to build)
-    jax       the twin, jitted (extra `peers`)
+    jax       the same network in JAX, jitted (extra `peers`)
 
-and beside them `sgemm`, a large matrix product, as the ceiling of arithmetic. Methods take turns,
-so that a slow moment of the machine falls on all of them; medians over rounds. Finished cases are
-in the log (``--out``): a killed command goes on where it was. Weights are random.
+and beside them for `sgemm`, a large matrix product, as the ceiling of arithmetic. Methods take
+turns, so that a slow moment of the machine affects all of them; the figures are medians over
+rounds. Finished cases are in the log (``--out``), so a killed command continues. Weights are
+random.
 """
 
 from __future__ import annotations

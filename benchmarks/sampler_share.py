@@ -1,7 +1,7 @@
 """The sampler's own share of a transition's time: ``python benchmarks/sampler_share.py``.
 
-Times whole transitions and the generator's bare gradients in turns, so that a slow moment of the
-machine falls on both, and prints medians and the share beyond the generator.
+Whole transitions and the generator's bare gradients are timed in turns, so that a slow moment of
+the machine affects both. It prints medians, and the share of the time that is not the generator's.
 """
 
 from __future__ import annotations

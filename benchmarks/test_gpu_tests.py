@@ -1,4 +1,4 @@
-"""The GPU check's own code, as far as a CPU can run it: parts that pass, fail, hang and go on."""
+"""The GPU check's own code, as far as a CPU can run it: parts that pass, fail, hang, continue."""
 
 from __future__ import annotations
 

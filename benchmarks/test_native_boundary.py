@@ -1,8 +1,8 @@
-"""What the extension's checks cost: `pytest benchmarks/test_native_boundary.py`.
+"""The cost of the extension's checks: `pytest benchmarks/test_native_boundary.py`.
 
-Each function is called with arguments of which there is nothing to compute: no observations, images
-or rows. So what is timed is the call, the reading of all its tensors and their verification. For
-`anneal_mlp` these are 24 tensors and 35 arguments.
+Each function is called with arguments for which there is nothing to compute: no observations,
+images or rows. So the times are those of the call, of reading all its tensors, and of verifying
+them. For `anneal_mlp` these are 24 tensors and 35 arguments.
 """
 
 from __future__ import annotations

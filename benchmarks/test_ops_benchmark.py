@@ -1,6 +1,6 @@
-"""Each op, native against reference: `pytest benchmarks/test_ops_benchmark.py`.
+"""Each op, native and reference: `pytest benchmarks/test_ops_benchmark.py`.
 
-A group is one op at one shape; the parity of both at these shapes is checked before timing.
+A group is one op at one shape; before timing, the results of both at these shapes are compared.
 """
 
 from __future__ import annotations
@@ -76,5 +76,5 @@ def test_op(benchmark: BenchmarkFixture, op: str, problem: str, backend: Any) ->
         _assert_same(_calls(problem, native)[op](), _calls(problem, reference)[op]())
     call = _calls(problem, backend)[op]
     call()
-    # The position of `continue_trajectory` moves a little at each call; the work stays the same.
+    # Each call of `continue_trajectory` moves the position a little; the work stays the same.
     benchmark(call)

@@ -1,4 +1,4 @@
-"""The GPU benchmark's own code, as far as a CPU can run it: tiny cases, no figure of interest."""
+"""The GPU benchmark's own code, as far as a CPU can run it: tiny cases, without useful figures."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Counting(FoldedLayers):
 
         def forth(x: Any) -> Any:
             out = forward(x)
-            self.moved += x.numel() + out.out.numel()  # the convolution; the norm counts itself
+            self.moved += x.numel() + out.out.numel()  # of the convolution; `norm` counts its own
             return out
 
-        def back(grad: Any, before: Any, *rest: Any) -> Any:
-            self.moved += grad.numel() + before.out.numel()
-            return backward(grad, before, *rest)
+        def back(grad: Any, preceding: Any, *rest: Any) -> Any:
+            self.moved += grad.numel() + preceding.out.numel()
+            return backward(grad, preceding, *rest)
 
         layer.forward, layer.backward = forth, back
         return layer
@@ -65,9 +65,9 @@ class Counting(FoldedLayers):
         self.normed.append(x.numel())
         return super().norm(x, *how)
 
-    def norm_grad(self, grad: Any, before: Any, spent: bool = False) -> Any:
+    def norm_grad(self, grad: Any, preceding: Any, overwrite: bool = False) -> Any:
         self.moved += 3 * grad.numel()
-        return super().norm_grad(grad, before, spent)
+        return super().norm_grad(grad, preceding, overwrite)
 
     def colour_misfit(self, last: Any, *rest: Any) -> Any:
         self.moved += 2 * last.out.numel()
@@ -124,7 +124,7 @@ def test_bytes_moved_are_what_the_tensors_of_a_walk_hold() -> None:
     layers = Counting(torch.float32, TorchNorms())
     fast = FastProgressive(t.generator.network(), layers)
     fast.energy_and_grad(t.z, t.spec, t.index)
-    latent, dense = layers.normed[:2]  # before the first convolution
+    latent, dense = layers.normed[:2]  # these precede the first convolution
     counted = progressive_gpu.bytes_moved(t, 4)
     assert counted == 4 * (layers.moved - 2 * latent - 2 * dense - 3 * latent)
 

@@ -1,6 +1,7 @@
 """One z-gradient of progressive GANs: `pytest benchmarks/test_progressive_speed.py`.
 
-Each method is held to the module before it is timed; `progressive_speed.py` prints a table of more.
+Each method is compared with the module before it is timed; `progressive_speed.py` prints a longer
+table.
 """
 
 from __future__ import annotations

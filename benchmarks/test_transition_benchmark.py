@@ -1,6 +1,7 @@
 """One transition of 20 leapfrog steps, with native and with reference ops.
 
-``bare`` is the generator's own forward and backward passes, the same number of them: the floor.
+``bare`` is the same number of the generator's own forward and backward passes, which no transition
+can be faster than.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Images per second of progressive training: ``python benchmarks/training_speed.py [--help]``.
 
-Random pictures at the final resolution, after it has faded in; each loss and precision in turns,
-several rounds, medians. One line of JSON each.
+The images are random pictures at the final resolution, after it has faded in. Each loss and
+precision takes turns over several rounds; the figures are medians, one line of JSON for each.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 
 from cogen_fast.training.config import PRECISIONS, TrainingConfig
 from cogen_fast.training.datasets import Images
+from cogen_fast.training.distributed import process_group
 from cogen_fast.training.losses import LOSSES, R1_EVERY
 from cogen_fast.training.progressive import Trainer
-from cogen_fast.training.team import assembled
 
 _ROUNDS = 5
 
@@ -36,8 +36,8 @@ def _grown(options: argparse.Namespace, loss: str, precision: str, images: Image
         loss=loss,
         precision=precision,
     )
-    with assembled(options.device) as team:
-        trainer = Trainer(config, images, team)
+    with process_group(options.device) as processes:
+        trainer = Trainer(config, images, processes)
     while trainer.phase != config.phases[-1]:
         trainer.step()
     return trainer
@@ -51,7 +51,7 @@ def _speed(trainer: Trainer, steps: int) -> float:
 
 
 def _now(trainer: Trainer) -> float:
-    if trainer.team.device.type == "cuda":
+    if trainer.processes.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
@@ -78,13 +78,13 @@ def main() -> None:
     speeds: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     for _ in range(_ROUNDS):
         for key, trainer in runs.items():
-            speeds[key].append(_speed(trainer, R1_EVERY))  # with one lazy penalty
+            speeds[key].append(_speed(trainer, R1_EVERY))  # steps with one lazy penalty
     for (loss, precision), found in speeds.items():
         trainer = runs[loss, precision]
         line = {
             "loss": loss,
             "precision": precision,
-            "device_type": trainer.team.device.type,
+            "device_type": trainer.processes.device.type,
             "threads": torch.get_num_threads(),
             "feature_maps": list(trainer.config.feature_maps or ()),
             "batch": options.batch,

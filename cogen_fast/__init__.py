@@ -1,9 +1,10 @@
-"""Fill in what is missing from an image, or from any vector, with a trained GAN as the prior.
+"""Fill in the missing part of an image, or of any vector, with a trained GAN as the prior.
 
-`cogenerate` draws samples of ``G(z)`` given what is observed of it, by annealed importance sampling
-with Hamiltonian Monte Carlo moves; `inpaint` and `super_resolve` stand on top of it. The parts it
-is made of are public: `sampler` for loops of your own, `generators` for networks and checkpoints,
-`baselines` for the paper's other methods and `metrics` for a truth that is known.
+`cogenerate` draws samples of ``G(z)`` given a partial or noisy observation of it, by annealed
+importance sampling with Hamiltonian Monte Carlo moves; `inpaint` and `super_resolve` call it for
+images. The parts are public, too: `sampler` for sampling loops of your own, `generators` for
+networks and checkpoints, `baselines` for the methods which the paper compares with, and `metrics`
+for comparisons with a known truth.
 """
 
 from cogen_fast import generators, sampler
@@ -21,6 +22,7 @@ from cogen_fast.methods.settings import Adaptive, Paper
 from cogen_fast.ops.dispatch import backends
 from cogen_fast.ops.spec import AdaptationRule
 from cogen_fast.problem.compute import Compute
+from cogen_fast.problem.misfits import Huber, StudentT
 from cogen_fast.problem.observation import (
     AveragePool,
     Mask,
@@ -29,6 +31,8 @@ from cogen_fast.problem.observation import (
     Stride,
     UnknownNoise,
 )
+from cogen_fast.problem.operators import Blur, Fourier, Luminance, Magnitudes, Matrix
+from cogen_fast.problem.prior import Prior
 from cogen_fast.results import metrics
 from cogen_fast.results.result import Result
 from cogen_fast.tasks import cogenerate, inpaint, super_resolve
@@ -40,16 +44,24 @@ __all__ = [
     "AdaptationRule",
     "Adaptive",
     "AveragePool",
+    "Blur",
     "Checkpoint",
     "Compute",
     "EvidenceBounds",
+    "Fourier",
+    "Huber",
+    "Luminance",
+    "Magnitudes",
     "Mask",
+    "Matrix",
     "MeasurementOperator",
     "Operator",
     "Paper",
     "Preset",
+    "Prior",
     "Result",
     "Stride",
+    "StudentT",
     "UnknownNoise",
     "backends",
     "baselines",

@@ -1,4 +1,4 @@
-"""`python -m cogen_fast` is `cogen-fast`."""
+"""The command line: `python -m cogen_fast` is the same as `cogen-fast`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The front door: `cogenerate`, and `inpaint` and `super_resolve` on top of it."""
+"""The main entry points: `cogenerate`, and `inpaint` and `super_resolve`, which call it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cogen_fast.methods.fits import Fits
 from cogen_fast.methods.inferred_noise import InferredNoise
 from cogen_fast.methods.loop import Loop, Method
 from cogen_fast.methods.paper import PaperPlan
-from cogen_fast.methods.settings import Adaptive, Paper, Running, Settings, as_settings
+from cogen_fast.methods.settings import Adaptive, Paper, RunOptions, Settings, as_settings
 from cogen_fast.problem.adapter import as_shape
 from cogen_fast.problem.compute import DEFAULT, Compute, as_compute
 from cogen_fast.problem.observation import (
@@ -36,7 +36,8 @@ from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.support.arguments import check_choice, check_count, check_flag, check_seed, shown
 from cogen_fast.support.memory import check_room, check_samples
 
-_HELD = 4  # latents of each chain at the least: position, gradient, momentum and proposal
+# Vectors of latent size that each chain holds: position, gradient, momentum and proposal.
+_VECTORS_PER_CHAIN = 4
 
 
 def cogenerate(
@@ -59,69 +60,78 @@ def cogenerate(
     progress: bool = True,
     keep_trace: bool = False,
 ) -> Result:
-    """Draw samples of ``G(z)`` given what is observed of it.
+    """Draw samples of ``G(z)`` given a partial or noisy observation of it.
 
-    By annealed importance sampling with HMC moves (Fang and Schwing 2019), which finds its own
-    temperatures, resamples and tunes its moves (``method="adaptive"``), or exactly as published
-    (``method="paper"``).
+    The samples come from annealed importance sampling with HMC moves (Fang and Schwing 2019).
+    ``method="adaptive"`` chooses its own inverse temperatures, resamples its particles and tunes
+    its moves; ``method="paper"`` is the published algorithm.
 
     Args:
-        G: callable or module, latents ``(n, d)`` or ``(n, d, 1, 1)`` to outputs ``(n, ...)``. It
-            must be a function; its weights, modes and gradient flags come back as they were.
-        x_obs: one observation or a batch ``(B, ...)``, torch or NumPy, floating point. Hidden
-            entries may hold anything, NaN too.
-        mask: 1 = observed, 0 = hidden, broadcastable over channels and batch; or an operator:
-            `Mask`, `AveragePool`, `Stride`, `Operator`, or any object with a callable ``A(x)``.
-        method: "adaptive" (default), or "paper": Algorithm 1 with the published step-size
-            adaptation; or an `Adaptive` or `Paper` with settings of your own.
-        chains: samples N per observation and population (adaptive 16, paper 4). The adaptive method
-            runs at least 16 particles (an even number of them, in one population) and returns this
-            many.
-        budget: adaptive; most gradient evaluations per returned chain, polishing included, and the
-            scored prior draws at two for a gradient. What the way to the posterior leaves of it
-            buys further rounds of moves there (``Result.rounds``), until less than a round is left.
-            At least a draw and a gradient are spent. Without one a run takes as many as it needs,
-            without end where ``G`` cannot come near ``x_obs``. The budget is shared: one gradient
-            counts for all observations of a call. With fewer than 16 chains, and less than 480
-            gradients of all for sampling, they run alone: no resampling, no weights, and mode
-            probabilities that are not reliable.
-        polish: gradients of L-BFGS on the misfit from every sample in the end (0): best fits beside
-            the samples, which stay as they are (`Result.fit_images`, `Result.estimate`). "auto":
-            twice as many as the data decide directions (30 to 120), or an eighth of the run's if
-            that is more. With a budget two fifths of it (of a small one 11 of 20 parts, up to 240
-            gradients of all), for as many of the best samples and prior draws as these are enough
-            for, and three times as deep where there are four measurements or more for each latent;
-            common to a call. None with the paper's method.
-        noise_std: noise standard deviation in units of ``x_obs``, a number or broadcastable to the
-            measurements. 0.1 for images in [-1, 1]; must be given (or ``weight``) otherwise. "auto"
-            or an `UnknownNoise` infers one for each observation beside its latents (adaptive,
-            without ``evidence="frozen"``): ``Result.noise_std``.
-        weight: factor of the squared error in place of ``1 / (2 noise_std^2)``.
-        misfit: ``misfit(prediction, target) -> (n,)`` in place of the squared error; both arguments
-            have hidden entries set to 0.
-        latent_shape: ``d`` or a tuple, where it cannot be found out from ``G``.
-        seed: whole number of 64 bits; a run is a pure function of its inputs and the seed.
-        observation_ids: numbers that name the observations in the noise (0 .. B-1).
-        compute: device, backend, float types and memory, a `Compute`.
-        checkpoint: file to save an unfinished run to, every minute (or as a `Checkpoint` says) and
-            on Ctrl-C; a run started again with the same inputs goes on from there, bit for bit.
-        progress: show a progress bar on stderr.
-        keep_trace: keep the latents after every temperature.
+        G: callable or module that maps latents ``(n, d)`` or ``(n, d, 1, 1)`` to outputs
+            ``(n, ...)``. Equal latents must give equal outputs, so dropout, injected noise and
+            batch statistics are refused. Its weights, modes and gradient flags are left unchanged.
+        x_obs: one observation or a batch ``(B, ...)``, as a floating-point tensor or array. Hidden
+            entries may hold any value, NaN included.
+        mask: 1 where an entry is observed and 0 where it is hidden, broadcastable over channels and
+            batch; or a measurement operator: `Mask`, `AveragePool`, `Stride`, `Operator`, or any
+            object with a callable ``A(x)``.
+        method: "adaptive" (default) or "paper" (Algorithm 1 with the published step-size
+            adaptation), or an `Adaptive` or `Paper` object with settings of your own.
+        chains: number N of samples per observation and population (default: 16; paper: 4). The
+            adaptive method runs at least 16 particles, in a single population an even number of
+            them, and returns N of these.
+        budget: largest number of gradient evaluations per returned chain (adaptive method only).
+            It includes polishing, and a scored prior draw counts as half a gradient. The budget is
+            shared by all observations of a call: one gradient evaluation counts for all of them.
+            What is left when the posterior is reached is spent on further rounds of moves there
+            (``Result.rounds``), until less than a round is left. At least one prior draw and one
+            gradient per particle are spent. Without a budget a run takes as many gradients as it
+            needs; it may not end where ``G`` cannot come close to ``x_obs``. If N is below 16 and
+            the budget leaves fewer than 480 gradients for the sampling of all N chains together,
+            the chains run independently: they are not resampled, they have no weights, and mode
+            probabilities are not reliable.
+        polish: number of gradient evaluations of L-BFGS on the misfit, from every sample (default:
+            0). These fits are returned beside the samples, which do not change
+            (`Result.fit_images`, `Result.estimate`). "auto" chooses one number for all observations
+            of a call: twice the number of latent directions which the data determine (30 to 120),
+            or an eighth of the run's gradients if that is more. With a budget, "auto" spends two
+            fifths of it (of a small one 55 %, up to 240 gradients for all chains together) on as
+            many of the best samples and prior draws as that suffices for, with up to three times as
+            many gradients per fit where there are four or more measurements per latent. For the
+            paper's method "auto" means 0.
+        noise_std: standard deviation of the noise in units of ``x_obs``: a number, or an array that
+            broadcasts to the measurements. It is 0.1 by default for images in [-1, 1]; otherwise
+            it, ``weight`` or ``misfit`` must be given. "auto" or an `UnknownNoise` infers it for
+            each observation together with the latents (``Result.noise_std``; adaptive method only,
+            and not with ``evidence="frozen"``).
+        weight: factor of the squared error, in place of ``1 / (2 noise_std^2)``; or factor of
+            ``misfit`` (then 1 by default).
+        misfit: ``misfit(prediction, target) -> (n,)``, in place of the squared error. Hidden
+            entries of both arguments are set to 0.
+        latent_shape: ``d`` or a tuple, where the shape cannot be inferred from ``G``.
+        seed: integer from 0 to 2^64 - 1. A run is a pure function of its inputs and the seed.
+        observation_ids: integers which identify the observations in the random number streams
+            (default: 0 to B - 1).
+        compute: device, backend, float types and memory, as a `Compute`.
+        checkpoint: file in which the unfinished run is saved, every minute (or as a `Checkpoint`
+            says) and on Ctrl-C. The same call continues from it with bitwise equal results.
+        progress: whether to show a progress bar on stderr.
+        keep_trace: whether to keep the latents after every temperature (``Result.trace``).
 
     Returns:
-        A `Result`. On Ctrl-C without a checkpoint: what is there, with ``complete=False``; with a
-        checkpoint it is saved and KeyboardInterrupt raised.
+        A `Result`. After Ctrl-C without a checkpoint, it holds the unfinished run and has
+        ``complete=False``. With a checkpoint, the run is saved and KeyboardInterrupt is raised.
 
     Raises:
-        TypeError, ValueError: bad input, naming the argument, before any sampling.
+        TypeError, ValueError: an argument is invalid. The message names it; no sampling has begun.
     """
     settings = as_settings(method)
     if isinstance(settings, Paper) and noise_std is None and weight is None and misfit is None:
         weight = settings.weight
     check_flag("progress", progress)
     max_batch = as_compute(compute).max_batch
-    running = Running(check_seed(seed), max_batch, check_flag("keep_trace", keep_trace))
-    fitting, plan = _planned(settings, chains, budget, polish, running)
+    run_options = RunOptions(check_seed(seed), max_batch, check_flag("keep_trace", keep_trace))
+    fitting, plan = _planned(settings, chains, budget, polish, run_options)
     if isinstance(plan, AdaptivePlan) and is_unknown(noise_std):
         plan = InferredNoise(plan)
     saving = None if checkpoint is None else _as_checkpoint(checkpoint)
@@ -145,19 +155,21 @@ def cogenerate(
         _check_room(plan, adapter.latent_size, adapter.output_shape, count, adapter.device)
         run, complete = Loop(plan, problem, saving).anneal(observation_ids, progress)
         outcome = plan.outcome(problem, run, complete)
-        told = plan.settings() | compute.settings()
+        recorded = plan.settings() | compute.settings()
         if budget is not None:
-            told["budget"] = int(budget)  # as it was asked for, polishing included
+            recorded["budget"] = int(budget)  # the given one; the plan has it without polishing
         if fitting is None or not complete:
-            return assemble(told | fits.NONE, outcome, complete, problem)
+            return assemble(recorded | fits.NO_FITS, outcome, complete, problem)
         try:
-            outcome, made = fits.found(outcome, problem, fitting, running.seed, observation_ids)
+            outcome, fit_settings = fits.with_fits(
+                outcome, problem, fitting, run_options.seed, observation_ids
+            )
         except KeyboardInterrupt:
             if saving is not None:
                 raise  # the checkpoint holds the samples
-            outcome.notes.append("polishing was interrupted: there are no fits")
-            made = fits.NONE
-        return assemble(told | made, outcome, complete, problem)
+            outcome.notes.append("Polishing was interrupted, so there are no fits.")
+            fit_settings = fits.NO_FITS
+        return assemble(recorded | fit_settings, outcome, complete, problem)
 
 
 def inpaint(
@@ -166,10 +178,10 @@ def inpaint(
     mask: Any,
     **options: Any,
 ) -> Result:
-    """Fill the hidden part of an image: `cogenerate` with a mask, 1 = observed, 0 = hidden.
+    """Fill in the hidden part of images: `cogenerate` with a mask, 1 = observed, 0 = hidden.
 
-    ``image`` is ``(C, H, W)`` or a batch of it, in [-1, 1]; ``mask`` broadcasts to it, ``(H, W)``
-    included. ``options`` are those of `cogenerate`, but that ``polish`` is "auto" by default.
+    ``image`` is ``(C, H, W)`` or a batch ``(B, C, H, W)``, in [-1, 1]. ``mask`` broadcasts to it
+    and may be ``(H, W)``. ``options`` are those of `cogenerate`; ``polish`` is "auto" by default.
     """
     if not isinstance(operator := as_operator(mask), Mask):
         raise TypeError(f"mask: expected an array of 0 and 1, got {operator!r}; use cogenerate")
@@ -184,12 +196,12 @@ def super_resolve(
     downsample: Literal["average", "stride"] = "average",
     **options: Any,
 ) -> Result:
-    """Images of ``factor`` times the resolution that look like ``low_res`` when reduced.
+    """Draw images of ``factor`` times the resolution that agree with ``low_res`` when reduced.
 
-    ``low_res`` is ``(C, H / factor, W / factor)`` or a batch of it, in [-1, 1]. ``downsample`` says
-    how it came about: "average" of blocks (the paper's text) or every ``factor``-th pixel, "stride"
-    (the authors' program). ``options`` are those of `cogenerate`, but that ``polish`` is "auto" by
-    default.
+    ``low_res`` is ``(C, H / factor, W / factor)`` or a batch of such images, in [-1, 1].
+    ``downsample`` says how it was reduced: by the "average" of each block (the paper's text), or by
+    keeping every ``factor``-th pixel, "stride" (the authors' program). ``options`` are those of
+    `cogenerate`; ``polish`` is "auto" by default.
     """
     operators = {"average": AveragePool, "stride": Stride}
     chosen = check_choice("downsample", downsample, tuple(operators))
@@ -203,10 +215,10 @@ def _check_room(
     observations: int = 1,
     device: torch.device | None = None,
 ) -> None:
-    """ValueError naming the count that is too large where what the run begins with cannot fit."""
+    """Raise ValueError, naming the largest count, if the run's first state cannot fit in memory."""
     settings = plan.settings()
     counts = {"populations": settings.get("populations", 1), "chains": settings["chains"]}
-    each = settings.get("draws", 0) // math.prod(counts.values()) + _HELD
+    each = settings.get("draws", 0) // math.prod(counts.values()) + _VECTORS_PER_CHAIN
     outputs = observations * math.prod(output_shape)
     check_samples(counts, observations * each, latent_size, outputs=outputs, device=device)
     if "islands" in settings:
@@ -216,7 +228,7 @@ def _check_room(
 def _check_mass(
     settings: Mapping[str, Any], latent_size: int, observations: int, device: torch.device | None
 ) -> None:
-    """The same of what is known of the posterior's precision on every island."""
+    """Raise ValueError if the islands' estimates of the precision cannot fit in memory."""
     rows, populations = observations * settings["islands"], settings["populations"]
     each = rows // populations * curvature.bytes_of_a_latent(latent_size)
     if populations == 1:
@@ -227,20 +239,20 @@ def _check_mass(
 
 
 def _planned(
-    settings: Settings, chains: Any, budget: Any, polish: Any, running: Running
+    settings: Settings, chains: Any, budget: Any, polish: Any, run_options: RunOptions
 ) -> tuple[Fits | None, Method]:
-    """What is polished, and the run with the budget that this leaves."""
+    """How the samples are polished (None: not at all), and a run with the remaining budget."""
     polish = fits.checked(polish)
     if isinstance(settings, Paper):
         if budget is not None:
             raise ValueError(f"budget: expected none with method='paper', got {shown(budget)}")
         fitting, _ = fits.planned(0 if polish == "auto" else polish, None, 1)
-        return fitting, settings.plan(chains, running)
+        return fitting, settings.plan(chains, run_options)
     if budget is not None:
         budget = check_count("budget", budget)
     each = POPULATION if chains is None else check_count("chains", chains)
     fitting, left = fits.planned(polish, budget, each * settings.populations)
-    return fitting, settings.plan(chains, left, running)
+    return fitting, settings.plan(chains, left, run_options)
 
 
 def _as_checkpoint(checkpoint: str | Path | Checkpoint) -> Checkpoint:

@@ -13,7 +13,7 @@ from torch import Tensor
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dispatch import Ops
 from cogen_fast.sampler import smc
-from cogen_fast.sampler.pace import MASSES, Annealing
+from cogen_fast.sampler.annealing_plan import MASSES, Annealing
 from cogen_fast.sampler.smc import Run, SMCState
 
 all_masses = pytest.mark.parametrize("mass", MASSES)
@@ -119,7 +119,7 @@ MIXED = Bowls([[4.0, 1.0, 0.0], [400.0, 90.0, 30.0], [1e4, 1e4, 1.0]], [1.0, -0.
 """Three observations, from mild to sharp."""
 
 USUAL: dict[str, Any] = {"chains": 16, "latent_size": 3, "dtype": F64, "seed": 3}
-LONE: dict[str, Any] = {"alone": True, "islands": 1}
+INDEPENDENT: dict[str, Any] = {"alone": True, "islands": 1}
 
 
 def sample(target: Any, annealing: Annealing | None = None, **how: Any) -> Run:

@@ -22,7 +22,7 @@ from cogen_fast.methods.settings import keywords
 from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
 from cogen_fast.problem.problem import prepared
 from cogen_fast.sampler import hmc, pool, smc
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 from cogen_fast.sampler.tuning import LADDER
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -305,7 +305,7 @@ def test_an_error_that_is_not_known_is_none_with_the_reason() -> None:
     assert unknown.log_normaliser is not None
     assert "too much for its own error" in unknown.reasons["log_normaliser_error"]
     assert any(line.startswith("evidence not known: ") for line in unknown.diagnose())
-    assert "no log normaliser error: the estimate scatters" in repr(unknown)
+    assert "no log normaliser error: The estimate scatters" in repr(unknown)
     known = linear_run()
     assert known.log_normaliser_error is not None
     assert "log_normaliser_error" not in known.reasons
@@ -339,8 +339,8 @@ def test_frozen_evidence_is_another_run_and_tells_the_same() -> None:
     for name in ("betas", "leapfrog_steps", "hmc_steps"):
         assert torch.equal(getattr(consistent, name), getattr(frozen, name))
     assert frozen.gradients == 2 * consistent.gradients
-    assert any(note.startswith("evidence is unbiased: ") for note in frozen.notes)
-    assert any(note.startswith("evidence is consistent, not ") for note in consistent.notes)
+    assert any(note.startswith("The evidence is unbiased, ") for note in frozen.notes)
+    assert any(note.startswith("The evidence is consistent, but not ") for note in consistent.notes)
     errors = []
     for result in (consistent, frozen):
         assert result.log_weights is not None
@@ -423,7 +423,7 @@ def test_gradients_and_forwards_are_counted_and_within_the_budget(how: dict[str,
         populations = how.get("populations", 1)
         particles = 2 * populations * result.settings["particles"]
         assert gradients == particles * result.gradients
-        # Lone chains share their starts: a share is rounded up.
+        # Independent chains share their starts: a share is rounded up.
         assert 0 <= particles * result.forwards - forwards < particles
         # A prior draw costs half of a gradient; an odd one of a run is not counted.
         chains, runs = 2 * populations * how["chains"], 2 if "evidence" in how else 1
@@ -435,7 +435,7 @@ def test_gradients_and_forwards_are_counted_and_within_the_budget(how: dict[str,
 
 
 @pytest.mark.parametrize("chains", [1, 2, 5, 15])
-def test_the_smallest_budgets_of_lone_chains_are_kept(chains: int) -> None:
+def test_the_smallest_budgets_of_independent_chains_are_kept(chains: int) -> None:
     # They share up to 16 starts, and an eighth of the budget where that is less.
     for budget in (1, 2, 3, 4, 7, 15, 16, 17, 23):
         result, gradients, forwards = counted(batch=1, chains=chains, budget=budget)
@@ -459,7 +459,8 @@ def test_notes_and_settings_tell_of_the_prior_draws(budget: int | None, draws: i
     result, _, forwards = counted(batch=1, chains=16, budget=budget)
     assert forwards == result.settings["draws"] == 16 * draws
     assert result.forwards == draws
-    assert f"each island began from the best of {8 * draws} prior draws" in result.notes
+    note = f"Each island drew its particles from {8 * draws} scored prior draws."
+    assert note in result.notes
 
 
 def test_two_runs_need_a_budget_of_two() -> None:
@@ -496,22 +497,22 @@ def test_few_chains_and_a_small_budget_run_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chains", "budget", "alone"),
+    ("chains", "budget", "independent"),
     [
         (15, 31, True), (15, 32, False), (1, 479, True), (1, 480, False), (16, 1, False),
         (1, None, False), (40, 3, False),
     ],
     ids=str,
 )  # fmt: skip
-def test_who_runs_alone(chains: int, budget: int | None, alone: bool) -> None:
+def test_which_chains_run_independently(chains: int, budget: int | None, independent: bool) -> None:
     # Sixteen particles need thirty gradients each: 480 for all chains together.
     plan = AdaptivePlan(
         chains=chains, populations=1, annealing=Annealing(), budget=budget, evidence="consistent",
         step_size=None, seed=0, keep_trace=False, max_batch=None,
     )  # fmt: skip
-    assert plan.alone is alone
-    assert plan.particles == (chains if alone else max(chains, 16))
-    assert plan.islands == (1 if alone else 2)
+    assert plan.independent is independent
+    assert plan.particles == (chains if independent else max(chains, 16))
+    assert plan.islands == (1 if independent else 2)
 
 
 @pytest.mark.slow
@@ -547,10 +548,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         }.items()
     },
     "budget-with-preset": ({"preset": "celeba-128", "budget": 100}, "budget: .*'adaptive'"),
-    "frozen-lone-chains": (
+    "frozen-independent-chains": (
         {"evidence": "frozen", "chains": 3, "budget": 50},
-        "evidence: 'frozen' needs a budget of at least 320 beside polishing with 3 chains, got 50; "
-        "or 16 chains",
+        "evidence: expected 16 chains or a budget of at least 320 beside polishing with 'frozen', "
+        "got 3 chains and a budget of 50",
     ),
     "evidence": ({"evidence": "exact"}, "evidence: .*'consistent', 'frozen'.*'exact'"),
     **{f"kept-{v!r}": ({"kept": v}, f"kept: .*{v!r}") for v in (0.0, 1.0, -0.5, 2, "half", True)},
@@ -619,7 +620,7 @@ def test_fits_are_beside_the_samples_and_fit_better(how: dict[str, Any]) -> None
     assert polished.gradients == plain.gradients
     chains = plain.energies.shape[1]
     assert polished.cost == plain.cost + 2 * 40 * chains
-    assert "fits beside the samples: 40 gradients of L-BFGS from each" in polished.notes
+    assert "Fits were made with 40 gradients of L-BFGS from every sample." in polished.notes
     assert polished.settings["polish"] == 40
     assert polished.settings["fits"] == chains
     assert polished.settings.get("budget") == more.get("budget")
@@ -773,7 +774,7 @@ def test_an_interrupted_run_is_not_polished() -> None:
 def test_ctrl_c_while_polishing_returns_the_samples(tmp_path: Path) -> None:
     whole = Failing()
     polished = run(whole, polish=20)
-    note = "polishing was interrupted: there are no fits"
+    note = "Polishing was interrupted, so there are no fits."
     result = run(Failing(whole.calls - 6), polish=20)
     assert_same(result, run(backend="native"), but=("settings", "notes"))
     assert result.notes[-1] == note

@@ -24,20 +24,20 @@ from cogen_fast.experiments.calibration import (
     Model,
     PaperDraw,
     calibrate,
-    evidence,
     exact_draws,
     five_gaussians,
+    frozen_evidence,
     joint_distribution,
     linear_gaussian,
     linear_posterior,
     mean_misfit,
-    one_of_each,
+    one_per_population,
     p_chi_square,
     p_ecdf,
     z_scores,
 )
 from cogen_fast.methods.settings import keywords
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,7 +116,10 @@ def test_bins_expect_at_least_five(count: int, draws: int, bins: int) -> None:
 def test_particles_are_chosen_by_their_weights() -> None:
     weights = torch.tensor([0.1, 0.0, 0.6, 0.3]).expand(1, 20_000, 4)
     latents = torch.arange(4.0)[:, None].expand(1, 20_000, 4, 1)
-    shares = torch.bincount(one_of_each(latents, weights, 1).flatten().long(), minlength=4) / 20_000
+    shares = (
+        torch.bincount(one_per_population(latents, weights, 1).flatten().long(), minlength=4)
+        / 20_000
+    )
     # Standard errors are at most sqrt(0.24 / 20,000) = 0.0035: five of them.
     torch.testing.assert_close(shares, weights[0, 0], rtol=0.0, atol=0.0175)
     assert shares[1] == 0.0
@@ -146,7 +149,7 @@ def test_one_move_keeps_exact_draws_exact(backend: str) -> None:
 @both_backends
 def test_frozen_evidence_is_unbiased_on_the_linear_model(backend: str) -> None:
     annealing = Annealing(kept=0.7, final_rounds=1)
-    assert evidence(backend, annealing=annealing, particles=32).abs() < 4.5
+    assert frozen_evidence(backend, annealing=annealing, particles=32).abs() < 4.5
 
 
 def test_z_scores_by_hand() -> None:

@@ -26,7 +26,7 @@ from cogen_fast.generators import MLPGenerator, ProgressiveGenerator
 from cogen_fast.methods import presets
 from cogen_fast.methods.settings import OPTIONS
 from cogen_fast.sampler import tuning
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 
 SIDE = 16
 BOX = ["--box", "3", "5", "6", "4"]
@@ -438,7 +438,7 @@ def test_box_outside_the_image(
         (["--backend", "x"], "backend: expected one of"),
         (["--device", "gpu"], "device: expected cpu or cuda, got 'gpu'"),
         (["--device", "meta"], "device: expected cpu or cuda, got meta"),
-        (["--device", "cuda:77"], "device: expected one that is here, got cuda:77"),
+        (["--device", "cuda:77"], "device: expected one that is present, got cuda:77"),
         (["--latent-shape", "7"], "latent_shape: G"),
         (["--checkpoint", "no/such/folder"], "checkpoint: expected a file in an existing"),
         (["--chain", "3"], "unrecognized arguments: --chain 3"),
@@ -538,16 +538,16 @@ def test_generator_from_the_path(
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("{}:build", "has to be called first: write '{}:build()'"),
-        ("{}:Net", "has to be called first: write '{}:Net()'"),
-        ("{}:net()", "a generator already: write it without ()"),
+        ("{}:build", "must be called first: write '{}:build()'"),
+        ("{}:Net", "must be called first: write '{}:Net()'"),
+        ("{}:net()", "is a generator already; write it without ()"),
         ("{}:number", "which is of type int"),
         ("{}:number()", "expected a function before ()"),
         ("{}:nothing", "has no 'nothing'"),
         ("{}:broken()", "failed: RuntimeError: no weights ("),
         ("{}:function", "latent_shape: could not be found out"),
-        ("{}.py:build", "write {}:build, in the script's folder"),
-        ("{}.py", "write {}:name, in the script's folder"),
+        ("{}.py:build", "run in the script's folder, and write {}:build"),
+        ("{}.py", "run in the script's folder, and write {}:name"),
         ("no_such_{}:net", "no module 'no_such_{}', neither in"),
         ("needs_more:net", "ModuleNotFoundError: No module named 'absent'"),
         ("bad_syntax:net", "SyntaxError"),
@@ -675,7 +675,7 @@ def test_convert_refuses_weights_too_large_for_half(
     cogen_fast.save_generator(generator, tmp_path / "large.safetensors")
     arguments = ["convert", str(tmp_path / "large.safetensors"), str(tmp_path / "h.safetensors")]
     assert main([*arguments, "--half"]) == 2
-    assert "half: expected weights below 65,504" in error_of(capsys)
+    assert "half: expected weights of at most 65,504" in error_of(capsys)
     assert not (tmp_path / "h.safetensors").exists()
 
 
@@ -746,13 +746,13 @@ def test_help_states_the_defaults_in_force(capsys: pytest.CaptureFixture[str]) -
     flat = " ".join(_help(capsys, "inpaint", "--help-all").split())
     published = presets.DEFAULTS
     for text in (
-        f"images to draw ({tuning.POPULATION}; paper: {published.chains})",
-        f"keeps; nearer to 1: smaller steps ({Annealing.kept})",
-        f"prior to the posterior ({published.ais_steps})",
-        f"there are no weights ({published.form})",
-        f"moves per temperature (tuned; paper: {published.hmc_steps})",
-        f"gradients in a move (tuned; paper: {published.leapfrog_steps})",
-        f"first leapfrog step (tuned; paper: {published.step_size})",
+        f"images to draw (default: {tuning.POPULATION}; paper: {published.chains})",
+        f"more and smaller steps (default: {Annealing.kept})",
+        f"better and slower (default: {published.ais_steps})",
+        f"there are no weights (default: {published.form})",
+        f"transitions per temperature (default: tuned; paper: {published.hmc_steps})",
+        f"one gradient each (default: tuned; paper: {published.leapfrog_steps})",
+        f"by the size of the latent; paper: {published.step_size})",
     ):
         assert text in flat
 

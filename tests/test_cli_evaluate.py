@@ -32,7 +32,7 @@ from cogen_fast.experiments.evaluate.tuning import Grid
 from cogen_fast.generators.pretrained import pretrained
 from cogen_fast.methods.baselines import STARTS, STEPS, tune
 from cogen_fast.support import files
-from cogen_fast.training.team import Team
+from cogen_fast.training.distributed import Processes
 
 pytest.importorskip("pytorch_msssim")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -258,7 +258,7 @@ def test_images_that_rates_were_tuned_on_are_not_evaluated(
     assert main(command(tmp_path / "out", *options, "--images=4")) == 0
     capsys.readouterr()
     assert main(command(tmp_path / "out", *options, "--images=5")) == 2
-    assert "images: expected at most 4, as" in error_of(capsys)
+    assert "images: expected at most 4, because" in error_of(capsys)
 
 
 def test_trials_have_steps_of_their_own(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_trials_have_steps_of_their_own(tmp_path: Path) -> None:
     [
         ("{", ": expected JSON, got '{'"),
         ("[]", " is damaged: expected a JSON object, got []"),
-        ('{"learning_rate": 1.0}', " is damaged: it is not as it was written"),
+        ('{"learning_rate": 1.0}', " is damaged: its content does not match its digest"),
     ],
 )
 def test_a_damaged_rate_is_told(
@@ -379,12 +379,12 @@ def apart(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     """This process is one of two, whose waits end at once: the other is to run before or after."""
 
     @contextmanager
-    def assembled(_: object) -> Iterator[Team]:
-        yield Team(rank, 2, torch.device("cpu"))
+    def process_group(_: object) -> Iterator[Processes]:
+        yield Processes(rank, 2, torch.device("cpu"))
 
-    monkeypatch.setattr(cli_evaluate, "assembled", assembled)
-    monkeypatch.setattr(Team, "wait", lambda _: None)
-    monkeypatch.setattr(files, "SEEN_SECONDS", 0.0)
+    monkeypatch.setattr(cli_evaluate, "process_group", process_group)
+    monkeypatch.setattr(Processes, "wait", lambda _: None)
+    monkeypatch.setattr(files, "WAIT_SECONDS", 0.0)
 
 
 def test_the_leading_process_writes_the_report(
@@ -411,14 +411,14 @@ def test_processes_without_a_common_folder_are_told(
 ) -> None:
     apart(monkeypatch, 0)
     assert main(command(tmp_path, *given)) == 2
-    told = r"out: expected one folder for all processes, but .*" + missing + " of another is not"
+    told = rf"out: expected a common folder of all processes, but another's .*{missing} is missing"
     assert re.search(told, capsys.readouterr().err)
     assert not (tmp_path / "records.jsonl").exists()
 
 
 def test_files_of_others_may_be_late(tmp_path: Path) -> None:
     looks = iter([tmp_path, tmp_path, None])
-    files.until_seen(lambda: next(looks))
+    files.wait_for_files(lambda: next(looks))
     assert next(looks, "none left") == "none left"
 
 
@@ -442,7 +442,7 @@ def test_a_process_does_not_wait_for_a_dead_one(rank: int, tmp_path: Path) -> No
         )
     assert dead.returncode == -signal.SIGKILL
     assert other.returncode == 2, other.stderr
-    assert "error: another process has ended before its work was done; the same" in other.stderr
+    assert "error: another process ended before its work was done; run the same" in other.stderr
     assert not (tmp_path / "records.jsonl").exists()
 
 
@@ -468,7 +468,7 @@ def test_a_killed_process_goes_on(how: signal.Signals, whole: Path, tmp_path: Pa
     )
     assert killed.returncode == (130 if how == signal.SIGINT else -how), killed.stderr
     if how == signal.SIGINT:
-        assert killed.stderr == "cogen-fast: interrupted; the same command again goes on\n"
+        assert killed.stderr == "cogen-fast: interrupted; the same command continues the study\n"
     before = finished(tmp_path)
     assert sum(path.suffix == ".jsonl" for path in before) == 3
     assert main(command(tmp_path)) == 0
@@ -627,5 +627,5 @@ def test_help_states_the_defaults_in_force(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     flat = " ".join(capsys.readouterr().out.split())
-    assert f"and draws of sir ({STARTS})" in flat and f"{STEPS} steps of an optimiser" in flat
+    assert f"draws of sir (default: {STARTS})" in flat and f"for optimisers {STEPS} steps" in flat
     assert all(name in flat for name in METHODS)

@@ -111,7 +111,7 @@ def test_a_faster_way_is_kept(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
         how = {"method": "paper", "ais_steps": 2, "progress": False, "compile": True}
         found = cogenerate(generator, torch.zeros(3, 4, 4), torch.ones(4, 4), **keywords(how))
     assert seen == []
-    assert "compile: not needed, for this generator has a faster way" in found.notes
+    assert "compile: not used, because this generator has a faster path of its own" in found.notes
     assert found.settings["backend"] == "fused"
 
 

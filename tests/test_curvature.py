@@ -26,8 +26,8 @@ from torch import Tensor
 
 from cogen_fast.ops.philox import Purpose, normals, uniforms
 from cogen_fast.sampler import bases, curvature, smc
+from cogen_fast.sampler.annealing_plan import MASSES, Annealing
 from cogen_fast.sampler.curvature import Curvature, Directions
-from cogen_fast.sampler.pace import MASSES, Annealing
 from cogen_fast.sampler.sketches import Sketch
 from cogen_fast.sampler.smc import Choice
 from cogen_fast.sampler.tuning import TuningRule
@@ -64,10 +64,10 @@ def mean_of(seen: Curvature) -> Tensor:
 
 def whole(directions: Tensor) -> Tensor:
     """The basis that begins with them, as a matrix."""
-    found = bases.beginning_with(directions)
+    found = bases.from_directions(directions)
     assert (found.whole is None) == (bases.WHOLE == 0)
     rows, size, _ = directions.shape
-    return found.turned(torch.eye(size, dtype=F64).expand(rows, -1, -1))
+    return found.rotated(torch.eye(size, dtype=F64).expand(rows, -1, -1))
 
 
 def tensor(*values: float) -> Tensor:
@@ -149,7 +149,7 @@ def test_a_single_particle_shows_nothing() -> None:
 def test_what_others_have_seen_is_a_mean_over_more_gradients(count: int) -> None:
     root = normal(4, 3, 3, seed=1)
     each = dataclasses.replace(known(root @ root.mT), inverse_count=tensor(0.1, 0.2, 0.3, 0.6))
-    found = curvature.of_others(each, count)
+    found = curvature.mean_of_others(each, count)
     if count == 1:
         assert torch.equal(mean_of(found), mean_of(each))
         assert torch.equal(found.inverse_count, each.inverse_count)
@@ -293,14 +293,16 @@ def test_the_mass_is_the_posterior_where_the_hessian_is_known(d: int, beta: floa
 
 
 def test_beyond_the_most_directions_there_is_one_mean() -> None:
-    size = curvature.MOST + 12
+    size = curvature.MAX_DIRECTIONS + 12
     values = torch.linspace(90.0, 1.0, size, dtype=F64)
     found = curvature.directions(known(torch.diag(values)[None]), NONE_FORGOTTEN)
-    assert found.vectors.shape == (1, size, curvature.MOST)
-    torch.testing.assert_close(found.values[0], values[: curvature.MOST])
-    assert found.rest.item() == pytest.approx(values[curvature.MOST :].mean().item())
+    assert found.vectors.shape == (1, size, curvature.MAX_DIRECTIONS)
+    torch.testing.assert_close(found.values[0], values[: curvature.MAX_DIRECTIONS])
+    assert found.rest.item() == pytest.approx(values[curvature.MAX_DIRECTIONS :].mean().item())
     mass = curvature.inverse_mass(found, tensor(0.5))
-    expected = 1.0 / (1.0 + 0.5 * torch.cat([values[: curvature.MOST], found.rest.expand(12)]))
+    expected = 1.0 / (
+        1.0 + 0.5 * torch.cat([values[: curvature.MAX_DIRECTIONS], found.rest.expand(12)])
+    )
     torch.testing.assert_close(mass[0], expected)
 
 
@@ -445,7 +447,7 @@ def test_turning_leaves_refused_chains_as_they_are(backend: str, dtype: torch.dt
     )
     before = state.hmc
     assert choice.stiff is not None
-    turn = bases.beginning_with(choice.stiff)
+    turn = bases.from_directions(choice.stiff)
     after = smc.step(state, target, Annealing(), choice=choice, backend=backend)[0].hmc
     ops = native(backend)
     settings = smc.jittered(choice, choice.step_size, TuningRule(), before.stream, ops)

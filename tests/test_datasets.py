@@ -368,7 +368,7 @@ def test_mixture_of_grey_and_colour_is_refused(folder: Path, cache: Path) -> Non
     save(folder / "a.png", noise(8, 8, 3))
     save(folder / "b.png", noise(8, 8))
     save(folder / "c.png", noise(8, 8))
-    message = r"source: .* got b\.png \(grey\) and a\.png \(colour\); channels=1 or channels=3"
+    message = r"source: .* got b\.png \(grey\) and a\.png \(colour\); give channels=1 or channels=3"
     with pytest.raises(ValueError, match=message):
         read(folder)
     assert list(cache.iterdir()) == []
@@ -403,7 +403,7 @@ def test_corrupt_file_is_left_out_with_a_warning(folder: Path, name: str) -> Non
     np.testing.assert_array_equal(images.pixels, pixels.transpose(0, 3, 1, 2))
     (warning,) = caught
     assert str(warning.message) == (
-        f"1 of 10 image files in {folder} are corrupt and left out: 04-{name}"
+        f"1 of 10 image files in {folder} are corrupt and are left out: 04-{name}"
     )
     assert warning.filename.endswith("test_datasets.py")
 
@@ -824,8 +824,8 @@ REFUSED = {
     "half-a-header": (WHOLE[:9], "got 9 bytes .damaged or truncated. in"),
     "surplus": (WHOLE + b"x", "expected an IDX file of 144 bytes, .* got 145 bytes"),
     "claims-too-much": (WHOLE[:4] + b"\xff" * 12, "expected an IDX file of .* got 16 bytes"),
-    "short-gzip": (gzip.compress(WHOLE)[:-30], "source: expected a whole gzip file, got"),
-    "broken-gzip": (broken_sum(WHOLE), "source: expected a whole gzip file, got .*CRC"),
+    "short-gzip": (gzip.compress(WHOLE)[:-30], "source: expected a complete gzip file, got"),
+    "broken-gzip": (broken_sum(WHOLE), "source: expected a complete gzip file, got .*CRC"),
     "several": (
         npz(train=noise(1, 8, 8), test=noise(1, 8, 8)),
         r"""source: expected one array, or one named "images".* got \['test', 'train'\]""",

@@ -163,7 +163,7 @@ def test_every_activation(activation: str, chains: int) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 @pytest.mark.parametrize("hidden", [16, 20, 32])
-def test_lone_chains_of_known_widths(hidden: int, activation: str, isa: str) -> None:
+def test_independent_chains_of_known_widths(hidden: int, activation: str, isa: str) -> None:
     """Whose numbers stay in registers: masks, weights of entries, the paper's form."""
     net, x = network((2, hidden, hidden, 2), activation), np.array([[0.3, -0.2], [-0.5, 0.4]])
     native.extension().set_isa(isa)
@@ -269,17 +269,17 @@ def test_calls_of_any_length_make_the_same_run(
     moves = replace(OWN_STEPS, adaptation=replace(OWN_RULE, per_chain=per_chain))
     betas = np.linspace(0.05, 1.0, 20)
     calls: list[int] = []
-    stretch = dense._ais_stretch
+    stretch = dense._ais_call
 
     def counted(*arguments: Any) -> ais.Run:
         calls.append(arguments[-1])
         return stretch(*arguments)
 
-    monkeypatch.setattr(dense, "_ais_stretch", counted)
+    monkeypatch.setattr(dense, "_ais_call", counted)
     with problem(network((3, 16, 5)).float(), observations=2) as found:
         assert found.dense is not None
         whole = dense.ais_run(found.dense, betas, moves, begun(found, moves, chains, 20))
-        monkeypatch.setattr(dense, "_MOST_APART", 4 * chains)  # two temperatures of both
+        monkeypatch.setattr(dense, "_MOST_PER_CHAIN", 4 * chains)  # two temperatures of both
         calls.clear()
         half = dense.ais_run(found.dense, betas[:9], moves, begun(found, moves, chains, 20))
         assert not per_chain or max(calls) <= 2
@@ -496,7 +496,7 @@ def test_other_methods_take_the_best_ops_there_are() -> None:
         partial(reconstruct, net, x, mask, **adam, **noise),
     ):
         found, native_ops = method(), method(compute=Compute(backend="native"))
-        assert found.settings["backend"] == "native" and "backend native" in found.notes
+        assert found.settings["backend"] == "native" and "The backend is native." in found.notes
         assert_close(found.latents, native_ops.latents, 0.0)
         with (
             pytest.MonkeyPatch.context() as patch,

@@ -357,18 +357,18 @@ def other_weights() -> Failing:
         (Failing, {"mask": [1, 1, 1, 1, 0]}, "observation"),
         (Failing, {"noise_std": 0.4}, "noise|misfit|observation"),
         (Failing, {"misfit": lambda y, t: ((y - t) ** 2).sum(-1), "noise_std": None}, "misfit"),
-        (Failing, {"seed": 5}, "seed: 4 there, 5 here"),
-        (Failing, {"chains": 4}, "chains: 3 there, 4 here"),
-        (Failing, {"ais_steps": 13}, "ais_steps: 12 there, 13 here"),
-        (Failing, {"hmc_steps": 2}, "hmc_steps: 1 there, 2 here"),
-        (Failing, {"leapfrog_steps": 4}, "leapfrog_steps: 3 there, 4 here"),
-        (Failing, {"step_size": 0.2}, "step_size: 0.1 there, 0.2 here"),
+        (Failing, {"seed": 5}, "seed: 4 in the file, 5 in this call"),
+        (Failing, {"chains": 4}, "chains: 3 in the file, 4 in this call"),
+        (Failing, {"ais_steps": 13}, "ais_steps: 12 in the file, 13 in this call"),
+        (Failing, {"hmc_steps": 2}, "hmc_steps: 1 in the file, 2 in this call"),
+        (Failing, {"leapfrog_steps": 4}, "leapfrog_steps: 3 in the file, 4 in this call"),
+        (Failing, {"step_size": 0.2}, "step_size: 0.1 in the file, 0.2 in this call"),
         (Failing, {"adaptation": None}, "adaptation"),
         (Failing, {"adaptation": "per-chain"}, "adaptation"),
         (Failing, {"schedule": "linear"}, "betas.*schedule"),
-        (Failing, {"form": "paper", "schedule": "sigmoid-raw"}, "form: posterior there, paper"),
+        (Failing, {"form": "paper", "schedule": "sigmoid-raw"}, "form: posterior in the file"),
         (Failing, {"observation_ids": [7, 8]}, "observation_ids"),
-        (Failing, {"backend": "reference"}, "backend: native there, reference here"),
+        (Failing, {"backend": "reference"}, "backend: native in the file, reference in this call"),
         (Failing, {"keep_trace": False}, "keep_trace"),
     ],
     ids=[
@@ -448,7 +448,7 @@ def test_a_file_of_another_kind_is_refused(interrupted: Path, tmp_path: Path) ->
     path = tmp_path / "run.safetensors"
     path.write_bytes(interrupted.read_bytes())
     rewritten(path)
-    with pytest.raises(ValueError, match=r"checkpoint: .* is no 'cogen-fast run 10' file"):
+    with pytest.raises(ValueError, match=r"checkpoint: .* is not a 'cogen-fast run 10' file"):
         run(Failing(), checkpoint=path)
 
 

@@ -16,9 +16,9 @@ from cogen_fast import Result, bound_evidence, cogenerate
 from cogen_fast.generators.pretrained import pretrained
 from cogen_fast.methods.settings import keywords
 from cogen_fast.problem.compute import gathered
-from cogen_fast.results.diagnostics import Evidence, diagnose
+from cogen_fast.results.diagnostics import DiagnosticInputs, diagnose
 from cogen_fast.sampler import reverse, smc
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,11 +34,11 @@ def run(**options: Any) -> Result:
     return cogenerate(pretrained("five-gaussians"), X_OBS, MASK, **keywords(arguments))
 
 
-def healthy() -> Evidence:
+def healthy() -> DiagnosticInputs:
     """Two observations of two islands, 16 particles, ten temperatures, four of them at beta = 1."""
     energy = torch.linspace(40.0, 1.0, 10)
     energy[6:] = 1.0
-    return Evidence(
+    return DiagnosticInputs(
         complete=True,
         adaptive=True,
         alone=False,
@@ -50,8 +50,8 @@ def healthy() -> Evidence:
         latents=torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0)),
         residual=torch.tensor([1.0, 0.5]),
         effective_sample_size=None,
-        scattered=torch.tensor([False, False]),
-        lead=torch.tensor([7.9, 0.0]),
+        error_unknown=torch.tensor([False, False]),
+        evidence_lead=torch.tensor([7.9, 0.0]),
         particles=8,
         acceptance=torch.full((10, 4), 0.75),
         energies=torch.linspace(0.0, 2.0, 16).repeat(2, 1),
@@ -62,8 +62,8 @@ def healthy() -> Evidence:
         jumped=torch.zeros(4, dtype=torch.bool),
         rounds=torch.full((4,), 4),
         rounds_missing=torch.zeros(4, dtype=torch.int64),
-        at_least=torch.tensor([False, False]),
-        at_most=torch.tensor([False, False]),
+        at_low_bound=torch.tensor([False, False]),
+        at_high_bound=torch.tensor([False, False]),
     )
 
 
@@ -100,15 +100,17 @@ def test_halves_in_different_modes_are_told_of_a_real_run(chains: int) -> None:
     assert any(line.startswith("islands disagree: ") for line in result.diagnose())
 
 
-def test_lone_chains_are_told_of_a_real_run() -> None:
-    assert any(line.startswith("lone chains: ") for line in run(chains=3, budget=100).diagnose())
+def test_independent_chains_are_told_of_a_real_run() -> None:
+    assert any(
+        line.startswith("independent chains: ") for line in run(chains=3, budget=100).diagnose()
+    )
 
 
 SICK: dict[str, tuple[dict[str, Any], str]] = {
     "interrupted": ({"complete": False}, "interrupted: .*checkpoint="),
     "alone": (
         {"alone": True},
-        "lone chains: .*mode probabilities are not reliable.*chains=16 or a larger budget",
+        "independent chains: .*mode probabilities are not reliable.*chains=16 or a larger budget",
     ),
     "budget": (
         {"jumped": torch.tensor([False, False, False, True])},
@@ -120,7 +122,7 @@ SICK: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "rounds": (
         {"rounds_missing": torch.tensor([0, 0, 0, 3])},
-        r"budget ended the run early \(observation 1\): 3 rounds .*larger budget",
+        r"budget ended the run early \(observation 1\): 3 rounds .*larger budget.*counts for all",
     ),
     "far": (
         {"residual": torch.tensor([1.0, 7.25])},
@@ -128,30 +130,30 @@ SICK: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "islands": (
         {"latents": apart()},
-        r"islands disagree: R-hat \d.* \(observation 1\).*larger budget.*weighted=True",
+        r"islands disagree: R-hat .* is \d.* \(observation 1\).*larger budget.*weighted=True",
     ),
     "islands-without-budget": (
         {"latents": apart(), "budgeted": False},
         r"islands disagree: .*give more chains or moves \(hmc_steps\)",
     ),
     "unequal": (
-        {"lead": torch.tensor([0.0, 8.6])},
+        {"evidence_lead": torch.tensor([0.0, 8.6])},
         r"islands are unequal \(observation 1\): .* 9 nats above the other one.*larger budget",
     ),
     "unequal-without-budget": (
-        {"lead": torch.tensor([11.0, 8.6]), "budgeted": False, "islands": 4},
+        {"evidence_lead": torch.tensor([11.0, 8.6]), "budgeted": False, "islands": 4},
         r"unequal \(observation 0, .* 11 nats above the median.*more chains or populations.*True",
     ),
     "acceptance": (
         {"acceptance": changed(healthy().acceptance, slice(6, 10), 0, 0.05)},
-        r"acceptance too low: 0.05 at the end \(observation 0\)",
+        r"acceptance too low: it is 0.05 at the end \(observation 0\), .*larger budget",
     ),
     "acceptance-paper": (
         {
             "acceptance": changed(healthy().acceptance, slice(6, 10), 2, 0.0),
             "adaptive": False,
         },
-        r"acceptance too low: 0.00 .*observation 1.*ais_steps.*method='adaptive'",
+        r"acceptance too low: it is 0.00 .*observation 1.*ais_steps.*method='adaptive'",
     ),
     "energies": (
         {"energy_history": changed(healthy().energy_history, slice(6, 8), 2, 3.0)},
@@ -159,22 +161,22 @@ SICK: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "weights": (
         {"effective_sample_size": torch.tensor([1.2, 12.0]), "adaptive": False},
-        r"weights collapsed: an effective 1.2 of 16 samples \(observation 0\)",
+        r"weights collapsed: an effective sample size of 1.2 of 16 \(observation 0\) .*ais_steps",
     ),
     "evidence": (
-        {"scattered": torch.tensor([False, True])},
+        {"error_unknown": torch.tensor([False, True])},
         r"evidence not known \(observation 1\): .*samples need not be wrong.*larger budget",
     ),
     "evidence-without-budget": (
-        {"scattered": torch.tensor([True, True]), "budgeted": False},
+        {"error_unknown": torch.tensor([True, True]), "budgeted": False},
         r"evidence not known \(observation 0, observation 1\): .*populations=8, more chains",
     ),
     "noise-low": (
-        {"at_least": torch.tensor([False, True])},
+        {"at_low_bound": torch.tensor([False, True])},
         r"noise at its bound: .* low end .*\(observation 1\): .*UnknownNoise with a smaller low",
     ),
     "noise-high": (
-        {"at_most": torch.tensor([True, False])},
+        {"at_high_bound": torch.tensor([True, False])},
         r"noise at its bound: .* high end .*\(observation 0\): .*UnknownNoise with a larger high",
     ),
     "non-finite": (
@@ -212,11 +214,11 @@ def test_unequal_islands_are_told_of_a_real_run(chains: int) -> None:
 def test_the_lead_is_that_of_the_log_evidence_by_hand() -> None:
     result = run(chains=5)  # three particles of either island at most: 0, 1 and 3, 4
     log_weights = torch.tensor([[0.0, 0.0, 50.0, 3.0, 3.0], [9.0, 9.0, -50.0, 1.0, 1.0]])
-    lead = replace(result, log_weights=log_weights.double())._evidence().lead
+    lead = replace(result, log_weights=log_weights.double())._diagnostic_inputs().evidence_lead
     assert lead is not None and lead.tolist() == pytest.approx([3.0, 8.0])
     three = run(chains=2, populations=3)
     log_weights = torch.tensor([[0.0, 0.0, 1.0, 1.0, 7.0, 7.0]]).double().expand(2, -1)
-    lead = replace(three, log_weights=log_weights)._evidence().lead
+    lead = replace(three, log_weights=log_weights)._diagnostic_inputs().evidence_lead
     assert lead is not None and lead.tolist() == pytest.approx([6.0, 6.0])
 
 
@@ -227,7 +229,7 @@ def test_populations_are_named() -> None:
     halves = diagnose(replace(healthy(), jumped=jumped))
     assert "(observation 1)" in halves[0]
     one = diagnose(
-        replace(run(populations=4, budget=12)._evidence(), jumped=torch.tensor([True] * 8))
+        replace(run(populations=4, budget=12)._diagnostic_inputs(), jumped=torch.tensor([True] * 8))
     )
     assert "observation 1 population 3" not in one[0]  # four are named, the rest are dots
     assert "observation 0 population 3, ...)" in one[0]
@@ -273,14 +275,14 @@ def test_one_observation_is_not_numbered() -> None:
         energy_history=healthy().energy_history[:, :2],
         energies=healthy().energies[:1],
         jumped=torch.zeros(2, dtype=torch.bool),
-        scattered=torch.zeros(1, dtype=torch.bool),
-        lead=torch.zeros(1),
+        error_unknown=torch.zeros(1, dtype=torch.bool),
+        evidence_lead=torch.zeros(1),
         latents=healthy().latents[:1],
         residual=None,
         energy_std=torch.full((10, 2), 0.6),
         rounds_missing=torch.zeros(2, dtype=torch.int64),
-        at_least=torch.zeros(1, dtype=torch.bool),
-        at_most=torch.zeros(1, dtype=torch.bool),
+        at_low_bound=torch.zeros(1, dtype=torch.bool),
+        at_high_bound=torch.zeros(1, dtype=torch.bool),
     )
     assert "observation" not in diagnose(sick)[0]
 

@@ -13,7 +13,7 @@ from runs import both_backends
 from torch import Tensor
 
 from cogen_fast.sampler import smc
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 from cogen_fast.sampler.smc import Run
 from cogen_fast.sampler.weights import log_mean_weight
 

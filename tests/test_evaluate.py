@@ -465,7 +465,7 @@ def test_pictures_show_truth_observed_and_the_best_of_each_method(whole: Path) -
         with np.load(whole / method / "group-000001.npz") as file:
             expected = np.repeat(file["best"][1].transpose(1, 2, 0), 3, axis=2)
         np.testing.assert_array_equal(tile(0, column), expected)
-    with pytest.raises(ValueError, match=r"^images: 9 is not done by gd"):
+    with pytest.raises(ValueError, match=r"^images: expected images that gd has .*got 9"):
         draw(data(), STUDY, whole, [9])
 
 

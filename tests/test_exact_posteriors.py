@@ -47,7 +47,7 @@ def test_linear_models_by_exact_draws(name: str) -> None:
     # By the textbook's formulas for ``x = A z + noise``, which know of no turned coordinates.
     model = LinearGaussian.named(name, 12, 0.3)
     x, unit = model.data(range(4000)).double(), torch.eye(12, dtype=F64)
-    matrix = (model.turn * model.scales).T
+    matrix = (model.rotation * model.scales).T
     covariance = torch.linalg.inv(unit + matrix.T @ matrix / 0.3**2)
     means = x @ (covariance @ matrix.T / 0.3**2).T
     random = torch.Generator().manual_seed(3)
@@ -78,7 +78,7 @@ def test_data_are_a_function_of_their_numbers() -> None:
 
 
 def test_no_axis_is_special() -> None:
-    turn = LinearGaussian.named("iso", 20, 0.1).turn
+    turn = LinearGaussian.named("iso", 20, 0.1).rotation
     torch.testing.assert_close(turn @ turn.T, torch.eye(20, dtype=F64))
     assert turn.abs().max() < 0.9
 
@@ -316,7 +316,7 @@ def test_modes_have_their_masses(name: str) -> None:
 
 
 def learn_from_oneself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(islands, "others", lambda values, count: values)
+    monkeypatch.setattr(islands, "mean_of_others", lambda values, count: values)
 
 
 def go_on_learning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,13 +354,13 @@ PLANTED = Cell("decay", 20, 0.1, 240, centred=True)
 @pytest.mark.slow
 def test_step_size_and_length_of_ones_own_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of two islands either has half of these from itself, by way of the other; here all.
-    of_others = tuning.of_others
+    of_others = tuning.mean_of_others
 
     def own(known: tuning.Tuning, count: int) -> tuning.Tuning:
         theirs = of_others(known, count)
         return replace(theirs, log_step=known.log_step, log_length=known.log_length)
 
-    monkeypatch.setattr(tuning, "of_others", own)
+    monkeypatch.setattr(tuning, "mean_of_others", own)
     for cell in (PLANTED, Cell("stiff", 64, 0.1, 64)):
         result = cell.run()
         together, error = log_mean_and_error(off(cell.model, result))

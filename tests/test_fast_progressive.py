@@ -22,10 +22,10 @@ from cogen_fast.generators.fast_progressive import FastProgressive
 from cogen_fast.methods.settings import keywords
 from cogen_fast.ops import native, reference
 from cogen_fast.ops.progressive.colours import Colours, colour_misfit
-from cogen_fast.ops.progressive.normed import Normed, norm, norm_grad
+from cogen_fast.ops.progressive.normed import NormedActivation, norm, norm_grad
 from cogen_fast.ops.progressive.packed import Workspace
 from cogen_fast.ops.progressive.upsampled import UpsampledConvolution
-from cogen_fast.ops.progressive.winograd import Convolution
+from cogen_fast.ops.progressive.winograd import WinogradConvolution
 from cogen_fast.ops.spec import MisfitKind, MisfitSpec
 from cogen_fast.problem.compute import gathered
 from cogen_fast.problem.problem import prepared
@@ -111,7 +111,7 @@ def test_norm_grad(shape: tuple[int, ...], normalise: bool, slope: float) -> Non
     # What cancels: g and its part along the output.
     size = float((grad.abs() * (1.0 if scale is None else scale[..., None])).max())
     torch.testing.assert_close(defined, expected, rtol=0, atol=1e-14 * size * shape[-1])
-    found = norm_grad(grad.clone(), Normed(out, scale, slope))
+    found = norm_grad(grad.clone(), NormedActivation(out, scale, slope))
     torch.testing.assert_close(found, defined, rtol=0, atol=1e-14 * size * shape[-1])
 
 
@@ -121,7 +121,7 @@ def test_a_gradient_may_take_the_output_s_memory() -> None:
     grad = random(6, 5, seed=2)
     expected = norm_grad(grad, normed)
     assert expected.data_ptr() != normed.out.data_ptr()
-    found = norm_grad(grad, normed, spent=True)
+    found = norm_grad(grad, normed, overwrite=True)
     assert found.data_ptr() == normed.out.data_ptr()
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -165,13 +165,13 @@ def test_layers(size: tuple[int, int, int, int], upsample: bool) -> None:
     images, side, before, after = size
     side = side // 2 if upsample else side
     kernel, bias = random(after, before, 3, 3), random(after, seed=1)
-    kind: Any = UpsampledConvolution if upsample else Convolution
+    kind: Any = UpsampledConvolution if upsample else WinogradConvolution
     layer = kind(kernel, bias, SLOPE, Workspace(F64))
 
     # The layer's input is itself the output of an activation.
     read = random(images, side, side, before, seed=2).requires_grad_()
     x, scale = reference.norm(read, torch.zeros(before, dtype=F64), SLOPE, True)
-    activation = Normed(x.detach(), scale.detach(), SLOPE)
+    activation = NormedActivation(x.detach(), scale.detach(), SLOPE)
     expected = written_out(x, kernel, bias, upsample)
     found = layer.forward(activation.out)
     assert_close(found.out, expected, 1e-12)
@@ -504,11 +504,11 @@ def run(generator: ProgressiveGenerator, backend: str, **options: Any) -> Any:
 def test_a_result_says_so() -> None:
     generator = seeded(**SMALL)
     short = {"method": "paper", "ais_steps": 2, "leapfrog_steps": 1}
-    note = "generator: its fast path, for images and their gradient by the latent"
+    note = "generator: its own fast path computes images and their gradients by the latents"
     for backend, name in (("auto", "fused"), ("native", "native"), ("reference", "reference")):
         result = run(generator, backend, **short)
         assert result.settings["backend"] == name
-        assert f"backend {name}" in result.notes
+        assert f"The backend is {name}." in result.notes
         assert (note in result.notes) == (name == "fused")
 
 

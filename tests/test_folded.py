@@ -23,7 +23,7 @@ from cogen_fast.generators.fast_progressive import FastProgressive
 from cogen_fast.ops import reference
 from cogen_fast.ops.progressive.colours import Colours
 from cogen_fast.ops.progressive.folded import FOLDINGS, FoldedLayers, TorchNorms
-from cogen_fast.ops.progressive.normed import Normed
+from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.spec import MisfitKind, MisfitSpec
 from cogen_fast.problem.compute import gathered
 from cogen_fast.problem.problem import prepared
@@ -68,7 +68,7 @@ def test_layers(size: tuple[int, int, int, int], upsample: bool, folding: str) -
 
     read = random(images, side, side, before, seed=2).requires_grad_()
     x, scale = reference.norm(read, torch.zeros(before, dtype=F64), SLOPE, True)
-    activation = Normed(x.detach(), scale.detach(), SLOPE)
+    activation = NormedActivation(x.detach(), scale.detach(), SLOPE)
     image = x.permute(0, 3, 1, 2)
     if upsample:
         image = F.interpolate(image, scale_factor=2, mode="nearest")
@@ -284,8 +284,8 @@ def compare_colours(
         bias = random(colours, seed=9).to(device, wide)
         rows = torch.tensor([1, 0, 1], device=device)
         how = (Colours(weight, bias, bounded), spec, rows)
-        energy, grad = TorchNorms.colour_misfit(Normed(out, scale, SLOPE), *how)
-        found, back = kernels.colour_misfit(Normed(out.clone(), scale, SLOPE), *how)
+        energy, grad = TorchNorms.colour_misfit(NormedActivation(out, scale, SLOPE), *how)
+        found, back = kernels.colour_misfit(NormedActivation(out.clone(), scale, SLOPE), *how)
         assert found.dtype == F64
         torch.testing.assert_close(found, energy, rtol=1e-12 if wide == F64 else 1e-5, atol=0)
         size = float(grad.abs().max())
@@ -439,7 +439,9 @@ def test_a_fast_path_that_fails_is_not_taken_and_told() -> None:
     generator = Broken(8, latent_size=5, feature_maps=[4, 3]).requires_grad_(False)
     with prepared(generator, torch.zeros(3, 8, 8), torch.ones(8, 8), noise_std=0.3) as problem:
         assert problem.potential.generator is problem.adapter
-        assert problem.notes == ("generator: its fast path cannot be taken: no such instruction",)
+        assert problem.notes == (
+            "generator: its own fast path cannot be used here: no such instruction",
+        )
     with (
         pytest.raises(ValueError, match=r"^backend: fused .* got generator: .*no such instruction"),
         prepared(

@@ -32,7 +32,7 @@ from cogen_fast import (
     inpaint,
     super_resolve,
 )
-from cogen_fast.experiments.synthetic.rivals import gradient_descent
+from cogen_fast.experiments.synthetic.baseline_runs import gradient_descent
 from cogen_fast.methods.settings import keywords
 from cogen_fast.ops import reference
 from cogen_fast.problem.adapter import frozen
@@ -426,7 +426,7 @@ def test_a_generator_not_finite_at_some_prior_draws_has_others() -> None:
     assert result.energies.isfinite().all()
 
 
-def test_lone_chains_start_where_the_generator_is_finite() -> None:
+def test_independent_chains_start_where_the_generator_is_finite() -> None:
     net = mlp()
 
     def G(z: Tensor) -> Tensor:
@@ -827,7 +827,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception] | tuple[type[Exception], ..
         bad(adaptation="chain"), ValueError, "adaptation: .*'published', 'per-chain'.*'chain'"
     ),
     "adaptation-type": (
-        bad(adaptation=0.8), TypeError, "adaptation: .*'per-chain'.*a rule or None"
+        bad(adaptation=0.8), TypeError, "adaptation: .*'per-chain'.*an AdaptationRule or None"
     ),
     "method": (bad(method="smc"), ValueError, "method: .*paper.*'smc'"),
     "preset": (bad(preset="ffhq"), ValueError, "preset: .*celeba-128.*'ffhq'"),
@@ -961,8 +961,8 @@ def test_out_of_memory_halves_the_batch(
     torch.testing.assert_close(result.latents, expected.latents, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(result.energies, expected.energies, rtol=1e-9, atol=1e-11)
     assert [n for n in G.rows if n > most] == refused  # halved until it fits, then for good
-    assert f"out of memory: max_batch was lowered to {size}" in result.notes
-    assert not any("out of memory" in note for note in expected.notes)
+    assert f"Memory ran out, so max_batch was lowered to {size}." in result.notes
+    assert not any("Memory ran out" in note for note in expected.notes)
 
 
 def test_out_of_memory_at_one_row_is_raised() -> None:
@@ -1128,7 +1128,7 @@ def test_a_result_reads_well(picture: Result) -> None:
         assert part in text
     assert "effective sample size" in text
     assert "log evidence" in text
-    assert max(map(len, text.splitlines())) < 160
+    assert max(map(len, text.splitlines())) < 200
     assert "tensor" not in text
 
 

@@ -46,7 +46,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 # The interpreter takes milliseconds for each launch.
 FEW = ("paper", "fixed-step", "alone") if INTERPRETED else tuple(RUNS)
-REPLAYED = "CUDA graphs: moves replayed from"
+REPLAYED = "CUDA graphs: moves were replayed from"
 
 
 def observed(rows: int = 2, size: int = 5) -> Tensor:
@@ -243,7 +243,9 @@ def test_a_recording_that_fails_is_told(tape: Tape, monkeypatch: pytest.MonkeyPa
 def test_a_short_run_needs_none(tape: Tape) -> None:
     found = run(network(), method="paper", ais_steps=1)
     assert tape.made == 0
-    assert "CUDA graphs: none, for too few moves were alike" in found.notes
+    assert (
+        "CUDA graphs: none were recorded, because too few moves had the same shapes" in found.notes
+    )
 
 
 @pytest.mark.slow
@@ -291,8 +293,8 @@ def test_moves_are_recorded_anew_after_memory_ran_out_while_recording(tape: Tape
     found = run(G, **RUNS["paper"], chains=4)
     assert G.refused == [8, 4]
     assert tape.made == 1
-    assert "out of memory: max_batch was lowered to 2" in found.notes
-    assert "CUDA graphs: moves replayed from 1 recording" in found.notes
+    assert "Memory ran out, so max_batch was lowered to 2." in found.notes
+    assert "CUDA graphs: moves were replayed from 1 recording" in found.notes
     plain = run(Small(lambda: 8), **RUNS["paper"], chains=4, cuda_graphs=False)
     torch.testing.assert_close(found.latents, plain.latents, rtol=0, atol=1e-9)
 
@@ -394,7 +396,9 @@ def test_calls_are_as_large_as_measured_memory_holds(monkeypatch: pytest.MonkeyP
     G = network()
     G.register_forward_hook(lambda module, args, x: seen.append(len(args[0])))
     found = run(G, **RUNS["paper"], chains=4)
-    assert "at most 5 latents in one call to G, by measured memory" in found.notes
+    assert (
+        "one call to G takes at most 5 latents, as many as fit into measured memory" in found.notes
+    )
     assert asked == [6]
     assert set(seen[seen.index(6) + 1 :]) == {5, 3}
     seen.clear()
@@ -404,7 +408,9 @@ def test_calls_are_as_large_as_measured_memory_holds(monkeypatch: pytest.MonkeyP
     assert {7, 1} <= set(seen)
     split = run(G, **RUNS["paper"], chains=4, energy_dtype="float64")
     assert asked == [6, 6, 6]
-    assert "at most 5 latents in one call to G, by measured memory" in split.notes
+    assert (
+        "one call to G takes at most 5 latents, as many as fit into measured memory" in split.notes
+    )
 
 
 # --- on a GPU -----------------------------------------------------------------------------------
@@ -427,7 +433,7 @@ def test_replays_on_a_gpu_make_the_same_run(make: Callable[[], Any], name: str) 
     how = {"x_obs": torch.zeros(2, *shape), "mask": torch.ones(shape), "backend": "triton"}
     found = run(G, **RUNS[name], **how)
     assert any(note.startswith(REPLAYED) for note in found.notes)
-    assert any("by measured memory" in note for note in found.notes)
+    assert any("as many as fit into measured memory" in note for note in found.notes)
     plain = run(G, **RUNS[name], **how, cuda_graphs=False)
     torch.testing.assert_close(found.latents, plain.latents, rtol=0, atol=1e-6)
 

@@ -258,7 +258,7 @@ def test_our_own_file_of_another_type_is_refused(tmp_path: Path, dtype: torch.dt
     tensors = {name: t.to(dtype) for name, t in MLPGenerator((2, 4, 2)).state_dict().items()}
     metadata = {"cogen_fast_generator": "MLPGenerator", "config": '{"sizes": [2, 4, 2]}'}
     save_file(tensors, path := tmp_path / "x", metadata)
-    with pytest.raises(ValueError, match=f"tensors: expected one float type, got {dtype}"):
+    with pytest.raises(ValueError, match=f"tensors: expected one float type.*, got {dtype}"):
         load_generator(path)
 
 

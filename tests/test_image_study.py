@@ -35,12 +35,12 @@ from cogen_fast.experiments.images import study as image_study
 from cogen_fast.experiments.images.plan import (
     CURVES,
     DEFAULT,
-    FITS,
     GROUP,
     KINDS,
     METHODS,
     MULTI_STARTS,
     NOISE_STD,
+    OPTIMISERS,
     QUICK,
     RATES,
     SCALED,
@@ -52,12 +52,12 @@ from cogen_fast.experiments.images.plan import (
 )
 from cogen_fast.experiments.images.results import (
     METRICS,
-    Found,
     Line,
+    PartResults,
     curve,
     errors,
-    found,
     lines,
+    part_results,
 )
 from cogen_fast.generators.pretrained import FASHION_STAGES, held_out_images
 from cogen_fast.generators.progressive import ProgressiveGenerator
@@ -95,11 +95,11 @@ def parts(effort: Effort = TINY) -> tuple[Part, ...]:
 
 
 @pytest.fixture(scope="module")
-def results(whole: Path) -> list[Found]:
-    return [found(part, whole, TINY, seed=0) for part in parts()]
+def results(whole: Path) -> list[PartResults]:
+    return [part_results(part, whole, TINY, seed=0) for part in parts()]
 
 
-def main_of(results: list[Found], kind: str, task: str) -> Found:
+def main_of(results: list[PartResults], kind: str, task: str) -> PartResults:
     (one,) = (r for r in results if r.is_main and r.kind == kind and str(r.part.task) == task)
     return one
 
@@ -139,7 +139,7 @@ def test_every_kind_of_images_has_all_tasks_and_the_curve_s_snapshots() -> None:
 def test_rates_are_tuned_on_images_that_are_not_evaluated(whole: Path) -> None:
     """The last two; the plan leaves them out, however many are evaluated."""
     for part in parts():
-        for name in set(part.methods) & set(FITS):
+        for name in set(part.methods) & set(OPTIMISERS):
             tuning = json.loads((part.folder(whole) / name / "tuning.json").read_text())
             assert tuning["images"] == [len(part.data) - 2, len(part.data) - 1]
     for part in parts(Effort(images=8)):
@@ -192,7 +192,7 @@ def test_more_images_leave_groups_as_they_are() -> None:
 # --- runs -----------------------------------------------------------------------------------------
 
 
-def test_every_method_has_the_paper_s_cost(results: list[Found]) -> None:
+def test_every_method_has_the_paper_s_cost(results: list[PartResults]) -> None:
     for result in results:
         for record in result.records:
             costs = {name: run["cost"] for name, run in record["methods"].items()}
@@ -229,7 +229,7 @@ def test_nuts_has_the_paper_s_cost_if_asked_for(tmp_path: Path) -> None:
 def test_grids_and_rates_are_written_down(whole: Path) -> None:
     there = json.loads((whole / image_study.TUNING).read_text())
     assert set(there) == {
-        f"{part.name}/{name}" for part in parts() for name in part.methods if name in FITS
+        f"{part.name}/{name}" for part in parts() for name in part.methods if name in OPTIMISERS
     }
     for key, tuning in there.items():
         method = key.rpartition("/")[2]
@@ -327,11 +327,11 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_image_study as t
 from tqdm import tqdm
-from cogen_fast.experiments.workers import spread
+from cogen_fast.experiments.workers import run_in_processes
 
 if __name__ == "__main__":
     with tqdm(disable=True) as bar:
-        spread(t.wait_in, 2, 2, bar)
+        run_in_processes(t.wait_in, 2, 2, bar)
 """
 
 
@@ -430,7 +430,7 @@ def test_too_few_real_images_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(("kind", "task"), [("real", "block"), ("own", "average-4")])
 def test_residuals_are_errors_of_what_is_observed(
-    results: list[Found], kind: str, task: str
+    results: list[PartResults], kind: str, task: str
 ) -> None:
     result = main_of(results, kind, task)
     truth = torch.stack([result.part.data.load(i) for i in (0, 1)])
@@ -447,7 +447,7 @@ def test_residuals_are_errors_of_what_is_observed(
         assert result.residuals[name] == pytest.approx(expected.tolist(), abs=0.01)
 
 
-def test_lines_are_of_the_records(results: list[Found]) -> None:
+def test_lines_are_of_the_records(results: list[PartResults]) -> None:
     result = main_of(results, "real", "block")
     by_name = {(line.method, line.taken): line for line in lines(result)}
     means = {("adaptive", "mean"), (DEFAULT, "mean")}
@@ -457,10 +457,10 @@ def test_lines_are_of_the_records(results: list[Found]) -> None:
         difference = np.subtract(mine, errors(result.records, DEFAULT, "mean", "mse"))
         assert line.values["mse"][0] == pytest.approx(np.mean(mine))
         assert line.above == pytest.approx((difference.mean(), difference.std(ddof=1) / 2**0.5))
-        assert (line.acceptance is None) == (name in (*FITS, "sir"))
+        assert (line.acceptance is None) == (name in (*OPTIMISERS, "sir"))
 
 
-def test_stuck_runs_are_counted(results: list[Found]) -> None:
+def test_stuck_runs_are_counted(results: list[PartResults]) -> None:
     result = main_of(results, "real", "block")
     records = json.loads(json.dumps(result.records))
     for record, rate in zip(records, ([0.7, 0.01], [0.02, None]), strict=True):
@@ -469,7 +469,7 @@ def test_stuck_runs_are_counted(results: list[Found]) -> None:
     assert line.stuck == pytest.approx(2 / 3)
 
 
-def test_curves_are_over_the_first_images_of_every_snapshot(results: list[Found]) -> None:
+def test_curves_are_over_the_first_images_of_every_snapshot(results: list[PartResults]) -> None:
     for kind in KINDS:
         points = curve(results, kind, 1)
         assert [shown for shown, _ in points] == [1_000, 3_000]
@@ -498,28 +498,28 @@ def test_verdicts_need_two_standard_errors() -> None:
     )
     assert told == [
         "Better than the default's estimate: adaptive (mean image).",
-        "Not told apart from the default's estimate: sir, paper.",
+        "Not distinguished from the default's estimate: sir, paper.",
         "Worse than the default's estimate: gd, default.",
     ]
     (one,) = image_study_report.verdicts([line("gd", (0.1, math.nan))])
-    assert one == "One image does not compare with the default's estimate: gd."
+    assert one == "Not compared, with one image, with the default's estimate: gd."
 
 
-def test_aims_are_counted(results: list[Found], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aims_are_counted(results: list[PartResults], monkeypatch: pytest.MonkeyPatch) -> None:
     clear = {name: line(name, (0.3, 0.1)) for name in MULTI_STARTS}
     near = clear | {"adam-multi": line("adam-multi", (0.1, 0.1))}
     beaten = clear | {"sir": line("sir", (-0.3, 0.1))}
     told = iter([clear, clear, near, beaten, clear, near])
     monkeypatch.setattr(image_study_report, "lines", lambda _: list(next(told).values()))
-    said = image_study_report._aims(results)
+    said = image_study_report._summary(results)
     one = {"gd": line("gd", (0.3, math.nan))}
     monkeypatch.setattr(image_study_report, "lines", lambda _: list(one.values()))
-    assert image_study_report._aims(results) == "Of one image nothing is told apart."
-    assert "is beaten by nothing in 5 of 6 cells" in said
-    assert "beats every multi-start (gd-multi, adam-multi, lbfgs-multi) in 4;" in said
+    assert image_study_report._summary(results) == "With one image no methods can be distinguished."
+    assert "No method beats the default's estimate in 5 of 6 cells" in said
+    assert "beats every multi-start (gd-multi, adam-multi, lbfgs-multi) in 4." in said
 
 
-def test_the_report_keeps_real_and_own_apart(whole: Path, results: list[Found]) -> None:
+def test_the_report_keeps_real_and_own_apart(whole: Path, results: list[PartResults]) -> None:
     report = (whole / "report.md").read_text()
     assert (whole / "told.txt").read_text().startswith(report.rstrip("\n"))
     _, real, own = report.split("\n## ")
@@ -544,7 +544,7 @@ def test_the_report_keeps_real_and_own_apart(whole: Path, results: list[Found]) 
                 assert f"| {each.values['mse'][0]:.4f} (" in row
 
 
-def test_the_csv_has_every_digit(whole: Path, results: list[Found]) -> None:
+def test_the_csv_has_every_digit(whole: Path, results: list[PartResults]) -> None:
     with (whole / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(r["images_of"], r["task"], r["generator"]) for r in rows} == {
@@ -630,7 +630,7 @@ def test_figures_are_written_and_not_blank(whole: Path) -> None:
             assert part.std() > 5.0
 
 
-def test_curves_show_the_means(results: list[Found]) -> None:
+def test_curves_show_the_means(results: list[PartResults]) -> None:
     plt = pytest.importorskip("matplotlib.pyplot")
     figures = dict(image_study_figures.draw(plt, results, TINY))
     for kind in KINDS:
@@ -654,7 +654,7 @@ def test_curves_show_the_means(results: list[Found]) -> None:
         plt.close(figure)
 
 
-def test_panels_have_a_row_for_each_image(results: list[Found]) -> None:
+def test_panels_have_a_row_for_each_image(results: list[PartResults]) -> None:
     pictures = dict(image_study_figures.panels(results))
     assert len(pictures) == len(KINDS) * len(TASKS)
     cell = 128 + 4

@@ -354,8 +354,9 @@ def test_a_budget_buys_rounds() -> None:
     few, many = run(budget=600), run(budget=6_000)
     assert many.rounds.min() > 30
     assert many.gradients + many.forwards / 2 > 0.98 * 6_000
-    bought = f"the budget bought {int(many.rounds.min())} rounds of moves at the posterior"
-    assert bought in many.notes
+    rounds = int(many.rounds.min())
+    note = f"The budget sufficed for {rounds} rounds of moves at the posterior."
+    assert note in many.notes
     assert many.rounds.min() > few.rounds.min()
 
 
@@ -457,7 +458,7 @@ BAD = {
     "evidence": ({"evidence": "frozen"}, ValueError, "noise_std: .*frozen"),
     "weight": ({"weight": 1.0}, ValueError, "weight: expected none with noise_std to infer"),
     "misfit": ({"misfit": lambda a, b: a}, ValueError, "misfit: expected none with noise_std"),
-    "alone": ({"chains": 1, "budget": 20}, ValueError, "noise_std: .*lone chains"),
+    "alone": ({"chains": 1, "budget": 20}, ValueError, "noise_std: .*independent chains"),
     "budget": ({"budget": 4}, ValueError, "budget: expected at least 5 .* particle .*, got 4"),
     "word": ({"noise_std": "Auto"}, TypeError, 'noise_std: expected .*"auto".* got .Auto'),
 }

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from annealed import F64, LONE, MIXED, all_masses, begun, changed, normal, recorded
+from annealed import F64, INDEPENDENT, MIXED, all_masses, begun, changed, normal, recorded
 from torch import Tensor
 
-from cogen_fast.sampler import bases, curvature, islands, pace, smc, tuning
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler import annealing_plan, bases, curvature, islands, smc, tuning
+from cogen_fast.sampler.annealing_plan import Annealing
 from cogen_fast.sampler.smc import SMCState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,12 +38,12 @@ def few_or_many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 )
 def test_others_by_hand(count: int, expected: list[float]) -> None:
     values = 2.0 ** torch.arange(6, dtype=F64)
-    found = islands.others(values, count)
+    found = islands.mean_of_others(values, count)
     assert found.tolist() == pytest.approx(expected, rel=1e-14)
     # Whatever stands in the further dimensions.
     deep = torch.stack([values, -values], -1)[:, None].expand(-1, 3, -1)
     for column, sign in ((0, 1.0), (1, -1.0)):
-        mean = islands.others(deep, count)[:, 2, column]
+        mean = islands.mean_of_others(deep, count)[:, 2, column]
         torch.testing.assert_close(mean, sign * found)
 
 
@@ -55,15 +55,17 @@ def test_pairs_by_hand() -> None:
 
 def test_others_of_pairs_by_hand() -> None:
     table = torch.tensor([[[100.0, 1.0, 2.0], [3.0, 100.0, 5.0], [7.0, 11.0, 100.0]]])
-    assert islands.others_of_pairs(table).tolist() == [1.5, 4.0, 9.0]
-    assert islands.others_of_pairs(torch.tensor([[[3.0]], [[4.0]]])).tolist() == [3.0, 4.0]
+    assert islands.mean_of_others_pairwise(table).tolist() == [1.5, 4.0, 9.0]
+    assert islands.mean_of_others_pairwise(torch.tensor([[[3.0]], [[4.0]]])).tolist() == [3.0, 4.0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_others_of_pairs_are_others_where_the_pair_does_not_matter(count: int) -> None:
     values = normal(10, seed=1)
     table = islands.pairs(values, count)[1].expand(-1, count, -1)
-    torch.testing.assert_close(islands.others_of_pairs(table), islands.others(values, count))
+    torch.testing.assert_close(
+        islands.mean_of_others_pairwise(table), islands.mean_of_others(values, count)
+    )
 
 
 # --- whose choices they are -----------------------------------------------------------------------
@@ -246,8 +248,8 @@ def test_nothing_is_learnt_at_the_posterior(count: int, mass: str) -> None:
 
 
 @pytest.mark.slow
-def test_lone_chains_go_on_learning() -> None:
-    states = recorded(MIXED.rows([1]), Annealing(), chains=3, **LONE)
+def test_independent_chains_go_on_learning() -> None:
+    states = recorded(MIXED.rows([1]), Annealing(), chains=3, **INDEPENDENT)
     there = [state for state in states if state.beta[0] == 1.0]
     for before, after in itertools.pairwise(there):
         assert {"tuning.log_step", "tuning.memory"} <= changed(before, after, 0)
@@ -269,6 +271,6 @@ def test_temperatures_follow_the_others_energies_and_not_ones_own() -> None:
     beta = torch.full((6,), 0.01, dtype=F64)
     sharp = torch.tensor([1.0, 2.0, 4.0, 3.0, 3.0, 3.0], dtype=F64)
     kept, active = torch.full_like(beta, 0.96), torch.ones(6, dtype=torch.bool)
-    step = (pace.next_beta(beta, sharp, kept, 3, active) - beta) / beta
+    step = (annealing_plan.next_beta(beta, sharp, kept, 3, active) - beta) / beta
     relative = step / step[3]
     assert relative.tolist() == pytest.approx([3.0 / 3.0, 3.0 / 2.5, 3.0 / 1.5, 1.0, 1.0, 1.0])

@@ -17,8 +17,8 @@ from cogen_fast import Adaptive, Checkpoint, cogenerate
 from cogen_fast.methods import checkpoint
 from cogen_fast.methods.settings import keywords
 from cogen_fast.sampler import bases, curvature, islands, sketches, smc
-from cogen_fast.sampler.curvature import MOST
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
+from cogen_fast.sampler.curvature import MAX_DIRECTIONS
 from cogen_fast.sampler.sketches import RANK, Sketch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,7 +73,7 @@ def test_what_is_dropped_is_counted_and_is_all_that_is_wrong(every: int) -> None
     trace = exact.diagonal(dim1=1, dim2=2).sum(-1)
     torch.testing.assert_close(found.factor.square().sum((1, 2)) + found.tail, trace)
     assert (found.tail > 0.01 * trace).all()
-    values, _ = sketches.spectrum(found, MOST)
+    values, _ = sketches.spectrum(found, MAX_DIRECTIONS)
     torch.testing.assert_close(values.sum(-1), trace)
     lost = torch.linalg.eigvalsh(exact).flip(-1)[:, :RANK] - values[:, :RANK]
     assert (lost > -1e-9 * trace[:, None]).all()
@@ -83,29 +83,29 @@ def test_what_is_dropped_is_counted_and_is_all_that_is_wrong(every: int) -> None
 @pytest.mark.slow
 def test_a_sketch_finds_the_directions_that_stand_out() -> None:
     columns = some_columns(1, 600, 1500)
-    values, vectors = sketches.spectrum(grown(columns, 8, kept=0.995), MOST)
+    values, vectors = sketches.spectrum(grown(columns, 8, kept=0.995), MAX_DIRECTIONS)
     exact, whole = torch.linalg.eigh(fading(columns, 8, 0.995))
     along = (vectors[0, :, :5].mT @ whole[0].flip(-1)[:, :5]).diagonal()
     assert (along.abs() > 0.999).all()
     torch.testing.assert_close(values[0, :5], exact[0].flip(-1)[:5], rtol=1e-2, atol=0.0)
-    torch.testing.assert_close(vectors[0].mT @ vectors[0], torch.eye(MOST, dtype=F64))
+    torch.testing.assert_close(vectors[0].mT @ vectors[0], torch.eye(MAX_DIRECTIONS, dtype=F64))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_the_others_of_a_sketch_are_those_of_its_matrix(count: int) -> None:
     columns = some_columns(2 * count, 30, 20)
-    found = sketches.of_others(grown(columns, 20), count)
-    expected = islands.others(columns @ columns.mT, count)
+    found = sketches.mean_of_others(grown(columns, 20), count)
+    expected = islands.mean_of_others(columns @ columns.mT, count)
     torch.testing.assert_close(found.factor @ found.factor.mT, expected)
 
 
 def test_the_others_of_a_sketch_count_what_each_has_dropped() -> None:
     columns = some_columns(3, 400, 300)
     each = grown(columns, 300)
-    found = sketches.of_others(each, 3)
+    found = sketches.mean_of_others(each, 3)
     trace = found.factor.square().sum((1, 2)) + found.tail
-    torch.testing.assert_close(trace, islands.others(columns.square().sum((1, 2)), 3))
-    assert (found.tail > islands.others(each.tail, 3)).all()
+    torch.testing.assert_close(trace, islands.mean_of_others(columns.square().sum((1, 2)), 3))
+    assert (found.tail > islands.mean_of_others(each.tail, 3)).all()
 
 
 # --- reflections ----------------------------------------------------------------------------------
@@ -117,10 +117,10 @@ def both_kinds(directions: Tensor, patch: pytest.MonkeyPatch) -> tuple[Tensor, T
     found = []
     for limit in (directions.shape[1], directions.shape[1] - 1):
         patch.setattr(bases, "WHOLE", limit)
-        basis = bases.beginning_with(directions)
+        basis = bases.from_directions(directions)
         assert (basis.whole is None) == (limit < directions.shape[1])
-        found.append(basis.turned(unit))
-        torch.testing.assert_close(basis.turned_back(found[-1]), unit)
+        found.append(basis.rotated(unit))
+        torch.testing.assert_close(basis.rotated_back(found[-1]), unit)
     return found[0], found[1]
 
 
@@ -138,9 +138,9 @@ def test_no_directions_turn_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     latents = normal(2, 5, 7, seed=1).float()
     for limit in (7, 6):
         monkeypatch.setattr(bases, "WHOLE", limit)
-        basis = bases.unturned(latents, 3)
-        assert torch.equal(basis.turned(latents), latents)
-        assert torch.equal(basis.turned_back(latents), latents)
+        basis = bases.identity(latents, 3)
+        assert torch.equal(basis.rotated(latents), latents)
+        assert torch.equal(basis.rotated_back(latents), latents)
 
 
 # --- whole runs -----------------------------------------------------------------------------------

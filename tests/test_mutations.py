@@ -19,15 +19,15 @@ from torch import Tensor
 
 from cogen_fast import cogenerate
 from cogen_fast.experiments.calibration import (
-    evidence,
     exact_draws,
+    frozen_evidence,
     joint_distribution,
     z_scores,
 )
 from cogen_fast.ops import dispatch, reference
 from cogen_fast.ops.philox import Purpose
 from cogen_fast.sampler import hmc, islands, smc
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,7 +50,7 @@ def joint() -> Tensor:
 def weights() -> Tensor:
     # One short move a temperature: particles stay near where the weights have put them.
     annealing = Annealing(kept=0.7, hmc_steps=1, leapfrog_steps=4, final_rounds=1)
-    return evidence("reference", annealing=annealing, particles=32)
+    return frozen_evidence("reference", annealing=annealing, particles=32)
 
 
 def tuned_by_others() -> Tensor:
@@ -193,7 +193,7 @@ def resampling_by_no_weights(patch: pytest.MonkeyPatch) -> None:
 
 def learning_from_ones_own_gradients(patch: pytest.MonkeyPatch) -> None:
     """A particle's large gradient makes its direction heavy, so that it stays."""
-    patch.setattr(islands, "others", lambda values, count: values)
+    patch.setattr(islands, "mean_of_others", lambda values, count: values)
 
 
 PLANTS: dict[str, tuple[Plant, str]] = {

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from annealed import F64, LONE, MIXED, ROUNDING, LinearGaussian, assert_mean, begun, native, normal
+from annealed import (
+    F64,
+    INDEPENDENT,
+    MIXED,
+    ROUNDING,
+    LinearGaussian,
+    assert_mean,
+    begun,
+    native,
+    normal,
+)
 from runs import both_backends
 from torch import Tensor
 
@@ -296,11 +306,11 @@ def test_draws_of_which_none_is_finite_are_refused(scale: float, alone: bool) ->
         smc.init(energy, latent_size=2, chains=16, **how)
 
 
-# --- lone chains have none ------------------------------------------------------------------------
+# --- independent chains have none ----------------------------------------------------------------
 
 
-def test_lone_chains_begin_at_the_prior() -> None:
-    state = begun(MIXED, observations=3, chains=3, **LONE)
+def test_independent_chains_begin_at_the_prior() -> None:
+    state = begun(MIXED, observations=3, chains=3, **INDEPENDENT)
     for name in ("beta", "first_beta", "log_weights", "variance", "sharpness"):
         assert (getattr(state, name) == 0.0).all()
     assert (state.best_energy <= state.hmc.energy.amin(-1)).all()

@@ -75,7 +75,7 @@ def test_styles_of_layers_are_tied_as_the_spread_says() -> None:
     assert (each.var(0) - 1.0).abs().max() < bound
     between = (each[:, 0] * each[:, 1]).mean(0)
     assert (between - (1.0 - 0.6**2)).abs().max() < bound
-    alike = torch.cat([y[:2, :6]] + [torch.zeros(2, 6 * generator.style_layers)], 1).double()
+    alike = torch.cat([y[:2, :6], torch.zeros(2, 6 * generator.style_layers).double()], 1)
     torch.testing.assert_close(tied(alike), common(0.8 * y[:2, :6]))
 
 

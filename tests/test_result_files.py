@@ -168,7 +168,9 @@ def test_reasons_for_what_is_not_there_are_there(
 ) -> None:
     arrays, summary = saved
     kept = {name: array for name, array in arrays.items() if name != "log_weights"}
-    with pytest.raises(ValueError, match="reasons: expected why there is no log_weights"):
+    with pytest.raises(
+        ValueError, match="reasons: expected the reason why there is no log_weights"
+    ):
         Result.load(written(tmp_path, kept, summary | {"reasons": {}}))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from annealed import (
     F64,
-    LONE,
+    INDEPENDENT,
     MIXED,
     ROUNDING,
     LinearGaussian,
@@ -28,7 +28,7 @@ from runs import both_backends
 from torch import Tensor
 
 from cogen_fast.sampler import smc
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 from cogen_fast.sampler.smc import Run, SMCState
 from cogen_fast.sampler.tuning import TuningRule
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, surviving_roots
@@ -127,7 +127,7 @@ def test_what_is_known_of_the_past_follows_ancestors() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("alone", [False, True], ids=["population", "lone-chains"])
 def test_finished_rows_stand_still_to_the_last_bit(alone: bool) -> None:
-    how = {"chains": 4, **LONE} if alone else {}
+    how = {"chains": 4, **INDEPENDENT} if alone else {}
     states = recorded(MIXED, observations=3, **how)
     watched = 0
     for before, after in itertools.pairwise(states):
@@ -410,7 +410,7 @@ def test_a_run_that_goes_on_takes_nothing_anew(given: dict[str, Any]) -> None:
 def test_energies_that_are_all_alike_say_nothing(alone: bool) -> None:
     # By e-folds from 0.05, or in one step, to the posterior, which is the prior; its normaliser is
     # exp(-3) exactly.
-    how = {"chains": 3, **LONE} if alone else {"draws": 1}
+    how = {"chains": 3, **INDEPENDENT} if alone else {"draws": 1}
     run = sample(lambda z: 0.0 * z.sum(-1) + 3.0, **how)
     way = [] if alone else [0.05 * math.e, 0.05 * math.e**2]
     betas = [info.choice.beta[0].item() for info in run.infos]

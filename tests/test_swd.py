@@ -494,12 +494,12 @@ def begun(images: Tensor = IMAGES) -> PyramidDescriptors:
         (
             lambda: sliced_wasserstein(ROWS[0], ROWS, ROWS),
             ValueError,
-            "a: expected two dimensions, none of 0, got (3,)",
+            "a: expected two dimensions, none of size 0, got (3,)",
         ),
         (
             lambda: sliced_wasserstein(ROWS, ROWS, ROWS[:0]),
             ValueError,
-            "directions: expected two dimensions, none of 0, got (0, 3)",
+            "directions: expected two dimensions, none of size 0, got (0, 3)",
         ),
         (
             lambda: sliced_wasserstein(ROWS, ROWS[:2], ROWS),

@@ -19,6 +19,11 @@ from cogen_fast import Paper
 from cogen_fast.cli.main import main
 from cogen_fast.experiments.synthetic import study as synthetic
 from cogen_fast.experiments.synthetic import table as synthetic_table
+from cogen_fast.experiments.synthetic.baseline_runs import (
+    gradient_descent,
+    importance_resampling,
+    try_learning_rates,
+)
 from cogen_fast.experiments.synthetic.five_gaussians import (
     ANSWER,
     KNOWN,
@@ -28,19 +33,14 @@ from cogen_fast.experiments.synthetic.five_gaussians import (
     squared_error,
     tuned_rate,
 )
-from cogen_fast.experiments.synthetic.rivals import (
-    gradient_descent,
-    importance_resampling,
-    try_learning_rates,
-)
 from cogen_fast.experiments.synthetic.runs import (
     SMALL_RATE,
     TEXT,
     Effort,
-    Study,
+    GeneratorResults,
     _adaptive,
     exact_shares,
-    study,
+    run_methods,
 )
 from cogen_fast.generators import MLPGenerator, load_generator, save_generator
 from cogen_fast.generators.pretrained import PRETRAINED, STAGES, VARIANCES, pretrained
@@ -206,12 +206,12 @@ def test_learning_rates_are_checked() -> None:
 
 
 @pytest.fixture(scope="module")
-def one() -> Study:
-    return study("name", "title", pretrained("five-gaussians"), seed=4, effort=QUICK)
+def one() -> GeneratorResults:
+    return run_methods("name", "title", pretrained("five-gaussians"), seed=4, effort=QUICK)
 
 
 @pytest.mark.slow
-def test_lines_are_what_a_direct_run_gives(one: Study) -> None:
+def test_lines_are_what_a_direct_run_gives(one: GeneratorResults) -> None:
     assert [line.method for line in one.lines] == METHODS
     lines = dict(zip(METHODS, one.lines, strict=True))
     generator = pretrained("five-gaussians")
@@ -227,7 +227,7 @@ def test_lines_are_what_a_direct_run_gives(one: Study) -> None:
     by_weight = [float(r.weights()[0][e < 0.05].sum()) for r, e in zip(runs, errors, strict=True)]
     assert line.within_0_05_weighted == pytest.approx(np.mean(by_weight))
     assert line.cost_per_chain == GRADIENT_COST * (1 + 50 * 10)
-    torch.testing.assert_close(one.looped.latents, runs[0].latents)
+    torch.testing.assert_close(one.text_run.latents, runs[0].latents)
 
     rate, _ = tuned_rate(generator, 1, 10)
     descent = gradient_descent(
@@ -266,7 +266,7 @@ def test_adaptive_populations_by_evidence_are_the_posterior(name: str) -> None:
     assert line.within_0_01 == pytest.approx(float(shares.mean()))
 
 
-def test_the_best_rate_is_best(one: Study) -> None:
+def test_the_best_rate_is_best(one: GeneratorResults) -> None:
     lines = {line.method: line for line in one.lines}
     best = lines["GD, best rate"].within_0_01
     for rate in LEARNING_RATES:
@@ -279,12 +279,12 @@ def test_the_best_rate_is_best(one: Study) -> None:
             assert share == pytest.approx(lines["GD, rate 0.03"].within_0_01)
 
 
-def test_the_paper_form_has_no_weights_and_warns(one: Study) -> None:
+def test_the_paper_form_has_no_weights_and_warns(one: GeneratorResults) -> None:
     faded = [line for line in one.lines if line.method.startswith("paper form")]
     assert len(faded) == 2 and all(line.within_0_01_weighted is None for line in faded)
     assert "beta = 1 removes the prior" in one.warning
     norms = [float(line.settings.rpartition(" ")[2]) for line in faded]
-    assert max(norms) == pytest.approx(one.farthest, rel=1e-2)
+    assert max(norms) == pytest.approx(one.largest_norm, rel=1e-2)
 
 
 def test_exact_shares_of_a_posterior_that_is_known() -> None:
@@ -306,7 +306,7 @@ def test_effort_names_what_is_wrong() -> None:
 # Table and figures
 
 
-def test_table_and_csv_agree(one: Study, tmp_path: Path) -> None:
+def test_table_and_csv_agree(one: GeneratorResults, tmp_path: Path) -> None:
     synthetic_table.write(tmp_path / "table.csv", [one])
     with (tmp_path / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -323,7 +323,7 @@ def test_table_and_csv_agree(one: Study, tmp_path: Path) -> None:
         assert weighted == "" or f" {float(weighted):.3f} " in shown
         if line.chains:
             assert shown.endswith(f" {line.cost_per_chain:,}")
-    assert "The library warns:" in text and f"is {one.farthest:.3g}" in " ".join(text.split())
+    assert "The library warns:" in text and f"is {one.largest_norm:.3g}" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -402,7 +402,7 @@ def test_command_replaces_only_when_told(
         (["--variance", "0.01"], "variance: invalid choice"),
         (["--seed", "-1"], "seed: expected a whole number in"),
         (["--generator", "absent.npz"], "generator: expected a file, found none at"),
-        (["--generator", "wide.safetensors"], "generator: expected one from 2 to 2 numbers"),
+        (["--generator", "wide.safetensors"], "generator: expected one with 2 latents"),
         (["--generator", "text.npz"], "text.npz"),
     ],
 )

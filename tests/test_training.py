@@ -18,12 +18,12 @@ from cogen_fast.generators.progressive import ProgressiveGenerator, upsample
 from cogen_fast.training import losses, progressive
 from cogen_fast.training.config import Phase, TrainingConfig
 from cogen_fast.training.discriminator import ProgressiveDiscriminator, minibatch_std
+from cogen_fast.training.distributed import Processes
 from cogen_fast.training.losses import DiscriminatorLoss, GeneratorLoss
 from cogen_fast.training.progressive import Trainer, without_gradients
-from cogen_fast.training.team import Team
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ALONE = Team(0, 1, torch.device("cpu"))
+ALONE = Processes(0, 1, torch.device("cpu"))
 SMALL: dict[str, Any] = {
     "resolution": 16,
     "channels": 1,
@@ -110,8 +110,8 @@ def test_growing_changes_nothing_at_first() -> None:
     for net in (small, large, critic, larger):
         net.double()
     critic.alpha = 1.0
-    progressive._inherit(large, small, "to_rgb")
-    progressive._inherit(larger, critic, "from_rgb")
+    progressive._inherit_weights(large, small, "to_rgb")
+    progressive._inherit_weights(larger, critic, "from_rgb")
     z, x = seeded((4, 5)), seeded((4, 1, 16, 16))
     assert torch.equal(large(z), upsample(small(z)))
     assert torch.equal(larger(x), critic(F.avg_pool2d(x, 2)))
@@ -461,7 +461,7 @@ def test_the_lazy_penalty_is_made_up_for(loss: str, share: float) -> None:
         assert group["lr"] == pytest.approx(0.01 * part, rel=1e-9)
         assert group["betas"] == pytest.approx((0.0, 0.99**part), rel=1e-9)
     if loss == "r1":
-        assert trainer(loss=loss, r1_gamma=3.0)._critic_loss.r1_gamma == 48.0
+        assert trainer(loss=loss, r1_gamma=3.0)._discriminator_loss.r1_gamma == 48.0
 
 
 def test_both_players_and_the_average_grow_from_themselves() -> None:
@@ -501,12 +501,12 @@ def test_every_draw_is_of_the_seed_and_its_purpose() -> None:
 
 
 def test_processes_take_strided_parts_of_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Team, "share", lambda self, module: module)
+    monkeypatch.setattr(Processes, "data_parallel", lambda self, module: module)
     device = torch.device("cpu")
     settings = config(flips=True)
     whole = Trainer(settings, discs(), ALONE)._batch()
     for rank in range(2):
-        part = Trainer(settings, discs(), Team(rank, 2, device))._batch()
+        part = Trainer(settings, discs(), Processes(rank, 2, device))._batch()
         assert torch.equal(part.real, whole.real[rank::2])
         assert torch.equal(part.mix, whole.mix[rank::2])
         for mine, all_of_them in zip(part.latents, whole.latents, strict=True):
@@ -523,14 +523,18 @@ def test_bfloat16_is_what_both_networks_compute_in(loss: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "team", "message"),
+    ("images", "processes", "message"),
     [
         (discs(0), ALONE, "images: expected at least one, got none"),
         (discs(channels=3), ALONE, "channels: expected 3 as the images have, got 1"),
         (discs(side=8), ALONE, "resolution: expected at most 8 as the images have, got 16"),
-        (discs(), Team(0, 3, torch.device("cpu")), "batch: expected multiples of the 3 processes"),
+        (
+            discs(),
+            Processes(0, 3, torch.device("cpu")),
+            "batch: expected multiples of the 3 processes",
+        ),
     ],
 )
-def test_images_and_settings_must_fit(images: Any, team: Team, message: str) -> None:
+def test_images_and_settings_must_fit(images: Any, processes: Processes, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
-        Trainer(config(), images, team)
+        Trainer(config(), images, processes)

@@ -26,10 +26,10 @@ from cogen_fast.cli.main import main
 from cogen_fast.results import plots
 from cogen_fast.support.digests import digest_of_tree
 from cogen_fast.training.config import TrainingConfig
+from cogen_fast.training.distributed import Processes
 from cogen_fast.training.progressive import Trainer
-from cogen_fast.training.run import _asked_to_stop, _Files, _Meter, sample_images, train
+from cogen_fast.training.run import _LossMeter, _stop_signals, _TrainingFiles, sample_images, train
 from cogen_fast.training.swd import swd
-from cogen_fast.training.team import Team
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL: dict[str, Any] = {
@@ -220,7 +220,9 @@ def test_a_flipped_bit_is_refused(whole: Path, tmp_path: Path) -> None:
         flipped = bytearray(good)
         flipped[where + 1] ^= 4
         (tmp_path / "checkpoint.pt").write_bytes(flipped)
-        with pytest.raises(ValueError, match=r"checkpoint.pt is damaged: it is not as it was writ"):
+        with pytest.raises(
+            ValueError, match=r"checkpoint.pt is damaged: its content does not match"
+        ):
             train(discs(side=8), config(), tmp_path, progress=False)
 
 
@@ -242,7 +244,9 @@ def test_what_is_beside_the_weights_is_checked_too(head: str, whole: Path, tmp_p
     state = torch.load(whole / "checkpoint.pt", weights_only=True) | HEADS[head]
     del state["digest"]
     torch.save(state | {"digest": digest_of_tree(state)}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match=r"^out: .*checkpoint.pt is (damaged: |of another)"):
+    with pytest.raises(
+        ValueError, match=r"^out: .*checkpoint.pt is (damaged: |the checkpoint of another)"
+    ):
         train(discs(side=8), config(), tmp_path, progress=False)
 
 
@@ -414,13 +418,13 @@ def interrupts() -> Iterator[None]:
 @pytest.mark.usefixtures("interrupts")
 def test_the_second_signal_has_its_usual_effect() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with _asked_to_stop() as stop:
+    with _stop_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
-    with _asked_to_stop():
+    with _stop_signals():
         pass
     assert signal.getsignal(signal.SIGINT) == before
 
@@ -434,8 +438,8 @@ def test_a_team_hears_of_one_stop(here: bool, there: bool, monkeypatch: pytest.M
         told.fill_(max(both) if op == dist.ReduceOp.MAX else min(both))
 
     monkeypatch.setattr(dist, "all_reduce", reduced)
-    assert Team(0, 2, torch.device("cpu")).any(here)
-    assert not Team(0, 2, torch.device("cpu")).any(False) or there
+    assert Processes(0, 2, torch.device("cpu")).any(here)
+    assert not Processes(0, 2, torch.device("cpu")).any(False) or there
 
 
 def test_snapshots_are_what_they_are_called(whole: Path) -> None:
@@ -457,9 +461,9 @@ def test_the_last_batch_may_go_beyond_the_end(tmp_path: Path) -> None:
 
 def test_only_the_first_process_writes(tmp_path: Path) -> None:
     cpu = torch.device("cpu")
-    trainer = Trainer(config(), discs(side=8), Team(0, 1, cpu))
-    trainer.team = Team(1, 2, cpu)
-    files, meter = _Files(tmp_path, trainer), _Meter(trainer)
+    trainer = Trainer(config(), discs(side=8), Processes(0, 1, cpu))
+    trainer.processes = Processes(1, 2, cpu)
+    files, meter = _TrainingFiles(tmp_path, trainer), _LossMeter(trainer)
     files.open(meter)
     files.log({})
     files.snapshot()
@@ -550,7 +554,7 @@ def test_held_out_images_are_not_learnt_from(
     ("arguments", "message"),
     [
         (["--resolution", "7"], "resolution: expected a power of two"),
-        (["--feature-maps", "8,x"], "--feature-maps: expected whole numbers with commas"),
+        (["--feature-maps", "8,x"], "--feature-maps: expected whole numbers separated by commas"),
         (["--feature-maps", "8"], "feature_maps: expected 2 numbers"),
         (["--batch", "4:8:2"], "--batch: expected N or R:N,R:N"),
         (["--loss", "hinge"], "--loss: invalid choice"),
@@ -579,7 +583,7 @@ def test_generators_that_make_no_images_are_refused(
 ) -> None:
     dense = str(data_dir / "five_gaussians_generator_15000.npz")
     assert main(["sample", dense, "--out", str(tmp_path / "a.png")]) == 2
-    assert "generator: expected one of images" in capsys.readouterr().err
+    assert "generator: expected a progressive generator of images" in capsys.readouterr().err
     assert main(["swd", str(tmp_path), "--data", str(data)]) == 2
     assert "what: expected a generator's file or the folder" in capsys.readouterr().err
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from cogen_fast.ops.reference import Proposal
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.sampler import hmc, smc, tuning
+from cogen_fast.sampler.annealing_plan import Annealing
 from cogen_fast.sampler.hmc import HMCInfo, HMCState
-from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,7 +40,7 @@ def tuned(
         (ones * step).log(),
         (ones * length).log(),
         torch.full((count, tuning.STATISTICS), memory, dtype=F64),
-        ones * tuning.POOR,
+        ones * tuning.POOR_ACCEPTANCE,
         ones,
     )
 
@@ -135,7 +135,9 @@ def test_what_further_moves_forget_by_hand() -> None:
     known = dataclasses.replace(tuned(0.1, count=7), forgetting=torch.full((7,), 0.4, dtype=F64))
     learns = torch.arange(7) < 6
     rule = TuningRule(memory_gain=0.5)
-    after = tuning.learn_forgetting(known, one.double(), whole.double(), moves, rule, learns)
+    after = tuning.update_further_decorrelation(
+        known, one.double(), whole.double(), moves, rule, learns
+    )
     expected = [0.7, 0.2, 0.45, 0.7, 0.7, 0.4 + 0.1 * 0.6, 0.4]
     assert after.forgetting.tolist() == pytest.approx(expected, rel=1e-5)
     assert {f for r in range(7) for f in changed(known, after, r)} == {"forgetting"}
@@ -154,7 +156,9 @@ def test_forgetting_is_told_by_the_first_move_and_by_all() -> None:
     ]
     one, whole = (tuning.correlations(start.hmc, end.hmc)[:, :2] for end in ends)
     moves, learns = torch.full((4,), 4), torch.ones(4, dtype=torch.bool)
-    found = tuning.learn_forgetting(state.tuning, one, whole, moves, TuningRule(), learns)
+    found = tuning.update_further_decorrelation(
+        state.tuning, one, whole, moves, TuningRule(), learns
+    )
     torch.testing.assert_close(found.forgetting, ends[1].tuning.forgetting, rtol=1e-6, atol=1e-8)
     assert (found.forgetting < 1.0).any()
 
@@ -195,7 +199,7 @@ def test_what_others_have_learnt_is_their_mean(count: int) -> None:
         normal(6, 4, seed=3),
         *(normal(6, seed=s) for s in (4, 5)),
     )
-    found = tuning.of_others(each, count)
+    found = tuning.mean_of_others(each, count)
     for field in dataclasses.fields(Tuning):
         values = getattr(each, field.name)
         mates = [k for k in range(count) if k != 0] or [0]
@@ -384,11 +388,12 @@ def test_a_step_shrinks_with_the_scale_by_hand() -> None:
     step = torch.tensor([0.01, 0.5, 0.9, 0.01], dtype=F64)
     before = tuned(step, count=4)
     beta = torch.tensor([0.1, 0.1, 0.1, 0.0], dtype=F64)
-    sharper = tuning.sharpen(before, beta, 4.0 * beta, 4)
+    sharper = tuning.shrink_step_size(before, beta, 4.0 * beta, 4)
     shares = [1.0 - 2.0 * 1e-4, 0.5, 0.0]
     expected = [s * 0.5**share for s, share in zip(step.tolist(), shares, strict=False)]
     assert sharper.log_step.exp()[:3].tolist() == pytest.approx(expected, rel=1e-12)
-    first = tuning.sharpen(before, beta, beta + 0.2, 4)  # nothing is known of the way from 0
+    # Nothing is known of the way from 0.
+    first = tuning.shrink_step_size(before, beta, beta + 0.2, 4)
     assert first.log_step[3] == before.log_step[3]
 
 

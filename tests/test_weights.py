@@ -10,19 +10,19 @@ import torch
 from annealed import F64, LinearGaussian, begun, native, normal
 
 from cogen_fast.sampler import smc
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 from cogen_fast.sampler.tuning import correlations
 from cogen_fast.sampler.weights import (
     deviation_of_mean,
     effective_sample_size,
     error_of_log,
     log_mean_weight,
+    nan_where_unknown,
     robust_deviation,
     second_order,
     surviving_roots,
-    tells_its_variance,
-    told,
     variance_between,
+    variance_is_reliable,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,7 +96,7 @@ def test_an_effective_two_roots_tell_their_variance(size: int) -> None:
         logs = torch.full((1, size), -math.inf, dtype=F64)
         logs[0, :k] = 3.0
         if k != least:  # equality is for rounding to decide
-            assert tells_its_variance(logs).tolist() == [k > least]
+            assert variance_is_reliable(logs).tolist() == [k > least]
 
 
 def test_the_error_of_a_logarithm_by_hand() -> None:
@@ -116,10 +116,10 @@ def test_the_error_of_a_logarithm_is_that_of_a_log_normal_mean() -> None:
 
 def test_errors_are_told_where_they_are_known() -> None:
     error = tensor(0.1, 0.2)
-    found = told(error, torch.tensor([False, True]))
+    found = nan_where_unknown(error, torch.tensor([False, True]))
     assert found is not None
     assert found[0].isnan() and found[1] == 0.2
-    assert told(error, torch.tensor([False, False])) is None
+    assert nan_where_unknown(error, torch.tensor([False, False])) is None
 
 
 def test_the_robust_deviation_by_hand() -> None:

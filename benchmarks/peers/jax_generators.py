@@ -54,7 +54,7 @@ def _dense_layers(weights: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarr
 
 def linear_gaussian(model: LinearGaussian) -> Generator:
     """Twin of an exact model: rows ``(n, d)`` to outputs ``(n, d)``."""
-    turn, scales = jnp.asarray(model.turn, jnp.float32), jnp.asarray(model.scales, jnp.float32)
+    turn, scales = jnp.asarray(model.rotation, jnp.float32), jnp.asarray(model.scales, jnp.float32)
     return lambda rows: jnp.matmul(rows, turn, precision=_EXACT) * scales
 
 

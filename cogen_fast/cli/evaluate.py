@@ -1,4 +1,4 @@
-"""`cogen-fast evaluate`: from arguments to a study, in one process or as one of many."""
+"""`cogen-fast evaluate`: from arguments to a study, in one process or as one of several."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from cogen_fast.generators.progressive import RESOLUTIONS
 from cogen_fast.methods.presets import PRESETS
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
 from cogen_fast.support.arguments import check_choice, check_count, check_seed, check_whole
-from cogen_fast.support.files import until_seen
-from cogen_fast.training.team import Team, assembled
+from cogen_fast.support.files import wait_for_files
+from cogen_fast.training.distributed import Processes, process_group
 
 OWN = "own"
-_OWN_IMAGES = 100_000  # any number: each is made when it is asked for
+_OWN_IMAGES = 100_000  # an arbitrary number, as each image is computed on demand
 
 
 def run(arguments: argparse.Namespace, progress: bool) -> None:
-    """This process's part; the leading one writes and prints what comes of all."""
-    with assembled(arguments.device) as team:
-        _run(arguments, team, progress and team.leads)
+    """Do this process's part of the study; the main process writes and prints the tables."""
+    with process_group(arguments.device) as processes:
+        _run(arguments, processes, progress and processes.is_main)
 
 
-def _run(arguments: argparse.Namespace, team: Team, progress: bool) -> None:
+def _run(arguments: argparse.Namespace, processes: Processes, progress: bool) -> None:
     published = _published(arguments)
     methods = _methods(arguments)
     task = _task(arguments, published)
@@ -54,16 +54,16 @@ def _run(arguments: argparse.Namespace, team: Team, progress: bool) -> None:
     count = _count(arguments, data, study)
     part: dict[str, Any] = {
         "images": count,
-        "rank": team.rank,
-        "world_size": team.size,
+        "rank": processes.rank,
+        "world_size": processes.size,
         "progress": progress,
     }
-    study = tuned(generator, data, study, arguments.out, **part, grid=grid, wait=team.wait)
+    study = tuned(generator, data, study, arguments.out, **part, grid=grid, wait=processes.wait)
     evaluate(generator, data, study, arguments.out, **part)
-    team.wait()
-    if not team.leads:
+    processes.wait()
+    if not processes.is_main:
         return
-    until_seen(lambda: unfinished(arguments.out, study, count))
+    wait_for_files(lambda: unfinished(arguments.out, study, count))
     table = report(data, study, arguments.out, images=count, pictures=arguments.pictures)
     if not arguments.quiet:
         print(table)
@@ -86,7 +86,7 @@ def _check_size(preset: str, published: Published, output: Tensor) -> None:
     if max(output.shape[-2:]) != published.resolution:
         raise ValueError(
             f"preset: {preset} is for images of {published.resolution} px, got a generator of "
-            f"{_shown(output)}; give --task too for its settings alone"
+            f"{_shown(output)}; give --task to take its settings only"
         )
 
 
@@ -111,12 +111,12 @@ def _methods(arguments: argparse.Namespace) -> tuple[Method, ...]:
 
 
 def _common(arguments: argparse.Namespace, generator: Generator) -> dict[str, Any]:
-    """Options of every method; the same misfit for all."""
+    """The options of all methods, which have the same misfit."""
     given = {
         "noise_std": arguments.noise_std,
         "latent_shape": arguments.latent_shape,
         "max_batch": arguments.max_batch,
-        # A module is where it has to be already.
+        # A module is on its device already.
         "device": None if isinstance(generator, nn.Module) else arguments.device,
     }
     if arguments.preset is not None and arguments.noise_std is None:
@@ -125,14 +125,14 @@ def _common(arguments: argparse.Namespace, generator: Generator) -> dict[str, An
 
 
 def _data(arguments: argparse.Namespace, generator: Generator, output: Tensor) -> Data:
-    """Images of the generator's size."""
+    """The images, with the size of the generator's images."""
     if arguments.data == OWN:
         return _own_images(arguments, generator)
     channels, height, width = output.shape[1:]
     if height != width or width not in RESOLUTIONS:
         raise ValueError(
-            "generator: expected square images whose side is a power of two, as data are read, got "
-            f"{_shown(output)}"
+            "generator: expected square images whose side is a power of two, to which data can be "
+            f"fitted, got {_shown(output)}"
         )
     return open_data(
         arguments.data, width, channels=channels, fit=arguments.fit, cache=arguments.cache
@@ -140,14 +140,14 @@ def _data(arguments: argparse.Namespace, generator: Generator, output: Tensor) -
 
 
 def _count(arguments: argparse.Namespace, data: Data, study: Study) -> int:
-    """The images asked for, or all but those to tune on."""
+    """The number of images to evaluate: as given, or all except those for tuning."""
     if arguments.images is not None:
         return int(arguments.images)
     return len(data) - (arguments.tuning_images if untuned(study) else 0)
 
 
 def _own_images(arguments: argparse.Namespace, generator: Generator) -> Data:
-    check_count("images", arguments.images)  # there is no end of them
+    check_count("images", arguments.images)  # required, as a generator has no last image
     with frozen(generator):
         adapter = GeneratorAdapter(generator, arguments.latent_shape, arguments.device)
 
@@ -155,7 +155,7 @@ def _own_images(arguments: argparse.Namespace, generator: Generator) -> Data:
         with frozen(generator):
             return adapter(latents.to(adapter.device))
 
-    other = (arguments.seed + 1) % 2**64  # than the sampler's, whose chains would start at them
+    other = (arguments.seed + 1) % 2**64  # not the sampler's, as chains would start at the truth
     return of_generator(images, adapter.latent_size, _OWN_IMAGES, other)
 
 

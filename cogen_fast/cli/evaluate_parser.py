@@ -1,4 +1,4 @@
-"""What can be typed after `cogen-fast evaluate`."""
+"""The parser of `cogen-fast evaluate`."""
 
 from __future__ import annotations
 
@@ -12,56 +12,58 @@ from cogen_fast.experiments.evaluate.methods import METHODS
 from cogen_fast.experiments.evaluate.tasks import PUBLISHED
 
 _HELP = """\
-Compare methods on many images: hide a part of each, let every method fill it
-in, and measure how near it comes to the truth. Killed at any point, the same
-command goes on from there and does nothing again.
+Compare methods on many images: hide a part of each image, let every method fill
+it in, and measure how close the result is to the truth. If the study is
+stopped, the same command continues it and repeats no finished group of images.
 """
 _METHODS_HELP = """\
-what --methods takes, with commas between:
-  ais               the published algorithm; with --preset a published run of it
-  adaptive          the default of the other commands
-  adaptive-polish   the best fits found from its samples
+what --methods takes, separated by commas:
+  ais               the published algorithm; with --preset a published run
+  adaptive          the adaptive method, which is the default of other commands
+  adaptive-polish   best fits that start from samples of the adaptive method
   gd, adam, lbfgs   an optimiser of the misfit from one random start
   gd-multi, adam-multi, lbfgs-multi
-                    the same from the best of many (the paper: gd-multi)
+                    the same from the best of many starts (the paper: gd-multi)
   sir               sampling-importance-resampling
-Learning rates of the optimisers, where none is given, come from a grid: each by
-the error on the last images of the data, which are not among those evaluated.
+A learning rate which is not given is chosen from a grid by the error on the
+last images of the data. These images are not evaluated.
 
 what --task takes:
-  block             a block of the paper's size (8-15 px at 32, 30-60 at 128)
-  block-LOW-HIGH    a block of sides LOW to HIGH
-  half-left         or right, top, bottom
-  pixels-SHARE      all but a share of the pixels, at random
+  block             a hidden block of the paper's size (8-15 px at 32, 30-60 at
+                    128)
+  block-LOW-HIGH    a hidden block with sides of LOW to HIGH pixels
+  half-left         a hidden half; also half-right, half-top, half-bottom
+  pixels-SHARE      all pixels hidden but a random share, such as 0.1
   average-K, stride-K
                     super-resolution by K: means of blocks, or every K-th pixel
 
 """
 _EPILOG = """\
-examples: 100 images of the test set, on one machine and on four GPUs of it
+examples: 100 images of a test set, in one process and in four, each with a GPU
   cogen-fast evaluate --generator fashion-32 --fit pad --images 100 --out study \\
       --data t10k-images-idx3-ubyte.gz --methods ais,gd,gd-multi,sir
   torchrun --nproc-per-node 4 -m cogen_fast evaluate --generator fashion-32 ...
-Processes share the images, and on several machines need a common folder DIR.
-Results do not depend on their number, if each has as many threads.
+The processes share the images; on several machines they need a common folder
+DIR. The results do not depend on the number of processes, if each has the same
+number of threads.
 
 """
 _WRITTEN = """\
 what is written to DIR:
-  records.jsonl     a line for each image: every method's errors, energies, cost
+  records.jsonl     one line per image: errors, energies and cost of all methods
   table.txt, table.csv
                     means over the images, and coverage of credible intervals
   grid-000000.png ...
-                    truth, observed, and each method's best by energy
-  METHOD/           records and pictures of groups of images as they are done;
-                    tuning.json: its learning rate, and those that were tried
+                    truth, observation, and each method's best chain by energy
+  METHOD/           records and pictures of the finished groups of images, and
+                    tuning.json: the learning rate, and the rates tried
 
-exit status: 0 done; 2 something is wrong with what was given; 130 Ctrl-C
+exit status: 0 success; 2 error, whose cause is shown; 130 interrupted (Ctrl-C)
 """
 
 
 def add_evaluate(commands: Any) -> None:
-    """`cogen-fast evaluate`."""
+    """Add `cogen-fast evaluate`."""
     parser = command(
         commands,
         "evaluate",
@@ -70,93 +72,107 @@ def add_evaluate(commands: Any) -> None:
         epilog=_EPILOG + _METHODS_HELP + GENERATOR_HELP + _WRITTEN,
     )
     add = parser.add_argument_group("what to do").add_argument
-    add("--generator", required=True, metavar="WHAT", help="the trained generator, see below")
+    add("--generator", required=True, metavar="WHAT", help="the trained generator (see below)")
     add(
         "--data",
         required=True,
         metavar="PATH",
-        help="images, best ones that the generator has not seen: a folder, an IDX file (also "
-        ".gz) or an .npz; or own: the generator's, whose answer it can give exactly",
+        help="images, preferably ones on which the generator was not trained: a folder, an IDX "
+        "file (also .gz) or an .npz; or own: images of the generator, which it can reproduce "
+        "exactly",
     )
     add_reading(add)
-    add("--task", help="what is hidden, see below (block, or the preset's)")
+    add("--task", help="what is hidden (see below; default: block, or the preset's)")
     add(
         "--methods",
         type=_names,
         default=("ais", "gd", "gd-multi", "sir"),
         metavar="M,M,...",
-        help=f"of {', '.join(METHODS)} (ais,gd,gd-multi,sir)",
+        help=f"{', '.join(METHODS)} (see below; default: ais,gd,gd-multi,sir)",
     )
-    add("--images", type=int, metavar="N", help="the first N images (all but those to tune on)")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of the study, see below")
+    add(
+        "--images",
+        type=int,
+        metavar="N",
+        help="number of images, from the first one (default: all but those for tuning)",
+    )
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the study (see below)")
     _add_settings(parser)
     _add_running(parser)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("settings", "What stands in parentheses is the default.")
+    group = parser.add_argument_group("settings")
     add = group.add_argument
     add(
         "--preset",
         metavar="NAME",
-        help=f"task and settings of ais as published: {', '.join(PUBLISHED)}; with --task its "
-        "settings alone",
+        help=f"task and settings of a published run of ais: {', '.join(PUBLISHED)}; with --task "
+        "only its settings are taken",
     )
     add(
         "--noise-std",
         type=float,
         metavar="S",
-        help="standard deviation of the noise that methods assume in the observed pixels, where "
-        "black is -1 and white is 1 (0.1, or what the preset's weight says)",
+        help="standard deviation of the noise which the methods assume in the observed pixels, "
+        "where black is -1 and white is 1 (default: 0.1, or by the preset's weight)",
     )
     add(
         "--added-noise",
         type=float,
         default=0.0,
         metavar="S",
-        help="noise that is added to them; coverage is only right where it is the assumed one (0)",
+        help="standard deviation of noise which is added to the observed pixels; coverage is "
+        "correct only if it is the assumed one (default: 0)",
     )
     add(
         "--chains",
         type=int,
         metavar="N",
-        help="images that a method draws for each image (ais 4 or the preset's, adaptive 16, "
-        "others 1)",
+        help="number of chains per image (default: ais 4 or the preset's, adaptive 16, others 1)",
     )
     add(
         "--budget",
         type=int,
         metavar="G",
-        help="most gradients for each of them, of all methods but sir (as many as a method takes; "
-        "5000 steps of an optimiser)",
+        help="largest number of gradient evaluations per chain, for all methods but sir; the "
+        "images of a group share it, as one evaluation counts for all of them (default: the "
+        "methods' own, for optimisers 5000 steps)",
     )
     add(
         "--starts",
         type=int,
         metavar="K",
-        help="random starts of the multis, of which the best is taken, and draws of sir (5000)",
+        help="number of random starts of the -multi methods, of which the best is taken, and of "
+        "draws of sir (default: 5000)",
     )
     add(
         "--learning-rates",
         type=_rates,
         default=(),
         metavar="M=E,M=E,...",
-        help="of optimisers, such as gd=0.01,adam=0.1 (tuned)",
+        help="learning rates of optimisers, such as gd=0.01,adam=0.1 (default: tuned)",
     )
     add(
         "--tuning-images",
         type=int,
         default=4,
         metavar="N",
-        help="images of the data's end to tune them on (4)",
+        help="number of images, from the last one, on which learning rates are tuned (default: 4)",
     )
     add(
         "--tuning-steps",
         type=int,
         metavar="N",
-        help="steps of each trial (the method's own)",
+        help="number of steps of each tuning trial (default: the method's own)",
     )
-    add("--seed", type=int, default=0, metavar="S", help="same inputs, same seed: same result (0)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="random seed: equal inputs and seeds give equal results (default: 0)",
+    )
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:
@@ -166,21 +182,28 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=4,
         metavar="N",
-        help="images that are worked on at once, and lost when killed (4)",
+        help="number of images that are computed together; after a stop, an unfinished group is "
+        "repeated (default: 4)",
     )
-    add("--pictures", type=int, default=16, metavar="N", help="images in the PNG files (16)")
+    add(
+        "--pictures",
+        type=int,
+        default=16,
+        metavar="N",
+        help="number of images in the PNG files (default: 16)",
+    )
     add(
         "--latent-shape",
         type=int,
         nargs="+",
         metavar="D",
-        help="shape of one latent (default: found out from the generator)",
+        help="shape of one latent (default: inferred from the generator)",
     )
     add(
         "--max-batch",
         type=int,
         metavar="N",
-        help="most images made at once, to save memory (default: all of a group)",
+        help="largest number of images computed at once, to save memory (default: all of a group)",
     )
     add_device(add)
     add_quiet(add)
@@ -196,5 +219,5 @@ def _rates(text: str) -> tuple[tuple[str, float], ...]:
         return tuple((name, float(rate)) for name, rate in pairs)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected METHOD=RATE with commas between, got {text!r}"
+            f"expected METHOD=RATE, separated by commas, got {text!r}"
         ) from None

@@ -1,4 +1,4 @@
-"""What `--generator` may be: a file, a generator that is shipped, or the user's own Python code."""
+"""The generator which `--generator` names: a file, a shipped generator, or Python code."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _CODE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*
 
 
 def find_generator(text: str, device: str | None) -> Generator:
-    """The generator that ``text`` names, on ``device``; ValueError, TypeError or OSError if none.
+    """The generator which ``text`` names, on ``device``. ValueError, TypeError or OSError if none.
 
-    A file's or a shipped one goes to the GPU by default where there is one; one from code stays
-    where it is.
+    By default a generator from a file and a shipped one are put on the GPU, if there is one; a
+    generator from code stays on its device.
     """
     home = None if device is None else checked_device(device)
     path, code = Path(text), _CODE.fullmatch(text)
@@ -39,8 +39,8 @@ def find_generator(text: str, device: str | None) -> Generator:
     script = Path(text.partition(":")[0])
     if script.suffix == ".py" and script.is_file():
         raise ValueError(
-            f"generator: expected package.module:name for code, got {text}; write "
-            f"{script.stem}:{text.partition(':')[2] or 'name'}, in the script's folder"
+            f"generator: expected package.module:name for code, got {text}; run in the script's "
+            f"folder, and write {script.stem}:{text.partition(':')[2] or 'name'}"
         )
     is_file = mode is not None and not stat.S_ISDIR(mode)
     if is_file or text in PRETRAINED:
@@ -51,7 +51,7 @@ def find_generator(text: str, device: str | None) -> Generator:
     if code is None:
         raise FileNotFoundError(
             "generator: expected a file, the name of a shipped generator or package.module:name, "
-            f"got {text}, which is none of them"
+            f"got {text}, which is none of these"
         )
     generator = _from_code(text, code)
     if home is not None and isinstance(generator, nn.Module):
@@ -60,7 +60,7 @@ def find_generator(text: str, device: str | None) -> Generator:
 
 
 def probe(generator: Generator, latent_shape: Any, device: str | None) -> Tensor:
-    """A few outputs of the generator, ``(n, C, H, W)``; ValueError where they are no images."""
+    """A few outputs of the generator, ``(n, C, H, W)``. ValueError if they are not images."""
     with frozen(generator):
         output = GeneratorAdapter(generator, latent_shape, device).probe_output
     if output.ndim != 4 or output.shape[1] not in (1, 3):
@@ -80,23 +80,23 @@ def _from_code(text: str, code: re.Match[str]) -> Generator:
         return _checked(text, _called(text, value))
     if _is_factory(value) or isinstance(value, type):
         raise TypeError(
-            f"generator: expected an nn.Module or a function of latents, got {text}, which has to "
-            f"be called first: write '{text}()'"
+            f"generator: expected an nn.Module or a function of latents, got {text}, which must be "
+            f"called first: write '{text}()'"
         )
     return _checked(text, value)
 
 
 def _import(name: str) -> ModuleType:
     here = os.getcwd()
-    if here not in sys.path:  # a console script's path has its own folder instead
+    if here not in sys.path:  # a console script has its own folder there instead
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # the user's code: told in one line, with the place
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         missing = isinstance(error, ModuleNotFoundError) and error.name
         if missing and f"{name}.".startswith(f"{missing}."):
             raise ValueError(
-                f"generator: no module {name!r}, neither in {here} nor installed"
+                f"generator: there is no module {name!r}, neither in {here} nor installed"
             ) from error
         raise _failed(f"importing {name}", error) from error
 
@@ -104,14 +104,14 @@ def _import(name: str) -> ModuleType:
 def _called(text: str, factory: Any) -> Any:
     if isinstance(factory, nn.Module):
         raise TypeError(
-            f"generator: expected a function before (), got {text}, a generator already: write it "
-            "without ()"
+            f"generator: expected a function before (), got {text}, which is a generator already; "
+            "write it without ()"
         )
     if not callable(factory):
         raise TypeError(f"generator: expected a function before (), got {text}")
     try:
         return factory()
-    except (Exception, SystemExit) as error:  # the user's code, as above
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise _failed(f"calling {text}", error) from error
 
 
@@ -122,7 +122,7 @@ def _failed(doing: str, error: BaseException) -> ValueError:
 
 
 def _is_factory(value: Any) -> bool:
-    """Whether its signature says that it is called without latents."""
+    """Whether ``value`` can be called without arguments, according to its signature."""
     if isinstance(value, nn.Module) or not callable(value):
         return False
     try:

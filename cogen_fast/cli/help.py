@@ -1,4 +1,4 @@
-"""The house style of the command line's parsers."""
+"""What the parsers of all commands have in common."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ GENERATOR_HELP = """\
 what --generator takes:
   FILE    a checkpoint: saved by cogen_fast (.safetensors), or a progressive GAN
           of the PyTorch GAN Zoo, of pro-gan-pth 3.x or converted from Karras et
-          al. No code in it is run. It goes to the GPU if there is one.
-  NAME    of a generator that comes with the package: fashion-32 (32 x 32 grey
-          garments), or fashion-32-480000, -600000, -1000000: earlier in training
+          al. Code in a file is never run. The generator is put on the GPU, if
+          there is one.
+  NAME    a generator that comes with the package: fashion-32 (32 x 32 grey
+          garments), or an earlier stage of its training: fashion-32-480000,
+          fashion-32-600000 or fashion-32-1000000
   package.module:name
-          from your own code, in the current folder or installed: an nn.Module
+          your own code, in the current folder or installed: an nn.Module
           instance, or a function from latents (n, d) to images (n, C, H, W) in
-          [-1, 1], C = 1 or 3
+          [-1, 1], where C is 1 or 3
   'package.module:name()'
           with parentheses (and quotes, for the shell): a function or class that
           is called without arguments and returns such a generator
@@ -24,16 +26,16 @@ what --generator takes:
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves room for the longest options, so that most fit on the line of their help."""
+    """Indents help so far that most options fit on the same line as their help."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26)
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports mistakes like everything else here: as an exception that becomes one line.
+    """Raises ValueError for mistakes, as the rest of the package does; it is shown as one line.
 
-    ``--help`` leaves out the groups made by `rare_group`, which ``--help-all`` tells.
+    ``--help`` leaves out the groups which `rare_group` has added; ``--help-all`` shows them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -41,31 +43,34 @@ class Parser(argparse.ArgumentParser):
         self._rare: list[Any] = []
 
     def rare_group(self, title: str, description: str | None = None) -> Any:
-        """A group of options that few people need; the first brings ``--help-all``."""
+        """Add a group of rarely needed options; the first one adds ``--help-all``, too."""
         if not self._rare:
             self.add_argument(
-                "--help-all", action=_HelpAll, nargs=0, help="show rarer options too, and exit"
+                "--help-all",
+                action=_HelpAll,
+                nargs=0,
+                help="show all options, also rarely used ones, and exit",
             )
         group = self.add_argument_group(title, description)
         self._rare.append(group)
         return group
 
     def format_help(self) -> str:
-        """Without the rare groups."""
-        told, rare = self._action_groups, self._rare
+        """The help without the rare groups."""
+        groups, rare = self._action_groups, self._rare
         helps = [(action, action.help) for group in rare for action in group._group_actions]
         for action, _ in helps:
             action.help = argparse.SUPPRESS
-        self._action_groups = [group for group in told if group not in rare]
+        self._action_groups = [group for group in groups if group not in rare]
         try:
             return super().format_help()
         finally:
-            self._action_groups = told
+            self._action_groups = groups
             for action, text in helps:
                 action.help = text
 
     def format_all_help(self) -> str:
-        """With the rare groups."""
+        """The help with the rare groups."""
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
@@ -73,7 +78,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _HelpAll(argparse.Action):
-    """Tells every option."""
+    """Shows the help of all options."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         assert isinstance(parser, Parser)
@@ -82,7 +87,7 @@ class _HelpAll(argparse.Action):
 
 
 def command(commands: Any, name: str, summary: str, **texts: str) -> Parser:
-    """One more command of the parser ``commands`` belongs to."""
+    """Add a command to ``commands``; its description is ``summary`` unless one is given."""
     parser: Parser = commands.add_parser(
         name,
         help=summary,
@@ -94,10 +99,10 @@ def command(commands: Any, name: str, summary: str, **texts: str) -> Parser:
 
 
 def add_device(add: Any) -> None:
-    """``--device`` of commands that start several processes."""
-    add("--device", metavar="D", help="cpu or cuda (the GPU, if there is one)")
+    """Add ``--device``, for commands which may run as several processes."""
+    add("--device", metavar="D", help="cpu or cuda (default: the GPU, if there is one)")
 
 
 def add_quiet(add: Any) -> None:
-    """``--quiet``."""
-    add("--quiet", action="store_true", help="no progress bar and no summary")
+    """Add ``--quiet``."""
+    add("--quiet", action="store_true", help="show no progress bar and no summary")

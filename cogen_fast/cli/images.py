@@ -1,4 +1,4 @@
-"""Pictures in and out of the command line: reading, fitting to a generator, writing."""
+"""Pictures of the command line: reading, fitting to a generator, and writing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cogen_fast.support.pictures import formats, most_bytes, open_picture
 Levels = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 _OBSERVED_FROM = 128
-# Largest share of hidden pixels in a scaled pixel that still counts as observed.
+# Largest share of hidden pixels in a scaled pixel which still counts as observed.
 _HIDDEN_SHARE = 0.01
 _GREY_8 = ("1", "L", "LA", "La")
 _COLOUR_8 = ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr", "HSV")
@@ -30,10 +30,10 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file's brightness, 0 to 255, ``(C, H, W)`` with C = 1 or 3.
+    """A picture's brightness from 0 to 255, ``(C, H, W)`` with C = 1 or 3.
 
-    As read it is in 8 bits where it can be: in float32 a large photograph takes a gigabyte.
-    ``name`` is the argument that it was given by, for errors.
+    A picture that was read from a file has 8 bits where possible, as a large photograph takes a
+    gigabyte in float32. ``name`` is the argument which gave the picture, for errors.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Picture:
         return self.levels.shape[2], self.levels.shape[1]
 
     def to_channels(self, channels: int) -> Picture:
-        """Grey from colour by luma (ITU-R 601), colour from grey by repetition."""
+        """The picture with 1 or 3 channels: grey by luma (ITU-R 601), or colour by repetition."""
         if channels == 1 and len(self.levels) == 3:
             return Picture(self.name, _grey(self.levels)[None])
         if channels == 3 and len(self.levels) == 1:
@@ -53,20 +53,23 @@ class Picture:
         return self
 
     def fit(self, size: tuple[int, int], *, resize: bool) -> Picture:
-        """At ``size``: as it is, or with ``resize`` cropped at the centre and scaled smoothly."""
+        """The picture at ``size``. With ``resize`` it is cropped at the centre and scaled smoothly.
+
+        ValueError where it has another size and ``resize`` is False.
+        """
         if self.size == size:
             return self
         if not resize:
             raise ValueError(
                 f"{self.name}: expected {_shown(size)}, got {_shown(self.size)}; give --resize"
             )
-        # Scaling with negative lobes can overshoot.
+        # A kernel with negative lobes can overshoot.
         return Picture(self.name, self._scaled(size).levels.clip(0.0, 255.0))
 
     def fit_like(self, size: tuple[int, int], partner: Picture) -> Picture:
-        """A mask at ``size``, cropped and scaled as `fit` does its ``partner``.
+        """This mask at ``size``, cropped and scaled as `fit` crops and scales its ``partner``.
 
-        Observed is only what the scaled ``partner`` takes from observed pixels, to 1 percent.
+        A scaled pixel counts as observed only if at most 1 percent of it is from hidden pixels.
         """
         if self.size == size:
             return self
@@ -89,16 +92,16 @@ class Picture:
         return Picture(self.name, np.stack(scaled))
 
     def to_tensor(self) -> Tensor:
-        """As the library takes it: ``(C, H, W)`` in [-1, 1], float32."""
+        """The picture as the library takes it: float32 ``(C, H, W)`` in [-1, 1]."""
         return torch.from_numpy(self.levels / np.float32(127.5) - np.float32(1.0))
 
     def to_mask(self) -> Tensor:
-        """True (observed) where white, False (hidden) where black: bool ``(H, W)``."""
+        """Bool ``(H, W)``: True (observed) where white, False (hidden) where black."""
         return torch.from_numpy(self.to_channels(1).levels[0] >= _OBSERVED_FROM)
 
 
 def read_picture(name: str, path: Path) -> Picture:
-    """The picture in a file, turned upright; ValueError or OSError naming ``name``."""
+    """Read a picture and turn it upright. ValueError or OSError, naming ``name``, if impossible."""
     with open_regular(name, path) as file:
         if size_of(file) > most_bytes():
             raise ValueError(
@@ -127,7 +130,7 @@ def read_picture(name: str, path: Path) -> Picture:
 
 
 def _opaque(name: str, image: Image.Image) -> Image.Image:
-    """Of mode L or RGB; ValueError for other than 8 bits, and for transparent pixels."""
+    """``image`` in mode L or RGB. ValueError if it has not 8 bits, or transparent pixels."""
     if image.mode not in _GREY_8 + _COLOUR_8:
         raise ValueError(
             f"{name}: expected 8-bit grey or colour or 16-bit grey, got Pillow's mode {image.mode}"
@@ -137,14 +140,14 @@ def _opaque(name: str, image: Image.Image) -> Image.Image:
         if see_through:
             raise ValueError(
                 f"{name}: expected an opaque picture, got {see_through} transparent pixels; "
-                "flatten it first (a hidden part is told by a mask or box)"
+                "flatten it first (a mask or box says which part is hidden)"
             )
     mode = "L" if image.mode in _GREY_8 else "RGB"
     return image if image.mode == mode else image.convert(mode)
 
 
 def _grey(levels: Levels) -> npt.NDArray[np.float32]:
-    """Luma ``(H, W)`` of colours ``(3, H, W)``, row by row."""
+    """Luma ``(H, W)`` of colours ``(3, H, W)``, computed row by row to save memory."""
     grey = np.empty(levels.shape[1:], np.float32)
     for y in range(len(grey)):
         grey[y] = np.tensordot(_LUMA, levels[:, y].astype(np.float32), axes=1)
@@ -152,7 +155,7 @@ def _grey(levels: Levels) -> npt.NDArray[np.float32]:
 
 
 def _centre_box(size: tuple[int, int], target: tuple[int, int]) -> Box:
-    """The largest centred part of ``size`` that has the aspect of ``target``."""
+    """The largest centred box within ``size`` which has the aspect ratio of ``target``."""
     scale = min(size[0] / target[0], size[1] / target[1])
     width, height = target[0] * scale, target[1] * scale
     left, top = max(0.0, size[0] - width) / 2, max(0.0, size[1] - height) / 2
@@ -160,7 +163,7 @@ def _centre_box(size: tuple[int, int], target: tuple[int, int]) -> Box:
 
 
 def box_mask(box: Sequence[int], size: tuple[int, int]) -> Tensor:
-    """Bool ``(H, W)``, False inside the block ``x, y, width, height``."""
+    """Bool ``(H, W)``, False (hidden) inside the block ``x, y, width, height``."""
     x, y, width, height = box
     inside = x >= 0 and y >= 0 and x + width <= size[0] and y + height <= size[1]
     if width < 1 or height < 1 or not inside:
@@ -173,13 +176,13 @@ def box_mask(box: Sequence[int], size: tuple[int, int]) -> Tensor:
 
 
 def numbered_names(stem: str, count: int) -> list[str]:
-    """``stem_000.png`` and so on, as many, of equal length."""
+    """``count`` names ``stem_000.png`` and so on, of equal length."""
     digits = max(3, len(str(count - 1)))
     return [f"{stem}_{i:0{digits}}.png" for i in range(count)]
 
 
 def write_png(path: Path, image: npt.NDArray[Any]) -> None:
-    """An image ``(C, H, W)`` in [-1, 1] as an 8-bit PNG, grey for C = 1."""
+    """Write an image ``(C, H, W)`` in [-1, 1] as an 8-bit PNG, grey for C = 1."""
     pixels = to_pixels(image)
     picture = Image.fromarray(pixels if image.shape[0] == 3 else pixels[:, :, 0])
     write_atomically(path, lambda file: picture.save(file, format="PNG"))

@@ -1,4 +1,4 @@
-"""The command line: `cogen-fast COMMAND`, a function per command."""
+"""The command line `cogen-fast COMMAND`, with one function per command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cogen_fast.support.files import check_readable
 from cogen_fast.support.memory import is_out_of_memory
 
 _OK, _MISTAKE, _INTERRUPTED = 0, 2, 130
-# ImportError: a backend or a library that was asked for and is not there.
+# ImportError: a requested backend or library is not available.
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError)
 _ESTIMATE = "estimate.png"
 _FILES = ("grid.png", "result.npz", "result.json", _ESTIMATE)
@@ -42,12 +42,12 @@ _SAMPLER_OPTIONS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 where it succeeded, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run a command. Returns 0 for success, 2 for an error of the user, 130 after Ctrl-C."""
     with _one_line_warnings():
         try:
             arguments = build_parser().parse_args(argv)
             return _COMMANDS[arguments.command](arguments)
-        except BrokenPipeError:  # who read what is printed has seen enough (`| head`)
+        except BrokenPipeError:  # the reader of the output has stopped reading (`| head`)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _OK
         except _MISTAKES as error:
@@ -88,7 +88,7 @@ def _one_line_warnings() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse it, in a line
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # raised as an error here
         warnings.showwarning = show
         yield
 
@@ -134,16 +134,17 @@ def _check_out(
     marks: Sequence[str] = ("result.json",),
     names: Sequence[str] = _FILES,
 ) -> None:
-    """Before hours of sampling: whether the result can be written in the end.
+    """Check before hours of sampling that the result can be written in the end.
 
-    Any of ``marks`` says that there is one already; files will have ``names``, or be chains.
+    A file among ``marks`` shows that the folder holds a result already. The files to be written
+    have ``names``, or those of chains.
     """
     check_folder("out", folder)
     if not overwrite and any((folder / mark).exists() for mark in marks):
         raise FileExistsError(f"out: {folder} holds a result already; give --overwrite")
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.is_dir() and (entry.name in names or _CHAIN.fullmatch(entry.name)):
-            raise IsADirectoryError(f"out: expected no folder in the place of the file {entry}")
+            raise IsADirectoryError(f"out: expected no folder in place of the file {entry}")
 
 
 def _sample(arguments: argparse.Namespace, task: Callable[[dict[str, Any]], Result]) -> int:
@@ -156,14 +157,14 @@ def _sample(arguments: argparse.Namespace, task: Callable[[dict[str, Any]], Resu
     except KeyboardInterrupt:
         if checkpoint is None or not checkpoint.exists():
             raise
-        _say(f"interrupted; the run is saved in {checkpoint}: the same command again goes on")
+        _say(f"interrupted; the run is saved in {checkpoint}, and the same command continues it")
         return _INTERRUPTED
     _save(result, arguments)
     if result.complete:
         return _OK
     _say(
-        f"interrupted at beta {result.beta_reached:.3g}; what "
-        f"there is, not yet from the posterior, is saved in {arguments.out}"
+        f"interrupted at beta {result.beta_reached:.3g}; the unfinished run, whose chains are not "
+        f"yet samples of the posterior, is saved in {arguments.out}"
     )
     return _INTERRUPTED
 
@@ -196,7 +197,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.half:
         generator = generator.half()
         if not all(tensor.isfinite().all() for tensor in generator.state_dict().values()):
-            raise ValueError("half: expected weights below 65,504, got larger ones")
+            raise ValueError("half: expected weights of at most 65,504, got larger ones")
     cogen_fast.save_generator(generator, target)
     shape = " x ".join(map(str, generator.output_shape))
     print(f"wrote {target}: {type(generator).__name__}, {generator.latent_size} to {shape}")
@@ -224,7 +225,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _images(arguments: argparse.Namespace) -> int:
-    # Brings in more than the other commands need.
+    # Imported here, as other commands do not need it.
     from cogen_fast.experiments.images import study as image_study
 
     if arguments.generator is None:
@@ -236,7 +237,7 @@ def _images(arguments: argparse.Namespace) -> int:
         scope = image_study.of_one(generator, arguments.latent_shape, photographs=photographs)
     _check_out(arguments.out, True, names=image_study.files(scope))
     effort = image_study.effort_of(arguments.images, arguments.quick, arguments.nuts)
-    told = image_study.reproduce(
+    report = image_study.reproduce(
         arguments.out,
         arguments.data,
         arguments.seed,
@@ -244,12 +245,12 @@ def _images(arguments: argparse.Namespace) -> int:
         effort=effort,
         progress=sys.stderr.isatty(),
     )
-    print(told)
+    print(report)
     return _OK
 
 
 def _presets(arguments: argparse.Namespace) -> int:
-    # Brings in more than the other commands need.
+    # Imported here, as other commands do not need it.
     from cogen_fast.experiments.images import published
 
     _check_out(arguments.out, True)
@@ -258,7 +259,7 @@ def _presets(arguments: argparse.Namespace) -> int:
 
 
 def _synthetic(arguments: argparse.Namespace) -> int:
-    # Brings in more than the other commands need.
+    # Imported here, as other commands do not need it.
     from cogen_fast.experiments.synthetic import study as synthetic
 
     _check_out(arguments.out, arguments.overwrite, synthetic.FILES, synthetic.FILES)
@@ -275,7 +276,7 @@ def _synthetic(arguments: argparse.Namespace) -> int:
 
 
 def _training(arguments: argparse.Namespace) -> int:
-    # Brings in more than the other commands need.
+    # Imported here, as other commands do not need it.
     from cogen_fast.cli import training
 
     quiet = arguments.quiet or not sys.stderr.isatty()
@@ -284,13 +285,13 @@ def _training(arguments: argparse.Namespace) -> int:
 
 
 def _evaluation(arguments: argparse.Namespace) -> int:
-    # Brings in more than the other commands need.
+    # Imported here, as other commands do not need it.
     from cogen_fast.cli import evaluate
 
     try:
         evaluate.run(arguments, not arguments.quiet and sys.stderr.isatty())
     except KeyboardInterrupt:
-        _say("interrupted; the same command again goes on")
+        _say("interrupted; the same command continues the study")
         return _INTERRUPTED
     return _OK
 

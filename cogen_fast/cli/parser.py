@@ -1,4 +1,4 @@
-"""What can be typed after `cogen-fast`, and its help."""
+"""The parser of `cogen-fast`, with the help of its commands."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from cogen_fast.methods.adaptive import EVIDENCE
 from cogen_fast.methods.settings import ADAPTATIONS, METHODS
 from cogen_fast.problem.density import FORMS
 from cogen_fast.problem.precision import ENERGY_DTYPES, GRADIENT_DTYPES
-from cogen_fast.sampler.pace import MASSES
+from cogen_fast.sampler.annealing_plan import MASSES
 from cogen_fast.sampler.schedule import NAMED
 
 _T = TypeVar("_T")
 _INPAINT_HELP = """\
-Fill in the hidden part of an image: draw images of a trained generator that
-agree with the visible part. What is hidden is told by --mask or by --box.
+Fill in the hidden part of an image: draw images of a trained generator which
+agree with the visible part. Give the hidden part with --mask or with --box.
 """
 _SUPER_RESOLVE_HELP = """\
-Draw images of a trained generator that look like a small image when they are
-reduced by a factor.
+Enlarge a small image: draw images of a trained generator which agree with the
+small image when they are reduced by a factor.
 """
 _DEMO_HELP = """\
 Hide a block of a photograph from Fashion-MNIST's test set, draw eight images of
-the shipped generator that agree with the rest, and show them side by side with
-their mean and with a map of where they disagree. Under a minute on two cores.
+the shipped generator which agree with the rest, and show them side by side with
+their mean and a map of their standard deviation. It takes less than a minute on
+two cores.
 """
 _INPAINT_EXAMPLE = """\
 example: hide a block of 20 x 24 pixels whose top left corner is x = 30, y = 12
@@ -42,53 +43,58 @@ example: hide a block of 20 x 24 pixels whose top left corner is x = 30, y = 12
 
 """
 _SUPER_RESOLVE_EXAMPLE = """\
-example: from 16 x 16 to a generator's 64 x 64
+example: from 16 x 16 pixels to the generator's 64 x 64
   cogen-fast super-resolve --generator faces.safetensors --image small.png \\
       --factor 4 --out large
 
 """
 _FILES_HELP = """\
 what is written to DIR:
-  grid.png          what was observed, the chains by energy, mean and spread
-  chain_000.png ... one image per chain, in the order of their numbers
+  estimate.png      the one image to show if only one can be shown
+  chain_000.png ... one image per chain; where a mask or box was given, with the
+                    observed pixels pasted in
+  grid.png          the observation, up to eight chains in order of energy, the
+                    estimate (if polished), and mean and standard deviation
   result.npz        latents, energies, weights, history;
                     cogen_fast.Result.load("DIR") reads it
-  result.json       settings and numbers, as text
+  result.json       settings, numbers and a diagnosis, as text
 
-exit status: 0 done; 2 something is wrong with what was given; 130 Ctrl-C
+exit status: 0 success; 2 error, whose cause is shown; 130 interrupted (Ctrl-C)
 """
 _SYNTHETIC_HELP = """\
-The paper's 2-D study: points near five places on a circle, of which only the
-second coordinate is known to be 0, so that the first should be 1. How many
-chains find it: gradient descent, importance resampling, the published AIS-HMC
-and the adaptive default, on a small GAN at four stages of its training. Takes
-about a minute; needs matplotlib (pip install 'cogen-fast[plots]').
+The paper's 2-D study: points lie close to five places on a circle. Of one point
+only the second coordinate is known, which is 0, so that the first should be 1.
+The study counts how many chains of gradient descent, importance resampling, the
+published AIS-HMC and the adaptive method (the default) find this answer, with a
+small GAN at four stages of its training. It takes about a minute and needs
+matplotlib (pip install 'cogen-fast[plots]').
 """
 _SYNTHETIC_FILES = """\
 example:
   cogen-fast reproduce synthetic --out study
 
 what is written to DIR:
-  table.csv     share of chains near the answer, per generator and method, with
-                the cost of a chain and every setting
+  table.csv     share of chains close to the answer, for each generator and
+                method, with the cost of a chain and all settings
   figure-1.png  the loss over the latent plane, paths of gradient descent, and
                 their errors over the iterations
-  figure-2.png  samples of the generators, where gradient descent and AIS-HMC
-                end, and histograms of their errors
+  figure-2.png  samples of the generators, last points of gradient descent and
+                AIS-HMC, and histograms of their errors
   figure-3.png  the chains of AIS-HMC after 100 to 6,000 loops
 """
 _IMAGES_HELP = """\
-The paper's image study on the shipped generator of 32 x 32 garments: gradient
-descent and Adam from one start and from the best of 5,000, L-BFGS from these,
-importance resampling, the published AIS-HMC (and with its weight scaled to the
-image's size), the adaptive default, and it polished; all at the published run's
-cost. Inpainting of a block and super-resolution by 4 and by 8, on real images
-and, apart from them, on images of the generator's own. About 35 minutes on two
-idle cores, a process on each (OMP_NUM_THREADS says how many); needs matplotlib
-and pytorch-msssim
+The paper's image study on the shipped generator of 32 x 32 garments. The
+methods are gradient descent and Adam from one start and from the best of 5,000,
+L-BFGS from the best of 5,000, importance resampling, the published AIS-HMC (also
+with its weight scaled to the image's size), and the adaptive method (the
+default), with and without polishing; none costs more than the published run.
+The tasks are inpainting of a block and super-resolution by 4 and by 8, on real
+images and, separately, on images of the generator itself. It takes about 35
+minutes on two idle cores, with one process on each (OMP_NUM_THREADS sets their
+number), and needs matplotlib and pytorch-msssim
 (pip install 'cogen-fast[plots,metrics]').
 
-Stopped at any point, the same command goes on.
+If it is stopped, the same command continues the study.
 """
 _IMAGES_FILES = """\
 examples:
@@ -100,27 +106,30 @@ what is written to DIR:
   report.md         the settings, a table for each kind of images and task, and
                     which methods differ from Adam with many starts
   figure4_*.png     MSE, SSIM and MS-SSIM over the generator's training
-  panels_*.png      ground truth, observed, and each method's best chain
-  misfit_*.png      error of what is hidden over error of what is observed
-  table.txt, .csv   every metric, per chain, best, oracle and mean
-  tuning.json       learning rates, and the grids that they come from
+  panels_*.png      ground truth, observation, and each method's best chain
+  misfit_*.png      error of hidden pixels against error of observed pixels
+  table.txt, .csv   all metrics: per chain, of the best chain by energy, of the
+                    best by the truth (oracle), and of the mean image
+  tuning.json       learning rates, and the grids from which they were chosen
   runs              records of each image
+
 """
 _PRESETS_HELP = """\
-The paper's image runs on CelebA, LSUN and CelebA-HQ as presets: task, settings and
-the whole network, with random weights and two temperatures of one leapfrog step.
-Shows that they work here, and what they cost; for results train or convert a
-checkpoint, and name the preset with `inpaint` or `super-resolve`. Needs
-pytorch-msssim (pip install 'cogen-fast[metrics]').
+The paper's image runs on CelebA, LSUN and CelebA-HQ as presets, with their tasks
+and settings and networks of full size, but with random weights, two
+temperatures and one leapfrog step each. This shows that the presets work on this
+machine, and what they cost. For real results train or convert a checkpoint, and
+give the preset to `inpaint` or `super-resolve`. The command needs pytorch-msssim
+(pip install 'cogen-fast[metrics]').
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser; mistakes raise ValueError. The command's name is in ``command``."""
+    """The parser, which raises ValueError for mistakes. ``command`` is the command's name."""
     parser = Parser(
         prog="cogen-fast",
         description="Fill in what is missing from an image with a trained GAN as the prior.",
-        epilog="cogen-fast COMMAND --help tells the options of a command.",
+        epilog="cogen-fast COMMAND --help shows the options of a command.",
         formatter_class=Formatter,
         allow_abbrev=False,
     )
@@ -137,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_sample(commands)
     add_swd(commands)
     add_evaluate(commands)
-    command(commands, "info", "tell the version, the backends and the presets")
+    command(commands, "info", "show the version, the backends and the presets")
     _add_demo(commands)
     _add_reproduce(commands)
     return parser
@@ -151,7 +160,7 @@ def _add_inpaint(commands: Any) -> None:
         description=_INPAINT_HELP,
         epilog=_INPAINT_EXAMPLE + GENERATOR_HELP + _FILES_HELP,
     )
-    group = _start_files(parser, "the image; its hidden part may hold anything")
+    group = _start_files(parser, "the image, whose hidden pixels may have any values")
     hidden = group.add_mutually_exclusive_group(required=True)
     hidden.add_argument(
         "--mask",
@@ -164,13 +173,13 @@ def _add_inpaint(commands: Any) -> None:
         type=int,
         nargs=4,
         metavar=("X", "Y", "W", "H"),
-        help="the HIDDEN block, in pixels of the generator's output: left edge and upper edge, "
-        "counted from the top left corner, width, height",
+        help="the HIDDEN block, in pixels of the generator's output: its left edge and its upper "
+        "edge, counted from the top left corner of the image, its width and its height",
     )
     _end_files(
         group,
-        masks=", and a mask of the image's size goes along; pixels that scaling mixes with hidden "
-        "ones count as hidden",
+        masks=", and so is a mask of the image's size; pixels which scaling mixes with hidden ones "
+        "count as hidden",
     )
     _add_options(parser)
 
@@ -184,21 +193,21 @@ def _add_super_resolve(commands: Any) -> None:
         epilog=_SUPER_RESOLVE_EXAMPLE + GENERATOR_HELP + _FILES_HELP,
     )
     group = _start_files(
-        parser, "the small image, of the generator's width and height divided by the factor"
+        parser, "the small image, with the generator's width and height divided by the factor"
     )
     group.add_argument(
         "--factor",
         type=int,
         required=True,
         metavar="K",
-        help="how many times smaller the image is than the generator's output, on each side",
+        help="the generator's width and height, divided by those of the image",
     )
     group.add_argument(
         "--downsample",
         choices=("average", "stride"),
         default="average",
-        help="how the small image came about: the average of each K x K block, or every K-th "
-        "pixel (default: average)",
+        help="how the small image was reduced: to the average of each K x K block, or to every "
+        "K-th pixel (default: average)",
     )
     _end_files(group)
     _add_options(parser)
@@ -207,15 +216,15 @@ def _add_super_resolve(commands: Any) -> None:
 def _start_files(parser: argparse.ArgumentParser, image: str) -> Any:
     group = parser.add_argument_group("what to do")
     group.add_argument(
-        "--generator", required=True, metavar="WHAT", help="the trained generator, see below"
+        "--generator", required=True, metavar="WHAT", help="the trained generator (see below)"
     )
     group.add_argument(
         "--image",
         type=Path,
         required=True,
         metavar="FILE",
-        help=f"{image}; 8-bit, or 16-bit grey, without transparency; made grey or colour as the "
-        "generator is",
+        help=f"{image}; 8-bit grey or colour or 16-bit grey, without transparency; it is converted "
+        "to grey or colour as the generator's images are",
     )
     return group
 
@@ -224,14 +233,14 @@ def _end_files(group: Any, masks: str = "") -> None:
     group.add_argument(
         "--resize",
         action="store_true",
-        help="an image of another size is cut at its centre to the right shape and scaled "
-        f"smoothly{masks}; without this it is refused",
+        help="accept an image of another size: it is cropped at its centre to the right shape and "
+        f"scaled smoothly{masks}",
     )
     group.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the results, see below"
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the results (see below)"
     )
     group.add_argument(
-        "--overwrite", action="store_true", help="replace a result that is in DIR already"
+        "--overwrite", action="store_true", help="replace a result which is already in DIR"
     )
 
 
@@ -251,7 +260,7 @@ def _parsed(kind: Callable[[str], _T], text: str, name: str) -> _T:
 
 
 def _add_options(parser: Parser) -> None:
-    """What `cogenerate` takes, grouped as there."""
+    """Add the options of `cogenerate`."""
     _add_sampling(parser)
     _add_running(parser)
     _add_adaptive(parser)
@@ -261,23 +270,24 @@ def _add_options(parser: Parser) -> None:
 
 
 def _add_sampling(parser: Parser) -> None:
-    group = parser.add_argument_group("sampling", "What stands in parentheses is the default.")
+    group = parser.add_argument_group("sampling")
     add = group.add_argument
-    add("--chains", type=int, metavar="N", help="number of images to draw (16; paper: 4)")
+    add("--chains", type=int, metavar="N", help="number of images to draw (default: 16; paper: 4)")
     add(
         "--budget",
         type=int,
         metavar="G",
-        help="gradient evaluations per image drawn, polishing included: all are spent, and no more "
-        "(as many as it takes)",
+        help="gradient evaluations of the adaptive method per image drawn, polishing included; all "
+        "of them are spent, and no more (default: as many as needed)",
     )
     add(
         "--polish",
         type=_count_or_auto,
         default="auto",
         metavar="K",
-        help="gradients of L-BFGS from every sample in the end: best fits beside them, of which "
-        "estimate.png is made (auto: by the run's length, or two fifths of the budget)",
+        help="gradient evaluations of L-BFGS from every sample, after the sampling; estimate.png "
+        "is the weighted mean of these fits, or with K = 0 the mean of the samples (default: auto, "
+        "by the length of the run, or two fifths of the budget)",
     )
     noise = group.add_mutually_exclusive_group()
     noise.add_argument(
@@ -285,7 +295,8 @@ def _add_sampling(parser: Parser) -> None:
         type=_number_or_auto,
         metavar="S",
         help="standard deviation of the noise in the observed pixels, where black is -1 and white "
-        "is 1 (0.1); smaller: follows the observed pixels more closely; auto: inferred",
+        "is 1, or auto to infer it; with a smaller one the samples follow the observed pixels more "
+        "closely (default: 0.1)",
     )
     noise.add_argument(
         "--weight",
@@ -296,9 +307,16 @@ def _add_sampling(parser: Parser) -> None:
     add(
         "--method",
         choices=METHODS,
-        help="adaptive finds its own temperatures; paper is the algorithm as published (adaptive)",
+        help="adaptive chooses its own temperatures; paper is the published algorithm (default: "
+        "adaptive)",
     )
-    add("--seed", type=int, default=0, metavar="S", help="same inputs, same seed: same result (0)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="random seed: equal inputs and seeds give equal results (default: 0)",
+    )
 
 
 def _add_running(parser: Parser) -> None:
@@ -306,20 +324,20 @@ def _add_running(parser: Parser) -> None:
     add(
         "--device",
         metavar="D",
-        help="cpu, cuda or cuda:N (default: for a FILE the GPU, if there is one; for your own code "
-        "where the generator is)",
+        help="cpu, cuda or cuda:N (default: for a FILE or NAME the GPU, if there is one; for your "
+        "own code the generator's device)",
     )
     add(
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="save the unfinished run here every minute and on Ctrl-C; the same command again "
-        "goes on from there (without it, Ctrl-C keeps what there is as the result)",
+        help="save the unfinished run in this file every minute and on Ctrl-C; the same command "
+        "continues from it (without it, Ctrl-C writes the unfinished run as the result)",
     )
     add(
         "--quiet",
         action="store_true",
-        help="no progress bar and no summary; warnings and errors are still told",
+        help="show no progress bar and no summary; warnings and errors are still shown",
     )
 
 
@@ -329,54 +347,81 @@ def _add_adaptive(parser: Parser) -> None:
         "--populations",
         type=int,
         metavar="R",
-        help="populations of N images each, to tell how far they agree (1, which is two halves)",
+        help="number of populations of N images each, which are compared with each other (default: "
+        "1, whose two halves are compared)",
     )
     add(
         "--evidence",
         choices=EVIDENCE,
-        help="frozen: a second run with all choices of the first, for an unbiased estimate of the "
-        "evidence (consistent)",
+        help="frozen: a second run repeats all choices of the first, for an unbiased estimate of "
+        "the evidence (default: consistent)",
     )
     add(
         "--kept",
         type=float,
         metavar="S",
-        help="share of the effective sample size that a step of the temperature keeps; nearer to "
-        "1: smaller steps (0.97)",
+        help="fraction of the conditional effective sample size which a step of the temperature "
+        "keeps; closer to 1: more and smaller steps (default: 0.97)",
     )
-    add("--mass", choices=MASSES, help="mass of the moves, learnt or not (curvature)")
+    add(
+        "--mass",
+        choices=MASSES,
+        help="mass matrix of the moves: estimated from gradients, or the identity (default: "
+        "curvature)",
+    )
 
 
 def _add_published(parser: Parser) -> None:
-    group = parser.rare_group("the published method", "With --method paper, or --preset.")
+    group = parser.rare_group("the published method (--method paper, or --preset)")
     add = group.add_argument
-    add("--preset", metavar="NAME", help="settings of a published run; cogen-fast info lists them")
+    add(
+        "--preset",
+        metavar="NAME",
+        help="settings of a published run, with its weight unless the noise is given; cogen-fast "
+        "info lists the names",
+    )
     add(
         "--ais-steps",
         type=int,
         metavar="T",
-        help="temperatures from the prior to the posterior (500); more: better and slower",
+        help="number of temperatures from the prior to the posterior; more are better and slower "
+        "(default: 500)",
     )
-    add("--schedule", metavar="NAME", help=f"{', '.join(NAMED)} (sigmoid)")
+    add("--schedule", metavar="NAME", help=f"{', '.join(NAMED)} (default: sigmoid)")
     add(
         "--adaptation",
         choices=ADAPTATIONS,
-        help="of the step size: by the mean acceptance of all images, which share it, or "
-        "per-chain, each by its own (published)",
+        help="published: all images share a step size, which follows their mean acceptance; "
+        "per-chain: each has its own, which follows its own acceptance (default: published)",
     )
     add(
         "--form",
         choices=FORMS,
-        help="posterior: the prior stays throughout; paper: it fades out, and there are no weights "
-        "(posterior)",
+        help="posterior: the annealed density contains the prior throughout; paper: the prior is "
+        "removed on the way, and there are no weights (default: posterior)",
     )
 
 
 def _add_moves(parser: Parser) -> None:
     add = parser.rare_group("the moves of both methods").add_argument
-    add("--hmc-steps", type=int, metavar="M", help="moves per temperature (tuned; paper: 1)")
-    add("--leapfrog-steps", type=int, metavar="L", help="gradients in a move (tuned; paper: 20)")
-    add("--step-size", type=float, metavar="E", help="first leapfrog step (tuned; paper: 0.01)")
+    add(
+        "--hmc-steps",
+        type=int,
+        metavar="M",
+        help="transitions per temperature (default: tuned; paper: 1)",
+    )
+    add(
+        "--leapfrog-steps",
+        type=int,
+        metavar="L",
+        help="leapfrog steps per transition, one gradient each (default: tuned; paper: 20)",
+    )
+    add(
+        "--step-size",
+        type=float,
+        metavar="E",
+        help="first leapfrog step size (default: by the size of the latent; paper: 0.01)",
+    )
 
 
 def _add_latent_shape(add: Any) -> None:
@@ -385,7 +430,7 @@ def _add_latent_shape(add: Any) -> None:
         type=int,
         nargs="+",
         metavar="D",
-        help="shape of one latent, such as 512 or 100 1 1 (default: found out from the generator)",
+        help="shape of one latent, such as 512 or 100 1 1 (default: inferred from the generator)",
     )
 
 
@@ -396,35 +441,36 @@ def _add_machine(parser: Parser) -> None:
         "--backend",
         default="auto",
         metavar="NAME",
-        help="auto, or one of those that cogen-fast info lists (default: auto)",
+        help="auto, or a backend which cogen-fast info lists (default: auto)",
     )
     add(
         "--gradient-dtype",
         choices=GRADIENT_DTYPES,
-        help="what gradients are computed in; half precision is faster on a GPU and leaves the "
-        "samples exact (default: the generator's own type)",
+        help="type in which gradients are computed; half precision is faster on a GPU and does not "
+        "change the posterior (default: the generator's type)",
     )
     add(
         "--energy-dtype",
         choices=ENERGY_DTYPES,
-        help="what energies are computed in (default: the generator's own type)",
+        help="type in which energies are computed (default: the generator's type)",
     )
     add(
         "--compile",
         action="store_true",
-        help="run a generator of your own through torch.compile, which takes a while at the start",
+        help="compile a generator of your own with torch.compile, which takes time at the start",
     )
     add(
         "--no-cuda-graphs",
         dest="cuda_graphs",
         action="store_false",
-        help="on CUDA, do not record moves and replay them",
+        help="do not record moves as CUDA graphs",
     )
     add(
         "--max-batch",
         type=int,
         metavar="N",
-        help="most images made at once, to save memory (default: all chains)",
+        help="largest number of images computed at once, to save memory (default: all chains; on "
+        "CUDA as many as fit in memory)",
     )
 
 
@@ -432,23 +478,25 @@ def _add_convert(commands: Any) -> None:
     parser = command(
         commands,
         "convert",
-        "turn a public checkpoint into a safetensors file of cogen_fast",
+        "convert a public checkpoint into a safetensors file of cogen_fast",
     )
     parser.add_argument(
         "source",
         type=Path,
         metavar="SOURCE",
         help="a progressive GAN of the PyTorch GAN Zoo (.pth), of pro-gan-pth 3.x (.bin) or "
-        "converted from Karras et al. (.pth), or an npz of dense layers w1, b1, w2, ...",
+        "converted from Karras et al. (.pth), or an .npz of dense layers w1, b1, w2, ...",
     )
     parser.add_argument("target", type=Path, metavar="TARGET.safetensors", help="file to write")
     parser.add_argument(
         "--raw",
         action="store_true",
-        help="the weights as trained last, not their moving average, where SOURCE has both",
+        help="take the last weights instead of their moving average, where SOURCE has both",
     )
     parser.add_argument(
-        "--half", action="store_true", help="weights of half precision: half the size, for sharing"
+        "--half",
+        action="store_true",
+        help="store weights in half precision, for a file of half the size",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
 
@@ -457,7 +505,7 @@ def _add_demo(commands: Any) -> None:
     parser = command(
         commands,
         "demo",
-        "complete a garment with the generator that comes with the package",
+        "fill in a garment with the generator that comes with the package",
         description=_DEMO_HELP,
     )
     _, garments = HELD_OUT[demo.GENERATOR]
@@ -475,11 +523,11 @@ def _add_demo(commands: Any) -> None:
         metavar="NAME",
         help=f"{', '.join(garments[:-1])} or {garments[-1]} (default: {demo.GARMENT})",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="random seed (default: 0)")
 
 
 def _add_reproduce(commands: Any) -> None:
-    studies = command(commands, "reproduce", "run a study of the paper again").add_subparsers(
+    studies = command(commands, "reproduce", "reproduce a study of the paper").add_subparsers(
         title="studies", dest="study", metavar="STUDY", required=True
     )
     parser = command(
@@ -496,20 +544,20 @@ def _add_reproduce(commands: Any) -> None:
         type=float,
         choices=VARIANCES,
         default=VARIANCES[0],
-        help="of the five Gaussians that the GAN learnt: 0.002 as in the authors' program, or 0.02 "
-        "as in the paper's text (default: 0.002)",
+        help="variance of the five Gaussians on which the GAN was trained: 0.002 as in the "
+        "authors' program, or 0.02 as in the paper's text (default: 0.002)",
     )
-    add("--seed", type=int, default=0, metavar="S", help="seed (default: 0)")
+    add("--seed", type=int, default=0, metavar="S", help="random seed (default: 0)")
     add(
         "--generator",
         type=Path,
         nargs="+",
         default=[],
         metavar="FILE",
-        help="further generators, from 2 latents to 2 numbers: .safetensors, or .npz of dense "
+        help="further generators of 2 numbers from 2 latents: .safetensors, or .npz of dense "
         "layers w1, b1, w2, ...",
     )
-    add("--overwrite", action="store_true", help="replace a study that is in DIR already")
+    add("--overwrite", action="store_true", help="replace a study which is already in DIR")
     _add_image_study(studies)
     _add_published_runs(studies)
 
@@ -529,29 +577,38 @@ def _add_image_study(studies: Any) -> None:
         type=Path,
         metavar="PATH",
         help="real images in place of the ten shipped ones: a folder, an IDX file or an .npz of "
-        "images that the generator has not seen; the last two choose learning rates",
+        "images on which the generator was not trained; the last two are used to tune learning "
+        "rates",
     )
     add(
         "--generator",
         metavar="WHAT",
-        help="another generator of images, see below: half of an image, a block, and "
-        "super-resolution by 4, on images of its own, and on real ones with --data",
+        help="another generator of images (see below); its tasks are half of an image, a block, "
+        "and super-resolution by 4, on its own images, and with --data on real ones",
     )
     _add_latent_shape(add)
     add(
         "--images",
         type=int,
         metavar="N",
-        help="images of each kind and task (default: 8; with --quick 4). More may be added later",
+        help="images of each kind and task (default: 8; with --quick 4); a later call may add more",
     )
-    add("--quick", action="store_true", help="a tenth of the published numbers, for a first look")
-    add("--nuts", action="store_true", help="NUTS from the best of many starts, too (extra peers)")
-    add("--seed", type=int, default=0, metavar="S", help="seed (default: 0)")
+    add(
+        "--quick",
+        action="store_true",
+        help="take a tenth of the published numbers, for a first look",
+    )
+    add(
+        "--nuts",
+        action="store_true",
+        help="add NUTS from the best of many starts (needs pip install 'cogen-fast[peers]')",
+    )
+    add("--seed", type=int, default=0, metavar="S", help="random seed (default: 0)")
 
 
 def _add_published_runs(studies: Any) -> None:
     parser = command(
-        studies, "presets", "the image presets at a tiny budget", description=_PRESETS_HELP
+        studies, "presets", "the image presets at a very small budget", description=_PRESETS_HELP
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for records")
     parser.add_argument(
@@ -559,5 +616,6 @@ def _add_published_runs(studies: Any) -> None:
         nargs="+",
         default=[],
         choices=PUBLISHED,
-        help="those to run (default: all)",
+        metavar="NAME",
+        help=f"presets to run: {', '.join(PUBLISHED)} (default: all)",
     )

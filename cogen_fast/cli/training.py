@@ -60,8 +60,8 @@ def _train(arguments: argparse.Namespace, progress: bool) -> bool:
         checkpoint_seconds=arguments.checkpoint_seconds,
         progress=progress,
     )
-    if outcome.leads and not arguments.quiet:
-        state = "done" if outcome.complete else "stopped; the same command again goes on"
+    if outcome.is_main and not arguments.quiet:
+        state = "done" if outcome.complete else "stopped; the same command continues"
         print(f"{outcome.shown} images shown, {state}")
         for path in outcome.snapshots[-1:]:
             print(f"wrote {path}")
@@ -139,15 +139,15 @@ def _swd(arguments: argparse.Namespace, progress: bool) -> bool:
 def _check_channels(generator: ProgressiveGenerator, path: Path, real: Images) -> None:
     if generator.channels != real.channels:
         raise ValueError(
-            f"what: expected generators of {real.channels} channels, as the data have, got {path} "
-            f"of {generator.channels}"
+            f"what: expected generators of {real.channels} channels like the data, got {path} with "
+            f"{generator.channels}"
         )
 
 
 def _generated(
     generator: ProgressiveGenerator, count: int, seed: int, resolution: int
 ) -> Iterator[Tensor]:
-    """Samples at ``resolution``, of 8 bits as the real images are."""
+    """Batches of samples at ``resolution``, rounded to 8 bits like the real images."""
     for batch in sample_batches(generator, count, seed):
         fake = F.interpolate(batch.clamp(-1.0, 1.0), scale_factor=resolution // batch.shape[-1])
         yield torch.round((fake + 1.0) * 127.5) / 127.5 - 1.0
@@ -174,7 +174,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _generators(what: Path) -> Iterable[Path]:
-    """A generator's file itself; the averaged snapshots of a training's folder."""
+    """The file of a generator, or all averaged snapshots in the folder of a training."""
     mode = path_mode("what", what)
     if mode is not None and not stat.S_ISDIR(mode):
         return [what]
@@ -191,7 +191,7 @@ def _image_generator(name: str, path: str | Path, device: str | None) -> Progres
     check_readable(name, Path(path))
     generator = load_generator(path)
     if not isinstance(generator, ProgressiveGenerator):
-        raise ValueError(f"generator: expected one of images, got {path}")
+        raise ValueError(f"{name}: expected a progressive generator of images, got {path}")
     return generator.float().to(place)
 
 
@@ -211,4 +211,4 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, bool], bool]] = {
     "sample": _sample,
     "swd": _swd,
 }
-"""Each takes the arguments and whether to show progress; True where it came to its end."""
+"""Each takes the arguments and whether to show progress, and returns whether it was completed."""

@@ -1,4 +1,4 @@
-"""What can be typed after `cogen-fast train`, `sample` and `swd`."""
+"""The parsers of `cogen-fast train`, `sample` and `swd`."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from cogen_fast.training.losses import LOSSES
 
 _TRAIN_HELP = """\
 Train a progressive GAN (Karras et al. 2018) on a folder of images, an IDX file
-(MNIST family) or an .npz of 8-bit images. The same command again goes on from
-the last checkpoint; Ctrl-C writes one and ends.
+(MNIST family) or an .npz of 8-bit images. Ctrl-C writes a checkpoint and ends
+the training; the same command continues from the last checkpoint.
 """
 _TRAIN_EPILOG = """\
-example: colour pictures of 64 x 64, on one GPU and on four
+examples: colour images of 64 x 64 pixels, on one GPU and on four
   cogen-fast train --data photos --resolution 64 --out run
   torchrun --nproc-per-node 4 -m cogen_fast train --data photos --resolution 64 \\
       --out run
 
 what is written to DIR:
   snapshots/N-average.safetensors, N-raw.safetensors, N.png
-                    the generator's moving average after N images, the generator
-                    itself, and samples of the average
-  log.jsonl         losses and images/s, a line per 50 steps
-  checkpoint.pt     where the training stands; config.json its settings
+                    the moving average of the generator after N images, the
+                    generator itself, and samples of the average
+  log.jsonl         losses and images per second, one line per 50 steps
+  checkpoint.pt     the state of the training
+  config.json       the settings of the training
 
-exit status: 0 done; 2 something is wrong with what was given; 130 Ctrl-C
+exit status: 0 success; 2 error, whose cause is shown; 130 interrupted (Ctrl-C)
 """
-_SAMPLE_HELP = "Draw images of a trained generator, in one PNG and, with --each, one by one."
+_SAMPLE_HELP = "Draw images of a trained generator, as one PNG and, with --each, one PNG each."
 _SWD_HELP = """\
 Measure the sliced Wasserstein distance between generated and real images on
 patches of a Laplacian pyramid (Karras et al. 2018, section 5), times 1,000, for
-each generator given. Smaller is better; the last row is what real images that
-were not compared with give.
+each generator given. Smaller is better. The last row is the distance between
+two disjoint sets of real images.
 """
 
 
 def add_train(commands: Any) -> None:
-    """`cogen-fast train`."""
+    """Add `cogen-fast train`."""
     parser = command(
         commands,
         "train",
@@ -50,21 +51,23 @@ def add_train(commands: Any) -> None:
         epilog=_TRAIN_EPILOG,
     )
     data = parser.add_argument_group("what to do").add_argument
-    _add_data(data, "images to learn from")
+    _add_data(data, "images to train on")
     data(
         "--resolution",
         type=int,
         required=True,
         metavar="R",
-        help="side of the generator's images, a power of two in 4 ... 1024",
+        help="width and height of the generator's images, a power of two from 4 to 1024",
     )
-    data("--out", type=Path, required=True, metavar="DIR", help="folder of the training, see below")
+    data(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the training (see below)"
+    )
     data(
         "--held-out",
         type=int,
         default=0,
         metavar="N",
-        help="images that are not learnt from, the same at every call with the same N (0)",
+        help="number of images which are not trained on, the same ones for equal N (default: 0)",
     )
     data("--flips", action="store_true", help="mirror images at random")
     _add_network(parser)
@@ -75,14 +78,14 @@ def add_train(commands: Any) -> None:
         type=_counts,
         default=(),
         metavar="N,N,...",
-        help="counts of images after which the generator is kept; always at the end",
+        help="numbers of images after which the generator is saved, in addition to the end",
     )
     running(
         "--checkpoint-seconds",
         type=float,
         default=600.0,
         metavar="S",
-        help="time between checkpoints (600)",
+        help="seconds between checkpoints (default: 600)",
     )
     add_device(running)
     add_quiet(running)
@@ -91,40 +94,40 @@ def add_train(commands: Any) -> None:
 def _add_network(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group(
         "networks",
-        "What stands in parentheses is the default, which is that of the paper.",
+        "The defaults are those of the paper.",
     ).add_argument
     add(
         "--latent-size",
         type=int,
         default=TrainingConfig.latent_size,
         metavar="D",
-        help="length of a latent (512)",
+        help="number of latents (default: 512)",
     )
     add(
         "--fmap-base",
         type=int,
         default=TrainingConfig.fmap_base,
         metavar="B",
-        help="feature maps are min(B / 2^s, M), s = 1 at 4 px (8192)",
+        help="there are min(B / 2^s, M) feature maps, with s = 1 at 4 px (default: 8192)",
     )
     add(
         "--fmap-max",
         type=int,
         default=TrainingConfig.fmap_max,
         metavar="M",
-        help="and at most M (512)",
+        help="largest number of feature maps (default: 512)",
     )
     add(
         "--feature-maps",
         type=_counts,
         metavar="N,N,...",
-        help="the generator's, from 4 px up, in place of the formula",
+        help="the generator's numbers of feature maps from 4 px up, in place of the formula",
     )
     add(
         "--discriminator-maps",
         type=_counts,
         metavar="N,N,...",
-        help="the discriminator's (the generator's)",
+        help="the discriminator's numbers of feature maps (default: the generator's)",
     )
 
 
@@ -135,75 +138,89 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=TrainingConfig.phase_images,
         metavar="N",
-        help="images shown while a resolution fades in, and as many once it has (600000)",
+        help="images shown while a new resolution fades in, and again afterwards (default: 600000)",
     )
     add(
         "--total-images",
         type=int,
         default=TrainingConfig.total_images,
         metavar="N",
-        help="images shown in all (12000000)",
+        help="total number of images shown (default: 12000000)",
     )
     add(
         "--batch",
         type=_batches,
         metavar="N | R:N,R:N,...",
-        help="images per step, the same for all resolutions or from resolution R up (16; 14 from "
-        "256 px, 6 from 512, 3 at 1024)",
+        help="images per step, for all resolutions or from resolution R up (default: 16; 14 from "
+        "256 px, 6 from 512 px, 3 at 1024 px)",
     )
     add(
         "--learning-rate",
         type=float,
         default=TrainingConfig.learning_rate,
         metavar="E",
-        help="of Adam (0.001)",
+        help="learning rate of Adam (default: 0.001)",
     )
     add(
         "--loss",
         choices=LOSSES,
         default=TrainingConfig.loss,
-        help="r1: non-saturating with a penalty at every 16th step, cheaper (wgan-gp)",
+        help="r1: non-saturating loss with a penalty in every 16th step, which is cheaper "
+        "(default: wgan-gp)",
     )
     add(
         "--r1-gamma",
         type=float,
         default=TrainingConfig.r1_gamma,
         metavar="G",
-        help="weight of that penalty (10)",
+        help="weight of the penalty of r1 (default: 10)",
     )
     add(
         "--average",
         type=float,
         default=TrainingConfig.average,
         metavar="A",
-        help="share of the weights' mean that a step keeps (0.999)",
+        help="decay of the moving average of the generator's weights per step (default: 0.999)",
     )
     add(
         "--precision",
         choices=PRECISIONS,
         default=TrainingConfig.precision,
-        help="bfloat16: mixed precision, faster on GPUs (float32)",
+        help="bfloat16: mixed precision, which is faster on GPUs (default: float32)",
     )
-    add("--seed", type=int, default=0, metavar="S", help="same inputs, same seed: same run (0)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="random seed: equal inputs and seeds give equal runs (default: 0)",
+    )
 
 
 def add_sample(commands: Any) -> None:
-    """`cogen-fast sample`."""
+    """Add `cogen-fast sample`."""
     parser = command(commands, "sample", "draw images of a generator", description=_SAMPLE_HELP)
     add = parser.add_argument
-    add("generator", metavar="FILE", help="a checkpoint, as for inpaint --generator")
-    add("--out", type=Path, required=True, metavar="FILE.png", help="the sheet of all images")
-    add("--count", type=int, default=64, metavar="N", help="images to draw (64)")
-    add("--columns", type=int, default=8, metavar="N", help="images in a row (8)")
-    add("--each", type=Path, metavar="DIR", help="also write every image there, as sample_000.png")
-    add("--seed", type=int, default=0, metavar="S", help="seed (0)")
+    add("generator", metavar="FILE", help="a checkpoint of a progressive GAN")
+    add("--out", type=Path, required=True, metavar="FILE.png", help="picture of all images")
+    add("--count", type=int, default=64, metavar="N", help="number of images to draw (default: 64)")
+    add(
+        "--columns", type=int, default=8, metavar="N", help="number of images in a row (default: 8)"
+    )
+    add(
+        "--each",
+        type=Path,
+        metavar="DIR",
+        help="folder to which each image is also written on its own, as sample_000.png",
+    )
+    add("--seed", type=int, default=0, metavar="S", help="random seed (default: 0)")
     add_device(add)
-    add("--overwrite", action="store_true", help="replace what is there")
+    add("--overwrite", action="store_true", help="replace existing files")
     add_quiet(add)
 
 
 def add_swd(commands: Any) -> None:
-    """`cogen-fast swd`."""
+    """Add `cogen-fast swd`."""
     parser = command(
         commands,
         "swd",
@@ -216,24 +233,30 @@ def add_swd(commands: Any) -> None:
         nargs="+",
         type=Path,
         metavar="FILE | DIR",
-        help="generators, or folders of trainings: all averaged snapshots in them",
+        help="a generator, or the folder of a training, for all averaged snapshots in it",
     )
     _add_data(add, "real images")
     add(
         "--held-out",
         type=int,
         metavar="N",
-        help="compare with the N images only that train --held-out N left out",
+        help="compare only with the N images which train --held-out N did not train on",
     )
     add(
         "--count",
         type=int,
         default=8192,
         metavar="N",
-        help="images of each kind, at most half of the real ones there are (8192)",
+        help="number of images of each kind, at most half of the real ones (default: 8192)",
     )
-    add("--seed", type=int, default=0, metavar="S", help="of latents and patches (0)")
-    add("--out", type=Path, metavar="FILE.json", help="write the numbers there too")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="random seed of latents and patches (default: 0)",
+    )
+    add("--out", type=Path, metavar="FILE.json", help="file to which the numbers are also written")
     add_device(add)
     add_quiet(add)
 
@@ -250,20 +273,26 @@ def _add_data(add: Any, what: str) -> None:
         "--channels",
         type=int,
         choices=(1, 3),
-        help="make all images grey (1) or coloured (3) (as they are)",
+        help="convert all images to grey (1) or colour (3) (default: as they are)",
     )
     add_reading(add)
 
 
 def add_reading(add: Any) -> None:
-    """How ``--data`` is read."""
+    """Add the options which say how ``--data`` is read."""
     add(
         "--fit",
         choices=tuple(FITS),
         default="crop",
-        help="images of other sizes: cut at the centre and scaled, or with a black border (crop)",
+        help="how images of other sizes are fitted: cropped at the centre and scaled, or padded "
+        "with a black border (default: crop)",
     )
-    add("--cache", type=Path, metavar="DIR", help="folder for decoded images (the user's cache)")
+    add(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder for decoded images (default: the user's cache)",
+    )
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -271,7 +300,7 @@ def _counts(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected whole numbers with commas between, got {text!r}"
+            f"expected whole numbers separated by commas, got {text!r}"
         ) from None
 
 
@@ -283,5 +312,5 @@ def _batches(text: str) -> int | dict[int, int]:
         return {int(resolution): int(count) for resolution, count in pairs}
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected N or R:N,R:N,... of whole numbers, got {text!r}"
+            f"expected N or R:N,R:N,... with whole numbers, got {text!r}"
         ) from None

@@ -1,1 +1,1 @@
-"""Experiments as functions: the demo, and the paper's runs."""
+"""Experiments as functions: the demo, checks against known posteriors, and the paper's runs."""

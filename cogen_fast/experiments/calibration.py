@@ -1,16 +1,17 @@
 """Are the samples right? Simulation-based calibration of the methods (Talts et al. 2018).
 
-A latent z* from the prior and data made from it are one draw of their joint distribution, so z* and
-exact posterior draws given those data are exchangeable: the rank of ``f(z*)`` among K independent
-draws is uniform on 0 .. K, for any statistic f. Particles of one population share ancestors, so
-each draw comes from a population of its own, and it is chosen at random, by its weight if it has
-one. Populations of the adaptive method tune one another: they exchange numbers, never particles,
-and given what the others have taught each is a sampler of its own.
+A latent z* from the prior and data simulated from it are a draw from their joint distribution, so
+given the data z* and exact posterior draws are exchangeable: the rank of ``f(z*)`` among K
+independent draws is uniform on 0 .. K, for any statistic f. Particles of one population share
+ancestors, so each draw comes from a population of its own, in which it is chosen at random, by its
+weight if it has one. Populations of the adaptive method tune one another: they exchange numbers,
+never particles, and given these numbers each population is an independent sampler.
 
-S simulations see a shift of about ``4 / sqrt(S)`` posterior standard deviations and no less; where
-the posterior is known (`linear_posterior`), comparison with it sees far smaller ones. Three checks
-of the parts are beside it, each a z-score of a mean that is known: `joint_distribution` (Geweke
-2004) of a transition, `exact_draws` of its balance, `evidence` of the weights.
+S simulations can detect a shift of about ``4 / sqrt(S)`` posterior standard deviations, and no
+smaller one; where the posterior is known (`linear_posterior`), a comparison with it detects far
+smaller shifts. Three more functions check parts of the sampler, each by z-scores of means that are
+known: `joint_distribution` (Geweke 2004) a transition, `exact_draws` its detailed balance, and
+`frozen_evidence` the weights.
 """
 
 from __future__ import annotations
@@ -33,23 +34,24 @@ from cogen_fast.problem.density import EnergyPotential, GeneratorPotential
 from cogen_fast.problem.observation import UnknownNoise
 from cogen_fast.problem.problem import Problem, prepared
 from cogen_fast.sampler import ais, hmc, smc
+from cogen_fast.sampler.annealing_plan import Annealing
 from cogen_fast.sampler.hmc import HMCState
-from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.schedule import as_schedule
 from cogen_fast.sampler.weights import log_mean_weight
 
 LEAST_EXPECTED = 5.0
-"""Ranks expected in each bin of the chi-square test, at least."""
+"""The least expected number of ranks in each bin of the chi-square test."""
 
 
 @dataclass(frozen=True)
 class Model:
     """A generator in eval mode with outputs of any shape, what is observed of it, and the noise.
 
-    ``mask`` has the output's shape, 1 where observed. ``hidden`` is an entry of the flat output
-    that is not observed, and ``latents`` the coordinates of z that serve as statistics, beside
-    ``projections`` fixed random ones. Where there is ``most_noise`` the noise is inferred
-    between the two; its logarithm is then a last column of all latents, and a statistic.
+    ``mask`` has the output's shape, 1 where observed. ``hidden`` is the index of an entry of the
+    flat output that is not observed. ``latents`` are the coordinates of z that serve as statistics,
+    in addition to ``projections`` fixed random ones. With ``most_noise`` the noise level is
+    inferred between ``noise`` and ``most_noise``; its logarithm is then the last column of all
+    latents, and a statistic.
     """
 
     name: str
@@ -63,7 +65,7 @@ class Model:
     most_noise: float | None = None
 
     def simulate(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Latents ``(count, d)`` from the prior, and data of each ``(count, ...)``."""
+        """Latents ``(count, d)`` from the prior, and data ``(count, ...)`` simulated from each."""
         random = torch.Generator().manual_seed(seed)
         z = torch.randn(count, self.latent_size, generator=random)
         with torch.no_grad():
@@ -78,12 +80,12 @@ class Model:
 
     @property
     def noise_std(self) -> float | UnknownNoise:
-        """As `cogen_fast.cogenerate` takes it."""
+        """The noise, as `cogen_fast.cogenerate` takes it."""
         return self.noise if self.most_noise is None else UnknownNoise(self.noise, self.most_noise)
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """Names of what `evaluate` gives."""
+        """The names of the statistics that `evaluate` computes."""
         random = (f"random {i}" for i in range(self.projections))
         names = (*(f"z{i}" for i in self.latents), *random, "|z|^2", "misfit", "hidden")
         return (*names, "noise") if self.most_noise is not None else names
@@ -94,7 +96,7 @@ class Model:
         outputs = potential.outputs(z).flatten(2)
         columns = [z[..., i] for i in self.latents]
         columns += (z @ self._directions().to(z)).unbind(-1)
-        misfit = potential.energy(z)  # at the least noise, where it is not known
+        misfit = potential.energy(z)  # at the least noise, if the noise is inferred
         if self.most_noise is not None:
             misfit = misfit * (self.noise / level[..., 0].double().exp()) ** 2
         columns += [(z.double() ** 2).sum(-1), misfit, outputs[..., self.hidden]]
@@ -102,13 +104,16 @@ class Model:
         return torch.stack([column.double() for column in columns], dim=-1)
 
     def _directions(self) -> Tensor:
-        """Columns ``(d, projections)`` that are the same in every run."""
+        """Columns ``(d, projections)``, the same in every run."""
         random = torch.Generator().manual_seed(0)
         return torch.randn(self.latent_size, self.projections, generator=random)
 
 
 def linear_gaussian() -> Model:
-    """``x = A z + b``, d = 5, signal 1: three of eight entries observed, so two directions free."""
+    """``x = A z + b``, d = 5, with outputs of variance 1.
+
+    Three of eight entries are observed, so two directions of z are free.
+    """
     random = torch.Generator().manual_seed(1)
     layer = nn.Linear(5, 8)
     rows = torch.randn(8, 5, generator=random)
@@ -121,7 +126,8 @@ def linear_gaussian() -> Model:
 def linear_posterior(model: Model, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The posterior of a `linear_gaussian` given data ``(S, 8)``, in float64.
 
-    Means ``(S, d)``, their common covariance ``(d, d)`` and ``log E_prior[exp(-E)]`` ``(S,)``.
+    Returns means ``(S, d)``, their common covariance ``(d, d)`` and ``log E_prior[exp(-E)]``
+    ``(S,)``.
     """
     layer = model.generator
     assert isinstance(layer, nn.Linear)
@@ -129,7 +135,7 @@ def linear_posterior(model: Model, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     a, precision = layer.weight.double()[seen], model.noise**-2
     residual = x.double()[:, seen] - layer.bias.double()[seen]
     covariance = torch.linalg.inv(torch.eye(a.shape[1]).double() + precision * a.T @ a)
-    # Without the noise's own constant, the marginal of the residual is N(0, A A' + sigma^2).
+    # The marginal of the residual is N(0, A A' + sigma^2), without the constant of the likelihood.
     marginal = a @ a.T + torch.eye(len(a)).double() / precision
     quadratic = (residual * torch.linalg.solve(marginal, residual.T).T).sum(-1)
     log_ratio = torch.logdet(marginal) + len(a) * math.log(precision)
@@ -137,14 +143,15 @@ def linear_posterior(model: Model, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def five_gaussians() -> Model:
-    """The shipped 2-D GAN with its first coordinate observed: up to two or three modes fit."""
+    """The shipped 2-D GAN with its first coordinate observed; up to two or three modes fit."""
     return Model("gan-2d", pretrained("five-gaussians"), torch.tensor([1, 0]), 0.05, 2, 1, (0, 1))
 
 
 def convolutional() -> Model:
-    """8-D latents to pictures of 8 x 8 by two sub-pixel convolutions, a block of 4 x 4 hidden.
+    """8-D latents to images of 8 x 8 by two sub-pixel convolutions, a block of 4 x 4 hidden.
 
-    Random weights, and activations that bend the posterior. Outputs have a deviation near 0.5.
+    The weights are random, and the activations make the posterior non-Gaussian. Outputs have a
+    standard deviation near 0.5.
     """
     random = torch.Generator().manual_seed(2)
     net = nn.Sequential(
@@ -171,7 +178,7 @@ def convolutional() -> Model:
 
 
 class _FewLatents(nn.Module):
-    """A generator of the first few latents, the others held at ``rest``."""
+    """A generator as a function of its first few latents; the others are fixed at ``rest``."""
 
     def __init__(self, generator: nn.Module, latent_size: int, rest: Tensor) -> None:
         super().__init__()
@@ -187,7 +194,8 @@ class _FewLatents(nn.Module):
 def garments() -> Model:
     """The shipped garments with a block hidden and the demo's noise, in eight of 64 latents.
 
-    The others stay at one draw from the prior: few latents forget their start in few gradients.
+    The other latents are fixed at one prior draw, because chains of few latents mix in few
+    gradients.
     """
     size, random = 8, torch.Generator().manual_seed(3)
     rest = torch.randn(64 - size, generator=random)
@@ -199,9 +207,9 @@ def garments() -> Model:
 
 
 def wide_linear() -> Model:
-    """``x = A z`` in 64 dimensions, 48 of 64 entries observed, singular values from 9 down: 9 / k.
+    """``x = A z`` in 64 dimensions, 48 of 64 entries observed, singular values 9 / k.
 
-    Half of the directions that are observed are narrow, and 16 are free.
+    Half of the directions that are observed have a narrow posterior, and 16 directions are free.
     """
     random, size, seen = torch.Generator().manual_seed(4), 64, 48
     left, right = (torch.linalg.qr(torch.randn(size, size, generator=random)).Q for _ in range(2))
@@ -213,7 +221,7 @@ def wide_linear() -> Model:
 
 
 def all_garments() -> Model:
-    """The shipped garments with the right half hidden, all of their 64 latents free."""
+    """The shipped garments with the right half hidden, and all of their 64 latents free."""
     mask = torch.ones(1, 32, 32)
     mask[..., 16:] = 0
     hidden = 10 * 32 + 24
@@ -230,7 +238,7 @@ def all_garments() -> Model:
 
 
 def _of_unknown_noise(model: Model) -> Model:
-    """Noise from 0.02 to 1, of outputs whose deviation is between these."""
+    """The model with noise inferred between 0.02 and 1, between which its outputs' deviation is."""
     return replace(model, name=f"{model.name}-noise", noise=0.02, most_noise=1.0)
 
 
@@ -245,18 +253,19 @@ MODELS: dict[str, Callable[[], Model]] = {
     "linear-64-noise": lambda: _of_unknown_noise(wide_linear()),
 }
 
-_CHUNK = 2048  # latents: of a size that stays in the cache, chunks cost half as much
+_CHUNK = 2048  # latents in a generator call: calls that fit in the cache cost half as much
 Draw = Callable[[Problem, int, int, Sequence[int]], Tensor]
 """A method: K draws ``(S, K, d)`` for each of S data sets, given K, a seed and the data's ids."""
 
 
 @dataclass(frozen=True)
 class AdaptiveDraw:
-    """One particle, each as likely, of each of K populations of the adaptive method.
+    """One particle, chosen uniformly, of each of K populations of the adaptive method.
 
-    With `ranks` K is 1, for each of K copies of the data: every draw is of a run of its own, in
-    default settings. Resampling leaves particles in an order that is not random: the first is no
-    fair draw. Where noise is inferred its logarithm is a last column.
+    `ranks` calls it with K = 1 for each of K copies of the data, so that every draw comes from a
+    run of its own, in default settings. The particle is chosen at random because resampling leaves
+    particles in an order that is not random, so the first would not be a fair draw. If the noise is
+    inferred, its logarithm is the last column.
     """
 
     chains: int = 16
@@ -286,12 +295,12 @@ class AdaptiveDraw:
             latents = torch.cat([latents, outcome.noise_std.log()[..., None].to(latents)], -1)
         latents = latents.reshape(len(latents), draws, self.chains, -1)
         weights = torch.ones(latents.shape[:3])
-        return one_of_each(latents, weights, seed + ids[0])
+        return one_per_population(latents, weights, seed + ids[0])
 
 
 @dataclass(frozen=True)
 class PaperDraw:
-    """One chain, chosen by its weight, of each of K groups under the published method."""
+    """One chain, chosen by its weight, of each of K groups of chains of the published method."""
 
     chains: int = 16
     ais_steps: int = 200
@@ -317,11 +326,11 @@ class PaperDraw:
         latents, log_weights = run.state.hmc.latents, run.state.log_weights
         groups = (len(latents), draws, self.chains)
         weights = torch.softmax(log_weights.reshape(groups), -1)
-        return one_of_each(latents.reshape(*groups, -1), weights, seed + ids[0])
+        return one_per_population(latents.reshape(*groups, -1), weights, seed + ids[0])
 
 
-def one_of_each(latents: Tensor, weights: Tensor, seed: int) -> Tensor:
-    """Of ``(S, K, N, d)`` one of N by ``weights`` ``(S, K, N)``: ``(S, K, d)``."""
+def one_per_population(latents: Tensor, weights: Tensor, seed: int) -> Tensor:
+    """Of latents ``(S, K, N, d)`` one of N, chosen by ``weights`` ``(S, K, N)``: ``(S, K, d)``."""
     random = torch.Generator().manual_seed(seed)
     chosen = torch.multinomial(weights.flatten(0, 1), 1, generator=random)
     index = chosen.reshape(*weights.shape[:2], 1, 1).expand(-1, -1, 1, latents.shape[-1])
@@ -332,7 +341,8 @@ def one_of_each(latents: Tensor, weights: Tensor, seed: int) -> Tensor:
 class Design:
     """S simulations of K draws each; ``per_call`` data sets share a call (None: all of them).
 
-    Tuned numbers are common to a call, so its size is part of what is calibrated.
+    The number of leapfrog steps is common to a call, so the size of a call is part of what is
+    calibrated.
     """
 
     simulations: int
@@ -347,15 +357,16 @@ class Design:
 
     @property
     def bins(self) -> int:
-        """The most bins of equal width that expect `LEAST_EXPECTED` ranks each."""
+        """The largest number of bins of equal width with `LEAST_EXPECTED` expected ranks each."""
         ranks, most = self.draws + 1, self.simulations / LEAST_EXPECTED
         return max(n for n in range(1, ranks + 1) if ranks % n == 0 and n <= most)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ranks of one statistic of one method on one model, and how likely uniform ranks are so far
-    from uniform: ``p_chi_square`` by their histogram, ``p_ecdf`` by their distribution function.
+    """Ranks of one statistic of one method on one model, and p-values of their uniformity.
+
+    ``p_chi_square`` tests their histogram, ``p_ecdf`` their empirical distribution function.
     """
 
     statistic: str
@@ -365,7 +376,7 @@ class Calibration:
 
     @property
     def p(self) -> float:
-        """The smaller one; under uniform ranks it is below a with a probability of 2 a at most."""
+        """The smaller p-value; if ranks are uniform, it is below a with probability 2 a at most."""
         return min(self.p_chi_square, self.p_ecdf)
 
 
@@ -375,7 +386,7 @@ def calibrate(model: Model, draw: Draw, design: Design, seed: int) -> list[Calib
 
 
 def calibrated(model: Model, rows: Tensor, design: Design) -> list[Calibration]:
-    """What `ranks` ``(S, F)`` say of each statistic."""
+    """The `Calibration` of each statistic, from ``rows`` of ranks ``(S, F)``."""
     return [
         Calibration(
             name,
@@ -390,8 +401,8 @@ def calibrated(model: Model, rows: Tensor, design: Design) -> list[Calibration]:
 def ranks(model: Model, draw: Draw, design: Design, seed: int, part: range | None = None) -> Tensor:
     """Ranks ``(S, F)`` int64 of the true statistics among those of the draws, 0 .. K.
 
-    ``part`` is of which simulations, for what is done in pieces: neighbours, as many as some calls
-    take.
+    ``part`` (None: all) says which simulations to make, if they are made in pieces: consecutive
+    ones, as many as some calls take.
     """
     truth, data = model.simulate(design.simulations, seed)
     part = part or range(design.simulations)
@@ -412,7 +423,7 @@ def _ranks(
     truth: Tensor,
     data: Tensor,
 ) -> Tensor:
-    """Those of the simulations ``numbers``, made in one call."""
+    """The ranks of the simulations ``numbers``, made in one call."""
     copies = draws if isinstance(draw, AdaptiveDraw) else 1
     z = truth[numbers.start : numbers.stop].repeat_interleave(copies, 0)
     with prepared(
@@ -431,7 +442,7 @@ def _ranks(
 
 
 def _histogram(column: Tensor, design: Design) -> Tensor:
-    """Ranks ``(S,)`` counted in the design's bins."""
+    """Ranks ``(S,)``, counted in the design's bins."""
     return torch.bincount(column, minlength=design.draws + 1).reshape(design.bins, -1).sum(1)
 
 
@@ -444,18 +455,18 @@ def p_chi_square(column: Tensor, design: Design) -> float:
 
 
 def p_ecdf(column: Tensor, design: Design) -> float:
-    """Bound by Dvoretzky, Kiefer, Wolfowitz and Massart: it holds for any S, and ties only help."""
+    """The bound by Dvoretzky, Kiefer, Wolfowitz and Massart: for any S, conservative with ties."""
     counts = torch.bincount(column, minlength=design.draws + 1).double()
     uniform = torch.arange(1, design.draws + 2).double() / (design.draws + 1)
     distance = float((counts.cumsum(0) / design.simulations - uniform).abs().max())
     return min(1.0, 2.0 * math.exp(-2.0 * design.simulations * distance**2))
 
 
-# --- parts, against what is known of them ---------------------------------------------------------
+# --- parts of the sampler, against means that are known -------------------------------------------
 
 
 def z_scores(values: Tensor, expected: Tensor | float) -> Tensor:
-    """Of the means of independent rows ``(n, ...)``, in standard errors; shape ``(...)``."""
+    """Deviations of the means of independent rows ``(n, ...)``, in standard errors: ``(...)``."""
     scores: Tensor = (values.mean(0) - expected) / (values.std(0) / len(values) ** 0.5)
     return scores
 
@@ -465,9 +476,10 @@ def exact_draws(
 ) -> Tensor:
     """One transition from exact posterior draws of ``x = z + noise``: three z-scores.
 
-    Of ``E[exp(-dH)] = 1`` (of a proposal that keeps volume), of the mean misfit after the move, and
-    of ``E[f(z) g(z') - f(z') g(z)] = 0`` (detailed balance), z' being where z goes. All directions
-    are alike, so that what a wrong step does to one is not undone by another.
+    They are those of ``E[exp(-dH)] = 1`` (which holds if a proposal preserves volume), of the mean
+    misfit after the move, and of ``E[f(z) g(z') - f(z') g(z)] = 0`` (detailed balance), where z' is
+    the state after the move. The posterior is the same in all directions, so that the errors of a
+    wrong step in two directions cannot cancel.
     """
     x, noise, size = 1.0, 0.5, 6
     variance = 1.0 / (1.0 + noise**-2)
@@ -500,10 +512,11 @@ def joint_distribution(
 ) -> Tensor:
     """Geweke 2004: z-scores of the joint distribution of latents and data under transitions.
 
-    Each of ``rows`` independent pairs (z, x) starts exact, at an inverse temperature of its own,
-    then z moves by one HMC transition of random step size given x, and x is drawn anew given z. All
-    along, means are those of ``z ~ N(0, I)``, ``x ~ N(G(z), I sigma^2 / beta)``. They are averaged
-    over a row's rounds, so that rows stay independent and need no effective sample size.
+    Each of ``rows`` independent pairs (z, x) starts as an exact draw, at an inverse temperature of
+    its own. In each of ``rounds`` rounds z makes one HMC transition of random step size given x,
+    and x is drawn anew given z. All means stay those of ``z ~ N(0, I)``, ``x ~ N(G(z), I sigma^2 /
+    beta)``. They are averaged over the rounds of a row, so the rows are independent and no
+    effective sample size is needed.
     """
     random = torch.Generator().manual_seed(seed)
     generator, d, seen, noise = _curved(random), 3, 4, 0.4
@@ -521,7 +534,7 @@ def joint_distribution(
             state, potential, step_size=step_size, leapfrog_steps=3, beta=beta, backend=backend
         )
         z, stream = state.latents, state.stream
-        # beta E is half a chi-square variable of `seen` degrees, whatever z is.
+        # For any z, beta E is half a chi-square variable with `seen` degrees of freedom.
         heat = (beta * state.energy[:, 0] - 0.5 * seen)[:, None]
         here = z[:, 0]
         total += torch.cat(
@@ -531,7 +544,7 @@ def joint_distribution(
 
 
 def _curved(random: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """A smooth map from 3 to 4 dimensions that bends where the prior is."""
+    """A smooth nonlinear map from 3 to 4 dimensions."""
     inner, outer = (
         torch.randn(*shape, generator=random, dtype=torch.float64) for shape in ((3, 6), (6, 4))
     )
@@ -545,17 +558,17 @@ def _misfit_of(
     return lambda z: ((generator(z) - x) ** 2).sum(-1) / (2.0 * noise**2)
 
 
-def evidence(
+def frozen_evidence(
     backend: str = "auto",
     populations: int = 400,
     annealing: Annealing | None = None,
     particles: int = 16,
     seed: int = 0,
 ) -> Tensor:
-    """Frozen evidence over exact evidence, whose mean is 1 without bias: one z-score.
+    """The z-score of frozen evidence over exact evidence, whose mean is 1 without bias.
 
-    A pilot's choices are repeated under another seed. Each population has data of its own, and its
-    ``particles`` live on two islands, whose mean weight is the estimate.
+    The choices of a pilot run are repeated under another seed. Each population has data of its own,
+    and its ``particles`` are on two islands; the mean weight over both is the estimate.
     """
     model, annealing = linear_gaussian(), annealing or Annealing()
     _, x = model.simulate(populations, seed)

@@ -1,4 +1,4 @@
-"""The demo: a garment that the shipped generator has never seen, a hole, and what may be in it."""
+"""The demo: an image of a garment that the generator was not trained on, a hole, completions."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from cogen_fast.tasks import inpaint
 
 GENERATOR = "fashion-32"
 GARMENT = "boot"
-NOISE_STD = 0.3  # well above what the generator misses of a boot, so that samples differ
-# Sixteen particles run for them, with 400 gradients each, of which prior draws take 32.
+NOISE_STD = 0.3  # well above the generator's own error on a boot, so that samples differ
+# Sixteen particles run for these chains, with 400 gradients each, 32 of which pay for prior draws.
 _CHAINS, _BUDGET = 8, 800
 _SIDE = 32
 _HOLE = (slice(3, 22), slice(3, 29))
 
 
 def run(out: Path, garment: str = GARMENT, seed: int = 0, progress: bool = True) -> str:
-    """Complete a held-out ``garment``, draw it in ``out / "demo.png"`` and sum it up.
+    """Complete a held-out ``garment``, draw it in ``out / "demo.png"``, and return a summary.
 
-    ValueError where there is no such garment, or ``out`` is no folder, before any work.
+    Raises ValueError if there is no such garment, or if ``out`` is not a folder, before any work.
     """
     start = time.monotonic()
     check_folder("out", out)
@@ -59,14 +59,14 @@ def complete(truth: Tensor, seed: int = 0, progress: bool = True) -> Result:
 
 
 def mask() -> Tensor:
-    """What is observed, ``(32, 32)``: 0 in a block from the top down to two thirds."""
+    """The mask of what is observed, ``(32, 32)``: 0 in a block from the top down to two thirds."""
     observed = torch.ones(_SIDE, _SIDE)
     observed[_HOLE] = 0
     return observed
 
 
 def _errors(result: Result, truth: Tensor) -> str:
-    """Of the samples, and of the estimate, which is the best guess by this measure."""
+    """Errors of the samples, and of the estimate, which is meant to have the lowest one."""
     assert result.observed is not None
     seen = result.observed[0]
     off = result.images[0] - truth

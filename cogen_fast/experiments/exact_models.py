@@ -1,12 +1,14 @@
 """Models whose posterior, mean energy and log evidence are known, in any number of dimensions.
 
-Everything is observed, with Gaussian noise. `LinearGaussian` has one mode and any scales;
-`TwoModes` has two along its first latent, of a mass that is told by quadrature; `Elementwise` maps
-each latent by itself and is known by quadrature too, flat over most of the prior, as networks of
-rectifiers are, or with as many modes as sums of them can have. `draws` runs a
-sampler on many data sets, each a repetition of its own, drawn from the model: a posterior about the
-prior's own centre would be an easy one, to which annealing need not carry any particle.
-`log_mean_and_error` tells how far such repetitions fix the evidence.
+All outputs are observed, with Gaussian noise. `LinearGaussian` has one mode and any scales.
+`TwoModes` has two modes along its first latent, whose masses are computed by quadrature.
+`Elementwise` maps each latent separately, and is known by quadrature too; its maps are flat over
+most of the prior, as networks of ReLUs are, or give each latent two modes or more.
+
+`draws` runs a sampler on many data sets, which are drawn from the model, so that each is an
+independent repetition. (Data of 0 alone would be too easy: their posterior has the prior's mean, so
+annealing would not have to move the particles far.) `log_mean_and_error` estimates the evidence
+from such repetitions, with its error.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from cogen_fast.tasks import cogenerate
 _STIFFEST, _STIFF, _SOFT = (10.0, 3.0), 6, 0.3
 _DECAY = 9.0
 _DIRECTIONS = 4
-_FURTHEST, _POINTS = 9.0, 2_000_001  # of the quadrature: both modes are at least 0.02 wide
-_FEWER_POINTS = 20_001  # each of `MAPS` is smooth or straight over ten of these
+_FURTHEST, _POINTS = 9.0, 2_000_001  # of the quadrature; both modes are at least 0.02 wide
+_FEWER_POINTS = 20_001  # each of `MAPS` is smooth or linear over ten neighbouring points
 
 
 def _iso(size: int) -> Tensor:
@@ -54,11 +56,13 @@ SCALES: dict[str, Callable[[int], Tensor]] = {"iso": _iso, "stiff": _stiff, "dec
 
 @dataclass(frozen=True)
 class LinearGaussian:
-    """``G(z) = (z Q) * a`` for singular values ``a`` ``(d,)`` float64, and the noise's deviation.
+    """A linear generator ``G(z) = (z Q) * a``, with Gaussian noise.
 
-    Q is a fixed random rotation, so that no axis of z is special. In the turned coordinates
-    ``y = z Q`` the posterior of data x is ``N(x a / noise^2 / (1 + r), 1 / (1 + r))``,
-    ``r = (a / noise)^2``. Data ``x`` are ``(B, d)``, closed forms of them ``(B,)`` float64.
+    ``scales`` ``(d,)`` float64 are the singular values a, ``noise`` is the noise's standard
+    deviation. Q is a fixed random rotation, so that no axis of z is special. In the rotated
+    coordinates ``y = z Q`` the posterior given data x is ``N(x a / noise^2 / (1 + r), 1 / (1 +
+    r))``, with ``r = (a / noise)^2``. Data ``x`` are ``(B, d)``; the closed forms for them are
+    ``(B,)`` float64.
     """
 
     scales: Tensor
@@ -71,11 +75,11 @@ class LinearGaussian:
 
     @property
     def size(self) -> int:
-        """Latents, and outputs."""
+        """The number of latents, and of outputs."""
         return len(self.scales)
 
     @cached_property
-    def turn(self) -> Tensor:
+    def rotation(self) -> Tensor:
         """Q, ``(d, d)`` float64."""
         random = torch.Generator().manual_seed(0)
         square = torch.randn(self.size, self.size, generator=random, dtype=torch.float64)
@@ -84,9 +88,9 @@ class LinearGaussian:
 
     @property
     def generator(self) -> Callable[[Tensor], Tensor]:
-        """Of rows of float32 latents."""
-        turn, scales = self.turn.float(), self.scales.float()
-        return lambda z: (z @ turn) * scales
+        """The generator, of rows of float32 latents."""
+        rotation, scales = self.rotation.float(), self.scales.float()
+        return lambda z: (z @ rotation) * scales
 
     @property
     def _ratios(self) -> Tensor:
@@ -94,7 +98,7 @@ class LinearGaussian:
 
     @property
     def variances(self) -> Tensor:
-        """Of the posterior in the turned coordinates, ``(d,)``."""
+        """Variances of the posterior in the rotated coordinates, ``(d,)``."""
         return 1.0 / (1.0 + self._ratios)
 
     @property
@@ -107,31 +111,35 @@ class LinearGaussian:
         return (_normals(ids, self.size) * self._marginal.sqrt()).float()
 
     def means(self, x: Tensor) -> Tensor:
-        """Of the posterior in the turned coordinates, ``(B, d)``."""
+        """Means of the posterior in the rotated coordinates, ``(B, d)``."""
         return x.double() * self.scales / self.noise**2 * self.variances
 
     def mean_energy(self, x: Tensor) -> Tensor:
-        """Of the misfit, under the posterior."""
+        """The posterior mean of the misfit energy."""
         residual = (x.double() - self.means(x) * self.scales) / self.noise
         return 0.5 * (residual**2 + self._ratios * self.variances).sum(-1)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """Of the data."""
+        """The log evidence of the data."""
         squares = x.double() ** 2 / self._marginal
         return -0.5 * (squares + torch.log(2.0 * math.pi * self._marginal)).sum(-1)
 
     def relative_variances(self, latents: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """Squares of latents ``(B, N, d)`` about exact means over exact variances, ``(B,)`` each.
+        """Mean squared deviations from the exact means over the exact variances, ``(B,)`` each.
 
-        Means over the chains, which are 1: of all directions together, of the stiffest one, and of
-        four fixed random ones.
+        ``latents`` are ``(B, N, d)``. The mean is over chains, and its expected value is 1 for
+        exact posterior draws. The keys are "all", over all directions, "stiffest", for the
+        direction with the smallest variance, and four fixed random directions.
         """
-        turned = latents.double() @ self.turn - self.means(x)[:, None]
-        return _relative_variances(turned, self.variances, "stiffest")
+        rotated = latents.double() @ self.rotation - self.means(x)[:, None]
+        return _relative_variances(rotated, self.variances, "stiffest")
 
 
 def _relative_variances(away: Tensor, variances: Tensor, first: str) -> dict[str, Tensor]:
-    """Mean squares of distances ``(B, N, d)`` over ``variances`` ``(d,)`` or ``(B, 1, d)``."""
+    """Mean squares of ``away`` ``(B, N, d)`` over ``variances`` ``(d,)`` or ``(B, 1, d)``.
+
+    ``away`` are deviations from the exact means; ``first`` is the key for the first coordinate.
+    """
     random = torch.Generator().manual_seed(1)
     directions = torch.randn(away.shape[-1], _DIRECTIONS, generator=random, dtype=torch.float64)
     along = (away @ directions) ** 2 / (variances @ directions**2)
@@ -151,26 +159,26 @@ def _smooth(z: Tensor) -> Tensor:
 FOLDS: dict[str, Callable[[Tensor], Tensor]] = {"two-modes": _kinked, "smooth": _smooth}
 """Maps of one latent that are 0 at -1.5, where they are flat, and at 1, where they are steep.
 
-The prior prefers the mode at 1, the width of the other one makes up for it: what decides between
-them comes late. The first jumps at 0.
+The prior prefers the mode at 1, and the greater width of the other mode makes up for that, so the
+masses of the modes are decided late in the annealing. The first map is discontinuous at 0.
 """
 
 
 @dataclass(frozen=True)
 class TwoModes:
-    """The first of d latents is seen through a map of `FOLDS`, and is 0; the others directly."""
+    """The first of d latents is observed through a map of `FOLDS`, as 0; the others directly."""
 
     name: str
     size: int
     noise: float = 0.1
 
     def generator(self, z: Tensor) -> Tensor:
-        """Of rows of latents."""
+        """The generator, of rows of latents."""
         return torch.cat([FOLDS[self.name](z[:, :1]), z[:, 1:]], 1)
 
     @cached_property
     def _masses(self) -> tuple[float, float]:
-        """Joint density of the first measurement with a latent left and right of 0, integrated."""
+        """Integrals of the joint density with the first measurement, over z < 0 and over z >= 0."""
         z = torch.linspace(-_FURTHEST, _FURTHEST, _POINTS, dtype=torch.float64)
         squares = z**2 + (FOLDS[self.name](z) / self.noise) ** 2
         density = torch.exp(-0.5 * squares) / (2.0 * math.pi * self.noise)
@@ -179,21 +187,21 @@ class TwoModes:
 
     @property
     def right(self) -> float:
-        """Mass of the posterior right of 0."""
+        """The mass of the posterior where the first latent is at least 0."""
         left, right = self._masses
         return right / (left + right)
 
     @property
-    def _others(self) -> LinearGaussian:
+    def _other_latents(self) -> LinearGaussian:
         return LinearGaussian(_iso(self.size - 1), self.noise)
 
     def data(self, ids: Sequence[int]) -> Tensor:
-        """A data set ``(d,)`` for each of ``ids``, drawn from the model but for the first, 0."""
-        return torch.nn.functional.pad(self._others.data(ids), (1, 0))
+        """A data set ``(d,)`` for each of ``ids``: the first value is 0, the others are drawn."""
+        return torch.nn.functional.pad(self._other_latents.data(ids), (1, 0))
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """Of data ``(B, d)``, ``(B,)``."""
-        return math.log(sum(self._masses)) + self._others.log_evidence(x[:, 1:])
+        """The log evidence ``(B,)`` of data ``(B, d)``."""
+        return math.log(sum(self._masses)) + self._other_latents.log_evidence(x[:, 1:])
 
 
 def _relu(z: Tensor) -> Tensor:
@@ -220,19 +228,19 @@ MAPS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "abs": (torch.abs, 0.5),
     "sine": (_sine, 0.5),
 }
-"""Maps of one latent, and what data are about.
+"""Maps of one latent, and the value around which the data lie.
 
-The first four are flat for most of the prior's draws, and only the rest of them comes near the
-data; the last two come near them in two places of each latent, or more, which no move joins.
+The first four are flat over most of the prior, and only the remaining prior draws come near the
+data. The last two reach the data at two values of each latent or more, between which no move goes.
 """
 
 
 @dataclass(frozen=True)
 class Elementwise:
-    """Each of d latents is seen through one of the `MAPS`.
+    """Each of d latents is observed through one of the `MAPS`.
 
-    Where that is flat, every latent must leave its flat part, on which gradients are 0 until a
-    particle happens to be near its end.
+    If that map is flat over most of the prior, every latent must leave the flat part, on which
+    gradients are 0 until a particle happens to be near its end.
     """
 
     name: str
@@ -240,15 +248,18 @@ class Elementwise:
     noise: float = 0.1
 
     def generator(self, z: Tensor) -> Tensor:
-        """Of rows of latents."""
+        """The generator, of rows of latents."""
         return MAPS[self.name][0](z)
 
     def data(self, ids: Sequence[int]) -> Tensor:
-        """A data set ``(d,)`` for each of ``ids``: the value, and noise."""
+        """A data set ``(d,)`` for each of ``ids``: the value of `MAPS`, plus noise."""
         return (MAPS[self.name][1] + self.noise * _normals(ids, self.size)).float()
 
     def _integrals(self, x: Tensor) -> Tensor:
-        """Of the joint density with ``x`` ``(B, d)`` over each latent: times 1, z, z^2 and E."""
+        """Integrals over each latent of its joint density with ``x``: times 1, z, z^2 and E.
+
+        ``x`` is ``(B, d)``, and the result ``(B, d, 4)``.
+        """
         z = torch.linspace(-_FURTHEST, _FURTHEST, _FEWER_POINTS, dtype=torch.float64)
         outputs, log_prior = MAPS[self.name][0](z), -0.5 * z**2
         constant = 2.0 * _FURTHEST / (_FEWER_POINTS - 1) / (2.0 * math.pi * self.noise)
@@ -261,16 +272,16 @@ class Elementwise:
         return torch.stack(rows)
 
     def mean_energy(self, x: Tensor) -> Tensor:
-        """Of the misfit, under the posterior."""
+        """The posterior mean of the misfit energy."""
         found = self._integrals(x)
         return (found[..., 3] / found[..., 0]).sum(-1)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """Of the data."""
+        """The log evidence of the data."""
         return self._integrals(x)[..., 0].log().sum(-1)
 
     def relative_variances(self, latents: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """As `LinearGaussian.relative_variances`, with the first latent for the stiffest."""
+        """As `LinearGaussian.relative_variances`, but with "first", the first latent, as a key."""
         found = self._integrals(x)
         means = found[..., 1] / found[..., 0]
         variances = found[..., 2] / found[..., 0] - means**2
@@ -278,7 +289,7 @@ class Elementwise:
 
 
 def _normals(ids: Sequence[int], size: int) -> Tensor:
-    """Standard normals ``(B, d)`` float64, each row a function of its number alone."""
+    """Standard normals ``(B, d)`` float64, each row a function of its id alone."""
     stream = noise_stream(0, len(ids), torch.device("cpu"), ids)
     return normals(stream, Purpose.TASK, 1, size, torch.float64)[:, 0]
 
@@ -289,9 +300,10 @@ def draws(
     x: Tensor | None = None,
     **options: Any,
 ) -> Result:
-    """`cogenerate` on the model's data of ``ids``, or on ``x`` ``(B, d)``; ids name the noise.
+    """Run `cogenerate` on the model's data of ``ids``, or on ``x`` ``(B, d)``.
 
-    What ``options`` do not say has its default.
+    The ids select the noise of the run too. Arguments that ``options`` do not have take their
+    defaults.
     """
     return cogenerate(
         model.generator,
@@ -307,7 +319,7 @@ def draws(
 
 def log_mean_and_error(log_weights: Tensor) -> tuple[float, float]:
     """The log of the mean of independent weights ``(n,)``, and its jackknife standard error."""
-    without = _without_each(log_weights)
+    without = _leave_one_out(log_weights)
     return float(log_mean_weight(log_weights)), _jackknife(without)
 
 
@@ -319,13 +331,13 @@ def share_and_error(shares: Tensor, log_weights: Tensor) -> tuple[float, float]:
     return float(total), _jackknife(without)
 
 
-def _without_each(log_weights: Tensor) -> Tensor:
-    """Log means of all but one, ``(n,)``."""
+def _leave_one_out(log_weights: Tensor) -> Tensor:
+    """Log means of all weights except one, ``(n,)``."""
     top = log_weights.max()
     weights = torch.exp(log_weights - top)
     return torch.log((weights.sum() - weights) / (len(weights) - 1)) + top
 
 
 def _jackknife(without: Tensor) -> float:
-    """The standard error of a statistic from its values with each observation left out."""
+    """The standard error of a statistic, from its values with each observation left out."""
     return float(without.std(correction=0)) * math.sqrt(len(without) - 1)

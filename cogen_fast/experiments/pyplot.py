@@ -1,4 +1,4 @@
-"""Matplotlib, for the experiments that draw."""
+"""Matplotlib, for the experiments that draw figures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def pyplot(what: str) -> Any:
-    """``matplotlib.pyplot``, drawing to files; ImportError names ``what`` needs it."""
+    """``matplotlib.pyplot``, set up to draw to files; ImportError says that ``what`` needs it."""
     try:
         import matplotlib
     except ImportError as error:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One torch thread: small networks are too small to share, a second one only waits."""
+    """Use one torch thread: small networks gain nothing from a second one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -25,11 +25,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def spread(work: Callable[[int], None], pieces: int, processes: int, bar: tqdm[Any]) -> None:
-    """``work(0) .. work(pieces - 1)``, in so many processes of one torch thread each.
+def run_in_processes(
+    work: Callable[[int], None], pieces: int, processes: int, bar: tqdm[Any]
+) -> None:
+    """Call ``work(0) .. work(pieces - 1)``, in ``processes`` processes of one torch thread each.
 
-    With one process it is this one. Otherwise ``work`` has to be picklable. Workers end with the
-    process that started them, however that ends. What ``work`` raises is raised here.
+    With one process the calls are made in this process. Otherwise ``work`` has to be picklable. The
+    workers end when the process that started them ends, however it ends. An exception of ``work``
+    is raised here.
     """
     if processes == 1:
         with one_thread():
@@ -37,7 +40,7 @@ def spread(work: Callable[[int], None], pieces: int, processes: int, bar: tqdm[A
                 work(piece)
                 bar.update()
         return
-    with workers(processes, _begin) as pool:
+    with workers(processes, _start_worker) as pool:
         try:
             for done in as_completed([pool.submit(work, piece) for piece in range(pieces)]):
                 done.result()
@@ -48,16 +51,17 @@ def spread(work: Callable[[int], None], pieces: int, processes: int, bar: tqdm[A
 
 
 def workers(processes: int, begin: Callable[[], None] | None = None) -> ProcessPoolExecutor:
-    """New processes, whatever this one has done with its threads."""
+    """New processes, which do not depend on what this process has done with its threads."""
     return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), begin)
 
 
-def _begin() -> None:
+def _start_worker() -> None:
     torch.set_num_threads(1)
-    threading.Thread(target=_follow, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _follow() -> None:
+def _exit_with_parent() -> None:
+    """Wait until the parent process ends, then end this process."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,8 +1,8 @@
-"""Generators z -> x: progressive GANs, StyleGAN2, dense networks, and loading and saving them.
+"""Generators z -> x: progressive GANs, StyleGAN2, a dense one, and functions to load and save them.
 
 `load_generator` reads public checkpoints of progressive GANs and of StyleGAN2, and this package's
-own files, without running any code that they hold; `save_generator` writes the latter.
-`pretrained` gives what comes with the package, `held_out_images` pictures to try it on.
+own files, without running any code that they hold; `save_generator` writes the latter. `pretrained`
+gives the generators that come with the package, `held_out_images` images to try one of them on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Loading and saving generators: which files are known, and how each becomes a module."""
+"""Loading and saving generators: the file layouts that are known, and how each becomes a module."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from cogen_fast.generators import (
     stylegan2_ada,
 )
 from cogen_fast.generators.checks import FLOATS, boolean, fraction, positive_int
+from cogen_fast.generators.foreign import Config, Tensors, some_names
 from cogen_fast.generators.mlp import MLPGenerator
-from cogen_fast.generators.packing import Config, Tensors, some
 from cogen_fast.generators.pickles import read_pickle
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.generators.reading import file_kind, read_npz, read_safetensors, read_torch
@@ -53,32 +53,34 @@ def load_generator(
     alpha: float | None = None,
     resolution: int | None = None,
 ) -> Generator:
-    """Load a generator from a file of any known layout, told by its content.
+    """Load a generator from a file of any known layout, which is recognised by its content.
 
-    Known are: `save_generator`'s safetensors; progressive GANs of the PyTorch GAN Zoo (.pth), of
-    pro-gan-pth 3.x (.bin, with or without its configuration) and 2.x (`GAN_GEN_*.pth`), and
-    converted from the networks of Karras et al. (.pth); StyleGAN2
-    networks of rosinality/stylegan2-pytorch (.pt), of stylegan2-ada-pytorch and of the StyleGAN3
-    repository (.pkl); npz archives of dense layers `w1 (in, out), b1, w2, ...` with ReLU between.
-    Prefixes `module.` and wrappers such as `{"state_dict": ...}` are taken off. No code in the file
+    These are known: the safetensors files of `save_generator`; progressive GANs of the PyTorch GAN
+    Zoo (.pth), of pro-gan-pth 3.x (.bin, with or without its configuration) and 2.x
+    (`GAN_GEN_*.pth`), and converted from the networks of Karras et al. (.pth); StyleGAN2 networks
+    of rosinality/stylegan2-pytorch (.pt), of stylegan2-ada-pytorch and of the StyleGAN3 repository
+    (.pkl); npz archives of dense layers `w1 (in, out), b1, w2, ...` with ReLU between them.
+    Prefixes `module.` and wrappers such as `{"state_dict": ...}` are removed. No code in the file
     is ever run.
 
     Args:
-        average: the moving average of the weights where the file holds both (otherwise what there
-            is); False: the raw generator.
+        average: True takes the moving average of the weights if the file has both, otherwise what
+            it has; False takes the raw generator.
         alpha: for a progressive generator, the weight of the highest resolution in the fade-in, in
-            [0, 1]; None: as the file has it, 1 where it says nothing.
-        resolution: for a progressive generator, cut at this side, where the file has the colour
-            layer for it; None: the highest.
+            [0, 1]; None takes that of the file, or 1 if the file does not have it.
+        resolution: for a progressive generator, the side at which the network is cut; the file must
+            have the colour layer for it. None takes the highest.
 
     Returns:
-        The module on the CPU, in the file's float type, in eval mode, gradients of its weights off.
+        The module on the CPU, in the file's float type, in eval mode, its weights without
+            gradients.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, PermissionError: no such file, or not to be read.
-        ValueError: an argument is out of range or cannot be met by this file; the file is no
-            regular one, unknown, damaged, contradicts itself, unpacks to far more than it should,
-            or would need code of its own to be read.
+        FileNotFoundError, IsADirectoryError, PermissionError: there is no such file, or it cannot
+            be read.
+        ValueError: an argument is out of range, or this file cannot meet it; or the file is not a
+            regular one, is unknown or damaged, contradicts itself, unpacks to far more than it
+            should, or would need code of its own to be read.
     """
     average = boolean("average", average)
     alpha = None if alpha is None else fraction("alpha", alpha)
@@ -94,13 +96,15 @@ def load_generator(
 
 
 def save_generator(generator: Generator, path: str | os.PathLike[str]) -> None:
-    """Save a generator as safetensors, its configuration as JSON in the metadata.
+    """Save a generator as safetensors, with its configuration as JSON in the metadata.
 
-    Written beside `path` first and moved there when complete, so that no half file is ever seen.
-    `load_generator` gives it back exactly, in the same float type.
+    The file is written beside `path` first and moved there when it is complete, so no reader ever
+    finds an incomplete file. `load_generator` restores the generator exactly, in the same float
+    type.
 
     Raises:
-        ValueError: not a `ProgressiveGenerator`, `StyleGAN2Generator` or `MLPGenerator`.
+        ValueError: the generator is not a `ProgressiveGenerator`, a `StyleGAN2Generator` or an
+            `MLPGenerator`.
         OSError: the folder cannot be written.
     """
     kind = type(generator).__name__
@@ -153,8 +157,8 @@ def _own(
         _refuse_unless_progressive(alpha=alpha, resolution=resolution)
     if resolution not in (None, config.get("resolution")):
         raise ValueError(
-            f"resolution: expected {abbreviated(config.get('resolution'))}, the only one here, "
-            f"got {resolution}"
+            f"resolution: expected {abbreviated(config.get('resolution'))}, the only one in this "
+            f"file, got {resolution}"
         )
     return kind, config if alpha is None else config | {"alpha": alpha}, tensors
 
@@ -166,8 +170,8 @@ def _parsed(text: str) -> Config:
     return config
 
 
-def _refuse_unless_progressive(**wishes: object) -> None:
-    for name, value in wishes.items():
+def _refuse_unless_progressive(**given: object) -> None:
+    for name, value in given.items():
         if value is not None:
             raise ValueError(
                 f"{name}: expected None, as this is no progressive generator, got {value!r}"
@@ -175,13 +179,17 @@ def _refuse_unless_progressive(**wishes: object) -> None:
 
 
 def _unknown(container: str, content: object) -> ValueError:
-    held = f"with keys {some(content)}" if isinstance(content, Mapping) else type(content).__name__
-    return ValueError(f"expected {_SUPPORTED}; got {container}, {held}")
+    content_shown = (
+        f"with keys {some_names(content)}"
+        if isinstance(content, Mapping)
+        else type(content).__name__
+    )
+    return ValueError(f"expected {_SUPPORTED}; got {container}, {content_shown}")
 
 
 def _assemble(kind: type[Generator], config: Config, tensors: Tensors) -> Generator:
     _check_lengths(config, tensors)
-    # On the meta device no weights are drawn: no memory, and no global random state is touched.
+    # On the meta device no weights are drawn, so no memory and no global random state is used.
     try:
         with torch.device("meta"):
             module = kind(**config)
@@ -200,12 +208,15 @@ def _assemble(kind: type[Generator], config: Config, tensors: Tensors) -> Genera
 
 
 def _check_lengths(config: Config, tensors: Tensors) -> None:
-    """Before a module is built: no list in the configuration asks for more layers than are."""
+    """ValueError, before a module is built, where a list of the configuration needs more layers.
+
+    A file could otherwise ask for far more layers than it has tensors.
+    """
     for name, value in config.items():
         if isinstance(value, list) and len(value) > len(tensors):
             raise ValueError(
-                f"config: expected at most {len(tensors)} numbers in {abbreviated(name)}, as there "
-                f"are so many tensors, got {len(value)}"
+                f"config: expected at most {len(tensors)} numbers in {abbreviated(name)}, the "
+                f"number of tensors, got {len(value)}"
             )
 
 
@@ -213,15 +224,15 @@ def _check_tensors(module: Generator, tensors: Tensors) -> None:
     expected: dict[str, Any] = {k: tuple(v.shape) for k, v in module.state_dict().items()}
     got: dict[str, Any] = {k: tuple(v.shape) for k, v in tensors.items()}
     if missing := {name: None for name in expected if name not in got}:
-        raise ValueError(f"tensors: expected {some(missing)} as well, got {some(got)}")
+        raise ValueError(f"tensors: expected also {some_names(missing)}, got {some_names(got)}")
     if extra := {name: None for name in got if name not in expected}:
-        raise ValueError(f"tensors: expected those of the configuration, got also {some(extra)}")
+        raise ValueError(
+            f"tensors: expected those of the configuration, got also {some_names(extra)}"
+        )
     for name, shape in expected.items():
         if got[name] != shape:
             raise ValueError(f"{name}: expected shape {shape} by the config, got {got[name]}")
     types = {tensor.dtype for tensor in tensors.values()}
     if len(types) > 1 or not types <= set(FLOATS):
         named = ", ".join(sorted(map(str, types)))
-        raise ValueError(
-            f"tensors: expected one float type, got {named}; those of 16, 32 and 64 bits are read"
-        )
+        raise ValueError(f"tensors: expected one float type of 16, 32 or 64 bits, got {named}")

@@ -1,4 +1,4 @@
-"""Checks that the generators share, of arguments and of tensors: `name: expected X, got Y`."""
+"""Checks of arguments and tensors that the generators share: `name: expected X, got Y`."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from torch import Tensor
 from cogen_fast.support.arguments import abbreviated
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""What weights may be of."""
+"""The types that weights may have."""
 
 
 def positive_int(name: str, value: object) -> int:
-    """Return `value` where it is an integer of at least 1; otherwise raise ValueError."""
+    """Return `value` if it is an integer of at least 1; otherwise raise ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name}: expected an integer of at least 1, got {abbreviated(value)}")
     return int(value)
 
 
 def fraction(name: str, value: object) -> float:
-    """Return `value` as a float where it lies in [0, 1]; otherwise raise ValueError."""
+    """Return `value` as a float if it lies in [0, 1]; otherwise raise ValueError."""
     if not (isinstance(value, int | float | np.floating) and 0.0 <= value <= 1.0):
         raise ValueError(f"{name}: expected a number in [0, 1], got {abbreviated(value)}")
     return float(value)
 
 
 def boolean(name: str, value: object) -> bool:
-    """Return `value` where it is True or False; otherwise raise ValueError."""
+    """Return `value` if it is True or False; otherwise raise ValueError."""
     if not isinstance(value, bool):
         raise ValueError(f"{name}: expected True or False, got {abbreviated(value)}")
     return value
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether its values lie in a storage on the CPU: not sparse, nested or on the meta device."""
+    """Whether the values lie in a storage on the CPU: not sparse, nested or on the meta device."""
     return not tensor.is_nested and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
 def weight(name: str, value: object, dimensions: int) -> Tensor:
-    """Return `value` where it is a tensor of so many dimensions that can be a layer's weights.
+    """Return `value` if it is a tensor that can hold the weights of a layer.
 
-    Its values lie in memory, one for each entry, are of `FLOATS`, and there are some; otherwise
-    raise ValueError.
+    It must have `dimensions` dimensions, none of size 0, a type of `FLOATS`, and a stored value for
+    each entry; otherwise raise ValueError.
     """
     if (
         not isinstance(value, Tensor)

@@ -1,10 +1,10 @@
-"""The progressive GAN once more, for its images and their gradient by the latent.
+"""The progressive GAN for sampling: its images, and their gradient with respect to the latent.
 
-The same function as `ProgressiveGenerator`, without autograd and weight gradients. He constants are
-folded into the weights; each upsampling and the convolution behind it are one operation; bias,
-leaky ReLU and pixel norm are one pass either way. `cogen_fast.ops.progressive.layers` computes
-them: in C++ on the CPU, by torch and Triton on CUDA. Of every activation only the normalised output
-and one number per pixel are kept.
+It is the same function as `ProgressiveGenerator`, without autograd and without gradients of the
+weights. He constants are folded into the weights; each upsampling and the convolution after it are
+one operation; bias, leaky ReLU and pixel norm are one pass in each direction.
+`cogen_fast.ops.progressive.layers` computes them: in C++ on the CPU, by torch and Triton on CUDA.
+Of every activation only the normalised output and one number per pixel are kept.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from torch.autograd.function import once_differentiable
 
 from cogen_fast.ops.progressive.colours import Colours
 from cogen_fast.ops.progressive.layers import Layers
-from cogen_fast.ops.progressive.normed import Normed
+from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.spec import MisfitSpec
 
-Layer = tuple[Tensor, Tensor]
+LayerWeights = tuple[Tensor, Tensor]
 """A weight, He constant included, and a bias."""
 
 
 @dataclass(frozen=True)
-class Network:
-    """What a progressive GAN consists of, as plain data; dtype float32 or float64.
+class NetworkWeights:
+    """The weights and settings of a progressive GAN, as plain data; dtype float32 or float64.
 
-    ``dense`` has a weight ``(16 C, d)``, row ``c * 16 + y * 4 + x`` being pixel (c, y, x);
+    ``dense`` has a weight ``(16 C, d)``, whose row ``c * 16 + y * 4 + x`` is pixel (c, y, x);
     ``convolutions`` ``(out, in, 3, 3)`` are the one at 4 px and two for each further resolution;
-    ``colours`` and, while fading, ``faded`` (of the resolution before) are ``(colours, C, 1, 1)``.
-    The rest is as in `ProgressiveGenerator`.
+    ``colours`` and, during a fade-in, ``faded`` (of the resolution before) are the layers
+    ``(colours, C, 1, 1)`` that make images. ``bounded`` says whether tanh follows. The others are
+    as in `ProgressiveGenerator`.
     """
 
-    dense: Layer
-    convolutions: Sequence[Layer]
-    colours: Layer
-    faded: Layer | None
+    dense: LayerWeights
+    convolutions: Sequence[LayerWeights]
+    colours: LayerWeights
+    faded: LayerWeights | None
     alpha: float
     normalise_latent: bool
     normalise_dense: bool
@@ -50,20 +51,19 @@ class Network:
 class FastProgressive:
     """A progressive GAN for sampling: z ``(n, d)`` to images ``(n, colours, R, R)``.
 
-    What is called is differentiable once, by z alone. Weights are those of the moment when it was
-    made; latents, images and z-gradients are of their type, activations of that of ``layers``. Not
-    for use by several threads at once. Raises TypeError for weights of other types than float32 and
-    float64.
+    A call is differentiable once, with respect to z alone. The weights are those that it was made
+    with. Latents, images and z-gradients have their type, activations that of ``layers``. Only one
+    thread may use it at a time. Raises TypeError if the weights are neither float32 nor float64.
     """
 
-    def __init__(self, network: Network, layers: Layers) -> None:
+    def __init__(self, network: NetworkWeights, layers: Layers) -> None:
         weight, bias = network.dense
         if weight.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"network: expected float32 or float64 weights, got {weight.dtype}")
         self.network, self.layers = network, layers
         maps = len(bias) // 16
         self._maps = maps
-        # Channels last: rows by pixel, then channel.
+        # Images are channels last, so rows are ordered by pixel, then by channel.
         self._dense = weight.view(maps, 16, -1).transpose(0, 1).flatten(0, 1).contiguous()
         self._dense_bias = bias.view(maps, 16).T.flatten().contiguous()
         slope = network.slope
@@ -73,8 +73,8 @@ class FastProgressive:
             (layers.upsampled(*rest[i], slope), layers.convolution(*rest[i + 1], slope))
             for i in range(0, len(rest), 2)
         ]
-        self._colours = _colours(network.colours, network.bounded)
-        self._faded = None if network.faded is None else _colours(network.faded, False)
+        self._colours = _colour_layer(network.colours, network.bounded)
+        self._faded = None if network.faded is None else _colour_layer(network.faded, False)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Images ``(n, colours, R, R)`` of z ``(n, d)``; TypeError or ValueError naming z."""
@@ -86,25 +86,25 @@ class FastProgressive:
     def energy_and_grad(
         self, z: Tensor, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Misfits ``(n,)`` float64 and their gradients ``(n, d)`` of z ``(n, d)``.
+        """Misfit energies ``(n,)`` float64 and their gradients ``(n, d)``, for z ``(n, d)``.
 
-        ``observation`` ``(n,)`` int64 is the row of ``spec`` that each z belongs to. Where nothing
-        fades no image is written. Raises TypeError or ValueError naming the argument.
+        ``observation`` ``(n,)`` int64 is the row of ``spec`` that each z belongs to. No image is
+        written, except during a fade-in. Raises TypeError or ValueError naming the argument.
         """
         trace = self._forward(z.detach())
         if self._faded is None:
             energy, grad = self.layers.colour_misfit(trace[-1], self._colours, spec, observation)
-            return energy, self._back(grad, trace, spent=True)
+            return energy, self._back(grad, trace, overwrite=True)
         image = self._image(trace).contiguous()
         energy, by_image = self.layers.misfit(image, spec, observation)
-        return energy, self._vjp(by_image, trace, spent=True)
+        return energy, self._vjp(by_image, trace, overwrite=True)
 
-    def _forward(self, z: Tensor) -> list[Normed]:
+    def _forward(self, z: Tensor) -> list[NormedActivation]:
         """The activations of every layer, the latent first; images are ``(n, S, S, C)``."""
         network, norm = self.network, self.layers.norm
         z = self.layers.checked(z, (len(z), self._dense.shape[1]), self._dense.dtype)
         x = norm(z, z.new_zeros(z.shape[1]), 1.0, True) if network.normalise_latent else None
-        latent = Normed(z, None, 1.0) if x is None else x
+        latent = NormedActivation(z, None, 1.0) if x is None else x
         dense = torch.addmm(self._dense_bias, latent.out, self._dense.T).view(-1, 4, 4, self._maps)
         zero = dense.new_zeros(self._maps)
         dense = dense.to(self.layers.dtype)
@@ -113,46 +113,54 @@ class FastProgressive:
             trace.append(layer.forward(trace[-1].out))
         return trace
 
-    def _image(self, trace: Sequence[Normed]) -> Tensor:
-        image = _paint(trace[-1].out, self._colours)
+    def _image(self, trace: Sequence[NormedActivation]) -> Tensor:
+        image = _to_colours(trace[-1].out, self._colours)
         if self._faded is not None:
             alpha = self.network.alpha
-            before = _paint(trace[-3].out, self._faded)
-            image = alpha * image + (1.0 - alpha) * _doubled(before)
+            before = _to_colours(trace[-3].out, self._faded)
+            image = alpha * image + (1.0 - alpha) * _upsampled(before)
         return (torch.tanh(image) if self.network.bounded else image).permute(0, 3, 1, 2)
 
-    def _vjp(self, grad: Tensor, trace: list[Normed], spent: bool) -> Tensor:
-        """The gradient by z, given that by the image ``(n, colours, R, R)``."""
+    def _vjp(self, grad: Tensor, trace: list[NormedActivation], overwrite: bool) -> Tensor:
+        """The gradient with respect to z, given that with respect to the image.
+
+        ``grad`` is ``(n, colours, R, R)``.
+        """
         grad = grad.permute(0, 2, 3, 1)
         if self.network.bounded:
             grad = grad * (1.0 - self._image(trace).permute(0, 2, 3, 1) ** 2)
         extra = None
         if self._faded is not None:
-            extra = (1.0 - self.network.alpha) * _halved(grad) @ self._faded.weight
+            extra = (1.0 - self.network.alpha) * _upsampled_adjoint(grad) @ self._faded.weight
             grad = self.network.alpha * grad
-        grad = self.layers.norm_grad(grad @ self._colours.weight, trace[-1], spent)
-        return self._back(grad, trace, spent, extra)
+        grad = self.layers.norm_grad(grad @ self._colours.weight, trace[-1], overwrite)
+        return self._back(grad, trace, overwrite, extra)
 
     def _back(
-        self, grad: Tensor, trace: list[Normed], spent: bool, extra: Tensor | None = None
+        self,
+        grad: Tensor,
+        trace: list[NormedActivation],
+        overwrite: bool,
+        extra: Tensor | None = None,
     ) -> Tensor:
-        """The gradient by z, given that by the last convolution's output ``(n, R, R, C)``.
+        """The gradient with respect to z, given that by the last convolution's output.
 
-        ``extra`` is added to the gradient by the activation of the resolution before.
+        ``grad`` is ``(n, R, R, C)``; ``extra`` is added to the gradient with respect to the
+        activation of the resolution before.
         """
         before = iter(trace[-2::-1])
         for up, plain in reversed(self._blocks):
-            grad = plain.backward(grad, next(before), spent)
-            grad = up.backward(grad, next(before), spent, extra)
+            grad = plain.backward(grad, next(before), overwrite)
+            grad = up.backward(grad, next(before), overwrite, extra)
             extra = None
-        grad = self._base.backward(grad, next(before), spent)
+        grad = self._base.backward(grad, next(before), overwrite)
         grad = grad.flatten(1).to(self._dense.dtype) @ self._dense
         latent = next(before)
         return grad if latent.scale is None else self.layers.norm_grad(grad, latent)
 
 
 class _Image(torch.autograd.Function):
-    """The images as a function that autograd knows."""
+    """The images as a function that autograd can differentiate."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, fast: FastProgressive) -> Tensor:
@@ -165,26 +173,29 @@ class _Image(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         saved = ctx.saved_tensors
-        trace = [Normed(*each) for each in zip(saved[::2], saved[1::2], ctx.slopes, strict=True)]
-        return ctx.fast._vjp(grad, trace, spent=False), None
+        trace = [
+            NormedActivation(*each)
+            for each in zip(saved[::2], saved[1::2], ctx.slopes, strict=True)
+        ]
+        return ctx.fast._vjp(grad, trace, overwrite=False), None
 
 
-def _colours(layer: Layer, bounded: bool) -> Colours:
+def _colour_layer(layer: LayerWeights, bounded: bool) -> Colours:
     weight, bias = layer
     return Colours(weight.flatten(1).contiguous(), bias.contiguous(), bounded)
 
 
-def _paint(x: Tensor, colours: Colours) -> Tensor:
-    """``(n, S, S, C)`` to ``(n, S, S, colours)``, before any tanh."""
+def _to_colours(x: Tensor, colours: Colours) -> Tensor:
+    """The image of an activation, ``(n, S, S, C)`` to ``(n, S, S, colours)``, before any tanh."""
     return x.to(colours.weight.dtype) @ colours.weight.T + colours.bias
 
 
-def _doubled(x: Tensor) -> Tensor:
+def _upsampled(x: Tensor) -> Tensor:
     """Nearest upsampling by 2 of ``(n, S, S, C)``."""
     return x.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 
-def _halved(x: Tensor) -> Tensor:
-    """The adjoint of `_doubled`: sums of 2 x 2 pixels."""
+def _upsampled_adjoint(x: Tensor) -> Tensor:
+    """The adjoint of `_upsampled`: sums over 2 x 2 pixels."""
     n, height, width, channels = x.shape
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).sum((2, 4))

@@ -1,8 +1,9 @@
 """Progressive GAN checkpoints of the PyTorch GAN Zoo (facebookresearch/pytorch_GAN_zoo).
 
-Keys `config` (a pickled object), `netG`, `netD` and, where kept, `avgG`. There the output of a
-layer is multiplied by the He constant after the bias was added, so the bias is scaled too; and its
-alpha is the weight of the OLD resolution. Colour layers of all resolutions are kept.
+A file has the keys `config` (a pickled object), `netG`, `netD` and, where it was kept, `avgG`.
+There the output of a layer is multiplied by the He constant after the bias was added, so the bias
+is scaled too; and its alpha is the weight of the OLD resolution. The colour layers of all
+resolutions are kept.
 """
 
 from __future__ import annotations
@@ -12,25 +13,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from cogen_fast.generators.checks import boolean, fraction
-from cogen_fast.generators.packing import (
+from cogen_fast.generators.foreign import (
     Config,
-    Layer,
-    Network,
-    State,
+    ForeignLayer,
+    ForeignNetwork,
+    ForeignTensors,
     Tensors,
+    cut_network,
     expect_equal,
-    pack,
 )
 from cogen_fast.generators.progressive import he_constant
 from cogen_fast.support.arguments import abbreviated
 
-# Their losses decide the activation of the image.
+# In the GAN Zoo the loss determines the activation of the image.
 _FINAL = {"WGANGP": None, "Logistic": None, "MSE": "tanh", "DCGAN": "tanh"}
 _LOSS = "WGANGP"
 
 
 class InertConfig:
-    """Takes the attributes of their pickled configuration, and does nothing."""
+    """A class that takes the attributes of the pickled configuration, and does nothing."""
 
 
 STAND_INS = ((InertConfig, "models.utils.config.BaseConfig"),)
@@ -44,10 +45,11 @@ def recognises(content: Mapping[str, Any]) -> bool:
 def convert(
     content: Mapping[str, Any], *, average: bool, alpha: float | None, resolution: int | None
 ) -> tuple[Config, Tensors]:
-    """Configuration and tensors of `avgG` (or of `netG`: average False, or no average kept).
+    """Configuration and tensors of `avgG`; of `netG` if `average` is False or there is no `avgG`.
 
-    alpha None takes the file's where the full resolution is asked for. Raises ValueError where the
-    network is of a kind that we do not have, or contradicts its configuration.
+    If alpha is None and the full resolution is asked for, the alpha of the file is used. Raises
+    ValueError where the network is of a kind that this package does not have, or contradicts its
+    configuration.
     """
     settings = vars(content["config"])
     _refuse_unsupported(settings)
@@ -58,7 +60,7 @@ def convert(
     full = 4 << (len(network.to_rgb) - 1)
     if alpha is None and resolution in (None, full) and len(network.to_rgb) > 1:
         alpha = 1.0 - fraction("config.alpha", settings.get("alpha", 0.0))
-    config, tensors = pack(network, resolution=resolution, alpha=alpha)
+    config, tensors = cut_network(network, resolution=resolution, alpha=alpha)
     config["negative_slope"] = settings.get("leakyReluLeak", 0.2)
     config["final"] = _FINAL[settings.get("lossCriterion", _LOSS)]
     return config, tensors
@@ -80,11 +82,11 @@ def _refuse_unsupported(settings: Mapping[str, Any]) -> None:
         )
 
 
-def _plain_names(tensors: object) -> State:
-    # A wrapper adds `.module` to every layer name; older versions of the program took it out.
+def _plain_names(tensors: object) -> ForeignTensors:
+    # A wrapper adds `.module` to every layer name; older versions of the program removed it.
     if not isinstance(tensors, Mapping):
-        return State(tensors)
-    return State(
+        return ForeignTensors(tensors)
+    return ForeignTensors(
         {
             name.replace(".module.", ".") if isinstance(name, str) else name: value
             for name, value in tensors.items()
@@ -92,23 +94,25 @@ def _plain_names(tensors: object) -> State:
     )
 
 
-def _network(state: State, equalised: bool) -> Network:
-    def layer(name: str, ndim: int) -> Layer:
+def _network(state: ForeignTensors, equalised: bool) -> ForeignNetwork:
+    def layer(name: str, ndim: int) -> ForeignLayer:
         weight, bias = state.take_layer(name, ndim)
         scale = he_constant(math.prod(weight.shape[1:]))
-        return Layer(weight, bias * scale) if equalised else Layer(weight / scale, bias)
+        return (
+            ForeignLayer(weight, bias * scale) if equalised else ForeignLayer(weight / scale, bias)
+        )
 
     dense = layer("formatLayer", 2)
     convs = [layer("groupScale0.0", 4)]
     blocks = state.count("scaleLayers.{}.0.weight")
     for block in range(blocks):
         convs += [layer(f"scaleLayers.{block}.{number}", 4) for number in (0, 1)]
-    to_rgb: list[Layer | None] = [layer(f"toRGBLayers.{n}", 4) for n in range(blocks + 1)]
+    to_rgb: list[ForeignLayer | None] = [layer(f"toRGBLayers.{n}", 4) for n in range(blocks + 1)]
     state.finish()
-    return Network(dense, convs, to_rgb)
+    return ForeignNetwork(dense, convs, to_rgb)
 
 
-def _check(settings: Mapping[str, Any], network: Network) -> None:
+def _check(settings: Mapping[str, Any], network: ForeignNetwork) -> None:
     maps = [conv.weight.shape[0] for conv in network.convs[::2]]
     found = {
         "latentVectorDim": network.dense.weight.shape[1],

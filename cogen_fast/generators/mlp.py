@@ -40,16 +40,18 @@ class MLPGenerator(nn.Module):
     """Dense layers with an activation between them: z (N, sizes[0]) -> (N, sizes[-1]).
 
     Args:
-        sizes: widths from the latent to the output, at least two.
-        activation: after every layer but the last, a name in `ACTIVATIONS` (leaky_relu: slope 0.2).
-        final: after the last layer, a name in `ACTIVATIONS`; None is identity.
+        sizes: the widths from the latent to the output, at least two.
+        activation: the activation after every layer except the last, a name in `ACTIVATIONS`
+            (leaky_relu has slope 0.2).
+        final: the activation after the last layer, a name in `ACTIVATIONS`; None is identity.
 
     Attributes: `layers` (an `nn.Linear` each), `latent_size`, `output_shape` = (sizes[-1],).
 
     Raises:
-        ValueError: an argument is out of range; names it, what was expected and what came.
+        ValueError: an argument is out of range; the message names it, what was expected and what
+            came.
 
-    Source: Fang and Schwing 2019, section 4.1 (2-20-20-2, ReLU), as their public program has it.
+    Source: Fang and Schwing 2019, section 4.1 (2-20-20-2, ReLU), as in their public program.
     """
 
     def __init__(
@@ -70,17 +72,17 @@ class MLPGenerator(nn.Module):
 
     @property
     def latent_size(self) -> int:
-        """Length of z."""
+        """The length of z."""
         return self.sizes[0]
 
     @property
     def output_shape(self) -> tuple[int]:
-        """Shape of one output: (sizes[-1],)."""
+        """The shape of one output: (sizes[-1],)."""
         return (self.sizes[-1],)
 
     @property
     def config(self) -> dict[str, Any]:
-        """JSON-ready arguments: `MLPGenerator(**config)` is an equal module but for the weights."""
+        """JSON-ready arguments: `MLPGenerator(**config)` differs in the weights alone."""
         return {"sizes": list(self.sizes), "activation": self.activation, "final": self.final}
 
     def dense_layers(self) -> DenseLayers:
@@ -94,7 +96,7 @@ class MLPGenerator(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        """Outputs (N, sizes[-1]) of z (N, sizes[0]); ValueError where z has another shape."""
+        """Outputs (N, sizes[-1]) of z (N, sizes[0]); ValueError if z has another shape."""
         if z.ndim != 2 or z.shape[1] != self.latent_size:
             raise ValueError(f"z: expected shape (N, {self.latent_size}), got {tuple(z.shape)}")
         x = z

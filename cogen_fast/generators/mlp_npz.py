@@ -1,4 +1,4 @@
-"""Dense generators as plain arrays: w1 (in, out), b1 (out,), w2, b2, ... with ReLU between."""
+"""Dense generators as plain arrays: w1 (in, out), b1 (out,), w2, b2, ..., with ReLU between."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cogen_fast.generators.packing import Config, Tensors
+from cogen_fast.generators.foreign import Config, Tensors
 
 _FLOATS = (np.float16, np.float32, np.float64)
 
@@ -20,15 +20,16 @@ def recognises(arrays: Mapping[str, Any]) -> bool:
 
 
 def convert(arrays: Mapping[str, NDArray[Any]]) -> tuple[Config, Tensors]:
-    """Configuration and tensors of `relu(relu(z w1 + b1) w2 + b2) w3 + b3`, of any depth.
+    """Configuration and tensors of `relu(relu(z w1 + b1) w2 + b2) w3 + b3`, for any depth.
 
-    Raises ValueError where the arrays are not of one float type, or do not fit together.
+    Raises ValueError where the arrays do not share a float type, or where their shapes do not fit
+    together.
     """
     if len({array.dtype for array in arrays.values()}) > 1 or arrays["w1"].dtype not in _FLOATS:
         types = sorted({str(array.dtype) for array in arrays.values()})
         raise ValueError(
-            f"npz: expected arrays of one float type, got {', '.join(types)}; those of 16, 32 and "
-            "64 bits in this machine's order of bytes are read"
+            f"npz: expected arrays of one float type, got {', '.join(types)}; supported are those "
+            "of 16, 32 and 64 bits in this machine's byte order"
         )
     number = len(arrays) // 2
     tensors: Tensors = {}

@@ -1,13 +1,13 @@
 """Checkpoints of pro-gan-pth 3.x and 2.x (akanimax/pro_gan_pytorch).
 
-3.x has the keys `generator` and `shadow_generator` (the moving average), each `{conf,
-state_dict}`. Nothing is normalised between the dense layer and the first convolution. The file says
-nothing of how far training got: `resolution` and `alpha` are the caller's to give for a network
-that is not fully grown. Its alpha is ours: the weight of the new resolution.
+A file of 3.x has the keys `generator` and `shadow_generator` (the moving average), each with
+`{conf, state_dict}`. There is no normalisation between the dense layer and the first convolution.
+The file does not say how far training got, so the caller has to give `resolution` and `alpha` for a
+network that is not fully grown. Its alpha is, like ours, the weight of the new resolution.
 
-A generator's tensors alone are read too, as 2.x saves them (`GAN_GEN_*.pth`) and as people save
-those of 3.x. Kernels then tell by their size whether learning rates were equalised: it is about 1
-if they were, and about the He constant if not. 2.x does not normalise latents.
+The tensors of a generator alone are read too, as 2.x saves them (`GAN_GEN_*.pth`) and as people
+save those of 3.x. The size of the kernels then says whether learning rates were equalised: it is
+about 1 if they were, and about the He constant if not. 2.x does not normalise latents.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any
 from torch import Tensor
 
 from cogen_fast.generators.checks import boolean, weight
-from cogen_fast.generators.packing import (
+from cogen_fast.generators.foreign import (
     Config,
-    Layer,
-    Network,
-    State,
+    ForeignLayer,
+    ForeignNetwork,
+    ForeignTensors,
     Tensors,
+    cut_network,
     expect_equal,
-    pack,
 )
 from cogen_fast.generators.progressive import he_constant
 
@@ -57,9 +57,10 @@ def _has_parts(content: Mapping[str, Any]) -> bool:
 def convert(
     content: Mapping[str, Any], *, average: bool, alpha: float | None, resolution: int | None
 ) -> tuple[Config, Tensors]:
-    """Configuration and tensors of the average (or of the raw generator, as in `load_generator`).
+    """Configuration and tensors of the average, or of the raw generator, as in `load_generator`.
 
-    Raises ValueError where the network contradicts its configuration, or lacks what is asked for.
+    Raises ValueError where the network contradicts its configuration, or does not have what is
+    asked for.
     """
     if not _has_parts(content):
         return _bare(content, alpha=alpha, resolution=resolution)
@@ -68,9 +69,9 @@ def convert(
     part = content[_AVERAGE if average and _AVERAGE in content else _RAW]
     conf = part["conf"]
     equalised = boolean("conf.use_eql", conf.get("use_eql", True))
-    network = _network(State(part["state_dict"]), equalised)
+    network = _network(ForeignTensors(part["state_dict"]), equalised)
     _check(conf, network)
-    config, tensors = pack(network, resolution=resolution, alpha=alpha)
+    config, tensors = cut_network(network, resolution=resolution, alpha=alpha)
     return config | {"normalise_dense": False}, tensors
 
 
@@ -79,9 +80,9 @@ def _bare(
 ) -> tuple[Config, Tensors]:
     second = "initial_block.conv_1.weight" in content
     names = {name: _as_in_3(name) if second else name for name in content}
-    state = State({names[name]: value for name, value in content.items()})
+    state = ForeignTensors({names[name]: value for name, value in content.items()})
     network = _network(state, _are_equalised(content))
-    config, tensors = pack(network, resolution=resolution, alpha=alpha)
+    config, tensors = cut_network(network, resolution=resolution, alpha=alpha)
     return config | {"normalise_dense": False, "normalise_latent": not second}, tensors
 
 
@@ -104,8 +105,8 @@ def _are_equalised(content: Mapping[str, Any]) -> bool:
     return size > math.sqrt(he_constant(kernel[0].numel()))
 
 
-def _network(state: State, equalised: bool) -> Network:
-    def conv(name: str) -> Layer:
+def _network(state: ForeignTensors, equalised: bool) -> ForeignNetwork:
+    def conv(name: str) -> ForeignLayer:
         return _in_he_units(state.take_layer(name, 4), equalised)
 
     stages = state.count("layers.{}.conv_2.weight")
@@ -113,25 +114,25 @@ def _network(state: State, equalised: bool) -> Network:
     convs = [conv("layers.0.conv_2")]
     for block in range(1, stages):
         convs += [conv(f"layers.{block}.conv_{number}") for number in (1, 2)]
-    to_rgb: list[Layer | None] = [conv(f"rgb_converters.{stage}") for stage in range(stages)]
+    to_rgb: list[ForeignLayer | None] = [conv(f"rgb_converters.{stage}") for stage in range(stages)]
     state.finish()
-    return Network(dense, convs, to_rgb)
+    return ForeignNetwork(dense, convs, to_rgb)
 
 
-def _dense(transposed: Layer) -> Layer:
-    # A transposed 4 x 4 convolution (in, out, y, x) of one pixel is a dense layer.
+def _dense(transposed: ForeignLayer) -> ForeignLayer:
+    # A transposed 4 x 4 convolution (in, out, y, x) of one pixel is the same as a dense layer.
     weight, bias = transposed
     rows: Tensor = weight.permute(1, 2, 3, 0).flatten(0, 2)
-    return Layer(rows, bias.repeat_interleave(weight.shape[2] * weight.shape[3]))
+    return ForeignLayer(rows, bias.repeat_interleave(weight.shape[2] * weight.shape[3]))
 
 
-def _in_he_units(layer: Layer, equalised: bool) -> Layer:
+def _in_he_units(layer: ForeignLayer, equalised: bool) -> ForeignLayer:
     if equalised:
         return layer
-    return Layer(layer.weight / he_constant(layer.weight[0].numel()), layer.bias)
+    return ForeignLayer(layer.weight / he_constant(layer.weight[0].numel()), layer.bias)
 
 
-def _check(conf: Mapping[str, Any], network: Network) -> None:
+def _check(conf: Mapping[str, Any], network: ForeignNetwork) -> None:
     to_rgb = network.to_rgb[-1]
     assert to_rgb is not None  # `_network` takes them all
     found = {

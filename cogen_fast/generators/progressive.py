@@ -1,11 +1,12 @@
 """The progressive GAN generator of Karras et al. 2018 (arXiv:1710.10196).
 
 Latent (pixel norm) -> dense to 4 x 4 -> conv 3x3 -> per further resolution: nearest upsampling by 2
-and two conv 3x3 -> 1x1 conv to colours. After each layer but the last: leaky ReLU, then pixel norm.
+and two conv 3x3 -> 1x1 conv to the image's channels. Leaky ReLU and then pixel norm follow each
+layer except the last.
 
-Every public program differs from this in little: two flags, the slope and the last activation say
-how. What concerns only the weights (a bias that is scaled too, a scale of its own per layer) is
-absorbed when a checkpoint is loaded.
+Public programs differ from this in few points, for which there are arguments: two flags, the slope
+and the last activation. Differences of the weights alone (a bias that is scaled too, a scale of its
+own per layer) are absorbed when a checkpoint is loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogen_fast.generators.checks import boolean, fraction, positive_int
-from cogen_fast.generators.fast_progressive import FastProgressive, Network
+from cogen_fast.generators.fast_progressive import FastProgressive, NetworkWeights
 from cogen_fast.ops.progressive.folded import FoldedLayers, Folding
 from cogen_fast.ops.progressive.layers import Layers, NativeLayers
 from cogen_fast.ops.reference import PIXEL_NORM_EPSILON
@@ -31,7 +32,7 @@ FINAL_ACTIVATIONS = (None, "tanh")
 
 
 def he_constant(fan_in: int) -> float:
-    """Factor that gives a layer with unit-variance weights the scale of He et al. 2015."""
+    """The factor that gives a layer with unit-variance weights the scale of He et al. 2015."""
     return math.sqrt(2.0 / fan_in)
 
 
@@ -44,7 +45,10 @@ def pixel_norm(x: Tensor) -> Tensor:
 
 
 def feature_maps_per_stage(resolution: int, fmap_base: int, fmap_max: int) -> list[int]:
-    """`min(fmap_base / 2^s, fmap_max)` for s = 1 (4 px) up to `resolution` (their appendix A)."""
+    """`min(fmap_base / 2^s, fmap_max)` for s = 1 (4 px) up to `resolution`.
+
+    Source: Karras et al. 2018, appendix A. Raises ValueError where a stage would have no maps.
+    """
     stages = RESOLUTIONS.index(resolution) + 1
     if fmap_base < 2**stages:
         raise ValueError(
@@ -55,9 +59,9 @@ def feature_maps_per_stage(resolution: int, fmap_base: int, fmap_max: int) -> li
 
 
 class EqualisedLinear(nn.Module):
-    """Dense layer with weights of unit variance, scaled at run time (their section 4.1).
+    """A dense layer with weights of unit variance, scaled at run time (Karras et al., section 4.1).
 
-    weight: (out, in), bias: (out,). The bias is not scaled. x: (N, in) -> (N, out).
+    weight: (out, in); bias: (out,), which is not scaled. x: (N, in) -> (N, out).
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -67,21 +71,22 @@ class EqualisedLinear(nn.Module):
         self.scale = he_constant(in_features)
 
     def scaled_weight(self) -> Tensor:
-        """The weight (out, in) by which the input is multiplied in fact."""
+        """The weight (out, in) by which the input is actually multiplied."""
         return self.weight * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.scaled_weight(), self.bias)
 
     def multiply_adds(self) -> int:
-        """Multiply-adds for one latent."""
+        """The number of multiply-adds for one latent."""
         return self.weight.numel()
 
 
 class EqualisedConv2d(nn.Module):
-    """Convolution that keeps the side, weights of unit variance scaled at run time (section 4.1).
+    """A convolution that keeps the side, with weights of unit variance, scaled at run time.
 
-    weight: (out, in, k, k), odd k; bias: (out,), not scaled. x: (N, in, H, W) -> (N, out, H, W).
+    weight: (out, in, k, k), with k odd; bias: (out,), which is not scaled. x: (N, in, H, W) -> (N,
+    out, H, W). Source: Karras et al. 2018, section 4.1.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
@@ -92,14 +97,14 @@ class EqualisedConv2d(nn.Module):
         self.padding = kernel // 2
 
     def scaled_weight(self) -> Tensor:
-        """The kernel (out, in, k, k) with which the input is convolved in fact."""
+        """The kernel (out, in, k, k) with which the input is actually convolved."""
         return self.weight * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.scaled_weight(), self.bias, padding=self.padding)
 
     def multiply_adds(self, side: int) -> int:
-        """Multiply-adds for one image of `side` x `side`."""
+        """The number of multiply-adds for one image of `side` x `side`."""
         return self.weight.numel() * side * side
 
 
@@ -124,12 +129,12 @@ class Base(nn.Module):
         return pixel_norm(F.leaky_relu(self.conv(x), self.slope))
 
     def multiply_adds(self) -> int:
-        """Multiply-adds for one latent."""
+        """The number of multiply-adds for one latent."""
         return self.dense.multiply_adds() + self.conv.multiply_adds(4)
 
 
 class Block(nn.Module):
-    """One resolution more: nearest upsampling by 2, then twice conv, leaky ReLU, pixel norm.
+    """One further resolution: nearest upsampling by 2, then twice conv, leaky ReLU, pixel norm.
 
     x: (N, in, S, S) -> (N, out, 2 S, 2 S).
     """
@@ -146,7 +151,7 @@ class Block(nn.Module):
         return pixel_norm(F.leaky_relu(self.conv1(x), self.slope))
 
     def multiply_adds(self, side: int) -> int:
-        """Multiply-adds for one image, `side` being the side after upsampling."""
+        """The number of multiply-adds for one image; `side` is the side after upsampling."""
         return self.conv0.multiply_adds(side) + self.conv1.multiply_adds(side)
 
 
@@ -159,28 +164,29 @@ class ProgressiveGenerator(nn.Module):
     """Progressive GAN generator: z (N, latent_size) -> (N, channels, resolution, resolution).
 
     Args:
-        resolution: side of the image, a power of two in 4 ... 1024.
-        channels: colours of the image.
-        latent_size: length of z.
-        fmap_base, fmap_max: feature maps are `min(fmap_base / 2^s, fmap_max)`, s = 1 at 4 px.
+        resolution: the side of the image, a power of two in 4 ... 1024.
+        channels: the number of colour channels of the image.
+        latent_size: the length of z.
+        fmap_base, fmap_max: there are `min(fmap_base / 2^s, fmap_max)` feature maps, s = 1 at 4 px.
         feature_maps: one number per resolution from 4 px up, in place of the formula.
-        alpha: weight of the NEW (highest) resolution in the fade-in, in [0, 1]:
-            `alpha * to_rgb(x) + (1 - alpha) * upsample(to_rgb_previous(x_previous))`. 1, the
-            default, is the fully grown network; 0 shows the previous resolution only. It may be
-            set later.
-        fades: whether the module holds `to_rgb_previous`, without which alpha can only be 1; None
-            means: where alpha is below 1.
-        normalise_latent: pixel norm on z.
-        normalise_dense: pixel norm between the dense layer and the first convolution.
-        negative_slope: of the leaky ReLU, in [0, 1].
-        final: activation of the image, None (linear) or "tanh".
+        alpha: the weight of the NEW (highest) resolution in the fade-in, in [0, 1]: `alpha *
+            to_rgb(x) + (1 - alpha) * upsample(to_rgb_previous(x_previous))`. 1, the default, is the
+            fully grown network; 0 shows the previous resolution only. It may be set later.
+        fades: whether the module has the layer `to_rgb_previous`, without which alpha can only be
+            1. None: it has the layer if alpha is below 1.
+        normalise_latent: whether pixel norm is applied to z.
+        normalise_dense: whether pixel norm stands between the dense layer and the first
+            convolution.
+        negative_slope: the slope of the leaky ReLU, in [0, 1].
+        final: the activation of the image, None (linear) or "tanh".
 
     Attributes: `base` (a `Base`), `blocks` (a `Block` per further resolution), `to_rgb`,
     `to_rgb_previous` (or None), `latent_size`, `output_shape` = (channels, resolution, resolution).
-    Weights start as N(0, 1), biases as 0. Works in any float type (`.double()` ...).
+    Weights start as draws from N(0, 1), biases as 0. It works in any float type (`.double()` ...).
 
     Raises:
-        ValueError: an argument is out of range; names it, what was expected and what came.
+        ValueError: an argument is out of range; the message names it, what was expected and what
+            came.
 
     Source: Karras et al. 2018, figure 2 (fade-in), section 4 and appendix A.
     """
@@ -231,7 +237,10 @@ class ProgressiveGenerator(nn.Module):
 
     @property
     def alpha(self) -> float:
-        """Weight of the new resolution, in [0, 1]; 1 is fully grown. May be set while `fades`."""
+        """The weight of the new resolution, in [0, 1]; 1 is fully grown.
+
+        It may be set below 1 only where the generator `fades`.
+        """
         return self._alpha
 
     @alpha.setter
@@ -239,19 +248,19 @@ class ProgressiveGenerator(nn.Module):
         value = fraction("alpha", value)
         if value < 1.0 and not self.fades:
             raise ValueError(
-                f"alpha: expected 1.0, as this generator holds no colour layer of the previous "
+                f"alpha: expected 1.0, as this generator has no colour layer of the previous "
                 f"resolution, got {value}"
             )
         self._alpha = value
 
     @property
     def output_shape(self) -> tuple[int, int, int]:
-        """Shape of one image: (channels, resolution, resolution)."""
+        """The shape of one image: (channels, resolution, resolution)."""
         return (self.channels, self.resolution, self.resolution)
 
     @property
     def config(self) -> dict[str, Any]:
-        """JSON-ready arguments: `ProgressiveGenerator(**config)` is equal but for the weights."""
+        """JSON-ready arguments: `ProgressiveGenerator(**config)` differs in the weights alone."""
         return {
             "resolution": self.resolution,
             "channels": self.channels,
@@ -268,7 +277,7 @@ class ProgressiveGenerator(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Images (N, channels, resolution, resolution) of z (N, latent_size[, 1, 1]), in z's type.
 
-        Raises ValueError where z has another shape.
+        Raises ValueError if z has another shape.
         """
         z = self._flat_latent(z)
         x = self.base(pixel_norm(z) if self.normalise_latent else z)
@@ -284,31 +293,36 @@ class ProgressiveGenerator(nn.Module):
     def fast_path(
         self, dtype: torch.dtype | None = None, folding: Folding = "transposed"
     ) -> FastProgressive:
-        """The same function with the gradient by z alone, of the weights and alpha as they are now.
+        """The same function, differentiable with respect to z alone.
 
-        On the CPU in C++. On CUDA by torch and Triton, with activations of type ``dtype`` (the
-        weights' own, or bfloat16 or float16) and upsampling folded into convolutions as ``folding``
-        says (`cogen_fast.ops.progressive.folded`). Raises TypeError for weights of other types than
-        float32 and float64, ValueError where they are neither on the CPU nor on CUDA and for
-        another ``dtype`` than theirs on the CPU, ImportError without Triton on CUDA; on the CPU
-        where it is called without the package's extension.
+        It copies the weights and alpha as they are now. On the CPU it runs in C++. On CUDA it runs
+        by torch and Triton, with activations of type ``dtype`` (the weights' own type, bfloat16 or
+        float16) and upsampling folded into convolutions as ``folding`` says
+        (`cogen_fast.ops.progressive.folded`).
+
+        Raises:
+            TypeError: the weights are neither float32 nor float64.
+            ValueError: the weights are neither on the CPU nor on CUDA, or ``dtype`` is another type
+                than theirs on the CPU.
+            ImportError: there is no Triton, for CUDA; or, when the result is called on the CPU, the
+                package's extension is missing.
         """
         weight = self.to_rgb.weight
         layers = _layers(weight.device, weight.dtype, dtype or weight.dtype, folding)
         return FastProgressive(self.network(), layers)
 
-    def network(self) -> Network:
+    def network(self) -> NetworkWeights:
         """The weights and alpha as they are now, He constants included, as plain data."""
         faded = self.to_rgb_previous if self.alpha < 1.0 else None
         convolutions = [self.base.conv]
         for block in self.blocks:
             assert isinstance(block, Block)
             convolutions += [block.conv0, block.conv1]
-        return Network(
-            dense=_layer(self.base.dense),
-            convolutions=[_layer(convolution) for convolution in convolutions],
-            colours=_layer(self.to_rgb),
-            faded=None if faded is None else _layer(faded),
+        return NetworkWeights(
+            dense=_layer_weights(self.base.dense),
+            convolutions=[_layer_weights(convolution) for convolution in convolutions],
+            colours=_layer_weights(self.to_rgb),
+            faded=None if faded is None else _layer_weights(faded),
             alpha=self.alpha,
             normalise_latent=self.normalise_latent,
             normalise_dense=self.normalise_dense,
@@ -317,7 +331,7 @@ class ProgressiveGenerator(nn.Module):
         )
 
     def multiply_adds(self) -> int:
-        """Multiply-adds of one forward for one latent, counting dense and convolution layers."""
+        """Multiply-adds of a forward pass for one latent, in dense and convolution layers."""
         total = self.base.multiply_adds() + self.to_rgb.multiply_adds(self.resolution)
         for block, side in zip(self.blocks, RESOLUTIONS[1:], strict=False):
             assert isinstance(block, Block)
@@ -338,9 +352,12 @@ class ProgressiveGenerator(nn.Module):
 def _layers(
     device: torch.device, weights: torch.dtype, dtype: torch.dtype, folding: Folding
 ) -> Layers:
-    """How layers are computed on ``device``, of weights of one type and activations of another."""
+    """The implementation of the layers on ``device``.
+
+    ``weights`` is the type of the weights, ``dtype`` that of the activations.
+    """
     if device.type == "cuda":
-        from cogen_fast.ops.progressive import normed_triton  # needs Triton
+        from cogen_fast.ops.progressive import normed_triton  # raises ImportError without Triton
 
         return FoldedLayers(dtype, normed_triton, folding)
     if device.type != "cpu":
@@ -350,7 +367,7 @@ def _layers(
     return NativeLayers(dtype)
 
 
-def _layer(module: EqualisedLinear | EqualisedConv2d) -> tuple[Tensor, Tensor]:
+def _layer_weights(module: EqualisedLinear | EqualisedConv2d) -> tuple[Tensor, Tensor]:
     return module.scaled_weight().detach(), module.bias.detach().clone()
 
 

@@ -1,4 +1,4 @@
-"""Reading checkpoint files of unknown origin without ever running code that they bring."""
+"""Reading checkpoint files of unknown origin without ever running code that they hold."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from cogen_fast.generators.checks import is_plain
 from cogen_fast.support.archives import array_of, opened_npz
 from cogen_fast.support.files import size_of
 
-_REASON = 300  # characters of what a parser says, which may quote the file
+_REASON = 300  # most characters of a parser's message, which may quote the file
 FileKind = Literal["safetensors", "npz", "pickle", "torch"]
-# How files of torch.save begin that are no zip archives: with a pickle of one large number.
+# Files of torch.save that are not zip archives begin with a pickle of one large number.
 _LEGACY_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 
-# Stand-ins are registered with torch process-wide while a file is read: one reader at a time, so
-# that none removes them under another one's feet.
+# Stand-ins are registered with torch for the whole process while a file is read. One thread reads
+# at a time, so that none removes the stand-ins of another.
 _stand_in_lock = threading.Lock()
 
 
 def file_kind(file: BinaryIO) -> FileKind:
-    """Container of the file, told by its content, not by its name.
+    """The container format of the file, recognised by its content and not by its name.
 
-    Raises ValueError where it is empty, a broken zip archive, or one of torch's that is compressed.
+    Raises ValueError where it is empty, a broken zip archive, or a compressed archive of torch.
     """
     file.seek(0)
     head = file.read(len(_LEGACY_TORCH))
@@ -84,13 +84,16 @@ def read_safetensors(file: BinaryIO) -> tuple[dict[str, str], dict[str, Tensor]]
 
 
 def _name_of(file: BinaryIO) -> str:
-    """A name of this very file, whatever is at its path by now, where the system has one."""
+    """A name of this open file, where the system has one, even if its path now leads elsewhere."""
     descriptor = Path(f"/proc/self/fd/{file.fileno()}")
     return str(descriptor if descriptor.exists() else file.name)
 
 
 def read_npz(file: BinaryIO) -> dict[str, NDArray[Any]]:
-    """Arrays of an .npz archive; raises ValueError where it is damaged or holds Python objects."""
+    """The arrays of an .npz archive.
+
+    Raises ValueError where it is damaged or holds Python objects.
+    """
     file.seek(0)
     try:
         with opened_npz("npz", file) as archive:
@@ -100,14 +103,15 @@ def read_npz(file: BinaryIO) -> dict[str, NDArray[Any]]:
 
 
 def read_torch(file: BinaryIO, stand_ins: Sequence[tuple[type, str]] = ()) -> Any:
-    """Content of a file of `torch.save`, tensors on the CPU, by torch's weights-only reader.
+    """The content of a file of `torch.save`, tensors on the CPU, by torch's weights-only reader.
 
     Args:
-        stand_ins: (class, full name in the file): inert classes to put in place of pickled ones.
-            They are known to torch only during this call.
+        stand_ins: pairs of a class and a full name in the file: inert classes that take the place
+            of pickled ones. torch knows them only during this call.
 
     Raises:
-        ValueError: the file asks for any other Python object (nothing of it is run), or is damaged.
+        ValueError: the file is damaged, or asks for any other Python object (nothing of which is
+            run).
     """
     file.seek(0)
     try:
@@ -120,16 +124,16 @@ def read_torch(file: BinaryIO, stand_ins: Sequence[tuple[type, str]] = ()) -> An
         raise ValueError(
             "expected tensors and plain data only, got a pickle that asks for "
             f"{refused[1][:_REASON]}; refused, as loading it could run code of the file"
-        ) from None  # torch's own text advises to switch the protection off
+        ) from None  # torch's own message advises to switch the protection off
     _check_sizes(content, size_of(file))
     return content
 
 
 def _check_sizes(content: Any, size: int) -> None:
-    """ValueError where tensors claim more memory than their file has: pickles can ask for any."""
+    """ValueError where tensors claim more memory than their file has: a pickle can ask for any."""
     storages: dict[int, int] = {}
     seen: set[int] = set()
-    left = [content]  # no recursion: what is pickled may be nested without end
+    left = [content]  # no recursion: pickled content may be nested to any depth
     while left:
         value = left.pop()
         if id(value) in seen:
@@ -150,7 +154,7 @@ def _check_sizes(content: Any, size: int) -> None:
 
 
 def _damaged(expected: str, error: Exception) -> ValueError:
-    # Damaged bytes can raise nearly anything inside a parser, hence the broad `except`s above.
+    # Damaged bytes can raise nearly any exception inside a parser, hence `except Exception` above.
     text = str(error)
     unpickler = re.search(r"WeightsUnpickler error: (.*)", text)
     reason = unpickler[1] if unpickler else (text.strip() or "no reason given").splitlines()[0]

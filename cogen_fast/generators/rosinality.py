@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogen_fast.generators.packing import Config, State, Tensors
+from cogen_fast.generators.foreign import Config, ForeignTensors, Tensors
 from cogen_fast.generators.resampling import taps_of
 from cogen_fast.support.warnings import warn_user
 
@@ -37,7 +37,7 @@ def convert(content: Mapping[str, Any], *, average: bool) -> tuple[Config, Tenso
     """
     if not average and "g" not in content:
         raise ValueError("average: expected True, as the file holds no raw generator, got False")
-    state = State(content["g_ema" if average and "g_ema" in content else "g"])
+    state = ForeignTensors(content["g_ema" if average and "g_ema" in content else "g"])
     tensors: Tensors = {}
     mapping = _mapping(state, tensors)
     constant = state.take("input.input", 4)
@@ -59,7 +59,7 @@ def convert(content: Mapping[str, Any], *, average: bool) -> tuple[Config, Tenso
     return config, tensors
 
 
-def _mapping(state: State, tensors: Tensors) -> list[int]:
+def _mapping(state: ForeignTensors, tensors: Tensors) -> list[int]:
     """The mapping network's layers; returns their widths."""
     number = 1
     while state.holds(f"style.{number}.weight"):
@@ -70,7 +70,7 @@ def _mapping(state: State, tensors: Tensors) -> list[int]:
     return [len(tensors[f"mapping.layers.{n}.bias"]) for n in range(number - 1)]
 
 
-def _synthesis(state: State, tensors: Tensors) -> tuple[list[int], int, list[float]]:
+def _synthesis(state: ForeignTensors, tensors: Tensors) -> tuple[list[int], int, list[float]]:
     """Layers of the synthesis network; returns feature maps, colours, and the filter's taps."""
     blocks = state.count("to_rgbs.{}.bias")
     noises = state.holds("noises.noise_0")
@@ -95,13 +95,13 @@ def _synthesis(state: State, tensors: Tensors) -> tuple[list[int], int, list[flo
     return maps, len(tensors["blocks.0.to_rgb.bias"]), taps_of(kernels, _GAIN)
 
 
-def _affine(state: State, name: str, rate: float = 1.0) -> tuple[Tensor, Tensor]:
+def _affine(state: ForeignTensors, name: str, rate: float = 1.0) -> tuple[Tensor, Tensor]:
     weight, bias = state.take_layer(name, 2)
     return weight * (rate / math.sqrt(weight.shape[1])), bias * rate
 
 
 def _layer(
-    state: State, tensors: Tensors, source: str, target: str, side: int, noise: int | None
+    state: ForeignTensors, tensors: Tensors, source: str, target: str, side: int, noise: int | None
 ) -> None:
     _modulated(state, tensors, f"{source}.conv", f"{target}.conv")
     tensors[f"{target}.bias"] = bias = state.take(f"{source}.activate.bias", 1)
@@ -113,12 +113,12 @@ def _layer(
     )
 
 
-def _to_rgb(state: State, tensors: Tensors, source: str, target: str) -> None:
+def _to_rgb(state: ForeignTensors, tensors: Tensors, source: str, target: str) -> None:
     _modulated(state, tensors, f"{source}.conv", f"{target}.conv")
     tensors[f"{target}.bias"] = state.take(f"{source}.bias", 4).flatten()
 
 
-def _modulated(state: State, tensors: Tensors, source: str, target: str) -> None:
+def _modulated(state: ForeignTensors, tensors: Tensors, source: str, target: str) -> None:
     weight = state.take(f"{source}.weight", 5)[0]
     tensors[f"{target}.weight"] = weight / math.sqrt(weight[0].numel())
     style = _affine(state, f"{source}.modulation")

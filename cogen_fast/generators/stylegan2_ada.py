@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from cogen_fast.generators.checks import weight
-from cogen_fast.generators.packing import Config, Tensors, some
+from cogen_fast.generators.foreign import Config, Tensors, some_names
 from cogen_fast.generators.pickles import Persistent
 from cogen_fast.generators.resampling import taps_of
 from cogen_fast.support.arguments import abbreviated
@@ -41,7 +41,7 @@ def convert(content: Mapping[str, Any], *, average: bool) -> tuple[Config, Tenso
         raise ValueError(f"G: expected a pickled network, got {abbreviated(network)}")
     parts = network.modules()
     if not {"mapping", "synthesis"} <= parts.keys():
-        raise ValueError(f"G: expected mapping and synthesis, got {some(parts)}")
+        raise ValueError(f"G: expected mapping and synthesis, got {some_names(parts)}")
     if "input" in parts["synthesis"].modules():
         raise ValueError("G: expected a StyleGAN2 network, got a StyleGAN3 one, which is not read")
     tensors: Tensors = {}
@@ -62,7 +62,7 @@ def _mapping(network: Persistent, tensors: Tensors) -> Config:
         widths.append(len(tensors[f"mapping.layers.{number}.bias"]))
         number += 1
     if not widths:
-        raise ValueError(f"G.mapping: expected layers fc0, fc1, ..., got {some(layers)}")
+        raise ValueError(f"G.mapping: expected layers fc0, fc1, ..., got {some_names(layers)}")
     if (mean := network.tensors("buffers").get("w_avg")) is not None:
         tensors["style_mean"] = weight("G.mapping.w_avg", mean, 1)
     latent = tensors["mapping.layers.0.weight"].shape[1] - config.get("embedding", 0)
@@ -78,7 +78,7 @@ def _synthesis(network: Persistent, tensors: Tensors) -> Config:
         _block(block, tensors, f"blocks.{stage}", kernels, clamps)
         architecture, stage = block.attribute("architecture"), stage + 1
     if not stage or len(blocks) != stage:
-        raise ValueError(f"G.synthesis: expected blocks b4, b8, ..., got {some(blocks)}")
+        raise ValueError(f"G.synthesis: expected blocks b4, b8, ..., got {some_names(blocks)}")
     if architecture not in _ARCHITECTURES:
         raise ValueError(
             f"G.synthesis.architecture: expected one of {list(_ARCHITECTURES)}, got "
@@ -143,7 +143,7 @@ def _modulated(layer: Persistent, tensors: Tensors, target: str, gain: float) ->
     tensors[f"{target}.conv.weight"] = kernel * gain
     tensors[f"{target}.bias"] = weight(f"{layer.class_name}.bias", parameters.get("bias"), 1)
     if "affine" not in layers:
-        raise ValueError(f"{layer.class_name}: expected a layer affine, got {some(layers)}")
+        raise ValueError(f"{layer.class_name}: expected a layer affine, got {some_names(layers)}")
     style = _scaled(layers["affine"], "linear")
     tensors[f"{target}.conv.style_weight"], tensors[f"{target}.conv.style_bias"] = style
 

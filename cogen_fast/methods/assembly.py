@@ -1,4 +1,4 @@
-"""From what a method gives to the `Result`: outputs, evidence, and what is None with the reason."""
+"""From a method's outcome to the `Result`: outputs, evidence, and reasons for absent values."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from cogen_fast.problem.problem import Problem
 from cogen_fast.results.result import NOISE_GIVEN, Result
 
 OF_SAMPLES = ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence")
-"""What only samples have: None, with a reason, where best fits are returned."""
+"""Attributes which only samples have. They are None, with a reason, where fits are returned."""
 _OF_FITS = ("fit_images", "fit_latents", "fit_energies")
-_NO_FITS = "only where samples are polished (polish), of a run that ended, are there fits"
+_NO_FITS = "Only a complete run whose samples are polished (polish) has fits."
 
 
 def assemble(
     settings: dict[str, Any], outcome: Outcome, complete: bool, problem: Problem
 ) -> Result:
-    """The `Result` of an outcome: outputs, evidence and what is None, on the CPU."""
+    """The `Result` of an outcome, on the CPU."""
     observation, potential = problem.observation, problem.potential
     images = potential.outputs(outcome.latents).cpu()
     values, observed = observation.measured_values.cpu(), observation.observed
@@ -35,7 +35,7 @@ def assemble(
         completed = torch.where(observed[:, None], values[:, None], images)
     evidence, reasons = _evidence(outcome, observation)
     if completed is None:
-        reasons["completed"] = "only where a mask hides entries can observed ones be pasted back"
+        reasons["completed"] = "Only with a mask can the observed entries be pasted back."
     bounds = observation.noise_bounds
     if bounds is None:
         reasons["noise_bounds"] = NOISE_GIVEN
@@ -43,10 +43,11 @@ def assemble(
         reasons["noise_std"] = NOISE_GIVEN if bounds is None else INTERRUPTED
     if fits is None:
         reasons |= dict.fromkeys(_OF_FITS, _NO_FITS)
-    notes = [observation.noise, f"backend {problem.backend}", *problem.notes, *outcome.notes]
+    backend = f"The backend is {problem.backend}."
+    notes = [observation.noise, backend, *problem.notes, *outcome.notes]
     halvings, most = problem.halvings
     if halvings:
-        notes.append(f"out of memory: max_batch was lowered to {most}")
+        notes.append(f"Memory ran out, so max_batch was lowered to {most}.")
     if problem.graphs is not None:
         notes.append(problem.graphs.note)
     used = ("reasons", "notes", "energy_unit", "best_draws", "best_energies")
@@ -76,13 +77,13 @@ def assemble(
 
 
 def _evidence(outcome: Outcome, observation: Observation) -> tuple[Tensor | None, dict[str, str]]:
-    """Log evidence ``(B,)``, and the reasons for all that is None."""
+    """Log evidence ``(B,)``, and the reason for each attribute which is None (or NaN)."""
     reasons = dict(outcome.reasons)
     if outcome.log_normaliser is None or "log_evidence" in reasons:
         return None, reasons
     if observation.log_noise_constant is None:
         reasons["log_evidence"] = (
-            "needs Gaussian noise (noise_std) and the squared error; see log_normaliser"
+            "It needs Gaussian noise (noise_std) and the squared error; see log_normaliser."
         )
         return None, reasons
     if "log_normaliser" in reasons:  # NaN for some observations

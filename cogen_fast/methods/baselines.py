@@ -1,8 +1,8 @@
-"""What the paper compares with: gradient descent from one and from many starts, and sampling-
-importance-resampling; and what is used today, Adam and L-BFGS.
+"""Baselines: the methods which the paper compares with, and the optimisers Adam and L-BFGS.
 
-`reconstruct` is the front door, with the arguments and the `Result` of `cogenerate`; `tune` finds
-the learning rate.
+The paper compares with gradient descent from one and from many starts, and with sampling-
+importance-resampling. `reconstruct` runs a baseline with the arguments and the `Result` of
+`cogenerate`; `tune` finds a learning rate.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from cogen_fast.sampler.weights import (
     effective_sample_size,
     error_of_log,
     log_mean_weight,
+    nan_where_unknown,
     surviving_roots,
-    tells_its_variance,
-    told,
     variance_between,
+    variance_is_reliable,
 )
 from cogen_fast.support.arguments import check_choice, check_count, check_number, check_seed, shown
 from cogen_fast.support.memory import check_samples
@@ -40,19 +40,19 @@ BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 STARTS = 5_000
 STEPS = 5_000
 _MULTI, _SIR = "-multi", "sir"
-_FIT_REASON = "best fits of the misfit, no samples of the posterior"
-_SIR_REASON = "resampled: every sample counts alike"
-_SIR_ERROR_REASON = "too few draws carry the weights to estimate an error (NaN there)"
+_FIT_REASON = "The chains are best fits of the misfit, not samples of the posterior."
+_SIR_REASON = "The samples were resampled by weight, so all count equally."
+_SIR_ERROR_REASON = "Too few draws carry the weights to estimate an error (NaN); raise starts."
 
 _Descent = Callable[[Potential, Tensor, int, float], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class _Optimiser:
-    """A descent, the gradients that it takes beside its steps, and the rates that `tune` tries."""
+    """An optimiser, its gradients in addition to one per step, and the rates which `tune` tries."""
 
     descend: _Descent
-    beside: int
+    extra_gradients: int
     rates: tuple[float, ...]
 
 
@@ -73,7 +73,7 @@ _OPTIMISERS: dict[str, _Optimiser] = {
 
 @dataclass(frozen=True)
 class _Plan:
-    """Every setting of a baseline but the generator and the data; None where it has none."""
+    """All settings of a baseline; None for a setting which the method does not have."""
 
     method: Baseline
     chains: int
@@ -87,7 +87,7 @@ class _Plan:
         return _OPTIMISERS[self.method.removesuffix(_MULTI)]
 
     def settings(self) -> dict[str, Any]:
-        """As plain values, for the result."""
+        """The settings as plain values, for the result."""
         particles = self.starts if self.method == _SIR else self.chains
         return asdict(self) | {"particles": particles}
 
@@ -106,36 +106,37 @@ def reconstruct(
     observation_ids: Sequence[int] | None = None,
     **options: Any,
 ) -> Result:
-    """Reconstruct what is hidden by a baseline: `cogenerate`'s front door, other methods behind it.
+    """Reconstruct the hidden part with a baseline, given the same arguments as `cogenerate`.
 
     "gd", "adam" and "lbfgs" minimise the misfit ``E(z)``, without the prior, from one prior draw;
-    "gd-multi", "adam-multi" and "lbfgs-multi" from the best of many by ``E(z)`` (Fang and Schwing
-    2019, section 4). Each returns the best point that it visited. "sir" is sampling-importance-
-    resampling (Rubin 1987): prior draws, resampled by their weights ``exp(-E)``.
+    "gd-multi", "adam-multi" and "lbfgs-multi" from that of many prior draws with the lowest
+    ``E(z)`` (Fang and Schwing 2019, section 4). Each returns the best point which it visited. "sir"
+    is sampling-importance-resampling (Rubin 1987): prior draws are resampled with weights
+    ``exp(-E)``.
 
     Args:
         G, x_obs, mask: as for `cogenerate`.
         method: one of `BASELINES`.
-        chains: N; runs for each observation, each with starts of its own, or for "sir" samples out
-            of common draws.
-        starts: multi: prior draws of a run, of which it takes the best; "sir": of an observation
-            (5,000 each).
-        steps: of an optimiser (5,000).
-        learning_rate: of an optimiser, to be given: see `tune`. Of "gd" the factor of the gradient;
-            of "adam" the step per coordinate, falling to 0 along a cosine; of "lbfgs" the length of
-            the first step, in units of ``sqrt(d)``.
-        seed, observation_ids: as for `cogenerate`; "gd", "adam" and "lbfgs" start where its chains
-            do.
+        chains: number N of optimisation runs per observation, each with its own starts; for "sir"
+            the number of samples from a common set of draws.
+        starts: number of prior draws (default: 5,000): for "-multi" methods per run, for "sir" per
+            observation.
+        steps: number of steps of an optimiser (default: 5,000).
+        learning_rate: required for an optimiser; `tune` finds one. For "gd" it is the factor of the
+            gradient; for "adam" the step per coordinate, which falls to 0 along a cosine; for
+            "lbfgs" the length of the first step, in units of ``sqrt(d)``.
+        seed, observation_ids: as for `cogenerate`. "gd", "adam" and "lbfgs" start from the same
+            prior draws as its chains with ``method="paper"``.
         options: ``noise_std``, ``weight``, ``misfit``, ``latent_shape`` and ``compute`` of
             `cogenerate`.
 
     Returns:
-        A `Result` without temperatures: what it tells of them has no rows. "sir" has a log
-        normaliser and a log evidence, whose standard error is that of independent draws. ``cost``
-        counts the scored starts too.
+        A `Result` whose attributes per temperature have no rows. "sir" has a log normaliser and a
+        log evidence; their standard error is that of independent draws. ``cost`` includes the
+        scored starts.
 
     Raises:
-        TypeError, ValueError: bad input, naming the argument, before any work.
+        TypeError, ValueError: an argument is invalid. The message names it; no work has been done.
     """
     plan = _checked(method, chains, starts, steps, learning_rate, seed)
     with prepared(G, x_obs, mask, **options) as problem:
@@ -146,15 +147,16 @@ def reconstruct(
         else:
             first = prior_draws.best(problem, stream, plan.starts, plan.chains)
             outcome = _descended(problem, first, plan)
-        return assemble(plan.settings() | _running(options), outcome, True, problem)
+        return assemble(plan.settings() | _run_settings(options), outcome, True, problem)
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """A learning rate, and the log of the grid that it comes from.
+    """A learning rate, and the scores of the grid from which it was chosen.
 
-    ``log`` has a pair for each rate, in the order in which they ran: the rate and its score, of
-    which the lowest is the best. ``cost`` is that of all of it for each observation, in forwards.
+    ``log`` holds a pair ``(rate, score)`` for each rate of the grid, in the order in which they
+    ran; the lowest score is the best. ``cost`` is the cost of the whole search per observation, in
+    forwards.
     """
 
     method: Baseline
@@ -164,12 +166,12 @@ class Tuning:
 
     @property
     def at_the_edge(self) -> bool:
-        """Whether the best rate is the grid's largest or smallest: a wider one may do better."""
+        """Whether the best rate is the grid's largest or smallest; then a wider grid may help."""
         rates = [rate for rate, _ in self.log]
         return self.learning_rate in (min(rates), max(rates))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; None for scores that are not finite."""
+        """The fields as plain values for JSON, with None for scores which are not finite."""
         log = [[rate, score if math.isfinite(score) else None] for rate, score in self.log]
         return asdict(self) | {"log": log, "at_the_edge": self.at_the_edge}
 
@@ -189,25 +191,25 @@ def tune(
     observation_ids: Sequence[int] | None = None,
     **options: Any,
 ) -> Tuning:
-    """The learning rate that serves a baseline best on these observations.
+    """Find the learning rate with which a baseline does best on these observations.
 
-    Tune on other images than those that are reported, with the noise or weight, the steps and the
-    starts of the run to come. Every rate starts at the same latents, which are scored once.
+    Use other images than those whose results are reported, and the noise or weight, the steps and
+    the starts of the later runs. All rates start from the same latents, which are scored once.
 
     Args:
-        learning_rates: the grid; by default half decades, from 10 to 1e-5 for "gd", from 1 to 0.001
-            for "adam" and from 10 to 0.001 for "lbfgs".
-        score: of a `Result`, a number that is the lower the better, such as the error against a
-            truth that is known (the mean energy). What is not finite counts as infinite.
+        learning_rates: the grid (default: half decades, from 10 to 1e-5 for "gd", from 1 to 0.001
+            for "adam" and from 10 to 0.001 for "lbfgs").
+        score: function of a `Result`, lower being better, such as the error with respect to a known
+            truth (default: the mean energy). A value which is not finite counts as infinite.
         G, x_obs, mask, method, chains, starts, steps, seed, observation_ids, options: as for
             `reconstruct`.
 
     Raises:
-        TypeError, ValueError: bad input, naming the argument, before any work; and where no rate
-            gives a finite score.
+        TypeError, ValueError: an argument is invalid (the message names it; no work has been done),
+            or no rate gives a finite score.
     """
     if check_choice("method", method, BASELINES) == _SIR:
-        raise ValueError("method: expected one with a learning rate, got 'sir'")
+        raise ValueError("method: expected a method with a learning rate, got 'sir'")
     rates = _checked_rates(learning_rates, method)
     plan = _checked(method, chains, starts, steps, rates[0], seed)
     if score is not None and not callable(score):
@@ -220,7 +222,7 @@ def tune(
         for rate in rates:
             tried = replace(plan, learning_rate=rate)
             outcome = _descended(problem, first, tried)
-            result = assemble(tried.settings() | _running(options), outcome, True, problem)
+            result = assemble(tried.settings() | _run_settings(options), outcome, True, problem)
             found = float(result.energies.mean() if score is None else score(result))
             log.append((rate, found if math.isfinite(found) else math.inf))
             cost += result.cost
@@ -232,17 +234,17 @@ def tune(
 
 
 def descends(method: str) -> bool:
-    """Whether a baseline is an optimiser, with steps and a learning rate."""
+    """Whether a method is an optimiser, with steps and a learning rate."""
     return method in BASELINES and method != _SIR
 
 
 def draws_many(method: str) -> bool:
-    """Whether a baseline scores many prior draws."""
+    """Whether a method scores many prior draws."""
     return method == _SIR or (method in BASELINES and method.endswith(_MULTI))
 
 
-def _running(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the settings of every result tell of how it ran."""
+def _run_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings which every result has, beside those of its method."""
     compute: Compute = options.get("compute", DEFAULT)
     return {"max_batch": compute.max_batch}
 
@@ -252,7 +254,7 @@ def _checked_rates(given: Sequence[float] | None, method: str) -> list[float]:
         return list(_OPTIMISERS[method.removesuffix(_MULTI)].rates)
     rates = [check_number("learning_rates", rate, above=0.0) for rate in given]
     if not rates:
-        raise ValueError("learning_rates: expected at least one, got none")
+        raise ValueError("learning_rates: expected at least one rate, got none")
     return rates
 
 
@@ -264,13 +266,13 @@ def _checked(
     learning_rate: float | None,
     seed: int,
 ) -> _Plan:
-    """The settings, once nothing is given that the method does not take."""
+    """The settings, checked; ValueError for one which the method does not take."""
     check_choice("method", method, BASELINES)
     many = draws_many(method)
-    foreign: dict[str, Any] = {} if many else {"starts": starts}
+    not_taken: dict[str, Any] = {} if many else {"starts": starts}
     if not descends(method):
-        foreign |= {"steps": steps, "learning_rate": learning_rate}
-    for name, value in foreign.items():
+        not_taken |= {"steps": steps, "learning_rate": learning_rate}
+    for name, value in not_taken.items():
         if value is not None:
             raise ValueError(f"{name}: expected none with method={method!r}, got {shown(value)}")
     if descends(method):
@@ -290,7 +292,7 @@ def _checked(
 
 
 def _check_room(plan: _Plan, problem: Problem) -> None:
-    """ValueError naming the count that is too large where draws or results cannot fit."""
+    """Raise ValueError, naming the largest count, if draws or results cannot fit in memory."""
     count, adapter = problem.observation.count, problem.adapter
     size, outputs = adapter.latent_size, count * math.prod(adapter.output_shape)
     chains = {"chains": plan.chains}
@@ -300,8 +302,8 @@ def _check_room(plan: _Plan, problem: Problem) -> None:
 
 
 def _descended(problem: Problem, first: tuple[Tensor, Tensor], plan: _Plan) -> Outcome:
-    """The plan's optimiser from the starts ``(B, N, d)`` and their numbers ``(B, N)``."""
-    latents, numbers = first
+    """Run the optimiser from starts ``(B, N, d)`` with indices ``(B, N)`` among the prior draws."""
+    latents, roots = first
     assert plan.steps is not None and plan.learning_rate is not None
     latents, energies = plan.optimiser.descend(
         problem.potential, latents, plan.steps, plan.learning_rate
@@ -309,42 +311,42 @@ def _descended(problem: Problem, first: tuple[Tensor, Tensor], plan: _Plan) -> O
     return unannealed(
         latents,
         energies,
-        numbers,
-        gradients=plan.steps + plan.optimiser.beside,
+        roots,
+        gradients=plan.steps + plan.optimiser.extra_gradients,
         forwards=prior_draws.forwards(plan.starts),
         reasons=dict.fromkeys(OF_SAMPLES, _FIT_REASON),
     )
 
 
 def _resampled(problem: Problem, stream: NoiseStream, plan: _Plan) -> Outcome:
-    """N of the plan's draws, by weight; each draw costs a forward."""
+    """N of the prior draws, resampled by weight. Each draw costs a forward."""
     pool, energy = prior_draws.scored(problem, stream, plan.starts)
     chosen = prior_draws.by_weight(energy, stream, plan.chains)
     latents = prior_draws.picked(pool, chosen).squeeze(1)
-    log_weights, numbers = -energy.squeeze(1), chosen.squeeze(1)
-    known = tells_its_variance(log_weights)
-    error = told(error_of_log(variance_between(log_weights)), known)
+    log_weights, roots = -energy.squeeze(1), chosen.squeeze(1)
+    known = variance_is_reliable(log_weights)
+    error = nan_where_unknown(error_of_log(variance_between(log_weights)), known)
     reasons = {"log_weights": _SIR_REASON}
     if not bool(known.all()):
         reasons["log_normaliser_error"] = _SIR_ERROR_REASON
     effective = ", ".join(f"{size:.3g}" for size in effective_sample_size(log_weights).tolist())
     return unannealed(
         latents,
-        -log_weights.gather(-1, numbers),
-        numbers,
+        -log_weights.gather(-1, roots),
+        roots,
         gradients=0,
         forwards=1,
         reasons=reasons,
         log_normaliser=log_mean_weight(log_weights),
         log_normaliser_error=error,
-        notes=[f"of {plan.starts:,} draws an effective {effective} carry the weights"],
+        notes=[f"The effective sample size of {plan.starts:,} draws is {effective}."],
     )
 
 
 def unannealed(
     latents: Tensor,
     energies: Tensor,
-    numbers: Tensor,
+    roots: Tensor,
     *,
     gradients: int,
     forwards: int,
@@ -353,7 +355,7 @@ def unannealed(
     log_normaliser_error: Tensor | None = None,
     notes: Sequence[str] = (),
 ) -> Outcome:
-    """An outcome without temperatures; ``numbers`` ``(B, N)`` of the prior draws it comes from."""
+    """An outcome without temperatures; ``roots`` ``(B, N)`` are indices of the prior draws."""
     count = len(latents)
     none = torch.zeros(0, count, dtype=torch.float64, device="cpu")
     no_moves = torch.zeros(0, dtype=torch.int64, device="cpu")
@@ -363,9 +365,9 @@ def unannealed(
         log_weights=None,
         log_normaliser=log_normaliser,
         log_normaliser_error=log_normaliser_error,
-        roots=numbers,
-        surviving_roots=surviving_roots(numbers),
-        non_finite=torch.zeros_like(numbers),
+        roots=roots,
+        surviving_roots=surviving_roots(roots),
+        non_finite=torch.zeros_like(roots),
         betas=none,
         acceptance=none,
         step_size=none,

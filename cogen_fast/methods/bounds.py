@@ -1,4 +1,4 @@
-"""The evidence from both sides, on simulated data whose posterior draw is known exactly."""
+"""Bounds of the log evidence on simulated data, for which an exact posterior draw is known."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from cogen_fast.problem.observation import MeasurementOperator, as_operator, pos
 from cogen_fast.problem.precision import full_precision
 from cogen_fast.problem.problem import Problem, prepared
 from cogen_fast.sampler import hmc, reverse, smc
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler.annealing_plan import Annealing
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import log_mean_weight
 from cogen_fast.support.arguments import check_count
 from cogen_fast.support.memory import check_samples
 
-_SIMULATION, _BACKWARDS = 0xD1B54A32D192ED03, 0x8CB92BA72F3D8DD7
+_SIMULATION, _REVERSE = 0xD1B54A32D192ED03, 0x8CB92BA72F3D8DD7
 
 
 @dataclass(frozen=True, repr=False)
 class EvidenceBounds:
-    """Log evidence of S simulated data sets, from below and from above, all on the CPU.
+    """Stochastic lower and upper bounds of the log evidence of S simulated data sets, on the CPU.
 
     ``lower`` and ``upper`` ``(S,)`` float64 are estimates whose expectations lie below and above
-    the log evidence, the closer the better the annealing; either is on the wrong side by more than
-    b with a chance of at most ``exp(-b)``. ``latents`` ``(S, d)`` and ``x_obs`` ``(S, ...)`` are
-    what was simulated.
+    the log evidence; better annealing brings them closer to it. The probability that either is on
+    the wrong side by more than b nats is at most ``exp(-b)``. ``latents`` ``(S, d)`` and ``x_obs``
+    ``(S, ...)`` are the simulated latents and measurements.
     """
 
     lower: Tensor
@@ -44,9 +44,9 @@ class EvidenceBounds:
 
     @property
     def gap(self) -> Tensor:
-        """``upper - lower``, ``(S,)``: on average what both estimates miss together.
+        """``upper - lower``, ``(S,)``: its expectation is the sum of the biases of both estimates.
 
-        A single one is noise, and may be negative; their mean is what to look at.
+        A single gap is noisy and may be negative, so look at the mean.
         """
         return self.upper - self.lower
 
@@ -72,13 +72,16 @@ def bound_evidence(
     latent_shape: Any = None,
     compute: Compute = DEFAULT,
 ) -> EvidenceBounds:
-    """How far off the evidence of this generator, mask and noise is: bidirectional Monte Carlo.
+    """Bound the log evidence of simulated data by bidirectional Monte Carlo.
 
-    Draws latents and noise, so that each data set has one exact posterior draw; anneals to the
-    posterior with every choice fixed by a pilot (`evidence="frozen"`), which bounds the log
-    evidence from below, and from the exact draw back to the prior by the same schedule, which
-    bounds it from above (Grosse, Ghahramani and Adams 2015). Arguments as for `cogenerate`;
-    ``simulations`` is S. Raises ValueError or TypeError naming the argument.
+    Latents and noise are drawn, so that each of the S data sets comes with one exact posterior
+    draw. Annealing from the prior to the posterior, with every choice fixed by a pilot run (as with
+    ``evidence="frozen"``), bounds the log evidence from below. Annealing from the exact draw back
+    to the prior by the same schedule bounds it from above (Grosse, Ghahramani and Adams 2015). The
+    mean gap tells how large the error of the evidence is for this generator, mask and noise.
+
+    ``simulations`` is S; the other arguments are those of `cogenerate` and `Adaptive`. Raises
+    ValueError or TypeError naming the argument.
     """
     check_count("simulations", simulations)
     operator = as_operator(mask)
@@ -92,7 +95,7 @@ def bound_evidence(
         seed=seed,
         keep_trace=False,
         max_batch=as_compute(compute).max_batch,
-        most_draws=1,  # backwards, the step from a pool to the prior would be a large one
+        most_draws=1,  # a reverse run would have to go from the pool's temperature to 0 in one step
     )
     seed = method.seed
     with full_precision(), frozen(G):
@@ -109,10 +112,10 @@ def bound_evidence(
         latent_shape=latent_shape,
         compute=compute,
     ) as problem:
-        forwards = method.go(problem, method.begin(problem, None), lambda run: None)
-        assert forwards.repeats is not None
-        below = log_mean_weight(forwards.state.log_weights.reshape(simulations, -1))
-        above = _from_above(problem, forwards, latents, seed)
+        forward = method.go(problem, method.begin(problem, None), lambda run: None)
+        assert forward.repeats is not None
+        below = log_mean_weight(forward.state.log_weights.reshape(simulations, -1))
+        above = _upper(problem, forward, latents, seed)
         constant = problem.observation.log_noise_constant
         assert constant is not None
     return EvidenceBounds(
@@ -139,16 +142,16 @@ def _simulate(
     return latents, exact + (sigma * noise.to(sigma)).reshape(exact.shape).to(exact)
 
 
-def _from_above(problem: Problem, forwards: smc.Run, latents: Tensor, seed: int) -> Tensor:
+def _upper(problem: Problem, forward: smc.Run, latents: Tensor, seed: int) -> Tensor:
     """Minus the log mean reciprocal weight of reverse runs from the exact draws, ``(S,)``."""
-    assert forwards.repeats is not None
-    rows, each, size = forwards.state.hmc.latents.shape
+    assert forward.repeats is not None
+    rows, each, size = forward.state.hmc.latents.shape
     start = latents.repeat_interleave(rows // len(latents), 0)[:, None]
     log_weights = reverse.run(
         problem.potential,
-        forwards.repeats,
+        forward.repeats,
         start.expand(-1, each, size).contiguous(),
         backend=problem.backend,
-        seed=(seed + _BACKWARDS) % 2**64,
+        seed=(seed + _REVERSE) % 2**64,
     ).reshape(len(latents), -1)
     return math.log(log_weights.shape[1]) - torch.logsumexp(-log_weights, -1)

@@ -1,8 +1,8 @@
 """Unfinished runs on disk: written atomically, refused where they belong to another run.
 
-What a run consists of is declared once, in the annotations of its dataclasses, which say what is
-written, how it is read, and what a file may hold (`cogen_fast.support.layout`). A digest over all
-content tells damage; the declaration tells what no run of these settings could have written.
+The annotations of a run's dataclasses declare once what is written, how it is read, and which
+values a file may hold (`cogen_fast.support.layout`). A digest over the whole content detects
+damage; the annotations detect content which no run with these settings could have written.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ from cogen_fast.support.tensor_files import to_bytes
 
 _FORMAT = "cogen-fast run 10"
 _PROBE = "probe."
-_ON_HOST = "trace"
+_ON_HOST = "trace"  # the field whose tensors stay on the CPU
 _Held = dict[tuple[int, bool], tuple[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file that an unfinished run is saved to, every ``seconds`` (60) and on Ctrl-C.
+    """A file in which an unfinished run is saved, every ``seconds`` (default: 60) and on Ctrl-C.
 
-    Raises TypeError or ValueError naming ``checkpoint`` or ``checkpoint_seconds``.
+    With 0 seconds it is saved after every temperature. Raises TypeError or ValueError naming
+    ``checkpoint`` or ``checkpoint_seconds``.
     """
 
     path: str | Path
@@ -48,20 +49,21 @@ class Checkpoint:
 
     @property
     def file(self) -> Path:
-        """The path, as one."""
+        """The path as a `Path`."""
         return Path(self.path)
 
 
 def save(path: Path, run: Any, identity: Mapping[str, str], probes: Mapping[str, Tensor]) -> None:
-    """Write ``run``, of `ais`, `smc` or `noise_level`.
+    """Write ``run``, a run of `ais`, `smc` or `noise_level`.
 
-    ``identity`` names the inputs and settings that it belongs to; ``probes`` holds what functions
-    give at fixed latents, which tells one from another where there are no weights to hash.
+    ``identity`` describes the inputs and settings to which the run belongs. ``probes`` holds the
+    values of generator, operator and misfit at fixed latents, which identify functions that have no
+    weights to hash.
     """
     held: _Held = {}
     tree = _encode(run, "run", held)
     tensors = dict(held.values()) | {_PROBE + name: value for name, value in probes.items()}
-    # Copies: the format refuses tensors that share memory.
+    # Copies, as the format refuses tensors which share memory.
     kept = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     metadata = {
         "format": _FORMAT,
@@ -80,17 +82,17 @@ def load(
     device: torch.device,
     layout: Layout,
 ) -> Any:
-    """The run of ``layout`` in ``path``, on ``device`` (traces stay on the CPU).
+    """Read a run with ``layout`` from ``path``, onto ``device`` (traces stay on the CPU).
 
-    ValueError where it is damaged or belongs to other inputs, where ``probes`` differ beyond
-    rounding, or where it holds what no such run holds, naming the field.
+    ValueError where the file is damaged or belongs to other inputs, where ``probes`` differ by more
+    than rounding, or, naming the field, where a value is one that no such run can have.
     """
     texts, tensors = _read(path)
     try:
         tree = parse_json("run", texts["run"])
         found = parse_json("identity", texts["identity"])
         if not isinstance(found, dict) or not all(type(v) is str for v in found.values()):
-            raise ValueError("identity: expected a JSON object of texts, got something else")
+            raise ValueError("identity: expected a JSON object of strings, got something else")
     except (KeyError, ValueError) as error:
         raise ValueError(f"checkpoint: {path} is damaged: {error!r:.80}") from error
     _check_identity(path, found, identity)
@@ -105,25 +107,25 @@ def load(
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """All that the file holds, which is what was written."""
+    """The metadata and the tensors of the file, whose digest is checked."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            # Cloned into aligned memory: alignment decides which instructions a matrix product
-            # uses, and so its last bits.
+            # Cloned into aligned memory, as the instructions that a matrix product uses, and so its
+            # last bits, depend on the alignment.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"checkpoint: {path} is damaged or no checkpoint: {error}") from error
+        raise ValueError(f"checkpoint: {path} is damaged or is no checkpoint: {error}") from error
     if metadata.get("format") != _FORMAT:
-        raise ValueError(f"checkpoint: {path} is no {_FORMAT!r} file")
+        raise ValueError(f"checkpoint: {path} is not a {_FORMAT!r} file")
     given = metadata.pop("digest", None)
     if given != digest_of(tensors, metadata):
-        raise ValueError(f"checkpoint: {path} is damaged: it is not as it was written")
+        raise ValueError(f"checkpoint: {path} is damaged: its content does not match its digest")
     return metadata, tensors
 
 
 def _encode(value: Any, name: str, held: _Held) -> Any:
-    """A tree of plain values that names the tensors, which are put into ``held`` once each."""
+    """A tree of plain values and names of tensors, each of which is put into ``held`` once."""
     if isinstance(value, Tensor):
         key = (id(value), _ON_HOST in name.split("."))
         return {"tensor": held.setdefault(key, (name, value))[0]}
@@ -138,14 +140,14 @@ def _encode(value: Any, name: str, held: _Held) -> Any:
 
 @dataclass(frozen=True)
 class _Reading:
-    """From a tree to a run: each value as the type of its field says, or ValueError."""
+    """Decodes a tree into a run. ValueError for a value which the type of its field forbids."""
 
     tensors: Mapping[str, Tensor]
     device: torch.device
     layout: Layout
 
     def value(self, tree: Any, kind: Any, name: str, sizes: dict[str, int]) -> Any:
-        """Of an annotated type; ``sizes`` of the dimensions that have a name."""
+        """The value of type ``kind`` in ``tree``; ``sizes`` maps names of dimensions to sizes."""
         origin, parts = get_origin(kind), get_args(kind)
         if origin in (Union, UnionType):
             return self._optional(tree, parts, name, sizes)
@@ -162,7 +164,7 @@ class _Reading:
         (kind,) = (each for each in kinds if each is not NoneType)
         present = self.layout.present.get(name.rsplit(".", 1)[-1])
         if present is not None and present != (tree is not None):
-            wanted = "a value" if present else "nothing"
+            wanted = "a value" if present else "none"
             raise ValueError(
                 f"{name}: expected {wanted} with these settings, got {abbreviated(tree)}"
             )
@@ -214,7 +216,7 @@ def _check_identity(path: Path, found: Mapping[str, str], wanted: Mapping[str, s
     differing = [k for k in keys if found.get(k) != wanted.get(k)]
     if differing:
         changes = "; ".join(
-            f"{k}: {_shorten(found.get(k))} there, {_shorten(wanted.get(k))} here"
+            f"{k}: {_shorten(found.get(k))} in the file, {_shorten(wanted.get(k))} in this call"
             for k in differing
         )
         raise ValueError(
@@ -227,7 +229,7 @@ def _check_probes(path: Path, tensors: Mapping[str, Tensor], probes: Mapping[str
         found = tensors.get(_PROBE + name)
         if found is None or not _same_values(found.to(probe.device), probe):
             raise ValueError(
-                f"checkpoint: {path} belongs to another run: its {name} gives other values; "
+                f"checkpoint: {path} belongs to another run, whose {name} gives other values; "
                 "remove it or give another path"
             )
 

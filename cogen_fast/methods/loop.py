@@ -1,7 +1,7 @@
-"""A resumable run: what people want around a sampler's loop.
+"""A resumable run: progress bar, checkpoints and Ctrl-C around a sampler's loop.
 
-Progress bar, checkpoints and Ctrl-C. The loops themselves are `cogen_fast.sampler.ais.run` and
-`cogen_fast.sampler.smc.run`; a `Method` says which, and how.
+The loops themselves are `cogen_fast.sampler.ais.run` and `cogen_fast.sampler.smc.run`. A `Method`
+calls one of them with its settings.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from cogen_fast.support.digests import tensor_bytes
 from cogen_fast.support.layout import Layout
 from cogen_fast.support.warnings import warn_user
 
-INTERRUPTED = "the run was interrupted before its last moves"
-"""Why there is no such thing in an unfinished outcome."""
+INTERRUPTED = "The run was interrupted before its last moves."
+"""The reason why an unfinished outcome lacks a value."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands, for the progress bar: ``done`` of ``total`` (None: nobody knows)."""
+    """Progress of a run, for the progress bar: ``done`` of ``total`` units (None: unknown)."""
 
     done: int
     total: int | None
@@ -37,11 +37,12 @@ class Position:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method hands back; `cogen_fast.Result` says what the fields mean.
+    """What a method returns; `cogen_fast.Result` documents the fields.
 
-    ``energy_unit`` ``(B,)`` is what energies are multiples of, in those of the problem's potential;
-    None where they are these. ``best_draws`` ``(B, T, d)``, with ``best_energies`` ``(B, T)``, are
-    the best of the prior draws that were scored, to fit from.
+    ``energy_unit`` ``(B,)`` is the factor between the energies of the problem's potential and those
+    reported here; None where they are equal. ``best_draws`` ``(B, T, d)``, with energies
+    ``best_energies`` ``(B, T)``, are the best scored prior draws of each island, from which fits
+    may start.
     """
 
     latents: Tensor
@@ -76,43 +77,43 @@ class Outcome:
 
 
 class Method(Protocol):
-    """A way to sample: every setting, checked, but not the generator and the data."""
+    """A sampling method with all settings, checked, but without the generator and the data."""
 
     def settings(self) -> dict[str, Any]:
-        """As plain values, for the result and for the checkpoint's identity."""
+        """The settings as plain values, for the result and for the checkpoint's identity."""
         ...
 
     def identity(self) -> Mapping[str, str]:
-        """What else a checkpoint must agree with."""
+        """Further values with which a checkpoint must agree."""
         ...
 
     def layout(self, problem: Problem) -> Layout:
-        """What a run of these settings is made of, to read one from a file."""
+        """The layout of a run with these settings, for reading one from a file."""
         ...
 
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> Any:
-        """A run at its start."""
+        """Start a run."""
         ...
 
     def go(self, problem: Problem, run: Any, on_step: Callable[[Any], None]) -> Any:
-        """The run at its end; ``on_step`` sees it after each temperature."""
+        """Continue ``run`` to its end; ``on_step`` is called with it after each temperature."""
         ...
 
     def position(self, run: Any) -> Position:
-        """How far the run is."""
+        """How far the run has come."""
         ...
 
     def facts(self, run: Any) -> Mapping[str, str]:
-        """What the progress bar tells beside it; reads from the device."""
+        """Numbers to show beside the progress bar. They are read from the device."""
         ...
 
     def outcome(self, problem: Problem, run: Any, complete: bool) -> Outcome:
-        """What the run has found."""
+        """The outcome of the run."""
         ...
 
 
 class Loop:
-    """A method's loop with what people want around it: resume, progress bar, Ctrl-C."""
+    """A method's loop which can be resumed and interrupted and shows a progress bar."""
 
     def __init__(self, method: Method, problem: Problem, saving: Checkpoint | None) -> None:
         self.method, self.problem = method, problem
@@ -121,12 +122,12 @@ class Loop:
         self.saved_at = time.monotonic()
 
     def anneal(self, observation_ids: Sequence[int] | None, progress: bool) -> tuple[Any, bool]:
-        """The run, and whether it reached its end."""
+        """Run or resume the method. Returns the run, and whether it reached its end."""
         if self.path is not None:
             self.identity = self._identity(observation_ids)
             self.probes = self.problem.probes()
         self.latest = self._start(observation_ids)
-        self._try_path()
+        self._check_path()
         position = self.method.position(self.latest)
         with tqdm(
             total=position.total, initial=position.done, disable=not progress, unit=position.unit
@@ -134,11 +135,11 @@ class Loop:
             try:
                 self.latest = self.method.go(self.problem, self.latest, self._after_step)
             except KeyboardInterrupt:
-                if self.path is not None and self._saved():
+                if self.path is not None and self._save():
                     raise
                 return self.latest, False
         if self.path is not None:
-            self._saved()
+            self._save()
         return self.latest, True
 
     def _start(self, observation_ids: Sequence[int] | None) -> Any:
@@ -150,15 +151,15 @@ class Loop:
     def _after_step(self, run: Any) -> None:
         self.latest = run
         done = self.method.position(run).done
-        if self.bar.update(done - self.bar.n):  # True when redrawn: only then are numbers read
+        if self.bar.update(done - self.bar.n):  # True when redrawn; only then are numbers read
             self.bar.set_postfix(self.method.facts(run), refresh=False)
         if self.path is not None and time.monotonic() - self.saved_at >= self.interval:
-            self._saved()
+            self._save()
 
-    def _try_path(self) -> None:
-        """Write the run's start: what cannot be written is found out before there is work to lose.
+    def _check_path(self) -> None:
+        """Write the start of the run, so that a path which cannot be written fails before any work.
 
-        OSError naming the argument.
+        Raises OSError naming the argument.
         """
         if self.path is None or self.path.exists():
             return
@@ -167,22 +168,22 @@ class Loop:
         except OSError as error:
             raise OSError(f"checkpoint: {self.path} cannot be written: {error}") from error
 
-    def _saved(self) -> bool:
-        """Whether the run could be saved; where not, a warning says so, and the run goes on."""
+    def _save(self) -> bool:
+        """Save the run. Returns False, after a warning, if it could not be saved."""
         assert self.path is not None
         self.saved_at = time.monotonic()
         try:
             checkpoints.save(self.path, self.latest, self.identity, self.probes)
         except OSError as error:
             warn_user(
-                f"checkpoint: {self.path} could not be written ({error}); what it held before is "
-                "still there, and the run is not lost: it goes on, or is returned as it is"
+                f"checkpoint: {self.path} could not be written ({error}). The file keeps its old "
+                "content, and the run continues, or is returned in its present state."
             )
             return False
         return True
 
     def _identity(self, observation_ids: Sequence[int] | None) -> dict[str, str]:
-        """What a checkpoint must agree with: generator, data and every setting."""
+        """Values of generator, data and settings with which a checkpoint must agree."""
         spec = self.problem.observation.spec
         digest = hashlib.sha256(repr((spec.kind, spec.output_shape, spec.factor)).encode())
         bounds = self.problem.observation.noise_bounds or ()

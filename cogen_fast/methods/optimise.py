@@ -1,4 +1,4 @@
-"""Optimisation of the misfit from many starts at once, each start on its own."""
+"""Optimisation of the misfit from many starts at once, each start independently."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from cogen_fast.problem.density import Potential
 
-_POLISH_RATE = 0.01
-_MEMORY = 10
+_ADAM_RATE = 0.01
+_MEMORY = 10  # pairs of steps and gradient changes that L-BFGS keeps
 _FIRST_STEP = 0.1  # length of the first L-BFGS step, in units of sqrt(d)
-_SHRINK, _ARMIJO = 0.5, 1e-4
+_SHRINK, _ARMIJO = 0.5, 1e-4  # of backtracking: step factor and sufficient decrease
 
 
 def gradient_descent(
@@ -27,29 +27,30 @@ def gradient_descent(
 ) -> tuple[Tensor, Tensor]:
     """Plain gradient descent ``z <- z - learning_rate grad E(z)`` from every start.
 
-    ``latents`` ``(B, N, d)``; ``learning_rate`` a number, or one per chain ``(N, 1)``. Returns the
-    last latents and their energies ``(B, N)``, or with ``keep_best`` those of the best point that
-    each chain visited; ``visit`` sees the latents after every step. A chain whose next gradient is
-    not finite stays where it is. Costs ``steps + 1`` gradients, the last one for the energy alone.
+    ``latents`` is ``(B, N, d)``; ``learning_rate`` is a number, or one per chain, ``(N, 1)``.
+    Returns the last latents and their energies ``(B, N)``, or with ``keep_best`` those of the best
+    point which each chain visited. ``visit`` is called with the latents after every step. A chain
+    whose gradient is not finite does not move. The cost is ``steps + 1`` gradients; the last one is
+    needed for its energy only.
     """
     position, best = latents.clone(), _Best(latents)
     for _ in range(steps):
         energy, grad = potential.energy_and_grad(position)
         if keep_best:
-            best.look(position, energy)
+            best.update(position, energy)
         sound = grad.isfinite().all(-1, keepdim=True)
         position = torch.where(sound, position - learning_rate * grad, position)
         if visit is not None:
             visit(position)
     energy, _ = potential.energy_and_grad(position)
     if keep_best:
-        best.look(position, energy)
+        best.update(position, energy)
         return best.latents, best.energy
     return position, energy
 
 
 class _Best:
-    """The best of the points that were looked at, per chain."""
+    """The point of lowest energy which each chain has visited so far."""
 
     def __init__(self, latents: Tensor) -> None:
         self.latents = latents.clone()
@@ -57,26 +58,26 @@ class _Best:
             latents.shape[:2], torch.inf, dtype=torch.float64, device="cpu"
         ).to(latents.device)
 
-    def look(self, position: Tensor, energy: Tensor) -> None:
+    def update(self, position: Tensor, energy: Tensor) -> None:
         better = energy < self.energy  # false for NaN
         self.latents = torch.where(better[..., None], position, self.latents)
         self.energy = torch.where(better, energy, self.energy)
 
 
 def adam(
-    potential: Potential, latents: Tensor, steps: int, learning_rate: float = _POLISH_RATE
+    potential: Potential, latents: Tensor, steps: int, learning_rate: float = _ADAM_RATE
 ) -> tuple[Tensor, Tensor]:
-    """Adam (Kingma and Ba 2015) with a rate that falls to 0 along a cosine.
+    """Adam (Kingma and Ba 2015) with a learning rate that falls to 0 along a cosine.
 
-    ``latents`` ``(B, N, d)``; returns the best point that each chain visited and its energy
-    ``(B, N)``. Costs ``steps`` gradients. Gradients that are not finite count as 0.
+    ``latents`` is ``(B, N, d)``. Returns the best point which each chain visited and its energy
+    ``(B, N)``. The cost is ``steps`` gradients. A gradient which is not finite counts as 0.
     """
     position = latents.detach().clone()
     optimiser = torch.optim.Adam([position], lr=learning_rate)
     best = _Best(latents)
     for k in range(steps):
         energy, grad = potential.energy_and_grad(position)
-        best.look(position, energy)
+        best.update(position, energy)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * 0.5 * (1.0 + math.cos(math.pi * k / steps))
         sound = grad.isfinite().all(-1, keepdim=True)
@@ -90,16 +91,16 @@ def lbfgs(
 ) -> tuple[Tensor, Tensor]:
     """L-BFGS (Nocedal and Wright 2006, algorithm 7.4) of every chain, with backtracking.
 
-    ``latents`` ``(B, N, d)``; ``first_step`` is the length of the first step, and of every restart
-    down the slope, in units of ``sqrt(d)``, the length of a prior draw. Returns the best point that
-    each chain visited and its energy ``(B, N)``. Costs ``steps`` gradients: each tries one point
-    per chain, which is taken where the energy has fallen enough and halves the chain's step where
-    not.
+    ``latents`` is ``(B, N, d)``. ``first_step`` is the length of the first step, and of the first
+    step after each restart along the negative gradient, in units of ``sqrt(d)``, the length of a
+    prior draw. Returns the best point which each chain visited and its energy ``(B, N)``. The cost
+    is ``steps`` gradients. Each of them evaluates one trial point per chain; the chain moves there
+    if the energy has decreased sufficiently, and halves its step otherwise.
     """
     position = latents.detach().clone()
     energy, grad = _finite(*potential.energy_and_grad(position))
     best = _Best(latents)
-    best.look(position, energy)
+    best.update(position, energy)
     pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=_MEMORY)
     direction = _first_direction(grad, first_step)
     scale = torch.ones_like(energy)
@@ -107,7 +108,7 @@ def lbfgs(
         step = scale[..., None].to(position.dtype) * direction
         trial = position + step
         trial_energy, trial_grad = _finite(*potential.energy_and_grad(trial))
-        best.look(trial, trial_energy)
+        best.update(trial, trial_energy)
         slope = _dot(step, grad)
         taken = trial_energy <= energy + _ARMIJO * slope
         chosen = taken[..., None]
@@ -125,7 +126,7 @@ def lbfgs(
 
 
 def _finite(energy: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Energies with +inf, and gradients with 0, where either is not finite."""
+    """The energies, +inf where energy or gradient is not finite, and the gradients, 0 there."""
     sound = energy.isfinite() & grad.isfinite().all(-1)
     return torch.where(sound, energy, torch.inf), torch.where(sound[..., None], grad, 0.0)
 
@@ -136,18 +137,18 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _first_direction(grad: Tensor, length: float) -> Tensor:
-    """Downhill, of ``length`` times the square root of d."""
+    """The direction of the negative gradient, with length ``length * sqrt(d)``."""
     norm = grad.norm(dim=-1, keepdim=True).clamp(min=1e-30)
     direction: Tensor = grad * (-length * math.sqrt(grad.shape[-1])) / norm
     return direction
 
 
 def _two_loops(grad: Tensor, pairs: deque[tuple[Tensor, Tensor]]) -> Tensor:
-    """``-H grad`` by the two loops; pairs of no or negative curvature are passed over."""
+    """``-H grad`` by the two-loop recursion; pairs without positive curvature are skipped."""
     q = grad.double()
     kept = []
     gamma = torch.ones_like(q[..., :1])
-    scaled = torch.zeros_like(gamma, dtype=torch.bool)  # by the newest pair of some curvature
+    scaled = torch.zeros_like(gamma, dtype=torch.bool)  # by the newest pair of positive curvature
     for step, change in reversed(pairs):
         curvature = _dot(step, change)[..., None]
         fine = curvature > 0.0

@@ -19,42 +19,43 @@ from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import (
     error_of_log,
     log_mean_weight,
+    nan_where_unknown,
     surviving_roots,
-    told,
     variance_between,
     variance_if_gaussian,
 )
 from cogen_fast.support.layout import Layout
 
 _FORM_REASON = (
-    "paper form: the prior fades out with the temperature, so exp(-E) need not have a finite "
-    "integral and the weights mean nothing; use form='posterior'"
+    "The paper form removes the prior as beta grows, so exp(-E) need not have a finite integral "
+    "and its weights have no meaning; use form='posterior'."
 )
 _ERROR_REASON = (
-    f"fewer than {POPULATION} chains, or weights too uneven for so few, to estimate an error (NaN "
-    "there)"
+    f"Fewer than {POPULATION} chains, or weights as uneven as those of some observations (NaN "
+    "there), cannot give an error; run with more chains."
 )
-_MOST_VARIANCE = 1.0  # relative, of the mean weight: beyond it so few do not tell it
+# Relative variance of the mean weight, above which so few weights cannot estimate it.
+_MOST_VARIANCE = 1.0
 _PER_CHAIN_NOTE = (
-    "each chain adapted its own step size, which biases samples and weights, however many chains "
-    "there are"
+    "Each chain adapted its own step size, which biases samples and weights; more chains do not "
+    "remove the bias."
 )
 
 
 def refined_note(run: ais.Run | smc.Run) -> list[str]:
-    """What is said where gradients of reduced precision were given up."""
+    """The note about a change to finer gradients during a run, as a list."""
     if run.refined is None:
         return []
     least = LEAST_TUNED if isinstance(run, smc.Run) else LEAST_ACCEPTANCE
     return [
-        f"acceptance below {least} over {WINDOW} temperatures: gradients of the finer "
-        f"type after {run.refined} temperatures"
+        f"The acceptance was below {least} over {WINDOW} temperatures, so gradients were computed "
+        f"in the finer type after {run.refined} temperatures."
     ]
 
 
 @dataclass(frozen=True)
 class PaperPlan:
-    """Every setting of a published run but the generator and the data."""
+    """All settings of a published run, without the generator and the data."""
 
     chains: int
     moves: ais.Moves
@@ -67,7 +68,7 @@ class PaperPlan:
     preset: str | None
 
     def settings(self) -> dict[str, Any]:
-        """As plain values, for the result and for the checkpoint's identity."""
+        """The settings as plain values, for the result and for the checkpoint's identity."""
         rule = self.moves.adaptation
         return {
             "method": "paper",
@@ -85,14 +86,14 @@ class PaperPlan:
         }
 
     def identity(self) -> Mapping[str, str]:
-        """What else a checkpoint must agree with."""
+        """Further values with which a checkpoint must agree."""
         return {
             "betas": hashlib.sha256(self.betas.tobytes()).hexdigest(),
             "keep_trace": str(self.keep_trace),
         }
 
     def layout(self, problem: Problem) -> Layout:
-        """What a run of these settings is made of, to read one from a file."""
+        """The layout of a run with these settings, for reading one from a file."""
         sizes = {
             "B": problem.observation.count,
             "N": self.chains,
@@ -104,7 +105,7 @@ class PaperPlan:
         return Layout(ais.Run, sizes, problem.adapter.dtype, present)
 
     def begin(self, problem: Problem, observation_ids: Sequence[int] | None) -> ais.Run:
-        """Prior draws."""
+        """A run at its start, with chains drawn from the prior."""
         state = ais.init(
             problem.target,
             self.moves,
@@ -119,7 +120,7 @@ class PaperPlan:
         return ais.Run(state, history, 0)
 
     def go(self, problem: Problem, run: ais.Run, on_step: Callable[[ais.Run], None]) -> ais.Run:
-        """Algorithm 1's loop to its end."""
+        """Run the loop of Algorithm 1 to its end."""
         if problem.dense is not None:
             return dense.ais_run(problem.dense, self.betas, self.moves, run, on_step)
         return ais.run(
@@ -133,11 +134,11 @@ class PaperPlan:
         )
 
     def position(self, run: ais.Run) -> Position:
-        """In temperatures."""
+        """The position, in temperatures."""
         return Position(run.done, len(self.betas), "beta")
 
     def facts(self, run: ais.Run) -> Mapping[str, str]:
-        """Temperature, acceptance and step size."""
+        """Inverse temperature, acceptance and step size of the last temperature."""
         last = run.done - 1
         return {
             "beta": f"{self.betas[last]:.3g}",
@@ -146,7 +147,7 @@ class PaperPlan:
         }
 
     def outcome(self, problem: Problem, run: ais.Run, complete: bool) -> Outcome:
-        """What the run has found."""
+        """The outcome of the run."""
         state, history = run.state, run.history
         steps, (count, chains) = len(self.betas), state.hmc.energy.shape
         roots = torch.arange(chains, device=state.beta.device).repeat(count, 1)
@@ -179,7 +180,7 @@ class PaperPlan:
         )
 
     def _gradients(self, run: ais.Run) -> int:
-        """Of a chain: the first, those of the moves, and one where gradients became finer."""
+        """Gradients of a chain: the first, those of moves, and one for a change to finer ones."""
         moves = run.done * self.moves.hmc_steps * self.moves.leapfrog_steps
         return 1 + moves + (run.refined is not None)
 
@@ -200,6 +201,6 @@ class PaperPlan:
             reasons["log_normaliser_error"] = _ERROR_REASON
         if self.betas[-1] < 1.0:
             reasons["log_evidence"] = (
-                f"the last inverse temperature is {self.betas[-1]:.6g}, below 1; see log_normaliser"
+                f"The last inverse temperature is {self.betas[-1]:.6g}, not 1; see log_normaliser."
             )
-        return log_normaliser, told(error_of_log(variance), known), reasons
+        return log_normaliser, nan_where_unknown(error_of_log(variance), known), reasons

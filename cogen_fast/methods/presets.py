@@ -1,7 +1,7 @@
-"""The published runs by name: every setting of method and schedule, as plain data.
+"""The published runs by name, with all settings of method and schedule as plain data.
 
-Where the paper's text and the authors' public program differ, each has a preset of its own, and the
-description says which it is.
+Where the paper's text and the authors' public program differ, each has its own preset, and the
+description names the source.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ PRESETS: dict[str, Preset] = {
         weight=1e4,
     ),
     "five-gaussians-paper": Preset(
-        "2-D study, the paper's text: 6,000 AIS loops of 10 leapfrog steps, step grown by 1.021; "
-        "schedule and variance, which the text leaves open, as in the program",
+        "2-D study, the paper's text: 6,000 AIS loops of 10 leapfrog steps, step size increased by "
+        "1.021; schedule and variance, which the text does not state, are the program's",
         chains=100,
         ais_steps=6000,
         schedule=_TWO_D,
@@ -72,7 +72,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "lsun-256": Preset(
         "LSUN 256 x 256, one block of sides 50-80 hidden: 5 chains, of which the paper keeps the "
-        "best by the truth (an oracle)",
+        "one closest to the ground truth (an oracle)",
         chains=5,
         ais_steps=499,
         schedule=_IMAGES,
@@ -80,8 +80,8 @@ PRESETS: dict[str, Preset] = {
         weight=1.0,
     ),
     "celebahq-1024-sisr": Preset(
-        "CelebA-HQ 1024 x 1024 from 128 x 128: 3 chains; the paper's text observes "
-        "AveragePool(8), the authors' program Stride(8)",
+        "CelebA-HQ 1024 x 1024 from 128 x 128: 3 chains; the observation is AveragePool(8) in the "
+        "paper's text and Stride(8) in the authors' program",
         chains=3,
         ais_steps=499,
         schedule=_IMAGES,
@@ -91,7 +91,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 DEFAULTS = Preset(
-    "defaults of cogenerate, where no preset is named",
+    "defaults of the paper's method, where no preset is named",
     chains=4,
     ais_steps=500,
     schedule=Sigmoid(),
@@ -101,5 +101,5 @@ DEFAULTS = Preset(
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name; ValueError lists the known ones."""
+    """The preset of that name. ValueError, listing the known names, where there is none."""
     return PRESETS[check_choice("preset", name, sorted(PRESETS))]

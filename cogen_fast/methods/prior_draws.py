@@ -1,4 +1,4 @@
-"""Prior draws of a problem: scored by their energy, the best picked, or one drawn by weight."""
+"""Prior draws of a problem: scored by their energies, and selected by energy or by weight."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cogen_fast.sampler import hmc, pool
 
 
 def noise(problem: Problem, seed: int, observation_ids: Sequence[int] | None) -> NoiseStream:
-    """The noise of the problem's observations."""
+    """The random number streams of the problem's observations."""
     count, device = problem.observation.count, problem.adapter.device
     return hmc.noise_stream(seed, count, device, observation_ids)
 
 
 def drawn(problem: Problem, stream: NoiseStream, count: int) -> Tensor:
-    """Prior draws ``(B, count, d)``: those of `cogenerate` with as many chains."""
+    """Prior draws ``(B, count, d)``, equal to those of `cogenerate` with ``count`` chains."""
     adapter = problem.adapter
     ops = dispatch.resolve(problem.backend, adapter.device)
     return ops.initial_latents(stream, count, adapter.latent_size, adapter.dtype)
@@ -29,9 +29,9 @@ def drawn(problem: Problem, stream: NoiseStream, count: int) -> Tensor:
 def scored(
     problem: Problem, stream: NoiseStream, draws: int, runs: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Prior draws ``(B, runs, draws, d)``, and their energies, huge where they are not finite.
+    """Prior draws ``(B, runs, draws, d)``, and their energies; each costs one forward.
 
-    One forward each.
+    An energy which is not finite is replaced by the largest finite number.
     """
     latents = drawn(problem, stream, runs * draws)
     energy = pool.scores(problem.potential, latents)
@@ -41,15 +41,15 @@ def scored(
 
 
 def forwards(draws: int) -> int:
-    """What it takes to find the `best` of so many draws."""
+    """How many forwards `best` needs for this number of draws: a single draw is not scored."""
     return draws if draws > 1 else 0
 
 
 def best(problem: Problem, stream: NoiseStream, draws: int, runs: int) -> tuple[Tensor, Tensor]:
-    """The best of ``draws`` prior draws for each run, ``(B, runs, d)``, and its number.
+    """The lowest-energy one of ``draws`` prior draws for each run, ``(B, runs, d)``, and its index.
 
-    Numbers ``(B, runs)`` count the draws of all runs of an observation. A single draw is not
-    scored.
+    Indices ``(B, runs)`` count through the draws of all runs of an observation. A single draw is
+    not scored.
     """
     if draws == 1:
         latents = drawn(problem, stream, runs)
@@ -61,9 +61,9 @@ def best(problem: Problem, stream: NoiseStream, draws: int, runs: int) -> tuple[
 
 
 def by_weight(energy: Tensor, stream: NoiseStream, count: int) -> Tensor:
-    """Of each pool ``count`` numbers, independent and with probabilities as ``exp(-energy)``.
+    """Indices of ``count`` independent draws per pool, with probabilities as ``exp(-energy)``.
 
-    ``energy`` ``(B, R, K)``; returns ``(B, R, count)`` int64.
+    ``energy`` is ``(B, R, K)``; returns ``(B, R, count)`` int64.
     """
     batch, pools, _ = energy.shape
     uniform = uniforms(stream, Purpose.RESAMPLE, pools * count, torch.float64)
@@ -73,5 +73,5 @@ def by_weight(energy: Tensor, stream: NoiseStream, count: int) -> Tensor:
 
 
 def picked(pools: Tensor, chosen: Tensor) -> Tensor:
-    """Of pools ``(B, R, K, d)`` the draws numbered ``(B, R, n)``: ``(B, R, n, d)``."""
+    """The draws of ``pools`` ``(B, R, K, d)`` with indices ``chosen`` ``(B, R, n)``."""
     return pools.gather(2, chosen[..., None].expand(-1, -1, -1, pools.shape[-1]))

@@ -1,4 +1,4 @@
-"""What belongs to one method: the settings of the adaptive one, and of the published one."""
+"""Settings of the two annealing methods: `Adaptive` and `Paper`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cogen_fast.problem.compute import Compute, gathered
 from cogen_fast.problem.density import FORMS, Form
 from cogen_fast.results.result import ANNEALED
 from cogen_fast.sampler import ais
-from cogen_fast.sampler.pace import MASSES, Annealing
+from cogen_fast.sampler.annealing_plan import MASSES, Annealing
 from cogen_fast.sampler.schedule import Betas, as_schedule
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.support.arguments import (
@@ -30,12 +30,12 @@ from cogen_fast.support.warnings import warn_user
 
 METHODS = ANNEALED
 ADAPTATIONS = ("published", "per-chain")
-_OF_TEMPERATURE = 48  # bytes at the least: the inverse temperature itself, and what is kept of it
+_BYTES_PER_TEMPERATURE = 48  # at least: the inverse temperature and one row of each history
 
 
 @dataclass(frozen=True)
-class Running:
-    """What every method is told of a run, checked."""
+class RunOptions:
+    """Options of a run which every method takes, checked."""
 
     seed: int
     max_batch: int | None
@@ -44,27 +44,30 @@ class Running:
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive:
-    """The adaptive method: it finds its own temperatures, resamples and tunes its moves.
+    """The adaptive method, which chooses its temperatures, resamples and tunes its moves.
 
     Args:
-        populations: R of N chains each per observation (1). They are islands: groups of particles
-            that exchange none and are tuned by one another. One population is two islands of half
-            its particles. Each begins from the best of up to 64 prior draws for each of its
-            particles. More populations tell R-hat and the error of the evidence better.
-        evidence: "consistent", or "frozen": a second run repeats every choice of the first under
-            other noise, which makes the estimate unbiased. What is returned, samples too, is then
-            the second run's.
-        kept: share of the conditional effective sample size that a step of the inverse temperature
-            keeps (0.97). Nearer to 1: more temperatures.
-        mass: of the moves: "curvature" (default), the precision of the posterior that the gradients
-            of the other islands show, in their stiffest directions; or "identity".
-        hmc_steps: transitions M per temperature (tuned).
-        leapfrog_steps: leapfrog steps L per transition (tuned, and then common to all observations
-            of a call).
-        step_size: leapfrog step at the start (by the size of the latent), then tuned.
+        populations: number R of populations per observation, of N chains each (default: 1).
+            Populations are islands: groups of particles which do not exchange particles and tune
+            each other's moves. A single population consists of two islands, each with half of the
+            particles. The particles of an island are drawn by weight from its own scored prior
+            draws, 64 per particle without a budget. With more populations, R-hat and the error of
+            the evidence are estimated better.
+        evidence: "consistent" (default), or "frozen": a second run with other random numbers
+            repeats every choice of the first, so that its estimate of the evidence is unbiased.
+            Everything that is returned, the samples included, then comes from the second run.
+        kept: fraction of the conditional effective sample size which each step of the inverse
+            temperature keeps (default: 0.97). A value closer to 1 gives more temperatures.
+        mass: mass matrix of the moves: "curvature" (default), the posterior precision in its
+            stiffest directions, estimated from the gradients of the other islands; or "identity".
+        hmc_steps: number M of transitions per temperature (default: tuned).
+        leapfrog_steps: number L of leapfrog steps per transition (default: tuned, and then the same
+            for all observations of a call).
+        step_size: first leapfrog step size, tuned from there on (default: by the size of the
+            latent).
 
     Raises:
-        TypeError, ValueError: bad input, naming the argument.
+        TypeError, ValueError: an argument is invalid; the message names it.
     """
 
     populations: int = 1
@@ -84,8 +87,8 @@ class Adaptive:
         check_choice("mass", self.mass, MASSES)
         self._annealing()
 
-    def plan(self, chains: int | None, budget: int | None, running: Running) -> AdaptivePlan:
-        """Every setting of a run; ``budget`` is that of the annealing."""
+    def plan(self, chains: int | None, budget: int | None, run_options: RunOptions) -> AdaptivePlan:
+        """All settings of a run; ``budget`` is what the sampling may spend, without polishing."""
         return AdaptivePlan(
             chains=POPULATION if chains is None else chains,
             populations=self.populations,
@@ -93,9 +96,9 @@ class Adaptive:
             budget=budget,
             evidence=self.evidence,
             step_size=self.step_size,
-            seed=running.seed,
-            keep_trace=running.keep_trace,
-            max_batch=running.max_batch,
+            seed=run_options.seed,
+            keep_trace=run_options.keep_trace,
+            max_batch=run_options.max_batch,
         )
 
     def _annealing(self) -> Annealing:
@@ -111,26 +114,29 @@ class Adaptive:
 class Paper:
     """Algorithm 1 as published (Fang and Schwing 2019), with the published step-size adaptation.
 
-    What is None is the preset's; without one there are 4 chains and the defaults in parentheses.
+    An argument which is None takes the preset's value; without a preset there are 4 chains and the
+    defaults below.
 
     Args:
-        preset: settings of a published run by name (`cogen_fast.PRESETS`), its weight too where
-            neither noise nor misfit is given; what is given beside it wins.
-        ais_steps: number T of inverse temperatures (500; a given array has its own number).
-        hmc_steps: transitions M per temperature (1).
-        leapfrog_steps: leapfrog steps L per transition (20).
-        step_size: leapfrog step at the start (0.01).
-        adaptation: of the step size: "published" (default), by the mean acceptance of an
-            observation's chains, which share it; "per-chain", the same rule for each chain by its
-            own acceptance, which biases samples and weights (see `AdaptationRule`); a rule of your
-            own; or None to keep the step size.
+        preset: name of a published run (`cogen_fast.PRESETS`) whose settings are taken, and its
+            weight, too, if no noise, weight or misfit is given. Arguments given beside it have
+            precedence.
+        ais_steps: number T of inverse temperatures (default: 500, or the length of a given array).
+        hmc_steps: number M of transitions per temperature (default: 1).
+        leapfrog_steps: number L of leapfrog steps per transition (default: 20).
+        step_size: first leapfrog step size (default: 0.01).
+        adaptation: how the step size adapts. "published" (default): all chains of an observation
+            share a step size, which follows their mean acceptance probability. "per-chain": each
+            chain has its own, which follows its own acceptance probability; this biases samples and
+            weights (see `AdaptationRule`). A rule of your own is taken as well; with None the step
+            size is constant.
         schedule: "sigmoid" (default), "sigmoid-raw", "linear", "geometric", an array of inverse
             temperatures ``beta_1 .. beta_T``, or a schedule object.
-        form: "posterior" (default), ``beta E + |z|^2 / 2``, or "paper", ``beta E + (1 - beta)
-            |z|^2 / 2``, without weights and evidence.
+        form: "posterior" (default): the annealed density has energy ``beta E + |z|^2 / 2``.
+            "paper": ``beta E + (1 - beta) |z|^2 / 2``, which gives neither weights nor evidence.
 
     Raises:
-        TypeError, ValueError: bad input, naming the argument.
+        TypeError, ValueError: an argument is invalid; the message names it.
     """
 
     preset: str | None = None
@@ -153,33 +159,33 @@ class Paper:
 
     @property
     def base(self) -> Preset:
-        """The preset, or the defaults."""
+        """The preset, or the defaults where no preset is named."""
         return DEFAULTS if self.preset is None else find_preset(self.preset)
 
     @property
     def weight(self) -> float | None:
-        """Of the squared error, in the published run."""
+        """The preset's weight of the squared error; None without a preset."""
         return None if self.preset is None else self.base.weight
 
-    def plan(self, chains: int | None, running: Running) -> PaperPlan:
-        """Every setting of a run; warns where the prior is gone in the end."""
+    def plan(self, chains: int | None, run_options: RunOptions) -> PaperPlan:
+        """All settings of a run; warns if the last inverse temperature removes the prior."""
         base = self.base
         plan = PaperPlan(
             chains=base.chains if chains is None else check_count("chains", chains),
             moves=self._moves(base),
             betas=self._betas(base),
             step_size=self._first_step(base),
-            seed=running.seed,
-            keep_trace=running.keep_trace,
-            max_batch=running.max_batch,
+            seed=run_options.seed,
+            keep_trace=run_options.keep_trace,
+            max_batch=run_options.max_batch,
             schedule=_schedule_name(self._schedule(base)),
             preset=self.preset,
         )
         if plan.moves.form == "paper" and plan.betas[-1] == 1.0:
             warn_user(
-                "form: in the paper form beta = 1 removes the prior, and exp(-E) alone need not be "
-                "a density; latents may drift away. Use form='posterior', or a schedule that ends "
-                "below 1"
+                "form: beta = 1 removes the prior from the paper form, and exp(-E) alone need not "
+                "be a density, so latents may drift away. Use form='posterior', or a schedule that "
+                "ends below 1."
             )
         return plan
 
@@ -200,7 +206,7 @@ class Paper:
             values = getattr(as_schedule(schedule), "values", None)
             steps = base.ais_steps if values is None else len(values)
         steps = check_count("ais_steps", steps)
-        check_room({"ais_steps": steps}, _OF_TEMPERATURE, "a number of temperatures")
+        check_room({"ais_steps": steps}, _BYTES_PER_TEMPERATURE, "a number of temperatures")
         return ais.checked_betas(schedule, steps)
 
     def _schedule(self, base: Preset) -> Any:
@@ -215,27 +221,30 @@ _KINDS: dict[str, type[Settings]] = {"adaptive": Adaptive, "paper": Paper}
 
 
 OPTIONS = tuple(dict.fromkeys((*names_of(Adaptive), *names_of(Paper), *names_of(Compute))))
-"""What `keywords` gathers in objects, by name."""
+"""Names of all fields of the settings objects, which `keywords` collects into objects."""
 
 
 def as_settings(method: Any) -> Settings:
-    """Settings of a method, or a method's name for its defaults. Raises naming ``method``."""
+    """``method`` itself if it is a settings object, or the default settings of the named method.
+
+    TypeError or ValueError, naming ``method``, for anything else.
+    """
     if isinstance(method, Settings):
         return method
     if isinstance(method, str):
         return _KINDS[check_choice("method", method, METHODS)]()
     raise TypeError(
-        f"method: expected one of {METHODS}, or an Adaptive or Paper with settings of your own, "
-        f"got {shown(method)}"
+        f"method: expected one of {METHODS}, or an Adaptive or Paper object, got {shown(method)}"
     )
 
 
 def keywords(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of `cogenerate` from options by their names, as a command line has them.
+    """Keyword arguments of `cogenerate` from a flat mapping of options, such as a command line's.
 
-    What belongs to a method or to the machine goes into its object; "method" is a name ("paper" by
-    default where a "preset" is given). Raises ValueError naming an option that another method
-    takes, and what the objects raise.
+    Fields of `Adaptive` or `Paper` are collected into ``method``, fields of `Compute` into
+    ``compute``. Option "method" is a name; the default is "paper" where a "preset" is given, else
+    "adaptive". ValueError, naming the option, where it belongs to the other method; the objects
+    raise their own errors.
     """
     left = dict(options)
     name = left.pop("method", None)
@@ -248,7 +257,7 @@ def keywords(options: Mapping[str, Any]) -> dict[str, Any]:
         value = left.pop(each, None)
         if value is not None:
             raise ValueError(
-                f"{each}: only method={other!r} takes it, expected none with {name!r}, got "
+                f"{each}: expected none with method={name!r} (it belongs to method={other!r}), got "
                 f"{shown(value)}"
             )
     return gathered(left) | {"method": settings}
@@ -269,5 +278,6 @@ def _check_adaptation(adaptation: Any) -> None:
         check_choice("adaptation", adaptation, ADAPTATIONS)
         return
     raise TypeError(
-        f"adaptation: expected one of {ADAPTATIONS}, a rule or None, got {shown(adaptation)}"
+        f"adaptation: expected one of {ADAPTATIONS}, an AdaptationRule or None, got "
+        f"{shown(adaptation)}"
     )

@@ -1,1 +1,1 @@
-"""The numerical operations: one definition (`reference`), one fast version per device."""
+"""The numerical operations: one definition (`reference`), and one fast version for each device."""

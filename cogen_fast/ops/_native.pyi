@@ -1,10 +1,10 @@
-"""The C++ extension. Its functions take torch tensors, all arguments by keyword, None for none.
+"""The C++ extension. Its functions take all arguments by keyword, and arrays as torch tensors.
 
-Each verifies what its kernel relies on: type, shape, device and contiguity of every tensor, that
-sizes agree, and the range of counts and indices. TypeError (of another type) or ValueError names
-the argument, what was expected and what came. ``real`` is float32 or float64, the same for all
-tensors of a call that are said to be real; energies, settings and step sizes are always float64.
-B observations have N chains of d dimensions. Tensors that are written are marked.
+Each function verifies what its kernel relies on: type, shape, device and contiguity of every
+tensor, that sizes agree, and the range of counts and indices. A TypeError (for a wrong type) or
+ValueError names the argument, what was expected and what came. ``real`` is float32 or float64, the
+same for all tensors of a call that are marked real; energies, settings and step sizes are always
+float64. B observations have N chains of d dimensions. Tensors that are written are marked.
 """
 
 from collections.abc import Sequence
@@ -297,7 +297,7 @@ def anneal_mlp_cuda(
     leapfrog_steps: int,
     paper_form: bool,
     seed: int,
-    transition: Tensor,  # the numbers on a device are not looked at
+    transition: Tensor,  # values on a device are not checked
     observation: Tensor,
     acceptance: Tensor,
     step_used: Tensor,

@@ -1,8 +1,8 @@
-"""What each op takes, checked and contiguous, for the backends that launch kernels on it.
+"""The arguments of each op, checked and contiguous, for the backends that launch kernels on them.
 
-Each class is the arguments of the op of `reference` that it names, made by its ``of``, which raises
-TypeError or ValueError naming the argument at fault. Values on a device are not looked at: that
-would wait for it.
+Each class holds the arguments of the op of `reference` that it names. Its ``of`` checks them, and
+raises TypeError or ValueError naming the argument at fault. Values on a device are not read,
+because that would wait for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cogen_fast.ops.checks import (
     check_active,
     check_in_place,
     check_rows,
-    population_of,
+    per_chain_shape_of,
     require_float,
     require_tensor,
     shape_of,
@@ -32,8 +32,8 @@ _KINDS = ("mask", "pool", "stride")
 _SEED_LIMIT = 1 << 64
 
 
-class Settings(NamedTuple):
-    """`TransitionSettings` but for the flags."""
+class CheckedSettings(NamedTuple):
+    """The fields of `TransitionSettings` except ``active``."""
 
     beta: Tensor
     prior_weight: Tensor
@@ -42,7 +42,7 @@ class Settings(NamedTuple):
 
     @property
     def per_chain(self) -> bool:
-        """Whether each chain has a step size of its own."""
+        """Whether per_chain_shape chain has a step size of its own."""
         return self.step_size.ndim == 2
 
 
@@ -51,25 +51,25 @@ def check_settings(
     latents: tuple[int, int, int],
     dtype: torch.dtype,
     device: torch.device = CPU,
-) -> Settings:
-    """Those of a transition of latents of that shape."""
+) -> CheckedSettings:
+    """The settings of a transition of latents of shape ``latents``."""
     observations, chains, size = latents
     shape: tuple[int, ...] = (observations,)
     mass, step_size = settings.inverse_mass, settings.step_size
     per_chain = require_tensor("settings.step_size", step_size).ndim == 2
-    of_steps = (observations, chains) if per_chain else shape
-    return Settings(
+    step_shape = (observations, chains) if per_chain else shape
+    return CheckedSettings(
         check("settings.beta", settings.beta, shape, torch.float64, device),
         check("settings.prior_weight", settings.prior_weight, shape, torch.float64, device),
-        check("settings.step_size", step_size, of_steps, torch.float64, device),
+        check("settings.step_size", step_size, step_shape, torch.float64, device),
         None
         if mass is None
         else check("settings.inverse_mass", mass, (observations, size), dtype, device),
     )
 
 
-class Stream(NamedTuple):
-    """A `NoiseStream`."""
+class CheckedStream(NamedTuple):
+    """The fields of a `NoiseStream`."""
 
     seed: int
     transition: Tensor
@@ -78,30 +78,33 @@ class Stream(NamedTuple):
 
 def check_stream(
     stream: NoiseStream, observations: int | None = None, device: torch.device = CPU
-) -> Stream:
-    """That of so many observations (None: as many as it says), whatever the counters' values."""
+) -> CheckedStream:
+    """The stream of ``observations`` observations (None: as many as it has).
+
+    The values of its counters are not checked.
+    """
     seed = stream.seed
     if observations is None:
         observations = require_tensor("stream.transition", stream.transition).numel()
     if not 0 <= seed < _SEED_LIMIT:
         raise ValueError(f"stream.seed: expected an integer in [0, 2^64), got {seed}")
     shape = (observations,)
-    return Stream(
+    return CheckedStream(
         seed,
         check("stream.transition", stream.transition, shape, torch.int64, device),
         check("stream.observation", stream.observation, shape, torch.int64, device),
     )
 
 
-class Begun(NamedTuple):
-    """What `reference.begin_trajectory` takes."""
+class BeginArguments(NamedTuple):
+    """The arguments of `reference.begin_trajectory`."""
 
     shape: tuple[int, int, int]
     latents: Tensor
     energy: Tensor
     grad: Tensor
-    settings: Settings
-    stream: Stream
+    settings: CheckedSettings
+    stream: CheckedStream
 
     @classmethod
     def of(
@@ -112,8 +115,8 @@ class Begun(NamedTuple):
         settings: TransitionSettings,
         stream: NoiseStream,
         device: torch.device = CPU,
-    ) -> Begun:
-        """The same, checked."""
+    ) -> BeginArguments:
+        """Check the arguments."""
         dtype = require_float("latents", require_tensor("latents", latents).dtype)
         shape = shape_of("latents", latents)
         return cls(
@@ -126,14 +129,14 @@ class Begun(NamedTuple):
         )
 
 
-class Continued(NamedTuple):
-    """What `reference.continue_trajectory` takes."""
+class ContinueArguments(NamedTuple):
+    """The arguments of `reference.continue_trajectory`."""
 
     shape: tuple[int, int, int]
     position: Tensor
     momentum: Tensor
     grad: Tensor
-    settings: Settings
+    settings: CheckedSettings
 
     @classmethod
     def of(
@@ -142,8 +145,8 @@ class Continued(NamedTuple):
         grad: Tensor,
         settings: TransitionSettings,
         device: torch.device = CPU,
-    ) -> Continued:
-        """The same, checked: position and momentum are themselves."""
+    ) -> ContinueArguments:
+        """Check the arguments; position and momentum, changed in place, are never copied."""
         position, momentum, _ = proposal
         name = "proposal.position"
         dtype = require_float(name, require_tensor(name, position).dtype)
@@ -157,8 +160,8 @@ class Continued(NamedTuple):
         )
 
 
-class Accepting(NamedTuple):
-    """What `reference.accept_select` takes."""
+class AcceptArguments(NamedTuple):
+    """The arguments of `reference.accept_select`."""
 
     shape: tuple[int, int, int]
     latents: Tensor
@@ -167,9 +170,9 @@ class Accepting(NamedTuple):
     proposal: Proposal
     proposed_energy: Tensor
     proposed_grad: Tensor
-    settings: Settings
+    settings: CheckedSettings
     active: Tensor | None
-    stream: Stream
+    stream: CheckedStream
 
     @classmethod
     def of(
@@ -183,22 +186,22 @@ class Accepting(NamedTuple):
         settings: TransitionSettings,
         stream: NoiseStream,
         device: torch.device = CPU,
-    ) -> Accepting:
-        """The same, checked."""
+    ) -> AcceptArguments:
+        """Check the arguments."""
         dtype = require_float("latents", require_tensor("latents", latents).dtype)
         shape = shape_of("latents", latents)
-        each, f64 = shape[:2], torch.float64
+        per_chain_shape, f64 = shape[:2], torch.float64
         return cls(
             shape,
             check("latents", latents, shape, dtype, device),
-            check("energy", energy, each, f64, device),
+            check("energy", energy, per_chain_shape, f64, device),
             check("grad", grad, shape, dtype, device),
             Proposal(
                 check("proposal.position", proposal.position, shape, dtype, device),
                 check("proposal.momentum", proposal.momentum, shape, dtype, device),
-                check("proposal.hamiltonian", proposal.hamiltonian, each, f64, device),
+                check("proposal.hamiltonian", proposal.hamiltonian, per_chain_shape, f64, device),
             ),
-            check("proposed_energy", proposed_energy, each, f64, device),
+            check("proposed_energy", proposed_energy, per_chain_shape, f64, device),
             check("proposed_grad", proposed_grad, shape, dtype, device),
             check_settings(settings, shape, dtype, device),
             check_active("settings.active", settings.active, shape[0], device),
@@ -206,7 +209,7 @@ class Accepting(NamedTuple):
         )
 
     def empty(self) -> Selected:
-        """What the op gives, to be written."""
+        """Uninitialised tensors for the result of the op."""
         return Selected(
             torch.empty_like(self.latents),
             torch.empty_like(self.energy),
@@ -217,8 +220,8 @@ class Accepting(NamedTuple):
         )
 
 
-class Adapting(NamedTuple):
-    """What `reference.adapt_step_size` takes, but for the rule."""
+class AdaptArguments(NamedTuple):
+    """The arguments of `reference.adapt_step_size`, except the rule."""
 
     shape: tuple[int, int]
     step_size: Tensor
@@ -235,21 +238,21 @@ class Adapting(NamedTuple):
         active: Tensor | None,
         rule: AdaptationRule,
         device: torch.device = CPU,
-    ) -> Adapting:
-        """The same, checked."""
-        shape = population_of("acceptance_probability", probability)
-        each: tuple[int, ...] = shape if rule.per_chain else shape[:1]
+    ) -> AdaptArguments:
+        """Check the arguments."""
+        shape = per_chain_shape_of("acceptance_probability", probability)
+        per_chain_shape: tuple[int, ...] = shape if rule.per_chain else shape[:1]
         return cls(
             shape,
-            check("step_size", step_size, each, torch.float64, device),
-            check("running_acceptance", running, each, torch.float64, device),
+            check("step_size", step_size, per_chain_shape, torch.float64, device),
+            check("running_acceptance", running, per_chain_shape, torch.float64, device),
             check("acceptance_probability", probability, shape, torch.float64, device),
             check_active("active", active, shape[0], device),
         )
 
 
-class Resampling(NamedTuple):
-    """What `reference.systematic_ancestors` takes."""
+class ResampleArguments(NamedTuple):
+    """The arguments of `reference.systematic_ancestors`."""
 
     shape: tuple[int, int]
     log_weights: Tensor
@@ -263,9 +266,9 @@ class Resampling(NamedTuple):
         uniform: Tensor,
         wanted: Tensor | None,
         device: torch.device = CPU,
-    ) -> Resampling:
-        """The same, checked."""
-        shape = population_of("log_weights", log_weights)
+    ) -> ResampleArguments:
+        """Check the arguments."""
+        shape = per_chain_shape_of("log_weights", log_weights)
         return cls(
             shape,
             check("log_weights", log_weights, shape, torch.float64, device),
@@ -274,8 +277,8 @@ class Resampling(NamedTuple):
         )
 
 
-class Planes(NamedTuple):
-    """An output as the kernels see it; what is read entry by entry is one line."""
+class ImageLayout(NamedTuple):
+    """The layout of an output for the kernels; a "mask" output is one row of entries."""
 
     channels: int
     height: int
@@ -283,8 +286,8 @@ class Planes(NamedTuple):
     factor: int
 
     @classmethod
-    def of(cls, spec: MisfitSpec) -> Planes:
-        """Those of ``spec``; ValueError naming the part of it that does not fit."""
+    def of(cls, spec: MisfitSpec) -> ImageLayout:
+        """The layout of ``spec``; ValueError naming the field of it that does not fit."""
         if spec.kind == "mask":
             return cls(1, 1, math.prod(spec.output_shape), 1)
         if spec.kind not in _KINDS:
@@ -302,12 +305,12 @@ class Planes(NamedTuple):
 
     @property
     def measured(self) -> int:
-        """How many values are measured of an output."""
+        """The number of values that are measured of an output."""
         return self.channels * -(-self.height // self.factor) * -(-self.width // self.factor)
 
 
 class Observed(NamedTuple):
-    """What is observed of outputs; target ``(B, M)``, mask and weight as in `MisfitSpec`."""
+    """What is observed of outputs: target ``(B, M)``, mask and weight as in `MisfitSpec`."""
 
     target: Tensor
     mask: Tensor | None
@@ -317,10 +320,13 @@ class Observed(NamedTuple):
     def of(
         cls, spec: MisfitSpec, rows: int, dtype: torch.dtype, device: torch.device = CPU
     ) -> Observed:
-        """That of ``rows`` outputs; TypeError or ValueError naming the part of ``spec``."""
+        """What is observed of ``rows`` outputs.
+
+        Raises TypeError or ValueError naming the field of ``spec`` that does not fit.
+        """
         if require_tensor("spec.target", spec.target).ndim == 0:
             raise ValueError("spec.target: expected shape (n, ...), got ()")
-        measured = Planes.of(spec).measured
+        measured = ImageLayout.of(spec).measured
         count = spec.target.shape[0]
         if rows > 0 and count == 0:
             raise ValueError(f"spec.target: expected a row for {rows} outputs, got none")
@@ -333,12 +339,12 @@ class Observed(NamedTuple):
 
     @property
     def mask_stride(self) -> int:
-        """Entries from one row of the mask to the next, 0 where one row serves all."""
+        """Entries from one row of the mask to the next; 0 where all observations share a row."""
         return self.mask.shape[1] if self.mask is not None and self.mask.shape[0] > 1 else 0
 
     @property
     def weight_stride(self) -> int:
-        """Entries from one row of the weights to the next, 0 where one row serves all."""
+        """Entries from one row of the weights to the next; 0 where all observations share a row."""
         return self.weight.shape[1] if self.weight.shape[0] > 1 else 0
 
     @property
@@ -347,8 +353,11 @@ class Observed(NamedTuple):
         return self.weight.shape[1] > 1
 
 
-class Outputs(NamedTuple):
-    """What `reference.misfit` takes: outputs ``(n, ...)``, what is observed, and of which each."""
+class MisfitArguments(NamedTuple):
+    """The arguments of `reference.misfit`: outputs ``(n, ...)``, what is observed, and its rows.
+
+    ``observation`` ``(n,)`` int64 has the row of ``observed`` that each output belongs to.
+    """
 
     x: Tensor
     observed: Observed
@@ -357,8 +366,8 @@ class Outputs(NamedTuple):
     @classmethod
     def of(
         cls, x: Tensor, spec: MisfitSpec, observation: Tensor, device: torch.device = CPU
-    ) -> Outputs:
-        """The same, checked."""
+    ) -> MisfitArguments:
+        """Check the arguments."""
         if require_tensor("x", x).ndim == 0:
             raise ValueError("x: expected shape (n, ...), got ()")
         dtype, rows = require_float("x", x.dtype), x.shape[0]

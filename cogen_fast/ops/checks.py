@@ -1,11 +1,11 @@
-"""Checks of a tensor that a fast op is given, the same for every device.
+"""Checks of the tensors that a fast op takes, the same for every device.
 
-What is wrong raises, naming the argument, what was expected and what came; what is right is handed
-on, copied where it is not contiguous. Nothing here looks at values on a device: that would wait
-for it.
+A wrong tensor raises an error that names the argument, what was expected and what came; a right one
+is returned, as a copy if it is not contiguous. Nothing here reads values on a device, because that
+would wait for it.
 
-These run hundreds of thousands of times on tensors of a few hundred numbers, so they are written
-to cost little where nothing is wrong.
+These checks run hundreds of thousands of times on tensors of a few hundred numbers, so they are
+written to cost little where nothing is wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def check(
     """``value``, or a contiguous copy of it.
 
     Raises:
-        TypeError: it is no dense tensor of that dtype.
+        TypeError: it is not a dense tensor of that dtype.
         ValueError: it has another shape or lies on another device.
     """
     try:
@@ -38,7 +38,7 @@ def check(
             and not value.is_neg()
         ):
             return value
-    except (AttributeError, RuntimeError):  # no tensor, or a sparse one: told below
+    except (AttributeError, RuntimeError):  # no tensor, or a sparse one: `_require` names it
         pass
     _require(name, value, shape, dtype, device)
     return value.resolve_neg().contiguous()
@@ -51,14 +51,14 @@ def check_in_place(
     dtype: torch.dtype,
     device: torch.device = CPU,
 ) -> Tensor:
-    """``value``, which must be contiguous; raises as `check` does."""
+    """``value``, which must be contiguous already; raises as `check` does."""
     if check(name, value, shape, dtype, device) is not value:
         raise ValueError(f"{name}: expected a contiguous tensor, got strides {value.stride()}")
     return value
 
 
 def require_tensor(name: str, value: Tensor) -> Tensor:
-    """``value``; TypeError where it is no dense tensor."""
+    """``value``; TypeError if it is not a dense tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.layout is not torch.strided:
@@ -67,7 +67,7 @@ def require_tensor(name: str, value: Tensor) -> Tensor:
 
 
 def require_float(name: str, dtype: torch.dtype) -> torch.dtype:
-    """``dtype``; TypeError where it is neither float32 nor float64."""
+    """``dtype``; TypeError if it is neither float32 nor float64."""
     if dtype is not torch.float32 and dtype is not torch.float64:
         raise TypeError(f"{name}: expected dtype torch.float32 or torch.float64, got {dtype}")
     return dtype
@@ -86,15 +86,15 @@ def _require(
 
 
 def shape_of(name: str, value: Tensor) -> tuple[int, int, int]:
-    """``(B, N, d)`` of latents or what has their shape."""
+    """The shape ``(B, N, d)`` of latents, or of a tensor of the same shape."""
     shape = require_tensor(name, value).shape
     if len(shape) != 3 or shape[2] == 0:
         raise ValueError(f"{name}: expected shape (B, N, d) with d > 0, got {tuple(shape)}")
     return shape[0], shape[1], shape[2]
 
 
-def population_of(name: str, value: Tensor) -> tuple[int, int]:
-    """``(B, N)`` of what has a number for each chain, of which there must be one."""
+def per_chain_shape_of(name: str, value: Tensor) -> tuple[int, int]:
+    """The shape ``(B, N)`` of a tensor with one number per chain; N must be at least 1."""
     shape = require_tensor(name, value).shape
     if len(shape) != 2 or shape[1] == 0:
         raise ValueError(f"{name}: expected shape (B, N) with N > 0, got {tuple(shape)}")
@@ -102,7 +102,7 @@ def population_of(name: str, value: Tensor) -> tuple[int, int]:
 
 
 def check_sizes(chains: int, size: int) -> None:
-    """ValueError where there can be no latents of these sizes."""
+    """ValueError if no latents can have these sizes."""
     if chains < 0 or size <= 0:
         raise ValueError(f"chains, size: expected at least 0 and 1, got {chains} and {size}")
 
@@ -110,7 +110,7 @@ def check_sizes(chains: int, size: int) -> None:
 def check_active(
     name: str, active: Tensor | None, observations: int, device: torch.device = CPU
 ) -> Tensor | None:
-    """Flags of observations, or None for all."""
+    """Flags ``(B,)`` bool of observations, or None for all."""
     return None if active is None else check(name, active, (observations,), torch.bool, device)
 
 
@@ -122,7 +122,7 @@ def check_rows(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """A tensor of 1 or B rows, as wide as one of ``widths``."""
+    """A tensor of 1 or B rows, whose width is one of ``widths``."""
     rows, width = value.shape if require_tensor(name, value).dim() == 2 else (-1, -1)
     if rows not in (1, observations) or width not in widths:
         expected = " or ".join(str(w) for w in widths)

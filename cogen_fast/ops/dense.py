@@ -1,7 +1,7 @@
-"""Whole runs of generators of dense layers in C++: which generators, and the call.
+"""Whole runs of generators of dense layers in C++: which generators have them, and the call.
 
-`dense_layers` says whether a module is one. `anneal` makes a stretch of the published run, which
-`cogen_fast.sampler.ais` defines, on a dictionary of tensors that it reads and writes.
+`dense_layers` says whether a module is such a generator. `anneal` makes a part of the published
+run, which `cogen_fast.sampler.ais` defines, on a dictionary of tensors that it reads and writes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _LARGEST_WORD = 2**32 - 1
 
 @dataclass(frozen=True)
 class DenseLayers:
-    """``y = f(W x + b)``, layer after layer.
+    """Layers ``y = f(W x + b)``, applied one after another.
 
-    ``weights`` ``(out, in)`` and ``biases`` ``(out,)`` of each layer share a float dtype;
+    ``weights`` ``(out, in)`` and ``biases`` ``(out,)`` of all layers share a float dtype;
     ``activations`` has the name of each layer's f; ``slope`` is that of every leaky ReLU.
     """
 
@@ -39,15 +39,16 @@ class DenseLayers:
 
     @property
     def widths(self) -> list[int]:
-        """From the latent to the output."""
+        """The widths of all layers, from the latent to the output."""
         return [self.weights[0].shape[1], *(weight.shape[0] for weight in self.weights)]
 
 
 def dense_layers(generator: object) -> DenseLayers | None:
-    """What a generator computes, if it is nothing but dense layers; None for any other.
+    """The dense layers that a generator consists of; None if it is anything else.
 
-    Known are modules with a method ``dense_layers()``, `torch.nn.Linear`, and `torch.nn.Sequential`
-    of it and activations (those of `ACTIVATIONS`, with torch's constants), without hooks.
+    These are known: modules with a method ``dense_layers()``, `torch.nn.Linear`, and
+    `torch.nn.Sequential` of it and activations (those of `ACTIVATIONS`, with torch's constants), if
+    there are no hooks.
     """
     if not isinstance(generator, nn.Module) or hooked(generator):
         return None
@@ -61,7 +62,7 @@ def dense_layers(generator: object) -> DenseLayers | None:
 
 
 def forward(layers: DenseLayers, latents: Tensor) -> Tensor:
-    """Outputs ``(n, out)`` of latents ``(n, in)``: what the layers mean, in torch."""
+    """Outputs ``(n, out)`` of latents ``(n, in)``, computed by torch: what the layers mean."""
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "identity": lambda x: x,
         "relu": torch.relu,
@@ -78,7 +79,7 @@ def forward(layers: DenseLayers, latents: Tensor) -> Tensor:
 
 
 def unfit(layers: DenseLayers) -> str | None:
-    """Why the layers are too large for a run in C++; None where they are not."""
+    """The reason why the layers cannot be used for a run in C++; None if they can."""
     widths = layers.widths
     if len(widths) - 1 > MOST_LAYERS:
         return f"{len(widths) - 1} layers, more than {MOST_LAYERS}"
@@ -92,11 +93,11 @@ def unfit(layers: DenseLayers) -> str | None:
     devices = {tensor.device for tensor in (*layers.weights, *layers.biases)}
     if len(devices) > 1:
         return f"weights on {', '.join(sorted(map(str, devices)))}"
-    return unserved(devices.pop())
+    return _device_unsupported(devices.pop())
 
 
-def unserved(device: torch.device) -> str | None:
-    """Why no run in C++ is made on a device; None where it is."""
+def _device_unsupported(device: torch.device) -> str | None:
+    """The reason why no run in C++ is made on a device; None if it is."""
     if device.type == "cpu":
         return None
     if device.type != "cuda":
@@ -107,8 +108,12 @@ def unserved(device: torch.device) -> str | None:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Layers as the extension reads them: rows padded with zeros, each matrix both ways round."""
+class PackedLayers:
+    """Layers as the extension reads them: rows padded with zeros, and each matrix transposed too.
+
+    ``weights`` are the transposed matrices, by which inputs are multiplied; ``backs`` are the
+    matrices as they are, by which gradients are multiplied.
+    """
 
     widths: list[int]
     activations: list[int]
@@ -120,20 +125,20 @@ class Packed:
 
 @dataclass(frozen=True)
 class DenseProblem:
-    """A generator of dense layers, packed, and what is observed of it."""
+    """A generator of dense layers, packed, and what is observed of its outputs."""
 
-    packed: Packed
+    packed: PackedLayers
     spec: MisfitSpec
 
     @classmethod
     def of(cls, layers: DenseLayers, spec: MisfitSpec) -> DenseProblem:
-        """A copy of the weights beside the observation."""
+        """Copy the weights, and keep the observation with them."""
         return cls(pack(layers), spec)
 
 
-def pack(layers: DenseLayers) -> Packed:
-    """A copy of the weights, for calls."""
-    return Packed(
+def pack(layers: DenseLayers) -> PackedLayers:
+    """A packed copy of the weights, for calls of the extension."""
+    return PackedLayers(
         layers.widths,
         [ACTIVATIONS.index(name) for name in layers.activations],
         layers.slope,
@@ -148,10 +153,10 @@ def anneal(
     tensors: Mapping[str, Tensor | None],
     numbers: Mapping[str, Any],
 ) -> None:
-    """A stretch of the published run; `_native.anneal_mlp` says what the arguments are.
+    """Make a part of the published run; `_native.anneal_mlp` documents the arguments.
 
-    On a CUDA device it is made on the current stream, and waited for. Raises TypeError or
-    ValueError naming the argument.
+    On a CUDA device it is made on the current stream, and this function waits until it is complete.
+    Raises TypeError or ValueError naming the argument.
     """
     spec = problem.spec
     arguments = {
@@ -175,7 +180,7 @@ def anneal(
 
 
 def _check_words(tensors: Mapping[str, Tensor | None], hmc_steps: int) -> None:
-    """What the extension checks of the noise's place where it can read it."""
+    """Check noise counters on a CUDA device, whose values the extension cannot read itself."""
     transition, observation, betas = (
         tensors[name] for name in ("transition", "observation", "betas")
     )
@@ -198,7 +203,7 @@ def _padded(rows: Tensor) -> Tensor:
 
 
 def hooked(generator: nn.Module) -> bool:
-    """Whether calling a module, or one within it, does more than its ``forward``."""
+    """Whether calling a module, or a module within it, does more than its ``forward``."""
     return any(
         len(hooks) > 0
         for module in generator.modules()
@@ -234,14 +239,14 @@ def _of_sequence(modules: Iterable[nn.Module]) -> DenseLayers | None:
     if not weights or len(slopes) > 1:
         return None
     slope = slopes.pop() if slopes else _DEFAULT_SLOPE
-    # The gradient is told by an output's sign, which a negative slope would not keep.
+    # The gradient is computed from the sign of an output, which a negative slope would change.
     return (
         DenseLayers(tuple(weights), tuple(biases), tuple(activations), slope) if slope > 0 else None
     )
 
 
 def _activation(module: nn.Module) -> str | None:
-    """The name of an activation with torch's constants; None for anything else."""
+    """The name of an activation with torch's constants; None for any other module."""
     kind = type(module)
     if kind is nn.Softplus:
         return "softplus" if module.beta == 1 and module.threshold == 20 else None

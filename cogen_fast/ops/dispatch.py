@@ -1,7 +1,7 @@
-"""Which implementation of the ops serves a device, and why.
+"""The choice of the implementation of the ops for a device.
 
-An explicit backend that cannot serve the device raises; "auto" takes the fastest that can.
-`backends` says what was built, what is used and why not the others.
+An explicit backend that cannot serve the device raises an error; "auto" takes the fastest one that
+can. `backends` reports what was built, which one is used, and why the others are not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEVICES = ("cpu", "cuda")
 
 
 class OpFunctions(Protocol):
-    """The ops; `cogen_fast.ops.reference` defines what each does."""
+    """The ops; `cogen_fast.ops.reference` defines what each one does."""
 
     def initial_latents(
         self, stream: NoiseStream, chains: int, size: int, dtype: torch.dtype
@@ -80,7 +80,7 @@ class Ops(OpFunctions, Protocol):
 
 
 class _ModuleOps:
-    """The ops of a module, under the backend's name."""
+    """The ops of a module, under the name of the backend."""
 
     def __init__(self, name: str, functions: OpFunctions) -> None:
         self.name = name
@@ -104,13 +104,13 @@ _NATIVE: Ops = _ModuleOps("native", native)
 def resolve(backend: str, device: torch.device) -> Ops:
     """The ops of ``backend`` for tensors on ``device``.
 
-    "fused" has those of "auto": it is about whole runs and generators' own fast paths, which
-    `cogen_fast.problem.problem` decides.
+    "fused" has the ops of "auto": it concerns whole runs and the generators' own fast paths, which
+    `cogen_fast.problem.problem` chooses.
 
     Raises:
-        ValueError: the backend or the device is unknown, or the one cannot serve the other.
-        ImportError: "native" or "triton" was asked for and its extension or Triton cannot be
-            loaded, with the cause.
+        ValueError: the backend or the device is unknown, or the backend cannot serve the device.
+        ImportError: "native" or "triton" was asked for, and the extension or Triton cannot be
+            loaded; the message has the cause.
     """
     if not isinstance(backend, str):
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r:.80}")
@@ -157,13 +157,13 @@ def _fastest_on_cuda() -> Ops:
 
 @cache
 def _triton() -> Ops:
-    """The ops in Triton, which nothing imports before they are asked for."""
+    """The ops in Triton; nothing imports Triton before they are asked for."""
     from cogen_fast.ops import triton_ops
 
     return _ModuleOps("triton", triton_ops)
 
 
-def _asked_for_triton(device: str) -> Ops:
+def _explicit_triton(device: str) -> Ops:
     if (failure := triton_failure()) is not None:
         raise ImportError(f"backend: triton cannot be used: {failure}")
     from cogen_fast.ops import triton_ops
@@ -186,14 +186,14 @@ _CHOICES: dict[tuple[str, str], Callable[[], Ops]] = {
     ("native", "cuda"): _native_on_cuda,
     ("fused", "cpu"): _native,
     ("fused", "cuda"): _fused_on_cuda,
-    ("triton", "cpu"): partial(_asked_for_triton, "cpu"),
-    ("triton", "cuda"): partial(_asked_for_triton, "cuda"),
+    ("triton", "cpu"): partial(_explicit_triton, "cpu"),
+    ("triton", "cuda"): partial(_explicit_triton, "cuda"),
 }
 
 
 @cache
 def triton_failure() -> str | None:
-    """Why Triton's kernels cannot be used on CUDA tensors; None where they can be."""
+    """The reason why Triton's kernels cannot be used on CUDA tensors; None where they can."""
     try:
         from cogen_fast.ops import triton_ops
     except ImportError as error:
@@ -202,7 +202,7 @@ def triton_failure() -> str | None:
 
 
 def _extension_failure() -> str | None:
-    """Why the extension cannot be loaded; None where it can."""
+    """The reason why the extension cannot be loaded; None where it can."""
     try:
         native.extension()
     except ImportError as error:
@@ -211,7 +211,7 @@ def _extension_failure() -> str | None:
 
 
 def _cuda_failure() -> str | None:
-    """Why the extension makes no runs on a CUDA device; None where it does."""
+    """The reason why the extension cannot make runs on a CUDA device; None where it can."""
     if (failure := _extension_failure()) is not None:
         return failure
     with_cuda = native.extension().build_info()["with_cuda"]
@@ -219,7 +219,7 @@ def _cuda_failure() -> str | None:
 
 
 def fuses(device: torch.device) -> bool:
-    """Whether the extension makes whole runs on a device, of generators that it knows."""
+    """Whether the extension makes whole runs on a device, for the generators that it supports."""
     failures = {"cpu": _extension_failure, "cuda": _cuda_failure}
     return device.type in failures and failures[device.type]() is None
 
@@ -236,14 +236,14 @@ def available(device: str) -> list[str]:
 
 @dataclass(frozen=True)
 class BackendReport:
-    """What was built, what this machine has, and what "auto" picks for each device.
+    """What was built, what this machine has, and which backend "auto" takes on each device.
 
-    ``extension_failure`` is None where the extension is loaded; only then do ``compiler``, ``isa``
-    (the instruction set in use), ``isa_built``, ``openmp``, ``built_with_cuda`` and ``cuda_archs``
-    say anything. ``cuda_device`` is the name of torch's current CUDA device, None without one.
-    ``auto`` maps a device to a backend, ``rejected`` a device to the others with the reason.
-    ``fused`` names the devices on which whole runs of generators of dense layers are made in one
-    call, by the paper's method.
+    ``extension_failure`` is None if the extension is loaded. Only then do ``compiler``, ``isa``
+    (instruction set in use), ``isa_built``, ``openmp``, ``built_with_cuda`` and ``cuda_archs`` have
+    a meaning. ``cuda_device`` is the name of torch's current CUDA device, or None. ``auto`` maps
+    each device to a backend, ``rejected`` each device to the other backends and the reasons why
+    they are not taken. ``fused`` lists the devices on which the extension has whole-run kernels,
+    which make a whole run of the paper's method for a generator of dense layers in one call.
     """
 
     extension_failure: str | None
@@ -262,37 +262,36 @@ class BackendReport:
     fused: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"torch       {self.torch_version}, {self.threads} threads"]
-        lines += [f"extension   {self._extension()}"]
-        lines += [f"cuda        {self._cuda()}"]
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        lines = [f"torch: version {self.torch_version}, {threads}"]
+        lines += [f"C++ extension: {self._extension()}"]
+        lines += [f"CUDA device: {self._cuda()}"]
         for device, choice in self.auto.items():
-            lines.append(f"auto, {device:<5} {choice}")
-            lines += [
-                f"            not {name}: {why}" for name, why in self.rejected[device].items()
-            ]
-        lines.append(f"whole runs  {', '.join(self.fused) or 'none on this machine'}")
+            lines.append(f"backend for {device} tensors: {choice}")
+            lines += [f"  not {name}: {why}" for name, why in self.rejected[device].items()]
+        lines.append(f"whole-run kernels: {', '.join(self.fused) or 'none on this machine'}")
         return "\n".join(lines)
 
     def _extension(self) -> str:
         if self.extension_failure is not None:
-            return f"missing: {self.extension_failure}"
+            return f"not loaded: {self.extension_failure}"
         openmp = "with OpenMP" if self.openmp else "without OpenMP"
         archs = f"CUDA {', '.join(self.cuda_archs)}" if self.built_with_cuda else "without CUDA"
         built = ", ".join(self.isa_built)
-        return f"{self.isa} (built: {built}), {self.compiler}, {openmp}, {archs}"
+        return f"{self.isa} (built for: {built}), {self.compiler}, {openmp}, {archs}"
 
     def _cuda(self) -> str:
         if self.cuda_device is not None:
             return f"{self.cuda_device} (torch built for CUDA {self.torch_cuda})"
         if self.torch_cuda is None:
-            return "not available: this torch was built without CUDA"
-        return "not available: torch finds no CUDA device"
+            return "none, as this torch was built without CUDA"
+        return "none, as torch finds no CUDA device"
 
 
 def backends() -> BackendReport:
-    """What was built, what is used here and why not the rest; printable.
+    """Report what was built and which backends are used on this machine, with reasons; printable.
 
-    Loads the extension and Triton, where they are.
+    Loads the extension and Triton, if they are installed.
     """
     failure = _extension_failure()
     info = native.extension().build_info() if failure is None else {}
@@ -317,12 +316,12 @@ def backends() -> BackendReport:
 
 def _rejected_on_cpu(failure: str | None) -> dict[str, str]:
     if failure is None:
-        return {"reference": "native is faster", "triton": "serves cuda tensors"}
-    return {"native": failure, "triton": "serves cuda tensors"}
+        return {"reference": "native is faster", "triton": "it serves cuda tensors only"}
+    return {"native": failure, "triton": "it serves cuda tensors only"}
 
 
 def _rejected_on_cuda() -> dict[str, str]:
-    rejected = {"native": "serves cpu tensors"}
+    rejected = {"native": "it serves cpu tensors only"}
     if (failure := triton_failure()) is not None:
         return rejected | {"triton": failure}
-    return rejected | {"reference": "triton needs fewer launches"}
+    return rejected | {"reference": "triton needs fewer kernel launches"}

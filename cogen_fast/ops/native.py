@@ -1,9 +1,10 @@
-"""The ops on CPU tensors in C++: names, shapes, dtypes and meaning as in `reference`.
+"""The ops on CPU tensors in C++: names, shapes, dtypes and meaning are those of `reference`.
 
-float32 and float64 only. The extension is loaded at the first call, never at import. It is handed
-tensors, by keyword, and verifies for itself what it touches; the checks here come first, because
-they name arguments as the caller knows them and copy an input that is not contiguous. What is
-changed in place (`continue_trajectory`) must be contiguous. Nothing here records gradients.
+Only float32 and float64 are supported. The extension is loaded at the first call, never at import.
+It takes tensors by keyword and verifies itself all that it touches. The checks here come first,
+because they name arguments as the caller knows them, and copy inputs that are not contiguous; what
+is changed in place (`continue_trajectory`) must be contiguous. Nothing here records gradients for
+autograd.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor
 
 from cogen_fast.ops.checked import (
-    Accepting,
-    Adapting,
-    Begun,
-    Continued,
-    Outputs,
-    Resampling,
+    AcceptArguments,
+    AdaptArguments,
+    BeginArguments,
+    ContinueArguments,
+    MisfitArguments,
+    ResampleArguments,
     check_stream,
 )
 from cogen_fast.ops.checks import check_sizes, require_float
@@ -32,10 +33,10 @@ _failure: ImportError | None = None
 
 
 def extension() -> ModuleType:
-    """The compiled module `cogen_fast.ops._native`, loaded once; a failure is remembered.
+    """The compiled module `cogen_fast.ops._native`; it is loaded once, and a failure is remembered.
 
     Raises:
-        ImportError: it was not built or cannot be loaded here, with the cause.
+        ImportError: it was not built or cannot be loaded here; the message has the cause.
     """
     global _module, _failure
     if _module is not None:
@@ -73,8 +74,8 @@ def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dt
 def begin_trajectory(
     latents: Tensor, energy: Tensor, grad: Tensor, settings: TransitionSettings, stream: NoiseStream
 ) -> Proposal:
-    """Momentum refresh, Hamiltonian, half a kick, one drift; see `reference.begin_trajectory`."""
-    given = Begun.of(latents, energy, grad, settings, stream)
+    """Momentum, Hamiltonian, half a kick and one drift; see `reference.begin_trajectory`."""
+    given = BeginArguments.of(latents, energy, grad, settings, stream)
     seed, transition, observation = given.stream
     position = torch.empty_like(given.latents)
     momentum = torch.empty_like(given.latents)
@@ -100,7 +101,7 @@ def begin_trajectory(
 
 def continue_trajectory(proposal: Proposal, grad: Tensor, settings: TransitionSettings) -> None:
     """One kick and one drift, in place; see `reference.continue_trajectory`."""
-    given = Continued.of(proposal, grad, settings)
+    given = ContinueArguments.of(proposal, grad, settings)
     extension().continue_trajectory(
         position=given.position,
         momentum=given.momentum,
@@ -124,7 +125,7 @@ def accept_select(
     stream: NoiseStream,
 ) -> Selected:
     """Last half kick, Metropolis test and selection; see `reference.accept_select`."""
-    given = Accepting.of(
+    given = AcceptArguments.of(
         latents, energy, grad, proposal, proposed_energy, proposed_grad, settings, stream
     )
     seed, transition, observation = given.stream
@@ -165,10 +166,10 @@ def adapt_step_size(
     rule: AdaptationRule,
 ) -> tuple[Tensor, Tensor]:
     """The published rule; see `reference.adapt_step_size`."""
-    _, step_size, running, probability, active = Adapting.of(
+    _, step_size, running, probability, active = AdaptArguments.of(
         step_size, running_acceptance, acceptance_probability, active, rule
     )
-    if rule.per_chain and active is not None:  # a flag for each step size
+    if rule.per_chain and active is not None:  # the extension takes a flag for each step size
         active = active[:, None].expand_as(probability).contiguous()
     new_step_size, new_running = torch.empty_like(step_size), torch.empty_like(running)
     extension().adapt_step_size(
@@ -190,7 +191,7 @@ def adapt_step_size(
 
 def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | None) -> Tensor:
     """Systematic resampling, ``(B, N)`` int64; see `reference.systematic_ancestors`."""
-    given = Resampling.of(log_weights, uniform, wanted)
+    given = ResampleArguments.of(log_weights, uniform, wanted)
     out = torch.empty_like(given.log_weights, dtype=torch.int64)
     extension().systematic_ancestors(
         log_weights=given.log_weights, uniform=given.uniform, wanted=given.wanted, out=out
@@ -215,9 +216,9 @@ def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
 def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted squared error of outputs and its gradient; see `reference.misfit`.
 
-    ``observation`` must hold values in [0, B); they are not counted from the end.
+    ``observation`` must hold values in [0, B); negative values do not count from the end.
     """
-    x, observed, observation = Outputs.of(x, spec, observation)
+    x, observed, observation = MisfitArguments.of(x, spec, observation)
     energy, grad = torch.empty(len(x), dtype=torch.float64, device="cpu"), torch.empty_like(x)
     extension().misfit(
         outputs=x,

@@ -1,14 +1,14 @@
-"""Counter-based noise: Philox-4x32-10 and our own maps from integers to uniforms and normals.
+"""Counter-based noise: Philox-4x32-10, and our own maps from integers to uniforms and normals.
 
 Every random number of a run is a pure function of (seed, purpose, dimension, transition, chain,
-observation), so splitting, resuming and freezing change no draw. The integers are those of
-Salmon et al. (2011), "Parallel random numbers: as easy as 1, 2, 3", and of ``tl.philox``; this file
-is the definition that ``csrc/common/philox.h`` follows.
+observation), so splitting a batch, resuming a run or pausing observations changes no draw. The
+integers are those of Salmon et al. (2011), "Parallel random numbers: as easy as 1, 2, 3", and of
+``tl.philox``. This file is the definition, which ``csrc/common/philox.h`` follows.
 
     key     = the 64-bit seed, low word first
     counter = (purpose << 24 | block, transition, chain, observation)
 
-A block is four 32-bit words and serves four neighbouring dimensions.
+A block is four 32-bit words, which serve four neighbouring dimensions.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ _KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
 PURPOSE_SHIFT = 24
 _Words = Annotated[Tensor, Array("B", torch.int64, low=0, high=2**32 - 1)]
-# Of a stream that can advance: by fewer transitions than any run has.
+# Values of a stream that can still advance, by more transitions than any run has.
 _Advancing = Annotated[Tensor, Array("B", torch.int64, low=0, high=2**31)]
 
 
 class Purpose(IntEnum):
     """What a draw is for; draws for different purposes never share a counter."""
 
-    LATENT = 0
+    LATENT = 0  # prior draws
     MOMENTUM = 1
-    ACCEPT = 2
+    ACCEPT = 2  # the uniform of a Metropolis test
     RESAMPLE = 3
-    JITTER = 4
-    SELECT = 5
-    TASK = 6
-    POOL = 7
-    LEVEL = 8
+    JITTER = 4  # the random factor of a move's step size
+    SELECT = 5  # which particles are returned
+    TASK = 6  # simulated data of experiments: what is hidden, and measurement noise
+    POOL = 7  # which scored prior draws become particles
+    LEVEL = 8  # the noise level, where it is inferred
 
 
 @dataclass(frozen=True)
 class NoiseStream:
-    """Where B observations stand in their noise.
+    """The position of B observations in their streams of noise.
 
     ``seed`` is a Python integer in [0, 2^64); ``transition`` and ``observation`` are int64 tensors
     ``(B,)`` with values in [0, 2^32).
@@ -60,13 +60,16 @@ class NoiseStream:
     observation: _Words
 
     def advance(self, active: Tensor | None) -> NoiseStream:
-        """The stream one transition later, for the ``active`` (``(B,)`` bool) observations."""
+        """The stream one transition later for the observations in ``active`` (None: all of them).
+
+        ``active`` is ``(B,)`` bool.
+        """
         step = 1 if active is None else active.to(torch.int64)
         return NoiseStream(self.seed, self.transition + step, self.observation)
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a 32 x 32 bit product, in int64 without overflow."""
+    """High and low 32 bits of a 32 x 32 bit product, computed in int64 without overflow."""
     high, low = a >> 16, a & 0xFFFF
     low_product = low * b
     top = (high * b + (low_product >> 16)) >> 16
@@ -77,7 +80,10 @@ def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
 def philox(
     seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox-4x32-10 of broadcastable int64 counters holding 32-bit values; four such words."""
+    """Philox-4x32-10: four 32-bit words of a counter, each as int64.
+
+    ``c0`` to ``c3`` are int64 tensors that broadcast, and hold 32-bit values.
+    """
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(_ROUNDS):
         high_a, low_a = _multiply(_ROUND_A, c0)
@@ -88,7 +94,7 @@ def philox(
 
 
 def to_uniform(words: Tensor, dtype: torch.dtype) -> Tensor:
-    """Words to (0, 1): the odd multiples of 2^-24, exact in float32 and never 0 or 1."""
+    """Map words to (0, 1): to the odd multiples of 2^-24, exact in float32 and never 0 or 1."""
     return ((words >> 9).to(dtype) + 0.5) * 2.0**-23
 
 
@@ -111,7 +117,7 @@ def _words(
 def normals(
     stream: NoiseStream, purpose: Purpose, chains: int, size: int, dtype: torch.dtype
 ) -> Tensor:
-    """Standard normals ``(B, chains, size)`` by Box-Muller on neighbouring words."""
+    """Standard normals ``(B, chains, size)``, by Box-Muller of neighbouring words."""
     u0, u1, u2, u3 = (
         to_uniform(w, dtype) for w in _words(stream, purpose, chains, (size + 3) // 4)
     )
@@ -123,5 +129,5 @@ def normals(
 
 
 def uniforms(stream: NoiseStream, purpose: Purpose, chains: int, dtype: torch.dtype) -> Tensor:
-    """One uniform per chain, ``(B, chains)``: the first word of block 0."""
+    """One uniform per chain, ``(B, chains)``, from the first word of block 0."""
     return to_uniform(_words(stream, purpose, chains, 1)[0][..., 0], dtype)

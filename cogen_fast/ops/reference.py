@@ -1,9 +1,9 @@
-"""The definition of every op, in plain torch, for any float type and device.
+"""The definitions of all ops, in plain torch, for any float type and device.
 
-B observations x N chains x d latent dimensions. Latents, momenta and gradients share a float dtype;
-energies, Hamiltonians, weights and step sizes are float64, because a sharp posterior starts at
-energies near 1e6 and is decided by differences near 0.1. The fast versions (``native``,
-``triton_ops``) have the same names and are tested against these.
+Shapes are written with B observations, N chains and d latent dimensions. Latents, momenta and
+gradients share a float dtype. Energies, Hamiltonians, weights and step sizes are float64, because a
+sharp posterior starts at energies near 1e6, while differences near 0.1 decide acceptance. The fast
+versions (``native``, ``triton_ops``) have the same names, and tests compare them with these.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ PIXEL_NORM_EPSILON = 1e-8
 
 
 class Proposal(NamedTuple):
-    """A trajectory under way: position and momentum ``(B, N, d)``, Hamiltonian at its start."""
+    """A trajectory in progress: position and momentum, and the Hamiltonian at its start.
+
+    ``position`` and ``momentum`` are ``(B, N, d)``; ``hamiltonian`` is ``(B, N)`` float64.
+    """
 
     position: Tensor
     momentum: Tensor
@@ -29,7 +32,10 @@ class Proposal(NamedTuple):
 
 
 class Selected(NamedTuple):
-    """The state after the accept test and what happened in it, all ``(B, N, ...)``."""
+    """The state after the Metropolis test, and what happened in the test.
+
+    ``latents`` and ``grad`` are ``(B, N, d)``; the others are ``(B, N)``.
+    """
 
     latents: Tensor
     energy: Tensor
@@ -40,12 +46,12 @@ class Selected(NamedTuple):
 
 
 def _step_sizes(settings: TransitionSettings) -> Tensor:
-    """``(B, 1)`` or ``(B, N)``."""
+    """Step sizes that broadcast over chains: ``(B, 1)``, or ``(B, N)`` if each chain has one."""
     step_size = settings.step_size
     return step_size if step_size.ndim == 2 else step_size[:, None]
 
 
-def _per_entry(value: Tensor, dtype: torch.dtype) -> Tensor:
+def _per_coordinate(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype)[..., None]
 
 
@@ -56,17 +62,17 @@ def _scale(values: Tensor, inverse_mass: Tensor | None) -> Tensor:
 def _kick(
     momentum: Tensor, position: Tensor, grad: Tensor, settings: TransitionSettings, part: float
 ) -> Tensor:
-    """Momentum after a kick over ``part`` of a step: minus ``part eps grad U``."""
+    """The momentum after a kick over ``part`` of a step: ``v - part * eps * grad U(z)``."""
     dtype = momentum.dtype
     span = part * _step_sizes(settings)
-    misfit = _per_entry(span * settings.beta[:, None], dtype) * grad
-    prior = _per_entry(span * settings.prior_weight[:, None], dtype) * position
+    misfit = _per_coordinate(span * settings.beta[:, None], dtype) * grad
+    prior = _per_coordinate(span * settings.prior_weight[:, None], dtype) * position
     return momentum - misfit - prior
 
 
 def _drift(position: Tensor, momentum: Tensor, settings: TransitionSettings) -> Tensor:
     velocity = _scale(momentum, settings.inverse_mass)
-    return position + _per_entry(_step_sizes(settings), position.dtype) * velocity
+    return position + _per_coordinate(_step_sizes(settings), position.dtype) * velocity
 
 
 def _hamiltonian(
@@ -91,7 +97,10 @@ def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dt
 def begin_trajectory(
     latents: Tensor, energy: Tensor, grad: Tensor, settings: TransitionSettings, stream: NoiseStream
 ) -> Proposal:
-    """Momentum refresh ``v ~ N(0, M)``, Hamiltonian, half a kick, one drift; inputs stay as is."""
+    """Draw ``v ~ N(0, M)``, then compute the Hamiltonian and make half a kick and one drift.
+
+    The inputs are not changed.
+    """
     _, chains, size = latents.shape
     momentum = normals(stream, Purpose.MOMENTUM, chains, size, latents.dtype)
     if settings.inverse_mass is not None:
@@ -102,7 +111,7 @@ def begin_trajectory(
 
 
 def continue_trajectory(proposal: Proposal, grad: Tensor, settings: TransitionSettings) -> None:
-    """One full kick by the gradient at ``proposal.position`` and one drift, in place."""
+    """Make one full kick, by the gradient at ``proposal.position``, and one drift, in place."""
     momentum = _kick(proposal.momentum, proposal.position, grad, settings, 1.0)
     proposal.momentum.copy_(momentum)
     proposal.position.copy_(_drift(proposal.position, momentum, settings))
@@ -120,9 +129,9 @@ def accept_select(
 ) -> Selected:
     """Last half kick, Metropolis test with ``min(1, exp(H_old - H_new))``, and selection.
 
-    A proposal whose Hamiltonian is not finite, or whose position or gradient is not, is rejected
-    with probability 0 and an energy change of +inf. Observations that are not active keep their
-    state and report probability 0 and change 0.
+    A proposal whose Hamiltonian, position or gradient is not finite is rejected, with acceptance
+    probability 0 and an energy change of +inf. Observations that are not active keep their state,
+    and report probability 0 and change 0.
     """
     momentum = _kick(proposal.momentum, proposal.position, proposed_grad, settings, 0.5)
     end = _hamiltonian(proposed_energy, proposal.position, momentum, settings)
@@ -153,17 +162,18 @@ def adapt_step_size(
     active: Tensor | None,
     rule: AdaptationRule,
 ) -> tuple[Tensor, Tensor]:
-    """The published rule: new step size and running acceptance, both ``(B,)``.
+    """The published rule: new step sizes and new running acceptance rates, ``(B,)`` each.
 
-    The step grows when the running rate *before* this update is above the target, else it shrinks.
-    Both are ``(B, N)`` where ``rule.per_chain``: a chain's then follow its own acceptance alone.
+    A step size grows if the running rate *before* this update is above the target; otherwise it
+    shrinks. With ``rule.per_chain`` both are ``(B, N)``, and those of a chain depend on its own
+    acceptance probability alone.
     """
-    # Tensors, not numbers, in `where`: two Python floats would be rounded to float32.
+    # `torch.where` of two Python floats would round them to float32, so both branches are tensors.
     grown, shrunk = step_size * rule.increase, step_size * rule.decrease
     step = torch.where(running_acceptance > rule.target, grown, shrunk)
     step = step.clamp(rule.minimum, rule.maximum)
-    seen = acceptance_probability if rule.per_chain else acceptance_probability.mean(-1)
-    running = rule.decay * running_acceptance + (1.0 - rule.decay) * seen
+    acceptance = acceptance_probability if rule.per_chain else acceptance_probability.mean(-1)
+    running = rule.decay * running_acceptance + (1.0 - rule.decay) * acceptance
     if active is None:
         return step, running
     if rule.per_chain:
@@ -172,7 +182,7 @@ def adapt_step_size(
 
 
 def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | None) -> Tensor:
-    """Systematic resampling: which particle each of N takes the place of, ``(B, N)`` int64.
+    """Systematic resampling: the index of the particle that replaces each of N, ``(B, N)`` int64.
 
     Observations that are not ``wanted`` (``(B,)`` bool, None for all) keep every particle.
     """
@@ -184,9 +194,10 @@ def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | 
 
 
 def systematic(log_weights: Tensor, uniform: Tensor, count: int) -> Tensor:
-    """``count`` of the particles of ``log_weights`` ``(B, K)``, by weight: ``(B, count)`` int64.
+    """Indices ``(B, count)`` int64 of particles, drawn by their ``log_weights`` ``(B, K)``.
 
-    One ``uniform`` ``(B,)`` per observation places equidistant points on the cumulated weights.
+    One ``uniform`` ``(B,)`` per observation places ``count`` equidistant points on the cumulative
+    weights; each point selects the particle in whose interval it lies.
     """
     upto = torch.softmax(log_weights, -1).cumsum(-1)
     index = torch.arange(count, device=upto.device)
@@ -200,7 +211,7 @@ def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
 
 
 def _measure(x: Tensor, spec: MisfitSpec) -> Tensor:
-    """What is read of outputs ``(n, *output_shape)``: ``(n, M)``."""
+    """The measured values ``(n, M)`` of outputs ``(n, *output_shape)``."""
     if spec.kind == "mask":
         return x.flatten(1)
     if spec.kind == "stride":
@@ -226,12 +237,12 @@ def _measure_transpose(values: Tensor, spec: MisfitSpec) -> Tensor:
 
 
 def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted squared error of outputs ``x`` ``(n, *output_shape)`` and its gradient by ``x``.
+    """Weighted squared error of outputs ``x``, and its gradient with respect to ``x``.
 
-    ``observation`` ``(n,)`` int64 says which observation each output belongs to. Energy
-    ``sum_m weight_m r_m^2`` is ``(n,)`` float64, summed in float64 from residuals in the outputs'
-    dtype; the gradient has the shape and dtype of ``x``. Unobserved entries are selected away, so
-    whatever stands there (NaN too) has no effect.
+    ``x`` is ``(n, *output_shape)``, and ``observation`` ``(n,)`` int64 says which observation each
+    output belongs to. The energy ``sum_m weight_m r_m^2`` is ``(n,)`` float64, summed in float64
+    from residuals r in the dtype of ``x``; the gradient has the shape and dtype of ``x``. Residuals
+    of unobserved entries are replaced by 0, so whatever stands there (NaN too) has no effect.
     """
     residual = _measure(x, spec) - spec.target[observation]
     if spec.mask is not None:
@@ -246,8 +257,8 @@ def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Te
 def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> tuple[Tensor, Tensor | None]:
     """Leaky ReLU of ``x + bias``, then pixel norm (Karras et al. 2018, section 4.2) or not.
 
-    ``x`` is ``(..., C)`` and ``bias`` ``(C,)``. Returns the output and, with ``normalise``, what
-    the norm multiplied it by, ``(...)``: ``1 / sqrt(mean_c(y^2) + 1e-8)``.
+    ``x`` is ``(..., C)`` and ``bias`` is ``(C,)``. Returns the output and, with ``normalise``, the
+    factor of the norm, ``1 / sqrt(mean_c(y^2) + 1e-8)`` of shape ``(...)``, otherwise None.
     """
     y = leaky_relu(x + bias, slope)
     if not normalise:
@@ -257,7 +268,11 @@ def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> tuple[Tensor
 
 
 def norm_grad(grad: Tensor, out: Tensor, scale: Tensor | None, slope: float) -> Tensor:
-    """The gradient by what `norm` read, from that by its output and from what it returned."""
+    """The gradient with respect to ``x`` of `norm`.
+
+    ``grad`` is the gradient with respect to the output of `norm`; ``out`` and ``scale`` are what it
+    returned; ``slope`` is that of the leaky ReLU.
+    """
     if scale is not None:
         grad = scale[..., None] * (grad - out * (grad * out).mean(-1, keepdim=True))
     return torch.where(out > 0, grad, slope * grad)
@@ -273,10 +288,11 @@ def colour_misfit(
     spec: MisfitSpec,
     observation: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Misfit of the colours ``out @ weight.T + bias``, through tanh where ``bounded``.
+    """Misfit of the images ``out @ weight.T + bias``, after tanh where ``bounded``.
 
-    ``out`` ``(n, H, W, C)`` and ``scale`` are those of `norm`; ``weight`` is ``(colours, C)``,
-    ``bias`` ``(colours,)``. Energies ``(n,)`` float64, and their gradient by what `norm` read.
+    ``out`` ``(n, H, W, C)`` and ``scale`` are what `norm` returned; ``weight`` is ``(colours, C)``
+    and ``bias`` is ``(colours,)``. Returns energies ``(n,)`` float64, and their gradient with
+    respect to the ``x`` of that `norm`.
     """
     image = out @ weight.T + bias
     if bounded:

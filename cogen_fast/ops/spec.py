@@ -1,4 +1,4 @@
-"""Plain data that the ops take: settings of a transition, and what is observed of an output."""
+"""Plain data that the ops take: the settings of a transition, and what is observed of an output."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ MisfitKind = Literal["mask", "pool", "stride"]
 
 @dataclass(frozen=True)
 class TransitionSettings:
-    """What one transition of B observations is made with; fixed before the trajectory starts.
+    """The settings of one transition of B observations, fixed before the trajectory starts.
 
-    ``beta`` and ``prior_weight`` ``(B,)`` float64 give the potential
-    ``U(z) = beta E(z) + prior_weight |z|^2 / 2``; ``step_size`` float64 is the leapfrog's, ``(B,)``
-    or each chain's own, ``(B, N)``; ``inverse_mass`` ``(B, d)`` in the latents' dtype is a diagonal
-    (None: the identity); ``active`` ``(B,)`` bool marks the observations that move (None: all).
+    ``beta`` and ``prior_weight`` ``(B,)`` float64 define the potential ``U(z) = beta E(z) +
+    prior_weight |z|^2 / 2``. ``step_size`` float64 is that of the leapfrog steps, ``(B,)``, or
+    ``(B, N)`` where each chain has its own. ``inverse_mass`` ``(B, d)``, in the latents' dtype, is
+    the diagonal of the inverse mass matrix (None: the identity). ``active`` ``(B,)`` bool marks the
+    observations that move (None: all).
     """
 
     beta: Tensor
@@ -29,12 +30,13 @@ class TransitionSettings:
 
 @dataclass(frozen=True)
 class AdaptationRule:
-    """The published step-size rule (paper, section 3; method notes: "Step size").
+    """The published step-size rule (paper, section 3).
 
     As published, all chains of an observation share a step size, which follows their mean
-    acceptance. With ``per_chain`` each has its own, which follows its own acceptance alone: chains
-    wait for no other, but a step size that remembers where its chain has been is not independent of
-    where it is, which biases samples and weights, however many chains there are.
+    acceptance probability. With ``per_chain`` each chain has its own step size, which follows its
+    own acceptance probability alone. No chain then waits for another, but a step size that depends
+    on a chain's past is not independent of the chain's state, which biases samples and weights for
+    any number of chains.
     """
 
     target: float = 0.65
@@ -50,12 +52,13 @@ class AdaptationRule:
 class MisfitSpec:
     """The observation of B outputs, as plain data that a kernel (or a generator) can use.
 
-    ``kind`` says what is read of an output of shape ``output_shape``: every entry ("mask"), the
-    means of ``factor`` x ``factor`` blocks ("pool"), or every ``factor``-th pixel from the first
-    ("stride"); the last two need ``output_shape == (C, H, W)``. With M measured values per output:
-    ``target`` is ``(B, M)``; ``mask`` is ``(1 or B, M)`` uint8, 1 = observed, or None for all;
-    ``weight`` is ``(1 or B, 1 or M)``, the factor of each squared residual (``1 / (2 sigma^2)``).
-    ``target`` and ``weight`` share the outputs' dtype. Unobserved targets may hold anything.
+    ``kind`` says what is measured of an output of shape ``output_shape``: every entry ("mask"), the
+    means of blocks of ``factor`` x ``factor`` pixels ("pool"), or every ``factor``-th pixel from
+    the first on ("stride"); the last two need ``output_shape == (C, H, W)``. With M measured values
+    per output, ``target`` is ``(B, M)``; ``mask`` is ``(1 or B, M)`` uint8, 1 where observed, or
+    None if all are; ``weight`` is ``(1 or B, 1 or M)``, the factor of each squared residual (``1 /
+    (2 sigma^2)``). ``target`` and ``weight`` have the outputs' dtype. Targets that are not observed
+    may hold any values.
     """
 
     kind: MisfitKind

@@ -1,11 +1,11 @@
-"""The ops on CUDA tensors in Triton: names, shapes, dtypes and meaning as in `reference`.
+"""The ops on CUDA tensors in Triton: names, shapes, dtypes and meaning are those of `reference`.
 
-float32 and float64 only. Arguments are checked as those of `native` are, but for values: an op
-never waits for the device. What is changed in place (`continue_trajectory`) must be contiguous;
-other inputs that are not are copied. Kernels run on the current stream of the tensors' device.
-Nothing here records gradients.
+Only float32 and float64 are supported. Arguments are checked as in `native`, except for their
+values, because an op never waits for the device. What is changed in place (`continue_trajectory`)
+must be contiguous; other inputs are copied if they are not. Kernels run on the current stream of
+the tensors' device. Nothing here records gradients for autograd.
 
-With ``TRITON_INTERPRET=1`` in the environment when this module is imported, Triton's interpreter
+If ``TRITON_INTERPRET=1`` is in the environment when this module is imported, Triton's interpreter
 runs the kernels on the CPU, on tensors of any device.
 """
 
@@ -19,14 +19,14 @@ from torch import Tensor
 
 from cogen_fast.ops import triton_kernels as kernels
 from cogen_fast.ops.checked import (
-    Accepting,
-    Adapting,
-    Begun,
-    Continued,
-    Outputs,
-    Planes,
-    Resampling,
-    Settings,
+    AcceptArguments,
+    AdaptArguments,
+    BeginArguments,
+    CheckedSettings,
+    ContinueArguments,
+    ImageLayout,
+    MisfitArguments,
+    ResampleArguments,
     check_stream,
 )
 from cogen_fast.ops.checks import check_sizes, require_float, require_tensor
@@ -37,18 +37,18 @@ from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
 INTERPRETED = not isinstance(kernels.begin_trajectory, triton.runtime.JITFunction)
 """Whether the kernels run on the CPU, in Triton's interpreter."""
 
-# Entries of one program: eight to a thread of its four warps.
+# Entries of one program: each thread of its four warps has eight.
 _TILE_ENTRIES = 1024
 _COLUMNS = 512
 _SEGMENT = 2048
 _MOST_ENTRIES = 1 << 31
-_MOST_DIMENSIONS = 1 << 26  # the blocks of four that a counter can number
+_MOST_DIMENSIONS = 1 << 26  # a counter numbers 2^24 blocks of four dimensions
 
 
 def failure() -> str | None:
-    """Why kernels cannot be launched on this machine's CUDA devices; None where they can be.
+    """Why kernels cannot be launched on this machine's CUDA devices; None where they can.
 
-    Where there is no such device there is nothing to be launched, and nothing that fails.
+    Without a CUDA device there is nothing that could fail, so it is None too.
     """
     if INTERPRETED or not torch.cuda.is_available():
         return None
@@ -60,7 +60,7 @@ def failure() -> str | None:
 
 
 def _device(name: str, value: Tensor) -> torch.device:
-    """That of all tensors of a call."""
+    """The device that all tensors of a call must share: that of ``value``."""
     device = require_tensor(name, value).device
     if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
         raise ValueError(f"{name}: expected a tensor on cuda, got one on {device}")
@@ -70,59 +70,65 @@ def _device(name: str, value: Tensor) -> torch.device:
 def _launch(kernel: Any, programs: int, device: torch.device, *args: Any, **constants: Any) -> None:
     if programs == 0:
         return
-    # A product is rounded before it is summed, as in the reference, whatever Triton's default is.
+    # No fused multiply-add: a product is rounded before it is added, as in the reference.
     with torch.cuda.device(device if device.type == "cuda" else -1):
         kernel[(programs,)](*args, enable_fp_fusion=False, **constants)
 
 
 def _signed(seed: int) -> int:
-    """The 64 bits of a seed as the integer that a kernel takes."""
+    """The 64 bits of a seed as the signed integer that a kernel takes."""
     return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
-class _Tiles(NamedTuple):
-    """How chains are cut into programs; by their shape alone."""
+class _ChainGrid(NamedTuple):
+    """How chains are divided among programs; this depends on the shape of the latents alone.
+
+    A program has ``rows`` chains, and goes through their dimensions ``columns`` at a time. Each
+    observation has ``per_observation`` programs.
+    """
 
     rows: int
     columns: int
-    each: int
+    per_observation: int
     programs: int
 
     @classmethod
-    def of(cls, shape: tuple[int, int, int]) -> _Tiles:
+    def of(cls, shape: tuple[int, int, int]) -> _ChainGrid:
         observations, chains, size = shape
         if size > _MOST_DIMENSIONS:
             raise ValueError(f"size: expected between 1 and 2^26, got {size}")
         columns = min(max(triton.next_power_of_2(size), 4), _COLUMNS)
         rows = min(triton.next_power_of_2(max(chains, 1)), _TILE_ENTRIES // columns)
-        each = triton.cdiv(chains, rows)
-        return cls(rows, columns, each, observations * each)
+        per_observation = triton.cdiv(chains, rows)
+        return cls(rows, columns, per_observation, observations * per_observation)
 
 
-def _launch_tiles(
+def _launch_over_chains(
     kernel: Any,
-    tiles: _Tiles,
+    grid: _ChainGrid,
     shape: tuple[int, int, int],
     device: torch.device,
     *args: Any,
     **constants: Any,
 ) -> None:
-    """Launch over the chains of latents ``(B, N, d)``; ``args`` are what comes before the sizes."""
-    sizes = {"ROWS": tiles.rows, "COLS": tiles.columns}
-    _launch(kernel, tiles.programs, device, *args, *shape[1:], tiles.each, **sizes, **constants)
+    """Launch over the chains of latents ``(B, N, d)``; ``args`` precede the sizes in the kernel."""
+    sizes = {"ROWS": grid.rows, "COLS": grid.columns}
+    _launch(
+        kernel, grid.programs, device, *args, *shape[1:], grid.per_observation, **sizes, **constants
+    )
 
 
-def _block(count: int) -> int:
-    """Of a loop over so many numbers."""
+def _block_size(count: int) -> int:
+    """The block size for a loop over ``count`` numbers."""
     return min(int(triton.next_power_of_2(max(count, 1))), _TILE_ENTRIES)
 
 
-def _bytes(flags: Tensor | None) -> Tensor | None:
-    """Flags as kernels take them: what a load of bools gives depends on Triton's version."""
+def _as_bytes(flags: Tensor | None) -> Tensor | None:
+    """Flags as kernels take them: what loading bools gives depends on Triton's version."""
     return None if flags is None else flags.view(torch.uint8)
 
 
-def _of_potential(settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _potential_arguments(settings: CheckedSettings) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     return settings.beta, settings.prior_weight, settings.step_size, settings.inverse_mass
 
 
@@ -133,11 +139,11 @@ def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dt
     device = _device("stream.transition", stream.transition)
     seed, transition, observation = check_stream(stream, device=device)
     shape = len(transition), chains, size
-    tiles = _Tiles.of(shape)  # refuses a size before there is memory of it
+    grid = _ChainGrid.of(shape)  # refuses a size before memory is allocated for it
     latents = torch.empty(shape, dtype=dtype, device=device)
-    _launch_tiles(
+    _launch_over_chains(
         kernels.initial_latents,
-        tiles,
+        grid,
         shape,
         device,
         latents,
@@ -151,26 +157,26 @@ def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dt
 def begin_trajectory(
     latents: Tensor, energy: Tensor, grad: Tensor, settings: TransitionSettings, stream: NoiseStream
 ) -> Proposal:
-    """Momentum refresh, Hamiltonian, half a kick, one drift; see `reference.begin_trajectory`."""
+    """Momentum, Hamiltonian, half a kick and one drift; see `reference.begin_trajectory`."""
     device = _device("latents", latents)
-    given = Begun.of(latents, energy, grad, settings, stream, device)
+    given = BeginArguments.of(latents, energy, grad, settings, stream, device)
     seed, transition, observation = given.stream
-    tiles = _Tiles.of(given.shape)
+    grid = _ChainGrid.of(given.shape)
     out = Proposal(
         torch.empty_like(given.latents),
         torch.empty_like(given.latents),
         torch.empty_like(given.energy),
     )
-    _launch_tiles(
+    _launch_over_chains(
         kernels.begin_trajectory,
-        tiles,
+        grid,
         given.shape,
         device,
         *out,
         given.latents,
         given.energy,
         given.grad,
-        *_of_potential(given.settings),
+        *_potential_arguments(given.settings),
         transition,
         observation,
         _signed(seed),
@@ -182,17 +188,17 @@ def begin_trajectory(
 def continue_trajectory(proposal: Proposal, grad: Tensor, settings: TransitionSettings) -> None:
     """One kick and one drift, in place; see `reference.continue_trajectory`."""
     device = _device("proposal.position", proposal.position)
-    given = Continued.of(proposal, grad, settings, device)
-    tiles = _Tiles.of(given.shape)
-    _launch_tiles(
+    given = ContinueArguments.of(proposal, grad, settings, device)
+    grid = _ChainGrid.of(given.shape)
+    _launch_over_chains(
         kernels.continue_trajectory,
-        tiles,
+        grid,
         given.shape,
         device,
         given.position,
         given.momentum,
         given.grad,
-        *_of_potential(given.settings),
+        *_potential_arguments(given.settings),
         PER_CHAIN=given.settings.per_chain,
     )
 
@@ -209,15 +215,15 @@ def accept_select(
 ) -> Selected:
     """Last half kick, Metropolis test and selection; see `reference.accept_select`."""
     device = _device("latents", latents)
-    given = Accepting.of(
+    given = AcceptArguments.of(
         latents, energy, grad, proposal, proposed_energy, proposed_grad, settings, stream, device
     )
     seed, transition, observation = given.stream
-    tiles = _Tiles.of(given.shape)
+    grid = _ChainGrid.of(given.shape)
     out = given.empty()
-    _launch_tiles(
+    _launch_over_chains(
         kernels.accept_select,
-        tiles,
+        grid,
         given.shape,
         device,
         *out._replace(accepted=out.accepted.view(torch.uint8)),
@@ -227,8 +233,8 @@ def accept_select(
         *given.proposal,
         given.proposed_energy,
         given.proposed_grad,
-        *_of_potential(given.settings),
-        _bytes(given.active),
+        *_potential_arguments(given.settings),
+        _as_bytes(given.active),
         transition,
         observation,
         _signed(seed),
@@ -246,7 +252,9 @@ def adapt_step_size(
 ) -> tuple[Tensor, Tensor]:
     """The published rule; see `reference.adapt_step_size`."""
     device = _device("acceptance_probability", acceptance_probability)
-    given = Adapting.of(step_size, running_acceptance, acceptance_probability, active, rule, device)
+    given = AdaptArguments.of(
+        step_size, running_acceptance, acceptance_probability, active, rule, device
+    )
     observations, chains = given.shape
     out = torch.empty_like(given.step_size), torch.empty_like(given.running)
     _launch(
@@ -255,7 +263,7 @@ def adapt_step_size(
         device,
         *out,
         *given[1:-1],
-        _bytes(given.active),
+        _as_bytes(given.active),
         chains,
         target=rule.target,
         decay=rule.decay,
@@ -264,7 +272,7 @@ def adapt_step_size(
         minimum=rule.minimum,
         maximum=rule.maximum,
         PER_CHAIN=rule.per_chain,
-        BLOCK=_block(chains),
+        BLOCK=_block_size(chains),
     )
     return out
 
@@ -272,10 +280,10 @@ def adapt_step_size(
 def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | None) -> Tensor:
     """Systematic resampling, ``(B, N)`` int64; see `reference.systematic_ancestors`."""
     device = _device("log_weights", log_weights)
-    given = Resampling.of(log_weights, uniform, wanted, device)
+    given = ResampleArguments.of(log_weights, uniform, wanted, device)
     observations, chains = given.shape
-    block = _block(chains)
-    tiles = triton.cdiv(chains, block)
+    block = _block_size(chains)
+    grid = triton.cdiv(chains, block)
     upto = torch.empty_like(given.log_weights)
     out = torch.empty_like(given.log_weights, dtype=torch.int64)
     _launch(
@@ -289,14 +297,14 @@ def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | 
     )
     _launch(
         kernels.systematic_ancestors,
-        observations * tiles,
+        observations * grid,
         device,
         out,
         upto,
         given.uniform,
-        _bytes(given.wanted),
+        _as_bytes(given.wanted),
         chains,
-        tiles,
+        grid,
         (chains - 1).bit_length(),
         BLOCK=block,
     )
@@ -308,7 +316,7 @@ def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
     device = _device("stream.transition", stream.transition)
     seed, transition, observation = check_stream(stream, device=device)
     out = torch.empty(len(transition), dtype=torch.float64, device=device)
-    block = _block(len(transition))
+    block = _block_size(len(transition))
     _launch(
         kernels.observation_uniforms,
         triton.cdiv(len(transition), block),
@@ -327,16 +335,16 @@ def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
 def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted squared error of outputs and its gradient; see `reference.misfit`.
 
-    Where ``observation`` holds a value outside [0, B) the energy is NaN.
+    The energy is NaN where ``observation`` holds a value outside [0, B).
     """
     device = _device("x", x)
-    x, observed, observation = Outputs.of(x, spec, observation, device)
-    planes = Planes.of(spec)
-    rows, entries = len(x), planes.channels * planes.height * planes.width
+    x, observed, observation = MisfitArguments.of(x, spec, observation, device)
+    layout = ImageLayout.of(spec)
+    rows, entries = len(x), layout.channels * layout.height * layout.width
     if entries >= _MOST_ENTRIES:
         raise ValueError(f"x: expected outputs of less than 2^31 entries, got {entries}")
     if spec.kind == "pool":
-        kernel, units, extra = kernels.misfit_of_means, planes.measured, {}
+        kernel, units, extra = kernels.misfit_of_means, layout.measured, {}
     else:
         strided = {"STRIDED": spec.kind == "stride"}
         kernel, units, extra = kernels.misfit_of_pixels, entries, strided
@@ -359,13 +367,19 @@ def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Te
         observed.mask_stride,
         observed.weight_stride,
         entries,
-        *planes[1:],
+        *layout[1:],
         ELEMENTWISE=observed.elementwise,
         BLOCK=block,
         **extra,
     )
     if segments > 1:
         _launch(
-            kernels.sum_segments, rows, device, energy, partials, segments, BLOCK=_block(segments)
+            kernels.sum_segments,
+            rows,
+            device,
+            energy,
+            partials,
+            segments,
+            BLOCK=_block_size(segments),
         )
     return energy, grad

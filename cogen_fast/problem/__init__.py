@@ -1,1 +1,1 @@
-"""What is sampled: the generator, what is observed of its output, and the annealed density."""
+"""The sampling problem: the generator, what is observed of its output, and the annealed density."""

@@ -1,15 +1,16 @@
 """A user's generator as a checked function on rows of latents.
 
 ``G`` may be any callable or ``nn.Module`` from ``(n, d)`` or ``(n, d, 1, 1)`` to outputs of any
-shape. While it is in use its modules run in eval mode and its weights require no gradient; both are
-put back afterwards.
+shape. While it is in use, its modules are in eval mode and its weights require no gradient; both
+are restored afterwards.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from threading import Lock
@@ -21,17 +22,19 @@ from torch import Tensor, nn
 from cogen_fast.ops import reference
 from cogen_fast.ops.dispatch import DEVICES
 from cogen_fast.ops.philox import NoiseStream
+from cogen_fast.problem.prior import Prior
 from cogen_fast.support.arguments import check_count, shown
 from cogen_fast.support.digests import tensor_bytes
 from cogen_fast.support.memory import is_out_of_memory
 
+_PARTS = ("sample", "samples", "images", "image", "output", "x")
 _SIZE_ATTRIBUTES = ("latent_shape", "latent_size", "latent_dim", "z_dim", "dim_z", "nz")
 _PROBE_ROWS = 4
 _PROBE_SEED = 0x5EED
 _MOST_CANDIDATES = 12
-_LARGEST_LATENT = 2**26  # what a block number of the noise can hold
-# Relative to the largest output: for the same call again, and for another batch size, where other
-# kernels (TF32 among them) round differently.
+_LARGEST_LATENT = 2**26  # the noise has this many block numbers
+# Differences relative to the largest output: in a repeated call, and in a call of another batch
+# size, where other kernels (such as TF32) round differently.
 _TOLERANCES = {
     torch.float64: (1e-13, 1e-9),
     torch.float32: (1e-5, 1e-3),
@@ -39,16 +42,17 @@ _TOLERANCES = {
 }
 
 
-class _Switched:
-    """One flag of objects, off while anyone uses them: threads may share a generator."""
+class _SharedFlag:
+    """A flag of objects that is off while any thread uses them: threads may share a generator."""
 
     def __init__(self, flag: str) -> None:
         self._flag, self._lock = flag, Lock()
-        self._before: dict[int, tuple[bool, int]] = {}  # by object: its flag, and how many use it
+        # The flag before, and the number of users, by object.
+        self._before: dict[int, tuple[bool, int]] = {}
 
     @contextmanager
     def off(self, objects: Sequence[Any]) -> Iterator[None]:
-        """Off inside; with the last one who leaves, as it was before the first one came."""
+        """The flag is off inside; the last user to leave restores what was before the first."""
         with self._lock:
             for each in objects:
                 before, users = self._before.get(id(each), (getattr(each, self._flag), 0))
@@ -69,17 +73,20 @@ class _Switched:
             setattr(each, self._flag, before)
 
 
-_TRAINING, _GRADIENTS = _Switched("training"), _Switched("requires_grad")
+_TRAINING, _GRADIENTS = _SharedFlag("training"), _SharedFlag("requires_grad")
 
 
 @contextmanager
 def frozen(generator: Any) -> Iterator[None]:
-    """Eval mode and no weight gradients inside; every module's own mode and flags afterwards."""
+    """A context with eval mode and no weight gradients; restores each module's mode and flags."""
     if not isinstance(generator, nn.Module):
         yield
         return
     if any(t.is_inference() for t in _tensors(generator)):
-        raise ValueError("G: its weights were made in torch.inference_mode(); make them outside")
+        raise ValueError(
+            "G: expected weights that autograd can use, got some made in torch.inference_mode(); "
+            "make them outside"
+        )
     modules, weights = list(generator.modules()), list(generator.parameters())
     with _TRAINING.off(modules), _GRADIENTS.off(weights):
         yield
@@ -88,10 +95,11 @@ def frozen(generator: Any) -> Iterator[None]:
 class GeneratorAdapter:
     """``G`` on rows: ``(n, latent_size)`` to ``(n, *output_shape)``, checked once at the start.
 
-    ``latent_shape`` (a number or a tuple) is found out where it is not given; the checks call ``G``
-    with at most ``max_batch`` latents. Latents are float64 for a float64 generator and float32
-    otherwise; outputs of half-precision generators become float32. Use it inside `frozen`. Raises
-    TypeError or ValueError naming ``G``, ``latent_shape``, ``device`` or ``max_batch``.
+    ``latent_shape`` is a number or a tuple; where it is not given, it is found by trial. The checks
+    call ``G`` with at most ``max_batch`` latents. Latents are float64 for a float64 generator and
+    float32 otherwise; outputs of half-precision generators are converted to float32. Use it inside
+    `frozen`. Raises TypeError or ValueError naming ``G``, ``latent_shape``, ``device`` or
+    ``max_batch``.
     """
 
     def __init__(
@@ -106,6 +114,7 @@ class GeneratorAdapter:
         if not callable(generator):
             raise TypeError(f"G: expected a callable or module, got {type(generator).__name__}")
         self.generator = generator
+        self.per_observation = isinstance(generator, Prior) and generator.per_observation
         self._rows = _PROBE_ROWS if max_batch is None else min(_PROBE_ROWS, max_batch)
         self.device = _find_device(generator, device)
         self.input_dtype = _parameter_dtype(generator)
@@ -119,18 +128,25 @@ class GeneratorAdapter:
         self.probe_output = self._check()
         self.output_shape = tuple(self.probe_output.shape[1:])
 
-    def __call__(self, latents: Tensor) -> Tensor:
-        """Outputs ``(n, *output_shape)`` of latents ``(n, latent_size)``."""
-        return self._call(latents, self.latent_shape)
+    def __call__(self, latents: Tensor, *index: Tensor) -> Tensor:
+        """Outputs ``(n, *output_shape)`` of latents ``(n, latent_size)``.
 
-    def _call(self, latents: Tensor, shape: tuple[int, ...]) -> Tensor:
-        rows = latents.to(self.input_dtype).reshape(-1, *shape)
-        x = self.generator(rows)
+        Where each observation has its own condition (``per_observation``), ``index`` ``(n,)`` is
+        the observation of each row, the first one by default.
+        """
+        return self._call(latents, self.latent_shape, *index)
+
+    def _call(self, latents: Tensor, shape: tuple[int, ...], *index: Tensor) -> Tensor:
+        # A copy, so that a G that works in place on its input changes nothing but that.
+        rows = latents.to(self.input_dtype, copy=True).reshape(-1, *shape)
+        if self.per_observation and not index:
+            index = (torch.zeros(len(rows), dtype=torch.int64, device=rows.device),)
+        try:
+            x = self.generator(rows, *index)
+        except TypeError as error:
+            raise _missing_argument(self.generator, error) or error from None
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(
-                f"G: must return one float tensor, got {_kind(x)}; wrap it, for instance as "
-                "lambda z: G(z)[0]"
-            )
+            raise _NoTensor(f"G: must return one float tensor, got {_kind(x)}{_part_of(x)}")
         return x.to(self.dtype)
 
     def _draw(self, size: int) -> Tensor:
@@ -146,6 +162,8 @@ class GeneratorAdapter:
             try:
                 with torch.no_grad():
                     x = self._call(self._draw(math.prod(shape)), shape)
+            except (_MissingArgument, _NoTensor):
+                raise
             except Exception as error:  # a wrong guess may fail in any way inside user code
                 if is_out_of_memory(error):
                     raise
@@ -164,7 +182,7 @@ class GeneratorAdapter:
         )
 
     def _check(self) -> Tensor:
-        """Probe the generator: batch kept, finite, differentiable, and a function (else raise)."""
+        """The outputs at the probe latents; raises TypeError or ValueError where a check fails."""
         latents = self.probe_latents
         try:
             with torch.enable_grad():
@@ -183,41 +201,84 @@ class GeneratorAdapter:
                 f"got {tuple(x.shape)}"
             )
         if not x.requires_grad or not _depends(x, z):
-            raise ValueError("G: its output does not depend on the latent by differentiable torch")
+            raise ValueError(
+                "G: expected an output that is a differentiable function of the latent"
+            )
         x = x.detach()
         bad = ~x.flatten(1).isfinite().all(1)
         if bad.any():
-            raise ValueError(f"G: gave non-finite values for latent {int(bad.nonzero()[0])}")
+            raise ValueError(
+                f"G: expected finite outputs, got others for {int(bad.sum())} of {len(bad)} prior "
+                f"draws, the first being latent {int(bad.nonzero()[0])}"
+            )
         self._check_function(latents, x)
         return x
 
     def _check_function(self, latents: Tensor, x: Tensor) -> None:
         with torch.no_grad():
             again, part = self(latents), self(latents[:1])
+        if not bool(again.isfinite().all() and part.isfinite().all()):
+            raise ValueError(
+                "G: expected finite outputs, got others when the same latents were given again"
+            )
         exact, mates = _TOLERANCES.get(self.input_dtype, _TOLERANCES[torch.float16])
         if not _close(again, x, exact):
             raise ValueError(
-                "G: gives different outputs for the same latents (dropout, or noise injected in "
-                f"the forward pass?){_suspects(self.generator)}; the sampler needs a function"
+                "G: expected a function, got different outputs for the same latents (dropout, or "
+                f"noise injected in the forward pass?){_suspects(self.generator)}"
             )
         if not _close(part, x[:1], mates):
             raise ValueError(
-                "G: gives another output for a latent when its batch-mates change (batch "
-                f"statistics?){_suspects(self.generator)}; the sampler needs a function"
+                "G: expected a function, got an output that depends on the other latents of the "
+                f"batch (batch statistics?){_suspects(self.generator)}"
             )
 
     def agrees(self, outputs: Tensor) -> bool:
-        """Whether outputs of `probe_latents` are the generator's, but for rounding."""
+        """Whether ``outputs`` for `probe_latents` are the generator's up to rounding."""
         return _close(outputs, self.probe_output, _TOLERANCES[self.input_dtype][1])
 
     def fingerprint(self) -> str:
-        """SHA-256 of the generator's kind and weights, hexadecimal."""
+        """SHA-256 of the generator's name, latent shape and weights, in hexadecimal."""
         digest = hashlib.sha256(f"{_name(self.generator)} {self.latent_shape}".encode())
         if isinstance(self.generator, nn.Module):
             for name, value in sorted(self.generator.state_dict().items()):
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
                 digest.update(tensor_bytes(value))
         return digest.hexdigest()
+
+
+class _MissingArgument(TypeError):
+    """A generator that wants more than latents."""
+
+
+class _NoTensor(TypeError):
+    """A generator whose outputs are no tensor."""
+
+
+def _missing_argument(generator: Any, error: TypeError) -> _MissingArgument | None:
+    """What to say of a call that lacks an argument; None where the error is another one."""
+    found = re.search(r"missing \d+ required positional arguments?: '(\w+)'", str(error))
+    if found is None:
+        return None
+    name = found[1]
+    return _MissingArgument(
+        f"G: {_name(generator)} wants another argument beside the latents, {name!r}; give "
+        f"Prior(G, conditions={name}) or lambda z: G(z, {name}) in its place"
+    )
+
+
+def _part_of(value: Any) -> str:
+    """How to take the tensor out of what a generator returns."""
+    places: list[Any]
+    if isinstance(value, tuple | list):
+        places = [n for n, each in enumerate(value) if isinstance(each, Tensor)]
+    elif isinstance(value, Mapping):
+        places = [name for name, each in value.items() if isinstance(each, Tensor)]
+    else:
+        places = [name for name in _PARTS if isinstance(getattr(value, name, None), Tensor)]
+    if not places or isinstance(value, Tensor):
+        return ""
+    return f"; give Prior(G, output={places[0]!r}) in its place"
 
 
 def _kind(value: Any) -> str:
@@ -238,7 +299,7 @@ def _name(generator: Any) -> str:
 
 
 def _suspects(generator: Any) -> str:
-    """Names of modules that commonly make a generator no function."""
+    """A hint at modules that commonly make a generator depend on more than its latent."""
     if not isinstance(generator, nn.Module):
         return ""
     found = [
@@ -256,7 +317,7 @@ def _tensors(generator: Any) -> list[Tensor]:
 
 
 def checked_device(device: torch.device | str) -> torch.device:
-    """A device of a kind that is served and here; ValueError for any other."""
+    """``device`` as a torch device; raises ValueError where it is not supported or not present."""
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError, ValueError, OverflowError):
@@ -265,7 +326,7 @@ def checked_device(device: torch.device | str) -> torch.device:
         raise ValueError(f"device: expected cpu or cuda, got {wanted}")
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device: expected one that is here, got {device}; torch {torch.__version__} sees "
+            f"device: expected one that is present, got {device}; torch {torch.__version__} sees "
             f"{torch.cuda.device_count()} CUDA devices"
         )
     return wanted
@@ -293,7 +354,7 @@ def _parameter_dtype(generator: Any) -> torch.dtype:
 
 
 def as_shape(value: Any) -> tuple[int, ...]:
-    """The shape of one latent, from a number or a tuple; ValueError for any other value."""
+    """The shape of one latent, from a number or a tuple; raises ValueError for any other value."""
     shape = _shape_or_none(value)
     if shape is None:
         raise ValueError(
@@ -314,7 +375,7 @@ def _shape_or_none(value: Any) -> tuple[int, ...] | None:
 
 
 def _latent_shape_candidates(generator: Any) -> Iterator[tuple[int, ...]]:
-    """Shapes to try: what the generator says of itself, then what its first layers take."""
+    """Latent shapes to try: from the generator's attributes, then from the inputs of its layers."""
     for attribute in _SIZE_ATTRIBUTES:
         shape = _shape_or_none(getattr(generator, attribute, None))
         if shape is not None:

@@ -1,4 +1,4 @@
-"""A user's generator through `torch.compile`, where that works."""
+"""A user's generator compiled by `torch.compile`, where that works."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from cogen_fast.support.memory import is_out_of_memory
 
 
 def try_compiling(adapter: GeneratorAdapter) -> tuple[GeneratorAdapter | None, str]:
-    """The adapter of the compiled generator, tried at the probe latents, and a note; use `frozen`.
+    """The adapter of the compiled generator, and a note for the result. Call it inside `frozen`.
 
-    None where compilation fails or gives other outputs. It is compiled anew for each shape: a run
-    has few.
+    The adapter is None where compilation fails, or where the compiled generator gives other outputs
+    at the probe latents. The generator is compiled for each shape, of which a run has few.
     """
     made = copy.copy(adapter)
     try:

@@ -1,4 +1,4 @@
-"""Where a run is computed, and how: what belongs to the machine."""
+"""The settings of the computation: device, backend, float types, memory."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ from cogen_fast.support.arguments import check_count, check_flag, names_of, show
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """What belongs to the machine.
+    """Where and how a run is computed. Defaults are in parentheses.
 
     Args:
-        device: where to run (the device of G's weights). "cpu" or "cuda".
-        backend: "auto", "fused", "native" (CPU), "triton" (CUDA) or "reference"; see
-            `cogen_fast.backends`. "auto" takes "fused", where it serves G: the z-gradient's fast
-            path for progressive generators and, with the published method, whole runs in one call
-            for small ones of dense layers.
-        gradient_dtype: what gradients are computed in (G's own type, float32 for most). "bfloat16"
-            and "float16" are cheaper on a GPU and leave the posterior exact: energies then take a
-            forward of their own. Where acceptance suffers the run goes on in G's own type.
-        energy_dtype: what energies are computed in (G's own type), never TF32: what is sampled is
-            the posterior of G in this type.
-        compile: run G through `torch.compile`. Where that fails, a warning and a note say so.
-        cuda_graphs: on CUDA, record moves and replay them, so that no launch waits for Python; what
-            G does in Python, such as hooks, is then done a few times only. Where G waits for the
-            device within a move, or cannot be recorded, a note says so and moves run as they are.
-        max_batch: most latents in one call to G (all; on CUDA as many as measured memory holds;
-            halved when memory runs out).
+        device: "cpu" or "cuda" (the device of G's weights).
+        backend: "auto", "fused", "native" (CPU), "triton" (CUDA) or "reference" ("auto"); see
+            `cogen_fast.backends`. "auto" takes "fused" where that supports G: for progressive
+            generators the fast path of the gradient with respect to z, and for small generators of
+            dense layers, with the published method, whole runs in one call.
+        gradient_dtype: the float type of gradients (G's own type, float32 for most). "bfloat16" and
+            "float16" are cheaper on a GPU and leave the posterior exact, because energies are then
+            computed by a forward pass of their own. Where the acceptance falls, the run continues
+            with gradients in G's own type.
+        energy_dtype: the float type of energies (G's own type), never TF32. The samples are from
+            the posterior of G as computed in this type.
+        compile: run G through `torch.compile` (False). Where that fails, a warning and a note say
+            so, and G runs as it is.
+        cuda_graphs: on CUDA, record the moves and replay them, so that no kernel launch waits for
+            Python (True). What G does in Python, such as hooks, then happens a few times only.
+            Where G waits for the device within a move, or cannot be recorded, a note says so, and
+            moves run without recordings.
+        max_batch: the largest number of latents in one call to G (all; on CUDA as many as fit into
+            measured memory). It is halved when memory runs out.
 
     Raises:
         TypeError, ValueError: bad input, naming the argument. Whether the machine has the device
-        and the backend is found out where they are used.
+        and the backend is checked where they are used.
     """
 
     device: torch.device | str | None = None
@@ -56,11 +59,11 @@ class Compute:
 
     @property
     def precision(self) -> Precision:
-        """In which types energies and gradients are computed."""
+        """The float types of energies and gradients."""
         return Precision(self.gradient_dtype, self.energy_dtype)
 
     def settings(self) -> dict[str, Any]:
-        """As plain values, for the result: what does not depend on the machine."""
+        """The settings that do not depend on the machine, as plain values, for the result."""
         own = {"compile": self.compile, "cuda_graphs": self.cuda_graphs}
         return self.precision.settings() | own
 
@@ -69,14 +72,14 @@ DEFAULT = Compute()
 
 
 def as_compute(compute: Any) -> Compute:
-    """``compute`` itself; TypeError naming it where it is none."""
+    """``compute`` itself; raises TypeError where it is not a `Compute`."""
     if not isinstance(compute, Compute):
         raise TypeError(f"compute: expected a Compute, got {shown(compute)}")
     return compute
 
 
 def gathered(options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` by name, with those of a `Compute` in one, ``compute``."""
+    """``options`` by name, where those that a `Compute` has are put into one, ``compute``."""
     rest = dict(options)
     machine = taken(rest, names_of(Compute))
     return rest | ({"compute": Compute(**machine)} if machine else {})

@@ -1,7 +1,8 @@
-"""The annealed density ``p_beta(z)``: energies and their gradients with respect to the latent.
+"""The annealed density ``p_beta(z)``: energies and their gradients with respect to the latents.
 
-The sampler takes any `Potential`. Three are here: one of a generator and an observation, one of a
-plain function ``energy(z)``, and one whose gradients are a cheaper potential's.
+The sampler takes any `Potential`. This module has three: the potential of a generator and an
+observation, that of a plain function ``energy(z)``, and one that takes its gradients from a cheaper
+potential.
 """
 
 from __future__ import annotations
@@ -25,19 +26,21 @@ _Fused = Callable[[Tensor, MisfitSpec, Tensor], tuple[Tensor, Tensor]]
 
 
 def prior_weight(form: Form, beta: Tensor) -> Tensor:
-    """Factor of ``|z|^2 / 2`` at inverse temperature ``beta``: 1, or ``1 - beta`` (paper form)."""
+    """The factor of ``|z|^2 / 2`` in the annealed density: 1, or ``1 - beta`` (paper form)."""
     return torch.ones_like(beta) if form == "posterior" else 1.0 - beta
 
 
 class Potential(Protocol):
-    """A batched misfit energy over latents, apart from the Gaussian prior.
+    """A batched misfit energy over latents, without the Gaussian prior.
 
-    Gradients need not be the energy's own: any field that is a function of each chain's latent
-    alone leaves the target exact. One may have ``energy(latents)``, without gradients. One whose
-    energies cost something beside the gradients has more: ``grad_alone(latents)``, without
-    energies; ``forwards``, how many forwards an energy costs; and ``finer``, the potential to fall
-    back to where its gradients are too coarse, or None. One that can be recorded has ``graphs``,
-    which then replays the moves that follow it.
+    Gradients need not be those of the energy: any field that is a function of each chain's latent
+    alone leaves the target exact. A potential may have further attributes:
+
+    - ``energy(latents)``: energies without gradients;
+    - ``grad_alone(latents)``: gradients without energies;
+    - ``forwards``: the forward passes that an energy costs apart from the gradient (0);
+    - ``finer``: the potential to fall back to where the gradients are too coarse (None);
+    - ``graphs``: the recordings that replay the moves which follow this potential (None).
     """
 
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,31 +49,31 @@ class Potential(Protocol):
 
 
 def gradients(potential: Potential, latents: Tensor) -> Tensor:
-    """Gradients ``(B, N, d)`` where no energy is asked for."""
+    """Gradients ``(B, N, d)``, without energies where the potential can compute them alone."""
     alone: Callable[[Tensor], Tensor] | None = getattr(potential, "grad_alone", None)
     return potential.energy_and_grad(latents)[1] if alone is None else alone(latents)
 
 
 def energies(potential: Potential, latents: Tensor) -> Tensor:
-    """Energies ``(B, N)`` where no gradient is asked for."""
+    """Energies ``(B, N)``, without gradients where the potential can compute them alone."""
     alone: Callable[[Tensor], Tensor] | None = getattr(potential, "energy", None)
     return potential.energy_and_grad(latents)[0] if alone is None else alone(latents)
 
 
 def forwards(potential: Potential) -> int:
-    """Forwards that an energy costs beside the gradient."""
+    """The forward passes that an energy costs apart from the gradient."""
     return getattr(potential, "forwards", 0)
 
 
 def finer(potential: Potential) -> Potential | None:
-    """What to fall back to where gradients are too coarse; None for a potential that is exact."""
+    """The potential to fall back to where gradients are too coarse; None where there is none."""
     return getattr(potential, "finer", None)
 
 
 def replayed(
     potential: Potential, key: tuple[Hashable, ...], function: Callable[..., _T], *args: Any
 ) -> _T:
-    """``function(*args)``, which follows ``potential``: by its `Graphs`, where it has any."""
+    """``function(*args)``, which follows ``potential``, replayed by its `Graphs` if it has any."""
     graphs: Graphs | None = getattr(potential, "graphs", None)
     return function(*args) if graphs is None else graphs((potential, *key), function, *args)
 
@@ -78,9 +81,10 @@ def replayed(
 class LatentMap(Protocol):
     """A generator on rows of latents: ``(n, d)`` to outputs ``(n, ...)``.
 
-    One that fuses its last layer with the misfit has ``energy_and_grad(latents, spec, index)`` too:
-    energies ``(n,)`` float64 and gradients ``(n, d)``, where row k belongs to row ``index[k]`` of
-    the `MisfitSpec`.
+    A generator that fuses its last layer with the misfit also has ``energy_and_grad(latents, spec,
+    index)``, which gives energies ``(n,)`` float64 and gradients ``(n, d)``; row k belongs to row
+    ``index[k]`` of the `MisfitSpec`. One whose observations have conditions of their own
+    (``per_observation``) is given ``index`` ``(n,)``, the observation of each row, as well.
     """
 
     def __call__(self, latents: Tensor, /) -> Tensor: ...
@@ -89,8 +93,8 @@ class LatentMap(Protocol):
 class EnergyPotential:
     """A potential from any differentiable ``energy(z)``, ``(n, d)`` to ``(n,)``.
 
-    Rows are ordered by observation, then chain. Raises TypeError or ValueError where ``energy``
-    gives something else than n real numbers.
+    Rows are ordered by observation, then by chain. Raises TypeError or ValueError where ``energy``
+    is not callable or does not give n real numbers.
     """
 
     def __init__(self, energy: Callable[[Tensor], Tensor]) -> None:
@@ -99,7 +103,7 @@ class EnergyPotential:
         self._of_rows = energy
 
     def energy(self, latents: Tensor) -> Tensor:
-        """Energies ``(B, N)`` float64 alone."""
+        """Energies ``(B, N)`` float64 without gradients."""
         with torch.no_grad():
             energy = self._of_rows(latents.detach().flatten(0, 1))
         check_energies("energy", energy, latents.shape[0] * latents.shape[1])
@@ -117,7 +121,7 @@ class EnergyPotential:
 
 
 def check_energies(name: str, energy: object, count: int) -> None:
-    """Raise unless a user's function gave ``count`` real numbers."""
+    """Raise TypeError or ValueError unless a user's function gave ``count`` real numbers."""
     if not isinstance(energy, Tensor) or not energy.is_floating_point():
         raise TypeError(f"{name}: must return a float tensor, got {type(energy).__name__}")
     if tuple(energy.shape) != (count,):
@@ -129,9 +133,10 @@ def check_energies(name: str, energy: object, count: int) -> None:
 class GeneratorPotential:
     """Misfit energy ``E(z)`` of B observations through a generator.
 
-    Latents of S B rows (`energy_and_grad`) are S neighbouring islands of each observation.
-    ``max_batch`` bounds the rows of one call to the generator (None: all at once). On out-of-memory
-    it is halved, for good, and the call repeated; the halvings are counted in ``halvings``.
+    Latents may have S B rows, which are S neighbouring islands of each observation. ``max_batch``
+    bounds the rows of one call to the generator (None: all at once). When memory runs out, it is
+    permanently reduced to half of the call's rows, and the call is repeated; ``halvings`` counts
+    how often.
     """
 
     def __init__(
@@ -150,7 +155,7 @@ class GeneratorPotential:
         self._indices: dict[int, Tensor] = {}
 
     def of(self, generator: LatentMap, observation: Observation) -> GeneratorPotential:
-        """The same of another generator or observation."""
+        """The potential of another generator or observation, with the same ops and limit."""
         return GeneratorPotential(generator, observation, self.ops, self.max_batch)
 
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +167,7 @@ class GeneratorPotential:
         return energy.reshape(shape[:2]), grad.reshape(shape)
 
     def energy(self, latents: Tensor) -> Tensor:
-        """Energies ``(B, N)`` float64 alone: one forward, no gradient."""
+        """Energies ``(B, N)`` float64 without gradients, at a cost of one forward pass."""
         with torch.no_grad():
             pieces = self._in_chunks(latents, self._rows_energy)
         return torch.cat(pieces).reshape(latents.shape[:2])
@@ -170,7 +175,7 @@ class GeneratorPotential:
     def outputs(self, latents: Tensor) -> Tensor:
         """Outputs ``(B, N, ...)`` of latents ``(B, N, d)``."""
         with torch.no_grad():
-            pieces = self._in_chunks(latents, lambda rows, _: self.generator(rows))
+            pieces = self._in_chunks(latents, self._rows_outputs)
         x = torch.cat(pieces)
         return x.reshape(*latents.shape[:2], *x.shape[1:])
 
@@ -191,7 +196,7 @@ class GeneratorPotential:
         return pieces
 
     def _observation_index(self, batch: int, chains: int, device: torch.device) -> Tensor:
-        """Which observation each row belongs to; kept, as every gradient and recording needs it."""
+        """The observation of each row; cached, because every gradient and recording needs it."""
         rows = batch * chains
         if rows not in self._indices:
             count = self.observation.count
@@ -210,9 +215,10 @@ class GeneratorPotential:
             torch.cuda.empty_cache()
 
     def bound_by_memory(self, latent: Tensor) -> int | None:
-        """Bound ``max_batch``, unless it is, by what gradients of a ``latent`` ``(d,)`` need.
+        """Set ``max_batch``, unless it is set, to the rows whose gradients fit into memory.
 
-        Returns the bound; None where there is none, or memory cannot be measured.
+        This is measured with copies of ``latent`` ``(d,)``. Returns the limit; None where it was
+        set before, or where memory cannot be measured.
         """
         if self.max_batch is not None:
             return None
@@ -224,13 +230,19 @@ class GeneratorPotential:
         self.max_batch = rows_that_fit(work, latent.device)
         return self.max_batch
 
+    def _rows_outputs(self, rows: Tensor, index: Tensor) -> Tensor:
+        """Outputs ``(n, ...)`` of rows ``(n, d)``, given the observation of each."""
+        outputs: Callable[..., Tensor] = self.generator
+        wants_index = getattr(self.generator, "per_observation", False)
+        return outputs(rows, index) if wants_index else outputs(rows)
+
     def _rows_energy_and_grad(self, rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         fused: _Fused | None = getattr(self.generator, "energy_and_grad", None)
         if fused is not None and self._squares_outputs:
             return fused(rows, self.observation.spec, index)
         with torch.enable_grad():
             z = rows.detach().requires_grad_()
-            y = self._read(self.generator(z))
+            y = self._read(self._rows_outputs(z, index))
             if not y.requires_grad:
                 raise ValueError("mask: the operator is not differentiable by torch")
             if self.observation.user_misfit is not None:
@@ -245,17 +257,17 @@ class GeneratorPotential:
 
     @property
     def _squares_outputs(self) -> bool:
-        """Whether the misfit is that of ``spec``, of the generator's outputs themselves."""
+        """Whether the misfit is that of ``spec`` and reads the generator's outputs themselves."""
         return self.observation.operator.reads_output and self.observation.user_misfit is None
 
     def _rows_energy(self, rows: Tensor, index: Tensor) -> Tensor:
-        y = self._read(self.generator(rows))
+        y = self._read(self._rows_outputs(rows, index))
         if self.observation.user_misfit is not None:
             return self._user_energy(y, index).double()
         return self.ops.misfit(y, self.observation.spec, index)[0]
 
     def _read(self, outputs: Tensor) -> Tensor:
-        """What the misfit is given: the op measures by itself, one of the user's does not."""
+        """The argument of the misfit: the op measures outputs itself, a user's misfit does not."""
         operator = self.observation.operator
         if self.observation.user_misfit is None:
             return operator.apply(outputs)
@@ -273,12 +285,13 @@ class GeneratorPotential:
 
 
 class SplitPotential:
-    """Energies by one potential, gradients by another one of reduced precision.
+    """Energies from one potential, gradients from another one of reduced precision.
 
-    Leapfrog is reversible and keeps volume for any gradient field that is a deterministic function
-    of the latent, so the target is that of ``energies``, exactly; what a coarse field costs is
-    acceptance. ``scale`` ``(B,)`` is what the energies of ``field`` are multiplied by, powers of 2.
-    An energy costs a forward of its own.
+    For any gradient field that is a deterministic function of the latent, leapfrog is reversible
+    and preserves volume, so that the target is exactly that of ``energies``; a coarse ``field``
+    only lowers the acceptance. ``scale`` ``(B,)`` holds the powers of 2 by which the energies of
+    ``field`` are multiplied (None: 1). An energy costs a forward pass of its own. ``finer`` is the
+    potential to fall back to.
     """
 
     forwards = 1
@@ -298,11 +311,11 @@ class SplitPotential:
         return self.energies.energy(latents), self.grad_alone(latents)
 
     def energy(self, latents: Tensor) -> Tensor:
-        """Energies ``(B, N)`` float64 alone."""
+        """Energies ``(B, N)`` float64 without gradients."""
         return self.energies.energy(latents)
 
     def grad_alone(self, latents: Tensor) -> Tensor:
-        """Gradients ``(B, N, d)`` alone."""
+        """Gradients ``(B, N, d)`` without energies."""
         _, grad = self.field.energy_and_grad(latents)
         if self.scale is None:
             return grad

@@ -1,8 +1,8 @@
-"""Functions of tensors as CUDA graphs: recorded once for each shape, replayed ever after.
+"""Functions of tensors as CUDA graphs: recorded once for each shape, then replayed.
 
-A move of the sampler is hundreds to thousands of launches, always the same ones; a replay is one.
-Recorded functions must do all their work on the device: whatever Python computes while they are
-recorded stays as it was then.
+A move of the sampler makes hundreds to thousands of kernel launches, always the same ones; a replay
+makes one. A recorded function must do all its work on the device: a value that Python computes
+during the recording is the same in every replay.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from cogen_fast.support.memory import is_out_of_memory
 
 _T = TypeVar("_T")
 Recorder = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
-"""Runs a function while recording it; gives its outputs, and what computes them anew in place."""
-_ROUNDING = 1e3  # relative, times the type's precision
+"""Runs and records a function; gives its outputs, and a call that recomputes them in place."""
+_ROUNDING = 1e3  # relative difference that counts as rounding, in units of the type's precision
 _ATEN = torch.ops.aten
-# What is waited for: numbers that Python sees, and outputs whose size is a matter of values.
+# Ops that wait for the device: they give numbers to Python, or outputs sized by values.
 _READS = {
     _ATEN._local_scalar_dense.default,
     _ATEN.equal.default,
@@ -38,16 +38,17 @@ _COPIES = {_ATEN._to_copy.default, _ATEN.copy_.default}
 
 
 class HostReadError(RuntimeError):
-    """A function waited for the device, to look at a number or to copy to or from the host."""
+    """A function waited for the device, to read a number or to copy to or from the host."""
 
 
 class Graphs:
-    """Replays functions of tensors; for as long as what they close over lives.
+    """Records functions of tensors and replays them, while what they close over exists.
 
-    The first call of a case runs as it is, the second once more, to see that it never waits for the
-    device, and is recorded. The third runs beside its recording, which must give the same; from
-    then on there are replays alone. Where that fails everything runs as it is, and ``failure`` says
-    why. ``version`` tells how functions allocate: when it changes, they are recorded anew.
+    The first call of a case runs without recording. The second runs once to check that it never
+    waits for the device, and is then recorded. The third runs beside a replay, which must give the
+    same outputs. All further calls are replays. Where a step fails, all functions run without
+    recordings from then on, and ``failure`` says why. ``version`` gives a value on which the
+    allocations of the functions depend: when it changes, they are recorded again.
     """
 
     def __init__(self, recorder: Recorder, version: Callable[[], Hashable]) -> None:
@@ -58,18 +59,19 @@ class Graphs:
 
     @property
     def note(self) -> str:
-        """What is to be said of them in a result."""
+        """A note for the result on whether moves were replayed."""
         if self.failure is not None:
             return f"CUDA graphs: not used: {self.failure}"
         if not self._recordings:
-            return "CUDA graphs: none, for too few moves were alike"
+            return "CUDA graphs: none were recorded, because too few moves had the same shapes"
         lengths = len(self._recordings)
-        return f"CUDA graphs: moves replayed from {lengths} recording{'s' if lengths > 1 else ''}"
+        plural = "s" if lengths > 1 else ""
+        return f"CUDA graphs: moves were replayed from {lengths} recording{plural}"
 
     def __call__(self, key: Hashable, function: Callable[..., _T], *args: Any) -> _T:
         """``function(*args)``; ``args`` are dataclasses and tuples of tensors and plain values.
 
-        ``key`` must tell functions apart. Outputs are the caller's own.
+        Different functions must have different ``key``s. The outputs are in memory of their own.
         """
         if self.failure is not None:
             return function(*args)
@@ -77,7 +79,7 @@ class Graphs:
             self._known = self._version()
             self._forget()
         tensors: list[Tensor] = []
-        case = (key, _apart(args, tensors))
+        case = (key, _flatten(args, tensors))
         recording = self._recordings.get(case)
         if recording is None:
             return self._first_calls(case, function, args)
@@ -98,15 +100,15 @@ class Graphs:
             return function(*args)
         try:
             self._recordings[case] = _Recording(self._recorder, function, args)
-        except Exception as error:  # whatever a capture makes of user code
-            # A potential that ran out of memory has halved its calls: they are recorded anew.
+        except Exception as error:  # user code may fail in any way during a capture
+            # A potential that ran out of memory has halved its calls and is recorded again.
             if not is_out_of_memory(error) or self._version() == self._known:
                 self._fail(f"a move could not be recorded ({error!s:.200})")
         return found
 
     def _checked(self, recording: _Recording, tensors: list[Tensor], found: _T) -> _T:
         replayed = recording.replay(tensors)
-        recording.checked = _alike(found, replayed)
+        recording.checked = _agree(found, replayed)
         if not recording.checked:
             self._fail("a replay gave other numbers than the move itself")
         return found
@@ -116,22 +118,22 @@ class Graphs:
         self._forget()
 
     def _forget(self) -> None:
-        """Give memory back."""
+        """Drop all recordings, and so free their memory."""
         self._recordings.clear()
         self._seen.clear()
 
 
 class _Recording:
-    """A function on inputs and outputs of its own."""
+    """A recorded function with memory of its own for inputs and outputs."""
 
     def __init__(self, recorder: Recorder, function: Callable[..., Any], args: Any) -> None:
         given: list[Tensor] = []
-        shape = _apart(args, given)
+        shape = _flatten(args, given)
         self._inputs = [tensor.clone() for tensor in given]
-        own = _together(shape, iter(self._inputs))
+        own = _unflatten(shape, iter(self._inputs))
         outputs, self._play = recorder(lambda: function(*own))
         self._outputs: list[Tensor] = []
-        self._shape = _apart(outputs, self._outputs)
+        self._shape = _flatten(outputs, self._outputs)
         self.checked = False
 
     def replay(self, tensors: list[Tensor]) -> Any:
@@ -140,16 +142,16 @@ class _Recording:
         self._play()
         found = [torch.empty_like(tensor) for tensor in self._outputs]
         _copy(found, self._outputs)
-        return _together(self._shape, iter(found))
+        return _unflatten(self._shape, iter(found))
 
 
 def _copy(there: list[Tensor], tensors: list[Tensor]) -> None:
-    """In few launches."""
+    """Copy ``tensors`` to ``there`` in few launches."""
     torch._foreach_copy_(there, tensors)
 
 
 class _Leaf(NamedTuple):
-    """The place of a tensor."""
+    """Stands for a tensor in a structure."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -157,43 +159,44 @@ class _Leaf(NamedTuple):
 
 
 class _Node(NamedTuple):
-    """A dataclass or tuple without its tensors."""
+    """A dataclass or tuple whose tensors are replaced by `_Leaf`s."""
 
     kind: type[Any]
     parts: tuple[Any, ...]
 
 
-def _apart(value: Any, tensors: list[Tensor]) -> Any:
-    """What is left of a value without its tensors, which are put to the end of ``tensors``."""
+def _flatten(value: Any, tensors: list[Tensor]) -> Any:
+    """The structure of ``value`` without its tensors, which are appended to ``tensors``."""
     if isinstance(value, Tensor):
         tensors.append(value)
         return _Leaf(tuple(value.shape), value.dtype, value.device)
     if isinstance(value, tuple):
-        return _Node(type(value), tuple(_apart(each, tensors) for each in value))
+        return _Node(type(value), tuple(_flatten(each, tensors) for each in value))
     if is_dataclass(value) and not isinstance(value, type):
-        each = tuple(_apart(getattr(value, f.name), tensors) for f in fields(value))
+        each = tuple(_flatten(getattr(value, f.name), tensors) for f in fields(value))
         return _Node(type(value), each)
     return value
 
 
-def _together(shape: Any, tensors: Iterator[Tensor]) -> Any:
-    """The value that `_apart` took apart, with other tensors."""
+def _unflatten(shape: Any, tensors: Iterator[Tensor]) -> Any:
+    """The inverse of `_flatten`: a value of structure ``shape`` with the given ``tensors``."""
     if isinstance(shape, _Leaf):
         return next(tensors)
     if not isinstance(shape, _Node):
         return shape
-    parts = [_together(each, tensors) for each in shape.parts]
+    parts = [_unflatten(each, tensors) for each in shape.parts]
     return tuple(parts) if shape.kind is tuple else shape.kind(*parts)
 
 
-def _alike(a: Any, b: Any) -> bool:
-    """Whether most numbers agree but for rounding, of which a trajectory may make more.
+def _agree(a: Any, b: Any) -> bool:
+    """Whether more than half of the numbers of each tensor agree up to rounding.
 
-    Memory that was read after its end, or a number that Python computed, spoils them all.
+    A trajectory may amplify rounding errors in some chains, while reading freed memory, or a number
+    that Python computed, would change all of them.
     """
     first: list[Tensor] = []
     second: list[Tensor] = []
-    if _apart(a, first) != _apart(b, second):
+    if _flatten(a, first) != _flatten(b, second):
         return False
     pairs = [pair for pair in zip(first, second, strict=True) if pair[0].is_floating_point()]
     return all(_close(x, y) for x, y in pairs if x.numel())
@@ -212,19 +215,19 @@ class _NoHostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _READS or _finds_places(func, args) or _crosses(func, args, kwargs):
+        if func in _READS or _indexes_by_flags(func, args) or _crosses_devices(func, args, kwargs):
             raise HostReadError(f"G, the operator or the misfit waits for the device ({func})")
         return func(*args, **kwargs)
 
 
-def _finds_places(func: Any, args: Sequence[Any]) -> bool:
-    """Whether it indexes by flags."""
+def _indexes_by_flags(func: Any, args: Sequence[Any]) -> bool:
+    """Whether ``func`` indexes by flags, so that the size of its output depends on values."""
     flags = (torch.bool, torch.uint8)
     return func in _INDEXING and any(each is not None and each.dtype in flags for each in args[1])
 
 
-def _crosses(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether it copies from one device to another."""
+def _crosses_devices(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether ``func`` copies from one device to another."""
     if func not in _COPIES:
         return False
     devices = [each.device for each in args if isinstance(each, Tensor)]
@@ -234,12 +237,12 @@ def _crosses(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
 
 
 def recorder(device: torch.device) -> Recorder | None:
-    """That of CUDA; None for a device that has no graphs."""
+    """The recorder of a CUDA device; None for other devices, which have no graphs."""
     return _CudaRecorder(device) if device.type == "cuda" else None
 
 
 class _CudaRecorder:
-    """Recordings that share memory for what they compute on the way: no two run at a time."""
+    """Makes recordings that share memory for intermediate results: no two run at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -252,11 +255,11 @@ class _CudaRecorder:
         with torch.cuda.device(self._device):
             before = torch.cuda.current_stream()
             try:
-                # Other threads may use the device as they like.
+                # In this mode other threads may use the device during the capture.
                 with torch.cuda.graph(
                     graph, self._pool, self._stream, capture_error_mode="thread_local"
                 ):
                     outputs = function()
             finally:
-                torch.cuda.set_stream(before)  # a failed capture leaves its own one in place
+                torch.cuda.set_stream(before)  # a failed capture leaves its own stream set
         return outputs, graph.replay

@@ -1,7 +1,7 @@
 """What is observed of an output: measurement operators, and their binding to data and noise.
 
-An operator says *what* is read of ``G(z)``; `observe` binds it to the measured values and the noise
-and checks everything, naming the argument at fault. Energies are
+An operator says *what* is measured of ``G(z)``. `observe` binds it to the measured values and the
+noise, and checks everything, naming the argument at fault. Energies are
 ``E(z) = sum_m weight_m (operator(G(z)) - x_obs)_m^2`` with ``weight = 1 / (2 sigma^2)``.
 """
 
@@ -25,17 +25,20 @@ from cogen_fast.support.warnings import warn_user
 DEFAULT_IMAGE_NOISE = 0.1
 UserMisfit = Callable[[Tensor, Tensor], Tensor]
 AUTO = "auto"
-_LEAST_SHARE = 0.01  # of the data's own deviation, down to which unknown noise is looked for
+# When a range looks like another one than the generator's: so many observed values, of which none
+# is below 0 where so many of the generator's are.
+_ENOUGH_VALUES, _MANY_BELOW = 64, 0.25
+_LEAST_SHARE = 0.01  # least unknown noise, as a share of the largest
 
 
 @dataclass(frozen=True)
 class UnknownNoise:
     """Gaussian noise whose standard deviation is inferred with the latents, between two bounds.
 
-    ``low`` and ``high`` in units of ``x_obs``, between which the prior is uniform in the logarithm;
-    None: for each observation the standard deviation of its own observed values, and a hundredth
-    of it. TypeError or ValueError where a bound is no finite number above 0, or ``low`` not below
-    ``high``.
+    ``low`` and ``high`` are in units of ``x_obs``; between them the prior is uniform in the
+    logarithm. Where ``high`` is None, it is the standard deviation of each observation's own
+    observed values; where ``low`` is None, it is a hundredth of ``high``. Raises TypeError or
+    ValueError where a bound is not a finite number above 0, or ``low`` is not below ``high``.
     """
 
     low: float | None = None
@@ -49,42 +52,43 @@ class UnknownNoise:
             raise ValueError(f"low: expected less than high={self.high}, got {self.low}")
 
     def bounds(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-        """Of B observations ``values`` ``(B, M)``, ``(B,)`` float64 each.
+        """The bounds ``low`` and ``high`` of B observations, ``(B,)`` float64 each.
 
-        ValueError where a bound is left to values that are all alike.
+        ``values`` and ``observed`` are ``(B, M)``. Raises ValueError where ``high`` is None and the
+        observed values do not differ, or where ``low`` is not below ``high``.
         """
-        x, seen = values.double(), observed.double()
-        count = seen.sum(-1).clamp(min=1.0)
-        mean = (x * seen).sum(-1) / count
-        spread = (((x - mean[:, None]) ** 2 * seen).sum(-1) / count).sqrt()
+        x, indicator = values.double(), observed.double()
+        count = indicator.sum(-1).clamp(min=1.0)
+        mean = (x * indicator).sum(-1) / count
+        spread = (((x - mean[:, None]) ** 2 * indicator).sum(-1) / count).sqrt()
         high = spread if self.high is None else torch.full_like(spread, self.high)
         low = _LEAST_SHARE * high if self.low is None else torch.full_like(spread, self.low)
         sound = low < high
         if self.high is None:
-            rounding = 8.0 * torch.finfo(values.dtype).eps * (x * seen).abs().amax(-1)
+            rounding = 8.0 * torch.finfo(values.dtype).eps * (x * indicator).abs().amax(-1)
             sound = sound & (spread > rounding)
         if not bool(sound.all()):
             first = int((~sound).nonzero()[0])
             raise ValueError(
                 "noise_std: expected observed values that differ by more than the least noise, got "
-                f"a deviation of {spread[first].item():.3g} of observation {first}; give "
-                "UnknownNoise(low, high)"
+                f"values of standard deviation {spread[first].item():.3g} in observation {first}; "
+                "give UnknownNoise(low, high)"
             )
         return low, high
 
 
 class MeasurementOperator(ABC):
-    """What is read of an output; the base class of `Mask`, `AveragePool`, `Stride`, `Operator`."""
+    """A measurement of an output: base class of `Mask`, `AveragePool`, `Stride`, `Operator`."""
 
     kind: MisfitKind = "mask"
     factor: int = 1
 
     @abstractmethod
     def measured_shape(self, output: Tensor) -> tuple[int, ...]:
-        """Shape of one measurement, given a batch of outputs ``(n, ...)``."""
+        """The shape of one measurement, given a batch of outputs ``(n, ...)``."""
 
     def apply(self, x: Tensor) -> Tensor:
-        """The measurement of outputs ``(n, ...)`` as a differentiable torch expression."""
+        """What the misfit op reads: ``x``, or a differentiable torch expression of it."""
         return x
 
     def measure(self, x: Tensor) -> Tensor:
@@ -95,6 +99,10 @@ class MeasurementOperator(ABC):
     def reads_output(self) -> bool:
         """Whether the misfit op reads the output itself, without `apply`."""
         return True
+
+    def is_complex(self, output: Tensor) -> bool:
+        """Whether measurements of ``output`` are complex; they are handled as pairs of reals."""
+        return False
 
 
 class Mask(MeasurementOperator):
@@ -116,7 +124,7 @@ class Mask(MeasurementOperator):
 
 
 class _ImageOperator(MeasurementOperator):
-    """Shared checks of the operators that read images ``(C, H, W)`` by a whole factor."""
+    """Checks that are common to the operators that shrink images ``(C, H, W)`` by an integer."""
 
     def __init__(self, factor: int) -> None:
         self.factor = check_count("factor", factor)
@@ -140,7 +148,7 @@ class AveragePool(_ImageOperator):
     kind: MisfitKind = "pool"
 
     def measured_shape(self, output: Tensor) -> tuple[int, ...]:
-        """``(C, H / factor, W / factor)``; ValueError where the factor does not divide H and W."""
+        """``(C, H / factor, W / factor)``; raises ValueError unless the factor divides both."""
         c, h, w = self._image_shape(output)
         k = self.factor
         if h % k or w % k:
@@ -168,7 +176,10 @@ class Stride(_ImageOperator):
 
 
 class Operator(MeasurementOperator):
-    """Any differentiable ``f``: a batch of outputs ``(n, ...)`` to measurements ``(n, ...)``."""
+    """Any differentiable ``f``: a batch of outputs ``(n, ...)`` to measurements ``(n, ...)``.
+
+    Measurements may be complex: ``noise_std`` then is that of the real and of the imaginary part.
+    """
 
     def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
         if not callable(f):
@@ -176,7 +187,7 @@ class Operator(MeasurementOperator):
         self.f = f
 
     def measured_shape(self, output: Tensor) -> tuple[int, ...]:
-        """The shape that ``f`` gives; ValueError where it drops the batch."""
+        """The shape that ``f`` gives; raises ValueError where ``f`` drops the batch dimension."""
         y = self.apply(output)
         if y.ndim < 1 or y.shape[0] != output.shape[0]:
             raise ValueError(
@@ -186,15 +197,22 @@ class Operator(MeasurementOperator):
         return tuple(y.shape[1:])
 
     def apply(self, x: Tensor) -> Tensor:
-        """``f(x)``; TypeError where it is no floating-point tensor."""
+        """``f(x)``, complex values as pairs of real ones in a last dimension of 2.
+
+        Raises TypeError where ``f`` gives no floating-point or complex tensor.
+        """
         y = self.f(x)
-        if not isinstance(y, Tensor) or not y.is_floating_point():
+        if not isinstance(y, Tensor) or not (y.is_floating_point() or y.is_complex()):
             raise TypeError(f"mask: the operator must return a float tensor, got {_describe(y)}")
-        return y
+        return torch.view_as_real(y) if y.is_complex() else y
+
+    def is_complex(self, output: Tensor) -> bool:
+        """Whether ``f`` gives complex values."""
+        return bool(self.f(output).is_complex())
 
     @property
     def reads_output(self) -> bool:
-        """False: ``f`` stands between the output and the misfit."""
+        """False, because ``f`` is applied between the output and the misfit."""
         return False
 
     def __repr__(self) -> str:
@@ -202,9 +220,10 @@ class Operator(MeasurementOperator):
 
 
 def as_operator(mask: Any) -> MeasurementOperator:
-    """An operator from what users hand over: an operator, a 0/1 array, or a deepinv-style physics.
+    """An operator from an operator, an array of 0 and 1, or a physics in the style of deepinv.
 
-    A physics is anything with a callable ``A(x)``. Raises TypeError for anything else.
+    A physics is any object with a callable ``A(x)``. Raises TypeError or ValueError naming ``mask``
+    for any other value.
     """
     if isinstance(mask, MeasurementOperator):
         return mask
@@ -225,14 +244,15 @@ def _describe(value: Any) -> str:
     return f"{type(value).__name__} {value!r}"[:80]
 
 
-def _as_tensor(name: str, value: Any) -> Tensor:
+def as_tensor(name: str, value: Any) -> Tensor:
+    """A dense tensor of what users hand over; TypeError naming ``name`` for anything else."""
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_meta:
             raise TypeError(f"{name}: expected a dense tensor with values, got {_describe(value)}")
         return value.detach().resolve_conj().resolve_neg()
     try:
-        # A copy in native byte order: flipped, read-only and big-endian arrays are fine, and plain
-        # Python numbers stay float64.
+        # A copy in native byte order serves flipped, read-only and big-endian arrays too; Python
+        # numbers stay float64.
         array = np.array(value)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -242,7 +262,7 @@ def _as_tensor(name: str, value: Any) -> Tensor:
 
 
 def _as_mask(value: Any) -> Tensor:
-    mask = _as_tensor("mask", value)
+    mask = as_tensor("mask", value)
     if mask.dtype == torch.bool:
         return mask
     if mask.is_complex():
@@ -263,13 +283,13 @@ def is_unknown(noise_std: Any) -> bool:
 
 @dataclass(frozen=True)
 class Observation:
-    """B bound observations: what the density needs, and what the evidence needs.
+    """B observations bound to data and noise: what the density and the evidence need.
 
-    ``spec`` is plain data for the misfit op; ``num_observed`` ``(B,)`` counts measured values;
-    ``log_noise_constant`` ``(B,)`` float64 is ``-sum log(2 pi sigma^2) / 2`` over them, None where
-    only a weight or another misfit is given; ``noise`` says in words what the noise is. Where it is
-    unknown, ``noise_bounds`` are its least and largest standard deviation, ``(B,)`` float64 each,
-    and ``spec`` and ``log_noise_constant`` are of the least.
+    ``spec`` is plain data for the misfit op. ``num_observed`` ``(B,)`` counts measured values.
+    ``log_noise_constant`` ``(B,)`` float64 is ``-sum log(2 pi sigma^2) / 2`` over these, None where
+    a weight or another misfit is given in place of the noise. ``noise`` describes the noise in
+    words. Where the noise is unknown, ``noise_bounds`` are its least and largest standard
+    deviations, ``(B,)`` float64 each, and ``spec`` and ``log_noise_constant`` are for the least.
     """
 
     operator: MeasurementOperator
@@ -300,9 +320,15 @@ class Observation:
         return mask.reshape(self.count, *self.measured_shape)
 
 
-def _measurements(x_obs: Any, shape: tuple[int, ...], output: Tensor) -> Tensor:
+def _measurements(
+    operator: MeasurementOperator, x_obs: Any, shape: tuple[int, ...], output: Tensor
+) -> Tensor:
     """``x_obs`` as floats ``(B, *shape)`` on the output's device and dtype."""
-    x = _as_tensor("x_obs", x_obs)
+    x = as_tensor("x_obs", x_obs)
+    if x.is_complex() != operator.is_complex(output):
+        wanted = "real" if x.is_complex() else "complex"
+        raise TypeError(f"x_obs: expected {wanted} values for {operator!r}, got {x.dtype}")
+    x = torch.view_as_real(x) if x.is_complex() else x
     if not x.is_floating_point():
         hint = " (images: divide by 127.5 and subtract 1)" if x.dtype == torch.uint8 else ""
         kind = "values in [-1, 1]" if len(shape) == 3 else "values"
@@ -318,7 +344,7 @@ def _measurements(x_obs: Any, shape: tuple[int, ...], output: Tensor) -> Tensor:
 
 
 def _broadcast(name: str, value: Tensor, batch: int, shape: tuple[int, ...]) -> Tensor:
-    """``value`` as ``(1 or B, M)``: batch-free values stay one row."""
+    """``value`` as ``(1 or B, M)``, one row where it is common to all observations."""
     rows = batch if value.ndim > len(shape) and value.shape[0] != 1 else 1
     try:
         full = value.broadcast_to((rows, *shape))
@@ -343,8 +369,11 @@ def _check_finite(x: Tensor, mask: Tensor | None) -> None:
 def positive(
     name: str, value: Any, batch: int, shape: tuple[int, ...], device: torch.device
 ) -> Tensor:
-    """A positive, finite noise level or weight as float64 ``(1 or B, 1 or M)``."""
-    tensor = _as_tensor(name, value)
+    """``value``, a noise level or weight, as positive finite float64 ``(1 or B, 1 or M)``.
+
+    Raises TypeError or ValueError naming it ``name``.
+    """
+    tensor = as_tensor(name, value)
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
     tensor = tensor.to(device, torch.float64)
@@ -357,25 +386,25 @@ def positive(
 
 
 def _default_noise(values: Tensor, mask: Tensor | None, shape: tuple[int, ...]) -> float:
-    """0.1 for images in [-1, 1]; for anything else the noise must be given."""
-    seen = values if mask is None else values[mask.expand(values.shape)]
-    if len(shape) == 3 and bool((seen.abs() <= 1.0 + 1e-3).all()):
+    """0.1 for images in [-1, 1]; raises ValueError for other data, whose noise must be given."""
+    observed_values = values if mask is None else values[mask.expand(values.shape)]
+    if len(shape) == 3 and bool((observed_values.abs() <= 1.0 + 1e-3).all()):
         return DEFAULT_IMAGE_NOISE
     reason = (
-        f"values reach {seen.abs().max().item():.3g}"
+        f"values reach {observed_values.abs().max().item():.3g}"
         if len(shape) == 3
-        else f"measurements of shape {shape} are no images"
+        else f"measurements of shape {shape} are no images (C, H, W)"
     )
     raise ValueError(
-        "noise_std: expected a value (or weight=) for anything but images in [-1, 1], got none; "
-        + reason
+        "noise_std: expected a value (or weight=) for data other than images in [-1, 1], got "
+        "none; " + reason
     )
 
 
 def _noise_weights(
     noise_std: Any, weight: Any, values: Tensor, mask: Tensor | None, shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor | None, str]:
-    """Squared-error weights, the noise standard deviation behind them, and both in words."""
+    """Weights of the squared error, the noise standard deviation (or None), and a description."""
     batch, device = values.shape[0], values.device
     if weight is not None:
         if noise_std is not None:
@@ -406,20 +435,20 @@ def observe(
     weight: Any = None,
     misfit: UserMisfit | None = None,
 ) -> Observation:
-    """Bind measurements to an operator, checking everything.
+    """Bind measurements to an operator, and check everything.
 
-    ``x_obs`` is one measurement or a batch ``(B, ...)`` of real floats; hidden entries may hold
-    anything. ``output`` is a batch of the generator's outputs, for shapes, dtype and device.
-    Give ``noise_std`` or ``weight`` (scalar or broadcastable to the measurements), or neither for
-    images in [-1, 1] (0.1); or "auto" or an `UnknownNoise` as ``noise_std``.
+    ``x_obs`` is one measurement or a batch ``(B, ...)`` of real floats; hidden entries may have any
+    value. ``output`` is a batch of the generator's outputs, which gives shapes, dtype and device.
+    The noise is ``noise_std`` or ``weight`` (a scalar, or broadcastable to the measurements); with
+    neither it is 0.1 for images in [-1, 1]; ``noise_std`` "auto" or an `UnknownNoise` is inferred.
     ``misfit(prediction, target) -> (n,)`` replaces the squared error; both arguments are
     ``(n, *measured_shape)`` with hidden entries set to 0, and its value is multiplied by a scalar
     ``weight`` (1).
 
-    Raises ValueError or TypeError naming the argument; warns where nothing is observed.
+    Raises ValueError or TypeError naming the argument, and warns where nothing is observed.
     """
     shape = operator.measured_shape(output)
-    values = _measurements(x_obs, shape, output)
+    values = _measurements(operator, x_obs, shape, output)
     batch = values.shape[0]
     values = values.reshape(batch, -1)
     mask = None
@@ -431,6 +460,7 @@ def observe(
     if mask is not None:
         observed = mask.expand(values.shape)
         values = torch.where(observed, values, 0.0)
+    _warn_of_another_range(values[observed], operator, output)
     unknown = _unknown(noise_std, weight, misfit)
     bounds, sigma = None, None
     if unknown is not None:
@@ -450,8 +480,8 @@ def observe(
     if not bool((rounded.isfinite() & (rounded > 0)).all()):
         name = "noise_std" if sigma is not None else "weight"
         raise ValueError(
-            f"{name}: expected squared errors' factors that {values.dtype} can hold, got "
-            f"{_summary(weights)}"
+            f"{name}: expected factors of the squared errors that {values.dtype} can represent, "
+            f"got {_summary(weights)}"
         )
     spec = MisfitSpec(
         kind=operator.kind,
@@ -465,7 +495,7 @@ def observe(
 
 
 def _unknown(noise_std: Any, weight: Any, misfit: UserMisfit | None) -> UnknownNoise | None:
-    """What is known of noise that is to be inferred; None where it is given."""
+    """The bounds of noise that is to be inferred; None where the noise is given."""
     if not is_unknown(noise_std):
         return None
     for name, value in (("weight", weight), ("misfit", misfit)):
@@ -480,13 +510,35 @@ def _user_weight(
     if not callable(misfit):
         raise TypeError(f"misfit: expected a callable, got {type(misfit).__name__}")
     if noise_std is not None:
-        raise ValueError("noise_std: expected none beside a misfit of your own, use weight")
+        raise ValueError(
+            f"noise_std: expected none beside a misfit, got {shown(noise_std)}; give weight"
+        )
     scale = positive("weight", 1.0 if weight is None else weight, 1, (), values.device)
     return scale, f"user misfit, weight {scale.item():g}"
+
+
+def _warn_of_another_range(seen: Tensor, operator: MeasurementOperator, output: Tensor) -> None:
+    """Warn where images seem to be in [0, 1] or [0, 255] and the generator's are in [-1, 1]."""
+    if output.ndim != 4 or not operator.reads_output or seen.numel() < _ENOUGH_VALUES:
+        return
+    made = operator.measure(output)
+    low, high = float(made.min()), float(made.max())
+    below = float((made < 0.0).double().mean())
+    if float(seen.min()) >= 0.0 and low < -0.5 and below > _MANY_BELOW:
+        hint = "2 * x_obs - 1" if float(seen.max()) <= 1.0 else "x_obs / 127.5 - 1"
+        warn_user(
+            f"x_obs: all observed values are at least 0, but {below:.0%} of G's outputs are below, "
+            f"down to {low:.2g}; if x_obs is in another range than G's outputs, give {hint}"
+        )
+    elif low >= 0.0 and float(seen.min()) < -0.5 * high:
+        warn_user(
+            f"x_obs: observed values go down to {float(seen.min()):.2g}, but G's outputs are at "
+            "least 0; if x_obs is in [-1, 1] and G's outputs are in [0, 1], give (x_obs + 1) / 2"
+        )
 
 
 def _warn_if_empty(mask: Tensor) -> None:
     empty = (~mask.any(-1)).nonzero().flatten().tolist()
     if empty:
         which = "" if mask.shape[0] == 1 else f" of observation {empty[0]}"
-        warn_user(f"mask: nothing{which} is observed; the samples are draws from the prior")
+        warn_user(f"mask: nothing{which} is observed, so the samples are draws from the prior")

@@ -120,7 +120,8 @@ class Matrix(Operator):
                 f"matrix: expected {flat.shape[1]} columns, the numbers of one output, got "
                 f"{rows.shape[1]}"
             )
-        return flat.to(rows.dtype) @ rows.T
+        measured: Tensor = flat.to(rows.dtype) @ rows.T
+        return measured
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({tuple(self._rows.value.shape)})"
@@ -145,7 +146,11 @@ class Fourier(Operator):
 
     def __init__(self, mask: Any) -> None:
         observed = as_tensor("mask", mask)
-        if observed.ndim != 2 or observed.is_complex() or bool(((observed != 0) & (observed != 1)).any()):
+        if (
+            observed.ndim != 2
+            or observed.is_complex()
+            or bool(((observed != 0) & (observed != 1)).any())
+        ):
             raise ValueError(
                 f"mask: expected shape (H, W) of 0 and 1, got shape {tuple(observed.shape)}"
             )
@@ -160,7 +165,8 @@ class Fourier(Operator):
         if tuple(x.shape[2:]) != self._side:
             raise ValueError(f"mask: expected shape {tuple(x.shape[2:])}, got {self._side}")
         transformed = torch.fft.fft2(x, norm="ortho").flatten(2)
-        return transformed.index_select(2, self._places.to(x.device))
+        observed: Tensor = transformed.index_select(2, self._places.to(x.device))
+        return observed
 
     def __repr__(self) -> str:
         return f"Fourier({self._side}, observed={len(self._places)})"

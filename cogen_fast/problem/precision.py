@@ -1,8 +1,8 @@
-"""In which float types energies and gradients are computed.
+"""The float types in which energies and gradients are computed.
 
-Energies decide what is accepted, and so what is sampled: the posterior of G as evaluated in
-``energy_dtype``. Gradients only steer: in a cheaper type they cost acceptance, never exactness (see
-`cogen_fast.problem.density.SplitPotential`).
+Energies decide which proposals are accepted, so that the samples are from the posterior of G as
+computed in ``energy_dtype``. Gradients only make proposals: a cheaper type lowers the acceptance
+and leaves the posterior exact (see `cogen_fast.problem.density.SplitPotential`).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ DTYPES = {
 }
 GRADIENT_DTYPES = ("float32", "bfloat16", "float16")
 ENERGY_DTYPES = ("float32", "float64")
-_LARGEST_EXPONENT = 40  # of a scale
+_LARGEST_EXPONENT = 40  # largest binary exponent of a scale
 _HEADROOM = 6  # powers of 2 below the largest scale that does not overflow at the probes
 
 Half = Callable[[torch.dtype], LatentMap | None]
-"""A generator's own way to compute in a half-precision type, None where it has none."""
+"""Gives a generator's own version in a half-precision type, or None where it has none."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """``gradient_dtype`` and ``energy_dtype`` of `cogenerate`; None is G's own type."""
+    """The types ``gradient_dtype`` and ``energy_dtype`` of a `Compute`; None is G's own type."""
 
     gradient: str | None = None
     energy: str | None = None
@@ -51,21 +51,22 @@ class Precision:
             check_choice("energy_dtype", self.energy, ENERGY_DTYPES)
 
     def is_own(self, dtype: torch.dtype) -> bool:
-        """Whether both are ``dtype``, which is G's own."""
+        """Whether both types are ``dtype``, G's own type."""
         return all(name is None or DTYPES[name] == dtype for name in (self.gradient, self.energy))
 
     def settings(self) -> dict[str, str | None]:
-        """As plain values, for the result and for a checkpoint's identity."""
+        """The types as plain values, for the result and for a checkpoint's identity."""
         return {"gradient_dtype": self.gradient, "energy_dtype": self.energy}
 
 
 def split(
     adapter: GeneratorAdapter, own: GeneratorPotential, precision: Precision, half: Half
 ) -> SplitPotential | None:
-    """The potential that ``precision`` asks for; None where it is ``own``, of G's own type.
+    """The potential that ``precision`` asks for; None where that is ``own``, of G's own type.
 
-    ``half`` gives a generator in a half-precision type; without it autocast does. Raises ValueError
-    naming ``gradient_dtype`` or ``energy_dtype`` where G cannot be computed so.
+    ``half`` gives the generator in a half-precision type; where it gives None, autocast is used.
+    Raises ValueError naming ``gradient_dtype`` or ``energy_dtype`` where G cannot be computed in
+    that type.
     """
     gradient, energy = (
         adapter.input_dtype if name is None else DTYPES[name]
@@ -90,17 +91,19 @@ def split(
 
 
 def described(target: SplitPotential | None, precision: Precision) -> tuple[str, ...]:
-    """A note of what differs from an ordinary run."""
+    """A note for the result on the types, empty where both are G's own."""
     if target is None:
         return ()
     gradient, energy = (name or "G's own type" for name in precision.settings().values())
-    return (f"gradients in {gradient}, energies in {energy} by a forward of their own",)
+    return (
+        f"gradients are computed in {gradient}, and energies in {energy} by a forward of their own",
+    )
 
 
 def _potential(
     name: str, adapter: GeneratorAdapter, own: GeneratorPotential, dtype: torch.dtype
 ) -> GeneratorPotential:
-    """``own`` with G in another type, tried at the probe latents."""
+    """``own`` with G in another type, after a trial at the probe latents."""
     latents = adapter.probe_latents
     try:
         generator = _in_type(name, adapter, own.generator, dtype)
@@ -108,7 +111,7 @@ def _potential(
             outputs = generator(latents)
         found = own.of(generator, _in_dtype(own.observation, outputs.dtype))
         found.energy(latents.expand(own.observation.count, -1, -1))
-    except (RuntimeError, TypeError) as error:  # whatever a user's code says to another type
+    except (RuntimeError, TypeError) as error:  # from user code that does not support the type
         if is_out_of_memory(error):
             raise
         raise ValueError(
@@ -122,7 +125,7 @@ def _potential(
 def _in_type(name: str, adapter: GeneratorAdapter, own: LatentMap, dtype: torch.dtype) -> LatentMap:
     """G in another type: itself under autocast, or a copy whose weights are converted."""
     stored = torch.float32 if dtype.itemsize == 2 else dtype
-    # As it is called by now: compiled, maybe; but a fast path has no half precision of itself.
+    # ``own`` may be compiled and is used as it is; but a fast path has no half-precision version.
     generator: LatentMap = own if isinstance(own, GeneratorAdapter) else adapter
     if adapter.input_dtype != stored:
         if not isinstance(adapter.generator, nn.Module):
@@ -135,28 +138,31 @@ def _in_type(name: str, adapter: GeneratorAdapter, own: LatentMap, dtype: torch.
 
 
 class Converted:
-    """A module's function in another float type, by a copy of it that holds its own weights."""
+    """A module computed in another float type, by a copy with converted weights."""
 
     def __init__(self, adapter: GeneratorAdapter, dtype: torch.dtype) -> None:
         self.module = copy.deepcopy(adapter.generator).to(dtype)  # type: ignore[attr-defined]
         self.latent_shape, self.dtype = adapter.latent_shape, dtype
+        self.per_observation = adapter.per_observation
 
-    def __call__(self, z: Tensor, /) -> Tensor:
+    def __call__(self, z: Tensor, *index: Tensor) -> Tensor:
         """Outputs ``(n, ...)`` of latents ``(n, d)``, in the copy's type."""
-        outputs: Tensor = self.module(z.to(self.dtype).reshape(-1, *self.latent_shape))
+        outputs: Tensor = self.module(z.to(self.dtype).reshape(-1, *self.latent_shape), *index)
         return outputs.to(self.dtype)
 
 
 class Autocast:
-    """A float32 generator with its products and convolutions in a half-precision type."""
+    """A float32 generator whose matrix products and convolutions run in a half-precision type."""
 
     def __init__(self, generator: LatentMap, dtype: torch.dtype) -> None:
-        self.generator, self.dtype = generator, dtype
+        self.generator: Callable[..., Tensor] = generator
+        self.dtype = dtype
+        self.per_observation = getattr(generator, "per_observation", False)
 
-    def __call__(self, z: Tensor, /) -> Tensor:
+    def __call__(self, z: Tensor, *index: Tensor) -> Tensor:
         """Outputs ``(n, ...)`` float32 of latents ``(n, d)``."""
         with torch.autocast(z.device.type, self.dtype):
-            return self.generator(z).float()
+            return self.generator(z, *index).float()
 
 
 def _in_dtype(observation: Observation, dtype: torch.dtype) -> Observation:
@@ -175,8 +181,8 @@ def _weighted(observation: Observation, scale: Tensor) -> Observation:
 def _scale(field: GeneratorPotential, probes: Tensor) -> Tensor:
     """A power of 2 per observation, ``(B,)``, that keeps float16 gradients from vanishing.
 
-    Fixed before the run, by the generator and the data alone: 2^-6 of the largest one, up to 2^40,
-    at which the gradients at the probe latents, prior draws, do not overflow.
+    It depends on the generator and the data alone and is fixed before the run: 2^-6 of the largest
+    power, up to 2^40, at which the gradients at the probe latents (prior draws) do not overflow.
     """
     count = field.observation.count
     latents = probes.expand(count, -1, -1)
@@ -199,7 +205,7 @@ def _scale(field: GeneratorPotential, probes: Tensor) -> Tensor:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Float32 is float32 (no TF32, no autocast), and gradients are off."""
+    """A context in which float32 is float32 (no TF32, no autocast) and autograd is off."""
     with torch.inference_mode(False), torch.no_grad(), _NO_TF32.held(), ExitStack() as stack:
         for device in _AUTOCAST:
             if torch.is_autocast_enabled(device):
@@ -208,14 +214,14 @@ def full_precision() -> Iterator[None]:
 
 
 class _NoTF32:
-    """TF32 off while anyone holds it: the flags are the process's, and its threads may share it."""
+    """TF32 is off while any thread holds it: the flags belong to the process, not to a thread."""
 
     def __init__(self) -> None:
         self._lock, self._holders, self._flags = Lock(), 0, ExitStack()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Off inside; with the last one who leaves, as it was before the first one came."""
+        """TF32 is off inside; the last holder to leave restores the flags of before the first."""
         with self._lock:
             if self._holders == 0:
                 self._flags.enter_context(_no_tf32_convolutions())
@@ -237,7 +243,7 @@ _AUTOCAST = ("cpu", "cuda")
 @contextmanager
 def _no_tf32_convolutions() -> Iterator[None]:
     cudnn = torch.backends.cudnn
-    # Each flag that is not named would be set to that function's default, which is no cuDNN at all.
+    # A flag that is not named would be set to that function's default, which disables cuDNN.
     with cudnn.flags(
         enabled=cudnn.enabled,
         benchmark=cudnn.benchmark,

@@ -124,6 +124,17 @@ class Prior(nn.Module):
             sentences.append("the noise maps of all layers are latents, behind the others")
         return sentences
 
+    def check_count(self, observations: int) -> None:
+        """Raise ValueError unless there is one condition, or one for each observation."""
+        if self.per_observation:
+            assert self.conditions is not None
+            count, shape = len(self.conditions), tuple(self.conditions.shape)
+            if count != observations:
+                raise ValueError(
+                    f"conditions: expected 1 or {observations}, one for each observation, got "
+                    f"{count} (shape {shape}); a single one of that shape is conditions[None]"
+                )
+
     def forward(self, latents: Tensor, index: Tensor | None = None) -> Tensor:
         """Outputs ``(n, ...)`` of latents ``(n, latent_size)``.
 

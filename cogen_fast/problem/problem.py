@@ -1,4 +1,4 @@
-"""A checked problem: generator, observation and the potential made of both, ready to sample."""
+"""A checked problem, ready to sample: a generator, an observation, and the potential of both."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from cogen_fast.problem.density import (
 from cogen_fast.problem.graphs import Graphs, recorder
 from cogen_fast.problem.observation import Mask, Observation, UserMisfit, as_operator, observe
 from cogen_fast.problem.precision import Precision, described, full_precision, split
+from cogen_fast.problem.prior import Prior
 from cogen_fast.support.arguments import shown
 from cogen_fast.support.memory import is_out_of_memory
 from cogen_fast.support.warnings import warn_user
 
-_FAST = "generator: its fast path, for images and their gradient by the latent"
-_NO_FAST = "generator: its fast path cannot be taken"
+_FAST = "generator: its own fast path computes images and their gradients by the latents"
+_NO_FAST = "generator: its own fast path cannot be used here"
 _NO_WHOLE_RUNS = "dense layers with another method"
 
 
@@ -39,11 +40,12 @@ _NO_WHOLE_RUNS = "dense layers with another method"
 class Problem:
     """What every method needs; valid inside `prepared` only, while G's weights are frozen.
 
-    ``potential`` is that of G's own type, and ``split`` what moves follow where ``precision`` asks
-    for another. ``compiled`` says whether G was, and ``graphs`` is there where moves are replayed.
-    ``dense`` is there where whole runs are made in C++, and ``notes`` say where the generator's own
-    fast path is taken (backend "fused" in both cases, but for a fast path on CUDA, beside which any
-    ops may serve).
+    ``potential`` is computed in G's own type; ``split`` is what moves follow where ``precision``
+    asks for other types, else None. ``compiled`` says whether G was compiled. ``graphs`` is None
+    where moves are not replayed. ``dense`` is None where whole runs are not made in C++. ``notes``
+    are for the result, and say whether the generator's own fast path is used. ``backend`` is
+    "fused" where ``dense`` is set or the fast path is used, except for a fast path on CUDA, which
+    works beside any ops.
     """
 
     adapter: GeneratorAdapter
@@ -59,24 +61,24 @@ class Problem:
 
     @property
     def target(self) -> Potential:
-        """What the sampler's moves follow."""
+        """The potential that the sampler's moves follow."""
         return self.potential if self.split is None else self.split
 
     @property
     def potentials(self) -> list[GeneratorPotential]:
-        """All that call the generator."""
+        """All potentials that call the generator."""
         split = [] if self.split is None else [self.split.energies, self.split.field]
         return [self.potential, *(each for each in split if each is not self.potential)]
 
     @property
     def halvings(self) -> tuple[int, int | None]:
-        """How often memory ran out, and the most latents of a call by now."""
+        """How often memory ran out, and the present limit of latents per call, None without one."""
         used = self.potentials
         most = [each.max_batch for each in used if each.max_batch is not None]
         return sum(each.halvings for each in used), min(most, default=None)
 
     def how(self) -> dict[str, Any]:
-        """What `hmc.init` needs to know of the generator."""
+        """The arguments of `hmc.init` that follow from the generator."""
         return {
             "latent_size": self.adapter.latent_size,
             "device": self.adapter.device,
@@ -85,7 +87,7 @@ class Problem:
         }
 
     def probes(self) -> dict[str, Tensor]:
-        """What generator, operator and misfit give at fixed latents, to tell functions apart."""
+        """Values of generator, operator and misfit at fixed latents, which identify them."""
         outputs, latents = self.adapter.probe_output, self.adapter.probe_latents
         return {
             "generator": outputs,
@@ -109,13 +111,13 @@ def prepared(
     infers_noise: bool = False,
     records: bool = False,
 ) -> Iterator[Problem]:
-    """Check generator and data and bind them; G is as it was when the context ends.
+    """Check generator and data and bind them; when the context ends, G is as it was before.
 
-    ``whole_runs`` says that the method makes them in C++ where it can (``Problem.dense``),
+    ``whole_runs`` says that the method can make whole runs in C++ (``Problem.dense``),
     ``infers_noise`` that it takes observations whose noise is unknown, and ``records`` that its
-    moves may be recorded and replayed. Inside, gradients are off but where a potential turns them
-    on, and float32 is float32 (no TF32) on CUDA. Raises TypeError or ValueError naming the
-    argument at fault.
+    moves may be recorded and replayed. Inside, autograd is off except where a potential turns it
+    on, and float32 is float32 (no TF32) on CUDA. Raises TypeError or ValueError naming the argument
+    at fault.
     """
     operator, most = as_operator(mask), as_compute(compute).max_batch
     with full_precision(), frozen(generator):
@@ -129,10 +131,12 @@ def prepared(
             weight=weight,
             misfit=misfit,
         )
+        if isinstance(generator, Prior):
+            generator.check_count(observation.count)
         if observation.noise_bounds is not None and not infers_noise:
             raise ValueError(
-                "noise_std: expected a number, as only cogenerate's method='adaptive' infers it, "
-                f"got {shown(noise_std)}"
+                "noise_std: expected a number, as only cogenerate with method='adaptive' infers "
+                f"it, got {shown(noise_std)}"
             )
         potential = GeneratorPotential(adapter, observation, ops, most)
         problem = _fused(
@@ -143,13 +147,15 @@ def prepared(
         if compute.compile:
             problem = _compiled(problem)
         problem = _bounded(_with_split(problem))
+        if isinstance(generator, Prior):
+            problem = replace(problem, notes=(*generator.describe(), *problem.notes))
         yield _with_graphs(problem) if records and compute.cuda_graphs else problem
 
 
 def _compiled(problem: Problem) -> Problem:
-    """With the generator compiled, where it is called at all."""
+    """``problem`` with the generator compiled, where the generator itself is called."""
     if problem.dense is not None or problem.potential.generator is not problem.adapter:
-        note = "compile: not needed, for this generator has a faster way"
+        note = "compile: not used, because this generator has a faster path of its own"
         return replace(problem, notes=(*problem.notes, note))
     adapter, note = try_compiling(problem.adapter)
     problem = replace(problem, notes=(*problem.notes, note))
@@ -161,7 +167,7 @@ def _compiled(problem: Problem) -> Problem:
 
 
 def _with_split(problem: Problem) -> Problem:
-    """With energies and gradients of the types that are asked for."""
+    """``problem`` with energies and gradients of the types that are asked for."""
     half = partial(_half_fast_path, problem)
     target = split(problem.adapter, problem.potential, problem.precision, half)
     notes = (*problem.notes, *described(target, problem.precision))
@@ -169,19 +175,19 @@ def _with_split(problem: Problem) -> Problem:
 
 
 def _bounded(problem: Problem) -> Problem:
-    """With calls to the generator that fit into memory, where that can be measured."""
+    """``problem`` with calls to the generator that fit into memory, where it can be measured."""
     if problem.dense is not None:
         return problem
     found = [p.bound_by_memory(problem.adapter.probe_latents[0]) for p in problem.potentials]
     most = min((each for each in found if each is not None), default=None)
     if most is None:
         return problem
-    note = f"at most {most} latents in one call to G, by measured memory"
+    note = f"one call to G takes at most {most} latents, as many as fit into measured memory"
     return replace(problem, notes=(*problem.notes, note))
 
 
 def _with_graphs(problem: Problem) -> Problem:
-    """With moves that are recorded and replayed, where the device can."""
+    """``problem`` with moves that are recorded and replayed, where the device supports it."""
     record = recorder(problem.adapter.device)
     if record is None or problem.dense is not None:
         return problem
@@ -193,7 +199,7 @@ def _with_graphs(problem: Problem) -> Problem:
 
 
 def _fused(backend: str, problem: Problem, whole_runs: bool) -> Problem:
-    """With the generator's fast path or runs in C++, if asked for or the best there is."""
+    """``problem`` with the generator's fast path, or with runs in C++, if ``backend`` permits."""
     adapter, observation = problem.adapter, problem.observation
     if backend not in ("auto", "fused"):
         return problem
@@ -220,10 +226,11 @@ def _fused(backend: str, problem: Problem, whole_runs: bool) -> Problem:
 
 
 def _fast_path(adapter: GeneratorAdapter) -> tuple[LatentMap | None, tuple[str, ...]]:
-    """What a generator offers as ``fast_path()`` for its images and z-gradients alone, and a note.
+    """The generator's own ``fast_path()`` for images and their gradients by z, and a note.
 
-    It must take rows ``(n, d)`` in the generator's type; None where none is offered, where hooks
-    would not be called, where it gives other outputs (a subclass's, say), or cannot be made here.
+    A fast path takes rows ``(n, d)`` in the generator's type. The result is None where none is
+    offered, where it would skip hooks, where it gives other outputs than the generator (such as a
+    subclass), or where it cannot be made on this machine.
     """
     generator = adapter.generator
     offered = getattr(generator, "fast_path", None)
@@ -242,7 +249,7 @@ def _fast_path(adapter: GeneratorAdapter) -> tuple[LatentMap | None, tuple[str, 
 
 
 def _half_fast_path(problem: Problem, dtype: torch.dtype) -> LatentMap | None:
-    """The fast path with activations of a half-precision type, where it is taken on a GPU."""
+    """The fast path with activations of a half-precision type, where it is used on a GPU."""
     slow = isinstance(problem.potential.generator, GeneratorAdapter)
     if slow or problem.adapter.device.type != "cuda":
         return None
@@ -251,7 +258,7 @@ def _half_fast_path(problem: Problem, dtype: torch.dtype) -> LatentMap | None:
 
 
 def _obstacle(layers: DenseLayers | None, problem: Problem) -> str | None:
-    """What keeps a run from being made in C++."""
+    """The reason why a run cannot be made in C++, None where it can."""
     adapter, observation = problem.adapter, problem.observation
     if not problem.precision.is_own(adapter.input_dtype):
         return "gradients or energies of another type than the generator's"

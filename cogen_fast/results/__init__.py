@@ -1,1 +1,1 @@
-"""What a run returns, how it is judged, and how it is drawn."""
+"""The result of a run, its diagnosis, metrics and pictures."""

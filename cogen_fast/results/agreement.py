@@ -1,21 +1,22 @@
-"""Whether groups of particles that ran apart agree, told from plain tensors."""
+"""A test of whether groups of particles that ran apart agree, from plain tensors."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_MOST_DRAWS = 64  # of an island: enough for a verdict, and quick
+_MOST_DRAWS = 64  # draws of an island that are used, so that the test is quick
 _SHUFFLES = 999
 
 
 def disagreement(latents: Tensor, islands: int, least: float) -> tuple[Tensor, Tensor]:
     """Largest R-hat of a coordinate over S islands (Gelman and Rubin 1992), and its p-value.
 
-    ``latents`` ``(B, S N, d)``, those of an island side by side; both ``(B,)``. The p-value is
-    that of the largest R-hat among islands whose draws are shuffled, which a few draws never
-    make small; it takes time, and is 1 where R-hat is at most ``least``. 1 and 1 for one island, or
-    for one draw of each.
+    ``latents`` are ``(B, S N, d)``, with the draws of an island side by side; both results are
+    ``(B,)``. The p-value is that of a permutation test: the share of random assignments of draws to
+    islands whose largest R-hat is as large. Few draws can never make it small. It is computed only
+    where R-hat exceeds ``least``, and is 1 elsewhere, to save time. For one island, or for one draw
+    of each, both results are 1.
     """
     ones = torch.ones(len(latents), device="cpu")
     if islands < 2 or latents.shape[1] < 2 * islands:
@@ -31,15 +32,15 @@ def _of_one(
 ) -> tuple[float, float]:
     draws = latents.reshape(islands, -1, latents.shape[-1])
     draws = draws[:, :: -(-draws.shape[1] // _MOST_DRAWS)]
-    seen = _largest(draws)
-    if seen <= least:
-        return seen, 1.0
+    r_hat = _largest(draws)
+    if r_hat <= least:
+        return r_hat, 1.0
     pooled = draws.flatten(0, 1)
     shuffled = 0
     for _ in range(_SHUFFLES):
         order = torch.randperm(len(pooled), generator=random, device="cpu")
-        shuffled += _largest(pooled[order].reshape(draws.shape)) >= seen
-    return seen, (1 + shuffled) / (1 + _SHUFFLES)
+        shuffled += _largest(pooled[order].reshape(draws.shape)) >= r_hat
+    return r_hat, (1 + shuffled) / (1 + _SHUFFLES)
 
 
 def _largest(draws: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""What is wrong with a run, in words, and what to change; from plain tensors."""
+"""The diagnosis of a run, from plain tensors: what is wrong, the cause, and what to change."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from torch import Tensor
 from cogen_fast.results.agreement import disagreement
 
 _LEAST_EFFECTIVE = 4.0
-_LEAST_ACCEPTANCE = 0.1  # then one particle in three makes none of ten moves
+_LEAST_ACCEPTANCE = 0.1  # at this acceptance one particle in three makes none of ten moves
 _MOST_NON_FINITE = 0.05
-_END = 4  # the last quarter of a run
-_SETTLED = 6.0  # standard errors, as if rounds and relatives were independent: they are not
-_FAR = 3.0  # noise standard deviations, root mean square
+_END = 4  # the end of a run is its last quarter
+_SETTLED = 6.0  # standard errors of independent draws, which rounds and related particles are not
+_FAR = 3.0  # root mean square misfit, in noise standard deviations
 _MOST_RHAT, _LEAST_P = 1.5, 0.005
-_MOST_LEAD = 8.0  # nats: then one island has all the weight, by a factor of 3,000
+_MOST_LEAD = 8.0  # nats, at which one island has 3,000 times the weight of another
 _SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What is looked at; shapes as in `cogen_fast.Result`.
+class DiagnosticInputs:
+    """The inputs of a diagnosis; shapes are those of `cogen_fast.Result`.
 
-    ``effective_sample_size`` ``(B,)`` is None without weights; ``annealed``: by HMC moves, no
-    baseline; ``alone``: lone chains, no population; ``budgeted``: a budget was given.
-    ``populations`` per observation are what a user asked for, ``islands`` what ran, of
-    ``particles`` each; ``latents`` come from ``compared`` of them, side by side. ``scattered``
-    ``(B,)`` marks evidence whose error is not known; ``lead`` ``(B,)`` is how far the log evidence
-    of the best island lies above the median of all, in nats, None without weights. ``residual``
-    ``(B,)`` is the best sample's root mean square misfit in noise standard deviations, None where
-    there is no such noise. ``at_least`` and ``at_most`` ``(B,)`` mark inferred noise that lies at a
-    bound. ``rounds`` ``(B T,)`` are the last rows of a column, at the posterior itself.
+    ``annealed`` says that the method anneals by HMC moves and is no baseline, ``alone`` that lone
+    chains ran in place of a population, and ``budgeted`` that a budget was given. For each
+    observation the user asked for ``populations``, and ``islands`` of ``particles`` each ran;
+    ``latents`` come from ``compared`` groups of equal size, side by side. ``(B,)`` each:
+    ``effective_sample_size`` is None without weights; ``error_unknown`` marks evidence without a
+    standard error; ``evidence_lead`` is the distance of the best island's log evidence above the
+    median of all islands, in nats, None without weights; ``residual`` is the root mean square
+    misfit of the best sample in noise standard deviations, None without such noise;
+    ``at_low_bound`` and ``at_high_bound`` mark inferred noise at a bound. ``rounds`` ``(B T,)`` is
+    the number of last rows of a history's column that were made at beta = 1.
     """
 
     complete: bool
@@ -49,8 +50,8 @@ class Evidence:
     latents: Tensor
     residual: Tensor | None
     effective_sample_size: Tensor | None
-    scattered: Tensor
-    lead: Tensor | None
+    error_unknown: Tensor
+    evidence_lead: Tensor | None
     acceptance: Tensor
     energies: Tensor
     energy_std: Tensor
@@ -60,15 +61,15 @@ class Evidence:
     jumped: Tensor
     rounds: Tensor
     rounds_missing: Tensor
-    at_least: Tensor
-    at_most: Tensor
+    at_low_bound: Tensor
+    at_high_bound: Tensor
 
 
-def diagnose(evidence: Evidence) -> list[str]:
-    """One sentence per thing that is wrong: what, where, and what to change; empty if nothing."""
-    checks: tuple[Callable[[Evidence], str | None], ...] = (
+def diagnose(evidence: DiagnosticInputs) -> list[str]:
+    """A sentence on each thing that is wrong: where, the cause and an action; empty if none is."""
+    checks: tuple[Callable[[DiagnosticInputs], str | None], ...] = (
         _interrupted,
-        _lone,
+        _independent,
         _unmoved,
         _jumped,
         _cut,
@@ -77,24 +78,24 @@ def diagnose(evidence: Evidence) -> list[str]:
         _weights,
         _agreement,
         _unequal,
-        _scatter,
-        _reach,
-        _at_least,
-        _at_most,
+        _error_unknown,
+        _misfit,
+        _at_low_bound,
+        _at_high_bound,
         _finite,
     )
     return [found for check in checks if (found := check(evidence)) is not None]
 
 
-def _where(run: Evidence, bad: Tensor) -> str:
-    """Which observations, or populations of them, "" where there is only one.
+def _where(run: DiagnosticInputs, bad: Tensor) -> str:
+    """The observations, or their populations, that ``bad`` marks; "" where there is only one.
 
-    ``bad`` ``(B,)`` is one flag for each observation, or ``(B T,)`` one for each of its islands.
+    ``bad`` has one flag for each observation, ``(B,)``, or for each island, ``(B T,)``.
     """
     count, groups = len(run.energies), run.populations
     if len(bad) == count:
         groups = 1
-    elif groups < run.islands:  # the halves of one population
+    elif groups < run.islands:  # islands are halves of a single population, which has no number
         bad, groups = bad.reshape(count, -1).any(-1), 1
     if len(bad) == 1:
         return ""
@@ -107,58 +108,68 @@ def _where(run: Evidence, bad: Tensor) -> str:
     return f" ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
 
 
-def _larger_budget(run: Evidence, otherwise: str) -> str:
-    """Advice: a larger budget where one was given, else ``otherwise``."""
+def _larger_budget(run: DiagnosticInputs, otherwise: str) -> str:
+    """The action: a larger budget where one was given, else ``otherwise``."""
     return "give a larger budget" if run.budgeted else otherwise
 
 
-def _interrupted(run: Evidence) -> str | None:
+_LARGER_SHARED_BUDGET = (
+    "give a larger budget (all observations of a call share it: one gradient counts for all)"
+)
+
+
+def _interrupted(run: DiagnosticInputs) -> str | None:
     if run.complete:
         return None
-    return "interrupted: these are not yet samples of the posterior; run again with checkpoint="
+    return (
+        "interrupted: the run was stopped, so these are not yet samples of the posterior; run it "
+        "to its end, with checkpoint= so that it can be continued"
+    )
 
 
-def _lone(run: Evidence) -> str | None:
+def _independent(run: DiagnosticInputs) -> str | None:
     if not run.alone:
         return None
     return (
-        "lone chains: each ends in the mode that it first fell into, so mode probabilities are not "
-        "reliable and there is no evidence; give chains=16 or a larger budget"
+        "independent chains: they are too few to be resampled, so each stays in the mode "
+        "that it first fell into: mode probabilities are not reliable, and there is no evidence; "
+        "give chains=16 or a larger budget"
     )
 
 
-def _unmoved(run: Evidence) -> str | None:
+def _unmoved(run: DiagnosticInputs) -> str | None:
     if run.moves > 0 or not run.complete or not run.annealed:
         return None
     return (
-        "no moves: the budget was spent on the energies of the prior's draws, and these are what "
-        "is returned; give a larger budget"
+        "no moves: the budget was spent on scoring the prior's draws, so the samples are prior "
+        f"draws that never moved; {_LARGER_SHARED_BUDGET}"
     )
 
 
-def _jumped(run: Evidence) -> str | None:
+def _jumped(run: DiagnosticInputs) -> str | None:
     if not bool(run.jumped.any()):
         return None
     return (
-        f"the budget ended the run early{_where(run, run.jumped)}: steps of the "
-        "temperature were too large for their weights; give a larger budget"
+        f"the budget ended the run early{_where(run, run.jumped)}: steps of the inverse "
+        f"temperature were too large for reliable weights; {_LARGER_SHARED_BUDGET}"
     )
 
 
-def _cut(run: Evidence) -> str | None:
+def _cut(run: DiagnosticInputs) -> str | None:
     short = (run.rounds_missing > 0) & ~run.jumped
     if not run.complete or not run.budgeted or run.moves == 0 or not bool(short.any()):
         return None
     return (
         f"the budget ended the run early{_where(run, short)}: "
-        f"{int(run.rounds_missing.max())} rounds at the posterior are missing; give a larger budget"
+        f"{int(run.rounds_missing.max())} rounds of moves at the posterior are missing, so samples "
+        f"may keep the bias of a small population; {_LARGER_SHARED_BUDGET}"
     )
 
 
-def _ends(history: Tensor, rounds: Tensor) -> Tensor:
-    """Mean of each column's finite rows at the posterior, or of their last quarter if that is more.
+def _final_means(history: Tensor, rounds: Tensor) -> Tensor:
+    """The mean of each column's finite rows at the end, NaN where there are none.
 
-    NaN where there are none.
+    These are the rows at beta = 1, or the last quarter of all if that is more.
     """
     columns = []
     for column, there in zip(history.T, rounds.tolist(), strict=True):
@@ -167,23 +178,24 @@ def _ends(history: Tensor, rounds: Tensor) -> Tensor:
     return torch.stack(columns)
 
 
-def _acceptance(run: Evidence) -> str | None:
-    ends = _ends(run.acceptance, run.rounds)
+def _acceptance(run: DiagnosticInputs) -> str | None:
+    ends = _final_means(run.acceptance, run.rounds)
     low = ends < _LEAST_ACCEPTANCE
     if not bool(low.any()):
         return None
     change = (
         f"{_larger_budget(run, 'give more chains')}, so that the step size suits all of them"
         if run.adaptive
-        else "chains that stand still are no samples; give more ais_steps, a larger noise_std, or "
-        "method='adaptive'"
+        else "give more ais_steps, a larger noise_std, or method='adaptive'"
     )
-    where = _where(run, low)
-    return f"acceptance too low: {ends[low].min():.2f} at the end{where}: {change}"
+    return (
+        f"acceptance too low: it is {ends[low].min():.2f} at the end{_where(run, low)}, so chains "
+        f"hardly move and are not samples; {change}"
+    )
 
 
-def _settled(run: Evidence) -> str | None:
-    """At the posterior itself the mean energy must no longer fall."""
+def _settled(run: DiagnosticInputs) -> str | None:
+    """Whether mean energies still fall at beta = 1, where they must not."""
     count, columns = len(run.energies), len(run.rounds)
     each = columns // count
     falling = torch.tensor(
@@ -194,13 +206,14 @@ def _settled(run: Evidence) -> str | None:
     if not bool(falling.any()):
         return None
     return (
-        f"energies not settled: still falling when the run ended{_where(run, falling)};"
-        f" {_larger_budget(run, 'give more moves (hmc_steps)')}"
+        f"energies not settled: they were still falling when the run ended{_where(run, falling)}, "
+        "so the samples have not reached the posterior; "
+        f"{_larger_budget(run, 'give more moves (hmc_steps)')}"
     )
 
 
-def _falls(run: Evidence, columns: range) -> bool:
-    """Whether the first rounds at the posterior lie clearly above the last, over all islands."""
+def _falls(run: DiagnosticInputs, columns: range) -> bool:
+    """Whether energies of the first rounds at beta = 1 clearly exceed the last, over islands."""
     drops, variances = [], []
     for column in columns:
         moved = run.acceptance[:, column].isfinite()
@@ -217,7 +230,7 @@ def _falls(run: Evidence, columns: range) -> bool:
     return sum(drops) > _SETTLED * math.sqrt(sum(variances))
 
 
-def _weights(run: Evidence) -> str | None:
+def _weights(run: DiagnosticInputs) -> str | None:
     effective = run.effective_sample_size
     if effective is None or run.adaptive:
         return None
@@ -225,23 +238,24 @@ def _weights(run: Evidence) -> str | None:
     if not bool(low.any()):
         return None
     return (
-        f"weights collapsed: an effective {effective[low].min():.1f} of {run.energies.shape[1]} "
-        f"samples{_where(run, low)}, evidence and weighted means rest on these; give more ais_steps"
+        f"weights collapsed: an effective sample size of {effective[low].min():.1f} of "
+        f"{run.energies.shape[1]}{_where(run, low)} makes evidence and weighted means unreliable; "
+        "give more ais_steps"
     )
 
 
-def _scatter(run: Evidence) -> str | None:
-    if not run.adaptive or not bool(run.scattered.any()):
+def _error_unknown(run: DiagnosticInputs) -> str | None:
+    if not run.adaptive or not bool(run.error_unknown.any()):
         return None
     more = _larger_budget(run, "give populations=8, more chains, or more moves (hmc_steps)")
     return (
-        f"evidence not known{_where(run, run.scattered)}: its estimate scatters too much to say by "
-        "how much; samples need not be wrong for that, but where moves forget slowly they may lag "
-        f"behind too; {more}"
+        f"evidence not known{_where(run, run.error_unknown)}: its estimate varies too much to "
+        "report a standard error; samples need not be wrong, but where moves decorrelate slowly "
+        f"they may lag behind too; {more}"
     )
 
 
-def _agreement(run: Evidence) -> str | None:
+def _agreement(run: DiagnosticInputs) -> str | None:
     if not run.complete:
         return None
     rhat, p = disagreement(run.latents, run.compared, _MOST_RHAT)
@@ -249,29 +263,29 @@ def _agreement(run: Evidence) -> str | None:
     if not bool(apart.any()):
         return None
     return (
-        f"islands disagree: R-hat {rhat[apart].max():.2f} of a latent coordinate"
-        f"{_where(run, apart)}: groups of particles that ran apart have found different modes, or "
-        f"moves are too few; {_larger_budget(run, 'give more chains or moves (hmc_steps)')}, and "
-        "take means with weighted=True"
+        f"islands disagree: R-hat of a latent coordinate is {rhat[apart].max():.2f}"
+        f"{_where(run, apart)}, because islands of particles found different modes or made too few "
+        f"moves; {_larger_budget(run, 'give more chains or moves (hmc_steps)')}, and take means "
+        "with weighted=True"
     )
 
 
-def _unequal(run: Evidence) -> str | None:
-    if run.lead is None or not run.adaptive or not run.complete:
+def _unequal(run: DiagnosticInputs) -> str | None:
+    if run.evidence_lead is None or not run.adaptive or not run.complete:
         return None
-    unequal = run.lead > _MOST_LEAD
+    unequal = run.evidence_lead > _MOST_LEAD
     if not bool(unequal.any()):
         return None
     others = "the other one" if run.islands == 2 else "the median of all"
     return (
-        f"islands are unequal{_where(run, unequal)}: the log evidence of the best is "
-        f"{run.lead[unequal].max():.0f} nats above {others}, which may have missed what it found; "
-        f"{_larger_budget(run, 'give more chains or populations')}, and take means with "
-        "weighted=True"
+        f"islands are unequal{_where(run, unequal)}: the best log evidence is "
+        f"{run.evidence_lead[unequal].max():.0f} nats above {others}, so that islands may have "
+        f"missed a mode; {_larger_budget(run, 'give more chains or populations')}, and take means "
+        "with weighted=True"
     )
 
 
-def _reach(run: Evidence) -> str | None:
+def _misfit(run: DiagnosticInputs) -> str | None:
     if run.residual is None or not run.complete:
         return None
     far = run.residual > _FAR
@@ -279,35 +293,36 @@ def _reach(run: Evidence) -> str | None:
         return None
     most = float(run.residual[far].max())
     return (
-        f"far from x_obs{_where(run, far)}: the best sample's misfit is {most:.3g} noise_std "
-        "(RMS); check the scale of x_obs, or give a larger noise_std"
+        f"far from x_obs{_where(run, far)}: the best misfit is {most:.3g} noise_std (RMS), more "
+        "than the noise explains; check the scale of x_obs, or give a larger noise_std"
     )
 
 
-def _at_least(run: Evidence) -> str | None:
-    return _bounded(run, run.at_least, "low", "G can fit x_obs better than that", "smaller")
+def _at_low_bound(run: DiagnosticInputs) -> str | None:
+    return _bounded(run, run.at_low_bound, "low", "G fits x_obs better than that", "smaller")
 
 
-def _at_most(run: Evidence) -> str | None:
-    return _bounded(run, run.at_most, "high", "G explains little of x_obs", "larger")
+def _at_high_bound(run: DiagnosticInputs) -> str | None:
+    return _bounded(run, run.at_high_bound, "high", "G explains little of x_obs", "larger")
 
 
-def _bounded(run: Evidence, at: Tensor, bound: str, why: str, other: str) -> str | None:
-    """Inferred noise must be free to be what the data want."""
+def _bounded(run: DiagnosticInputs, at: Tensor, bound: str, why: str, other: str) -> str | None:
+    """Whether a bound restricts the noise that the data determine, where ``at`` ``(B,)``."""
     if not run.complete or not bool(at.any()):
         return None
     return (
-        f"noise at its bound: half of the samples have the {bound} end of what noise_std was "
-        f"looked for between{_where(run, at)}: {why}; give UnknownNoise with a {other} {bound}, or "
-        "the noise_std that you know"
+        f"noise at its bound: half of the samples have the {bound} end of the range of noise_std"
+        f"{_where(run, at)}: {why}; give UnknownNoise with a {other} {bound}, or the noise_std if "
+        "you know it"
     )
 
 
-def _finite(run: Evidence) -> str | None:
+def _finite(run: DiagnosticInputs) -> str | None:
     share = float(run.non_finite.double().mean()) / max(run.moves, 1)
     if share <= _MOST_NON_FINITE:
         return None
     return (
-        f"non-finite proposals: {share:.0%} of all; trajectories diverged, or the generator "
-        "overflows: give a smaller step_size, or check its outputs at large latents"
+        f"non-finite proposals: {share:.0%} of all proposals were not finite, because trajectories "
+        "diverged or the generator overflowed; give a smaller step_size, or check what G gives for "
+        "large latents"
     )

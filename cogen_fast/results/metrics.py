@@ -1,11 +1,11 @@
-"""How near images are to the truth, and whether credible intervals cover it; from plain arrays.
+"""The errors of images against the truth, and the coverage of credible intervals, from arrays.
 
-Images ``(N, C, H, W)`` are compared with one truth ``(C, H, W)``, in a stated range of values: they
-are clipped to it first, as saved images are. ``hidden`` says which part counts: bool or 0 and 1,
-broadcastable to ``(C, H, W)``, 1 = hidden. Everything is computed and returned in float64.
+Images ``(N, C, H, W)`` are compared with one truth ``(C, H, W)`` in a given range of values, to
+which both are clipped first, as saved images are. ``hidden`` marks the part that counts: bool or 0
+and 1, broadcastable to ``(C, H, W)``, 1 = hidden. Everything is computed and returned in float64.
 
-Structural similarity is pytorch-msssim's (extra ``metrics``). Its rules for small images are ours:
-`ssim` shrinks the window to what fits, `ms_ssim` takes fewer scales.
+Structural similarity is computed by pytorch-msssim (extra ``metrics``). The rules for small images
+are this package's: `ssim` shrinks the window to the image, and `ms_ssim` takes fewer scales.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _GAUSSIAN, _UNIFORM = 11, 7  # sides of the windows
 _LEAST_SIDE = 3
 _K = (0.01, 0.03)
-_FLAT = 1e12  # in place of K1: so large that the factor of luminance is 1
+_FLAT = 1e12  # a K1 so large that the luminance factor is 1
 _PATCHES = 4096
 
 Window = Literal["gaussian", "uniform"]
@@ -35,7 +35,7 @@ Range = tuple[float, float]
 
 
 def mse(images: Any, truth: Any, *, hidden: Any = None, data_range: Range = DATA_RANGE) -> Tensor:
-    """Mean squared error of each image, ``(N,)``, in units of the data range squared."""
+    """Mean squared error of each image, ``(N,)``, in squared units of the images' values."""
     x, y, _ = _pair(images, truth, data_range)
     squared = (x - y) ** 2
     if hidden is None:
@@ -58,15 +58,16 @@ def ssim(
     data_range: Range = DATA_RANGE,
     window: Window = "gaussian",
 ) -> Tensor:
-    """Mean structural similarity of each image, ``(N,)`` (Wang et al. 2004), over channels too.
+    """Mean structural similarity of each image over windows and channels, ``(N,)``.
 
-    ``window`` "gaussian": 11 x 11, standard deviation 1.5, the usual one; "uniform": 7 x 7 and
-    sample covariances, as the paper authors' program has it (scikit-image's defaults; there on
-    8-bit images). Smaller images take the largest odd window that fits.
+    The definition is that of Wang et al. (2004). The ``window`` "gaussian" is 11 x 11 with a
+    standard deviation of 1.5, the usual one; "uniform" is 7 x 7 with sample covariances, as in the
+    paper authors' program (the defaults of scikit-image, there on 8-bit images). Smaller images
+    take the largest odd window that fits.
 
-    The mean is over all windows that lie in the image. With ``hidden`` it is over those of them
-    that are centred at a pixel that is hidden in any channel; NaN where there is none. Pixels
-    nearer to the border than half a window have no window.
+    The mean is over all windows that lie within the image. With ``hidden`` it is over those whose
+    centre is hidden in any channel, and NaN where there is none. Pixels nearer to the border than
+    half a window have no window.
 
     Raises ValueError or TypeError naming the argument; ImportError without the extra ``metrics``.
     """
@@ -85,18 +86,19 @@ def ssim(
 def ms_ssim(images: Any, truth: Any, *, data_range: Range = DATA_RANGE) -> Tensor:
     """Multi-scale structural similarity of each image, ``(N,)`` (Wang et al. 2003).
 
-    As pytorch-msssim computes it: 11 x 11 Gaussian windows, factors below 0 set to 0, channels
-    apart and averaged in the end; whole images only, as coarse scales mix what is hidden with what
-    is not. Five scales need sides of 161 pixels there. Smaller images take the `scales` that hold a
-    whole window, with the weights of these made to sum to 1: four at 128 pixels, three at 64, two
-    at 32. Such values compare among images of one size only.
+    It is computed as by pytorch-msssim: windows are 11 x 11 and Gaussian, factors below 0 are set
+    to 0, and channels are computed separately and averaged at the end. It is for whole images only,
+    because coarse scales mix hidden and observed parts. pytorch-msssim needs sides of 161 pixels
+    for its five scales. Here smaller images take the `scales` that hold a whole window, with
+    weights scaled to sum to 1: four at 128 pixels, three at 64, two at 32. Such values can be
+    compared only among images of one size.
 
     Raises ValueError or TypeError naming the argument; ImportError without the extra ``metrics``.
     """
     x, y, span = _pair(images, truth, data_range)
     kernel, _ = _window("gaussian", y)
     weights = SCALE_WEIGHTS[: scales(*y.shape[-2:])]
-    total = sum(weights) if len(weights) < len(SCALE_WEIGHTS) else 1.0  # published: 1.0001
+    total = sum(weights) if len(weights) < len(SCALE_WEIGHTS) else 1.0  # published sum: 1.0001
     count, channels = x.shape[:2]
     x, y = x.flatten(0, 1)[:, None], y.expand_as(x).flatten(0, 1)[:, None]
     product = torch.ones(len(x), dtype=torch.float64, device=x.device)
@@ -109,9 +111,9 @@ def ms_ssim(images: Any, truth: Any, *, data_range: Range = DATA_RANGE) -> Tenso
 
 
 def scales(height: int, width: int) -> int:
-    """Scales of `ms_ssim`: how many, up to 5, leave 11 pixels or more of the shorter side.
+    """The number of scales of `ms_ssim`, from 1 to 5: those whose shorter side has 11 pixels.
 
-    Each halves the sides, odd ones rounded up. At least 1.
+    Each further scale halves the sides, rounded up.
     """
     sides = [-(-min(height, width) // 2**halvings) for halvings in range(len(SCALE_WEIGHTS))]
     return max(1, sum(1 for side in sides if side >= _GAUSSIAN))
@@ -120,10 +122,10 @@ def scales(height: int, width: int) -> int:
 def compare(
     images: Any, truth: Any, hidden: Any = None, *, data_range: Range = DATA_RANGE
 ) -> dict[str, Tensor]:
-    """Every metric of each image, ``(N,)`` each.
+    """All metrics of each image, ``(N,)`` each.
 
-    "mse", "psnr", "ssim", "ms_ssim" of whole images, and where ``hidden`` is given "hidden_mse",
-    "hidden_psnr" and "hidden_ssim" of that part.
+    The keys are "mse", "psnr", "ssim" and "ms_ssim" for whole images and, where ``hidden`` is
+    given, "hidden_mse", "hidden_psnr" and "hidden_ssim" for that part.
     """
     whole: dict[str, Any] = {"data_range": data_range}
     found = {
@@ -151,12 +153,13 @@ def summarise(
     weights: Any = None,
     data_range: Range = DATA_RANGE,
 ) -> dict[str, dict[str, list[float]]]:
-    """`compare` of the chains of one observation, and of what one would take from them.
+    """`compare` for the chains of one observation, and for single images chosen from them.
 
-    "chains": each chain. "best": the chain of lowest energy, which needs no truth. "oracle": the
-    chain of lowest whole-image MSE, which only who knows the truth can choose; the paper's LSUN
-    figures are of this kind. "mean": the mean image, by ``weights`` ``(N,)`` where given. Lists of
-    N numbers for the chains, of one for the others. ``energies`` is ``(N,)``.
+    The keys are "chains", every chain; "best", the chain of lowest energy, whose choice needs no
+    truth; "oracle", the chain of lowest whole-image MSE, whose choice needs the truth (the paper's
+    LSUN figures are of this kind); and "mean", the mean image, weighted by ``weights`` ``(N,)``
+    where these are given. Each metric is a list of N numbers for "chains", and of one for the
+    others. ``energies`` is ``(N,)``.
     """
     x = _images("images", images)
     energy = torch.as_tensor(energies)
@@ -186,17 +189,19 @@ def coverage(
     weights: Any = None,
     data_range: Range = DATA_RANGE,
 ) -> Tensor:
-    """Shares of the hidden entries whose truth lies in their central credible intervals, ``(L,)``.
+    """The share of hidden entries whose truth lies in their central credible interval, ``(L,)``.
 
-    Ends are weighted quantiles of the N samples: the i-th of them in order stands at the
-    probability ``(n (S_i - w_i / 2) + 1/2) / (n + 1)``, with ``S_i`` the running sum of the weights
-    and n their effective number, and straight lines lie between. For equal weights that is
-    ``i / (N + 1)``, at which the intervals of exchangeable samples cover a further one as often as
-    the level says, for any N. A level above ``(n - 1) / (n + 1)`` is beyond n samples: NaN.
+    There is one share for each of the L ``levels``. The ends of an interval are weighted quantiles
+    of the N samples: the i-th sample in order has the probability
+    ``(n (S_i - w_i / 2) + 1/2) / (n + 1)``, with ``S_i`` the cumulative sum of the weights ``w``
+    and n their effective sample size; between samples the quantile is linear. For equal weights the
+    probability is ``i / (N + 1)``, with which the intervals of exchangeable samples cover a further
+    one as often as the level says, for any N. For levels above ``(n - 1) / (n + 1)`` the samples
+    are too few, and the share is NaN.
 
-    Ends are part of their interval, so that entries that the range clips, black ones say, count as
-    covered where all samples are as black. The entries of an image depend on one another: judge by
-    many images.
+    The ends belong to the interval, so that an entry which the range clips (a black pixel, for
+    instance) counts as covered where all samples are clipped too. The entries of an image depend on
+    one another, so coverage should be averaged over many images.
 
     Raises ValueError or TypeError naming the argument.
     """
@@ -220,7 +225,7 @@ def coverage(
 
 
 def _quantile(values: Tensor, places: Tensor, p: float) -> Tensor:
-    """The value at ``p``, ``(M,)``, where ordered ``values`` ``(N, M)`` stand at ``places``."""
+    """The quantile ``(M,)`` at ``p``: ordered ``values`` ``(N, M)`` are those at ``places``."""
     above = (places < p - 1e-12).sum(0, keepdim=True).clamp(max=len(values) - 1)
     below = (above - 1).clamp(min=0)
     low, high = places.gather(0, below), places.gather(0, above)
@@ -259,9 +264,10 @@ def _checked_range(data_range: Any) -> Range:
 
 
 def _pair(images: Any, truth: Any, data_range: Range) -> tuple[Tensor, Tensor, float]:
-    """Images and truth in float64, clipped and moved to start at 0, and the range's length.
+    """Images and truth in float64, clipped and shifted to begin at 0, and the range's length.
 
-    Similarity compares means, so that it knows where 0 is: black, as in the images it was made for.
+    Structural similarity depends on where 0 is, because it compares means: 0 must be black, as in
+    the images for which it was defined.
     """
     low, high = _checked_range(data_range)
     x, y = (
@@ -288,7 +294,7 @@ def _mask(hidden: Any, like: Tensor) -> Tensor:
 
 
 def _shares(weights: Any, count: int) -> Tensor:
-    """Weights ``(N,)`` in float64 that sum to 1; equal ones where none are given."""
+    """Weights ``(N,)`` in float64 that sum to 1; they are equal where none are given."""
     if weights is None:
         return torch.full((count,), 1.0 / count, dtype=torch.float64, device="cpu")
     given = torch.as_tensor(weights).detach().double()
@@ -300,7 +306,7 @@ def _shares(weights: Any, count: int) -> Tensor:
 
 
 def _window(kind: str, truth: Tensor) -> tuple[Tensor, tuple[float, float]]:
-    """A 1-D window ``(C, 1, 1, side)``, and the constants K1 and K2."""
+    """A one-dimensional window ``(C, 1, 1, side)``, and the constants K1 and K2."""
     channels, height, width = truth.shape
     least = min(height, width)
     if least < _LEAST_SIDE:
@@ -313,14 +319,14 @@ def _window(kind: str, truth: Tensor) -> tuple[Tensor, tuple[float, float]]:
         away = torch.arange(side, dtype=torch.float64, device="cpu") - side // 2
         row, k = torch.exp(-(away**2) / (2.0 * 1.5**2)), _K
     else:
-        # Sample covariances are n / (n - 1) times the others: the same as K2^2 by its inverse.
+        # Sample covariances are larger by n / (n - 1); a K2^2 smaller by that has the same effect.
         row, n = torch.ones(side, dtype=torch.float64, device="cpu"), side**2
         k = (_K[0], _K[1] * ((n - 1) / n) ** 0.5)
     return (row / row.sum()).repeat(channels, 1, 1, 1), k
 
 
 def _ssim(x: Tensor, y: Tensor, span: float, kernel: Tensor, k: tuple[float, float]) -> Tensor:
-    """pytorch-msssim's mean SSIM of pairs ``(n, C, H, W)``: ``(n,)``."""
+    """The mean SSIM of pairs ``(n, C, H, W)`` by pytorch-msssim, ``(n,)``."""
     value: Tensor = msssim().ssim(x, y, data_range=span, size_average=False, win=kernel, K=k)
     return value
 
@@ -328,30 +334,30 @@ def _ssim(x: Tensor, y: Tensor, span: float, kernel: Tensor, k: tuple[float, flo
 def _ssim_at(
     x: Tensor, y: Tensor, span: float, kernel: Tensor, k: tuple[float, float], centres: Tensor
 ) -> Tensor:
-    """Mean SSIM of the windows at ``centres`` ``(H - side + 1, W - side + 1)``: ``(N,)``."""
+    """The mean SSIM of the windows at ``centres`` ``(H - side + 1, W - side + 1)``, ``(N,)``."""
     side = kernel.shape[-1]
     rows, columns = centres.nonzero(as_tuple=True)
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     parts = (torch.split(each, _PATCHES) for each in (rows, columns))
     for r, c in zip(*parts, strict=True):
         for number, image in enumerate(x):
-            seen, true = (
+            patches, true_patches = (
                 t.unfold(1, side, 1).unfold(2, side, 1)[:, r, c].transpose(0, 1) for t in (image, y)
             )
-            total[number] += _ssim(seen, true, span, kernel, k).sum()
+            total[number] += _ssim(patches, true_patches, span, kernel, k).sum()
     return total / len(rows)
 
 
 def _halved(images: Tensor) -> Tensor:
-    """Half the size, as pytorch-msssim does it: odd sides are padded with 0."""
+    """Images of half the size, as by pytorch-msssim: odd sides are padded with 0."""
     return F.avg_pool2d(images, 2, padding=[side % 2 for side in images.shape[2:]])
 
 
 def msssim() -> Any:
-    """The module pytorch_msssim; ImportError says how to get it."""
+    """The module pytorch_msssim; raises ImportError with the command that installs it."""
     try:
         return importlib.import_module("pytorch_msssim")
     except ImportError as error:
         raise ImportError(
-            "ssim: needs pytorch-msssim; pip install 'cogen-fast[metrics]'"
+            "ssim: needs pytorch-msssim, which is not installed; pip install 'cogen-fast[metrics]'"
         ) from error

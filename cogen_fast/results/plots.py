@@ -1,4 +1,4 @@
-"""Pictures of a result with Pillow alone: tiles, labels and a colour map for uncertainty."""
+"""Pictures of a result, drawn with Pillow alone: tiles, labels and a colour map."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SMALLEST_TILE = 112
 _GAP = 4
 _LABEL_HEIGHT = 18
 _HIDDEN_COLOUR = (128, 128, 160)
-# Dark blue to pale yellow: lightness rises all the way, so it reads in grey and without colour.
+# Dark blue to pale yellow: lightness increases throughout, so that the map is legible in grey.
 _HEAT = np.array([[8, 12, 60], [76, 30, 120], [170, 50, 100], [240, 125, 50], [252, 245, 170]])
 
 
@@ -50,7 +50,7 @@ def heat(values: npt.NDArray[Any], top: float) -> Pixels:
 
 
 def _enlarge(pixels: Pixels, size: int) -> Image.Image:
-    """A tile grown by the largest whole factor that keeps its longer side within ``size``."""
+    """A tile enlarged by the largest integer that keeps its longer side within ``size``."""
     image = Image.fromarray(pixels)
     factor = size // max(image.size)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

@@ -1,4 +1,4 @@
-"""What a run returns: completions, how good each is, and how far to trust them."""
+"""The result of a run: completions, their energies and weights, evidence, and a diagnosis."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogen_fast.results import plots, result_layout
-from cogen_fast.results.diagnostics import Evidence, diagnose
+from cogen_fast.results.diagnostics import DiagnosticInputs, diagnose
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
 from cogen_fast.support.archives import array_of, opened_npz
@@ -28,15 +28,15 @@ from cogen_fast.support.files import open_regular, parse_json, read_text, write_
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
 _FORMAT = "cogen-fast result 9"
 GRADIENT_COST = 2
-"""Of a z-gradient, in forwards."""
+"""The cost of a gradient by z, in forward passes."""
 ANNEALED = ("adaptive", "paper")
-"""Methods that anneal; others are `cogen_fast.methods.baselines`."""
+"""The methods that anneal; all others are in `cogen_fast.methods.baselines`."""
 NOISE_GIVEN = "the noise was given"
-"""Why there are no ``noise_std`` and ``noise_bounds`` in most results."""
+"""The reason why most results have no ``noise_std`` and ``noise_bounds``."""
 _TILES = 8
-_EXACT = 1e-4  # of the samples' mean energy
-_AT_BOUND, _OF_RANGE = 0.05, 0.1  # of the noise's logarithm
-_LEAST_DRAWS = 4  # of an island, which R-hat splits in halves
+_EXACT = 1e-4  # a fit is exact below this share of the samples' mean energy
+_AT_BOUND, _OF_RANGE = 0.05, 0.1  # distance to a bound, in log noise and as a share of its range
+_LEAST_DRAWS = 4  # draws of an island: R-hat splits these in halves
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,51 +44,54 @@ class Result:
     """Samples of B observations x N chains, all on the CPU.
 
     Attributes:
-        images: ``G(z)`` as it is, ``(B, N, *output_shape)``.
+        images: the outputs ``G(z)`` of the samples, ``(B, N, *output_shape)``.
         completed: ``images`` with the observed entries pasted back, for masks; else None.
-        fit_images, fit_latents, fit_energies: best fits found by optimising the misfit from the K
-            samples of lowest energy, in that order, of the shapes of ``images``, ``latents`` and
-            ``energies`` but for K in place of N; None without ``polish``. They are no samples: each
-            fits x_obs at least as well as the sample it comes from.
-        latents: ``(B, N, d)``.
-        energies: misfit energies ``E(z)``, ``(B, N)`` float64; where the noise was inferred, those
-            at its mean precision.
-        noise_std: the standard deviation of the noise that goes with each sample, ``(B, N)``
+        fit_images, fit_latents, fit_energies: best fits, found by optimising the misfit from the K
+            samples of lowest energy, in that order. Their shapes are those of ``images``,
+            ``latents`` and ``energies`` with K in place of N; None without ``polish``. They are not
+            samples: each fits ``x_obs`` at least as well as the sample from which it started.
+        latents: the samples, ``(B, N, d)``.
+        energies: their misfit energies ``E(z)``, ``(B, N)`` float64; where the noise was inferred,
+            those at its mean precision.
+        noise_std: the standard deviation of the noise that belongs to each sample, ``(B, N)``
             float64, where it was inferred; else None.
-        noise_bounds: the least and the largest that it could be, ``(B, 2)`` float64, or None.
+        noise_bounds: the bounds of an inferred ``noise_std``, ``(B, 2)`` float64; else None.
         log_weights: AIS log weights ``(B, N)`` float64, or None.
         log_normaliser: ``log mean w``, the estimate of ``log E_prior[exp(-beta E)]`` at the last
-            inverse temperature, ``(B,)`` float64, or None; NaN where a budget left a single step
-            for all levels of noise that was inferred.
-        log_normaliser_error: its standard error, and that of the log evidence, ``(B,)`` float64,
-            NaN where it is not known; None where it is known for no observation.
-        log_evidence: log evidence of the measurements, ``(B,)`` float64, NaN or None as above.
-        reasons: why each None (and NaN) above is one, by attribute name.
-        roots: the prior draw that each chain descends from, ``(B, N)`` int64.
-        surviving_roots: how many prior draws have descendants on an island, ``(B S,)`` int64. The
-            S islands of an observation stand side by side, here and below. With the adaptive method
-            they are its R populations, or the two halves of a single one
-            (``settings["islands"]``); else S is 1.
-        betas: inverse temperatures, ``(T, B S)`` float64; of noise that was inferred relative to
-            its mean precision, so that they go beyond 1, to less noise, before the last rounds.
-        acceptance, step_size, energy_history, energy_std: per temperature, ``(T, B S)`` float64;
-            the last two are mean and standard deviation of the energies of all particles that ran;
-            NaN where not reached or finished before. Of step sizes that are the chains' own, the
-            mean.
-        leapfrog_steps, hmc_steps: L and M per temperature, ``(T,)`` int64; with the adaptive method
-            the largest M of any observation.
-        jumped: whether a short budget forced too large steps, ``(B S,)`` bool.
-        rounds: temperatures spent at beta = 1, ``(B S,)`` int64.
-        gradients: gradient evaluations of each particle that ran.
-        forwards: its forwards beside them: its share of the scored prior draws, and energies in
-            another type than the gradients.
-        non_finite: proposals of each chain that were not finite, ``(B, N)`` int64.
-        x_obs: the measurements ``(B, ...)``, 0 where hidden; ``observed``: bool, None for all.
+            inverse temperature, ``(B,)`` float64, or None. With inferred noise it is NaN where a
+            budget left a single step for all noise levels.
+        log_normaliser_error: the standard error of the log normaliser and of the log evidence,
+            ``(B,)`` float64; NaN where it is not known, None where it is not known anywhere.
+        log_evidence: the log evidence of the measurements, ``(B,)`` float64, NaN or None as above.
+        reasons: the reason for each None (and NaN) above, by attribute name.
+        roots: the index of the prior draw from which each chain descends, ``(B, N)`` int64.
+        surviving_roots: the number of prior draws that have descendants on an island, ``(B S,)``
+            int64. Here and below, the S islands of an observation are side by side. With the
+            adaptive method they are the R populations, or the two halves of a single one
+            (``settings["islands"]``); with other methods S is 1.
+        betas: inverse temperatures, ``(T, B S)`` float64. With inferred noise they are relative to
+            its mean precision, so that before the last rounds they exceed 1, where noise is less.
+        acceptance, step_size, energy_history, energy_std: records of each temperature, ``(T, B S)``
+            float64, NaN where it was not reached or the island had finished. ``step_size`` is the
+            mean where each chain has its own. The last two are mean and standard deviation of the
+            energies of all particles that ran.
+        leapfrog_steps, hmc_steps: L and M of each temperature, ``(T,)`` int64; with the adaptive
+            method the largest M of any observation.
+        jumped: whether a short budget forced steps of the inverse temperature that were too large,
+            ``(B S,)`` bool.
+        rounds: the number of temperatures spent at beta = 1, ``(B S,)`` int64.
+        gradients: the number of gradient evaluations of each particle that ran. A budget counts
+            these; all observations of a call share it, as one gradient counts for each of them.
+        forwards: the number of its forward passes apart from gradients: its share of the scored
+            prior draws, and energies in another float type than the gradients.
+        non_finite: the number of each chain's proposals that were not finite, ``(B, N)`` int64.
+        x_obs: the measurements ``(B, ...)``, 0 where hidden. ``observed`` is bool, of the same
+            shape, or None where everything is observed.
         complete: False where the run was interrupted, at ``beta_reached``.
-        settings: every setting of the run, as plain values.
-        notes: what was decided on the user's behalf, in words.
-        trace: latents of every particle that ran from the prior on, ``(T + 1, B, R N, d)``, where
-            asked for.
+        settings: all settings of the run, as plain values.
+        notes: decisions that were made for the user, in words.
+        trace: the latents of every particle that ran, beginning at the prior,
+            ``(T + 1, B, R N, d)``, where asked for; else None.
     """
 
     images: Tensor
@@ -134,10 +137,10 @@ class Result:
 
     @property
     def cost(self) -> int:
-        """Forwards spent on each observation by all that ran, a z-gradient counted as 2.
+        """The cost of each observation in forward passes, where a gradient by z counts as 2.
 
-        The forwards that give ``images`` and ``fit_images`` in the end are not in it, with any
-        method.
+        It includes all particles that ran and the optimisation of fits, but not the final forward
+        passes that give ``images`` and ``fit_images``.
         """
         populations, chains = self.settings.get("populations", 1), self.settings["chains"]
         particles = populations * self.settings.get("particles", chains)
@@ -149,7 +152,7 @@ class Result:
 
     @property
     def best(self) -> Tensor:
-        """Index of the chain of lowest energy, ``(B,)``."""
+        """The index of the chain of lowest energy, ``(B,)``."""
         return self.energies.argmin(-1)
 
     @property
@@ -159,9 +162,9 @@ class Result:
 
     @property
     def fit(self) -> Tensor:
-        """The image that fits x_obs best, ``(B, *output_shape)``: of the fits, or of the samples.
+        """The image that fits ``x_obs`` best, ``(B, *output_shape)``: of the fits, or the samples.
 
-        By the misfit alone, without the prior; where that leaves much open it is one of many.
+        Only the misfit counts, not the prior; where many images fit, this is one of them.
         """
         if self.fit_images is None or self.fit_energies is None:
             return self.best_images
@@ -173,8 +176,9 @@ class Result:
     def estimate(self) -> Tensor:
         """The one image to show if only one can be shown, ``(B, *output_shape)``.
 
-        The mean of the fits by their `fit_weights`, or without ``polish`` of the samples: where
-        several images are possible their mean has a lower expected squared error than any of them.
+        It is the mean of the fits with their `fit_weights` or, without ``polish``, the mean of the
+        samples. Where several images are possible, their mean has a lower expected squared error
+        than any of them.
         """
         if self.fit_images is None:
             return self.mean()
@@ -184,17 +188,19 @@ class Result:
 
     @property
     def fit_weights(self) -> Tensor:
-        """Share of each fit in the `estimate`, ``(B, K)`` float64; ValueError without ``polish``.
+        """The weight of each fit in `estimate`, ``(B, K)`` float64; raises ValueError without fits.
 
-        By one over the square of its misfit (unless it is one of your own): one that is better by
-        far has found what others missed.
+        A weight is proportional to one over the square of the fit's misfit, because a fit that is
+        far better has found a mode that the others missed. With a misfit of the user's own all
+        weights are equal.
         """
         if self.fit_energies is None:
             raise ValueError(f"fit_weights: {self.reasons['fit_energies']}")
         energies = self.fit_energies
         if self.settings["noise"].startswith("user misfit"):
-            return torch.full_like(energies, 1.0 / energies.shape[1])  # whose 0 may be anywhere
-        # Far below the samples' misfit all are exact fits, and alike.
+            # The zero of a user's misfit has no meaning.
+            return torch.full_like(energies, 1.0 / energies.shape[1])
+        # Fits far below the samples' misfit are all exact, and their weights are alike.
         exact = (_EXACT * self.energies.mean(-1, keepdim=True)).clamp(min=1e-300)
         misfit = energies + exact
         shares = (misfit / misfit.amin(-1, keepdim=True)) ** -2
@@ -202,31 +208,34 @@ class Result:
         return weights
 
     def pasted(self, images: Tensor) -> Tensor:
-        """``images`` ``(B, *output_shape)`` with the observed entries in place, where masks hide.
+        """``images`` ``(B, *output_shape)`` with the observed entries pasted in, for masks.
 
-        With other operators as they are.
+        With other operators ``images`` are returned unchanged.
         """
         if self.completed is None or self.observed is None:
             return images
         return torch.where(self.observed, self.x_obs, images)
 
     def weights(self) -> Tensor:
-        """Weights ``(B, N)`` that sum to 1; ValueError where the run has none, with the reason."""
+        """Weights ``(B, N)`` that sum to 1; raises ValueError with the reason if there are none."""
         if self.log_weights is None:
             raise ValueError(f"weighted: this run has no weights: {self.reasons['log_weights']}")
         return normalised_weights(self.log_weights)
 
     def mean(self, *, weighted: bool = False) -> Tensor:
-        """Mean output over chains, ``(B, *output_shape)``."""
+        """The mean output over chains, ``(B, *output_shape)``."""
         return (self._shares(weighted) * self.images).sum(1)
 
     def std(self, *, weighted: bool = False) -> Tensor:
-        """Standard deviation over chains (divisor: the sum of weights), ``(B, *output_shape)``."""
+        """The standard deviation over chains, ``(B, *output_shape)``.
+
+        The sum of squares is divided by the sum of weights.
+        """
         deviation = self.images - self.mean(weighted=weighted)[:, None]
         return (self._shares(weighted) * deviation**2).sum(1).sqrt()
 
     def _shares(self, weighted: bool) -> Tensor:
-        """Share of each chain, broadcastable to ``images``."""
+        """The weight of each chain in a mean, broadcastable to ``images``."""
         batch, chains = self.energies.shape
         shares = (
             self.weights() if weighted else torch.full((batch, chains), 1.0 / chains, device="cpu")
@@ -241,12 +250,13 @@ class Result:
         tiles: int = _TILES,
         truth: Tensor | None = None,
     ) -> Image.Image:
-        """A picture: per observation what was observed, up to ``tiles`` chains, mean and spread.
+        """A picture with a row for each observation.
 
-        With ``polish`` there is the `estimate`, too. Chains come in order of energy. ``truth``
-        ``(B, C, H, W)``, or without B for one, comes first where it is known. Written to ``path``
-        as PNG where given. ValueError for outputs that are no images of 1 or 3 channels, and for a
-        ``truth`` of another shape.
+        A row shows what was observed, up to ``tiles`` chains in order of energy, the `estimate`
+        (with ``polish``), the mean and the standard deviation. Where ``truth`` is given, it comes
+        first; its shape is ``(B, C, H, W)``, or ``(C, H, W)`` for one observation. The picture is
+        written to ``path`` as PNG where that is given. Raises ValueError for outputs that are not
+        images of 1 or 3 channels, and for a ``truth`` of another shape.
         """
         target = None if path is None else check_file("path", path)
         rows = [self._tiles(b, tiles) for b in range(len(self.images))]
@@ -294,7 +304,7 @@ class Result:
         return plots.hide(pixels, self.observed[b].all(0).numpy())
 
     def summary(self) -> dict[str, Any]:
-        """The run in plain numbers, as written to ``result.json``."""
+        """The run as plain values, as written to ``result.json``."""
         return {
             "format": _FORMAT,
             "complete": self.complete,
@@ -321,8 +331,8 @@ class Result:
     def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
         """Write ``result.npz``, ``result.json`` and, for images, ``grid.png`` into ``directory``.
 
-        Each file is written beside its place and renamed. FileExistsError where a result is there
-        already, unless ``overwrite``.
+        Each file is written under another name and then renamed. Returns the directory. Raises
+        FileExistsError where it holds a result already, unless ``overwrite``.
         """
         folder = check_folder("directory", directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -346,10 +356,10 @@ class Result:
 
     @classmethod
     def load(cls, directory: str | Path) -> Result:
-        """What `save` wrote.
+        """The result that `save` wrote into ``directory``.
 
-        FileNotFoundError where it is not there, ValueError where it is damaged or its arrays do not
-        fit together, naming the first that does not.
+        Raises FileNotFoundError where there is none, and ValueError where it is damaged or its
+        arrays do not fit together, naming the first that does not.
         """
         folder = check_path("directory", directory)
         try:
@@ -360,7 +370,7 @@ class Result:
                 raise ValueError(f"{_ARRAYS} and {_SUMMARY} are not as they were written")
         except (FileNotFoundError, PermissionError):
             raise
-        except Exception as error:  # a damaged archive raises almost anything
+        except Exception as error:  # a damaged archive can raise any exception
             raise ValueError(f"directory: {folder} holds no readable result: {error}") from error
         plain = {key: summary[key] for key in result_layout.PLAIN}
         absent = dict.fromkeys(result_layout.OPTIONAL - set(arrays))
@@ -372,15 +382,16 @@ class Result:
         return "" if error is None or not known else f" (standard error {_shown(error)})"
 
     def diagnose(self) -> list[str]:
-        """What is wrong with the run and what to change, a sentence each; empty if nothing is.
+        """A sentence on each thing that is wrong, with its cause and an action; empty if none is.
 
-        Looks at interruption, lone chains, budget, acceptance, energies at the end, weights,
-        whether islands agree and weigh alike, whether the error of the evidence is known, how near
-        x_obs is, inferred noise at a bound, and proposals that were not finite.
+        The checks are of interruption, independent chains, the budget, the acceptance, final
+        energies, weights, agreement of islands and of their evidence, whether the standard error of
+        the evidence is known, the misfit of the best sample, inferred noise at a bound, and
+        proposals that were not finite.
         """
-        return diagnose(self._evidence())
+        return diagnose(self._diagnostic_inputs())
 
-    def _evidence(self) -> Evidence:
+    def _diagnostic_inputs(self) -> DiagnosticInputs:
         adaptive = self.settings["method"] == "adaptive"
         populations = self.settings.get("populations", 1)
         particles = self.settings.get("particles", self.energies.shape[1])
@@ -390,7 +401,7 @@ class Result:
             error = self.log_normaliser_error
             unknown = ~unknown if error is None else error.isnan()
         compared, latents = self._compared(self.latents)
-        return Evidence(
+        return DiagnosticInputs(
             complete=self.complete,
             annealed=self._annealed,
             adaptive=adaptive,
@@ -403,8 +414,8 @@ class Result:
             latents=latents,
             residual=self._residual(),
             effective_sample_size=self.effective_sample_size,
-            scattered=unknown,
-            lead=self._lead(),
+            error_unknown=unknown,
+            evidence_lead=self._evidence_lead(),
             acceptance=self.acceptance,
             energies=self.energies,
             energy_std=self.energy_std,
@@ -414,8 +425,8 @@ class Result:
             jumped=self.jumped,
             rounds=self.rounds,
             rounds_missing=self._rounds_missing(),
-            at_least=self._at_bound(0),
-            at_most=self._at_bound(1),
+            at_low_bound=self._at_bound(0),
+            at_high_bound=self._at_bound(1),
         )
 
     @property
@@ -423,27 +434,27 @@ class Result:
         return self.settings.get("method") in ANNEALED
 
     @property
-    def _apart(self) -> int:
-        """How many equal groups of chains ran apart, side by side in what is returned."""
+    def _groups(self) -> int:
+        """The number of groups of chains that ran apart, of equal size and side by side."""
         islands: int = self.settings.get("islands", 1)
         populations: int = self.settings.get("populations", 1)
         return islands if self.energies.shape[1] % islands == 0 else populations
 
     def _compared(self, values: Tensor) -> tuple[int, Tensor]:
-        """How many groups of chains `diagnose` compares, and ``values`` of equally many of each.
+        """The number of groups of chains that `diagnose` compares, and ``values`` of these groups.
 
-        Where an odd number of chains comes from two halves, the middle chain, which can be of
-        either half, is left out.
+        The groups have equal sizes: where an odd number of chains comes from two halves, the middle
+        chain, which can be of either half, is left out.
         """
         chains = values.shape[1]
         halves = self.settings.get("populations") == 1 and self.settings.get("islands") == 2
         if not halves or chains % 2 == 0 or chains == 1:
-            return self._apart, values
+            return self._groups, values
         half = chains // 2
         return 2, torch.cat([values[:, :half], values[:, -half:]], 1)
 
-    def _lead(self) -> Tensor | None:
-        """How far the best island's log evidence lies above the islands' median, ``(B,)``."""
+    def _evidence_lead(self) -> Tensor | None:
+        """The best island's log evidence minus the median of all islands', ``(B,)``, in nats."""
         if self.log_weights is None:
             return None
         groups, log_weights = self._compared(self.log_weights)
@@ -452,7 +463,7 @@ class Result:
 
     @property
     def _unit(self) -> str:
-        """What the gradients were counted of."""
+        """The unit for which gradients are counted."""
         particles = self.settings.get("particles", 0)
         return "particle" if particles > self.settings["chains"] else "chain"
 
@@ -461,14 +472,16 @@ class Result:
         if not self.settings["noise"].startswith("noise_std"):
             return None
         entries = torch.ones_like(self.x_obs) if self.observed is None else self.observed
-        seen = entries.double().flatten(1).sum(-1).clamp(min=1.0)
-        residual: Tensor = (2.0 * self.energies.min(-1).values / seen).sqrt()
+        count = entries.double().flatten(1).sum(-1).clamp(min=1.0)
+        residual: Tensor = (2.0 * self.energies.min(-1).values / count).sqrt()
         return residual
 
     def _at_bound(self, which: int) -> Tensor:
-        """Whether half of the samples have a noise next to a bound, ``(B,)`` bool.
+        """Whether at least half of the samples have a noise next to a bound, ``(B,)`` bool.
 
-        Within 5 %, or a tenth of the logarithm's range if that is less; not where none was drawn.
+        ``which`` is 0 for the lower bound and 1 for the upper. Next to it means within 5 %, or
+        within a tenth of the range of the logarithm if that is less. False where no noise was
+        drawn.
         """
         if self.noise_std is None or self.noise_bounds is None:
             return torch.zeros(len(self.energies), dtype=torch.bool, device="cpu")
@@ -479,19 +492,20 @@ class Result:
         return drawn & (at.double().mean(-1) >= 0.5)
 
     def _rounds_missing(self) -> Tensor:
-        """Rounds at the posterior that the budget cut off, ``(B S,)``: 0 where enough were made."""
+        """The rounds at beta = 1 that a budget cut off, ``(B S,)``; 0 if a quarter were made."""
         planned: int = self.settings.get("final_rounds", 0)
         return torch.where(4 * self.rounds < planned, planned - self.rounds, 0)
 
     def to_arviz(self, *, outputs: bool = False) -> Any:
-        """The samples as ArviZ's data tree (extra ``arviz``): chain = island, draw = sample.
+        """The samples as an ArviZ data tree (extra ``arviz``): chain = island, draw = sample.
 
-        Islands are populations or, of a single one, its halves (where chains are even in number).
-        Group ``posterior`` has ``latent`` ``(T, n, B, d)``, its dimensions named chain, draw,
-        observation and dimension, and, where asked for, ``output``;
-        ``sample_stats`` has ``energy``, and ``log_weight`` where there is one. The paper's chains
-        are one island. Within a population, relatives stand side by side, so that ESS by
-        autocorrelation sees them. ImportError names the extra.
+        Islands are the populations or, of a single one with an even number of chains, its halves;
+        the chains of the published method are one island. The group ``posterior`` has ``latent``
+        ``(S, n, B, d)``, with the dimensions chain, draw, observation and dimension, and with
+        ``outputs`` also ``output``. The group ``sample_stats`` has ``energy`` and, where there are
+        weights, ``log_weight``. Related particles of a population are side by side, so that an
+        effective sample size from autocorrelations takes them into account. Raises ImportError
+        naming the extra.
         """
         groups = {"posterior": {"latent": self.latents}, "sample_stats": {"energy": self.energies}}
         if outputs:
@@ -499,7 +513,7 @@ class Result:
         if self.log_weights is not None:
             groups["sample_stats"]["log_weight"] = self.log_weights
         plain = {
-            group: {name: _by_island(t, self._apart) for name, t in values.items()}
+            group: {name: _by_island(t, self._groups) for name, t in values.items()}
             for group, values in groups.items()
         }
         dims = {"latent": ["observation", "dimension"]}
@@ -509,12 +523,12 @@ class Result:
     def convergence(self) -> dict[str, npt.NDArray[np.float64]]:
         """Rank-normalised R-hat and bulk ESS over islands (Vehtari et al. 2021).
 
-        Keys ``rhat_latent``, ``ess_latent`` ``(B, d)``, ``rhat_energy``, ``ess_energy`` ``(B,)``;
-        computed by ArviZ (extra ``arviz``). Islands are populations or, of a single one, its
-        halves. Few draws tell little. ValueError where there is one island only, where one has
-        fewer than 4 chains.
+        The keys are ``rhat_latent`` and ``ess_latent`` ``(B, d)``, and ``rhat_energy`` and
+        ``ess_energy`` ``(B,)``, computed by ArviZ (extra ``arviz``). Islands are the populations
+        or, of a single one, its halves. With few draws these numbers are noisy. Raises ValueError
+        where there is only one island, or where an island has fewer than 4 chains.
         """
-        islands = self._apart
+        islands = self._groups
         draws = self.energies.shape[1] // islands
         if islands < 2:
             raise ValueError(
@@ -561,7 +575,7 @@ class Result:
                 facts[name.replace("_", " ")] = _shown(value) + self._error_shown()
         for reason in dict.fromkeys(self.reasons.values()):
             if reason == NOISE_GIVEN:
-                continue  # what everybody expects
+                continue  # this is the usual case
             names = [name.replace("_", " ") for name, why in self.reasons.items() if why == reason]
             facts["no " + ", ".join(names)] = reason
         return "\n".join(
@@ -582,11 +596,13 @@ def _arviz(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{name}: needed here; pip install 'cogen-fast[arviz]'") from error
+        raise ImportError(
+            f"{name}: is needed but not installed; pip install 'cogen-fast[arviz]'"
+        ) from error
 
 
 def _last(columns: Tensor) -> str:
-    """The last finite value of each column."""
+    """The last finite value of each column, as text."""
     ends = [column[column.isfinite()][-1:] for column in columns.T]
     return _shown(torch.cat(ends))
 
@@ -597,7 +613,7 @@ def _shown(values: Tensor) -> str:
 
 
 def _listed(value: Tensor | None) -> list[float | None] | None:
-    """Plain numbers, None for NaN and infinities, which JSON does not know."""
+    """Plain numbers, with None for NaN and infinities, which JSON lacks."""
     if value is None:
         return None
     return [v if math.isfinite(v) else None for v in value.tolist()]
@@ -617,9 +633,9 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 
 def _digest(arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> str:
-    """Of both files' content: neither changes unseen, nor is of another run."""
+    """A digest over both files, which shows a change of either, or files of different runs."""
     plain = {name: value for name, value in summary.items() if name != "digest"}
-    read = json.loads(json.dumps(plain))  # names that are numbers become texts
+    read = json.loads(json.dumps(plain))  # as read from a file: numeric keys become strings
     return digest_of(arrays, {_SUMMARY: json.dumps(read, sort_keys=True)})
 
 

@@ -1,4 +1,4 @@
-"""The arrays of a result: their types and shapes, and the check of those that come from a file."""
+"""The types and shapes of a result's arrays, and the check of a result that comes from a file."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _TYPES = {
     "bool": (torch.bool,),
 }
 # Sizes: B observations, N samples, K fits, d latents, T temperatures, I islands of all
-# observations, P states of a trace, R particles. With a star the rest of the shape: of an output
-# (*O) or of measurements (*M).
+# observations, P states of a trace, R particles. A star stands for the rest of a shape: that of an
+# output (*O) or of measurements (*M).
 LAYOUT = {
     "images": ("real", "B N *O"),
     "completed": ("real", "B N *O"),
@@ -49,7 +49,7 @@ LAYOUT = {
     "observed": ("bool", "B *M"),
     "trace": ("real", "P B R d"),
 }
-"""Type and shape of every array of a `Result`, by name."""
+"""The type and shape of every array of a `Result`, by name."""
 OPTIONAL = frozenset(
     {
         "completed",
@@ -66,9 +66,9 @@ OPTIONAL = frozenset(
         "trace",
     }
 )
-"""Those that may be None."""
+"""The arrays that may be None."""
 _TOGETHER = ("fit_images", "fit_latents", "fit_energies")
-# Of the plain values, what each has to be.
+# The types of the plain values.
 PLAIN: dict[str, type | tuple[type, ...]] = {
     "complete": bool,
     "beta_reached": (float, int),
@@ -78,28 +78,30 @@ PLAIN: dict[str, type | tuple[type, ...]] = {
     "settings": dict,
     "notes": list,
 }
-_COUNTS = ("chains", "populations", "particles", "islands")  # at least 1, where they are there
+_COUNTS = ("chains", "populations", "particles", "islands")  # at least 1, where they are present
 
 _Sizes = dict[str, tuple[int, ...]]
 
 
 def check(arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
-    """ValueError naming the first of a result's arrays or plain values that does not fit."""
+    """Raise ValueError naming the first of a result's arrays or plain values that does not fit."""
     _check_plain(summary)
     for name in arrays:
         if name not in LAYOUT:
             raise ValueError(f"expected arrays of a result, got {abbreviated(name)}")
-    sizes = _settled(summary["settings"])
+    sizes = _sizes_from(summary["settings"])
     for name, (kind, dimensions) in LAYOUT.items():
         if name in arrays:
             _check_array(name, arrays[name], kind, dimensions.split(), sizes)
         elif name not in OPTIONAL:
             raise ValueError(f"{name}: expected an array, found none")
     if len({name in arrays for name in _TOGETHER}) > 1:
-        raise ValueError(f"fit_images: expected {', '.join(_TOGETHER)}, or none of them")
+        raise ValueError(
+            f"fit_images: expected all of {', '.join(_TOGETHER)}, or none of them, got some"
+        )
     for name in ("log_weights", "fit_energies"):
         if name not in arrays and name not in summary["reasons"]:
-            raise ValueError(f"reasons: expected why there is no {name}, found none")
+            raise ValueError(f"reasons: expected the reason why there is no {name}, found none")
     observations, islands = sizes["B"][0], summary["settings"].get("islands", 1)
     if sizes["I"] != (observations * islands,):
         raise ValueError(
@@ -107,14 +109,16 @@ def check(arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
             f"{observations} observations, got {sizes['I']}"
         )
     if "completed" in arrays and ("observed" not in arrays or sizes["*M"] != sizes["*O"]):
-        raise ValueError("completed: expected measurements of the outputs' shape, got others")
+        raise ValueError(
+            "completed: expected measurements of the outputs' shape, got another shape"
+        )
 
 
 def _check_plain(summary: Mapping[str, Any]) -> None:
     for name, kinds in PLAIN.items():
         value = summary.get(name)
         if not isinstance(value, kinds) or (kinds is not bool and isinstance(value, bool)):
-            raise ValueError(f"{name}: expected what a result has there, got {abbreviated(value)}")
+            raise ValueError(f"{name}: expected a value of its type, got {abbreviated(value)}")
     for name in ("reasons", "notes"):
         texts = summary[name].values() if name == "reasons" else summary[name]
         if not all(isinstance(text, str) for text in texts):
@@ -129,13 +133,13 @@ def _check_plain(summary: Mapping[str, Any]) -> None:
             check_count(f"settings: {name}", settings.get(name))
 
 
-def _settled(settings: Mapping[str, Any]) -> _Sizes:
-    """The sizes that settings tell."""
+def _sizes_from(settings: Mapping[str, Any]) -> _Sizes:
+    """The sizes that follow from the settings."""
     return {"N": (settings["chains"] * settings.get("populations", 1),), "2": (2,)}
 
 
 def _check_array(name: str, array: Tensor, kind: str, dimensions: list[str], sizes: _Sizes) -> None:
-    """Also sets the ``sizes`` that this array is the first to have."""
+    """Check one array; ``sizes`` that are still unknown are set to those of this array."""
     if array.dtype not in _TYPES[kind]:
         raise ValueError(f"{name}: expected values of type {kind}, got {array.dtype}")
     starred = dimensions[-1].startswith("*")

@@ -1,7 +1,8 @@
 """Annealed importance sampling with HMC moves: the loop of Algorithm 1, and its log weights.
 
-``init``, ``step(state) -> (state, info)`` and ``run`` are public, for loops of your own. ``run`` is
-nothing but ``step`` over a schedule.
+Algorithm 1 of Fang and Schwing (2019): draw from the prior (step 1, `init`); then for each inverse
+temperature of a schedule (step 2, `run`) update the log weights and make M HMC transitions
+(`step`). ``init``, ``step(state) -> (state, info)`` and ``run`` are public, for loops of your own.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ from cogen_fast.sampler.step_size import StepSizeState
 from cogen_fast.support.arguments import check_count, check_number
 from cogen_fast.support.layout import Array, Count, CountsOfEach, OfEach, Shares, Whole
 
-_Seen = Annotated[Tensor, Array("T B", infinite=True, nan=True)]
+_PerTemperature = Annotated[Tensor, Array("T B", infinite=True, nan=True)]
 
 
 @dataclass(frozen=True)
 class Moves:
     """How chains move at one inverse temperature: M transitions of L leapfrog steps.
 
-    ``adaptation`` is the step-size rule, None for a fixed step.
+    ``hmc_steps`` is M and ``leapfrog_steps`` L. ``form`` is the annealed density
+    (`cogen_fast.problem.density.prior_weight`). ``adaptation`` is the step-size rule, None for a
+    fixed step size. Raises TypeError or ValueError naming the argument.
     """
 
     hmc_steps: int = 1
@@ -54,12 +57,12 @@ class Moves:
 
 @dataclass(frozen=True)
 class AISState:
-    """Where B observations stand in the AIS loop.
+    """The state of B observations in the AIS loop.
 
-    ``beta`` ``(B,)`` float64 is the inverse temperature reached (0 before the first);
-    ``log_weights`` ``(B, N)`` float64, None in the paper form, whose weights mean nothing;
-    ``non_finite`` ``(B, N)`` int64 counts proposals rejected for not being finite; ``forwards`` the
-    forwards of a chain beside its gradients.
+    ``beta`` ``(B,)`` float64 is the inverse temperature reached (0 before the first).
+    ``log_weights`` ``(B, N)`` float64 is None in the paper form, which has no valid weights.
+    ``non_finite`` ``(B, N)`` int64 counts proposals that were rejected because they were not
+    finite. ``forwards`` counts a chain's forward passes apart from those of its gradients.
     """
 
     hmc: HMCState
@@ -74,7 +77,8 @@ class AISState:
 class AISInfo:
     """One temperature: mean ``acceptance`` and the ``step_size`` used last, both ``(B,)``.
 
-    The mean over the chains where each has a step size of its own.
+    Where each chain has a step size of its own, ``step_size`` is their mean. ``last`` is the
+    outcome of the last transition.
     """
 
     acceptance: Tensor
@@ -89,7 +93,7 @@ def init(
     step_size_start: float = 0.01,
     **how: Any,
 ) -> AISState:
-    """Prior draws at beta_0 = 0 (step 1 of Algorithm 1); ``how`` goes to `hmc.init`."""
+    """Prior draws at ``beta_0 = 0`` (step 1 of Algorithm 1); ``how`` is passed to `hmc.init`."""
     start = check_number("step_size", step_size_start, above=0.0)
     potential = hmc.as_potential(target)
     state = hmc.init(potential, **how)
@@ -115,10 +119,10 @@ def step(
     *,
     backend: str = "auto",
 ) -> tuple[AISState, AISInfo]:
-    """One pass of the AIS loop: weigh at the new ``beta``, then move M times under it.
+    """One pass of the AIS loop: weigh at the new ``beta``, then make M transitions at it.
 
-    The log weight grows by ``log p_beta(z) - log p_old(z)`` *before* the move (Neal 2001). Costs
-    ``M L`` gradients. The given state stays as it is.
+    Each log weight grows by ``log p_beta(z) - log p_old(z)`` *before* the transitions (Neal 2001).
+    The cost is ``M L`` gradients. The given state is not changed.
     """
     potential = hmc.as_potential(target)
     ops = dispatch.resolve(backend, state.hmc.latents.device)
@@ -157,7 +161,7 @@ def _move(
     adaptation: StepSizeState,
     settings: TransitionSettings,
 ) -> tuple[HMCState, StepSizeState, HMCInfo]:
-    """One transition, and what the step size becomes by it."""
+    """One transition and the update of the step size that follows it."""
     chains, info = hmc.transition(chains, potential, settings, moves.leapfrog_steps, ops)
     if moves.adaptation is not None:
         probability = info.acceptance_probability
@@ -167,24 +171,24 @@ def _move(
 
 @dataclass
 class History:
-    """Per temperature, float64 ``(T, B)``: mean acceptance, step size used, misfit energies.
+    """What is recorded of each temperature, float64 ``(T, B)``.
 
-    Of step sizes that are the chains' own their mean over the chains, of the energies their mean
-    and their standard deviation.
-
-    Rows from the first unfinished temperature on are NaN. ``trace`` ``(T + 1, B, N, d)`` on the CPU
-    holds the latents from the prior draws on, None unless asked for.
+    ``acceptance`` is the mean acceptance probability of the chains, ``step_size`` the one used last
+    (the mean where each chain has its own), ``energy`` and ``energy_std`` are mean and standard
+    deviation of the misfit energies. Rows from the first unfinished temperature on are NaN.
+    ``trace`` ``(T + 1, B, N, d)`` on the CPU holds the latents, beginning with the prior draws; it
+    is None unless asked for.
     """
 
-    acceptance: _Seen
-    step_size: _Seen
-    energy: _Seen
-    energy_std: _Seen
+    acceptance: _PerTemperature
+    step_size: _PerTemperature
+    energy: _PerTemperature
+    energy_std: _PerTemperature
     trace: Annotated[Tensor, Array("T+1 B N d", None, infinite=True, nan=True)] | None = None
 
     @classmethod
     def empty(cls, steps: int, state: AISState, keep_trace: bool) -> History:
-        """Room for ``steps`` temperatures after ``state``."""
+        """A history of ``steps`` temperatures, none of which is recorded yet, after ``state``."""
         row = torch.full_like(state.beta, torch.nan).expand(steps, -1)
         trace = None
         if keep_trace:
@@ -196,7 +200,7 @@ class History:
         return cls(row.clone(), row.clone(), row.clone(), row.clone(), trace)
 
     def record(self, t: int, state: AISState, info: AISInfo) -> None:
-        """Write down temperature ``t`` (from 0); writing it twice is harmless."""
+        """Record temperature ``t``, counted from 0; recording it twice is harmless."""
         self.acceptance[t] = info.acceptance
         self.step_size[t] = info.step_size
         self.energy[t] = state.hmc.energy.mean(-1)
@@ -209,8 +213,8 @@ class History:
 class Run:
     """An AIS run, finished or not: its state after ``done`` temperatures, and its history.
 
-    ``refined`` is the number of temperatures after which gradients had to become finer, None where
-    they did not.
+    ``refined`` is the number of temperatures after which the run fell back to finer gradients
+    (`fallback`), None where it did not.
     """
 
     state: AISState
@@ -235,9 +239,10 @@ def run(
 ) -> Run:
     """Algorithm 1: prior draws, then T = ``steps`` temperatures of ``schedule``.
 
-    ``schedule`` is a name, an array of ``beta_1 .. beta_T`` or a schedule. ``start`` continues an
-    unfinished run. ``on_step`` sees the run after each temperature and may raise to end it; a run
-    is a pure function of its inputs and the seed. ``how`` goes to `hmc.init`.
+    ``schedule`` is a name, an array of ``beta_1 .. beta_T`` or a schedule. ``start`` is an
+    unfinished run to continue. ``on_step`` is called with the run after each temperature and may
+    raise an exception to end it. ``how`` is passed to `hmc.init`. A run is a pure function of its
+    inputs and the seed. Raises TypeError or ValueError naming the argument.
     """
     moves = moves or Moves()
     betas = checked_betas(schedule, steps)
@@ -270,7 +275,10 @@ def run(
 
 
 def checked_betas(schedule: Any, steps: int) -> Betas:
-    """The schedule's ``beta_1 .. beta_T`` for T = ``steps``."""
+    """``beta_1 .. beta_T`` of ``schedule`` for T = ``steps``.
+
+    Raises TypeError or ValueError naming ``ais_steps`` or ``schedule``.
+    """
     count = check_count("ais_steps", steps)
     betas = np.asarray(as_schedule(schedule).betas(count), dtype=np.float64)
     if betas.shape != (count,):

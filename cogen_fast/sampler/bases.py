@@ -1,4 +1,4 @@
-"""Orthogonal bases whose first coordinates are given directions, and a potential in their terms."""
+"""Orthogonal bases that begin with given directions, and potentials in their coordinates."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from cogen_fast.problem.density import Potential, gradients
 from cogen_fast.support.layout import Array
 
 WHOLE = 512
-"""Dimensions up to which a basis is a matrix of its own."""
+"""The number of dimensions up to which a basis is stored as a whole matrix."""
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Orthogonal matrices Q ``(B, d, d)`` float64 by which rows are turned, ``y = z Q``.
+    """Orthogonal matrices Q ``(B, d, d)`` float64 that rotate rows, ``y = z Q``.
 
-    Up to `WHOLE` dimensions they are ``whole``; beyond, where k directions cost less than d,
-    ``I - left right'`` with both ``(B, d, k)``, a product of k reflections (Schreiber and Van Loan
-    1989).
+    Up to `WHOLE` dimensions ``whole`` holds the matrices. Beyond, Q is ``I - left right'`` with
+    both ``(B, d, k)``, a product of k reflections (Schreiber and Van Loan 1989), which costs less
+    than d columns.
     """
 
     whole: Annotated[Tensor, Array("B d d")] | None
     left: Annotated[Tensor, Array("B d k")] | None = None
     right: Annotated[Tensor, Array("B d k")] | None = None
 
-    def turned(self, rows: Tensor) -> Tensor:
-        """``rows Q``, ``(B, N, d)``, rounded once."""
+    def rotated(self, rows: Tensor) -> Tensor:
+        """``rows Q``, ``(B, N, d)``, computed in float64 and rounded once."""
         return self._times(rows, self.left, self.right, transposed=False)
 
-    def turned_back(self, rows: Tensor) -> Tensor:
-        """``rows Q'``, ``(B, N, d)``, rounded once."""
+    def rotated_back(self, rows: Tensor) -> Tensor:
+        """``rows Q'``, ``(B, N, d)``, computed in float64 and rounded once."""
         return self._times(rows, self.right, self.left, transposed=True)
 
     def _times(
@@ -48,21 +48,21 @@ class Basis:
 
 
 def check(name: str, basis: Basis) -> None:
-    """ValueError where a basis from a file is not orthogonal, as random vectors tell."""
+    """Raise ValueError where ``basis``, read from a file, is not orthogonal on random vectors."""
     held = basis.whole if basis.left is None else basis.left
     assert held is not None
     random = torch.Generator().manual_seed(0)
     vectors = torch.randn(len(held), 4, held.shape[1], generator=random, dtype=torch.float64)
     vectors = vectors.to(held.device)
-    turned = basis.turned(vectors)
-    off = (basis.turned_back(turned) - vectors).abs().max()
+    turned = basis.rotated(vectors)
+    off = (basis.rotated_back(turned) - vectors).abs().max()
     stretched = (turned.norm(dim=-1) - vectors.norm(dim=-1)).abs().max()
     if not bool((off < _ROUNDING) & (stretched < _ROUNDING)):
-        raise ValueError(f"{name}: expected an orthogonal basis, got another")
+        raise ValueError(f"{name}: expected an orthogonal basis, got one that is not orthogonal")
 
 
-def unturned(latents: Tensor, count: int) -> Basis:
-    """The coordinates of ``latents`` ``(B, N, d)`` as they are, a basis of ``count`` directions."""
+def identity(latents: Tensor, count: int) -> Basis:
+    """The identity for ``latents`` ``(B, N, d)``, as a basis of ``count`` directions."""
     rows, _, size = latents.shape
     if size > WHOLE:
         none = latents.new_zeros(rows, size, count, dtype=torch.float64)
@@ -71,10 +71,10 @@ def unturned(latents: Tensor, count: int) -> Basis:
     return Basis(unit.expand(rows, -1, -1))
 
 
-def beginning_with(directions: Tensor) -> Basis:
-    """The first coordinates span ``directions`` ``(B, d, k)``, one after the other.
+def from_directions(directions: Tensor) -> Basis:
+    """A basis whose first j columns span the first j ``directions`` ``(B, d, k)``, for each j.
 
-    It is the same for either sign of a column, which is an eigenvector's freedom.
+    The basis is the same for either sign of a direction, which an eigenvector leaves open.
     """
     if directions.shape[1] <= WHOLE:
         return Basis(torch.linalg.qr(directions, mode="complete").Q)
@@ -88,17 +88,17 @@ def beginning_with(directions: Tensor) -> Basis:
     return Basis(None, left, left @ together.mT)
 
 
-class TurnedPotential:
+class RotatedPotential:
     """A potential in coordinates ``y = z Q``."""
 
     def __init__(self, potential: Potential, basis: Basis) -> None:
         self.potential, self.basis = potential, basis
 
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """As the potential's, of and by y."""
-        energy, grad = self.potential.energy_and_grad(self.basis.turned_back(latents))
-        return energy, self.basis.turned(grad)
+        """Energies, and gradients with respect to y, at ``latents`` in the coordinates y."""
+        energy, grad = self.potential.energy_and_grad(self.basis.rotated_back(latents))
+        return energy, self.basis.rotated(grad)
 
     def grad_alone(self, latents: Tensor) -> Tensor:
-        """The gradients alone."""
-        return self.basis.turned(gradients(self.potential, self.basis.turned_back(latents)))
+        """Gradients with respect to y, without energies."""
+        return self.basis.rotated(gradients(self.potential, self.basis.rotated_back(latents)))

@@ -1,14 +1,16 @@
-"""A mass from the curvature that gradients have shown, in coordinates turned to its directions.
+"""The mass matrix, estimated from the covariance of gradients.
 
-At equilibrium beta times the covariance of ``grad E`` is E's mean Hessian where the data decide,
-and less where the prior does, so the gradients that particles have already paid for tell in which
-directions the density is narrow. (Their mean is no curvature: it balances the prior's pull, and
-taken for one it would make heavy the very direction in which the density moves as beta grows.)
-These become the first coordinates of an orthogonal basis, where a diagonal mass, the precision
-``1 + beta lambda`` of the posterior there, makes all scales alike: step sizes and trajectory
-lengths are then numbers without units. The prior is the same in every such basis. Which directions
-stand out beyond the noise of few gradients is told as for a spiked covariance (Baik and Silverstein
-2006): the others share the mean of theirs.
+At equilibrium, beta times the covariance of ``grad E`` is the mean Hessian of E in directions that
+the data determine, and less than it in directions that the prior determines. So the gradients that
+the particles have computed anyway show in which directions the density is narrow. (The mean of the
+gradients is subtracted: it balances the pull of the prior, and counting it as curvature would
+increase the mass of the direction in which the density moves as beta grows.)
+
+The stiffest directions become the first coordinates of an orthogonal basis. There a diagonal mass,
+the precision ``1 + beta lambda`` of the posterior, gives all directions the same scale, so that
+step sizes and trajectory lengths have no units. The prior is the same in every orthogonal basis.
+The directions that stand out from the noise of few gradients are found as for a spiked covariance
+(Baik and Silverstein 2006); all others share the mean of their eigenvalues.
 """
 
 from __future__ import annotations
@@ -24,29 +26,30 @@ from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.problem.density import Potential
 from cogen_fast.sampler import bases, hmc, islands, sketches
-from cogen_fast.sampler.bases import Basis, TurnedPotential
+from cogen_fast.sampler.bases import Basis, RotatedPotential
 from cogen_fast.sampler.hmc import HMCInfo, HMCState
 from cogen_fast.sampler.sketches import Sketch
 from cogen_fast.support.layout import Array, NotNegative
 
-_MOST_MEMORY = 0.99
-_RELATED = 2.0  # resampled particles share ancestors: so many times fewer are independent
-_RANK = 1e-9  # of the largest eigenvalue: below it there is no direction
-_MOST = 1e290  # of what eigenvectors can be found of
-_STEEPEST = 1e140  # gradients count as no steeper, so that it is never reached
-_LARGE = 1e140  # eigenvalues above it have squares that may be infinite
-MOST = 128
-"""Directions at most."""
+_MOST_CORRELATION = 0.99
+_RELATED = 2.0  # particles share ancestors: this many times fewer gradients are independent
+_RANK = 1e-9  # eigenvalues below this share of the largest count as 0
+_MOST = 1e290  # largest entry of a matrix whose eigenvectors can be computed
+_STEEPEST = 1e140  # gradients are clipped to this, so that entries stay below `_MOST`
+_LARGE = 1e140  # eigenvalues above this have squares that may be infinite
+MAX_DIRECTIONS = 128
+"""The largest number of directions with an eigenvalue of their own."""
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """What gradients have shown of E's Hessian.
+    """An estimate of the Hessian of E from gradients.
 
-    ``mean`` ``(B, d, d)`` float64 is the running mean of beta times the covariance of ``grad E``,
-    and ``inverse_count`` ``(B,)`` float64 one over the number of gradients, less one for each
-    move's mean, that it amounts to, infinite where there are none yet. Of more than `bases.WHOLE`
-    dimensions there is a ``sketch`` of that mean instead, so that costs grow with d.
+    ``mean`` ``(B, d, d)`` float64 is the running mean of beta times the covariance of ``grad E``.
+    ``inverse_count`` ``(B,)`` float64 is one over the number of gradients that this mean is worth
+    (each move counts one gradient less, for its mean); it is infinite before the first. In more
+    than `bases.WHOLE` dimensions a ``sketch`` takes the place of ``mean``, so that the cost grows
+    with d and not with its square.
     """
 
     mean: Annotated[Tensor, Array("B d d", low=-_MOST, high=_MOST)] | None
@@ -56,9 +59,10 @@ class Curvature:
 
 @dataclass(frozen=True)
 class Directions:
-    """The stiffest directions: ``vectors`` ``(B, d, k)``, eigenvalues of E's Hessian ``(B, k)``.
+    """The stiffest directions, in descending order of their eigenvalues.
 
-    The stiffest is first; ``rest`` ``(B,)`` is the mean eigenvalue of all further directions.
+    ``vectors`` ``(B, d, k)`` and ``values`` ``(B, k)`` are eigenvectors and eigenvalues of E's
+    Hessian; ``rest`` ``(B,)`` is the mean eigenvalue of all further directions.
     """
 
     vectors: Annotated[Tensor, Array("B d k")]
@@ -67,7 +71,7 @@ class Directions:
 
 
 def init(latents: Tensor) -> Curvature:
-    """No curvature known yet."""
+    """The estimate before the first gradients."""
     count, _, size = latents.shape
     none = latents.new_full((count,), math.inf, dtype=torch.float64)
     if size > bases.WHOLE:
@@ -76,27 +80,27 @@ def init(latents: Tensor) -> Curvature:
 
 
 def bytes_of_a_latent(size: int) -> int:
-    """What `Curvature`, `Directions` and a basis of each row hold for each of ``size`` latents."""
-    most = min(MOST, size)
+    """Bytes per latent of a row's `Curvature`, `Directions` and basis, for ``size`` latents."""
+    most = min(MAX_DIRECTIONS, size)
     whole = size <= bases.WHOLE
     return 8 * (2 * size + most if whole else min(sketches.RANK, size) + 3 * most)
 
 
 def gain(size: int) -> float:
-    """Weight of a move in the running mean: an e-fold of beta takes some ``sqrt(d)`` moves."""
+    """Weight of a move in the running mean: an e-fold of beta takes about ``sqrt(d)`` moves."""
     return 0.5 / math.sqrt(size)
 
 
 def update(known: Curvature, grad: Tensor, beta: Tensor, active: Tensor) -> Curvature:
-    """The running mean with E's gradients ``grad`` ``(B, N, d)`` at ``beta`` ``(B,)``.
+    """The estimate after one more move with gradients ``grad`` ``(B, N, d)`` at ``beta`` ``(B,)``.
 
-    Only ``active`` observations learn, and nothing from a single particle. The first moves, up to
-    one over `gain` of them, weigh alike.
+    Only ``active`` rows change. A single particle has no covariance and adds 0. The first moves, up
+    to one over `gain` of them, have equal weights.
     """
     g = grad.double().clamp(-_STEEPEST, _STEEPEST)
     g = g - g.mean(1, keepdim=True)
     particles, size = max(g.shape[1] - 1, 1), g.shape[2]
-    # One over the moves so far, this one included, were each to weigh alike.
+    # The weight of this move if all moves so far had equal weights: one over their number.
     even = 1.0 / (1.0 + 1.0 / (particles * known.inverse_count))
     weight = torch.where(active, even.clamp(min=gain(size)), 0.0)
     kept = torch.where(weight < 1.0, (1.0 - weight) ** 2 * known.inverse_count, 0.0)
@@ -106,13 +110,13 @@ def update(known: Curvature, grad: Tensor, beta: Tensor, active: Tensor) -> Curv
     if known.mean is None:
         sketch = _grown(known.sketch, 1.0 - weight, share.sqrt()[:, None, None] * g.mT, active)
         return Curvature(None, inverse_count, sketch)
-    seen = share[:, None, None] * g
-    mean = torch.baddbmm((1.0 - weight)[:, None, None] * known.mean, seen.mT, g)
+    weighted = share[:, None, None] * g
+    mean = torch.baddbmm((1.0 - weight)[:, None, None] * known.mean, weighted.mT, g)
     return Curvature(mean, inverse_count)
 
 
 def _grown(known: Sketch | None, kept: Tensor, columns: Tensor, active: Tensor) -> Sketch:
-    """With more columns where ``active``; elsewhere bit for bit what it was."""
+    """The sketch with ``columns`` added where ``active``; other rows do not change in any bit."""
     assert known is not None
     grown = sketches.add(known, kept, columns)
     return Sketch(
@@ -121,57 +125,60 @@ def _grown(known: Sketch | None, kept: Tensor, columns: Tensor, active: Tensor) 
     )
 
 
-def of_others(known: Curvature, count: int) -> Curvature:
-    """What the other ones of ``count`` islands have seen, in place of each one's own."""
-    inverse_count = islands.others(known.inverse_count, count) / max(count - 1, 1)
+def mean_of_others(known: Curvature, count: int) -> Curvature:
+    """For each of ``count`` islands the mean of the other islands' estimates."""
+    inverse_count = islands.mean_of_others(known.inverse_count, count) / max(count - 1, 1)
     if known.mean is None:
         assert known.sketch is not None
-        return Curvature(None, inverse_count, sketches.of_others(known.sketch, count))
-    return Curvature(islands.others(known.mean, count), inverse_count)
+        return Curvature(None, inverse_count, sketches.mean_of_others(known.sketch, count))
+    return Curvature(islands.mean_of_others(known.mean, count), inverse_count)
 
 
 def no_directions(latents: Tensor) -> Directions:
-    """Those of no curvature at all."""
+    """Directions for an estimate that is 0: all eigenvalues are 0."""
     count, _, size = latents.shape
-    most = min(MOST, size)
+    most = min(MAX_DIRECTIONS, size)
     values = latents.new_zeros(count, most, dtype=torch.float64)
-    vectors = filler(size).to(latents.device).expand(count, -1, -1)
+    vectors = fixed_columns(size).to(latents.device).expand(count, -1, -1)
     return Directions(vectors, values, values[:, 0].clone())
 
 
-def directions(known: Curvature, memory: Tensor) -> Directions:
-    """The stiffest directions, at most `MOST`, their eigenvalues without what is noise.
+def directions(known: Curvature, autocorrelation: Tensor) -> Directions:
+    """The stiffest directions, at most `MAX_DIRECTIONS`, with eigenvalues cleared of noise.
 
-    ``memory`` ``(B,)`` is the correlation of gradients with those one move before, by which they
-    amount to fewer independent ones. Columns beyond the rank of the mean are fixed ones.
+    ``autocorrelation`` ``(B,)`` is the lag-one autocorrelation of gradients over moves (that of the
+    latents is passed for it), by which fewer of them are independent. Columns beyond the rank of
+    the estimate are `fixed_columns`.
     """
     raw, stiff = _spectrum(known)
     size, most = stiff.shape[-2:]
-    squared = memory.clamp(0.0, _MOST_MEMORY) ** 2  # the correlation of their products
+    # The covariance is made of products of gradients, whose autocorrelation is the square.
+    squared = autocorrelation.clamp(0.0, _MOST_CORRELATION) ** 2
     values = denoised(raw, _RELATED * known.inverse_count * (1.0 + squared) / (1.0 - squared))
     rest = values[:, most:].mean(-1) if most < size else values[:, -1]
-    # Where gradients span fewer directions, rounding would choose the others.
+    # Beyond the span of the gradients, rounding errors would choose the directions.
     spanned = raw[:, :most] > _RANK * raw[:, :1]
-    stiff = torch.where(spanned[:, None], stiff, filler(size).to(stiff.device))
+    stiff = torch.where(spanned[:, None], stiff, fixed_columns(size).to(stiff.device))
     return Directions(stiff, values[:, :most], rest)
 
 
 def _spectrum(known: Curvature) -> tuple[Tensor, Tensor]:
-    """Eigenvalues ``(B, d)``, descending, and the first `MOST` eigenvectors ``(B, d, k)``."""
+    """Descending eigenvalues ``(B, d)``; the first `MAX_DIRECTIONS` eigenvectors ``(B, d, k)``."""
     if known.mean is None:
         assert known.sketch is not None
-        return sketches.spectrum(known.sketch, min(MOST, known.sketch.factor.shape[1]))
+        return sketches.spectrum(known.sketch, min(MAX_DIRECTIONS, known.sketch.factor.shape[1]))
     ascending, vectors = torch.linalg.eigh(known.mean)
-    return ascending.flip(-1).clamp(min=0.0), vectors.flip(-1)[..., :MOST]
+    return ascending.flip(-1).clamp(min=0.0), vectors.flip(-1)[..., :MAX_DIRECTIONS]
 
 
 def denoised(values: Tensor, inverse_count: Tensor) -> Tensor:
-    """Eigenvalues ``(B, d)``, descending, of a mean over few gradients without their noise.
+    """Descending eigenvalues ``(B, d)`` of a covariance of few gradients, cleared of their noise.
 
-    An eigenvalue stands out where it lies above ``m (1 + sqrt(g))^2``, m the mean of it and all
-    below, g their number over that of the gradients (Marchenko and Pastur); it then becomes the
-    one that shows itself so (Baik and Silverstein 2006, eq. 1.11 solved for the spike). The first
-    that does not, and all below, become their mean.
+    Let m be the mean of an eigenvalue and all smaller ones, and g their number over that of the
+    gradients. The eigenvalue stands out where it exceeds ``m (1 + sqrt(g))^2`` (Marchenko and
+    Pastur); it is then replaced by the true eigenvalue that would appear with this value (Baik and
+    Silverstein 2006, eq. 1.11 solved for the spike). The first eigenvalue that does not stand out,
+    and all smaller ones, are replaced by their mean.
     """
     unit = torch.where(values[:, :1] > _LARGE, values[:, :1], 1.0)
     values, size = values / unit, values.shape[-1]
@@ -187,21 +194,23 @@ def denoised(values: Tensor, inverse_count: Tensor) -> Tensor:
 
 
 def inverse_mass(known: Directions, beta: Tensor) -> Tensor:
-    """Variances of the posterior at ``beta`` in the turned coordinates, ``(B, d)`` float64."""
+    """Variances of the density at ``beta`` along the directions, ``(B, d)`` float64."""
     size, most = known.vectors.shape[-2:]
     rest = known.rest[:, None].expand(-1, size - most)
     return 1.0 / (1.0 + beta[:, None] * torch.cat([known.values, rest], -1))
 
 
-def filler(size: int) -> Tensor:
-    """Fixed columns ``(d, k)`` float64 in general position."""
+def fixed_columns(size: int) -> Tensor:
+    """The same random columns ``(d, k)`` float64 for every call, which are linearly independent."""
     random = torch.Generator().manual_seed(0)
-    return torch.randn(size, min(MOST, size), generator=random, dtype=torch.float64, device="cpu")
+    return torch.randn(
+        size, min(MAX_DIRECTIONS, size), generator=random, dtype=torch.float64, device="cpu"
+    )
 
 
 @dataclass(frozen=True)
-class Moved:
-    """One transition: the state ``after`` it, and ``start`` and ``end`` as the moves saw them."""
+class TransitionResult:
+    """One transition: the state ``after`` it; ``start`` and ``end`` in the rotated coordinates."""
 
     after: HMCState
     start: HMCState
@@ -216,24 +225,24 @@ def transition(
     leapfrog_steps: int,
     turn: Basis | None,
     ops: Ops,
-) -> Moved:
-    """`hmc.transition` in the coordinates ``y = z Q`` of ``turn`` (None: in z itself)."""
+) -> TransitionResult:
+    """`hmc.transition` in the coordinates ``y = z Q`` of the basis ``turn`` (None: in z itself)."""
     if turn is None:
         after, info = hmc.transition(state, potential, settings, leapfrog_steps, ops)
-        return Moved(after, state, after, info)
-    latents, grad = turn.turned(state.latents), turn.turned(state.grad)
+        return TransitionResult(after, state, after, info)
+    latents, grad = turn.rotated(state.latents), turn.rotated(state.grad)
     start = HMCState(latents, state.energy, grad, state.stream)
-    target = TurnedPotential(potential, turn)
+    target = RotatedPotential(potential, turn)
     end, info = hmc.transition(start, target, settings, leapfrog_steps, ops)
-    return Moved(_turned_back(end, start, state, turn), start, end, info)
+    return TransitionResult(_rotated_back(end, start, state, turn), start, end, info)
 
 
-def _turned_back(end: HMCState, start: HMCState, before: HMCState, turn: Basis) -> HMCState:
-    """``end`` in z again; chains that stand where they stood keep every bit."""
+def _rotated_back(end: HMCState, start: HMCState, before: HMCState, turn: Basis) -> HMCState:
+    """``end`` in the coordinates z; chains that have not moved keep every bit of ``before``."""
     still = (end.latents == start.latents).all(-1, keepdim=True)
     return HMCState(
-        torch.where(still, before.latents, turn.turned_back(end.latents)),
+        torch.where(still, before.latents, turn.rotated_back(end.latents)),
         end.energy,
-        torch.where(still, before.grad, turn.turned_back(end.grad)),
+        torch.where(still, before.grad, turn.rotated_back(end.grad)),
         end.stream,
     )

@@ -1,7 +1,7 @@
-"""The published run for generators of dense layers, many temperatures per call of the extension.
+"""The published method for generators of dense layers, many temperatures per call in C++.
 
-`ais_run` continues the run of `cogen_fast.sampler.ais`, which defines it: states, histories and
-noise are the same, so either can go on where the other stopped.
+`cogen_fast.sampler.ais` defines the run. `ais_run` uses the same states, histories and noise, so
+that either can continue a run that the other has begun.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from cogen_fast.sampler.hmc import HMCState
 from cogen_fast.sampler.schedule import Betas
 from cogen_fast.sampler.step_size import StepSizeState
 
-_SECONDS = 0.1  # a call takes about as long, so that progress is seen and Ctrl-C is heard
-# Temperatures times chains that adapt by themselves, for what each leaves is kept in memory.
-_MOST_APART = 1 << 22
+_SECONDS = 0.1  # intended duration of a call, so that progress is shown and Ctrl-C works
+# Temperatures times chains per call where each chain has a step size: their records take memory.
+_MOST_PER_CHAIN = 1 << 22
 _RULE = ("target", "decay", "increase", "decrease", "minimum", "maximum")
 
 
-class _Stretch:
-    """How many temperatures the next call takes, by how long the last one took."""
+class _CallLength:
+    """The number of temperatures of the next call, by the duration of the last one."""
 
     def __init__(self) -> None:
         self.count = 1
 
     def timed(self, work: Callable[[int], None], left: int) -> None:
-        """``work(count)`` of temperatures, at most ``left``."""
+        """Call ``work(count)`` with a number of temperatures, at most ``left``, and time it."""
         asked = min(self.count, left)
         start = time.monotonic()
         work(asked)
@@ -50,18 +50,18 @@ def ais_run(
     start: ais.Run,
     on_step: Callable[[ais.Run], None] | None = None,
 ) -> ais.Run:
-    """`ais.run` from ``start`` on; ``on_step`` sees the run every tenth of a second or so."""
-    progress, stretch = start, _Stretch()
+    """Continue ``start`` as `ais.run` does; ``on_step`` is called about every 0.1 seconds."""
+    progress, length = start, _CallLength()
     most = len(betas)
     if start.state.adaptation.per_chain:
-        most = max(1, _MOST_APART // start.state.hmc.energy.numel())
+        most = max(1, _MOST_PER_CHAIN // start.state.hmc.energy.numel())
     while progress.done < len(betas):
 
         def work(count: int) -> None:
             nonlocal progress
-            progress = _ais_stretch(problem, betas, moves, progress, count)
+            progress = _ais_call(problem, betas, moves, progress, count)
 
-        stretch.timed(work, min(most, len(betas) - progress.done))
+        length.timed(work, min(most, len(betas) - progress.done))
         if on_step is not None:
             on_step(progress)
     return progress
@@ -73,13 +73,13 @@ _HISTORY = {
     "energy_mean": "energy",
     "energy_std": "energy_std",
 }
-"""What the extension calls the columns of a history."""
+"""Columns of `ais.History`, by the names that the extension has for them."""
 
 
-def _ais_stretch(
+def _ais_call(
     problem: DenseProblem, betas: Betas, moves: ais.Moves, run: ais.Run, count: int
 ) -> ais.Run:
-    """The run, ``count`` temperatures further; its history is written to in place."""
+    """The run after ``count`` further temperatures; its history is changed in place."""
     if moves.adaptation is not None:
         run.state.adaptation.check(moves.adaptation)
     rows = slice(run.done, run.done + count)
@@ -91,10 +91,10 @@ def _ais_stretch(
 
 
 def _tensors(run: ais.Run, betas: Betas, rows: slice) -> dict[str, Tensor | None]:
-    """Copies of the state and of the rows of the history, to be read and written."""
+    """Copies of the state and of ``rows`` of the history, for the extension to read and write."""
     state, history = run.state, run.history
     device = state.beta.device
-    trace = history.trace  # on the CPU; the device has its own while it is written
+    trace = history.trace  # kept on the CPU; the extension writes its rows on the device
     return {
         **_chains(state.hmc),
         "step_size": state.adaptation.step_size.clone(),
@@ -141,7 +141,7 @@ def _after(
 
 
 def _chains(state: HMCState) -> dict[str, Tensor]:
-    """Copies to be changed, and the noise's place, which is not."""
+    """Copies of what the extension changes, and the position in the noise, which it does not."""
     return {
         "latents": state.latents.clone(),
         "energy": state.energy.clone(),

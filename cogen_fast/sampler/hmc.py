@@ -1,8 +1,8 @@
 """One batched HMC transition: ``init`` and ``step(state) -> (state, info)``.
 
-B observations x N chains of d dimensions move in lockstep; each observation has its own inverse
-temperature, step size (or one for each chain) and mass. A transition knows no schedule and adapts
-nothing.
+B observations x N chains of d dimensions move in lockstep. Each observation has its own inverse
+temperature, step size (or one for each chain) and mass. A transition does not depend on a schedule
+and adapts nothing.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from cogen_fast.support.layout import Latents, OfEach
 from cogen_fast.support.warnings import warn_user
 
 Energy = Callable[[Tensor], Tensor]
-_MOST_DRAWN = 32  # times that a start is drawn
+_MOST_DRAWN = 32  # attempts to draw a start with finite energy and gradient
 
 
 @dataclass(frozen=True)
 class HMCState:
-    """What the next transition needs.
+    """The state of the chains, which is all that the next transition needs.
 
-    ``latents`` ``(B, N, d)`` float32 or float64; misfit ``energy`` ``(B, N)`` float64 and its
-    gradient ``grad`` ``(B, N, d)``, both without the prior and at inverse temperature 1; ``stream``
-    says where the noise stands.
+    ``latents`` ``(B, N, d)`` are float32 or float64. The misfit ``energy`` ``(B, N)`` float64 and
+    its gradient ``grad`` ``(B, N, d)`` are without the prior and at inverse temperature 1.
+    ``stream`` is the position in the noise.
     """
 
     latents: Latents
@@ -48,11 +48,11 @@ class HMCState:
 
 @dataclass(frozen=True)
 class HMCInfo:
-    """What happened in a transition, for people and for adaptation; all ``(B, N)``.
+    """The outcome of a transition, for diagnosis and adaptation; all ``(B, N)``.
 
-    ``energy_change`` is ``H_new - H_old``, +inf where the proposal was not finite (``non_finite``).
-    ``proposal`` is the end of the trajectory, ``(B, N, d)``, its momentum without the last half
-    kick.
+    ``energy_change`` is ``H_new - H_old``, and +inf where the proposal was not finite
+    (``non_finite``). ``proposal`` is the end of the trajectory, ``(B, N, d)``; its momentum lacks
+    the last half kick.
     """
 
     acceptance_probability: Tensor
@@ -67,7 +67,7 @@ class HMCInfo:
 
 
 def as_potential(target: Potential | Energy) -> Potential:
-    """A potential from itself or from a function ``energy(z)``, ``(n, d)`` to ``(n,)``."""
+    """``target`` as a potential; a function ``energy(z)``, ``(n, d)`` to ``(n,)``, is wrapped."""
     if callable(getattr(target, "energy_and_grad", None)):
         potential: Potential = target  # type: ignore[assignment]
         return potential
@@ -82,8 +82,9 @@ def noise_stream(
 ) -> NoiseStream:
     """The noise of B observations before their first transition.
 
-    ``observation_ids`` (default 0 .. B-1) name them in the noise: an observation with the same seed
-    and id draws the same numbers whatever batch it stands in.
+    ``observation_ids`` (default 0 .. B-1) identify the observations in the noise: with the same
+    seed and id an observation draws the same numbers in any batch. Raises TypeError or ValueError
+    naming the argument.
     """
     ids = list(range(observations)) if observation_ids is None else _ids(observation_ids)
     sound = all(0 <= i < 2**32 for i in ids)
@@ -97,7 +98,7 @@ def noise_stream(
 
 
 def _ids(values: Any) -> list[int]:
-    """Whole numbers as Python's own."""
+    """``values`` as Python integers."""
     try:
         listed = values.tolist() if hasattr(values, "tolist") else list(values)
         return [int(check_whole("observation_ids", i, 0, 2**64)) for i in listed]
@@ -120,10 +121,11 @@ def init(
 ) -> HMCState:
     """The first state: prior draws, or the given ``latents`` ``(B, N, d)``.
 
-    ``target`` is a `Potential` or any differentiable ``energy(z)``, rows ``(B N, d)`` to
-    ``(B N,)``. Without ``latents``, ``chains`` and ``latent_size`` give their shape. Costs one
-    gradient. A prior draw whose energy or gradient is not finite is drawn again, with a warning;
-    ValueError where that does not help or latents are given, saying which chains.
+    ``target`` is a `Potential` or any differentiable ``energy(z)`` that maps rows ``(B N, d)`` to
+    ``(B N,)``. Where ``latents`` are not given, ``observations``, ``chains`` and ``latent_size``
+    are B, N and d. The cost is one gradient. A prior draw whose energy or gradient is not finite is
+    drawn again, with a warning. Raises ValueError naming the chains where they stay non-finite or
+    where ``latents`` were given, and TypeError or ValueError for any other bad argument.
     """
     if latents is None:
         if latent_size is None:
@@ -145,7 +147,7 @@ def init(
 
 
 def check_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type of latents; TypeError where it is neither float32 nor float64."""
+    """``dtype`` of the latents; raises TypeError where it is neither float32 nor float64."""
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
     return dtype
@@ -154,7 +156,7 @@ def check_dtype(dtype: torch.dtype) -> torch.dtype:
 def _finite_start(
     potential: Potential, draw: Callable[..., Tensor], chains: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Prior draws, their energies and gradients: draws of the prior where these are finite."""
+    """Draws from the prior restricted to finite energies and gradients, with these two."""
     latents = draw(chains=chains)
     energy, grad = potential.energy_and_grad(latents)
     bad = first = _not_finite(energy, grad)
@@ -166,11 +168,11 @@ def _finite_start(
         energy, grad = potential.energy_and_grad(latents)
         bad = _not_finite(energy, grad)
     if drawn > 1:
-        _check_start("G: expected outputs, and of x_obs values, with", energy, grad)
+        _check_start("G: expected outputs and values of x_obs that give", energy, grad)
         warn_user(
             f"G: gives energies or gradients that are not finite for {int(first.sum())} of "
-            f"{first.numel()} prior draws, which were drawn again: the prior is taken to be where "
-            "they are finite"
+            f"{first.numel()} prior draws, which were drawn again. The prior is thereby restricted "
+            "to latents where both are finite; check what G gives for large latents"
         )
     return latents, energy, grad.to(latents.dtype)
 
@@ -180,7 +182,7 @@ def _not_finite(energy: Tensor, grad: Tensor) -> Tensor:
 
 
 def _check_start(expected: str, energy: Tensor, grad: Tensor) -> None:
-    """Raise ValueError, saying which, where energies or gradients of chains are not finite."""
+    """Raise ValueError naming the chains whose energies or gradients are not finite."""
     bad = _not_finite(energy, grad)
     if bad.any():
         where = [tuple(int(i) for i in row) for row in bad.nonzero()[:4]]
@@ -202,12 +204,12 @@ def step(
     active: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[HMCState, HMCInfo]:
-    """One HMC transition of every chain; ``leapfrog_steps`` gradients.
+    """One HMC transition of every chain, at a cost of ``leapfrog_steps`` gradients.
 
-    ``step_size`` and ``beta`` are numbers or ``(B,)`` tensors, ``step_size`` also ``(B, N)``, each
-    chain's own; ``inverse_mass`` is a positive diagonal ``(B, d)``; ``active`` ``(B,)`` bool
-    (default: all) marks the observations that move: the others keep state and noise. The given
-    state stays as it is.
+    ``step_size`` and ``beta`` are numbers or ``(B,)`` tensors; ``step_size`` may be ``(B, N)`` too,
+    one for each chain. ``inverse_mass`` is a positive diagonal ``(B, d)``. ``active`` ``(B,)`` bool
+    (default: all) marks the observations that move; the others keep their state and their position
+    in the noise. The given state is not changed. Raises ValueError naming the argument.
     """
     ops = dispatch.resolve(backend, state.latents.device)
     settings = _settings(state, step_size, beta, form, inverse_mass, active)
@@ -254,7 +256,7 @@ def _check_like(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.d
 
 
 def _check_positive(name: str, values: Tensor) -> None:
-    """Values on the host only: looking at a device's would make every transition wait for it."""
+    """Check values on the host only: reading a device makes every transition wait for it."""
     if values.is_cpu and not bool(((values > 0) & values.isfinite()).all()):
         raise ValueError(f"{name}: expected finite values above 0, got {values.tolist()}"[:200])
 
@@ -270,7 +272,7 @@ def _per_observation(name: str, value: float | Tensor, state: HMCState) -> Tenso
 
 
 def _step_sizes(value: float | Tensor, state: HMCState) -> Tensor:
-    """Of observations ``(B,)``, or of chains ``(B, N)``."""
+    """Step sizes of observations, ``(B,)``, or of chains, ``(B, N)``."""
     if not isinstance(value, Tensor) or value.ndim < 2:
         return _per_observation("step_size", value, state)
     shape = tuple(state.energy.shape)
@@ -288,7 +290,7 @@ def transition(
     leapfrog_steps: int,
     ops: Ops,
 ) -> tuple[HMCState, HMCInfo]:
-    """`step` without its checks, for loops that have made them once."""
+    """`step` without its checks, for loops that check their arguments once."""
     here = (state.latents, state.energy, state.grad)
     trajectory = leapfrog(potential, *here, settings, state.stream, leapfrog_steps, ops)
     chosen = accept(*here, trajectory, settings, state.stream, ops)

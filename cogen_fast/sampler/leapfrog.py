@@ -14,7 +14,7 @@ from cogen_fast.problem.density import Potential, gradients
 
 
 class Trajectory(NamedTuple):
-    """The end of a trajectory, all but its last half kick, with energy and gradient there."""
+    """The end of a trajectory before its last half kick, with energy and gradient there."""
 
     proposal: Proposal
     energy: Tensor
@@ -31,10 +31,10 @@ def leapfrog(
     steps: int,
     ops: Ops,
 ) -> Trajectory:
-    """Refresh the momentum and take ``steps`` steps: half kick, drift, (kick, drift) ....
+    """Draw a fresh momentum and take ``steps`` leapfrog steps: half kick, drift, (kick, drift) ....
 
-    Costs exactly ``steps`` gradients: the first one is in the state already. The last half kick is
-    left to the accept test, which needs the same numbers.
+    This costs exactly ``steps`` gradients, because ``grad`` is the one at the start. The accept
+    test makes the last half kick, because it needs the same numbers.
     """
     proposal = ops.begin_trajectory(latents, energy, grad, settings, stream)
     for _ in range(steps - 1):

@@ -1,4 +1,4 @@
-"""The accept test: ``min(1, exp(H_old - H_new))`` per chain (Algorithm 1, step 2c)."""
+"""The accept test, with probability ``min(1, exp(H_old - H_new))`` (Algorithm 1, step 2c)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def accept(
     stream: NoiseStream,
     ops: Ops,
 ) -> Selected:
-    """Last half kick, accept test and selection; a non-finite proposal is a rejection."""
+    """Make the last half kick and accept or reject each chain's proposal.
+
+    A proposal that is not finite is rejected.
+    """
     return ops.accept_select(
         latents,
         energy,

@@ -1,14 +1,16 @@
-"""Noise that is not known: its level is annealed through, and kept where the data want it.
+"""Noise of unknown standard deviation, inferred together with the latents.
 
-The posterior at inverse temperature beta of a misfit ``S / (2 low^2)`` is the one of noise
-``sigma = low / sqrt(beta)``, and ``beta^(n/2) Z(beta)`` is, up to a constant, the likelihood of
-that sigma given n measurements, all else integrated out. So one annealing from the prior to the
-least noise passes every noise level and weighs each on its way. `Levels` keeps draws of the joint
-posterior of latents and noise, with a prior on sigma that is uniform in its logarithm; then each
-chain draws its own noise given its latents (`beta_given_energy`) and its latents given its noise
-(`HMC <hmc.transition>`), a Gibbs sampler that starts where it should end. To anneal the misfit
-with the noise integrated out, ``(n / 2) log S``, is no such path: where G can fit the data exactly
-it jumps from the prior to the fit at one temperature, near ``beta = d / n``.
+For a misfit ``S / (2 low^2)`` the posterior at inverse temperature beta is the posterior with noise
+``sigma = low / sqrt(beta)``, and ``beta^(n/2) Z(beta)`` is, up to a constant, the marginal
+likelihood of that sigma given n measurements. So one annealing from the prior to the least noise
+passes every noise level and estimates the marginal likelihood of each. Meanwhile `NoiseLevels`
+collects draws of the joint posterior of latents and noise, under a prior on sigma that is uniform
+in its logarithm. From these draws a Gibbs sampler starts: each chain in turn draws its noise given
+its latents (`beta_given_energy`), and its latents given its noise (`hmc.transition`).
+
+Annealing the misfit with the noise integrated out, ``(n / 2) log S``, would not do: where G can fit
+the data exactly, that density jumps from the prior to the fit at one temperature, near
+``beta = d / n``.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose, uniforms
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.problem.density import Potential, gradients
-from cogen_fast.sampler import curvature, hmc, pace, tuning
-from cogen_fast.sampler.bases import Basis, TurnedPotential
+from cogen_fast.sampler import annealing_plan, curvature, hmc, tuning
+from cogen_fast.sampler.annealing_plan import Annealing
+from cogen_fast.sampler.bases import Basis, RotatedPotential
 from cogen_fast.sampler.curvature import Directions
 from cogen_fast.sampler.hmc import HMCState
-from cogen_fast.sampler.pace import Annealing
 from cogen_fast.sampler.smc import Run, SMCInfo, SMCState
 from cogen_fast.sampler.tuning import TuningRule
 from cogen_fast.sampler.weights import log_mean_weight
@@ -44,20 +46,22 @@ from cogen_fast.support.layout import (
     Whole,
 )
 
-_DROP = 15.0  # nats below the most likely level, where annealing ends
-_RUSHED = 3.0  # times what beta was: more than a step of any pace
-_POINTS = 512  # of the grid on log beta
-_WIDTH, _FALL = 24.0, 40.0  # its half-width, in standard deviations or in nats of a straight fall
+_DROP = 15.0  # annealing ends this many nats below the most likely noise level
+_RUSHED = 3.0  # a larger growth of beta than by this factor is a step that a budget forced
+_POINTS = 512  # points of the grid on log beta
+_WIDTH, _FALL = 24.0, 40.0  # half-width of the grid, in standard deviations or, at a bound, nats
 
 
 @dataclass(frozen=True)
-class Levels:
-    """Draws of latents and noise from what B islands have passed by.
+class NoiseLevels:
+    """Draws of latents and noise from the noise levels that B islands have passed.
 
-    ``latents`` ``(B, N, d)``, their ``energy`` at beta = 1 and ``beta`` ``(B, N)`` float64, and the
-    prior draw of each, ``roots``. ``log_mass`` ``(B,)`` is the log of ``beta^(n/2) Z(beta)``
-    integrated over ``log beta``, ``variance`` and ``expected_variance`` those of its estimate,
-    ``last`` and ``top`` the integrand's logarithm now and where it was largest.
+    ``latents`` ``(B, N, d)``, their misfit ``energy`` for the least noise and their inverse
+    temperature ``beta`` ``(B, N)`` float64; ``roots`` are the prior draws that they descend from.
+    ``(B,)`` each: ``log_mass`` is the log of the integral of ``beta^(n/2) Z(beta)`` over
+    ``log beta``, ``variance`` and ``expected_variance`` are the relative variances of its estimate
+    (as in `SMCState`), and ``last`` and ``top`` are the logarithms of the integrand at the present
+    level and at its largest.
     """
 
     latents: Latents
@@ -71,11 +75,11 @@ class Levels:
     top: Estimates
 
 
-def begin(state: SMCState, count: Tensor) -> Levels:
-    """Nothing passed by yet, of ``count`` ``(B,)`` measurements."""
+def init(state: SMCState, count: Tensor) -> NoiseLevels:
+    """The state before the first step, for ``count`` ``(B,)`` measurements."""
     last = _integrand(state, count)
     nothing = torch.full_like(last, -math.inf)
-    return Levels(
+    return NoiseLevels(
         latents=state.hmc.latents,
         energy=state.hmc.energy,
         beta=state.beta[:, None].expand_as(state.hmc.energy),
@@ -89,16 +93,18 @@ def begin(state: SMCState, count: Tensor) -> Levels:
 
 
 def _integrand(state: SMCState, count: Tensor) -> Tensor:
+    """The log of ``beta^(n/2) Z(beta)``, ``(B,)``."""
     return log_mean_weight(state.log_weights) + 0.5 * count * state.beta.log()
 
 
-def pass_by(
-    levels: Levels, before: SMCState, after: SMCState, count: Tensor, least: Tensor, ops: Ops
-) -> Levels:
-    """The levels with a step from ``before`` to ``after``, in so far as above ``least`` ``(B,)``.
+def update(
+    levels: NoiseLevels, before: SMCState, after: SMCState, count: Tensor, least: Tensor, ops: Ops
+) -> NoiseLevels:
+    """The levels after a step from ``before`` to ``after``, as far as above ``least`` ``(B,)``.
 
-    A draw is replaced by a particle of this step with the step's share of all mass so far. A step
-    to the end at once, for want of a budget, counts only where there is nothing else.
+    Each draw is replaced by a particle of this step with a probability that is the step's share of
+    the integral so far. A step that a short budget forced, by more than a factor of 3, counts only
+    where there is no other.
     """
     now = _integrand(after, count)
     width = after.beta.log() - torch.maximum(before.beta, least).log()
@@ -113,7 +119,7 @@ def pass_by(
     ancestors = ops.systematic_ancestors(after.log_weights, uniform[:, 0], None)
     taken = _systematic(share, uniform[:, 1], levels.energy.shape[-1])
     rows = ancestors[..., None].expand_as(levels.latents)
-    return Levels(
+    return NoiseLevels(
         latents=torch.where(taken[..., None], after.hmc.latents.gather(1, rows), levels.latents),
         energy=torch.where(taken, after.hmc.energy.gather(1, ancestors), levels.energy),
         beta=torch.where(taken, after.beta[:, None], levels.beta),
@@ -127,31 +133,32 @@ def pass_by(
 
 
 def _systematic(share: Tensor, uniform: Tensor, count: int) -> Tensor:
-    """Which of ``count`` draws are replaced, ``(B, N)``: each with probability ``share``."""
+    """Which of ``count`` draws are replaced, ``(B, N)`` bool: each with probability ``share``."""
     number = torch.arange(count + 1, device=share.device)
     steps = torch.floor(uniform[:, None] + number * share[:, None])
     return steps[:, 1:] > steps[:, :-1]
 
 
-def passed(levels: Levels, state: SMCState) -> Tensor:
-    """Which islands have seen all levels that count, ``(B,)``, if one likely level is all there is.
+def finished(levels: NoiseLevels, state: SMCState) -> Tensor:
+    """Which islands have passed all likely noise levels, ``(B,)`` bool.
 
-    Another beyond a valley of 15 nats would not be found.
+    They are at beta = 1, or their integrand has fallen 15 nats below its largest value. A second
+    likely level beyond such a drop would not be found.
     """
     return (state.beta >= 1.0) | (levels.last < levels.top - _DROP)
 
 
 def beta_given_energy(energy: Tensor, count: Tensor, least: Tensor, uniform: Tensor) -> Tensor:
-    """Draws of beta given misfit energies at beta = 1, all ``(n,)`` float64.
+    """Draws of beta given misfit energies for the least noise, all ``(n,)`` float64.
 
-    From the density of ``u = log beta`` between ``log least`` and 0, proportional to
-    ``exp(count u / 2 - exp(u) energy)``, by the inverse of its distribution function on a grid
-    between whose points the density is taken to be straight.
+    The density of ``u = log beta`` is proportional to ``exp(count u / 2 - exp(u) energy)`` between
+    ``log least`` and 0. Its distribution function is inverted at ``uniform`` on a grid, between
+    whose points the density is taken to be linear.
     """
     half, low = 0.5 * count, least.log()
     mode = (half / energy.clamp(min=1e-300)).log()
     mode = torch.minimum(torch.maximum(mode, low), torch.zeros_like(mode))
-    # By the curvature at the mode, or by the slope, where that is at a bound.
+    # The width follows from the curvature at the mode, or from the slope where that is at a bound.
     slope = (half - mode.exp() * energy).abs()
     reach = torch.minimum(_WIDTH / half.sqrt(), _FALL / slope.clamp(min=1e-300))
     lower, upper = torch.maximum(low, mode - reach), (mode + reach).clamp(max=0.0)
@@ -171,7 +178,7 @@ def beta_given_energy(energy: Tensor, count: Tensor, least: Tensor, uniform: Ten
 
 
 def _within_cell(a: Tensor, b: Tensor, mass: Tensor) -> Tensor:
-    """Where a density that goes straight from ``a`` to ``b`` over a unit has that ``mass``."""
+    """The point in [0, 1] below which a density, linear from ``a`` to ``b``, has this ``mass``."""
     slope = b - a
     root = (a * a + 2.0 * slope * mass).clamp(min=0.0).sqrt()
     return (2.0 * mass / (a + root).clamp(min=1e-300)).clamp(0.0, 1.0)
@@ -179,10 +186,10 @@ def _within_cell(a: Tensor, b: Tensor, mass: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Moves:
-    """What the chains of B islands move by, as other islands have found it.
+    """The settings of the chains' moves on B islands, as tuned by the other islands.
 
-    ``step_size`` ``(B,)``; ``directions`` and the basis ``turn`` made of them are None where the
-    mass is 1. A round has ``moves`` ``(B,)`` int64 transitions.
+    ``step_size`` is ``(B,)``. ``directions`` and the basis ``turn`` made of them are None where the
+    mass is the identity. A round has ``moves`` ``(B,)`` int64 transitions of ``leapfrog_steps``.
     """
 
     step_size: NotNegative
@@ -192,14 +199,14 @@ class Moves:
     turn: Basis | None
 
 
-def tuned(progress: Run, annealing: Annealing) -> Moves:
-    """The moves of a run that has passed all levels; nothing is learnt from here on."""
+def fixed_moves(progress: Run, annealing: Annealing) -> Moves:
+    """The moves after a run that has passed all noise levels; they are tuned no further."""
     state, rule = progress.state, annealing.rule
-    known = tuning.of_others(state.tuning, state.islands)
+    known = tuning.mean_of_others(state.tuning, state.islands)
     moves = []
-    for memory in known.memory.amax(-1).tolist():
-        needed = annealing.hmc_steps or tuning.moves_needed(memory, rule.remembered, rule)
-        moves.append(pace.of_round(needed, annealing))
+    for slowest in known.memory.amax(-1).tolist():
+        needed = annealing.hmc_steps or tuning.moves_needed(slowest, rule.remembered, rule)
+        moves.append(annealing_plan.moves_per_round(needed, annealing))
     last = progress.infos[-1].choice
     followed = last.stiff is not None
     return Moves(
@@ -213,11 +220,12 @@ def tuned(progress: Run, annealing: Annealing) -> Moves:
 
 @dataclass(frozen=True)
 class Chains:
-    """N chains of each of B islands, each at a noise of its own.
+    """N chains of each of B islands, each with a noise level of its own.
 
     ``hmc`` holds them as ``B N`` rows of one chain, ``(B N, 1, d)``, in the coordinates of their
-    moves and with noise streams of their own. ``beta`` ``(B N,)``; ``acceptance`` ``(B,)`` is that
-    of the last round and ``non_finite`` ``(B, N)`` counts proposals.
+    moves; each row has its own noise stream. ``beta`` ``(B N,)`` gives the chains' noise levels,
+    ``acceptance`` ``(B,)`` is that of the last round, and ``non_finite`` ``(B, N)`` counts the
+    proposals that were not finite.
     """
 
     hmc: Annotated[HMCState, Sizes({"B": "BN", "N": "1"})]
@@ -226,19 +234,22 @@ class Chains:
     non_finite: CountsOfEach
 
 
-def chains(
-    levels: Levels, potential: Potential, moves: Moves, state: SMCState, seed: int
+def start_chains(
+    levels: NoiseLevels, potential: Potential, moves: Moves, state: SMCState, seed: int
 ) -> Chains:
-    """The draws of `Levels` as chains; costs one gradient. ``seed`` is another than the run's."""
+    """The draws of ``levels`` as chains, at a cost of one gradient.
+
+    ``seed`` must differ from the run's.
+    """
     count, each, size = levels.latents.shape
     rows = state.hmc.stream.observation[:, None] * each
     ids = (rows + torch.arange(each, device=rows.device)).flatten()
     stream = NoiseStream(seed, torch.zeros_like(ids), ids)
     latents = levels.latents
     if moves.turn is not None:
-        latents = moves.turn.turned(latents)
+        latents = moves.turn.rotated(latents)
     latents = latents.reshape(count * each, 1, size)
-    energy, grad = _OfRows(potential, moves.turn, each).energy_and_grad(latents)
+    energy, grad = _PerChainPotential(potential, moves.turn, each).energy_and_grad(latents)
     return Chains(
         HMCState(latents, energy, grad, stream),
         levels.beta.flatten(),
@@ -247,25 +258,25 @@ def chains(
     )
 
 
-def turned_back(chains: Chains, moves: Moves) -> HMCState:
-    """The chains as `SMCState` has its particles, ``(B, N, d)`` latents and so on."""
+def as_particles(chains: Chains, moves: Moves) -> HMCState:
+    """The chains in the form of an `SMCState`'s particles: latents ``(B, N, d)``, in z."""
     count = len(moves.step_size)
     latents, grad = (
         each.reshape(count, -1, each.shape[-1]) for each in (chains.hmc.latents, chains.hmc.grad)
     )
     if moves.turn is not None:
-        latents = moves.turn.turned_back(latents)
-        grad = moves.turn.turned_back(grad)
+        latents = moves.turn.rotated_back(latents)
+        grad = moves.turn.rotated_back(grad)
     energy = chains.hmc.energy.reshape(count, -1)
     return HMCState(latents, energy, grad, chains.hmc.stream)
 
 
-class _OfRows:
-    """A potential of chains that stand in rows of their own, in coordinates ``y = z Q``."""
+class _PerChainPotential:
+    """A potential of chains in rows of their own, ``(B N, 1, d)``, in coordinates ``y = z Q``."""
 
     def __init__(self, potential: Potential, turn: Basis | None, chains: int) -> None:
         if turn is not None:
-            potential = TurnedPotential(potential, turn)
+            potential = RotatedPotential(potential, turn)
         self.potential, self.chains = potential, chains
 
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -274,7 +285,7 @@ class _OfRows:
         return energy.reshape(-1, 1), grad.reshape(latents.shape)
 
     def grad_alone(self, latents: Tensor) -> Tensor:
-        """The gradients alone."""
+        """Gradients ``(B N, 1, d)`` without energies."""
         return gradients(self.potential, self._together(latents)).reshape(latents.shape)
 
     def _together(self, latents: Tensor) -> Tensor:
@@ -290,9 +301,10 @@ def gibbs_round(
     least: Tensor,
     ops: Ops,
 ) -> Chains:
-    """Each chain draws its noise given its latents, then moves at it, M L gradients.
+    """Each chain draws its noise given its latents, then its latents given that noise.
 
-    ``count`` ``(B,)`` values are measured, beta is at least ``least`` ``(B,)``.
+    ``count`` ``(B,)`` is the number of measured values, and beta is at least ``least`` ``(B,)``.
+    The cost is M L gradients.
     """
     each = len(chains.beta) // len(moves.step_size)
     counts, lowest, step_size, wanted = (
@@ -304,7 +316,7 @@ def gibbs_round(
     inverse_mass = None
     if moves.directions is not None:
         inverse_mass = _inverse_mass(moves.directions, beta).to(state.latents.dtype)
-    target, accepted = _OfRows(potential, moves.turn, each), torch.zeros_like(beta)
+    target, accepted = _PerChainPotential(potential, moves.turn, each), torch.zeros_like(beta)
     for number in range(int(moves.moves.max())):
         step = tuning.jittered_step(step_size, rule, state.stream, ops)
         active = wanted > number
@@ -317,24 +329,24 @@ def gibbs_round(
 
 
 def _inverse_mass(known: Directions, beta: Tensor) -> Tensor:
-    """Of each chain at its own ``beta`` ``(B N,)``, ``(B N, d)``."""
+    """The inverse mass ``(B N, d)`` of each chain at its own ``beta`` ``(B N,)``."""
     each = len(beta) // len(known.rest)
     values = known.values.repeat_interleave(each, 0)
     rest = known.rest.repeat_interleave(each)
-    vectors = known.vectors[:1].expand(len(beta), -1, -1)  # for its shape alone
+    vectors = known.vectors[:1].expand(len(beta), -1, -1)  # only their shape is used
     return curvature.inverse_mass(Directions(vectors, values, rest), beta)
 
 
 @dataclass(frozen=True)
 class NoiseRun:
-    """A run, finished or not: the annealing through all noise levels, and what follows it.
+    """A run, finished or not: the annealing through the noise levels, then the Gibbs sampler.
 
-    ``levels`` is what was passed by; ``chains`` move by ``moves`` once that is done, and ``infos``
-    are of their rounds, so far.
+    ``levels`` are the draws from the levels passed so far. ``moves`` and ``chains`` are None until
+    the annealing ends; ``infos`` are the outcomes of the rounds of the chains so far.
     """
 
     annealing: Run
-    levels: Levels
+    levels: NoiseLevels
     moves: Moves | None = None
     chains: Chains | None = None
     infos: tuple[SMCInfo, ...] = ()

@@ -1,4 +1,4 @@
-"""From an exact posterior draw back to the prior: the other side of an evidence estimate."""
+"""A schedule run backwards from exact posterior draws: it bounds the evidence from above."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def run(
 ) -> Tensor:
     """Log weights ``(B, N)`` of chains that run a fixed schedule backwards.
 
-    ``latents`` ``(B, N, d)`` are exact posterior draws (one per observation may stand for all N);
-    ``choices`` those of a finished `smc.run` of B rows, whose moves are reversible. The mean of
-    ``exp(-log_weights)`` estimates ``1 / normaliser`` without bias, so minus its logarithm lies
-    above the log normaliser on average (Grosse, Ghahramani and Adams 2015, section 3). ``how`` goes
-    to `hmc.init`: the seed must not be that of ``choices``.
+    ``latents`` ``(B, N, d)`` are exact posterior draws; the N chains of an observation may start
+    from the same draw. ``choices`` are those of a finished `smc.run` of B rows, whose moves are
+    reversible. The mean of ``exp(-log_weights)`` is an unbiased estimate of ``1 / normaliser``, so
+    that minus its logarithm lies above the log normaliser on average (Grosse, Ghahramani and Adams
+    2015, section 3). ``how`` is passed to `hmc.init`; its seed must differ from that of the run.
     """
     potential, rule = hmc.as_potential(target), rule or TuningRule()
     ops = dispatch.resolve(backend, latents.device)
@@ -42,8 +42,8 @@ def run(
     stiff = turn = None
     for t in range(len(choices), 0, -1):
         choice = choices[t - 1]
-        if choice.stiff is not None and choice.stiff is not stiff:  # several temperatures share it
-            stiff, turn = choice.stiff, bases.beginning_with(choice.stiff)
+        if choice.stiff is not None and choice.stiff is not stiff:  # shared by some temperatures
+            stiff, turn = choice.stiff, bases.from_directions(choice.stiff)
         for made in range(choice.hmc_steps):
             now = replace(choice, active=choice.active & (made < choice.moves))
             settings = smc.jittered(now, choice.step_size, rule, state.stream, ops)

@@ -1,6 +1,6 @@
 """Annealing schedules: the inverse temperatures ``beta_1 .. beta_T`` of the AIS loop.
 
-``beta_0 = 0`` (the prior) always comes before the first and is not part of a schedule.
+``beta_0 = 0`` (the prior) always precedes ``beta_1`` and is not part of a schedule.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Betas = npt.NDArray[np.float64]
 
 
 class Schedule(Protocol):
-    """Anything that gives T inverse temperatures."""
+    """An object that gives T inverse temperatures."""
 
     def betas(self, steps: int) -> Betas:
         """``beta_1 .. beta_T`` for T = ``steps``: non-decreasing, in [0, 1], float64."""
@@ -27,9 +27,9 @@ class Schedule(Protocol):
 class Sigmoid:
     """``sigmoid(s)`` for T + 1 values of ``s`` evenly spaced over ``[low, high]``.
 
-    Normalised (the paper's text) it runs from exactly 0 to exactly 1; raw (the authors' program) it
-    uses the values as they are, so the last stays below 1. Either way the first point is beta_0's
-    and makes no transition.
+    With ``normalised`` (the paper's text) the values are rescaled to run from exactly 0 to exactly
+    1; without (the authors' program) they are used as they are, so that the last is below 1. In
+    both cases the first of the T + 1 values stands for ``beta_0`` and has no transition.
     """
 
     low: float = -5.0
@@ -50,7 +50,7 @@ class Sigmoid:
 
 @dataclass(frozen=True)
 class Linear:
-    """``t / T``."""
+    """``beta_t = t / T``."""
 
     def betas(self, steps: int) -> Betas:
         """``beta_1 .. beta_T``, shape ``(steps,)``."""
@@ -59,7 +59,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Geometric:
-    """Evenly spaced logarithms from ``first`` to 1."""
+    """Inverse temperatures whose logarithms are evenly spaced, from ``first`` to 1."""
 
     first: float = 1e-4
 
@@ -68,13 +68,13 @@ class Geometric:
             raise ValueError(f"schedule: expected first in (0, 1], got {self.first}")
 
     def betas(self, steps: int) -> Betas:
-        """``beta_1 .. beta_T``, shape ``(steps,)``; T = 1 is the single value 1."""
+        """``beta_1 .. beta_T``, shape ``(steps,)``; for T = 1 the single value 1."""
         return np.geomspace(self.first, 1.0, steps) if steps > 1 else np.ones(1)
 
 
 @dataclass(frozen=True)
 class Custom:
-    """Given values ``beta_1 .. beta_T``; a leading 0 is beta_0 and dropped."""
+    """Given values ``beta_1 .. beta_T``; a leading 0 is taken for ``beta_0`` and dropped."""
 
     values: tuple[float, ...]
 
@@ -92,7 +92,7 @@ class Custom:
         object.__setattr__(self, "values", tuple(float(v) for v in array))
 
     def betas(self, steps: int) -> Betas:
-        """The given values; ValueError where ``steps`` is not their number."""
+        """The given values; raises ValueError where ``steps`` is not their number."""
         if steps != len(self.values):
             raise ValueError(
                 f"ais_steps: expected {len(self.values)}, the schedule's own number of "
@@ -110,7 +110,10 @@ NAMED: dict[str, Schedule] = {
 
 
 def as_schedule(value: Any) -> Schedule:
-    """A schedule from its name, from an array of inverse temperatures, or itself."""
+    """A schedule from its name or from an array of inverse temperatures; a schedule stays itself.
+
+    Raises TypeError or ValueError naming ``schedule``.
+    """
     if isinstance(value, str):
         if value not in NAMED:
             raise ValueError(f"schedule: expected one of {sorted(NAMED)}, got {value!r}")
@@ -125,7 +128,7 @@ def as_schedule(value: Any) -> Schedule:
                 raise TypeError("complex")
             array = given.astype(np.float64)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"schedule: expected numbers, got {value!r}") from error
+            raise TypeError(f"schedule: expected real numbers, got {value!r}") from error
         if array.ndim != 1:
             raise ValueError(f"schedule: expected one dimension, got shape {array.shape}")
         return Custom(tuple(array.tolist()))

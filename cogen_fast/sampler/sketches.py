@@ -1,8 +1,8 @@
-"""Sums of outer products by their largest eigenvalues alone, where d x d numbers are too many.
+"""Low-rank sketches of sums of outer products, where a d x d matrix is too large.
 
-An incremental singular value decomposition (Brand 2006): new columns are appended to a factor whose
-columns are orthogonal, and the smallest directions are dropped. What is dropped is still counted,
-in all directions alike.
+An incremental singular value decomposition (Brand 2006): new columns are appended to a factor with
+orthogonal columns, and the directions of the smallest eigenvalues are dropped. The sum of the
+dropped eigenvalues is kept, and counts equally in all directions that are not in the sketch.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 from cogen_fast.support.layout import Array, NotNegative
 
 RANK = 256
-"""Directions that are kept: more than a mass follows (`curvature.MOST`), as all have noise."""
-_MOST = 1e145  # the squares of larger factors have eigenvectors that cannot be found
+"""The number of directions kept: more than `curvature.MAX_DIRECTIONS`, because all are noisy."""
+_MOST = 1e145  # largest entry of a factor whose square has computable eigenvectors
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """Matrices ``factor factor'`` ``(B, d, d)``, and beside them ``tail`` ``(B,)``, float64.
+    """Sketches ``factor factor'`` of matrices ``(B, d, d)``, float64.
 
-    The columns of ``factor`` ``(B, d, r)`` are orthogonal, the longest first. ``tail`` is the sum
-    of all eigenvalues that were dropped.
+    The columns of ``factor`` ``(B, d, r)`` are orthogonal and in descending order of their norms.
+    ``tail`` ``(B,)`` is the sum of all eigenvalues that were dropped.
     """
 
     factor: Annotated[Tensor, Array("B d r", low=-_MOST, high=_MOST)]
@@ -33,24 +33,28 @@ class Sketch:
 
 
 def init(latents: Tensor) -> Sketch:
-    """Zero, for latents ``(B, N, d)``."""
+    """The sketch of 0, for latents ``(B, N, d)``."""
     count, _, size = latents.shape
     factor = latents.new_zeros(count, size, min(RANK, size), dtype=torch.float64)
     return Sketch(factor, factor[:, 0, 0].clone())
 
 
 def add(known: Sketch, kept: Tensor, columns: Tensor) -> Sketch:
-    """``kept`` ``(B,)`` times what is known, and ``columns columns'`` ``(B, d, n)`` beside it."""
+    """The sketch of ``kept M + columns columns'``, with M the matrix of ``known``.
+
+    ``kept`` is ``(B,)``, ``columns`` ``(B, d, n)``.
+    """
     grown = Sketch(kept.sqrt()[:, None, None] * known.factor, kept * known.tail)
     for part in torch.split(columns, RANK, -1):
         grown = _shortened(torch.cat([grown.factor, part], -1), grown.tail)
     return grown
 
 
-def of_others(known: Sketch, islands: int) -> Sketch:
-    """The mean over the other islands of the same observation, as `islands.others`.
+def mean_of_others(known: Sketch, islands: int) -> Sketch:
+    """The mean over the other islands of the same observation, as `islands.mean_of_others`.
 
-    Of three islands and more it is shortened after each, in an order that is each island's own.
+    With three islands or more the other islands are added one by one, beginning with the next one,
+    and the sketch is cut back to its rank after each.
     """
     if islands == 1:
         return known
@@ -68,8 +72,8 @@ def of_others(known: Sketch, islands: int) -> Sketch:
 def spectrum(known: Sketch, most: int) -> tuple[Tensor, Tensor]:
     """All eigenvalues ``(B, d)``, descending, and the first eigenvectors ``(B, d, most)``.
 
-    What was dropped is shared out among the directions that are not kept. The vectors of
-    eigenvalues that are 0 are 0 themselves.
+    ``tail`` is divided equally among the directions that are not in the sketch. Where an eigenvalue
+    is 0, so is its eigenvector.
     """
     size, rank = known.factor.shape[-2:]
     values = (known.factor**2).sum(1)
@@ -79,6 +83,7 @@ def spectrum(known: Sketch, most: int) -> tuple[Tensor, Tensor]:
 
 
 def _shortened(columns: Tensor, tail: Tensor) -> Sketch:
+    """The sketch of ``columns columns'`` with the smallest eigenvalues moved to ``tail``."""
     rank = min(RANK, columns.shape[1])
     ascending, turn = torch.linalg.eigh(columns.mT @ columns)
     dropped = ascending[:, : max(columns.shape[-1] - rank, 0)].clamp(min=0.0).sum(-1)

@@ -3,10 +3,10 @@
 Algorithm 1 with three changes (Del Moral, Doucet and Jasra 2006): the next inverse temperature is
 the one that keeps a set share of the conditional effective sample size (Zhou, Johansen and Aston
 2016); particles are resampled where their weights have become uneven; and moves tune themselves
-(`tuning`, `curvature`, `pace`). The particles of an observation live on islands that exchange none:
-whatever an island's particles move by was learnt from other islands (`islands`). Each island has a
-schedule of its own and is frozen when it is done. ``init``, ``step(state) -> (state, info)`` and
-``run`` are public, for loops of your own.
+(`tuning`, `curvature`, `annealing_plan`). The particles of an observation live on islands that
+exchange none: whatever an island's particles move by was learnt from other islands (`islands`).
+Each island has a schedule of its own and is frozen when it is done. ``init``,
+``step(state) -> (state, info)`` and ``run`` are public, for loops of your own.
 """
 
 from __future__ import annotations
@@ -24,12 +24,22 @@ from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.spec import TransitionSettings
 from cogen_fast.problem.density import Potential, forwards, replayed
-from cogen_fast.sampler import bases, curvature, fallback, hmc, islands, lone, pace, pool, tuning
+from cogen_fast.sampler import (
+    annealing_plan,
+    bases,
+    curvature,
+    fallback,
+    hmc,
+    independent_chains,
+    islands,
+    pool,
+    tuning,
+)
+from cogen_fast.sampler.annealing_plan import Annealing, AnnealingStatus, least_kept
 from cogen_fast.sampler.bases import Basis
 from cogen_fast.sampler.curvature import Curvature, Directions
 from cogen_fast.sampler.hmc import Energy, HMCState
-from cogen_fast.sampler.lone import Spread
-from cogen_fast.sampler.pace import Annealing, Standing, least_kept
+from cogen_fast.sampler.independent_chains import EnergyMoments
 from cogen_fast.sampler.tuning import POPULATION, Tuning, TuningRule
 from cogen_fast.sampler.weights import (
     effective_sample_size,
@@ -113,7 +123,7 @@ class SMCState:
     spent: Count
     forwards: Count
     temperatures: Count
-    spread: Spread | None = None
+    spread: EnergyMoments | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,7 @@ class Choice:
     of the last once it is done, which is what another run should repeat. ``kept`` is
     the share of the conditional effective sample size that was asked for; ``slow`` marks where one
     move is not enough to forget (`TuningRule.remembered`). ``inverse_mass`` ``(B, d)`` holds in the
-    coordinates that `bases.beginning_with` makes of ``stiff`` ``(B, d, k)``; both None for a mass
+    coordinates that `bases.from_directions` makes of ``stiff`` ``(B, d, k)``; both None for a mass
     of 1. L is common to all; ``moves`` ``(B,)`` int64 is each one's M, and ``hmc_steps`` the
     largest of them.
     """
@@ -220,9 +230,9 @@ def init(
     energy = pool.scores(potential, latents)
     if alone:
         latents, energy = pool.finite_first(latents, energy)
-    spread = lone.init(energy, chains) if alone else None
+    spread = independent_chains.init(energy, chains) if alone else None
     if alone:
-        begun = pool.untempered(latents, energy, chains)
+        begun = pool.at_prior(latents, energy, chains)
     else:
         begun = pool.start(latents, energy, chains, stream, islands, first_beta, furthest, ops)
     how: dict[str, Any] = {"seed": seed, "observation_ids": ids, "backend": backend}
@@ -251,7 +261,7 @@ def _rows_of(observation_ids: Sequence[int] | None, count: int, islands: int) ->
 def _begun(
     state: HMCState,
     begun: pool.Start,
-    spread: Spread | None,
+    spread: EnergyMoments | None,
     *,
     islands: int,
     step_size: float | None,
@@ -271,7 +281,7 @@ def _begun(
         tuning=tuning.init(count, size, step_size, begun.beta.device),
         curvature=seen,
         directions=unknown,
-        turn=bases.unturned(state.latents, unknown.vectors.shape[-1]),
+        turn=bases.identity(state.latents, unknown.vectors.shape[-1]),
         sharpness=begun.beta * begun.deviation,
         beta=begun.beta,
         first_beta=begun.beta,
@@ -316,7 +326,7 @@ def step(
         state, choice = choose(state, annealing)
     elif choice.stiff is not None and choice.stiff is not state.directions.vectors:
         directions = replace(state.directions, vectors=choice.stiff)
-        state = replace(state, directions=directions, turn=bases.beginning_with(choice.stiff))
+        state = replace(state, directions=directions, turn=bases.from_directions(choice.stiff))
     weighed = _weigh(state, choice.beta, choice.slow)
     resampled, ancestors = _resample(weighed, choice.resampled, ops)
     moved, choice, acceptance = _move(resampled, potential, choice, annealing, adapts, ops)
@@ -337,16 +347,20 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
     ValueError where every observation is finished.
     """
     active, beta, size = ~state.finished, state.beta, state.hmc.latents.shape[-1]
-    sharpness = islands.others(state.sharpness, state.islands)
-    known = tuning.of_others(state.tuning, state.islands)
-    chosen = pace.choose(
-        Standing(active, beta, sharpness, state.rounds, state.aim, known, size, state.spent),
+    sharpness = islands.mean_of_others(state.sharpness, state.islands)
+    known = tuning.mean_of_others(state.tuning, state.islands)
+    chosen = annealing_plan.choose(
+        AnnealingStatus(active, beta, sharpness, state.rounds, state.aim, known, size, state.spent),
         annealing,
     )
     if state.spread is None:
-        new_beta = pace.next_beta(beta, state.sharpness, chosen.kept, state.islands, active)
+        new_beta = annealing_plan.next_beta(
+            beta, state.sharpness, chosen.kept, state.islands, active
+        )
     else:
-        new_beta = torch.where(active, lone.next_beta(state.spread, beta, chosen.kept), beta)
+        new_beta = torch.where(
+            active, independent_chains.next_beta(state.spread, beta, chosen.kept), beta
+        )
     share = effective_sample_size(_log_weights(state, new_beta)) / state.log_weights.shape[-1]
     # At the end weights are made even, so that particles are draws as they stand.
     arrived = (new_beta >= 1.0) & (state.rounds == 0)
@@ -361,8 +375,8 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
         inverse_mass = inverse_mass.to(state.hmc.latents.dtype)
     else:
         # By each row's own way: that of the others follows from this row's energies.
-        known = tuning.sharpen(known, beta, new_beta, size)
-        state = replace(state, tuning=tuning.sharpen(state.tuning, beta, new_beta, size))
+        known = tuning.shrink_step_size(known, beta, new_beta, size)
+        state = replace(state, tuning=tuning.shrink_step_size(state.tuning, beta, new_beta, size))
     choice = Choice(
         active,
         chosen.kept,
@@ -380,7 +394,7 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
 
 
 def _slow(known: Tuning, rule: TuningRule) -> Tensor:
-    return tuning.slowest_on_the_way(known) > rule.remembered
+    return tuning.overall_autocorrelation(known) > rule.remembered
 
 
 def _follows_curvature(state: SMCState, annealing: Annealing) -> bool:
@@ -397,13 +411,13 @@ def _turned(state: SMCState, memory: Tensor) -> SMCState:
     learns, old = ~state.finished & (state.beta < 1.0), state.directions
     if not bool(learns.any()):
         return state
-    seen = curvature.directions(curvature.of_others(state.curvature, state.islands), memory)
+    seen = curvature.directions(curvature.mean_of_others(state.curvature, state.islands), memory)
     directions = Directions(
         torch.where(learns[:, None, None], seen.vectors, old.vectors),
         torch.where(learns[:, None], seen.values, old.values),
         torch.where(learns, seen.rest, old.rest),
     )
-    return replace(state, directions=directions, turn=bases.beginning_with(directions.vectors))
+    return replace(state, directions=directions, turn=bases.from_directions(directions.vectors))
 
 
 def _log_weights(state: SMCState, beta: Tensor) -> Tensor:
@@ -479,7 +493,7 @@ def _move(
     made = replace(state, spent=0, forwards=0, temperatures=0)  # no part of a recording
     for number in range(choice.hmc_steps):
         now = replace(choice, active=choice.active & (number < choice.moves), hmc_steps=1)
-        used = tuning.of_others(made.tuning, made.islands)
+        used = tuning.mean_of_others(made.tuning, made.islands)
         if number == 0:
             used = replace(used, log_step=choice.step_size.log())
         made, acceptance, step_used = replayed(
@@ -535,7 +549,7 @@ def _one_move(
     made = curvature.transition(state.hmc, potential, settings, length, turn, ops)
     chains, info = made.after, made.info
     if adapts:
-        # At the posterior itself nothing is learnt, but by lone chains, which are no samples.
+        # At the posterior itself only independent chains learn, which are not samples.
         learns = _learns(choice, spread)
         tuned = tuning.update(
             tuned, used, made.start, made.end, info, settings, length, rule, learns
@@ -543,7 +557,7 @@ def _one_move(
         if turn is not None and seen.mean is not None:
             seen = _seen(replace(state, hmc=chains), choice)
     if spread is not None:
-        spread = lone.update(spread, chains.energy, choice.active)
+        spread = independent_chains.update(spread, chains.energy, choice.active)
     moved = replace(
         state,
         hmc=chains,
@@ -555,7 +569,7 @@ def _one_move(
     return moved, info.acceptance_probability.mean(-1), step_size
 
 
-def _learns(choice: Choice, spread: Spread | None) -> Tensor:
+def _learns(choice: Choice, spread: EnergyMoments | None) -> Tensor:
     return choice.active & ((choice.beta < 1.0) | (spread is not None))
 
 
@@ -580,7 +594,7 @@ def _learn(
     retained = torch.where(moved, before.retained.lerp(left[:, 0], gain), before.retained)
     tuned = after.tuning
     if adapts:
-        tuned = tuning.learn_forgetting(tuned, one, left, choice.moves, rule, moved)
+        tuned = tuning.update_further_decorrelation(tuned, one, left, choice.moves, rule, moved)
     return replace(after, retained=retained, tuning=tuned)
 
 
@@ -589,7 +603,7 @@ def _sharpness(state: SMCState, learns: Tensor) -> Tensor:
     if state.spread is None:
         deviation = robust_deviation(state.hmc.energy)
     else:
-        deviation = lone.deviation(state.spread)
+        deviation = independent_chains.deviation(state.spread)
     seen = state.beta * deviation
     mean = torch.where(state.sharpness > 0.0, state.sharpness.lerp(seen, _SHARPNESS_GAIN), seen)
     return torch.where(learns, mean, state.sharpness)

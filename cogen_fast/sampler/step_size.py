@@ -1,6 +1,6 @@
-"""Step-size adaptation as published, steered by the acceptance of an observation's chains.
+"""Step-size adaptation as published: it follows the mean acceptance of an observation's chains.
 
-Or by that of each chain alone, which then has a step size of its own.
+With ``per_chain`` each chain has a step size of its own, which follows its own acceptance alone.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from cogen_fast.ops.spec import AdaptationRule
 from cogen_fast.support.layout import Array
 
 PROGRAM_RULE = AdaptationRule()
-"""The authors' program: grow by 1.02."""
+"""The rule of the authors' program: the step size grows by a factor of 1.02."""
 PAPER_RULE = AdaptationRule(increase=1.021)
-"""The paper's text: grow by 1.021."""
+"""The rule of the paper's text: the step size grows by a factor of 1.021."""
 _OfEach = Annotated[Tensor, Array("B", low=0.0), Array("B N", low=0.0)]
 
 
@@ -26,7 +26,7 @@ _OfEach = Annotated[Tensor, Array("B", low=0.0), Array("B N", low=0.0)]
 class StepSizeState:
     """Step size and running acceptance rate of each observation, both ``(B,)`` float64.
 
-    Both are ``(B, N)``, each chain's own, where the rule is one per chain.
+    With a rule that is ``per_chain`` both are ``(B, N)``, one for each chain.
     """
 
     step_size: _OfEach
@@ -34,14 +34,14 @@ class StepSizeState:
 
     @property
     def per_chain(self) -> bool:
-        """Whether each chain has its own."""
+        """Whether each chain has a step size of its own."""
         return self.step_size.ndim == 2
 
     def check(self, rule: AdaptationRule) -> None:
-        """ValueError where the state was not begun for such a rule."""
+        """Raise ValueError where ``rule.per_chain`` is not that of the rule the run began with."""
         if self.per_chain != rule.per_chain:
             raise ValueError(
-                f"adaptation: expected per_chain={self.per_chain}, as the run was begun with, got "
+                f"adaptation: expected per_chain={self.per_chain}, with which the run began, got "
                 f"{rule.per_chain}"
             )
 
@@ -49,7 +49,7 @@ class StepSizeState:
 def init(
     observations: int, chains: int, start: float, rule: AdaptationRule, device: torch.device
 ) -> StepSizeState:
-    """The published start: the running acceptance begins at its target."""
+    """Step sizes ``start`` and, as published, running acceptances that begin at their target."""
     shape = (observations, chains) if rule.per_chain else (observations,)
     step = torch.full(shape, start, dtype=torch.float64, device=device)
     return StepSizeState(step, torch.full_like(step, rule.target))

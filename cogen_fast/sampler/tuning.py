@@ -1,8 +1,8 @@
-"""Self-tuning moves: step size, trajectory length and how many moves a temperature needs.
+"""Tuning of the moves: step size, trajectory length, and the number of moves of a temperature.
 
-Constant-gain stochastic approximation, carried across temperatures, so that it follows a density
-that changes. What the moves of an island have taught is for the moves of other islands (`islands`),
-and nothing is learnt by moves at the posterior itself.
+Stochastic approximation with constant gains continues across temperatures, so that it follows the
+changing density. What is estimated from the moves of an island is used by the other islands
+(`islands`). Moves at the posterior itself (beta = 1) change no estimate.
 """
 
 from __future__ import annotations
@@ -24,41 +24,46 @@ from cogen_fast.support.arguments import check_count, check_number
 from cogen_fast.support.layout import Array, Rows, Shares
 
 POPULATION = 16
-"""Fewer particles than this are no population."""
+"""The least number of particles of a population."""
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Leapfrog steps that a tuned trajectory may have: few, so that a GPU can replay each."""
-_LOG_LONGEST = math.log(16.0)  # in units of the mass, in which a Gaussian is crossed by pi / 2
-_UNIT = 1.0 + 1e-9  # of correlations, which are rounded
-_PRICE = 0.5  # power of its length that a trajectory's jump must be worth
-_START_LENGTH = 1.4  # where it is, at a scale of 1: tan x = 4 x
-_STEEPEST = 2.0
-_PULL = 0.5  # of the log length to where it started: what few particles show of it is mostly noise
-_HOPE = 0.1  # how fast `Tuning.forgetting` goes back to 1 where single moves tell nothing of it
-_LEAST_MEMORY, _MOST_MEMORY = 0.001, 0.999
-_EDGE = 8  # one part in so many of the directions is the stiffest, one the softest
-POOR = 0.5
-"""Acceptance below which moves are no guide to what they forget; what is assumed of the first."""
+"""Values of L that tuning can choose: few, so that a GPU can replay a recording of each."""
+_LOG_LONGEST = math.log(16.0)  # longest trajectory, in units where pi / 2 crosses a Gaussian
+_UNIT = 1.0 + 1e-9  # bound of a correlation, with rounding
+_LENGTH_POWER = 0.5  # ChEES is maximised relative to this power of the trajectory length
+_START_LENGTH = 1.4  # the optimum for a Gaussian of scale 1, which solves tan x = 4 x
+_MOST_SLOPE = 2.0
+# Pull of the log length to its start: what few particles show of its optimum is mostly noise.
+_PULL_TO_START = 0.5
+_RECOVERY_GAIN = 0.1  # gain by which `Tuning.forgetting` returns to 1 after single moves
+_LEAST_CORRELATION, _MOST_CORRELATION = 0.001, 0.999
+_EDGE = 8  # an eighth of the directions are the stiffest, an eighth the softest
+POOR_ACCEPTANCE = 0.5
+"""Acceptance below which the moves' autocorrelations are not used; also its initial value."""
 STATISTICS = 4
-"""Of which `Tuning.memory` has the correlation."""
+"""The number of statistics whose autocorrelations `Tuning.memory` holds."""
 OVERALL, OF_LATENTS = slice(0, 2), slice(1, STATISTICS)
-"""Those of energies and of all latents; those of latents."""
+"""The columns of energies and of all latents; the columns of latents."""
 
 
 @dataclass(frozen=True)
 class TuningRule:
     """Constants of the tuning.
 
-    After each move the log step size changes by ``step_gain (acceptance - target)`` (by less where
-    there are fewer than 16 chains to average over) and the log trajectory length by ``length_gain``
-    times the gradient of the log of the ChEES criterion over the root of the length, less half of
-    its distance from where it started. A step size is multiplied by a random factor from
-    ``1 - jitter`` to ``1 + jitter`` in each move. One move is enough where it keeps at most
-    ``remembered`` of the correlation of energies and latents with those before it; else a
-    temperature has moves until they keep at most ``left``, and the posterior until they keep
-    ``remembered``; at most ``most_moves``, and fewer where further moves have been seen to forget
-    less than the first (`Tuning.forgetting`), as between modes. A temperature has ``most_moves``
-    while moves are accepted less often than every other time, for then they are no guide to how
-    many it takes. ``memory_gain`` is the weight of the last move in what is known of all these.
+    After each move the log step size changes by ``step_gain (acceptance - target)``, with a smaller
+    gain where there are fewer than 16 chains to average over. The log trajectory length changes by
+    ``length_gain`` times a slope: the gradient of ``log(ChEES / sqrt(length))`` by the log length,
+    minus half of its distance from its start. In each move the step size is multiplied by a random
+    factor from ``1 - jitter`` to ``1 + jitter``.
+
+    The number of moves follows from the correlation r that one move leaves of energies and latents.
+    One move is enough where r is at most ``remembered``. Else a temperature has the moves that
+    reduce the correlation to ``left`` (at the posterior: to ``remembered``) if each reduces it by
+    the factor r, but at most ``most_moves``. There are fewer where moves after the first have
+    reduced it by less (`Tuning.forgetting`), as between modes. There are ``most_moves`` while the
+    acceptance is below 0.5, because r then does not show how many are needed. ``memory_gain`` is
+    the weight of the last move in the running means of r and of the acceptance.
+
+    Raises TypeError or ValueError naming the argument.
     """
 
     target: float = 0.9
@@ -80,14 +85,16 @@ class TuningRule:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What the moves of B islands have taught.
+    """Estimates from the moves of B islands.
 
-    ``log_step`` and ``log_length`` ``(B,)`` float64 are logarithms of the step size and trajectory
-    length that they ask for. ``memory`` ``(B, 4)`` float64 is the correlation, before and after one
-    move, of the energies, of all latent coordinates, and of the stiffest and the softest eighth of
-    them in the coordinates of the mass; ``acceptance`` ``(B,)`` float64 its acceptance probability.
-    ``forgetting`` ``(B,)`` float64, from 0 to 1, is what several moves have forgotten beyond the
-    first, as a share of what they would have, had each forgotten alike.
+    ``log_step`` and ``log_length`` ``(B,)`` float64 are the logarithms of the step size and the
+    trajectory length, as corrected by these moves. ``memory`` ``(B, 4)`` float64 holds running
+    means of lag-one autocorrelations, over one move: of the energies, of all latent coordinates,
+    and of the stiffest and the softest eighth of them in the coordinates of the mass.
+    ``acceptance`` ``(B,)`` float64 is the running mean acceptance probability. ``forgetting``
+    ``(B,)`` float64, from 0 to 1, is the further decorrelation: the loss of correlation by the
+    moves of a temperature after its first, as a share of the loss if each reduced it by the factor
+    of the first.
     """
 
     log_step: Rows
@@ -98,43 +105,47 @@ class Tuning:
 
 
 def init(count: int, size: int, start: float | None, device: torch.device) -> Tuning:
-    """The start: step size ``start``, or one that suits a standard normal of that ``size``."""
+    """The first values: step size ``start``, or one for a standard normal of that ``size``."""
     step = 0.7 * size**-0.25 if start is None else start
     zeros = torch.zeros(count, dtype=torch.float64, device=device)
-    memory = torch.zeros(count, STATISTICS, dtype=torch.float64, device=device)
+    autocorrelation = torch.zeros(count, STATISTICS, dtype=torch.float64, device=device)
     return Tuning(
-        zeros + math.log(step), zeros + math.log(_START_LENGTH), memory, zeros + POOR, zeros + 1.0
+        zeros + math.log(step),
+        zeros + math.log(_START_LENGTH),
+        autocorrelation,
+        zeros + POOR_ACCEPTANCE,
+        zeros + 1.0,
     )
 
 
 def jittered_step(step_size: Tensor, rule: TuningRule, stream: NoiseStream, ops: Ops) -> Tensor:
-    """Step sizes ``(B,)``, each times the random factor of one move."""
+    """Step sizes ``(B,)``, each multiplied by the random factor of one move."""
     turn = 2.0 * ops.observation_uniforms(stream, Purpose.JITTER) - 1.0
     return step_size * (1.0 + rule.jitter * turn)
 
 
-def slowest_on_the_way(tuning: Tuning) -> Tensor:
-    """What the moves of a temperature before the last keep at most, ``(B,)``."""
+def overall_autocorrelation(tuning: Tuning) -> Tensor:
+    """The larger lag-one autocorrelation of energies and of all latents, ``(B,)``."""
     return tuning.memory[:, OVERALL].amax(-1)
 
 
-def of_others(tuning: Tuning, count: int) -> Tuning:
-    """What the other ones of ``count`` islands have learnt, in place of each one's own."""
+def mean_of_others(tuning: Tuning, count: int) -> Tuning:
+    """For each of ``count`` islands the mean of the other islands' estimates."""
     return Tuning(
-        islands.others(tuning.log_step, count),
-        islands.others(tuning.log_length, count),
-        islands.others(tuning.memory, count),
-        islands.others(tuning.acceptance, count),
-        islands.others(tuning.forgetting, count),
+        islands.mean_of_others(tuning.log_step, count),
+        islands.mean_of_others(tuning.log_length, count),
+        islands.mean_of_others(tuning.memory, count),
+        islands.mean_of_others(tuning.acceptance, count),
+        islands.mean_of_others(tuning.forgetting, count),
     )
 
 
-def sharpen(tuning: Tuning, beta: Tensor, new_beta: Tensor, size: int) -> Tuning:
+def shrink_step_size(tuning: Tuning, beta: Tensor, new_beta: Tensor, size: int) -> Tuning:
     """The tuning for the first move at ``new_beta``: step sizes shrink with the density's scale.
 
-    Where the misfit decides the step, its scale goes with ``beta^(-1/2)``; how far it does is told
-    by how much smaller than a standard normal's the step has become. For moves whose mass does not
-    follow the scale itself.
+    This is for a mass that does not follow that scale. Where the misfit determines the step size,
+    the scale is proportional to ``beta^(-1/2)``. To what extent it does is estimated from how much
+    smaller the step size has become than that of a standard normal.
     """
     share = (1.0 - torch.exp(2.0 * tuning.log_step) * math.sqrt(size)).clamp(0.0, 1.0)
     shrink = 0.5 * share * torch.log(new_beta / beta)
@@ -152,51 +163,55 @@ def update(
     rule: TuningRule,
     learns: Tensor,
 ) -> Tuning:
-    """What is known after one move made with ``settings``, which came from ``used``.
+    """The estimates after one move with ``settings``, whose step size and length are of ``used``.
 
-    Step and length are what ``used`` had, moved by what this move has shown. Where ``learns``
-    ``(B,)`` is false nothing is learnt.
+    ``log_step`` and ``log_length`` are those of ``used``, corrected by this move; autocorrelations
+    and acceptance continue the running means of ``known``. Rows of ``known`` where ``learns``
+    ``(B,)`` is false do not change.
     """
     acceptance = info.acceptance_probability.mean(-1)
-    # What few chains show is noisy: the less of it, the fewer they are.
+    # The mean acceptance of few chains is noisy, so it changes the step size by less.
     gain = rule.step_gain * min(1.0, before.energy.shape[-1] / POPULATION)
     log_step = used.log_step + gain * (acceptance - rule.target)
     slope = _length_slope(before, info, settings, leapfrog_steps)
-    slope = slope - _PULL * (used.log_length - math.log(_START_LENGTH))
+    slope = slope - _PULL_TO_START * (used.log_length - math.log(_START_LENGTH))
     log_length = used.log_length + rule.length_gain * slope
-    # Kept near what the ladder can do, or it would run away while the ladder's end holds it.
+    # The length stays near what `LADDER` can make: beyond its end it would drift without effect.
     low, high = log_step + math.log(0.7 * LADDER[0]), log_step + math.log(1.4 * LADDER[-1])
     log_length = log_length.clamp(max=_LOG_LONGEST).maximum(low).minimum(high)
-    memory = known.memory.lerp(correlations(before, after), rule.memory_gain)
+    autocorrelation = known.memory.lerp(correlations(before, after), rule.memory_gain)
     accepted = known.acceptance.lerp(acceptance, rule.memory_gain)
     return Tuning(
         torch.where(learns, log_step, known.log_step),
         torch.where(learns, log_length, known.log_length),
-        torch.where(learns[:, None], memory, known.memory),
+        torch.where(learns[:, None], autocorrelation, known.memory),
         torch.where(learns, accepted, known.acceptance),
         known.forgetting,
     )
 
 
-def learn_forgetting(
+def update_further_decorrelation(
     known: Tuning, one: Tensor, whole: Tensor, moves: Tensor, rule: TuningRule, learns: Tensor
 ) -> Tuning:
-    """What is known after a temperature of ``moves`` ``(B,)``, of how several of them forget.
+    """The estimates after a temperature of ``moves`` ``(B,)``, with a new ``forgetting``.
 
-    ``one`` and ``whole`` ``(B, 2)`` are correlations over its first move and over all, of which the
-    slower one counts. A single move tells nothing: then what is known goes back to 1, slowly, so
-    that several are tried again.
+    ``one`` and ``whole`` ``(B, 2)`` are the correlations of energies and latents over its first
+    move and over all its moves; the statistic that decorrelates more slowly counts. A single move
+    shows nothing: the value then slowly returns to 1, so that several moves are tried again. Rows
+    where ``learns`` ``(B,)`` is false do not change.
     """
     slower = one.argmax(-1, keepdim=True)
-    first = one.gather(-1, slower)[:, 0].clamp(_LEAST_MEMORY, _MOST_MEMORY)
+    first = one.gather(-1, slower)[:, 0].clamp(_LEAST_CORRELATION, _MOST_CORRELATION)
     further = first - whole.gather(-1, slower)[:, 0]
     several = moves > 1
     share = further / torch.where(several, first - first**moves, 1.0)
     old = known.forgetting
-    seen = torch.where(
-        several, old.lerp(share.clamp(0.0, 1.0), rule.memory_gain), old + _HOPE * (1.0 - old)
+    new = torch.where(
+        several,
+        old.lerp(share.clamp(0.0, 1.0), rule.memory_gain),
+        old + _RECOVERY_GAIN * (1.0 - old),
     )
-    return replace(known, forgetting=torch.where(learns, seen, old))
+    return replace(known, forgetting=torch.where(learns, new, old))
 
 
 def _length_slope(
@@ -204,9 +219,9 @@ def _length_slope(
 ) -> Tensor:
     """Gradient of ``log(ChEES / sqrt(length))`` by ``log length``, ``(B,)``, within +-2.
 
-    ChEES is ``E[(|z' - m|^2 - |z - m|^2)^2] / 4`` (Hoffman, Radul and Sountsov 2021, section 3), m
-    the population's mean; proposals count by their acceptance probability. The velocity is that
-    before the last half kick.
+    ChEES is ``E[(|z' - m|^2 - |z - m|^2)^2] / 4`` (Hoffman, Radul and Sountsov 2021, section 3),
+    with m the mean over particles. Proposals are weighted by their acceptance probability. The
+    velocity is the one before the last half kick.
     """
     length = settings.step_size * leapfrog_steps
     probability = info.acceptance_probability
@@ -221,15 +236,16 @@ def _length_slope(
     change = (proposed**2).sum(-1) - (from_mean**2).sum(-1)
     gain = (probability * change * (proposed * velocity).sum(-1)).sum(-1)
     criterion = (probability * change**2).sum(-1)
-    slope = 4.0 * length * gain / criterion.clamp(min=1e-300) - _PRICE
-    slope = slope.clamp(-_STEEPEST, _STEEPEST)
+    slope = 4.0 * length * gain / criterion.clamp(min=1e-300) - _LENGTH_POWER
+    slope = slope.clamp(-_MOST_SLOPE, _MOST_SLOPE)
     return torch.where(criterion > 0.0, slope, 0.0)
 
 
 def correlations(before: HMCState, after: HMCState) -> Tensor:
-    """Correlations over particles of a state with that one move later, ``(B, 4)`` as in `Tuning`.
+    """Correlations over particles between two states, ``(B, 4)`` as `Tuning.memory`.
 
-    Of latents it is that of all coordinates together, each about its mean.
+    ``after`` is the state one or several moves after ``before``. The correlation of latents is that
+    of all coordinates together, each about its mean over particles.
     """
     a, b = before.latents.double(), after.latents.double()
     edge = -(-a.shape[-1] // _EDGE)
@@ -244,7 +260,7 @@ def correlations(before: HMCState, after: HMCState) -> Tensor:
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
     """Correlation over particles of ``(B, N, n)``, ``(B,)``; 1 where either does not vary."""
-    # Told by the values: their distances from a rounded mean need not be 0.
+    # The values themselves are compared: their distances from a rounded mean need not be 0.
     alike = (a == a[:, :1]).all(-1).all(-1) | (b == b[:, :1]).all(-1).all(-1)
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     scale = ((a * a).sum((1, 2)) * (b * b).sum((1, 2))).sqrt()
@@ -252,20 +268,20 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def leapfrog_steps(log_ratios: Sequence[float]) -> int:
-    """The step count of the ladder nearest to length over step size.
+    """The L of `LADDER` nearest to trajectory length over step size, on a logarithmic scale.
 
-    One for a whole call: the mean over observations, given the logarithms of their ratios.
+    It is common to a whole call: ``log_ratios``, the logarithms of the ratios, are averaged.
     """
     wanted = sum(log_ratios) / len(log_ratios)
     return min(LADDER, key=lambda count: abs(math.log(count) - wanted))
 
 
-def moves_needed(memory: float, left: float, rule: TuningRule) -> int:
-    """How many moves keep at most ``left``, where one keeps a correlation ``memory``.
+def moves_needed(autocorrelation: float, left: float, rule: TuningRule) -> int:
+    """The moves that reduce a correlation to ``left``, if one reduces it to ``autocorrelation``.
 
-    One where that forgets enough by itself, and ``most_moves`` at most.
+    The number is 1 where the latter is at most ``rule.remembered``, and at most ``most_moves``.
     """
-    kept = min(max(memory, 0.0), _MOST_MEMORY)
+    kept = min(max(autocorrelation, 0.0), _MOST_CORRELATION)
     if kept <= rule.remembered:
         return 1
     return min(rule.most_moves, math.ceil(math.log(left) / math.log(kept)))

@@ -1,1 +1,1 @@
-"""Checks of arguments, files on disk and warnings: what every other part stands on."""
+"""Checks of arguments, files, memory and warnings, which all other parts use."""

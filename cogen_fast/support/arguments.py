@@ -1,4 +1,4 @@
-"""Checks of plain arguments, each with an error that names the argument."""
+"""Checks of plain arguments. Each error names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 _MOST = 2**31 - 1
 _SHOWN = 80
-# Bounded in depth and width: what a file holds may be nested without end, or a list of itself.
+# Bounded in depth and width, as a file's content may be nested deeply or contain itself.
 _BOUNDED = Repr()
 _BOUNDED.maxlevel = 3
 _BOUNDED.maxstring = _BOUNDED.maxother = _BOUNDED.maxlong = _SHOWN
@@ -22,14 +22,14 @@ _BOUNDED.maxlist = _BOUNDED.maxtuple = _BOUNDED.maxdict = _BOUNDED.maxset = 20
 
 
 def shown(value: object) -> str:
-    """A value in an error message: its type where its text is long or costly."""
+    """A value as text for an error message, with its type unless it is a plain value."""
     if value is None or isinstance(value, str | bool | float | complex | bytes | Integral):
         return abbreviated(value)
     return f"{type(value).__name__} {abbreviated(value)}"[:_SHOWN]
 
 
 def abbreviated(value: object) -> str:
-    """A value as Python writes it, in a few dozen characters, however much it holds."""
+    """The ``repr`` of a value, cut to a few dozen characters however large the value is."""
     if isinstance(value, Integral) and not isinstance(value, bool):
         number = int(value)
         return str(number) if abs(number) < 10**30 else "a number of more than 30 digits"
@@ -37,12 +37,12 @@ def abbreviated(value: object) -> str:
         return repr(value[:_SHOWN])[:_SHOWN]
     try:
         return _BOUNDED.repr(value)[:_SHOWN]
-    except (ValueError, RecursionError):  # a number of thousands of digits, a nest of objects
+    except (ValueError, RecursionError):  # thousands of digits, or deeply nested objects
         return f"a {type(value).__name__}"
 
 
 def check_whole(name: str, value: Any, least: int, most: int = _MOST) -> int:
-    """A whole number from ``least`` to ``most``; NumPy's are taken too."""
+    """``value`` as int, if it is a whole number (NumPy's included) from ``least`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {shown(value)}")
     number = int(value)
@@ -54,19 +54,19 @@ def check_whole(name: str, value: Any, least: int, most: int = _MOST) -> int:
 
 
 def check_count(name: str, value: Any) -> int:
-    """A whole number of at least 1 (and at most 2^31 - 1)."""
+    """``value`` as int, if it is a whole number from 1 to 2^31 - 1."""
     return check_whole(name, value, 1)
 
 
 def check_path(name: str, value: Any) -> Path:
-    """A path, from text or a path."""
+    """``value`` as a path, if it is a string or a path."""
     if not isinstance(value, str | Path):
         raise TypeError(f"{name}: expected a path, got {shown(value)}")
     return Path(value)
 
 
 def check_folder(name: str, value: Any) -> Path:
-    """The path of a folder that can be written to, there or to be made."""
+    """The path of a folder which can be written to, whether it exists or is yet to be created."""
     path = check_path(name, value)
     nearest = next(p for p in (path, *path.absolute().parents) if path_mode(name, p) is not None)
     if not nearest.is_dir():
@@ -76,7 +76,7 @@ def check_folder(name: str, value: Any) -> Path:
 
 
 def check_file(name: str, value: Any) -> Path:
-    """The path of a file that can be written, there already or in a folder that is there."""
+    """The path of a file which can be written: its folder exists, and it is no folder itself."""
     path = check_path(name, value)
     mode = path_mode(name, path)
     folder = path.absolute().parent
@@ -88,7 +88,7 @@ def check_file(name: str, value: Any) -> Path:
 
 
 def kind_of_file(mode: int) -> str:
-    """What a file that is no regular one is, by its ``st_mode``, in words."""
+    """The kind of a file which is not a regular one, in words, from its ``st_mode``."""
     return _KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
@@ -102,13 +102,13 @@ _KINDS = {
 
 
 def path_mode(name: str, path: Path) -> int | None:
-    """``st_mode`` of what is there, None where nothing is; ValueError for impossible paths."""
+    """``st_mode`` of the file at ``path``; None where there is none. ValueError for a bad path."""
     try:
         return os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as error:
-        raise PermissionError(f"{name}: {path} cannot be looked at: {error.strerror}") from None
+        raise PermissionError(f"{name}: {path} cannot be accessed: {error.strerror}") from None
     except (OSError, ValueError) as error:  # too long a name, a loop of links, a null character
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
@@ -122,7 +122,7 @@ def _check_writable(name: str, folder: Path) -> None:
 
 
 def check_seed(seed: Any) -> int:
-    """The seed, if it is a whole number of 64 bits."""
+    """``seed`` as int, if it is a whole number from 0 to 2^64 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**64:
         raise ValueError(f"seed: expected a whole number in [0, 2^64), got {shown(seed)}")
     return int(seed)
@@ -131,7 +131,7 @@ def check_seed(seed: Any) -> int:
 def check_number(
     name: str, value: Any, above: float, below: float = math.inf, zero: bool = False
 ) -> float:
-    """A finite number above ``above`` and below ``below``, both excluded; or 0, with ``zero``."""
+    """``value`` as float, if it is in the open interval (above, below); or 0, with ``zero``."""
     wanted = "0 or " if zero else ""
     if below < math.inf:
         wanted += f"a number between {above:g} and {below:g}"
@@ -149,24 +149,24 @@ def check_number(
 
 
 def check_choice(name: str, value: Any, options: Sequence[str]) -> str:
-    """One of ``options``."""
+    """``value``, if it is one of ``options``."""
     if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name}: expected one of {tuple(options)}, got {shown(value)}")
     return value
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """True or False."""
+    """``value``, if it is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected True or False, got {shown(value)}")
     return value
 
 
 def names_of(kind: type) -> tuple[str, ...]:
-    """The fields of a dataclass, in their order."""
+    """The names of the fields of a dataclass, in their order."""
     return tuple(each.name for each in fields(kind))
 
 
 def taken(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Those of ``options`` that have one of ``names``; they are taken out of it."""
+    """Remove the items with one of ``names`` from ``options`` and return them."""
     return {name: options.pop(name) for name in names if name in options}

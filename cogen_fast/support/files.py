@@ -1,4 +1,4 @@
-"""Reading regular files only, and writing them so that nothing is ever half-written."""
+"""Reading of regular files, and atomic writing, after which no file is half-written."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from typing import Any, BinaryIO
 
 from cogen_fast.support.arguments import abbreviated, kind_of_file, path_mode
 
-SEEN_SECONDS = 120.0
+WAIT_SECONDS = 120.0
 _POLL_SECONDS = 0.2
-# A writer touches its file more often than this: an older temporary file is of one that was killed.
+# A writer touches its file more often; an older temporary file is left by a killed writer.
 _ABANDONED_SECONDS = 3600.0
-_RANDOM = r"[a-z0-9_]{8}"  # what `tempfile` puts into a name
+_RANDOM = r"[a-z0-9_]{8}"  # the random part of a name by `tempfile`
 # Without O_NONBLOCK, opening a named pipe waits for a writer.
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 
 
 def open_regular(name: str, path: Path) -> BinaryIO:
-    """The regular file at ``path``, behind links too, opened for reading.
+    """Open the regular file at ``path``, or to which it links, for reading.
 
-    A pipe, socket or device is a ValueError at once, as are a loop of links and a name that cannot
-    be; a folder, a file that is missing or must not be read is the OSError that Python has for it.
-    All name the argument ``name``.
+    A pipe, a socket, a device, a loop of links or an invalid name raises ValueError at once. A
+    folder, or a file that is missing or not readable, raises the corresponding OSError. All errors
+    name the argument ``name``.
     """
-    # Looked at before, as opening a device can do something, and after, for what has taken its
-    # place meanwhile.
+    # Checked before opening, as opening a device can have effects, and after it, in case another
+    # file has taken its place in between.
     mode = path_mode(name, path)
     if mode is None:
         raise FileNotFoundError(f"{name}: expected a file, found none at {path}")
@@ -50,7 +50,7 @@ def open_regular(name: str, path: Path) -> BinaryIO:
 
 
 def check_readable(name: str, path: Path) -> None:
-    """Raise what `open_regular` raises, before any work is done that needs the file."""
+    """Raise the errors of `open_regular`, before any work is done which needs the file."""
     open_regular(name, path).close()
 
 
@@ -66,12 +66,12 @@ def _check_regular(name: str, path: Path, mode: int) -> None:
 
 
 def size_of(file: BinaryIO) -> int:
-    """Bytes of an open regular file."""
+    """The size of an open regular file, in bytes."""
     return os.fstat(file.fileno()).st_size
 
 
 def read_text(name: str, path: Path) -> str:
-    """The text of a regular file in UTF-8; ValueError for other bytes, or as `open_regular`."""
+    """The text of a regular file in UTF-8. ValueError for other bytes; errors of `open_regular`."""
     with open_regular(name, path) as file:
         content = file.read()
     try:
@@ -81,7 +81,7 @@ def read_text(name: str, path: Path) -> str:
 
 
 def parse_json(name: str, text: str) -> Any:
-    """What JSON from a file says; ValueError naming ``name`` for none, or one nested too deep."""
+    """The value of JSON text. ValueError, naming ``name``, if invalid or nested too deeply."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -91,11 +91,11 @@ def parse_json(name: str, text: str) -> Any:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """``write`` a temporary file beside ``path``, flush it to disk, then rename it to ``path``.
 
-    Whatever goes wrong, ``path`` holds either what it held or all of the new. What earlier writes
-    to ``path`` that were killed have left beside it is removed, once it is an hour old.
+    Whatever goes wrong, ``path`` has either its old content or all of the new. Temporary files left
+    by earlier, killed writes to ``path`` are removed once they are an hour old.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    now = os.fstat(handle).st_mtime  # by the clock that other files in the folder have
+    now = os.fstat(handle).st_mtime  # by the same clock as other files in the folder
     os.close(handle)
     temporary = Path(name)
     try:
@@ -110,24 +110,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _remove_abandoned(path: Path, now: float) -> None:
-    """Old temporary files of ``path``. Their names are random: none is ever another writer's."""
+    """Remove old temporary files of ``path``. As names are random, no writer uses them again."""
     pattern = re.compile(re.escape(f".{path.name}.") + _RANDOM + re.escape(path.suffix))
     for name in filter(pattern.fullmatch, os.listdir(path.parent)):
-        with suppress(OSError):  # another process has removed it, or it belongs to another user
+        with suppress(OSError):  # another process removed it, or it belongs to another user
             found = os.lstat(path.parent / name)
             if stat.S_ISREG(found.st_mode) and found.st_mtime < now - _ABANDONED_SECONDS:
                 os.unlink(path.parent / name)
 
 
-def until_seen(missing: Callable[[], Path | None]) -> None:
-    """Until no file is ``missing`` of those that other processes have written in a common folder.
+def wait_for_files(missing: Callable[[], Path | None]) -> None:
+    """Wait until ``missing`` returns None instead of a file that another process has written.
 
-    Several machines may take a while to see them. Raises FileNotFoundError after `SEEN_SECONDS`.
+    A file in a common folder may take a while to appear on other machines. FileNotFoundError after
+    `WAIT_SECONDS`.
     """
-    end = time.monotonic() + SEEN_SECONDS
+    end = time.monotonic() + WAIT_SECONDS
     while (path := missing()) is not None:
         if time.monotonic() > end:
             raise FileNotFoundError(
-                f"out: expected one folder for all processes, but {path} of another is not there"
+                f"out: expected a common folder of all processes, but another's {path} is missing"
             )
         time.sleep(_POLL_SECONDS)

@@ -1,8 +1,8 @@
-"""What the fields of a saved state hold: dtype, dimensions and range, as annotations of its types.
+"""Annotations for the fields of a saved state: dtype, dimensions and range of values.
 
-A field is ``Annotated[Tensor, Array("B N", low=0.0)]``, or one of the names below. Dimensions are
-named; a `Layout` says what sizes the names stand for in a run. A name that it does not know is
-bound by the first tensor of its dataclass.
+A field has a type such as ``Annotated[Tensor, Array("B N", low=0.0)]``, or one of the aliases
+below. Dimensions have names; a `Layout` gives their sizes in a run. A name which the layout does
+not have takes its size from the first tensor of the dataclass with that dimension.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from cogen_fast.support.arguments import abbreviated
 
 @dataclass(frozen=True)
 class Array:
-    """A tensor of ``dims``, names and numbers with spaces between, and of ``dtype``.
+    """A tensor with dimensions ``dims``, names or numbers separated by spaces, and ``dtype``.
 
-    ``dtype`` None is that of the latents. Values lie from ``low`` to ``high``, a number or the name
-    of a size, or below the size named ``below``; ``infinite`` ones and NaN are refused unless they
-    may be there.
+    ``dtype`` None means that of the latents. Values lie between ``low`` and ``high``, a number or
+    the name of a size, or below the size named ``below``. Infinite values and NaN are refused
+    unless ``infinite`` or ``nan`` allows them.
     """
 
     dims: str
@@ -38,7 +38,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Whole:
-    """An integer from ``low`` to ``high``, numbers or names of sizes."""
+    """An integer from ``low`` to ``high``, which are numbers or names of sizes."""
 
     low: int | str = 0
     high: int | str = 2**63 - 1
@@ -46,17 +46,17 @@ class Whole:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a dataclass within another: its own names of dimensions, by those of the outer one."""
+    """For a nested dataclass: maps its own names of dimensions to names or sizes outside."""
 
     names: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The ``kind`` of a run, the ``sizes`` of its dimensions, and the ``dtype`` of its latents.
+    """The type ``kind`` of a run, the ``sizes`` of its dimensions, and its latents' ``dtype``.
 
-    ``present``: by name, whether an optional field is there, where settings decide it. ``check``
-    raises ValueError where a run's parts do not go together.
+    ``present`` says, by name, whether an optional field has a value, where the settings determine
+    it. ``check`` raises ValueError if the parts of a run are inconsistent.
     """
 
     kind: type
@@ -83,9 +83,10 @@ Count = Annotated[int, Whole()]
 def check_array(
     name: str, value: Tensor, array: Array, dtype: torch.dtype, sizes: dict[str, int]
 ) -> None:
-    """ValueError naming what is wrong; ``sizes`` takes up those that are not known before.
+    """Raise ValueError, naming ``name``, if ``value`` is not as declared in ``array``.
 
-    ``dtype`` is that of the latents.
+    ``sizes`` is extended by the sizes of names which it does not have yet. ``dtype`` is that of the
+    latents.
     """
     dtype, shape = array.dtype or dtype, _shape(value, array, sizes)
     if value.dtype != dtype or tuple(value.shape) != shape:
@@ -108,7 +109,7 @@ def check_array(
 
 
 def check_whole(name: str, value: object, whole: Whole, sizes: Mapping[str, int]) -> None:
-    """ValueError naming what is wrong."""
+    """Raise ValueError, naming ``name``, if ``value`` is not as declared in ``whole``."""
     low, high = (sizes[x] if isinstance(x, str) else x for x in (whole.low, whole.high))
     if type(value) is not int or not low <= value <= high:
         wanted = f"{low}" if low == high else f"an integer from {low} to {high}"

@@ -1,4 +1,4 @@
-"""Memory: telling when there is or was too little, and how much a call needs."""
+"""Memory: whether there is or was too little, and how much a call needs."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ try:
 except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
-# Where Linux tells how much a group of processes may have, such as a container's.
+# Where Linux has the memory limit of a group of processes, such as those of a container.
 _GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _SIZE = "a size of latents"
 _FEW, _MORE = 2, 8
-_SHARE = 0.8  # of what is free: workspaces and fragments take the rest
+_SHARE = 0.8  # of the free memory; workspaces and fragmentation take the rest
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """CUDA has an exception of its own; the CPU allocator only says so in words."""
+    """Whether memory ran out. Of the CPU allocator's error only the text says so."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def check_room(
     counts: Mapping[str, int], each: int, what: str, device: torch.device | None = None
 ) -> None:
-    """ValueError naming the largest of ``counts`` where their product is more than memory holds.
+    """Raise ValueError, naming the largest of ``counts``, if their product cannot fit in memory.
 
-    ``each`` is how many bytes go with one of them at the very least: what fits by this may still
-    not fit. ``what`` says what they count. On a CUDA ``device`` its own memory counts.
+    ``each`` is a lower bound of the bytes per item, so even what passes may not fit. ``what``
+    describes the counts in the message. For a CUDA ``device`` its own memory counts.
     """
     cuda = device is not None and device.type == "cuda"
     there = torch.cuda.mem_get_info(device)[1] if cuda else _main_memory()
@@ -54,10 +54,11 @@ def check_samples(
     outputs: int = 0,
     device: torch.device | None = None,
 ) -> None:
-    """ValueError where as many samples as the product of ``counts`` cannot be held in memory.
+    """Raise ValueError if the samples, the product of ``counts``, cannot fit in memory.
 
-    Each has ``latents`` latents of ``latent_size`` and ``outputs`` numbers beside them, in float32
-    at least. The error names the largest count, or ``latent_shape`` where that is larger than all.
+    Each sample has ``latents`` vectors of ``latent_size`` numbers and ``outputs`` further numbers,
+    in float32 or larger. The error names the largest count, or ``latent_shape`` if the latent size
+    is larger than the number of samples.
     """
     each = 4 * (latents * latent_size + outputs)
     samples = math.prod(counts.values())
@@ -72,7 +73,7 @@ def _gigabytes(size: int) -> str:
 
 
 def _main_memory() -> int | None:
-    """Bytes of main memory that this process can have at most; None where nothing tells."""
+    """Main memory, in bytes, which this process can use at most; None where it is not known."""
     limits = [_number(Path(path)) for path in _GROUP_LIMITS]
     if resource is not None:
         limits += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit > 0]
@@ -84,24 +85,25 @@ def _main_memory() -> int | None:
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # no such file; or "max", which is no limit
+    except (OSError, ValueError):  # there is no such file, or it says "max" (no limit)
         return None
 
 
 def is_capturing() -> bool:
-    """Whether the current stream records a CUDA graph, during which no memory can be given back."""
+    """Whether the current stream records a CUDA graph; no memory can be freed while it does."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def rows_that_fit(work: Callable[[int], object], device: torch.device) -> int | None:
-    """The most rows of a call ``work(rows)`` on a CUDA device, by its measured peaks for few rows.
+    """The largest number of rows for which ``work(rows)`` fits into a CUDA device's memory.
 
-    None where memory cannot be measured. Resets the device's peak statistics.
+    It is extrapolated from the measured memory peaks of a few rows; None where memory cannot be
+    measured. Resets the device's peak statistics.
     """
     if device.type != "cuda":
         return None
     try:
-        work(_MORE)  # whatever is allocated once
+        work(_MORE)  # so that one-time allocations are not measured
         few, more = (_peak(work, rows, device) for rows in (_FEW, _MORE))
     except RuntimeError as error:
         if is_out_of_memory(error):
@@ -115,7 +117,7 @@ def rows_that_fit(work: Callable[[int], object], device: torch.device) -> int | 
 
 
 def _peak(work: Callable[[int], object], rows: int, device: torch.device) -> int:
-    """Bytes that a call allocates at most at a time."""
+    """The peak number of bytes which a call allocates."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     work(rows)
@@ -123,6 +125,6 @@ def _peak(work: Callable[[int], object], rows: int, device: torch.device) -> int
 
 
 def _free(device: torch.device) -> int:
-    """Bytes that can still be allocated, torch's own unused ones among them."""
+    """Bytes which can still be allocated, including those that torch holds but does not use."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + unused)

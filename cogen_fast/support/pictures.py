@@ -1,8 +1,8 @@
-"""Opening picture files of a few formats, all of which Pillow decodes within this process.
+"""Opening of picture files in a few formats, all of which Pillow decodes within this process.
 
-Pillow reads more: PostScript, for which it starts Ghostscript, and formats that hardly any program
-has tested against damaged files. What a file is is told by its content, so that its name is no
-protection.
+Pillow reads further formats: PostScript, for which it starts Ghostscript, and formats whose
+decoders are rarely tested with damaged files. As Pillow identifies a file by its content, a check
+of its name would give no protection.
 """
 
 from __future__ import annotations
@@ -17,33 +17,32 @@ from typing import BinaryIO
 from PIL import Image
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-_HEAVY = ("AVIF", "JPEG2000", "WEBP")  # whose decoders hold a picture twice over
-# Of a pixel in a file that is not compressed: four channels of 16 bits.
-_MOST_BYTES = 8
-_SIDE_BY_SIDE = 2**26  # pixels, each of which takes up to 16 bytes while it is decoded
-_ROOM = 2**20  # for what else a file holds, such as a profile of colours
+_HEAVY = ("AVIF", "JPEG2000", "WEBP")  # their decoders hold a picture in memory twice
+_MOST_BYTES = 8  # per pixel of an uncompressed file: four channels of 16 bits
+_AT_ONCE = 2**26  # pixels decoded at a time, each of which takes up to 16 bytes meanwhile
+_OTHER_BYTES = 2**20  # for other content of a file, such as a colour profile
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow reads."""
+    """Those of `FORMATS` which the installed Pillow reads."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 @cache
 def endings() -> frozenset[str]:
-    """What names of files in these formats end in, in small letters."""
-    known = Image.registered_extensions()  # after `formats`, of all plugins
+    """File name extensions of these formats, in lower case."""
+    known = Image.registered_extensions()  # of all plugins
     return frozenset(ending for ending, name in known.items() if name in formats())
 
 
 def open_picture(file: BinaryIO) -> Image.Image:
     """The picture in an open file, not decoded yet.
 
-    Pillow raises nearly anything for a damaged file and `PIL.UnidentifiedImageError` for other
-    formats; ValueError where there are more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or half as
-    many in AVIF, JPEG 2000 and WebP, whose decoders take twice the memory.
+    Pillow raises almost any exception for a damaged file, and `PIL.UnidentifiedImageError` for
+    other formats. ValueError where the picture has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels;
+    for AVIF, JPEG 2000 and WebP, whose decoders need twice the memory, half of that.
     """
     image = Image.open(file, formats=formats())
     check_pixels(*image.size, share=2 if image.format in _HEAVY else 1)
@@ -51,9 +50,9 @@ def open_picture(file: BinaryIO) -> Image.Image:
 
 
 def check_pixels(width: int, height: int, share: int = 1) -> None:
-    """ValueError for too large a picture. Pillow by itself warns only, up to twice its limit.
+    """Raise ValueError if a picture has more pixels than Pillow's limit divided by ``share``.
 
-    One ``share``-th of its limit is allowed.
+    Pillow itself only warns up to twice its limit.
     """
     most = None if Image.MAX_IMAGE_PIXELS is None else Image.MAX_IMAGE_PIXELS // share
     if most is not None and width * height > most:
@@ -61,13 +60,13 @@ def check_pixels(width: int, height: int, share: int = 1) -> None:
 
 
 def most_bytes() -> float:
-    """The size of the largest picture's file. Some decoders begin by reading all of it."""
+    """Largest size of a picture's file, in bytes. Some decoders read the whole file first."""
     most = Image.MAX_IMAGE_PIXELS
-    return math.inf if most is None else _MOST_BYTES * most + _ROOM
+    return math.inf if most is None else _MOST_BYTES * most + _OTHER_BYTES
 
 
-class _Share:
-    """So many pixels at a time, by whichever threads."""
+class _PixelLimit:
+    """A context which at most ``most`` pixels, of all threads together, are in at a time."""
 
     def __init__(self, most: int) -> None:
         self._most = self._left = most
@@ -87,5 +86,5 @@ class _Share:
                 self._changed.notify_all()
 
 
-side_by_side = _Share(_SIDE_BY_SIDE)
-"""A context for decoding that waits while other threads decode too much: files can be all large."""
+limited_decoding = _PixelLimit(_AT_ONCE)
+"""A context for decoding, which waits while other threads decode too many pixels."""

@@ -1,4 +1,4 @@
-"""Safetensors files whose bytes depend on nothing but what they hold."""
+"""Safetensors files whose bytes depend on their content only."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from safetensors.torch import save
 from torch import Tensor
 
-_LENGTH = 8  # bytes that tell the length of the header, whose end is aligned to as many
+_LENGTH = 8  # bytes of the field with the header's length; the header's end is aligned to them
 
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The file of ``tensors`` and ``metadata``, the latter in the order of its names.
+    """The bytes of a file with ``tensors`` and ``metadata``, the latter sorted by name.
 
-    The library by itself writes metadata in an order that changes from process to process.
+    The safetensors library itself writes metadata in an order that changes between processes.
     """
     content = save({name: value.detach().contiguous() for name, value in tensors.items()})
     start = _LENGTH + int.from_bytes(content[:_LENGTH], "little")
@@ -22,5 +22,5 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byte
     header = named | json.loads(content[_LENGTH:start])
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _LENGTH)
-    values = memoryview(content)[start:]  # not copied twice: a trace may be large
+    values = memoryview(content)[start:]  # avoids a second copy, as a trace may be large
     return b"".join((len(text).to_bytes(_LENGTH, "little"), text, values))

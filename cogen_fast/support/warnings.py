@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line, not at ours."""
+"""Warnings which point at the user's line instead of a line of this package."""
 
 from __future__ import annotations
 

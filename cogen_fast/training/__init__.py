@@ -1,1 +1,1 @@
-"""Training of generators."""
+"""Training of generators: progressive GANs, and the 2-D study's GAN."""

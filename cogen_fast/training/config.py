@@ -1,4 +1,4 @@
-"""Settings of a progressive training, and the phases of growth that follow from them."""
+"""The settings of a progressive training, and the phases of growth that follow from them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _SMALL_BATCH = 16
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training: ``images`` shown at ``resolution``, from ``start`` on.
+    """A part of a training: ``images`` images at ``resolution``, from image ``start`` on.
 
-    While it ``fades``, the weight of the new resolution grows from 0 to 1.
+    If it ``fades``, the weight of the new resolution grows from 0 to 1 meanwhile.
     """
 
     resolution: int
@@ -36,37 +36,40 @@ class Phase:
     images: int
 
     def alpha(self, shown: int) -> float:
-        """Weight of the new resolution once ``shown`` images have been shown in all."""
+        """The weight of the new resolution after ``shown`` images of the whole training."""
         return min(1.0, max(0.0, (shown - self.start) / self.images)) if self.fades else 1.0
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a progressive GAN is trained. Defaults are those of Karras et al. 2018, appendix A.
+    """The settings of a progressive training; the defaults are those of Karras et al. 2018,
+    appendix A.
 
     Args:
-        resolution: final side of the images, a power of two in 4 ... 1024.
-        channels: colours of the images, 1 or 3; None: as the images have.
-        latent_size: length of z.
-        fmap_base, fmap_max: feature maps are `min(fmap_base / 2^s, fmap_max)`, s = 1 at 4 px.
-        feature_maps: the generator's, one number per resolution from 4 px up, in place of the
-            formula.
-        discriminator_maps: the discriminator's; None: as the generator's.
-        phase_images: images shown while a resolution fades in, and as many once it has.
-        total_images: images shown in all; what is left goes to the final resolution.
-        batch: images per step, of all processes together: a number, or one per resolution (a
-            resolution that is not named takes that of the next lower one); None: 16 up to 128 px,
-            then 14, 6, 3.
-        learning_rate: of Adam(0, 0.99), for both players.
+        resolution: the final side of the images, a power of two in 4 ... 1024.
+        channels: the number of colour channels of the images, 1 or 3; None: as the images have.
+        latent_size: the length of z.
+        fmap_base, fmap_max: there are `min(fmap_base / 2^s, fmap_max)` feature maps, s = 1 at 4 px.
+        feature_maps: the generator's feature maps, one number per resolution from 4 px up, in place
+            of the formula.
+        discriminator_maps: the discriminator's feature maps; None: as the generator has.
+        phase_images: the number of images shown while a resolution fades in, and again once it has.
+        total_images: the number of images shown in the whole training; the final resolution gets
+            all that remain.
+        batch: images per step, over all processes together: a number, or one per resolution (a
+            resolution that is not named takes the number of the next lower one); None: 16 up to 128
+            px, then 14, 6, 3.
+        learning_rate: the learning rate of Adam(0, 0.99), for both networks.
         loss: "wgan-gp", or "r1": non-saturating, with a penalty at every 16th step.
-        r1_gamma: weight of the R1 penalty.
-        average: of the generator's weights, what is kept of the mean in each step, in (0, 1).
+        r1_gamma: the weight of the R1 penalty.
+        average: the decay per step of the moving average of the generator's weights, in (0, 1).
         flips: whether images are mirrored at random.
         precision: "float32", or "bfloat16": autocast in both networks.
-        seed: of weights, latents and the order of the images.
+        seed: the seed of weights, latents and the order of the images.
 
     Raises:
-        ValueError: an argument is out of range; names it, what was expected and what came.
+        ValueError: an argument is out of range; the message names it, what was expected and what
+            came.
     """
 
     resolution: int
@@ -95,7 +98,7 @@ class TrainingConfig:
             )
         if self.channels is not None and check_count("channels", self.channels) not in (1, 3):
             raise ValueError(f"channels: expected 1 or 3, got {shown(self.channels)}")
-        # NumPy's numbers become Python's, which JSON can hold.
+        # NumPy's numbers become Python's, which JSON can represent.
         for name in ("latent_size", "fmap_base", "fmap_max", "phase_images", "total_images"):
             self._settle(name, check_count(name, getattr(self, name)))
         for name in ("learning_rate", "r1_gamma"):
@@ -111,8 +114,8 @@ class TrainingConfig:
         grown = self.phases[-1].start
         if self.total_images <= grown:
             raise ValueError(
-                f"total_images: expected more than {grown}, the images of all phases before the "
-                f"last (phase_images={self.phase_images}), got {self.total_images}"
+                f"total_images: expected more than {grown}, the number of images of all phases "
+                f"before the last (phase_images={self.phase_images}), got {self.total_images}"
             )
 
     def _settle(self, name: str, value: Any) -> None:
@@ -133,7 +136,7 @@ class TrainingConfig:
         return tuple(check_count(name, count) for count in maps)
 
     def _batches(self) -> dict[int, int]:
-        """The batch of every resolution."""
+        """The batch size at every resolution."""
         given = self.batch
         if given is None:
             given = _PUBLISHED_BATCH | {RESOLUTIONS[0]: _SMALL_BATCH}
@@ -147,7 +150,7 @@ class TrainingConfig:
         batches = {}
         for side in RESOLUTIONS[: RESOLUTIONS.index(self.resolution) + 1]:
             if lowest == 0 or side < lowest:
-                raise ValueError(f"batch: expected a number for resolution {side} too")
+                raise ValueError(f"batch: expected a number for resolution {side} too, got none")
             batches[side] = int(given[max(s for s in given if s <= side)])
             if batches[side] > self.phase_images:
                 raise ValueError(
@@ -157,14 +160,14 @@ class TrainingConfig:
         return batches
 
     def batch_at(self, resolution: int) -> int:
-        """Images per step at ``resolution``, of all processes together."""
+        """Images per step at ``resolution``, over all processes together."""
         assert isinstance(self.batch, dict)
         count: int = self.batch[resolution]
         return count
 
-    @cached_property  # asked for at every step
+    @cached_property  # every step reads it
     def phases(self) -> list[Phase]:
-        """The phases in order: 4 px; then each further resolution, first fading in."""
+        """The phases in order: 4 px; then each further resolution, fading in first."""
         phases, start = [], 0
         for resolution in RESOLUTIONS[: RESOLUTIONS.index(self.resolution) + 1]:
             for fades in (False,) if resolution == RESOLUTIONS[0] else (True, False):
@@ -174,7 +177,7 @@ class TrainingConfig:
         return [*phases, Phase(last.resolution, False, last.start, self.total_images - last.start)]
 
     def phase(self, shown: int) -> Phase:
-        """The phase that comes once ``shown`` images have been shown."""
+        """The phase of the training after ``shown`` images."""
         return next(p for p in reversed(self.phases) if p.start <= shown)
 
     def maps(self, name: str, resolution: int) -> list[int]:
@@ -182,5 +185,9 @@ class TrainingConfig:
         return list(getattr(self, name)[: RESOLUTIONS.index(resolution) + 1])
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready settings, all told: `TrainingConfig(**d)` is equal, with whole-number keys."""
+        """All settings, JSON-ready.
+
+        `TrainingConfig(**d)` is equal; after a round trip through JSON the keys of ``batch`` have
+        to be made integers again.
+        """
         return asdict(self)

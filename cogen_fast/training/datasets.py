@@ -1,4 +1,4 @@
-"""Training images: any of the usual sources, decoded once into a memory-mapped file.
+"""Training images from any of the usual sources, decoded once into a memory-mapped file.
 
 Source (folder of image files, IDX file, `.npz`) -> each image upright, 8 bits, grey or colour ->
 cropped or padded to a square of R x R -> one `.npy` in a cache, which later calls only open.
@@ -49,9 +49,9 @@ from cogen_fast.support.memory import check_room
 from cogen_fast.support.pictures import (
     check_pixels,
     endings,
+    limited_decoding,
     most_bytes,
     open_picture,
-    side_by_side,
 )
 from cogen_fast.support.warnings import warn_user
 
@@ -59,12 +59,12 @@ Pixels = npt.NDArray[np.uint8]
 _Load = Callable[[Any, Callable[[Image.Image], Any]], Any]
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
-# To be raised with every change of the pixels that a source gives, or of the file's layout.
+# Raise this with every change of the pixels that a source gives, or of the layout of the file.
 _FORMAT = 1
 _MODES = {1: "L", 3: "RGB"}
 _GREY = ("1", "L", "LA", "La", "I", "F")
 _WORKERS = min(16, os.cpu_count() or 1)
-_NAMED = 5
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +72,9 @@ class Images:
     """N square images.
 
     Attributes:
-        pixels: uint8 (M, C, R, R), as a rule memory-mapped; C is 1 or 3, R a power of two in
-            4 ... 1024.
-        rows: int64 (N,), which of the pixels are these images, in order; None: all, N = M.
+        pixels: uint8 (M, C, R, R), memory-mapped as a rule; C is 1 or 3, R a power of two in 4 ...
+            1024.
+        rows: int64 (N,), which rows of `pixels` are these images, in order; None: all, N = M.
 
     Raises:
         ValueError: `pixels` has another type or shape.
@@ -102,7 +102,7 @@ class Images:
 
     @property
     def resolution(self) -> int:
-        """Side R of the stored images."""
+        """The side R of the stored images."""
         return int(self.pixels.shape[2])
 
     def batch(
@@ -111,12 +111,12 @@ class Images:
         resolution: int | None = None,
         flip: Tensor | None = None,
     ) -> Tensor:
-        """Images `indices`, float32 (n, C, r, r) on the CPU, in [-1, 1]: 0 is -1, 255 is 1.
+        """The images `indices`, float32 (n, C, r, r) on the CPU, in [-1, 1]: 0 is -1, 255 is 1.
 
         Args:
             indices: whole numbers (n,), each in 0 ... N - 1.
-            resolution: r, a power of two in 4 ... R; each pixel is the mean of the block of
-                R / r x R / r that it covers. None: R.
+            resolution: r, a power of two in 4 ... R; each pixel is the mean of the block of R / r x
+                R / r pixels that it covers. None: R.
             flip: bool (n,), True where the image is mirrored left to right; None: nowhere.
 
         Raises:
@@ -124,7 +124,7 @@ class Images:
         """
         rows = self._checked_rows(indices)
         side = self.resolution if resolution is None else _checked_side(resolution, self.resolution)
-        # Sums of up to 256 x 256 bytes are whole numbers below 2^24: the means are exact.
+        # Sums of up to 256 x 256 bytes are whole numbers below 2^24, so the means are exact.
         levels = torch.from_numpy(self.pixels[rows]).float()
         levels = F.avg_pool2d(levels, self.resolution // side)
         if flip is not None:
@@ -133,16 +133,16 @@ class Images:
         return levels / 127.5 - 1.0
 
     def split(self, held_out: int) -> tuple[Images, Images]:
-        """The images to train on and the `held_out` others, in a fixed pseudo-random order.
+        """The images to train on, and the `held_out` others, in a fixed pseudo-random order.
 
-        It depends on N and `held_out` only; a smaller set of held-out images is part of a larger.
+        The order depends on N alone, so a smaller set of held-out images is part of a larger one.
         Nothing is copied.
 
         Raises:
-            ValueError: `held_out` is no whole number in 0 ... N - 1.
+            ValueError: `held_out` is not a whole number in 0 ... N - 1.
         """
         count = check_whole("held_out", held_out, 0, len(self) - 1)
-        # NumPy promises that the stream of this older class, unlike default_rng's, never changes.
+        # NumPy guarantees that the stream of this older class, unlike default_rng's, never changes.
         order = np.random.RandomState(0).permutation(len(self)).astype(np.int64)
         rows = order if self.rows is None else self.rows[order]
         kept = len(self) - count
@@ -173,40 +173,41 @@ def open_images(
     cache: str | Path | None = None,
     progress: bool = True,
 ) -> Images:
-    """Training images of `source`, decoded at the first call and only opened at later ones.
+    """Training images of `source`, which the first call decodes and later calls only open.
 
     Args:
         source: one of
-            a folder, searched with its subfolders for image files (by the endings of
-            `cogen_fast.support.pictures.FORMATS`; hidden files, hidden folders and linked folders
-            are left out), which come in the order of their names;
+            a folder, which is searched with its subfolders for image files (by the endings of
+                `cogen_fast.support.pictures.FORMATS`; hidden files, hidden folders and linked
+                folders are left out); the images are in the order of the files' names;
             an IDX file (the format of MNIST) of unsigned bytes, (N, H, W) or (N, H, W, C),
-            gzip-compressed or not;
-            an `.npz` with an array of uint8, (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3;
-            of several arrays the one that is named "images". Files that are no folder are told by
-            their content and held in memory while they are converted. One that is compressed may
-            unpack to 256 MB, or to 16 times its own size where that is more.
+                gzip-compressed or not;
+            an `.npz` with an array of uint8, (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3; if
+                it has several arrays, the one named "images" is taken.
+            The format of a file is recognised by its content, and the file is held in memory while
+                it is converted. A compressed file may unpack to 256 MB, or to 16 times its own size
+                if that is more.
         resolution: R, a power of two in 4 ... 1024.
         fit: "crop" takes the square at the centre and scales it to R x R (Lanczos); "pad" scales
             down what is larger than R x R and puts black borders round what is smaller.
         channels: 1 or 3, to which all images are converted; None: as they are.
-        bad_share: the share of a folder's image files, in [0, 1), up to which corrupt ones are left
-            out with a warning that names them.
-        cache: folder of the decoded images; None: `cogen-fast/datasets` in `$XDG_CACHE_HOME` or
+        bad_share: the share of a folder's image files, in [0, 1), that may be corrupt; up to this
+            share they are left out with a warning that names them.
+        cache: the folder of the decoded images; None: `cogen-fast/datasets` in `$XDG_CACHE_HOME` or
             `~/.cache`. A change of the source or of an argument gives a new file there.
         progress: whether to show progress bars.
 
-    Transparent parts are laid over black, 16-bit greys become 8-bit, EXIF's orientation is obeyed.
-    A file counts as corrupt where Pillow cannot decode it as one of the formats, where it has more
-    pixels than `PIL.Image.MAX_IMAGE_PIXELS` or more bytes than these can take, where its values
-    have no known range (floats, 32-bit integers), and where it is no regular file: a link that
-    leads nowhere, a pipe, a device. Several processes may open the same source at once.
+    Transparent parts are shown over black, 16-bit greys become 8-bit, and the orientation in the
+    EXIF data is applied. A file counts as corrupt if Pillow cannot decode it as one of the formats,
+    if it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` or more bytes than these can take, if
+    the range of its values is not known (floats, 32-bit integers), or if it is not a regular file:
+    a link that leads nowhere, a pipe, a device. Several processes may open the same source at once.
 
     Raises:
         TypeError, ValueError: an argument is not as above; nothing has been read then.
-        FileNotFoundError: there is no `source`.
-        ValueError: `source` holds no images, something else, grey and colour with
-            `channels=None`, or too many corrupt files.
+        FileNotFoundError: `source` does not exist.
+        ValueError: `source` has no images, holds something else, has grey and colour images with
+            `channels=None`, or has too many corrupt files.
         OSError: a file cannot be read, or the cache cannot be written.
     """
     request = _Request(
@@ -229,16 +230,16 @@ def open_images(
     images, skipped = _read_cache(path, key)
     if skipped:
         warn_user(
-            f"{len(skipped)} of {len(names)} image files in {request.source} are corrupt and left "
-            f"out: {_first(skipped)}"
+            f"{len(skipped)} of {len(names)} image files in {request.source} are corrupt and are "
+            f"left out: {_first_names(skipped)}"
         )
     return images
 
 
 def image_files(folder: Path) -> list[str]:
-    """The image files that `open_images` reads in a folder, in order, relative to it.
+    """The image files of a folder that `open_images` reads, in order, relative to the folder.
 
-    Raises ValueError where there are none.
+    Raises ValueError if there are none.
     """
     names = sorted(_image_files(folder))
     if not names:
@@ -247,21 +248,21 @@ def image_files(folder: Path) -> list[str]:
 
 
 def read_image(path: Path, resolution: int, *, channels: int, fit: str = "crop") -> Tensor:
-    """One image file as `open_images` decodes it, float32 (C, R, R) in [-1, 1].
+    """One image file, decoded as by `open_images`: float32 (C, R, R) in [-1, 1].
 
-    Raises ValueError where it is corrupt, OSError where it cannot be read.
+    Raises ValueError if it is corrupt, OSError if it cannot be read.
     """
     side, count = _checked_side(resolution, RESOLUTIONS[-1]), _checked_channels(channels)
     check_choice("fit", fit, tuple(FITS))
     levels = _decoded(path, lambda image: _fitted(image, _MODES[count], fit, side))
     if levels is None:
-        raise ValueError(f"{path}: corrupt, too large, or no image of 8 or 16 bits")
+        raise ValueError(f"{path}: corrupt, too large, or not an image of 8 or 16 bits")
     return torch.from_numpy(levels.copy()).float() / 127.5 - 1.0
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What is to be made of which source: `open_images`' arguments."""
+    """The arguments of `open_images`: what is to be made of which source."""
 
     source: Path
     resolution: int
@@ -271,7 +272,7 @@ class _Request:
     progress: bool
 
     def key(self, names: Sequence[str]) -> str:
-        """Digest of all that decides the pixels; `names` are the source's files."""
+        """A digest of all that determines the pixels; `names` are the source's files."""
         stats = (_status(self.source / name) for name in names)
         files = [
             (name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(names, stats, strict=True)
@@ -282,7 +283,7 @@ class _Request:
 
 
 def _status(path: Path) -> os.stat_result:
-    """That of the file, or of the link itself where it leads nowhere or in a circle."""
+    """The status of the file, or of the link itself if it leads nowhere or in a circle."""
     try:
         return path.stat()
     except OSError:
@@ -293,9 +294,10 @@ def _status(path: Path) -> os.stat_result:
 
 @dataclass(frozen=True)
 class _Source:
-    """Images one by one.
+    """Images that are loaded one by one.
 
-    `load` an item as a picture of mode L or RGB for a function to use; None where it is corrupt.
+    `load(item, use)` gives `use` the item as a picture of mode L or RGB, and returns what `use`
+    returns; None if the item is corrupt.
     """
 
     items: Sequence[Any] | npt.NDArray[Any]
@@ -340,13 +342,13 @@ def _checked_cache(cache: object) -> Path:
     return folder
 
 
-def _first(names: Sequence[str]) -> str:
-    more = "" if len(names) <= _NAMED else f" and {len(names) - _NAMED} more"
-    return ", ".join(names[:_NAMED]) + more
+def _first_names(names: Sequence[str]) -> str:
+    more = "" if len(names) <= _MOST_NAMED else f" and {len(names) - _MOST_NAMED} more"
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _listed(source: Path) -> list[str]:
-    """The files that `source` consists of, relative to it: "" for a file."""
+    """The files that `source` consists of, relative to it: "" if it is a file."""
     mode = path_mode("source", source)
     if mode is None:
         raise FileNotFoundError(f"source: expected a folder or a file, found none at {source}")
@@ -358,14 +360,14 @@ def _listed(source: Path) -> list[str]:
 
 
 def _image_files(folder: Path) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder, onerror=_fail):
+    for parent, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in endings():
                 yield (Path(parent) / name).relative_to(folder).as_posix()
 
 
-def _fail(error: OSError) -> None:
+def _raise(error: OSError) -> None:
     raise error
 
 
@@ -378,18 +380,21 @@ def _is_cached(path: Path, key: str) -> bool:
 
 
 def _read_cache(path: Path, key: str) -> tuple[Images, list[str]]:
-    """The images and the names of the files left out, if `path` is a whole file with this `key`."""
+    """The images, and the names of the files left out.
+
+    Raises an error unless `path` is a complete file with this `key`.
+    """
     with open_regular("cache", path) as file:
         pixels = np.lib.format.open_memmap(path, mode="r")
         file.seek(pixels.offset + pixels.nbytes)
         trailer = parse_json("cache", file.read().decode())
     if trailer["key"] != key:
-        raise ValueError(f"{path} is a cache of something else")
+        raise ValueError(f"{path} is the cache of another source or of other arguments")
     return Images(pixels), list(trailer["skipped"])
 
 
 def _check_disk(folder: Path, source: _Source, request: _Request) -> None:
-    """OSError where the decoded images cannot fit: tiny ones can become huge ones."""
+    """OSError if the decoded images do not fit on the disk: tiny images can become huge ones."""
     side, channels = request.resolution, request.channels or source.channels
     needed, free = len(source.items) * channels * side * side, shutil.disk_usage(folder).free
     if needed > free:
@@ -402,12 +407,12 @@ def _check_disk(folder: Path, source: _Source, request: _Request) -> None:
 def _write_cache(
     request: _Request, source: _Source, names: Sequence[str], key: str, path: Path
 ) -> None:
-    """Decode to `path`: a `.npy`, followed by JSON that names the source and what is left out."""
+    """Decode to `path`: a `.npy`, followed by JSON with the `key` and the files left out."""
     channels = request.channels or source.channels
     shape = (channels, request.resolution, request.resolution)
     prepare = partial(_prepared, source.load, _MODES[channels], request)
     skipped: list[str] = []
-    # Written in a row, not through a memory map, in which a full disk would kill the process.
+    # The file is written in sequence: in a memory map a full disk would kill the process.
     with path.open("wb") as file, ThreadPoolExecutor(_WORKERS) as pool:
         _write_header(file, (len(source.items), *shape))
         decoded = _in_order(pool, prepare, source.items)
@@ -424,7 +429,7 @@ def _write_cache(
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
-    """NumPy's header; as it is padded, its length is the same for all numbers of images."""
+    """NumPy's header; it is padded, so its length is the same for any number of images."""
     facts = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, facts)
 
@@ -433,14 +438,14 @@ def _check_share(request: _Request, names: Sequence[str], skipped: Sequence[str]
     if len(skipped) / len(names) > request.bad_share:
         raise ValueError(
             f"source: expected at most a share of {request.bad_share:g} of corrupt image files in "
-            f"{request.source}, got {len(skipped)} of {len(names)}: {_first(skipped)}"
+            f"{request.source}, got {len(skipped)} of {len(names)}: {_first_names(skipped)}"
         )
 
 
 def _in_order(
     pool: ThreadPoolExecutor, make: Callable[[_Item], _Made], items: Iterable[_Item]
 ) -> Iterator[_Made]:
-    """`make` of each item, in order; no more than a few results wait in memory."""
+    """`make` of each item, in order; only a few results wait in memory."""
     waiting: deque[Future[_Made]] = deque()
     for item in items:
         waiting.append(pool.submit(make, item))
@@ -451,7 +456,7 @@ def _in_order(
 
 
 def _prepared(load: _Load, mode: str, request: _Request, item: Any) -> bytes | None:
-    """One image as bytes (C, R, R), None where it is corrupt."""
+    """One image as bytes (C, R, R); None if it is corrupt."""
 
     def fitted(image: Image.Image) -> bytes:
         return _fitted(image, mode, request.fit, request.resolution).tobytes()
@@ -461,7 +466,7 @@ def _prepared(load: _Load, mode: str, request: _Request, item: Any) -> bytes | N
 
 
 def _fitted(image: Image.Image, mode: str, fit: str, side: int) -> Pixels:
-    """The image as (C, R, R)."""
+    """The image as an array (C, R, R)."""
     levels = np.asarray(FITS[fit](_as_mode(image, mode), side))
     return np.atleast_3d(levels).transpose(2, 0, 1)
 
@@ -475,7 +480,7 @@ def _cropped(image: Image.Image, side: int) -> Image.Image:
 
 
 def _padded(image: Image.Image, side: int) -> Image.Image:
-    """The image, scaled down where it does not fit, at the centre of black `side` x `side`."""
+    """The image, scaled down if it does not fit, at the centre of black `side` x `side`."""
     longest = max(image.size)
     if longest > side:
         width, height = (max(1, round(edge * side / longest)) for edge in image.size)
@@ -486,7 +491,7 @@ def _padded(image: Image.Image, side: int) -> Image.Image:
 
 
 FITS = {"crop": _cropped, "pad": _padded}
-"""How images of other sizes become squares, by the names that `open_images` takes."""
+"""The ways to make images of other sizes square, by the names that `open_images` takes."""
 
 
 def _opened(request: _Request, names: Sequence[str]) -> _Source:
@@ -500,7 +505,7 @@ def _opened(request: _Request, names: Sequence[str]) -> _Source:
 
 
 def _common_channels(request: _Request, names: Sequence[str]) -> int:
-    """1 where all files are grey, 3 where all are colour, as far as their headers can be read."""
+    """1 if all files are grey, 3 if all are colour, as far as their headers can be read."""
     example: dict[int, str] = {}
     with ThreadPoolExecutor(_WORKERS) as pool:
         found = _in_order(pool, _header_channels, (request.source / name for name in names))
@@ -511,8 +516,8 @@ def _common_channels(request: _Request, names: Sequence[str]) -> int:
             if len(example) == 2:
                 raise ValueError(
                     f"source: expected only grey or only colour images in {request.source}, got "
-                    f"{example[1]} (grey) and {example[3]} (colour); channels=1 or channels=3 "
-                    "converts"
+                    f"{example[1]} (grey) and {example[3]} (colour); give channels=1 or "
+                    "channels=3 to convert them"
                 )
     return next(iter(example), 1)
 
@@ -529,9 +534,9 @@ def _header_channels(path: Path) -> int | None:
 
 
 def _decoded(path: Path, use: Callable[[Image.Image], _Made]) -> _Made | None:
-    """What `use` makes of an image file, upright, of mode L or RGB; None where it is corrupt.
+    """What `use` makes of an image file, upright, of mode L or RGB; None if it is corrupt.
 
-    OSError where it cannot be read, which may be another time.
+    Raises OSError if it cannot be read, which may be possible at another time.
     """
     if (file := _opened_file(path)) is None:
         return None
@@ -541,18 +546,18 @@ def _decoded(path: Path, use: Callable[[Image.Image], _Made]) -> _Made | None:
         image = open_picture(BytesIO(content))
     except Exception:  # decoders raise almost anything on a damaged file
         return None
-    with side_by_side(image.width * image.height):
+    with limited_decoding(image.width * image.height):
         try:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             upright = _eight_bit(image, image.format)
-        except Exception:  # as above
+        except Exception:  # decoders raise almost anything here too
             return None
         return use(upright)
 
 
 def _opened_file(path: Path) -> BinaryIO | None:
-    """An image file, None where it can be none: a dead link, no regular file, or far too large."""
+    """An image file; None if it is a dead link, not a regular file, or too large."""
     try:
         file = open_regular("source", path)
     except FileNotFoundError:
@@ -568,7 +573,7 @@ def _opened_file(path: Path) -> BinaryIO | None:
 
 
 def _eight_bit(image: Image.Image, kind: str | None) -> Image.Image:
-    # Mode I may hold any 32-bit integers, but is 16-bit grey in these formats.
+    # Mode I may hold any 32-bit integers, but in these formats it is 16-bit grey.
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
         levels = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
@@ -582,12 +587,12 @@ def _eight_bit(image: Image.Image, kind: str | None) -> Image.Image:
 
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Converted only where it has to be, as Pillow copies otherwise."""
+    """The image in another mode; no copy if it has that mode already, as Pillow would make one."""
     return image if image.mode == mode else image.convert(mode)
 
 
 def _channels_last(array: npt.NDArray[Any], path: Path) -> Pixels:
-    """Images (N, H, W) or (N, H, W, 3) of an array in any of the layouts that are taken."""
+    """Images (N, H, W) or (N, H, W, 3) of an array in any of the layouts that are supported."""
     if array.dtype != np.uint8:
         raise ValueError(f"source: expected an array of uint8 in {path}, got {array.dtype}")
     if array.ndim == 4 and array.shape[3] in _MODES:
@@ -611,7 +616,7 @@ def _channels_last(array: npt.NDArray[Any], path: Path) -> Pixels:
 
 
 def _read_array(path: Path) -> npt.NDArray[Any]:
-    """What an `.npz` or IDX file holds, whatever its name."""
+    """The array of an `.npz` or IDX file, whatever the name of the file."""
     with open_regular("source", path) as file:
         check_room({"source": size_of(file)}, 1, "a file")
         start = file.read(2)
@@ -624,13 +629,16 @@ def _read_array(path: Path) -> npt.NDArray[Any]:
             with gzip.GzipFile(fileobj=file) as unpacked:
                 return _read_idx(unpacked, path, size_of(file), packed=True)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"source: expected a whole gzip file, got {path}: {error}") from error
+            raise ValueError(
+                f"source: expected a complete gzip file, got {path}: {error}"
+            ) from error
 
 
 def _read_idx(file: BinaryIO | gzip.GzipFile, path: Path, size: int, packed: bool) -> Pixels:
-    """IDX: two zero bytes, type, number of dimensions, sizes as big-endian 32 bits, values.
+    """The values of an IDX file of images.
 
-    ``size`` is that of the file, ``packed`` or not.
+    The format: two zero bytes, type, number of dimensions, sizes as big-endian 32 bits, values.
+    ``size`` is that of the file, which is gzip-compressed if ``packed``.
     """
     head = file.read(4)
     dimensions = _idx_dimensions(head, path)
@@ -641,7 +649,7 @@ def _read_idx(file: BinaryIO | gzip.GzipFile, path: Path, size: int, packed: boo
     if packed:
         check_unpacked(f"source: {path}", size, expected)
     if packed or got == expected:
-        content = file.read(pixels + 1)  # one more, to see that there is no more
+        content = file.read(pixels + 1)  # one byte more, to find out whether there are more
         got = len(head) + len(sizes) + len(content)
     if got != expected:
         raise ValueError(
@@ -652,14 +660,14 @@ def _read_idx(file: BinaryIO | gzip.GzipFile, path: Path, size: int, packed: boo
 
 
 def _idx_dimensions(head: bytes, path: Path) -> int:
-    """3 or 4, where this is the start of an IDX file of images; else ValueError."""
+    """3 or 4, if ``head`` is the start of an IDX file of images; otherwise raises ValueError."""
     if len(head) < 4 or head[:2] != b"\0\0":
         raise ValueError(f"source: expected a folder, an IDX file or an .npz, got the file {path}")
     kind, dimensions = head[2], head[3]
     if dimensions == 1:
         raise ValueError(
             f"source: expected an IDX file of images, got {path}, which has one dimension and so "
-            "holds labels; the images are in a file of their own"
+            "holds labels; give the file that holds the images"
         )
     if kind != 0x08 or dimensions not in (3, 4):
         raise ValueError(

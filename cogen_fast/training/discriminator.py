@@ -18,14 +18,14 @@ _STD_EPSILON = 1e-8
 
 
 def minibatch_std(x: Tensor, group: int = _GROUP) -> Tensor:
-    """One more feature map that tells how much the images of a group differ (their section 3).
+    """Add a feature map of how much the images of a group differ (Karras et al. 2018, section 3).
 
-    x: (N, C, H, W) -> (N, C + 1, H, W). Groups are of the largest divisor of N up to ``group``;
-    their standard deviation is averaged over channels and pixels.
+    x: (N, C, H, W) -> (N, C + 1, H, W). The size of a group is the largest divisor of N up to
+    ``group``; the standard deviation within it is averaged over channels and pixels.
     """
     count = len(x)
     size = next(s for s in range(min(group, count), 0, -1) if count % s == 0)
-    # Strided groups, so that images next to each other come to different ones.
+    # Groups are strided, so neighbouring images belong to different groups.
     members = x.float().reshape(size, count // size, *x.shape[1:])
     deviation = (members.var(0, correction=0) + _STD_EPSILON).sqrt().mean((1, 2, 3))
     column = deviation.repeat(size).to(x.dtype)[:, None, None, None]
@@ -33,7 +33,7 @@ def minibatch_std(x: Tensor, group: int = _GROUP) -> Tensor:
 
 
 class Halving(nn.Module):
-    """One resolution less: twice conv, leaky ReLU; then the mean of 2 x 2 pixels.
+    """One resolution less: twice conv and leaky ReLU, then the mean of 2 x 2 pixels.
 
     x: (N, in, 2 S, 2 S) -> (N, out, S, S).
     """
@@ -49,7 +49,7 @@ class Halving(nn.Module):
 
 
 class Head(nn.Module):
-    """Score of 4 x 4 maps: minibatch deviation, conv, dense, dense. (N, C, 4, 4) -> (N,)."""
+    """The score of 4 x 4 maps: minibatch deviation, conv, dense, dense. (N, C, 4, 4) -> (N,)."""
 
     def __init__(self, maps: int) -> None:
         super().__init__()
@@ -66,19 +66,21 @@ class Head(nn.Module):
 
 
 class ProgressiveDiscriminator(nn.Module):
-    """Progressive GAN discriminator: images (N, channels, R, R) -> scores (N,), large is real.
+    """Progressive GAN discriminator: images (N, channels, R, R) -> scores (N,), high if real.
 
-    The mirror of `ProgressiveGenerator`: colours to ``feature_maps[-1]`` maps, a `Halving` per
-    resolution down to 4 px, then a `Head`. While a resolution fades in (``fades``), its maps are
-    mixed with those of the halved image, with the weight ``alpha`` in [0, 1] for the new.
+    It mirrors `ProgressiveGenerator`: a 1x1 conv from the image to ``feature_maps[-1]`` maps, a
+    `Halving` per resolution down to 4 px, then a `Head`. While a resolution fades in (``fades``),
+    its maps are mixed with those of the halved image; ``alpha`` in [0, 1] is the weight of the new
+    ones.
 
     Args:
-        resolution: side of the image, a power of two in 4 ... 1024.
-        channels: colours of the image.
+        resolution: the side of the image, a power of two in 4 ... 1024.
+        channels: the number of colour channels of the image.
         feature_maps: one number per resolution, from 4 px up.
         fades: whether there is a colour layer of the previous resolution.
 
-    Weights start as N(0, 1) times the He constant at run time, biases as 0.
+    Weights start as draws from N(0, 1), multiplied by the He constant at run time; biases start as
+    0.
     """
 
     def __init__(

@@ -1,10 +1,11 @@
-"""The 2-D study's data and its vanilla GAN (paper, section 4.1).
+"""The data of the 2-D study, and its plain GAN (paper, section 4.1).
 
-Five equally weighted Gaussians with means at 0, 72, 144, 216 and 288 degrees on the unit circle;
-their variance is 0.02 in the paper's text and 0.002 in the authors' program.
-``python -m cogen_fast.training.five_gaussians FOLDER`` trains the generators that are shipped in
+The data are five equally weighted Gaussians with means at 0, 72, 144, 216 and 288 degrees on the
+unit circle; their variance is 0.02 in the paper's text and 0.002 in the authors' program. ``python
+-m cogen_fast.training.five_gaussians FOLDER`` trains the generators that are shipped in
 ``cogen_fast/generators/weights``, in two minutes. Matrix products round differently on other CPUs,
-and a GAN's training amplifies that: there, the later stages are other generators of the same kind.
+and the training of a GAN amplifies that: there, the later stages are other generators of the same
+kind.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ def sample_data(count: int, variance: float, generator: torch.Generator) -> Tens
 def train(
     snapshots: Sequence[int], variance: float = PROGRAM_VARIANCE, seed: int = 0
 ) -> Iterator[tuple[int, MLPGenerator]]:
-    """Train the 2-20-20-2 generator; yield it at each iteration of ``snapshots``, in order.
+    """Train the 2-20-20-2 generator, and yield it at each iteration of ``snapshots``, in order.
 
-    Non-saturating GAN loss, Adam(1e-3, beta1 0.5) for both players, a ReLU discriminator of width
-    64, batches of 256. The yielded module is the live one: save it before going on.
+    The loss is the non-saturating GAN loss, the optimiser Adam(1e-3, beta1 0.5) for both networks,
+    the discriminator a ReLU network of width 64, the batch size 256. Training goes on with the
+    module that is yielded, so save it before asking for the next.
     """
     torch_rng = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -53,19 +55,19 @@ def train(
             nn.ReLU(),
             nn.Linear(_WIDTH, 1),
         )
-    players = [
+    optimisers = [
         torch.optim.Adam(m.parameters(), lr=1e-3, betas=(0.5, 0.999))
         for m in (generator, discriminator)
     ]
     for iteration in range(1, max(snapshots) + 1):
         real = sample_data(_BATCH, variance, torch_rng)
         latents = torch.randn(_BATCH, generator.latent_size, generator=torch_rng)
-        _play(generator, discriminator, real, latents, *players)
+        _update_both(generator, discriminator, real, latents, *optimisers)
         if iteration in snapshots:
             yield iteration, generator
 
 
-def _play(
+def _update_both(
     generator: nn.Module,
     discriminator: nn.Module,
     real: Tensor,
@@ -86,12 +88,12 @@ def _play(
 
 
 def main() -> None:
-    """Train the shipped generators: every stage, for both variances; FOLDER gets a file of each."""
+    """Train the shipped generators at every stage, for both variances, and save them in FOLDER."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    torch.set_num_threads(1)  # layers of 20 to 64 units: a second thread only waits
+    torch.set_num_threads(1)  # layers of 20 to 64 units are too small to share among threads
     options.folder.mkdir(parents=True, exist_ok=True)
     for variance in VARIANCES:
         for stage, generator in train(STAGES, variance, options.seed):

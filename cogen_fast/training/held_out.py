@@ -1,4 +1,4 @@
-"""A few images that a shipped generator was not trained on, side by side in one small PNG.
+"""Write images that a shipped generator was not trained on side by side into one small PNG.
 
 ``python -m cogen_fast.training.held_out t10k-images-idx3-ubyte.gz FILE.png --resolution 32 --fit
 pad --images 19,2``
@@ -18,7 +18,10 @@ from cogen_fast.training.datasets import Images, open_images
 
 
 def save_row(images: Images, indices: Sequence[int], path: Path) -> None:
-    """Write images ``indices``, in this order, as one row (R, N R); ValueError for others."""
+    """Write the images ``indices``, in this order, as one row of pixels (R, N R).
+
+    Raises ValueError for indices that do not exist.
+    """
     levels = (images.batch(indices) + 1.0) * 127.5
     pixels = np.concatenate(list(levels.round().byte().permute(0, 2, 3, 1).numpy()), axis=1)
     row = Image.fromarray(pixels[..., 0] if images.channels == 1 else pixels)
@@ -26,7 +29,7 @@ def save_row(images: Images, indices: Sequence[int], path: Path) -> None:
 
 
 def main() -> None:
-    """The command above."""
+    """The command of this module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("file", type=Path)

@@ -1,4 +1,4 @@
-"""A training from start to end: log, snapshots, checkpoint; what is killed goes on where it was."""
+"""A training from start to end: log, snapshots, checkpoint; a killed training can be continued."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from cogen_fast.support.files import open_regular, parse_json, read_text, write_
 from cogen_fast.support.layout import Whole, check_whole
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.datasets import Images
+from cogen_fast.training.distributed import process_group
 from cogen_fast.training.progressive import Trainer
-from cogen_fast.training.team import assembled
 
 CHECKPOINT, CONFIG, LOG, SNAPSHOTS = "checkpoint.pt", "config.json", "log.jsonl", "snapshots"
 _FORMAT = "cogen_fast training 2"
 _CHECKPOINT_SECONDS = 600.0
-# What reading values of other types than are expected can raise.
-_DAMAGE = (
+# The errors that values of unexpected types can raise where they are read.
+_DAMAGE_ERRORS = (
     AssertionError,
     AttributeError,
     LookupError,
@@ -44,25 +44,28 @@ _DAMAGE = (
     TypeError,
     ValueError,
 )
-_TICK = 50  # steps between lines of the log
-# Steps until a team of processes hears that one of them was asked to stop: asking makes GPUs wait.
-_PATIENCE = {"cpu": 1, "cuda": 16}
+_LOG_STEPS = 50  # steps between lines of the log
+# Steps between checks whether any process was asked to stop: on GPUs, a check makes all of them
+# wait.
+_STOP_CHECK_STEPS = {"cpu": 1, "cuda": 16}
 _COLUMNS, _SHEET_WIDTH = (2, 8), 2048
 _PIXELS_AT_ONCE = 2**22
-_LOOKED_AT = 64  # images that tell one data set from another
+_FINGERPRINTED = 64  # images whose checksum distinguishes data sets
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: images shown in all, whether it is ``complete``, its snapshots.
+    """How a training ended.
 
-    ``leads``: whether this is the process that writes the files.
+    ``shown`` is the number of images shown in all; ``complete`` says whether the training is
+    complete; ``snapshots`` are the files of its averaged generators; ``is_main`` says whether this
+    is the process that writes the files.
     """
 
     shown: int
     complete: bool
     snapshots: tuple[Path, ...]
-    leads: bool
+    is_main: bool
 
 
 def train(
@@ -77,50 +80,51 @@ def train(
 ) -> Outcome:
     """Train a progressive GAN on ``images`` and write everything into the folder ``out``.
 
-    ``images`` may be a function that opens them: the leading process calls it before the others.
-    ``out`` holds ``config.json``; ``log.jsonl``, a line per 50 steps (losses, images/s);
-    ``checkpoint.pt``, replaced every ``checkpoint_seconds``; and ``snapshots``: the raw and the
-    averaged generator, which `load_generator` reads, and a PNG of samples, once ``snapshots``
-    images have been shown and at the end. Called again with the same ``config``, it goes on from
-    the checkpoint. Ctrl-C and SIGTERM write one and end with ``complete`` False.
+    ``images`` may be a function that opens the images; the main process calls it before the others.
+    ``out`` will hold ``config.json``; ``log.jsonl``, with a line per 50 steps (losses, images/s);
+    ``checkpoint.pt``, replaced every ``checkpoint_seconds``; and the folder ``snapshots``: after
+    each of the numbers of images in ``snapshots``, and at the end, the raw and the averaged
+    generator, which `load_generator` reads, and a PNG of samples. If it is called again with the
+    same ``config``, it continues from the checkpoint. Ctrl-C and SIGTERM write a checkpoint and end
+    the training with ``complete`` False.
 
-    Started by ``torchrun``, its processes share each batch (DistributedDataParallel); the first
-    one writes the files. On a CPU, the same run is the same bit for bit.
+    If it is started by ``torchrun``, the processes share each batch (DistributedDataParallel), and
+    the first one writes the files. On a CPU the same training gives the same result bit for bit.
 
     Raises:
         ValueError: an argument is out of range; ``out`` holds another training, or one on other
-            images; losses or weights are no longer finite (the last checkpoint stays).
+            images; or losses or weights are not finite any more (the last checkpoint stays).
     """
     folder = check_folder("out", out)
     check_number("checkpoint_seconds", checkpoint_seconds, above=0.0, zero=True)
     check_flag("progress", progress)
     wanted = _checked_snapshots(snapshots, config)
-    with assembled(device) as team:
-        found = team.one_first(images) if callable(images) else images
+    with process_group(device) as processes:
+        found = processes.main_first(images) if callable(images) else images
         if config.channels is None:
             config = replace(config, channels=found.channels)
-        trainer = Trainer(config, found, team)
-        files = _Files(folder, trainer)
-        meter = _Meter(trainer)
+        trainer = Trainer(config, found, processes)
+        files = _TrainingFiles(folder, trainer)
+        meter = _LossMeter(trainer)
         files.open(meter)
-        team.wait()
+        processes.wait()
         bar = tqdm(
             total=config.total_images,
             initial=trainer.shown,
             unit="image",
             unit_scale=True,
-            disable=not (progress and team.leads),
+            disable=not (progress and processes.is_main),
         )
-        with bar, _asked_to_stop() as stop:
+        with bar, _stop_signals() as stop:
             complete = _loop(trainer, meter, files, wanted, stop, checkpoint_seconds, bar)
-        team.wait()
-        return Outcome(trainer.shown, complete, averaged_snapshots(folder), team.leads)
+        processes.wait()
+        return Outcome(trainer.shown, complete, averaged_snapshots(folder), processes.is_main)
 
 
 def _loop(
     trainer: Trainer,
-    meter: _Meter,
-    files: _Files,
+    meter: _LossMeter,
+    files: _TrainingFiles,
     wanted: Sequence[int],
     stop: threading.Event,
     checkpoint_seconds: float,
@@ -131,7 +135,7 @@ def _loop(
         before = trainer.shown
         meter.add(trainer.step())
         bar.update(trainer.shown - before)
-        if trainer.steps % _TICK == 0:
+        if trainer.steps % _LOG_STEPS == 0:
             line = meter.line()
             files.log(line)
             bar.set_postfix(_facts(line))
@@ -140,39 +144,42 @@ def _loop(
         if time.monotonic() - saved > checkpoint_seconds:
             files.save(meter)
             saved = time.monotonic()
-        if _heard(trainer, stop):
+        if _should_stop(trainer, stop):
             break
     files.save(meter)
     return trainer.shown >= total
 
 
-def _heard(trainer: Trainer, stop: threading.Event) -> bool:
-    """Whether any process was asked to stop; a team asks only now and then, for it takes time."""
-    team = trainer.team
-    if team.size > 1 and trainer.steps % _PATIENCE[team.device.type]:
+def _should_stop(trainer: Trainer, stop: threading.Event) -> bool:
+    """Whether any process was asked to stop; several processes check only now and then."""
+    processes = trainer.processes
+    if processes.size > 1 and trainer.steps % _STOP_CHECK_STEPS[processes.device.type]:
         return False
-    return team.any(stop.is_set())
+    return processes.any(stop.is_set())
 
 
-class _Meter:
-    """Means of the losses since the last line. A checkpoint holds it, so that lines stay."""
+class _LossMeter:
+    """Means of the losses since the last line of the log.
+
+    A checkpoint has them too, so a continued training writes the same lines.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self.restore({}, 0)
 
     def restore(self, sums: dict[str, Tensor], count: int) -> None:
-        """Go on with the sums of ``count`` steps; the clock starts now."""
+        """Continue with the sums of ``count`` steps; the clock starts now."""
         self._since, self._shown = time.monotonic(), self._trainer.shown
         self.sums, self.count = sums, count
 
     def add(self, found: dict[str, Tensor]) -> None:
-        """What one step gave."""
+        """Add the losses of one step."""
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in found.items()}
         self.count += 1
 
     def line(self) -> dict[str, Any]:
-        """A line of the log; ValueError where a loss is not finite."""
+        """A line of the log; ValueError if a loss is not finite."""
         trainer = self._trainer
         means = {name: total.item() / self.count for name, total in self.sums.items()}
         for name, value in means.items():
@@ -198,35 +205,38 @@ def _facts(line: dict[str, Any]) -> dict[str, str]:
     }
 
 
-class _Files:
-    """What a training writes; only the team's first process writes."""
+class _TrainingFiles:
+    """The files of a training; only the main process writes them."""
 
     def __init__(self, folder: Path, trainer: Trainer) -> None:
         self.folder, self.trainer = folder, trainer
-        self.leads = trainer.team.leads
+        self.is_main = trainer.processes.is_main
         self._identity = _identity(trainer)
 
-    def open(self, meter: _Meter) -> None:
-        """A new folder, or the training that it holds, into the trainer and ``meter``."""
+    def open(self, meter: _LossMeter) -> None:
+        """Prepare a new folder, or load the training that it holds.
+
+        A training is loaded into the trainer and ``meter``.
+        """
         if (path := self.folder / CHECKPOINT).exists():
             state = _read(path, self._identity)
             try:
                 self.trainer.restore(state)
                 meter.restore(*_checked_sums(state))
-            except _DAMAGE as error:
+            except _DAMAGE_ERRORS as error:
                 raise ValueError(f"out: {path} is damaged: {error}") from error
-        if not self.leads:
+        if not self.is_main:
             return
         (self.folder / SNAPSHOTS).mkdir(parents=True, exist_ok=True)
         for left in (*self.folder.glob(f".{CHECKPOINT}.*"), *(self.folder / SNAPSHOTS).glob(".0*")):
-            left.unlink()  # half-written when the training was killed
+            left.unlink()  # incomplete files of a training that was killed
         text = json.dumps(self.trainer.config.as_dict(), indent=2) + "\n"
         write_atomically(self.folder / CONFIG, lambda file: file.write_text(text))
         self._cut_log()
 
-    def save(self, meter: _Meter) -> None:
-        """The checkpoint, in the place of the last one."""
-        if not self.leads:
+    def save(self, meter: _LossMeter) -> None:
+        """Write the checkpoint, in place of the last one."""
+        if not self.is_main:
             return
         self.trainer.check_sound()
         content = {
@@ -240,14 +250,14 @@ class _Files:
         write_atomically(self.folder / CHECKPOINT, lambda file: torch.save(content, file))
 
     def log(self, line: dict[str, Any]) -> None:
-        """One line more."""
-        if self.leads:
+        """Add a line to the log."""
+        if self.is_main:
             with (self.folder / LOG).open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
     def snapshot(self) -> None:
-        """Both generators as they are now, and a picture of the averaged one's samples."""
-        if not self.leads:
+        """Write both generators as they are now, and a picture of samples of the averaged one."""
+        if not self.is_main:
             return
         trainer = self.trainer
         trainer.check_sound()
@@ -260,7 +270,7 @@ class _Files:
         write_atomically(Path(f"{stem}.png"), lambda file: sheet.save(file, format="PNG"))
 
     def _cut_log(self) -> None:
-        """Without lines of steps that will be made again, and a line that was cut off."""
+        """Remove lines of steps that will be made again, and a line that is incomplete."""
         path = self.folder / LOG
         lines = read_text("out", path).splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and self._is_made(path, line)]
@@ -268,9 +278,9 @@ class _Files:
         write_atomically(path, lambda file: file.write_text(text))
 
     def _is_made(self, path: Path, line: str) -> bool:
-        """Whether a line of the log is of steps that the training has made."""
-        told = parse_json("out", line)
-        images = told.get("images") if isinstance(told, dict) else None
+        """Whether a line of the log belongs to steps that the training has made."""
+        entry = parse_json("out", line)
+        images = entry.get("images") if isinstance(entry, dict) else None
         if not isinstance(images, int | float):
             raise ValueError(
                 f"out: expected lines with numbers of images in {path}, got {line:.60}"
@@ -279,18 +289,18 @@ class _Files:
 
 
 def averaged_snapshots(folder: Path) -> tuple[Path, ...]:
-    """The averaged generators that a training has left in ``folder``, in the order of images."""
+    """The averaged generators that a training has left in ``folder``, by their number of images."""
     return tuple(sorted((folder / SNAPSHOTS).glob("*-average.safetensors")))
 
 
 def sample_images(generator: ProgressiveGenerator, count: int, seed: int) -> Tensor:
-    """``count`` samples ``(count, C, R, R)`` float32 of prior latents drawn with ``seed``."""
+    """``count`` samples ``(count, C, R, R)`` float32, of prior latents drawn with ``seed``."""
     return torch.cat(list(sample_batches(generator, count, seed)))
 
 
 @torch.no_grad()
 def sample_batches(generator: ProgressiveGenerator, count: int, seed: int) -> Iterator[Tensor]:
-    """The same in batches, on the CPU, for counts that memory does not hold."""
+    """The same in batches on the CPU, for counts that do not fit in memory at once."""
     random = torch.Generator().manual_seed(seed)
     latents = torch.randn(count, generator.latent_size, generator=random)
     some = next(generator.parameters())
@@ -305,26 +315,29 @@ def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
             content = torch.load(file, map_location="cpu", weights_only=True)
             known = content["format"] == _FORMAT
             whole = not known or content.pop("digest") == digest_of_tree(content)
-        except Exception as error:  # torch has many for a damaged file
+        except Exception as error:  # torch raises many kinds for a damaged file
             raise ValueError(f"out: {path} is damaged: {error}") from error
     if not known:
         raise ValueError(f"out: expected {_FORMAT!r} in {path}, got {content['format']!r}")
     if not whole:
-        raise ValueError(f"out: {path} is damaged: it is not as it was written")
+        raise ValueError(f"out: {path} is damaged: its content does not match its digest")
     try:
         was = dict(json.loads(content["identity"]))
         other = [name for name in identity if was.get(name) != identity[name]]
-    except _DAMAGE as error:
+    except _DAMAGE_ERRORS as error:
         raise ValueError(f"out: {path} is damaged: no identity ({error!r:.80})") from error
     if other:
         changes = ", ".join(f"{n}={was.get(n)!r} (now {identity[n]!r})" for n in other)
-        raise ValueError(f"out: {path} is of another training: {changes}")
+        raise ValueError(f"out: {path} is the checkpoint of another training: {changes}")
     state: dict[str, Any] = content
     return state
 
 
 def _checked_sums(state: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
-    """Of the losses since the last line, and of how many steps; ValueError for anything else."""
+    """Sums of the losses since the last line of the log, and their number of steps.
+
+    Raises ValueError for anything else.
+    """
     sums, count = state["sums"], state["count"]
     check_whole("count", count, Whole(), {})
     for name, value in dict(sums).items():
@@ -334,12 +347,12 @@ def _checked_sums(state: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
 
 
 def _identity(trainer: Trainer) -> dict[str, Any]:
-    """What a checkpoint must agree with: the settings, and a look at the images."""
+    """What a checkpoint must agree with: the settings, and a checksum of some of the images."""
     count = len(trainer.images)
-    some = torch.arange(0, count, max(1, count // _LOOKED_AT))
-    seen = zlib.crc32(trainer.images.batch(some, RESOLUTIONS[0]).numpy().tobytes())
+    some = torch.arange(0, count, max(1, count // _FINGERPRINTED))
+    checksum = zlib.crc32(trainer.images.batch(some, RESOLUTIONS[0]).numpy().tobytes())
     settings: dict[str, Any] = json.loads(json.dumps(trainer.config.as_dict()))
-    return settings | {"images": f"{count}, checksum {seen:08x}"}
+    return settings | {"images": f"{count}, checksum {checksum:08x}"}
 
 
 def _checked_snapshots(snapshots: Sequence[int], config: TrainingConfig) -> list[int]:
@@ -354,8 +367,8 @@ def _checked_snapshots(snapshots: Sequence[int], config: TrainingConfig) -> list
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """Set by the first Ctrl-C or SIGTERM; the second one has its usual effect."""
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second one has its usual effect."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -1,17 +1,17 @@
 """Sliced Wasserstein distance between two sets of images, on patches of a Laplacian pyramid.
 
-The measure of Karras et al. 2018 (arXiv:1710.10196), section 5: every level of the pyramid (Burt
-and Adelson 1983) keeps one band of scales, and on each the patches of one set are compared with
-those of the other. A small distance means the same looks and the same variety at that scale. Each
-set is normalised by its own mean and standard deviation per level and colour channel, as published,
-so the distance is blind to the brightness and the contrast of a whole set.
+This is the measure of Karras et al. 2018 (arXiv:1710.10196), section 5: every level of the pyramid
+(Burt and Adelson 1983) has one band of scales, and on each level the patches of one set are
+compared with those of the other. A small distance means similar looks and similar variety at that
+scale. Each set is normalised by its own mean and standard deviation per level and colour channel,
+as published, so the distance does not depend on the brightness and the contrast of a whole set.
 
-Where this differs from the authors' program (``metrics/sliced_wasserstein.py``): images are neither
-rounded to 8 bits nor clipped, values out of range are refused; random numbers come from a seed, and
-the patches' places do not depend on how the images are batched; sides need not be powers of two,
-nor colours three; a channel without any contrast counts as 0, where the program divides by 0; the
-mean over the levels is left to the reader. The four batches of 128 directions, averaged there, are
-one set of 512 here.
+It differs from the authors' program (``metrics/sliced_wasserstein.py``) in these points. Images are
+neither rounded to 8 bits nor clipped; values out of range are refused. Random numbers come from a
+seed, and the places of the patches do not depend on how the images are batched. Sides need not be
+powers of two, and there may be other than three colour channels. A channel without any contrast
+counts as 0, where the program divides by 0. The mean over the levels is left to the caller. The
+program averages over four batches of 128 directions; here they are one set of 512.
 """
 
 from __future__ import annotations
@@ -30,24 +30,26 @@ PATCH = 7
 
 _REAL, _FAKE, _DIRECTIONS = range(3)
 _PROJECTED_AT_ONCE = 2**24
-# A smaller standard deviation is rounding, say of a saturated tanh: one step of 8 bits is 8e-3.
+# A smaller standard deviation is rounding error, such as that of a saturated tanh: one step of 8
+# bits is 8e-3.
 _FLAT = 1e-5
 _UNIT_TOLERANCE = 1e-3
 
 
 def laplacian_pyramid(images: Tensor, coarsest: int = COARSEST) -> list[Tensor]:
-    """The bands of each image, finest first, then what is left (Burt and Adelson 1983).
+    """The bands of each image, finest first, then what remains (Burt and Adelson 1983).
 
-    A band is an image less its half-size version (blurred, every second pixel) blown up again, both
-    with the 5 x 5 binomial filter and mirrored borders; half of an odd side is rounded up. Sides
-    are halved while the half is at least ``coarsest``: 64 gives 64, 32, 16, and 28 only 28.
+    A band is an image minus its half-size version (blurred, every second pixel) enlarged again,
+    both with the 5 x 5 binomial filter and mirrored borders; half of an odd side is rounded up.
+    Sides are halved while the half is at least ``coarsest``: 64 gives 64, 32, 16, and 28 gives 28
+    alone.
 
     Args:
         images: (N, C, R, R), any float type and range.
-        coarsest: least side of a level, 2 or more.
+        coarsest: the least side of a level, 2 or more.
 
-    Returns levels (N, C, S, S) of the same type; a single one is ``images`` itself.
-    Raises TypeError or ValueError, by the argument's name.
+    Returns levels (N, C, S, S) of the same type; if there is one level, it is ``images`` itself.
+    Raises TypeError or ValueError naming the argument.
     """
     _check_images("images", images)
     coarsest = check_whole("coarsest", coarsest, 2)
@@ -66,13 +68,13 @@ def descriptors(
 
     Args:
         level: (N, C, S, S), any float type, on any device.
-        per_image: patches of each image.
-        generator: on the CPU; two numbers are drawn per patch, so images in other batches get the
-            same places.
-        size: side of a patch, at most S.
+        per_image: the number of patches of each image.
+        generator: on the CPU; two numbers are drawn per patch, so the places do not depend on the
+            batches.
+        size: the side of a patch, at most S.
 
-    Returns (N * per_image, C * size * size), image by image, in the level's type.
-    Raises TypeError or ValueError, by the argument's name.
+    Returns (N * per_image, C * size * size), image by image, in the level's type. Raises TypeError
+    or ValueError naming the argument.
     """
     _check_images("level", level)
     per_image, size = check_count("per_image", per_image), check_count("size", size)
@@ -88,7 +90,7 @@ def descriptors(
 
 @torch.no_grad()
 def sliced_wasserstein(a: Tensor, b: Tensor, directions: Tensor) -> Tensor:
-    """Mean over directions of the 1-Wasserstein distance of two equally large sets, projected.
+    """The mean over directions of the 1-Wasserstein distance of two sets of equal size, projected.
 
     In one dimension that distance is the mean absolute difference of the sorted values. There is no
     gradient.
@@ -97,8 +99,8 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: Tensor) -> Tensor:
         a, b: (M, D), float32 or float64, M >= 1.
         directions: (K, D), K >= 1, rows of unit length.
 
-    Returns a scalar in the same type. Beside the sets, memory is for 2^24 (or M) values at a time.
-    Raises TypeError or ValueError, by the argument's name: all three share type and device.
+    Returns a scalar in the same type. Besides the sets it needs memory for 2^24 (or M) values at a
+    time. Raises TypeError or ValueError naming the argument; all three must share type and device.
     """
     _check_sets(a, b, directions)
     at_once = max(1, _PROJECTED_AT_ONCE // len(a))
@@ -110,18 +112,18 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: Tensor) -> Tensor:
 
 
 class PyramidDescriptors:
-    """Gathers the descriptors of a set of images that comes in batches.
+    """The descriptors of a set of images that comes in batches.
 
     Args:
-        per_image: 7 x 7 patches per image and level.
+        per_image: the number of 7 x 7 patches per image and level.
         seed: in [0, 2^64).
-        stream: sets with other numbers get independent places; 0 or more.
-        name: what errors call the images.
-        like: a set, already begun, whose shape and device these images must have too.
+        stream: 0 or more; sets with other numbers get independent places.
+        name: what error messages call the images.
+        like: another set, with some images already, whose shape and device these images must have.
 
-    Attributes: ``count``, the images so far. Holds ``196 * per_image * C`` bytes per image and
-    level, on the images' device: 50 kB for 32 x 32 grey.
-    Raises ValueError, by the argument's name.
+    Attributes: ``count``, the number of images so far. The memory is ``196 * per_image * C`` bytes
+    per image and level, on the images' device: 50 kB for 32 x 32 grey. Raises ValueError naming the
+    argument.
     """
 
     def __init__(
@@ -144,7 +146,7 @@ class PyramidDescriptors:
     def add(self, images: Tensor) -> None:
         """Draw the descriptors of ``images`` (n, C, R, R), any float type, in [-1, 1], R >= 7.
 
-        Raises TypeError or ValueError where they are something else, or unlike those before.
+        Raises TypeError or ValueError if they are not that, or unlike those before.
         """
         _check_images(self.name, images)
         _check_side(self.name, images, PATCH)
@@ -162,10 +164,10 @@ class PyramidDescriptors:
             parts.append(descriptors(level, self.per_image, generator))
 
     def finish(self) -> dict[int, Tensor]:
-        """Hand over the descriptors, normalised: side of the level to (M, C * 49), finest first.
+        """Return the normalised descriptors: from side of the level to (M, C * 49), finest first.
 
-        M is ``count * per_image``; the set is empty afterwards. Raises ValueError where it is so
-        before.
+        M is ``count * per_image``; the set is empty afterwards. Raises ValueError if it is empty
+        already.
         """
         if not self.count:
             raise ValueError(f"{self.name}: expected at least one image, got none")
@@ -183,19 +185,20 @@ def swd(
 ) -> dict[int, float]:
     """The sliced Wasserstein distance x 1,000 per level: ``{32: 3.1, 16: 4.0}``, finest first.
 
-    The fewer the images, the larger the distance even between two halves of one set: compare
-    numbers of equal ``per_image`` and count only (the paper takes 16,384 images).
+    The fewer images there are, the larger the distance is, even between two halves of one set, so
+    compare only numbers of equal ``per_image`` and count (the paper takes 16,384 images).
 
     Args:
-        real, fake: batches (n, C, R, R) in [-1, 1], any float type, R >= 7, on one device; equally
-            many images. A level has the side R / 2^i, down to 16; up to 31 there is one.
-        seed: in [0, 2^64); sets the patches' places, independent for ``real`` and ``fake``, and the
-            directions, which both share.
-        per_image: patches per image and level.
-        projections: directions per level, uniform on the sphere.
+        real, fake: batches (n, C, R, R) in [-1, 1], any float type, R >= 7, on one device; both
+            have the same number of images. The levels have the sides R / 2^i, down to 16; if R is
+            at most 31, there is one level.
+        seed: in [0, 2^64); it determines the places of the patches, which are independent for
+            ``real`` and ``fake``, and the directions, which both share.
+        per_image: the number of patches per image and level.
+        projections: the number of directions per level, uniform on the sphere.
 
-    The same seed gives the same answer; torch's global random state is neither read nor written.
-    Raises TypeError or ValueError, by the argument's name.
+    The same seed gives the same result; torch's global random state is neither read nor written.
+    Raises TypeError or ValueError naming the argument.
     """
     projections = check_count("projections", projections)
     _check_batches("real", real)
@@ -229,7 +232,7 @@ def _distance(a: Tensor, b: Tensor, projections: int, seed: int, side: int) -> f
 
 
 def _random(seed: int, *stream: int) -> torch.Generator:
-    """A generator per seed and stream; of its seed torch uses 32 bits, so all are mixed in."""
+    """A generator per seed and stream; torch uses 32 bits of its seed, so all words are mixed."""
     words = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1)
     return torch.Generator().manual_seed(int(words[0]))
 
@@ -240,7 +243,7 @@ def _blur(images: Tensor) -> Tensor:
 
 
 def _binomial(images: Tensor, dim: int) -> Tensor:
-    """(1, 4, 6, 4, 1) / 16 along ``dim``; as sums, since cuDNN may round convolutions to TF32."""
+    """(1, 4, 6, 4, 1) / 16 along ``dim``, as sums, because cuDNN may round convolutions to TF32."""
     count = images.shape[dim] - 4
     first, second, third, fourth, fifth = (images.narrow(dim, i, count) for i in range(5))
     return (first + fifth + 4.0 * (second + fourth) + 6.0 * third) / 16.0
@@ -253,7 +256,10 @@ def _blow_up(half: Tensor, side: int) -> Tensor:
 
 
 def _normalised(parts: list[Tensor]) -> Tensor:
-    """All of ``parts``, which it empties, with mean 0 and standard deviation 1 per channel."""
+    """All of ``parts``, joined, with mean 0 and standard deviation 1 per channel.
+
+    The list is emptied, which frees the memory of the parts.
+    """
     joined = torch.cat(parts)
     parts.clear()
     channels = joined.view(len(joined), -1, PATCH * PATCH)
@@ -264,7 +270,7 @@ def _normalised(parts: list[Tensor]) -> Tensor:
 
 
 def _sorted(rows: Tensor) -> Tensor:
-    """Each row sorted; on the CPU in place, by NumPy, which is faster and keeps no indices."""
+    """Each row sorted; on the CPU in place, by NumPy, which is faster and stores no indices."""
     if rows.device.type != "cpu":
         return rows.sort(dim=1).values
     rows.numpy().sort(axis=1)
@@ -321,4 +327,6 @@ def _check_rows(name: str, rows: Tensor) -> None:
         got = rows.dtype if isinstance(rows, Tensor) else shown(rows)
         raise TypeError(f"{name}: expected a float32 or float64 tensor, got {got}")
     if rows.ndim != 2 or 0 in rows.shape:
-        raise ValueError(f"{name}: expected two dimensions, none of 0, got {tuple(rows.shape)}")
+        raise ValueError(
+            f"{name}: expected two dimensions, none of size 0, got {tuple(rows.shape)}"
+        )

@@ -1,1 +1,1 @@
-"""Evaluation of methods on many images, and what is evaluated."""
+"""Evaluation of methods on many images: data, tasks, methods, records and tables."""

@@ -1,4 +1,4 @@
-"""Images to evaluate on, read one by one: a data set's, a folder's, or a generator's own."""
+"""Images to evaluate on, read one by one: those of a data set or a folder, or a generator's own."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ _HASHED = 64
 
 @dataclass(frozen=True)
 class Data:
-    """Images by number, and what to call them.
+    """Images by number, and their names.
 
-    ``load(i)`` gives image i, floating point ``(C, H, W)`` with -1 black and 1 white; ValueError
-    where it is corrupt, OSError where it cannot be read now. A number stands for the same image
-    always, whatever else can be read. ``origin`` tells other images of the same names apart.
+    ``load(i)`` returns image i, floating point ``(C, H, W)`` with -1 black and 1 white; it raises
+    ValueError if the image is corrupt, and OSError if it cannot be read now. A number always stands
+    for the same image, whatever other images can be read. ``origin`` distinguishes other images of
+    the same names.
     """
 
     names: tuple[str, ...]
@@ -47,7 +48,7 @@ def open_data(
 ) -> Data:
     """The images of a folder, an IDX file or an ``.npz`` (see `open_images`) at ``resolution``.
 
-    A folder's files are read when they are asked for. Raises what `open_images` raises.
+    A folder's files are read when they are asked for. Raises the errors of `open_images`.
     """
     path = check_path("source", source)
     if not path.is_dir():
@@ -61,13 +62,13 @@ def open_data(
 
 
 def of_images(images: Images) -> Data:
-    """Those of an opened data set, held-out ones for instance."""
+    """The images of an opened data set, for instance held-out ones."""
     names = tuple(str(i) for i in range(len(images)))
     return Data(names, lambda i: images.batch([i])[0], _origin(images))
 
 
 def _origin(images: Images) -> str:
-    """A hash of some of the images, from first to last."""
+    """A hash of some of the images, spread from the first to the last."""
     some = torch.linspace(0, len(images) - 1, min(len(images), _HASHED)).long()
     return hashlib.sha256(images.batch(some).numpy().tobytes()).hexdigest()
 
@@ -75,8 +76,8 @@ def _origin(images: Images) -> str:
 def of_generator(generator: LatentMap, latent_size: int, count: int, seed: int) -> Data:
     """``count`` images of a generator's own, as they are: the answer lies in its range.
 
-    Their latents are prior draws of our own noise: another ``seed`` than the sampler's, or chains
-    start at the answer.
+    Their latents are prior draws of this package's noise. ``seed`` must not be that of the sampler,
+    whose chains would otherwise start at the answer.
     """
     numbers = check_count("count", count)
     like = torch.zeros(0)

@@ -1,18 +1,18 @@
-"""Evaluation of methods on many images, by any number of processes, killed and resumed at will.
+"""Evaluation of methods on many images, by any number of processes; it can be killed and resumed.
 
-Images come in fixed groups, each a call of every method, whatever the number of processes: the same
-call shapes, and so the same results. Process ``rank`` of ``world_size`` does every
-``world_size``-th group. In the folder ``out``
+Images come in fixed groups. A group is one call of each method, whatever the number of processes,
+so the calls have the same shapes and give the same results. Process ``rank`` of ``world_size`` does
+every ``world_size``-th group. In the folder ``out``
 
     plan.json                   generator, data, task: what all methods have in common
     METHOD/plan.json            the method's settings
     METHOD/group-000003.npz     the group's pictures, uint8
     METHOD/group-000003.jsonl   its records, a line for each image with a digest: the group is done
 
-each file is written beside its place and renamed. A group that is there is never done again (but
-for the last one, where it was not full and images are added); one that was under way goes on from
-its sampler's checkpoint. Plans are written with the first result; another plan than the one that
-is there is refused.
+each file is written beside its place and renamed. A group that is done is never done again (except
+the last one, if it was not full and images are added); one that was in progress continues from its
+sampler's checkpoint. Plans are written with the first result; if the folder has another plan, the
+evaluation is refused.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ from cogen_fast.tasks import cogenerate
 
 SOLVERS = (*ANNEALED, *BASELINES, NUTS)
 _FORMAT = "cogen-fast evaluation 2"
-_COMMON = "."  # in place of a method's name
+_COMMON = "."  # stands for a method's name where a file belongs to all methods
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -81,7 +81,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 class Method:
     """A solver under a name: "adaptive" or "paper" (`cogenerate`), one of `BASELINES`, or NUTS.
 
-    ``options`` are the solver's, plain values; ``name`` is a folder's. ValueError otherwise.
+    ``options`` are those of the solver, as plain values; ``name`` is the name of its folder. Raises
+    ValueError if the name or the solver does not fit.
     """
 
     name: str
@@ -94,7 +95,7 @@ class Method:
         check_choice("solver", self.solver, SOLVERS)
 
     def plan(self) -> dict[str, Any]:
-        """What its results depend on, plain."""
+        """What the method's results depend on, as plain values."""
         return {"solver": self.solver, "options": dict(self.options)}
 
     def solve(self, generator: Any, case: Case, checkpoint: Path, **options: Any) -> Result:
@@ -111,12 +112,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Study:
-    """What is evaluated, but for generator and data.
+    """What is evaluated, except the generator and the data.
 
-    ``common`` are options of every method, such as ``noise_std`` or ``device``, where its own do
-    not say otherwise; ``group`` images share a call. Seeds and the images' numbers are all that
-    tasks and methods draw from. ``added_noise`` is the standard deviation of noise that is added to
-    what is observed (none). ValueError where the methods' names are not different ones.
+    ``common`` are options of every method, such as ``noise_std`` or ``device``, which a method's
+    own options override; ``group`` is the number of images in a call. Tasks and methods draw from
+    the seed and the images' numbers alone. ``added_noise`` is the standard deviation of noise that
+    is added to what is observed (0: none). Raises ValueError if two methods have the same name.
     """
 
     task: Task
@@ -146,34 +147,35 @@ def evaluate(
     world_size: int = 1,
     progress: bool = True,
 ) -> None:
-    """Run every method on this process's groups of the first ``images`` images (all).
+    """Run every method on this process's groups of the first ``images`` images (None: all).
 
-    What is there already is left alone; a corrupt image gets a record that says so, and a warning.
+    Results that exist already are left alone. A corrupt image gets a record that says so, and a
+    warning.
 
-    Raises TypeError or ValueError naming the argument, and ValueError where ``out`` holds an
-    evaluation of something else, before any work; and OSError where an image cannot be read, which
-    may be another time.
+    Raises TypeError or ValueError naming the argument, and ValueError if ``out`` holds an
+    evaluation of something else, before any work; and OSError if an image cannot be read, which may
+    be possible at another time.
     """
-    place = open_place(generator, data, study, study.methods, out, images, rank, world_size)
-    mine = groups(study, place.images)[rank::world_size]
-    left = list(_left(place.folder, study, mine))
+    output = open_output(generator, data, study, study.methods, out, images, rank, world_size)
+    mine = groups(study, output.images)[rank::world_size]
+    left = list(_unfinished_work(output.folder, study, mine))
     for ids, method in tqdm(left, "evaluating", unit="group", disable=not progress):
-        _evaluate_group(generator, data, study, method, place, ids)
+        _evaluate_group(generator, data, study, method, output, ids)
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder that holds nothing else than an evaluation; how many images there are to do.
+class OutputFolder:
+    """A folder for one evaluation, and the number of ``images`` to evaluate.
 
-    ``plans`` are what its files called plan.json say or will say.
+    ``plans`` is what its files called plan.json contain or will contain.
     """
 
     folder: Path
     images: int
     plans: Mapping[Path, str]
 
-    def settle(self) -> None:
-        """Write the plans down; ValueError where other ones have been written meanwhile."""
+    def write_plans(self) -> None:
+        """Write the plans; ValueError if other ones have been written meanwhile."""
         for path, plan in self.plans.items():
             _refuse_another(path, plan, self.folder)
             if not path.exists():
@@ -181,12 +183,12 @@ class Place:
                 write_atomically(path, partial(Path.write_text, data=plan))
 
     def checkpoint(self, shard: Path, ids: Sequence[int]) -> Path:
-        """Of an unfinished group: a name that only the same plans and images give."""
+        """The checkpoint of an unfinished group; its name depends on the plans and the images."""
         plans = [self.plans[each / PLAN] for each in (self.folder, shard.parent)]
         return shard.with_suffix(f".{_digest([*plans, list(ids)])[:8]}.checkpoint.safetensors")
 
 
-def open_place(
+def open_output(
     generator: Any,
     data: Data,
     study: Study,
@@ -195,10 +197,10 @@ def open_place(
     images: int | None,
     rank: int,
     world_size: int,
-) -> Place:
-    """Check what `evaluate` is given, and that ``out`` is for it and these ``methods``.
+) -> OutputFolder:
+    """Check the arguments of `evaluate`, and that ``out`` is for them and for these ``methods``.
 
-    Raises what `evaluate` raises before any work.
+    Raises the errors that `evaluate` raises before any work.
     """
     metrics.msssim()
     folder = check_folder("out", out)
@@ -211,16 +213,16 @@ def open_place(
     plans |= {folder / m.name / PLAN: _text(m.plan(), m.name) for m in methods}
     for path, plan in plans.items():
         _refuse_another(path, plan, folder)
-    return Place(folder, count, plans)
+    return OutputFolder(folder, count, plans)
 
 
 def gather(out: str | Path) -> Iterator[Record]:
     """What ``out`` holds so far: a record per image, with its methods, in the order of images.
 
-    Read group by group, as it is asked for: a whole data set need not be in memory at a time. A
-    record has "image" (its number), "name", "task", and "methods" by name; or "error" where the
-    image is corrupt. Raises FileNotFoundError where ``out`` holds no evaluation, and ValueError
-    where a file is not as it was written.
+    Groups are read one after another, as they are asked for, so a whole data set need not fit in
+    memory. A record has "image" (its number), "name", "task", and "methods" by name; or "error" if
+    the image is corrupt. Raises FileNotFoundError if ``out`` holds no evaluation, and ValueError if
+    a file has been changed since it was written.
     """
     folder = check_path("out", out)
     task = _read_plan(folder / PLAN, _COMMON)["task"]
@@ -243,37 +245,39 @@ def _merged(shards: Iterable[Path], task: str) -> list[Record]:
 
 
 def posed(study: Study, truths: Mapping[int, Tensor]) -> Case:
-    """What the study's methods see of images ``(C, H, W)``, by their numbers."""
+    """What the study's methods are given of images ``(C, H, W)``, by the images' numbers."""
     images = torch.stack(list(truths.values()))
     return pose(study.task, images, list(truths), study.seed, study.added_noise)
 
 
 def groups(study: Study, images: int) -> list[range]:
-    """The groups that the first ``images`` images come in, the last one perhaps not full."""
+    """The groups of the first ``images`` images; the last one need not be full."""
     starts = range(0, images, study.group)
     return [range(start, min(images, start + study.group)) for start in starts]
 
 
 def unfinished(folder: Path, study: Study, images: int) -> Path | None:
-    """The first file of records that is missing of a group of the first ``images`` images."""
-    left = _left(folder, study, groups(study, images))
+    """The first file of records that is missing for the first ``images`` images, or None."""
+    left = _unfinished_work(folder, study, groups(study, images))
     return next((shard_of(folder, study, method, ids[0]) for ids, method in left), None)
 
 
-def _left(folder: Path, study: Study, some: Iterable[range]) -> Iterator[tuple[range, Method]]:
-    """Of some groups those that are not done, with the method that has not."""
+def _unfinished_work(
+    folder: Path, study: Study, some: Iterable[range]
+) -> Iterator[tuple[range, Method]]:
+    """Those of the groups ``some`` that are not done, with the method that has not done them."""
     work = ((ids, method) for ids in some for method in study.methods)
     return ((ids, method) for ids, method in work if not _is_done(folder, study, method, ids))
 
 
 def _is_done(folder: Path, study: Study, method: Method, ids: range) -> bool:
-    """Whether the records of a group are there."""
+    """Whether the records of a group exist."""
     shard = shard_of(folder, study, method, ids[0])
     return shard.exists() and {record["image"] for record in read(shard)} >= set(ids)
 
 
 def _plan(generator: Any, data: Data, study: Study) -> dict[str, Any]:
-    """What all methods have in common. The number of images is not in it: it may grow."""
+    """What all methods have in common, except the number of images, which may grow."""
     shape, device = study.common.get("latent_shape"), study.common.get("device")
     with frozen(generator):
         fingerprint = GeneratorAdapter(generator, shape, device).fingerprint()
@@ -292,22 +296,22 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _text(plan: Mapping[str, Any], whose: str) -> str:
+def _text(plan: Mapping[str, Any], owner: str) -> str:
     plain_plan = json.loads(json.dumps({"format": _FORMAT, **plan}, default=repr))
-    return json.dumps(with_digest(plain_plan, whose), indent=2, sort_keys=True) + "\n"
+    return json.dumps(with_digest(plain_plan, owner), indent=2, sort_keys=True) + "\n"
 
 
-def _whose(path: Path, folder: Path) -> str:
-    """Of a file of the evaluation in ``folder``: the method's, or what all have in common."""
+def _owner(path: Path, folder: Path) -> str:
+    """The owner of a file of the evaluation in ``folder``: a method, or all methods in common."""
     return _COMMON if path.parent == folder else path.parent.name
 
 
 def _refuse_another(path: Path, plan: str, folder: Path) -> None:
-    """ValueError where another plan is there."""
+    """ValueError if ``path`` has another plan already."""
     if not path.exists():
         return
-    whose = _whose(path, folder)
-    there, given = _read_plan(path, whose), without_digest("plan", json.loads(plan), whose)
+    owner = _owner(path, folder)
+    there, given = _read_plan(path, owner), without_digest("plan", json.loads(plan), owner)
     differing = [key for key in given if there.get(key) != given[key]]
     if differing:
         key = differing[0]
@@ -317,32 +321,37 @@ def _refuse_another(path: Path, plan: str, folder: Path) -> None:
         )
 
 
-def _read_plan(path: Path, whose: str) -> dict[str, Any]:
+def _read_plan(path: Path, owner: str) -> dict[str, Any]:
     plan = parse_json(f"out: {path}", read_text("out", path))
     if not isinstance(plan, dict) or plan.get("format") != _FORMAT:
         raise ValueError(f"out: expected a plan of {_FORMAT!r} in {path}, got {shown(plan)}")
-    return without_digest(f"out: {path}", plan, whose)
+    return without_digest(f"out: {path}", plan, owner)
 
 
 def shard_of(folder: Path, study: Study, method: Method, image: int) -> Path:
-    """Where the records of an image's group are."""
+    """The path of the records of an image's group."""
     return shard_path(folder, method.name, image // study.group)
 
 
 def _evaluate_group(
-    generator: Any, data: Data, study: Study, method: Method, place: Place, ids: Sequence[int]
+    generator: Any,
+    data: Data,
+    study: Study,
+    method: Method,
+    output: OutputFolder,
+    ids: Sequence[int],
 ) -> None:
-    """One method on one group; the shard with the records comes last."""
-    shard = shard_of(place.folder, study, method, ids[0])
+    """Run one method on one group; the file of records is written last."""
+    shard = shard_of(output.folder, study, method, ids[0])
     shard.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = place.checkpoint(shard, ids)
+    checkpoint = output.checkpoint(shard, ids)
     truths, records = _loaded(data, ids)
     pictures: dict[str, npt.NDArray[Any]] = {}
     if truths:
         found, pictures = _solved(generator, study, method, truths, checkpoint)
         for number, record in found.items():
             records[number] = {"image": number, "name": data.names[number], **record}
-    place.settle()
+    output.write_plans()
     write(shard, [records[number] for number in sorted(records)], pictures)
     checkpoint.unlink(missing_ok=True)
 
@@ -354,7 +363,7 @@ def _solved(
     truths: Mapping[int, Tensor],
     checkpoint: Path,
 ) -> tuple[dict[int, Record], dict[str, npt.NDArray[Any]]]:
-    """Records by number, and what is kept of the pictures."""
+    """Records by the images' numbers, and pictures."""
     case = posed(study, truths)
     given = {"seed": study.seed, "observation_ids": list(truths), **study.common}
     start = time.monotonic()

@@ -11,7 +11,7 @@ from cogen_fast.support.arguments import check_choice, check_count, check_number
 
 METHODS = ("ais", "adaptive", "adaptive-polish", *BASELINES)
 POLISH = 500
-"""Gradients of "adaptive-polish" at the end, or with a budget a quarter of it."""
+"""Gradients with which "adaptive-polish" ends; with a budget they are a quarter of it."""
 
 
 def method_named(
@@ -23,18 +23,19 @@ def method_named(
     starts: int | None = None,
     learning_rate: float | None = None,
 ) -> Method:
-    """The method of that name, with what it takes of the settings.
+    """The method of that name, with those of the settings that it takes.
 
-    "ais" is the published algorithm, "adaptive" this package's own, "adaptive-polish" the same by
-    the best fits found from its samples; the others are `cogen_fast.methods.baselines`.
+    "ais" is the published algorithm; "adaptive" is this package's own, and "adaptive-polish" is the
+    same, judged by the best fits found from its samples; the others are
+    `cogen_fast.methods.baselines`.
 
     Args:
-        preset: of "ais", one of `cogen_fast.PRESETS`.
-        chains: images drawn for each image (the method's or the preset's own number).
-        budget: most gradients for each of them: "ais" takes as many temperatures as it allows, the
-            optimisers as many steps; "sir" takes none (the methods' own).
-        starts: prior draws of the multi-starts and of "sir" (5,000).
-        learning_rate: of an optimiser; None: to be tuned.
+        preset: for "ais", one of `cogen_fast.PRESETS`.
+        chains: the number of chains for each image (None: that of the method or preset).
+        budget: the most gradients for each chain: "ais" takes as many temperatures as it allows,
+            optimisers as many steps; "sir" takes none (None: the method's own number).
+        starts: the number of prior draws of the multi-starts and of "sir" (None: 5,000).
+        learning_rate: the learning rate of an optimiser; None: to be tuned.
 
     Raises ValueError naming the argument.
     """
@@ -45,7 +46,7 @@ def method_named(
     if learning_rate is not None:
         if not descends(name):
             raise ValueError(
-                f"learning_rates: expected none for {name}, which takes no such steps, got "
+                f"learning_rates: expected none for {name}, which has no learning rate, got "
                 f"{shown(learning_rate)}"
             )
         options["learning_rate"] = check_number("learning_rates", learning_rate, above=0.0)

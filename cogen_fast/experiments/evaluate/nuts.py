@@ -1,7 +1,7 @@
-"""NUTS from the best of many starts: Pyro's no-U-turn sampler at the posterior, as a rival.
+"""NUTS from the best of many starts, for comparison: Pyro's no-U-turn sampler at the posterior.
 
-Hoffman and Gelman (2014), with step size and diagonal mass adapted over the first steps. It draws
-from the same posterior as the annealed samplers, but from one start.
+The method is that of Hoffman and Gelman (2014), with step size and diagonal mass adapted over the
+first steps. It draws from the same posterior as the annealed samplers, but from one start.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from cogen_fast.support.arguments import check_count, check_seed
 
 NUTS = "nuts-multi"
 DRAWS = 32
-"""Samples that are kept of a chain, evenly spaced."""
-_WARMUP = 100  # steps that adapt step size and mass
-_REASON = "draws of one chain, without weights"
-_APART, _MANY_SEEDS = 0x9E3779B97F4A7C15, 2**63
+"""The number of samples that are kept of a chain, evenly spaced."""
+_WARMUP = 100  # steps in which step size and mass are adapted
+_NO_WEIGHTS = "the samples are draws of one chain, which have no weights"
+_SEED_FACTOR, _SEED_LIMIT = 0x9E3779B97F4A7C15, 2**63
 
 
 def pyro_nuts() -> Any:
-    """Pyro's ``NUTS``; ImportError says how to get it."""
+    """Pyro's ``NUTS``; ImportError says how to install it."""
     try:
         return importlib.import_module("pyro.infer.mcmc").NUTS
     except ImportError as error:
@@ -49,13 +49,15 @@ def nuts_multi(
     observation_ids: Sequence[int] | None = None,
     **options: Any,
 ) -> Result:
-    """Samples of each observation by one NUTS chain from the best of ``starts`` prior draws.
+    """Samples of each observation, by one NUTS chain from the best of ``starts`` prior draws.
 
-    A chain has ``gradients`` gradients; its first hundred steps adapt and are no samples (but the
-    last state, where there are no others). The result has `DRAWS` samples, evenly spaced over the
-    rest. ``options`` are those of `cogen_fast.methods.baselines.reconstruct`.
+    A chain has ``gradients`` gradients. In its first hundred steps it adapts, and these are not
+    samples (except the last state, if there are no others). The result has `DRAWS` samples, evenly
+    spaced over the remaining steps. ``options`` are those of
+    `cogen_fast.methods.baselines.reconstruct`.
 
-    Raises ImportError without Pyro (extra ``peers``), TypeError or ValueError naming the argument.
+    Raises ImportError without Pyro (extra ``peers``), and TypeError or ValueError naming the
+    argument.
     """
     sampler = pyro_nuts()
     check_count("gradients", gradients)
@@ -65,9 +67,9 @@ def nuts_multi(
         first, numbers = prior_draws.best(problem, stream, starts, 1)
         drawn = []
         for b, number in enumerate(stream.observation.tolist()):
-            target = _Target(_alone(problem.potential, b), gradients, first.dtype)
+            target = _Target(_single_observation(problem.potential, b), gradients, first.dtype)
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed((_APART * seed + number) % _MANY_SEEDS)
+                torch.manual_seed((_SEED_FACTOR * seed + number) % _SEED_LIMIT)
                 drawn.append(_chain(sampler, target, first[b, 0]))
         latents = torch.stack(drawn)
         outcome = unannealed(
@@ -76,14 +78,14 @@ def nuts_multi(
             numbers.expand(-1, DRAWS),
             gradients=gradients,
             forwards=prior_draws.forwards(starts),
-            reasons=dict.fromkeys(OF_SAMPLES, _REASON),
+            reasons=dict.fromkeys(OF_SAMPLES, _NO_WEIGHTS),
         )
         settings = {"method": NUTS, "chains": DRAWS, "particles": 1, "starts": starts, "seed": seed}
         return assemble(settings | {"gradients": gradients}, outcome, True, problem)
 
 
-def _alone(potential: GeneratorPotential, b: int) -> GeneratorPotential:
-    """The potential of observation ``b``."""
+def _single_observation(potential: GeneratorPotential, b: int) -> GeneratorPotential:
+    """The potential of observation ``b`` alone."""
     observation, spec = potential.observation, potential.observation.spec
     spec = replace(
         spec,
@@ -95,23 +97,23 @@ def _alone(potential: GeneratorPotential, b: int) -> GeneratorPotential:
 
 
 def _row(values: Tensor, b: int) -> Tensor:
-    """Row ``b``, or the only one."""
+    """Row ``b``, or the only row."""
     return values[min(b, len(values) - 1)][None]
 
 
-class _Spent(Exception):
-    """All gradients have been made."""
+class _GradientsUsedUp(Exception):
+    """All gradients have been used."""
 
 
 class _Target:
-    """Minus the log density of latents ``{"z": (d,)}``, for so many gradients."""
+    """Minus the log density of latents ``{"z": (d,)}``, for a limited number of gradients."""
 
     def __init__(self, potential: GeneratorPotential, gradients: int, dtype: torch.dtype) -> None:
         self.potential, self.left, self.dtype = potential, gradients, dtype
 
     def __call__(self, parameters: dict[str, Tensor]) -> Tensor:
         if self.left == 0:
-            raise _Spent
+            raise _GradientsUsedUp
         self.left -= 1
         apply: Callable[..., Tensor] = _Energy.apply
         energy = apply(parameters["z"], self.potential, self.dtype)
@@ -119,7 +121,7 @@ class _Target:
 
 
 class _Energy(torch.autograd.Function):
-    """A misfit energy whose gradient comes with it; Pyro's latents may be of another type."""
+    """A misfit energy with its gradient; Pyro's latents may have another type."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, potential: GeneratorPotential, dtype: torch.dtype) -> Tensor:
@@ -134,7 +136,7 @@ class _Energy(torch.autograd.Function):
 
 
 def _chain(sampler: Any, target: _Target, start: Tensor) -> Tensor:
-    """`DRAWS` states ``(DRAWS, d)`` of a chain, as far as its gradients go."""
+    """`DRAWS` states ``(DRAWS, d)`` of a chain that runs until its gradients are used up."""
     kernel = sampler(potential_fn=target)
     kernel.initial_params = {"z": start.clone()}
     states = [start]
@@ -144,7 +146,7 @@ def _chain(sampler: Any, target: _Target, start: Tensor) -> Tensor:
         while True:
             parameters = kernel.sample(parameters)
             states.append(parameters["z"].detach().to(start.dtype))
-    except _Spent:
+    except _GradientsUsedUp:
         pass
     kept = states[1 + _WARMUP :] or states[-1:]
     index = torch.linspace(0, len(kept) - 1, DRAWS).round().long()

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: ground truth, what was observed, and each method's best."""
+"""Pictures of an evaluation: ground truth, what was observed, and each method's best chain."""
 
 from __future__ import annotations
 
@@ -39,4 +39,6 @@ def _best(study: Study, out: Path, method: Method, number: int) -> Pixels:
         pictures = pictures_beside(shard)
         for place in np.flatnonzero(pictures["image"] == number):
             return to_pixels(pictures["best"][place] / 127.5 - 1.0)
-    raise ValueError(f"images: {number} is not done by {method.name} in {out}")
+    raise ValueError(
+        f"images: expected images that {method.name} has evaluated in {out}, got {number}"
+    )

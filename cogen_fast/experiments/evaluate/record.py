@@ -1,4 +1,4 @@
-"""What an evaluation keeps of a `Result`: an image's numbers for JSON, and pictures of 8 bits."""
+"""What an evaluation keeps of a `Result`: an image's numbers, for JSON, and 8-bit pictures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from cogen_fast.results import metrics
 from cogen_fast.results.result import ANNEALED, Result
 
 Record = dict[str, Any]
-_END = 4  # acceptance is that of the last quarter
+_END = 4  # acceptance is averaged over the last quarter of a run
 
 
 def record_of(result: Result, case: Case, b: int) -> Record:
-    """What is kept of observation ``b``; "metrics" are those of `metrics.summarise`.
+    """The record of observation ``b``; "metrics" are those of `metrics.summarise`.
 
-    They are of the fits where samples were polished, whose mean image is `Result.estimate`;
-    coverage is of samples.
+    If samples were polished, metrics are those of the fits, whose mean image is `Result.estimate`;
+    coverage is always that of the samples.
     """
     truth, hidden = case.truth[b].cpu(), case.hidden[b].cpu()
     weights = None if result.log_weights is None else result.weights()[b]
@@ -53,13 +53,16 @@ def record_of(result: Result, case: Case, b: int) -> Record:
 
 
 def _end(column: Tensor) -> float:
-    """Mean of the last quarter of what was reached; NaN where nothing was."""
+    """The mean of the last quarter of what was reached; NaN if nothing was."""
     known = column[column.isfinite()]
     return float(known[-max(1, len(known) // _END) :].mean())
 
 
 def pictures_of(result: Result) -> dict[str, npt.NDArray[np.uint8]]:
-    """Of each image the best by energy and the mean, of fits or samples, ``(B, C, H, W)``."""
+    """Of each image the best output by energy, and the mean of fits or samples.
+
+    Both are ``(B, C, H, W)`` uint8.
+    """
     mean = result.estimate
     if result.fit_images is None:
         mean = result.mean(weighted=result.log_weights is not None)
@@ -74,7 +77,7 @@ def _levels(images: Tensor) -> npt.NDArray[np.uint8]:
 
 
 def plain(value: Any) -> Any:
-    """None for numbers that JSON does not know."""
+    """The value, with None for numbers that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list):

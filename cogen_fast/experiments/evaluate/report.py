@@ -1,10 +1,10 @@
-"""What is written once an evaluation is whole: all records in one file, the table, the pictures.
+"""The files that are written when an evaluation is complete: records, table and pictures.
 
-In its folder
+They are, in the folder of the evaluation,
 
     records.jsonl        a line for each image, in order
     table.txt, table.csv means over the images
-    grid-000000.png      from image 0 on: truth, observed, and each method's best
+    grid-000000.png      from image 0 on: truth, observed, and each method's best chain
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from cogen_fast.experiments.evaluate.record import Record
 from cogen_fast.experiments.evaluate.table import tabulated
 from cogen_fast.support.files import write_atomically
 
-_ROWS = 8  # of a picture
+_ROWS = 8  # of images in a picture
 
 
 def report(data: Data, study: Study, out: Path, *, images: int, pictures: int = 16) -> str:
-    """Write the files and give the table, once no group of the first ``images`` is `unfinished`.
+    """Write the files and return the table, once no group of the first ``images`` is `unfinished`.
 
-    ``data``, ``study`` and ``out`` are those of `evaluate`; the first ``pictures`` images that are
-    not corrupt are drawn, eight to a file. Records and table are of all that ``out`` holds.
+    ``data``, ``study`` and ``out`` are those of `evaluate`. The first ``pictures`` images that are
+    not corrupt are drawn, eight to a file. Records and table cover all that ``out`` holds.
     """
     _tidy(out)
     write_atomically(out / "records.jsonl", partial(_write_lines, gather(out)))
@@ -48,7 +48,7 @@ def _write_lines(records: Iterable[Record], path: Path) -> None:
 
 
 def _draw(data: Data, study: Study, out: Path, images: Sequence[int]) -> None:
-    """The pictures, in the place of those of an earlier call."""
+    """Draw the pictures, in place of those of an earlier call."""
     new = set()
     for start in range(0, len(images), _ROWS):
         shown = images[start : start + _ROWS]
@@ -59,6 +59,6 @@ def _draw(data: Data, study: Study, out: Path, images: Sequence[int]) -> None:
 
 
 def _tidy(out: Path) -> None:
-    """Remove what killed processes left: all shards are there, so that nobody writes one."""
+    """Remove files that killed processes left; no process is writing, as all groups are done."""
     for left in (*out.glob("*/.group-*"), *out.glob("*/group-*.checkpoint.safetensors")):
         left.unlink(missing_ok=True)

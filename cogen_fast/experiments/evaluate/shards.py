@@ -1,7 +1,8 @@
-"""Records and pictures of a group of images on disk, with digests of what they are and whose.
+"""Records and pictures of a group of images on disk, with digests of their content and owner.
 
-A digest covers a file's place too: the plans of the evaluation and of the method, the group, and of
-a record how many there are and which one it is. So none counts elsewhere, or twice, or is missed.
+A digest covers the place of a file too: the plans of the evaluation and of the method, the group,
+and for a record the number of records and which one it is. So a file or record that was moved,
+repeated or removed is detected.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ Pictures = Mapping[str, npt.NDArray[Any]]
 
 
 def shard_path(folder: Path, method: str, group: int) -> Path:
-    """Where the records of a group of images are; the pictures lie beside them, as ``.npz``."""
+    """The path of the records of a group of images; the pictures are beside them, as ``.npz``."""
     return folder / method / f"group-{group:06d}.jsonl"
 
 
 def shards(folder: Path) -> list[Path]:
-    """All files of records, group by group."""
+    """All files of records, ordered by group."""
     found = [path for path in folder.glob("*/group-*.jsonl") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: (group_of(path), path))
 
@@ -45,30 +46,30 @@ def group_of(shard: Path) -> int:
 
 
 def write(shard: Path, records: Sequence[Record], pictures: Pictures) -> None:
-    """Pictures, then records, which say that the group is done; both plans are there."""
+    """Write the pictures, then the records, which mark the group as done; both plans must exist."""
     if pictures:
-        whole = {**pictures, _DIGEST: np.array(_of_pictures(shard, pictures))}
+        whole = {**pictures, _DIGEST: np.array(_pictures_digest(shard, pictures))}
         write_atomically(shard.with_suffix(".npz"), partial(_save, whole))
-    places = _places(shard, len(records))
-    given = [with_digest(plain(r), place) for r, place in zip(records, places, strict=True)]
+    owners = _owners(shard, len(records))
+    given = [with_digest(plain(r), owner) for r, owner in zip(records, owners, strict=True)]
     lines = [json.dumps(record, allow_nan=False) for record in given]
     write_atomically(shard, lambda file: file.write_text("\n".join(lines) + "\n"))
 
 
 def read(shard: Path) -> list[Record]:
-    """The records; ValueError naming the file where they are not as they were written."""
+    """The records; ValueError naming the file if they were changed after they were written."""
     lines, name = read_text("out", shard).splitlines(), f"out: {shard}"
     if not lines:
-        raise ValueError(f"{name} is damaged: it is empty; remove it")
-    places = _places(shard, len(lines))
+        raise ValueError(f"{name} is damaged: it is empty; remove it to run its group again")
+    owners = _owners(shard, len(lines))
     return [
-        without_digest(name, parse_json(name, line), place)
-        for line, place in zip(lines, places, strict=True)
+        without_digest(name, parse_json(name, line), owner)
+        for line, owner in zip(lines, owners, strict=True)
     ]
 
 
 def pictures_beside(shard: Path) -> Pictures:
-    """The pictures; ValueError naming the file where they are not as they were written."""
+    """The pictures; ValueError naming the file if they were changed after they were written."""
     path = shard.with_suffix(".npz")
     name = f"out: {path}"
     with open_regular("out", path) as file:
@@ -78,8 +79,11 @@ def pictures_beside(shard: Path) -> Pictures:
             digest = str(held.pop(_DIGEST))
         except Exception as error:  # a damaged archive raises almost anything
             raise ValueError(f"{name} is damaged: {error}") from error
-    if digest != _of_pictures(shard, held):
-        raise ValueError(f"{name} is damaged: it is not as it was written; remove its group")
+    if digest != _pictures_digest(shard, held):
+        raise ValueError(
+            f"{name} is damaged: its content does not match its digest; remove the files of its "
+            "group to run it again"
+        )
     return held
 
 
@@ -88,18 +92,18 @@ def _save(arrays: Pictures, path: Path) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def _place(shard: Path) -> str:
-    """Whose a group's files are."""
+def _owner(shard: Path) -> str:
+    """The owner of a group's files: plans, method and group."""
     plans = [read_text("out", folder / PLAN) for folder in (shard.parent.parent, shard.parent)]
     return json.dumps([*plans, shard.parent.name, group_of(shard)])
 
 
-def _places(shard: Path, count: int) -> list[str]:
-    """The same of each of ``count`` records."""
-    place = _place(shard)
-    return [f"{place} {number} of {count}" for number in range(count)]
+def _owners(shard: Path, count: int) -> list[str]:
+    """The owner of each of ``count`` records."""
+    owner = _owner(shard)
+    return [f"{owner} {number} of {count}" for number in range(count)]
 
 
-def _of_pictures(shard: Path, arrays: Pictures) -> str:
+def _pictures_digest(shard: Path, arrays: Pictures) -> str:
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return digest_of(tensors, {"place": _place(shard)})
+    return digest_of(tensors, {"place": _owner(shard)})

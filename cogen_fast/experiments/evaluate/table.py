@@ -18,12 +18,13 @@ TAKEN = ("chains", "best", "mean", "oracle")
 """What is taken of a method's chains: see `cogen_fast.results.metrics.summarise`."""
 _DIGITS = {"psnr": 2, "hidden_psnr": 2}
 _NOTES = (
-    "Means over images, with their standard errors. chains: the mean over an image's chains; best: "
-    "the chain of lowest energy; mean: the mean image; oracle: the chain of lowest error, which "
-    "only who knows the truth can choose; single: there is one chain only. cost: forwards for each "
-    "image by all chains, where a z-gradient counts as 2. accept: mean acceptance over the last "
-    "quarter of a run.",
-    "coverage: share of hidden pixels whose truth lies in their credible interval, by its level.",
+    "The numbers are means over images, with their standard errors. chains: the mean over an "
+    "image's chains; best: the chain of lowest energy; mean: the mean image; oracle: the chain of "
+    "lowest error, which cannot be chosen without the truth; single: the method has one chain. "
+    "cost: forwards of all chains for an image, where a z-gradient counts as 2. accept: mean "
+    "acceptance over the last quarter of a run.",
+    "coverage: the share of hidden pixels whose true value lies in their credible interval, by the "
+    "level of the interval.",
 )
 
 
@@ -31,8 +32,8 @@ _NOTES = (
 class Row:
     """One method and what is taken of it; ``values`` are mean and standard error by metric.
 
-    The standard error is NaN for one image, both are where no image has a value. ``acceptance`` and
-    ``coverage`` (by level) are None where the method has none.
+    The standard error is NaN for one image; both are NaN if no image has a value. ``acceptance``
+    and ``coverage`` (by level) are None if the method has none.
     """
 
     method: str
@@ -47,9 +48,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of images that every method has done; what is missing of the others.
+    """Rows over the images that every method has done, and what is missing of the other images.
 
-    ``waiting`` images are not done by every method; ``broken`` has a line for each that is corrupt.
+    ``waiting`` is the number of images that some method has not done; ``broken`` has a line for
+    each corrupt image.
     """
 
     rows: list[Row]
@@ -57,7 +59,7 @@ class Table:
     broken: list[str]
 
     def text(self) -> str:
-        """For people."""
+        """The table as text, for people."""
         found = self.rows
         lines = [_head(found), *_lines(found)] if found else ["no image is done by every method"]
         chains = [row for row in found if row.taken == "chains"]
@@ -68,7 +70,7 @@ class Table:
         return "\n".join([*lines, *self.broken, *notes])
 
     def write(self, path: Path) -> None:
-        """As CSV: a line for each row and metric, with its mean and standard error."""
+        """Write CSV: a line for each row and metric, with its mean and standard error."""
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(
@@ -81,9 +83,9 @@ class Table:
 
 
 def tabulated(records: Iterable[Record]) -> Table:
-    """The table of records (`evaluate.gather`), each looked at once."""
+    """The table of records (of `evaluate.gather`), each of which is read once."""
     broken: list[str] = []
-    # By the methods that have done an image: which of them are all is known in the end.
+    # By the set of methods that have done an image; the set of all methods is known at the end.
     columns: dict[frozenset[str], dict[str, _Columns]] = {}
     counts: Counter[frozenset[str]] = Counter()
     for record in records:
@@ -109,7 +111,7 @@ class _Columns:
         self._numbers: dict[tuple[str, str], array[float]] = {}
 
     def add(self, run: Record) -> None:
-        """Those of one more image."""
+        """Add those of one more image."""
         for taken in TAKEN:
             for name, chains in run["metrics"][taken].items():
                 self._put(taken, name, mean_and_error(chains)[0])
@@ -121,7 +123,7 @@ class _Columns:
             self._put("coverage", level, math.nan if share is None else share)
 
     def row(self, method: str, taken: str) -> Row:
-        """What is taken of the method."""
+        """The row of what is taken of the method."""
         run, coverage = self._pairs("run"), self._pairs("coverage")
         return Row(
             method,
@@ -147,7 +149,7 @@ class _Columns:
 
 
 def mean_and_error(values: Iterable[float | None]) -> tuple[float, float]:
-    """Mean and standard error of what is a number; NaN where they are not known."""
+    """Mean and standard error of the finite values; NaN if they are not known."""
     known = [v for v in values if v is not None and math.isfinite(v)]
     if not known:
         return math.nan, math.nan
@@ -161,7 +163,7 @@ def _head(found: Sequence[Row]) -> str:
 
 
 def _lines(found: Sequence[Row]) -> list[str]:
-    """A line for each row, or one for a method of single chains, where all that is taken is one."""
+    """A line for each row; one line for a method of single chains, whose rows are all the same."""
     lines: list[str] = []
     for start in range(0, len(found), len(TAKEN)):
         each = found[start : start + len(TAKEN)]

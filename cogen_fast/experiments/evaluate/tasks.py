@@ -1,7 +1,8 @@
-"""What is hidden of an image: the paper's tasks at any size, drawn from our own noise.
+"""What is hidden of an image: the paper's tasks at any size, drawn from this package's noise.
 
-What is drawn for an image is a function of the seed and the image's number alone: not of the order,
-of the images beside it, or of how many processes share the work.
+What is drawn for an image is a function of the seed and the image's number alone: it depends
+neither on the order of the images, nor on the other images of a call, nor on the number of
+processes.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ DOWNSAMPLES = ("average", "stride")
 class Case:
     """B images of which something is observed: `cogenerate(G, case.x_obs, case.operator)`.
 
-    ``truth`` ``(B, C, H, W)``; ``x_obs`` the measurements ``(B, ...)``, NaN where a mask hides;
-    ``operator`` a `Mask`, for `inpaint` too, an `AveragePool` or a `Stride`; ``hidden``
-    ``(B, 1, H, W)`` bool, the pixels that are not observed as they are.
+    ``truth`` is ``(B, C, H, W)``; ``x_obs`` are the measurements ``(B, ...)``, NaN where a mask
+    hides; ``operator`` is a `Mask` (which `inpaint` takes too), an `AveragePool` or a `Stride`;
+    ``hidden`` ``(B, 1, H, W)`` bool marks the pixels that are not observed themselves.
     """
 
     truth: Tensor
@@ -43,11 +44,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Block:
-    """One block hidden, its height and width each uniform in ``low .. high`` pixels, anywhere.
+    """One hidden block anywhere, its height and width each uniform in ``low .. high`` pixels.
 
-    Without bounds, the paper's for the image's shorter side: 30-60 at 128 pixels, 50-80 at 256. For
-    other sides these are scaled in proportion and rounded, halves up: from 128 pixels' up to 128,
-    else from 256 pixels'. So 8-15 at 32, 15-30 at 64, 200-320 at 1024.
+    Without bounds they are the paper's for the image's shorter side: 30-60 at 128 pixels, 50-80 at
+    256. For other sides these are scaled in proportion and rounded, halves up: from those of 128
+    pixels up to 128, and from those of 256 pixels above. So they are 8-15 at 32, 15-30 at 64,
+    200-320 at 1024.
     """
 
     low: int | None = None
@@ -91,7 +93,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Half:
-    """One half hidden, of an odd number of rows or columns the smaller one."""
+    """One half is hidden; of an odd number of rows or columns it is the smaller part."""
 
     side: Literal["left", "right", "top", "bottom"] = "right"
 
@@ -114,7 +116,7 @@ class Half:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Pixels hidden at random: ``round(observed H W)`` of them, at least one, are observed."""
+    """Pixels are hidden at random: ``round(observed H W)`` of them, at least one, are observed."""
 
     observed: float = 0.1
 
@@ -128,7 +130,7 @@ class Pixels:
         """``(B, H, W)`` bool."""
         count = height * width
         u = uniforms(stream, Purpose.TASK, count, torch.float64)
-        order = u.argsort(dim=1, stable=True)  # stable: words of 24 bits may be equal
+        order = u.argsort(dim=1, stable=True)  # uniforms of 23 bits may be equal
         hidden = torch.ones_like(u, dtype=torch.bool)
         seen = order[:, : max(1, _rounded(self.observed * count))]
         return hidden.scatter(1, seen, False).reshape(-1, height, width)
@@ -136,10 +138,10 @@ class Pixels:
 
 @dataclass(frozen=True)
 class SuperResolve:
-    """The image seen at ``1 / factor`` of its size.
+    """The image is observed at ``1 / factor`` of its size.
 
-    ``downsample``: "average" of blocks (the paper's text), which hides every pixel, or "stride",
-    every ``factor``-th pixel.
+    ``downsample`` is "average", the means of blocks (the paper's text), which hides every pixel, or
+    "stride", every ``factor``-th pixel.
     """
 
     factor: int
@@ -155,7 +157,7 @@ class SuperResolve:
 
     @property
     def operator(self) -> MeasurementOperator:
-        """What reads the small image off a large one."""
+        """The operator that measures the small image of a large one."""
         return (AveragePool if self.downsample == "average" else Stride)(self.factor)
 
     def hidden(self, stream: NoiseStream, height: int, width: int) -> Tensor:
@@ -177,13 +179,14 @@ def pose(
     seed: int = 0,
     noise_std: float = 0.0,
 ) -> Case:
-    """Hide of images ``truth`` ``(B, C, H, W)``, floating point, what the task says.
+    """Hide what the task says of images ``truth`` ``(B, C, H, W)``, floating point.
 
-    ``observation_ids`` ``(B,)``, different numbers in [0, 2^32), name the images, as their places
-    in a data set do; with ``seed`` they are all that a draw depends on. Draws differ from the
-    sampler's of the same seed and ids. Gaussian noise of ``noise_std`` is added to what is observed
-    (none): credible intervals cover as often as they say only where there is the noise that the
-    sampler is told of. Raises TypeError or ValueError naming the argument.
+    ``observation_ids`` ``(B,)``, different numbers in [0, 2^32), identify the images, as their
+    places in a data set do; a draw depends on them and on ``seed`` alone. Draws differ from the
+    sampler's of the same seed and ids. Gaussian noise of standard deviation ``noise_std`` is added
+    to what is observed (0: none): the coverage of credible intervals can equal their level only if
+    the data have the noise that the sampler is given. Raises TypeError or ValueError naming the
+    argument.
     """
     images = torch.as_tensor(truth).detach()
     if images.ndim != 4 or images.numel() == 0:
@@ -203,7 +206,7 @@ def pose(
 
 
 def _noisy(values: Tensor, stream: NoiseStream, noise_std: float) -> Tensor:
-    """With noise from the transition after the one that places what is hidden."""
+    """The values plus noise, from the transition after the one that places what is hidden."""
     if noise_std == 0.0:
         return values
     count = values[0].numel()
@@ -211,7 +214,7 @@ def _noisy(values: Tensor, stream: NoiseStream, noise_std: float) -> Tensor:
     return values + noise_std * noise.reshape(values.shape)
 
 
-# Name: what makes the task, and of what its values are.
+# Name: the function that makes the task, and the types of its arguments.
 _KINDS: dict[str, tuple[Callable[..., Task], tuple[Callable[[str], Any], ...]]] = {
     "block": (Block, (int, int)),
     "half": (Half, (str,)),
@@ -222,10 +225,10 @@ _KINDS: dict[str, tuple[Callable[..., Task], tuple[Callable[[str], Any], ...]]] 
 
 
 def task_named(name: str) -> Task:
-    """The task that ``str(task)`` names, as on a command line.
+    """The task with ``str(task) == name``, as given on a command line.
 
-    "block" or "block-30-60", "half-left" ("right", "top", "bottom"), "pixels-0.1", "average-4",
-    "stride-8". ValueError for anything else.
+    The names are "block" or "block-30-60", "half-left" ("right", "top", "bottom"), "pixels-0.1",
+    "average-4", "stride-8". Raises ValueError for anything else.
     """
     kind, *texts = name.split("-") if isinstance(name, str) else ("",)
     make, types = _KINDS.get(kind, (None, ()))
@@ -243,7 +246,7 @@ def task_named(name: str) -> Task:
 
 @dataclass(frozen=True)
 class Published:
-    """An image run of the paper beside its preset: the data's side, the task and the network.
+    """What an image run of the paper has beside its preset: the image's side, task and network.
 
     ``fmap_base`` and ``latent_size`` are those of `ProgressiveGenerator`.
     """
@@ -260,10 +263,10 @@ PUBLISHED: dict[str, Published] = {
     "lsun-256": Published(256, Block(50, 80), 8192),
     "celebahq-1024-sisr": Published(1024, SuperResolve(8, "average"), 8192),
 }
-"""By the name of the preset (`cogen_fast.PRESETS`), which has the sampler's settings.
+"""By the name of the preset (`cogen_fast.PRESETS`), which has the settings of the sampler.
 
 The paper's text pools by 8; the authors' program reads every 8th pixel of ``G(z)`` and resizes the
-data, which is no task of this kind. The feature maps of LSUN and CelebA-HQ are the usual ones.
+data, which is not a task of this kind. The feature maps of LSUN and CelebA-HQ are the usual ones.
 """
 
 

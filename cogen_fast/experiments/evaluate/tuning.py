@@ -1,8 +1,8 @@
-"""Learning rates of an evaluation's optimisers, found once, on images that are not evaluated.
+"""Learning rates of an evaluation's optimisers, tuned once, on images that are not evaluated.
 
-``METHOD/tuning.json`` in the folder of the evaluation holds what was found, the log of the grid,
-and what both depend on; a rate that is there is not looked for again. Every ``world_size``-th of
-the methods is a process's to tune; then it waits for the others, and reads their files.
+``METHOD/tuning.json`` in the folder of the evaluation has the learning rate, the log of the grid,
+and what both depend on; a rate that is there is not tuned again. Each process tunes every
+``world_size``-th of the methods, then waits for the others and reads their files.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cogen_fast.experiments.evaluate.data import Data
-from cogen_fast.experiments.evaluate.evaluate import Method, Place, Study, open_place, posed
+from cogen_fast.experiments.evaluate.evaluate import Method, OutputFolder, Study, open_output, posed
 from cogen_fast.methods.baselines import BASELINES, Baseline, descends, draws_many, tune
 from cogen_fast.problem.compute import gathered
 from cogen_fast.results.metrics import DATA_RANGE
 from cogen_fast.results.result import Result
 from cogen_fast.support.arguments import check_choice, check_count
 from cogen_fast.support.digests import with_digest, without_digest
-from cogen_fast.support.files import parse_json, read_text, until_seen, write_atomically
+from cogen_fast.support.files import parse_json, read_text, wait_for_files, write_atomically
 from cogen_fast.support.warnings import warn_user
 
 AT_THE_EDGE = "the best learning rate is the grid's largest or smallest"
-"""What is told, as a warning, of a rate that another grid may better."""
+"""The warning about a learning rate that a wider grid might improve."""
 _OPTIMISERS = tuple(name for name in BASELINES if descends(name) and not draws_many(name))
 _FILE = "tuning.json"
 _SETTINGS = ("plan", "grid", "images")
@@ -39,11 +39,12 @@ _RATE = "learning_rate"
 
 @dataclass(frozen=True)
 class Grid:
-    """How learning rates are chosen: on what, and which ones are tried.
+    """How learning rates are chosen: on which images, and which rates are tried.
 
-    ``images`` of the data's end; ``chains`` and ``steps`` of a trial, where they are not the
-    method's own; ``rates`` by the optimiser's name without "-multi" (the defaults of
-    `cogen_fast.methods.baselines.tune`). ValueError naming what is wrong.
+    ``images`` is the number of images, from the end of the data; ``chains`` and ``steps`` are those
+    of a trial (None: the method's own); ``rates`` are the rates by the optimiser's name without
+    "-multi" (default: those of `cogen_fast.methods.baselines.tune`). Raises ValueError naming what
+    is wrong.
     """
 
     images: int = 4
@@ -59,7 +60,7 @@ class Grid:
             check_choice("rates", name, _OPTIMISERS)
 
     def trial(self) -> dict[str, Any]:
-        """Options of a trial that are not the method's own."""
+        """Options of a trial that override the method's own."""
         given = {"chains": self.chains, "steps": self.steps}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -69,7 +70,7 @@ class Grid:
         return None if rates is None else list(rates)
 
     def plan(self, method: Method) -> dict[str, Any]:
-        """What a method's rate depends on, plain."""
+        """What a method's rate depends on, as plain values."""
         return {"images": self.images, **self.trial(), "rates": self.rates_of(method)}
 
 
@@ -91,29 +92,29 @@ def tuned(
 ) -> Study:
     """The study with the best learning rate of its grid for every optimiser that has none.
 
-    Rates are chosen by the mean squared error of whole images over all chains, under the same task,
-    on the last ``grid.images`` images of the data that can be read. ``wait`` returns when every
-    process has called it. Other arguments as for `evaluate`, of which ``images`` must leave so
-    many.
+    Rates are chosen by the mean squared error of whole images over all chains, on the same task, on
+    the last ``grid.images`` images of the data that can be read. ``wait`` returns when every
+    process has called it. The other arguments are those of `evaluate`; ``images`` must leave that
+    many images.
 
-    Raises what `evaluate` raises, and ValueError where too few images are left or ``out`` holds
-    rates of other settings, before any work; and FileNotFoundError where rates of another process
-    are not in ``out`` after the wait.
+    Raises the errors of `evaluate`, and ValueError if too few images are left or ``out`` has rates
+    of other settings, before any work; and FileNotFoundError if the rates of another process are
+    not in ``out`` after the wait.
     """
-    wanting = untuned(study)
-    if not wanting:
+    without_rate = untuned(study)
+    if not without_rate:
         return study
-    place = open_tuning(generator, data, study, out, images, grid, rank, world_size)
-    paths = {method.name: _path(place.folder, method) for method in wanting}
-    mine = [m for m in wanting[rank::world_size] if not paths[m.name].exists()]
+    output = open_tuning(generator, data, study, out, images, grid, rank, world_size)
+    paths = {method.name: _path(output.folder, method) for method in without_rate}
+    mine = [m for m in without_rate[rank::world_size] if not paths[m.name].exists()]
     for method in tqdm(mine, "tuning", unit="method", disable=not progress):
-        truths = _readable(data, place.images, grid.images)
+        truths = _readable(data, output.images, grid.images)
         log = _tune(generator, study, method, grid, truths)
-        place.settle()
+        output.write_plans()
         _write(paths[method.name], log)
     wait()
-    until_seen(lambda: next((path for path in paths.values() if not path.exists()), None))
-    found = tunings(place.folder, study, place.images, grid)
+    wait_for_files(lambda: next((path for path in paths.values() if not path.exists()), None))
+    found = tunings(output.folder, study, output.images, grid)
     return replace(study, methods=tuple(_with_rate(m, found) for m in study.methods))
 
 
@@ -126,22 +127,22 @@ def open_tuning(
     grid: Grid,
     rank: int = 0,
     world_size: int = 1,
-) -> Place:
-    """Check what `tuned` is given, and that ``out`` is for it.
+) -> OutputFolder:
+    """Check the arguments of `tuned`, and that ``out`` is for them.
 
-    Raises what `tuned` raises before any work.
+    Raises the errors that `tuned` raises before any work.
     """
-    wanting = untuned(study)
-    ready = [method for method in study.methods if method not in wanting]
-    place = open_place(generator, data, study, ready, out, images, rank, world_size)
+    without_rate = untuned(study)
+    with_rate = [method for method in study.methods if method not in without_rate]
+    output = open_output(generator, data, study, with_rate, out, images, rank, world_size)
     most = len(data) - grid.images
-    if place.images > most:
+    if output.images > most:
         raise ValueError(
             f"images: expected at most {most}, which leaves {grid.images} to tune learning rates "
-            f"on, got {place.images}"
+            f"on, got {output.images}"
         )
-    tunings(place.folder, study, place.images, grid)
-    return place
+    tunings(output.folder, study, output.images, grid)
+    return output
 
 
 def untuned(study: Study) -> list[Method]:
@@ -152,11 +153,11 @@ def untuned(study: Study) -> list[Method]:
 def tunings(
     out: Path, study: Study, images: int, grid: Grid = DEFAULT
 ) -> dict[str, dict[str, Any]]:
-    """What ``out`` holds for the optimisers without a learning rate: a dict of each, by name.
+    """What ``out`` has for the optimisers without a learning rate: a dictionary for each, by name.
 
-    It is `cogen_fast.methods.baselines.Tuning` as plain values. Raises ValueError where a file is
-    damaged, of another method or grid, or where a rate was tuned on some of the first ``images``
-    images.
+    Each is a `cogen_fast.methods.baselines.Tuning` as plain values. Raises ValueError if a file is
+    damaged or belongs to another method or grid, or if a rate was tuned on some of the first
+    ``images`` images.
     """
     there = [method for method in untuned(study) if _path(out, method).exists()]
     return {m.name: _tuning(_path(out, m), m, grid, images) for m in there}
@@ -166,7 +167,7 @@ def _path(out: Path, method: Method) -> Path:
     return out / method.name / _FILE
 
 
-def _place(path: Path) -> str:
+def _owner(path: Path) -> str:
     return f"learning rates of {path.parent.name}"
 
 
@@ -177,9 +178,13 @@ def _with_rate(method: Method, found: Mapping[str, Mapping[str, Any]]) -> Method
 
 
 def _tuning(path: Path, method: Method, grid: Grid, images: int) -> dict[str, Any]:
-    """What is there, if it is this method's and of none of the first ``images`` images."""
+    """The content of a file, if it is for this method and used none of the first images.
+
+    Raises ValueError if it is for another method or grid, or used one of the first ``images``
+    images.
+    """
     name = f"out: {path}"
-    there = without_digest(name, parse_json(name, read_text("out", path)), _place(path))
+    there = without_digest(name, parse_json(name, read_text("out", path)), _owner(path))
     for what, given in (("plan", method.plan()), ("grid", grid.plan(method))):
         if there[what] != given:
             raise ValueError(
@@ -187,8 +192,8 @@ def _tuning(path: Path, method: Method, grid: Grid, images: int) -> dict[str, An
             )
     if min(there["images"]) < images:
         raise ValueError(
-            f"images: expected at most {min(there['images'])}, as {path} has a learning rate that "
-            f"was tuned on others, got {images}"
+            f"images: expected at most {min(there['images'])}, because the learning rate in {path} "
+            f"was tuned on the images after them, got {images}"
         )
     return {name: value for name, value in there.items() if name not in _SETTINGS}
 
@@ -214,7 +219,7 @@ def _tune(
     grid: Grid,
     truths: Mapping[int, Tensor],
 ) -> dict[str, Any]:
-    """What is written of the tuning."""
+    """The content of a tuning file."""
     case = posed(study, truths)
     given = {
         "seed": study.seed,
@@ -240,10 +245,10 @@ def _write(path: Path, log: Mapping[str, Any]) -> None:
     if log["at_the_edge"]:
         warn_user(f"{path}: {AT_THE_EDGE}, {log[_RATE]:g}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(with_digest(log, _place(path)), indent=2) + "\n"
+    text = json.dumps(with_digest(log, _owner(path)), indent=2) + "\n"
     write_atomically(path, lambda file: file.write_text(text))
 
 
 def _error(truth: Tensor, result: Result) -> Tensor:
-    """Mean squared error of whole images over all images and chains."""
+    """The mean squared error of whole images over all images and chains."""
     return (result.images.clamp(*DATA_RANGE) - truth[:, None]).double().square().mean()

@@ -1,1 +1,1 @@
-"""The paper's image study and its published runs."""
+"""The paper's image study, and its published runs."""

@@ -1,7 +1,7 @@
-"""Figures of the image study: figure 4's curves, what misfit says of error, and panels.
+"""Figures of the image study: the curves of figure 4, errors against misfits, and panels.
 
-Colours are those of Okabe and Ito; whatever a colour says, a marker says too. Real images and the
-generator's own have figures of their own.
+The colours are those of Okabe and Ito, and whatever a colour shows, a marker shows too. Real images
+and the generator's own have figures of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cogen_fast.experiments.images.plan import (
 )
 from cogen_fast.experiments.images.results import (
     METRICS,
-    Found,
+    PartResults,
     curve,
     errors,
     kinds_of,
@@ -62,11 +62,11 @@ _STYLES = {
     NUTS: ("#7F00FF", "<"),
 }
 _ROWS = 8
-_FEW_DECADES = 300.0  # where there is room for ticks between the powers of 10
+_FEW_DECADES = 300.0  # up to this ratio there is room for ticks between the powers of 10
 
 
 def files(scope: Scope) -> tuple[str, ...]:
-    """What `draw` and `panels` give for a study."""
+    """The files that `draw` and `panels` give for a study."""
     kinds = scope.kinds
     return (
         *(f"figure4_{kind}.png" for kind in kinds if len(scope.snapshots) > 1),
@@ -75,8 +75,8 @@ def files(scope: Scope) -> tuple[str, ...]:
     )
 
 
-def draw(plt: Any, results: Sequence[Found], effort: Effort) -> Iterator[tuple[str, Figure]]:
-    """The names and figures of all `files` but the panels, to be closed by the caller."""
+def draw(plt: Any, results: Sequence[PartResults], effort: Effort) -> Iterator[tuple[str, Figure]]:
+    """The names and figures of all `files` except the panels; the caller has to close them."""
     kinds = kinds_of(results)
     for kind in kinds if over_training(results) else ():
         yield f"figure4_{kind}.png", _curves(plt, results, kind, effort)
@@ -84,7 +84,7 @@ def draw(plt: Any, results: Sequence[Found], effort: Effort) -> Iterator[tuple[s
         yield f"misfit_{kind}.png", _misfits(plt, results, kind)
 
 
-def panels(results: Sequence[Found]) -> Iterator[tuple[str, Image.Image]]:
+def panels(results: Sequence[PartResults]) -> Iterator[tuple[str, Image.Image]]:
     """A row for each of the first images: ground truth, observed, and each method's best chain."""
     for result in (each for each in results if each.is_main):
         numbers = [record["image"] for record in result.records[:_ROWS]]
@@ -92,8 +92,8 @@ def panels(results: Sequence[Found]) -> Iterator[tuple[str, Image.Image]]:
         yield f"panels_{result.kind}_{result.part.task}.png", picture
 
 
-def _curves(plt: Any, results: Sequence[Found], kind: str, effort: Effort) -> Figure:
-    points = curve(results, kind, effort.few)
+def _curves(plt: Any, results: Sequence[PartResults], kind: str, effort: Effort) -> Figure:
+    points = curve(results, kind, effort.snapshot_images)
     shown = [number / 1_000 for number, _ in points]
     figure: Figure
     figure, axes = plt.subplots(1, len(METRICS), figsize=(12, 4.4), layout="constrained")
@@ -111,13 +111,13 @@ def _curves(plt: Any, results: Sequence[Found], kind: str, effort: Effort) -> Fi
     title = _title(results[0].part.task).capitalize()
     figure.suptitle(
         f"{title} over the generator's training: {KINDS[kind]}\n"
-        f"(whole images; means and standard errors, images: {effort.few})"
+        f"(whole images; means and standard errors, images: {effort.snapshot_images})"
     )
     return figure
 
 
-def _misfits(plt: Any, results: Sequence[Found], kind: str) -> Figure:
-    """How near each run comes to what is observed, and how near that is to the truth."""
+def _misfits(plt: Any, results: Sequence[PartResults], kind: str) -> Figure:
+    """Errors of what is hidden against errors of what is observed, for each run."""
     mains = [result for result in results if result.is_main and result.kind == kind]
     figure: Figure
     figure, axes = plt.subplots(1, len(mains), figsize=(13, 5.4), layout="constrained")
@@ -136,7 +136,7 @@ def _misfits(plt: Any, results: Sequence[Found], kind: str) -> Figure:
     axes[0].set_ylabel("error of what is hidden (root mean square)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(
-        f"How near to what is observed, and to what is hidden: {KINDS[kind]}\n"
+        f"Errors of what is observed and of what is hidden: {KINDS[kind]}\n"
         "(a dot for each image and method, its chain of lowest energy; pixels in [-1, 1])"
     )
     return figure
@@ -148,7 +148,7 @@ def _title(task: Task) -> str:
     return "inpainting of a half" if isinstance(task, Half) else "inpainting of a block"
 
 
-def _dots(panel: Axes, result: Found, method: str) -> None:
+def _dots(panel: Axes, result: PartResults, method: str) -> None:
     colour, marker = _STYLES[method]
     hidden = [v**0.5 for v in errors(result.records, method, "best", "hidden_mse")]
     panel.scatter(

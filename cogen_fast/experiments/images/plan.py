@@ -1,8 +1,8 @@
-"""The paper's image study as a plan: tasks, methods at one cost, and which images they see.
+"""The paper's image study as a plan: tasks, methods at one cost, and the images that they get.
 
 All methods have the cost of the paper's run for each image (one chain of 499 temperatures and 20
-leapfrog steps), in forwards, a z-gradient counted as 2; gradient descent that picks its start and
-sampling-importance-resampling pay for the draws that they score.
+leapfrog steps) in forwards, where a z-gradient counts as 2. Gradient descent from the best of many
+starts, and sampling-importance-resampling, pay for the draws that they score.
 """
 
 from __future__ import annotations
@@ -27,50 +27,51 @@ from cogen_fast.support.arguments import check_count, check_flag
 
 REAL, OWN = "real", "own"
 KINDS: dict[str, str] = {
-    REAL: "real images that the generator has not seen",
+    REAL: "real images that the generator was not trained on",
     OWN: "images of the generator's own, whose answer lies in its range",
 }
 TASKS: tuple[Task, ...] = (Block(), SuperResolve(4), SuperResolve(8))
 """The paper's block, scaled to the image's size, and its average pooling."""
 GIVEN_TASKS: tuple[Task, ...] = (Half(), Block(), SuperResolve(4))
-"""Of a generator that a user gives."""
+"""The tasks for a generator that a user gives."""
 PRESET = "celeba-128"
 NOISE_STD = 0.1
-"""Of the adaptive method, by which it is told how near to come: the library's advice for images."""
+"""The noise level of the adaptive method, which is the library's advice for images."""
 GROUP = 8
-"""Most images in one call."""
+"""The most images in one call."""
 TUNING_IMAGES = 2
-"""The last ones of the data, which are not evaluated."""
-FITS = ("gd", "gd-multi", "adam", "adam-multi", "lbfgs-multi")
-MULTI_STARTS = tuple(name for name in FITS if name.endswith("-multi"))
+"""The number of images for tuning: the last ones of the data, which are not evaluated."""
+OPTIMISERS = ("gd", "gd-multi", "adam", "adam-multi", "lbfgs-multi")
+MULTI_STARTS = tuple(name for name in OPTIMISERS if name.endswith("-multi"))
 SCALED = "paper-scaled"
-"""The paper's method, its weight grown as the number of values in an image has shrunk."""
+"""The paper's method with a larger weight, by as much as an image here has fewer values."""
 DEFAULT = "default"
-"""What `inpaint` and `super_resolve` do: adaptive samples, and fits beside them for an estimate."""
+"""What `inpaint` and `super_resolve` do: adaptive samples, and fits besides, for an estimate."""
 CURVES = ("gd", "gd-multi", "adam-multi", "paper", SCALED, DEFAULT)
-"""The methods of figure 4, and what is used today."""
-METHODS = (*FITS, "sir", "paper", SCALED, "adaptive", DEFAULT)
+"""The methods of figure 4, and those that are in use today."""
+METHODS = (*OPTIMISERS, "sir", "paper", SCALED, "adaptive", DEFAULT)
 SAMPLED = (NUTS, "adaptive", DEFAULT)
-"""Methods at the noise level of `NOISE_STD`, of many images each: their mean is one more."""
+"""Methods at the noise level `NOISE_STD`, with many samples each, whose mean is shown too."""
 RATES: dict[str, tuple[float, ...]] = {
     "gd": (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
     "adam": (1.0, 0.3, 0.1, 0.03, 0.01),
     "lbfgs": (3.0, 1.0, 0.3, 0.1),
 }
-"""Learning rates that are tried, by the optimiser."""
-_TUNING_CHAINS = 2  # from which a rate is judged, for each image
+"""The learning rates that are tried, by optimiser."""
+_TUNING_CHAINS = 2  # by which a rate is judged, for each image
 _MULTI = "-multi"
 _PUBLISHED_VALUES = 3 * PUBLISHED[PRESET].resolution ** 2
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is run; by default the published settings, on few images.
+    """How much is run; the defaults are the published settings, on few images.
 
-    ``images`` of each kind and task; of the earlier snapshots the first ``curve_images`` at most.
-    ``ais_steps`` and ``leapfrog_steps`` of the paper's run, whose cost all methods have; ``starts``
-    of those that pick the best; steps of the choice of learning rates. ``nuts``: whether NUTS is a
-    method too (extra ``peers``). ValueError naming what is wrong.
+    ``images`` is the number of images of each kind and task; of these the earlier snapshots get the
+    first ``curve_images`` at most. ``ais_steps`` and ``leapfrog_steps`` are those of the paper's
+    run, whose cost all methods have; ``starts`` are the draws of methods that pick the best;
+    ``tuning_steps`` are those of the choice of learning rates. ``nuts`` says whether NUTS is a
+    method too (extra ``peers``). Raises ValueError naming what is wrong.
     """
 
     images: int = 8
@@ -94,17 +95,17 @@ class Effort:
 
     @property
     def budget(self) -> int:
-        """Forwards for each image: those of the paper's one chain."""
+        """Forwards for each image: the cost of the paper's one chain."""
         return GRADIENT_COST * (1 + self.ais_steps * self.leapfrog_steps)
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Of the last snapshot's parts."""
+        """The methods of the last snapshot's parts."""
         return (*METHODS, NUTS) if self.nuts else METHODS
 
     @property
-    def few(self) -> int:
-        """Images of the earlier snapshots."""
+    def snapshot_images(self) -> int:
+        """The number of images of the earlier snapshots."""
         return min(self.curve_images, self.images)
 
     @property
@@ -114,12 +115,12 @@ class Effort:
 
 
 QUICK = Effort(images=4, curve_images=2, ais_steps=50, starts=500, tuning_steps=100)
-"""A tenth of the published numbers, for a first look."""
+"""A tenth of the published numbers, for a quick look."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A generator after a number of images of its training; ``latent_size`` is the module's."""
+    """A generator after ``shown`` images of its training; it has an attribute ``latent_size``."""
 
     name: str
     shown: int
@@ -128,7 +129,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Scope:
-    """What a study looks at: snapshots in the order of a training, kinds of images, and tasks."""
+    """What a study covers: snapshots in the order of a training, kinds of images, and tasks."""
 
     snapshots: tuple[Snapshot, ...]
     kinds: tuple[str, ...] = tuple(KINDS)
@@ -148,19 +149,19 @@ class Part:
 
     @property
     def name(self) -> str:
-        """As in the study's ``tuning.json``; its folder, too."""
+        """The name in the study's ``tuning.json``, and of the folder."""
         return f"{self.kind}/{self.task}/{self.snapshot.name}"
 
     def study(self, effort: Effort, seed: int) -> Study:
-        """For `evaluate`, but for the learning rates of `FITS`."""
+        """The argument of `evaluate`, except the learning rates of `OPTIMISERS`."""
         methods = tuple(self.method(name, effort) for name in self.methods)
         return Study(self.task, methods, {"weight": 1.0}, seed, GROUP)
 
     def method(self, name: str, effort: Effort) -> Method:
         """A method at the study's cost."""
-        if name in FITS:
+        if name in OPTIMISERS:
             starts = {"starts": effort.starts} if name.endswith(_MULTI) else {}
-            steps = (effort.budget - sum(starts.values())) // GRADIENT_COST - _beside(name)
+            steps = (effort.budget - sum(starts.values())) // GRADIENT_COST - _extra_gradients(name)
             return Method(name, name, {"steps": steps, **starts})
         if name == "sir":
             return Method(name, name, {"starts": effort.budget})
@@ -177,7 +178,7 @@ class Part:
         return Method(name, "adaptive", noise | {"chains": POPULATION, "budget": each} | polish)
 
     def weight(self, name: str) -> float:
-        """Factor of the squared error in the method's energies."""
+        """The factor of the squared error in the method's energies."""
         if name in SAMPLED:
             return 0.5 / NOISE_STD**2
         if name == SCALED:
@@ -187,10 +188,10 @@ class Part:
         return PRESETS[PRESET].weight
 
     def folder(self, out: Path) -> Path:
-        """Where `evaluate` writes."""
+        """The folder that `evaluate` writes."""
         return out / "runs" / self.name
 
 
-def _beside(method: str) -> int:
-    """Gradients beside the steps: gradient descent's energy of where it ends."""
+def _extra_gradients(method: str) -> int:
+    """Gradients besides the steps: gradient descent computes the energy of its end point."""
     return 1 if method.startswith("gd") else 0

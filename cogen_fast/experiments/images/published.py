@@ -1,7 +1,7 @@
-"""The paper's image runs, from end to end, at a tiny budget: preset, task and the whole network.
+"""The paper's image runs from end to end, with a tiny budget: preset, task and the full network.
 
-Weights are random, so the pictures show nothing; that the published settings work at the published
-sizes is what this shows, and what a gradient costs in time and memory.
+The weights are random, so the pictures show nothing. The runs show that the published settings work
+at the published sizes, and what a gradient costs in time and memory.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ _HEAD = (
 
 
 @dataclass(frozen=True)
-class Tiny:
-    """What a run was: millions of multiply-adds of a forward, ``cost`` in forwards.
+class TinyRun:
+    """The facts of a run.
 
-    ``seconds`` of the run alone; ``peak`` MiB of the whole process, or 0 where it is not known.
+    ``multiply_adds`` are millions of multiply-adds of a forward; ``cost`` is in forwards;
+    ``seconds`` are those of the run alone; ``peak`` is in MiB, of the whole process, or 0 if it is
+    not known.
     """
 
     name: str
@@ -53,10 +55,11 @@ class Tiny:
 
 
 def reproduce(out: Path, names: Sequence[str] = (), *, progress: bool = True) -> str:
-    """Run the presets ``names`` (all image presets), each in a process of its own; a table as text.
+    """Run the presets ``names`` (default: all image presets), and return a table as text.
 
-    Evaluations go to folders of ``out`` by the presets' names, each with a ``picture.png``. Raises
-    ValueError for unknown names, before any work.
+    Each runs in a process of its own. The evaluations are written to folders of ``out`` with the
+    presets' names, each with a ``picture.png``. Raises ValueError for unknown names, before any
+    work.
     """
     folder = check_folder("out", out)
     chosen = [check_choice("preset", name, tuple(PUBLISHED)) for name in names or PUBLISHED]
@@ -67,10 +70,10 @@ def reproduce(out: Path, names: Sequence[str] = (), *, progress: bool = True) ->
     return "\n".join([*rows, _notes()])
 
 
-def run(name: str, out: Path) -> Tiny:
-    """One preset on an image of its network's own; what `evaluate` writes goes to ``out``.
+def run(name: str, out: Path) -> TinyRun:
+    """Run one preset on an image of its network's own; `evaluate` writes its files to ``out``.
 
-    All settings are the preset's but for `AIS_STEPS` and `LEAPFROG_STEPS`.
+    All settings are the preset's, except `AIS_STEPS` and `LEAPFROG_STEPS`.
     """
     published, preset = PUBLISHED[name], PRESETS[name]
     generator = network(name)
@@ -84,7 +87,7 @@ def run(name: str, out: Path) -> Tiny:
     write_atomically(out / "picture.png", lambda file: picture.save(file, format="PNG"))
     (record,) = gather(out)
     shape = " x ".join(map(str, generator.output_shape))
-    return Tiny(
+    return TinyRun(
         name,
         shape,
         str(published.task),
@@ -97,7 +100,7 @@ def run(name: str, out: Path) -> Tiny:
 
 
 def network(name: str) -> Any:
-    """The preset's progressive GAN with random weights, the same ones each time, in eval mode."""
+    """The preset's progressive GAN in eval mode, with random weights that are always the same."""
     published = PUBLISHED[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
@@ -110,13 +113,13 @@ def network(name: str) -> Any:
 
 
 def _peak() -> float:
-    """Most resident memory of this process so far in MiB, where the unit is known."""
+    """The largest resident memory of this process so far, in MiB, where its unit is known."""
     if sys.platform != "linux":
         return 0.0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
 
 
-def _row(tiny: Tiny) -> str:
+def _row(tiny: TinyRun) -> str:
     return (
         f"{tiny.name:<22}{tiny.image:>12}{tiny.task:>13}{tiny.chains:>8}{tiny.multiply_adds:>13,.0f}"
         f"{tiny.cost:>6}{tiny.seconds:>8.1f}{tiny.peak:>8,.0f}"
@@ -125,10 +128,10 @@ def _row(tiny: Tiny) -> str:
 
 def _notes() -> str:
     return (
-        f"Random weights, {AIS_STEPS} temperatures of {LEAPFROG_STEPS} leapfrog step; all else is "
-        "the preset's.\n"
-        "cost: forwards by all chains, a z-gradient counted as 2; s: for checks, sampling and "
-        "metrics.\n"
-        "MiB: the most memory of the process, torch itself included. "
+        f"Weights are random, with {AIS_STEPS} temperatures of {LEAPFROG_STEPS} leapfrog step; all "
+        "other settings are the preset's.\n"
+        "cost: forwards of all chains, where a z-gradient counts as 2; s: seconds of checks, "
+        "sampling and metrics.\n"
+        "MiB: the peak memory of the process, torch itself included. "
         f"{torch.get_num_threads()} threads."
     )

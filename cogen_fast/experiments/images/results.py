@@ -1,4 +1,4 @@
-"""What the image study found: numbers by method, from the records of its evaluations."""
+"""The results of the image study: numbers by method, from the records of its evaluations."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ METRICS = {
 ESTIMATE = (DEFAULT, "mean")
 """What all others are compared with: `Result.estimate` of the default."""
 STUCK = 0.05
-"""Acceptance over the end of a run below which a chain counts as standing still."""
+"""The acceptance at the end of a run below which a chain counts as stuck."""
 Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Found:
-    """A part of the study with its records, and what `tuned` was told.
+class PartResults:
+    """A part of the study with its records, and what `tuned` has found.
 
-    ``tunings``: by method, its learning rate and grid (`cogen_fast.methods.baselines.Tuning`).
-    ``residuals``: by method, of each image's chain of lowest energy the root mean square error of
-    what is observed, in units of the pixels.
+    ``tunings`` has, by method, its learning rate and grid (`cogen_fast.methods.baselines.Tuning`).
+    ``residuals`` has, by method, for each image's chain of lowest energy the root mean square error
+    of what is observed, in units of the pixels.
     """
 
     part: Part
@@ -50,17 +50,17 @@ class Found:
 
     @cached_property
     def table(self) -> Table:
-        """Of its records."""
+        """The table of the records."""
         return tabulated(self.records)
 
     @property
     def kind(self) -> str:
-        """Of images: one of `image_study_plan.KINDS`."""
+        """The kind of images: one of `plan.KINDS`."""
         return self.part.kind
 
     @property
     def is_main(self) -> bool:
-        """Whether all methods ran, and not those of figure 4 only."""
+        """Whether all methods ran, and not only those of figure 4."""
         return self.part.methods != CURVES
 
 
@@ -68,10 +68,10 @@ class Found:
 class Line:
     """A method's numbers in a part: means over images and their standard errors.
 
-    ``taken``: "best", the chain of lowest energy, or "mean", the mean image of the chains, of the
-    default its estimate. ``residual`` is known of chains only. ``above``: by how much its error
-    lies above that of `ESTIMATE`, paired by image. ``acceptance`` at the end, and the share of
-    ``stuck`` runs: None where nothing is accepted or rejected.
+    ``taken`` is "best", the chain of lowest energy, or "mean", the mean image of the chains (for
+    the default its estimate). ``residual`` is known for chains only. ``excess`` is by how much the
+    error is above that of `ESTIMATE`, paired by image. ``acceptance``, at the end of runs, and the
+    share of ``stuck`` chains are None for methods without acceptance tests.
     """
 
     method: str
@@ -80,13 +80,13 @@ class Line:
     seconds: float
     residual: Pair | None
     values: Mapping[str, Pair]
-    above: Pair
+    excess: Pair
     acceptance: float | None
     stuck: float | None
 
 
-def found(part: Part, folder: Path, effort: Effort, seed: int) -> Found:
-    """The part's images as they are in the study's folder; corrupt ones are left out."""
+def part_results(part: Part, folder: Path, effort: Effort, seed: int) -> PartResults:
+    """The results of a part, from the study's folder; corrupt images are left out."""
     out, study = part.folder(folder), part.study(effort, seed)
     records = [r for r in gather(out) if "methods" in r and r["image"] < part.images]
     residuals: dict[str, list[float]] = {name: [] for name in part.methods}
@@ -98,11 +98,11 @@ def found(part: Part, folder: Path, effort: Effort, seed: int) -> Found:
             values.append((lowest / part.weight(name) / entries) ** 0.5)
     kept = {name: tuple(values) for name, values in residuals.items()}
     rates = tunings(out, study, part.images, effort.grid)
-    return Found(part, study, out, rates, tuple(records), kept)
+    return PartResults(part, study, out, rates, tuple(records), kept)
 
 
-def all_tunings(results: Sequence[Found]) -> dict[str, Mapping[str, Any]]:
-    """By the part's name and the method."""
+def all_tunings(results: Sequence[PartResults]) -> dict[str, Mapping[str, Any]]:
+    """All tunings, by the part's name and the method."""
     return {
         f"{result.part.name}/{method}": tuning
         for result in results
@@ -110,8 +110,8 @@ def all_tunings(results: Sequence[Found]) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def lines(result: Found) -> list[Line]:
-    """A line for each method, and for each of many chains a second one, for their mean image."""
+def lines(result: PartResults) -> list[Line]:
+    """A line for each method, and for each method with many chains another for their mean image."""
     rows = {(row.method, row.taken): row for row in result.table.rows}
     found_lines = []
     for method in result.part.methods:
@@ -125,7 +125,7 @@ def lines(result: Found) -> list[Line]:
                     row.seconds,
                     mean_and_error(result.residuals[method]) if taken == "best" else None,
                     row.values,
-                    _above(result.records, method, taken),
+                    _excess(result.records, method, taken),
                     row.acceptance,
                     _stuck(result.records, method),
                 )
@@ -138,21 +138,23 @@ def errors(records: Sequence[Record], method: str, taken: str, metric: str) -> l
     return [record["methods"][method]["metrics"][taken][metric][0] for record in records]
 
 
-def kinds_of(results: Sequence[Found]) -> tuple[str, ...]:
-    """The kinds of images that there are, in order."""
+def kinds_of(results: Sequence[PartResults]) -> tuple[str, ...]:
+    """The kinds of images that the results have, in order."""
     return tuple(dict.fromkeys(result.kind for result in results))
 
 
-def over_training(results: Sequence[Found]) -> bool:
-    """Whether there are earlier snapshots."""
+def over_training(results: Sequence[PartResults]) -> bool:
+    """Whether there are results of earlier snapshots."""
     return not all(result.is_main for result in results)
 
 
-def curve(results: Sequence[Found], kind: str, images: int) -> list[tuple[int, dict[str, Any]]]:
-    """Of each snapshot the images shown and, by method, `evaluation_table.Row`'s ``values``.
+def curve(
+    results: Sequence[PartResults], kind: str, images: int
+) -> list[tuple[int, dict[str, Any]]]:
+    """For each snapshot the images shown and, by method, the ``values`` of a row of the table.
 
-    Of the task of the first result, the methods of figure 4 and the first ``images`` images only;
-    of the default its estimate.
+    They are of the task of the first result, the methods of figure 4 and the first ``images``
+    images only; for the default they are those of its estimate.
     """
     points = []
     for result in results:
@@ -169,7 +171,7 @@ def curve(results: Sequence[Found], kind: str, images: int) -> list[tuple[int, d
     return sorted(points, key=lambda point: point[0])
 
 
-def _above(records: Sequence[Record], method: str, taken: str) -> Pair:
+def _excess(records: Sequence[Record], method: str, taken: str) -> Pair:
     estimate, own = errors(records, *ESTIMATE, "mse"), errors(records, method, taken, "mse")
     return mean_and_error(mine - theirs for theirs, mine in zip(estimate, own, strict=True))
 

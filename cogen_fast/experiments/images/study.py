@@ -1,8 +1,8 @@
-"""The paper's image study: figure 4's curves, the panels of figures 5 to 7, and tables.
+"""The paper's image study: the curves of figure 4, the panels of figures 5 to 7, and tables.
 
-In the folder ``out`` are `files`, and ``runs`` with an evaluation (see `evaluate`) for each kind of
-images, task and snapshot of the generator's training. Killed at any point and started again with
-the same arguments, it goes on; with more images it adds them.
+The folder ``out`` will hold `files`, and the folder ``runs`` with an evaluation (see `evaluate`)
+for each kind of images, task and snapshot of the generator's training. If the study is killed at
+any point and started again with the same arguments, it continues; with more images it adds them.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from cogen_fast.experiments.images.plan import (
     Scope,
     Snapshot,
 )
-from cogen_fast.experiments.images.results import Found, all_tunings, found
+from cogen_fast.experiments.images.results import PartResults, all_tunings, part_results
 from cogen_fast.experiments.pyplot import pyplot
-from cogen_fast.experiments.workers import spread
+from cogen_fast.experiments.workers import run_in_processes
 from cogen_fast.generators.pretrained import FASHION_STAGES, held_out_images, pretrained
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
@@ -62,17 +62,18 @@ def reproduce(
     processes: int | None = None,
     progress: bool = True,
 ) -> str:
-    """Run the study, or what is missing of it, write `files`, and give the report as text.
+    """Run the study, or what is missing of it, write `files`, and return the report as text.
 
-    ``data``: real images, a folder, an IDX file or an ``.npz``, padded to the generator's size
-    where they are smaller (the ten test images that the package ships). ``scope``: what is looked
-    at (`shipped`: "fashion-32" and its training; `of_one`: another generator). Images of a
-    generator's own come from another seed than the chains. ``processes`` share the parts of the
-    study (as many as torch has threads); the results are the same for any number.
+    ``data`` are real images: a folder, an IDX file or an ``.npz``, padded to the generator's size
+    if they are smaller (None: the ten test images that the package ships). ``scope`` is what the
+    study covers (`shipped`, the default: "fashion-32" and its training; `of_one`: another
+    generator). Images of a generator's own come from another seed than the chains. ``processes``
+    share the parts of the study (None: as many as torch has threads); the results are the same for
+    any number.
 
-    Raises ImportError without matplotlib or pytorch-msssim (extras ``plots``, ``metrics``), or, for
-    NUTS, without Pyro (``peers``); ValueError, TypeError and OSError for bad arguments, naming
-    them; before anything is run.
+    Raises ImportError without matplotlib or pytorch-msssim (extras ``plots``, ``metrics``), or
+    without Pyro for NUTS (``peers``); and ValueError, TypeError or OSError naming a wrong argument;
+    before anything is run.
     """
     plt = pyplot("reproduce")
     folder, effort = check_folder("out", out), effort or Effort()
@@ -85,8 +86,8 @@ def reproduce(
         open_tuning(*run.evaluation(part), part.images, effort.grid)
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(desc="study", total=len(parts), unit="part", disable=not progress) as bar:
-        spread(run.part, len(parts), share, bar)
-    results = [found(part, folder, effort, seed) for part in parts]
+        run_in_processes(run.part, len(parts), share, bar)
+    results = [part_results(part, folder, effort, seed) for part in parts]
     text = report.text(results, effort)
     report.write(folder, text, results)
     _write_tunings(folder / TUNING, results)
@@ -95,16 +96,16 @@ def reproduce(
 
 
 def files(scope: Scope) -> tuple[str, ...]:
-    """What a study writes to its folder, beside the records."""
+    """The files that a study writes to its folder, besides the records."""
     return (TUNING, *report.FILES, *figures.files(scope))
 
 
-def _write_tunings(path: Path, results: Sequence[Found]) -> None:
+def _write_tunings(path: Path, results: Sequence[PartResults]) -> None:
     content = json.dumps(all_tunings(results), indent=1) + "\n"
     write_atomically(path, partial(Path.write_text, data=content))
 
 
-def _draw(plt: Any, folder: Path, results: Sequence[Found], effort: Effort) -> None:
+def _draw(plt: Any, folder: Path, results: Sequence[PartResults], effort: Effort) -> None:
     for name, figure in figures.draw(plt, results, effort):
         write_atomically(folder / name, partial(figure.savefig, format="png", dpi=_DPI))
         plt.close(figure)
@@ -114,7 +115,7 @@ def _draw(plt: Any, folder: Path, results: Sequence[Found], effort: Effort) -> N
 
 @dataclass(frozen=True)
 class _Run:
-    """The study's arguments, for any process."""
+    """The study's arguments, in a form that any process can use."""
 
     out: Path
     data: Path | None
@@ -123,12 +124,12 @@ class _Run:
     scope: Scope
 
     def parts(self) -> tuple[Part, ...]:
-        """All of them, in the order in which they run."""
+        """All parts, in the order in which they run."""
         real = _real(self.data, self.scope) if REAL in self.scope.kinds else None
         return plan(self.scope, real, self.effort, self.seed)
 
     def evaluation(self, part: Part) -> tuple[Any, Data, Study, Path]:
-        """What `tuned` and `evaluate` are told: generator, data, study and folder."""
+        """The arguments of `tuned` and `evaluate`: generator, data, study and folder."""
         study = part.study(self.effort, self.seed)
         return part.snapshot.generator, part.data, study, part.folder(self.out)
 
@@ -138,13 +139,13 @@ class _Run:
         generator, data, study, out = self.evaluation(part)
         how: dict[str, Any] = {"images": part.images, "progress": False}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", f".*{AT_THE_EDGE}")  # the report tells
+            warnings.filterwarnings("ignore", f".*{AT_THE_EDGE}")  # the report says it
             study = tuned(generator, data, study, out, grid=self.effort.grid, **how)
         evaluate(generator, data, study, out, **how)
 
 
 def effort_of(images: int | None = None, quick: bool = False, nuts: bool = False) -> Effort:
-    """The published numbers, or `QUICK` ones, on so many images of each kind and task."""
+    """The published numbers, or those of `QUICK`, with ``images`` images of each kind and task."""
     base = replace(QUICK if quick else Effort(), nuts=nuts)
     return base if images is None else replace(base, images=images)
 
@@ -156,9 +157,9 @@ def shipped() -> Scope:
 
 
 def of_one(generator: Any, latent_shape: Any = None, *, photographs: bool = False) -> Scope:
-    """A generator of images on images of its own; real ones too where there are ``photographs``.
+    """A generator of images, on images of its own, and on real ones if there are ``photographs``.
 
-    ``latent_shape`` as for `cogen_fast.cogenerate`. Raises TypeError or ValueError naming the
+    ``latent_shape`` is that of `cogen_fast.cogenerate`. Raises TypeError or ValueError naming the
     argument.
     """
     if not isinstance(generator, ProgressiveGenerator):
@@ -168,7 +169,10 @@ def of_one(generator: Any, latent_shape: Any = None, *, photographs: bool = Fals
 
 
 class OnRows(nn.Module):
-    """A generator of rows ``(n, latent_size)``, whatever shape its latents have; in eval mode."""
+    """A generator that takes rows ``(n, latent_size)``, whatever shape its latents have.
+
+    It is in eval mode.
+    """
 
     def __init__(self, generator: Any, latent_shape: Any) -> None:
         super().__init__()
@@ -186,9 +190,7 @@ class OnRows(nn.Module):
 def plan(scope: Scope, real: Data | None, effort: Effort, seed: int) -> tuple[Part, ...]:
     """All parts: the last snapshot on every task by every method, the earlier ones for figure 4.
 
-    The long ones come first.
-
-    ValueError where there are too few ``real`` images.
+    The parts that take longest come first. Raises ValueError if there are too few ``real`` images.
     """
     most = effort.images if real is None else len(real) - TUNING_IMAGES
     if effort.images > most:
@@ -208,7 +210,7 @@ def _parts(scope: Scope, real: Data | None, effort: Effort, seed: int) -> Iterat
     for kind in scope.kinds:
         for snapshot in earlier:
             data = _data(kind, snapshot, real, seed)
-            yield Part(kind, scope.tasks[0], snapshot, data, CURVES, effort.few)
+            yield Part(kind, scope.tasks[0], snapshot, data, CURVES, effort.snapshot_images)
 
 
 def _data(kind: str, snapshot: Snapshot, real: Data | None, seed: int) -> Data:

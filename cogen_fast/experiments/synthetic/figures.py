@@ -1,6 +1,7 @@
 """Figures 1 to 3 of the 2-D study: a column (or row) of panels per generator.
 
-Colours are those of Okabe and Ito, and whatever a colour says, a marker or a line style says too.
+The colours are those of Okabe and Ito, and whatever a colour shows, a marker or a line style shows
+too.
 """
 
 from __future__ import annotations
@@ -14,27 +15,29 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast.experiments.synthetic.five_gaussians import ANSWER, LIMITS, squared_error
-from cogen_fast.experiments.synthetic.runs import SMALL_RATE, Study
+from cogen_fast.experiments.synthetic.runs import SMALL_RATE, GeneratorResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Found = npt.NDArray[np.bool_]
+BoolArray = npt.NDArray[np.bool_]
 FILES = ("figure-1.png", "figure-2.png", "figure-3.png")
 _BLUE, _VERMILION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "0.6"
 _CLOSE = LIMITS[0]
 _PATHS, _CURVES, _DOTS, _SAMPLES = 16, 100, 100, 2000
 _POINTS = 301  # per side of a latent plane
-_LEAST_WIDTH, _MOST_WIDTH = 3.5, 8.0  # from the middle of a latent plane to its edge
+_LEAST_WIDTH, _MOST_WIDTH = 3.5, 8.0  # from the centre of a latent plane to its edge
 _LEAST_LOSS, _MOST_LOSS = 1e-3, 3.0
 _PLANE = 1.6
 _ERRORS = np.logspace(-6.0, 1.0, 36)
 _BEST, _OTHERS = f"ends near the answer (error < {_CLOSE:g})", "ends elsewhere"
 
 
-def draw(plt: Any, studies: Sequence[Study], loops: Sequence[int]) -> Iterator[tuple[str, Figure]]:
-    """The name of each of `FILES` and its figure, to be closed by the caller."""
+def draw(
+    plt: Any, studies: Sequence[GeneratorResults], loops: Sequence[int]
+) -> Iterator[tuple[str, Figure]]:
+    """The name of each of `FILES` and its figure, which the caller has to close."""
     yield FILES[0], _descents(plt, studies)
     yield FILES[1], _outputs(plt, studies)
     yield FILES[2], _loops(plt, studies, loops)
@@ -50,8 +53,8 @@ def errors(generator: nn.Module, latents: Tensor) -> Tensor:
 # --- figure 1 -------------------------------------------------------------------------------------
 
 
-def _descents(plt: Any, studies: Sequence[Study]) -> Figure:
-    """Paths of gradient descent over the loss, and their errors."""
+def _descents(plt: Any, studies: Sequence[GeneratorResults]) -> Figure:
+    """Figure 1: paths of gradient descent over the loss, and their errors."""
     figure, axes = _panels(plt, 2, len(studies))
     for (top, bottom), study in zip(axes.T, studies, strict=True):
         assert study.descent.trace is not None
@@ -59,7 +62,7 @@ def _descents(plt: Any, studies: Sequence[Study]) -> Figure:
         found = (errors(study.generator, trace[-1]) < _CLOSE).numpy()
         shades = _surface(top, study.generator, _LEAST_WIDTH)
         _paths(top, trace[:, :_PATHS].numpy(), found)
-        _titled(top, study)
+        _set_title(top, study)
         top.set_xlabel("latent z1")
         _curves(bottom, study.generator, trace, found)
     axes[0, 0].set_ylabel("latent z2")
@@ -80,8 +83,8 @@ def _descents(plt: Any, studies: Sequence[Study]) -> Figure:
     return figure
 
 
-def _paths(axes: Axes, trace: npt.NDArray[Any], found: Found) -> None:
-    """``trace`` ``(steps + 1, n, 2)``."""
+def _paths(axes: Axes, trace: npt.NDArray[Any], found: BoolArray) -> None:
+    """Draw paths: ``trace`` is ``(steps + 1, n, 2)``."""
     for path, good in zip(trace.transpose(1, 0, 2), found, strict=False):
         style = _style(good)
         axes.plot(path[:, 0], path[:, 1], linewidth=1.1, **style)
@@ -96,8 +99,8 @@ def _paths(axes: Axes, trace: npt.NDArray[Any], found: Found) -> None:
         )
 
 
-def _curves(axes: Axes, generator: nn.Module, trace: Tensor, found: Found) -> None:
-    """``trace`` ``(steps + 1, n, 2)``; looked at where a logarithmic axis shows it."""
+def _curves(axes: Axes, generator: nn.Module, trace: Tensor, found: BoolArray) -> None:
+    """Draw error curves of ``trace`` ``(steps + 1, n, 2)``, at logarithmically spaced steps."""
     last = len(trace) - 1
     steps = np.unique(np.rint(np.geomspace(1, last, 120)).astype(np.int64))
     curves = errors(generator, trace[torch.from_numpy(steps), :_CURVES]).numpy()
@@ -113,16 +116,16 @@ def _curves(axes: Axes, generator: nn.Module, trace: Tensor, found: Found) -> No
 # --- figure 2 -------------------------------------------------------------------------------------
 
 
-def _outputs(plt: Any, studies: Sequence[Study]) -> Figure:
-    """Samples of the generators, what gradient descent and AIS-HMC make of them, and errors."""
+def _outputs(plt: Any, studies: Sequence[GeneratorResults]) -> Figure:
+    """Figure 2: samples of the generators, end points of both methods, and their errors."""
     figure, axes = _panels(plt, 4, len(studies))
     for column, study in zip(axes.T, studies, strict=True):
-        ends = study.favoured.images[0], study.annealed.images[0]
+        ends = study.best_descent.images[0], study.program_run.images[0]
         _plane(column[0], study.generator, None)
         _plane(column[1], study.generator, ends[0])
         _plane(column[2], study.generator, ends[1])
         _histogram(column[3], *(squared_error(outputs).numpy() for outputs in ends))
-        _titled(column[0], study)
+        _set_title(column[0], study)
     names = ("samples of the generator", "gradient descent, best rate", "AIS-HMC, program")
     for row, name in zip(axes, names, strict=False):
         row[0].set_ylabel(f"{name}\n\nx2")
@@ -145,7 +148,7 @@ def _outputs(plt: Any, studies: Sequence[Study]) -> Figure:
 
 
 def _plane(axes: Axes, generator: nn.Module, outputs: Tensor | None) -> None:
-    """Samples of the generator, and ends ``(n, 2)`` of chains on top."""
+    """Samples of the generator, and on top the end points ``(n, 2)`` of chains."""
     z = torch.randn(_SAMPLES, 2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         samples = generator(z)
@@ -187,11 +190,11 @@ def _histogram(axes: Axes, descended: Any, annealed: Any) -> None:
 # --- figure 3 -------------------------------------------------------------------------------------
 
 
-def _loops(plt: Any, studies: Sequence[Study], loops: Sequence[int]) -> Figure:
-    """Chains in the latent plane after some of the AIS loops."""
+def _loops(plt: Any, studies: Sequence[GeneratorResults], loops: Sequence[int]) -> Figure:
+    """Figure 3: chains in the latent plane after some of the AIS loops."""
     figure, axes = _panels(plt, len(studies), len(loops))
     for row, study in zip(axes, studies, strict=True):
-        trace = study.looped.trace
+        trace = study.text_run.trace
         assert trace is not None
         half = _half_width(trace[list(loops), 0])
         for panel, loop in zip(row, loops, strict=True):
@@ -202,7 +205,7 @@ def _loops(plt: Any, studies: Sequence[Study], loops: Sequence[int]) -> Figure:
             panel.text(0.03, 0.03, f"{found.mean():.0%}", transform=panel.transAxes, bbox=_box())
         row[0].set_ylabel(f"{study.title}\n\nlatent z2")
     for panel, loop in zip(axes[0], loops, strict=True):
-        beta = float(studies[0].looped.betas[loop - 1, 0])
+        beta = float(studies[0].text_run.betas[loop - 1, 0])
         panel.set_title(f"after {loop:,} loops\nbeta = {beta:.2g}")
     for panel in axes[-1]:
         panel.set_xlabel("latent z1")
@@ -237,13 +240,13 @@ def _panels(plt: Any, rows: int, columns: int) -> tuple[Figure, npt.NDArray[Any]
 
 
 def _half_width(latents: Tensor) -> float:
-    """A square that holds nearly all of the latents ``(..., 2)``."""
+    """Half the side of a square that contains nearly all of the latents ``(..., 2)``."""
     reach = float(np.quantile(latents.abs().amax(-1).numpy(), 0.99)) * 1.1
     return min(max(reach, _LEAST_WIDTH), _MOST_WIDTH)
 
 
 def _surface(axes: Axes, generator: nn.Module, half: float) -> Any:
-    """The loss in shades of grey, and where outputs are near the answer in green."""
+    """The loss in shades of grey, and in green where outputs are near the answer."""
     side = torch.linspace(-half, half, _POINTS)
     z = torch.cartesian_prod(side, side)
     with torch.no_grad():
@@ -266,17 +269,17 @@ def _surface(axes: Axes, generator: nn.Module, half: float) -> Any:
 
 
 def _shades() -> Any:
-    """White to grey, so that whatever lies on top is seen."""
+    """White to grey, so that what lies on top is visible."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("loss", ["white", "0.35"])
 
 
-def _titled(axes: Axes, study: Study) -> None:
+def _set_title(axes: Axes, study: GeneratorResults) -> None:
     axes.set_title(study.title, fontsize=12 if len(study.title) < 24 else 9)
 
 
-def _ends(axes: Axes, points: Tensor, found: Found) -> None:
+def _ends(axes: Axes, points: Tensor, found: BoolArray) -> None:
     """The first chains of ``(n, 2)``: circles near the answer, crosses elsewhere."""
     shown, good = points[:_DOTS].numpy(), found[:_DOTS]
     others, best = shown[~good], shown[good]

@@ -10,7 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogen_fast.experiments.synthetic.rivals import EndPoints, gradient_descent, try_learning_rates
+from cogen_fast.experiments.synthetic.baseline_runs import (
+    EndPoints,
+    gradient_descent,
+    try_learning_rates,
+)
 from cogen_fast.methods.settings import Paper
 from cogen_fast.results.result import GRADIENT_COST, Result
 from cogen_fast.tasks import cogenerate
@@ -19,8 +23,8 @@ ANSWER = (1.0, 0.0)
 KNOWN = np.array([np.nan, 0.0], dtype=np.float32)
 MASK = np.array([0, 1])
 LIMITS = (0.01, 0.05)
-# For tuning only: another observation, the second coordinate of the means at 72 and 144 degrees
-# between them, so that no learning rate is chosen on the problem that is reported.
+# Another observation, for tuning only, so that no learning rate is chosen on the problem that is
+# reported. It lies between the second coordinates of the means at 72 and at 144 degrees.
 _TUNING = np.array([np.nan, 0.7], dtype=np.float32)
 LEARNING_RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 _TUNING_STEPS = 1000
@@ -30,7 +34,7 @@ MULTI_STARTS = 5000
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table; shares are of all chains, errors mean squared over (x1, x2)."""
+    """One line of the table; shares are of all chains, errors are mean squares over (x1, x2)."""
 
     method: str
     chains: int
@@ -47,14 +51,17 @@ class Line:
 
 
 def squared_error(outputs: Tensor) -> Tensor:
-    """Mean squared error of outputs ``(..., 2)`` against (1, 0)."""
+    """The mean squared error of outputs ``(..., 2)`` against (1, 0)."""
     return ((outputs - torch.tensor(ANSWER)) ** 2).mean(-1)
 
 
 def compare(
     generator: Callable[[Tensor], Tensor], seeds: Sequence[int], progress: bool = True
 ) -> Iterator[Line]:
-    """AIS-HMC as published (preset ``five-gaussians``), GD single and GD best of 5,000."""
+    """AIS-HMC as published (preset ``five-gaussians``), then gradient descent.
+
+    Gradient descent starts at one prior draw, or at the best of 5,000.
+    """
     yield annealed(generator, seeds, progress)
     for name, starts in (("GD single", 1), ("GD best of 5,000", MULTI_STARTS)):
         yield descended(generator, seeds, name, starts)
@@ -63,7 +70,7 @@ def compare(
 def annealed(
     generator: Callable[[Tensor], Tensor], seeds: Sequence[int], progress: bool = True
 ) -> Line:
-    """The published run once per seed, 100 chains each."""
+    """The line of the published run, made once per seed with 100 chains each."""
     runs = [
         anneal(generator, seed, method=Paper(preset="five-gaussians"), progress=progress)
         for seed in seeds
@@ -74,19 +81,22 @@ def annealed(
 def descended(
     generator: Callable[[Tensor], Tensor], seeds: Sequence[int], name: str, starts: int
 ) -> Line:
-    """Gradient descent for 5,000 steps, 100 runs per seed, learning rate tuned elsewhere."""
+    """The line of gradient descent: 5,000 steps, 100 runs per seed.
+
+    The learning rate is tuned on another observation.
+    """
     rate, log = tuned_rate(generator, starts)
     ends = [descend(generator, rate, starts, seed) for seed in seeds]
     return baseline_line(name, ends, f"learning rate {rate:g} of {log}")
 
 
 def anneal(generator: Callable[[Tensor], Tensor], seed: int, **options: Any) -> Result:
-    """`cogenerate` on the study's observation."""
+    """Run `cogenerate` on the study's observation."""
     return cogenerate(generator, KNOWN, MASK, seed=seed, **options)
 
 
 def annealed_line(method: str, runs: Sequence[Result]) -> Line:
-    """The line of runs with the published method; shares by weight where they have weights."""
+    """The line of runs with the published method; shares by weight if the runs have weights."""
     settings = runs[0].settings
     weighted = None
     if all(run.log_weights is not None for run in runs):
@@ -104,7 +114,7 @@ def annealed_line(method: str, runs: Sequence[Result]) -> Line:
 
 
 def _near(run: Result, limit: float) -> Tensor:
-    """1 for chains within ``limit`` of the answer, else 0: ``(N,)`` float64."""
+    """1 for chains within ``limit`` of the answer, otherwise 0: ``(N,)`` float64."""
     return (squared_error(run.images[0]) < limit).double()
 
 
@@ -151,7 +161,7 @@ def line(
 def tuned_rate(
     generator: Callable[[Tensor], Tensor], starts: int, steps: int = _TUNING_STEPS
 ) -> tuple[float, str]:
-    """The rate of lowest mean final energy on the tuning observation, and the whole grid."""
+    """The learning rate of lowest mean final energy on the tuning observation, and the grid."""
     ends = try_learning_rates(
         generator,
         _TUNING,

@@ -10,6 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from cogen_fast.experiments.synthetic.baseline_runs import (
+    EndPoints,
+    importance_resampling,
+    try_learning_rates,
+)
 from cogen_fast.experiments.synthetic.five_gaussians import (
     KNOWN,
     LEARNING_RATES,
@@ -25,11 +30,6 @@ from cogen_fast.experiments.synthetic.five_gaussians import (
     squared_error,
     tuned_rate,
 )
-from cogen_fast.experiments.synthetic.rivals import (
-    EndPoints,
-    importance_resampling,
-    try_learning_rates,
-)
 from cogen_fast.methods.presets import PRESETS
 from cogen_fast.methods.settings import Paper
 from cogen_fast.results.result import Result
@@ -38,26 +38,29 @@ from cogen_fast.support.arguments import check_count
 from cogen_fast.tasks import cogenerate
 
 LOOPS = (100, 2_000, 3_000, 4_000, 6_000)
-"""AIS loops after which the paper's figure 3 shows the chains."""
+"""The AIS loops after which the paper's figure 3 shows the chains."""
 EXACT = "exact posterior"
 SMALL_RATE = 0.03
-"""Of gradient descent that follows the slope, for figure 1."""
+"""The rate at which gradient descent follows the gradient closely, for figure 1."""
 PROGRAM, TEXT = "five-gaussians", "five-gaussians-paper"
 _WEIGHT = PRESETS[PROGRAM].weight
-_FADING = Sigmoid(-10.0, 2.0)  # the program's range, normalised: ends at 1, where the prior is gone
-_HALF_WIDTH = 5.0  # of the grid for quadrature; 1e-6 of the prior lies outside
-_COLUMNS = 100  # of that grid in one call
+# The program's range, normalised, so that it ends at 1, where the paper form has no prior left.
+_PAPER_FORM_SCHEDULE = Sigmoid(-10.0, 2.0)
+_HALF_WIDTH = 5.0  # of the quadrature's grid; 1e-6 of the prior's mass lies outside
+_COLUMNS = 100  # of that grid, in one call of the generator
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is run for each generator; by default the published numbers.
+    """How much is run for each generator; the defaults are the published numbers.
 
-    ``chains`` of a run, ``repeats`` of every kind of published AIS-HMC, ``populations`` of the
-    adaptive method. AIS loops of the program's run and of the text's, and those of the latter that
-    are drawn, ``loops``. Steps of gradient descent and of the choice of its rate; starts of
-    multi-start descent, which are SIR's draws as well. Points per side of the quadrature's
-    ``grid``. ValueError where one is no whole number of at least 1, or a loop is later than the
+    ``chains`` of a run; ``repeats`` of every kind of published AIS-HMC run; ``populations`` of the
+    adaptive method; ``program_steps`` and ``text_steps``, the AIS loops with the program's settings
+    and with the text's; ``loops``, those of the latter that are drawn; ``descent_steps`` of
+    gradient descent, and ``tuning_steps`` of the choice of its learning rate; ``starts`` of
+    multi-start descent, and draws of SIR; points per side of the quadrature's ``grid``.
+
+    Raises ValueError if one is not a whole number of at least 1, or if a loop is later than the
     last.
     """
 
@@ -81,13 +84,14 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Study:
-    """One generator: the table's lines, and the runs that the figures show.
+class GeneratorResults:
+    """The results of one generator: the table's lines, and the runs that the figures show.
 
-    ``descent`` is gradient descent from single starts at `SMALL_RATE`, with its trace, ``favoured``
-    at the rate that serves it best; ``annealed`` is the program's first run, ``looped`` the text's,
-    with its trace. Of the runs in the paper form, ``warning`` is
-    what the library says of them, and ``farthest`` the largest norm of a latent.
+    ``descent`` is gradient descent from single starts at `SMALL_RATE`, with its trace;
+    ``best_descent`` is the same at the rate that is best for it. ``program_run`` is the first run
+    with the program's settings; ``text_run`` the first with the text's, with its trace. Of the runs
+    in the paper form, ``warning`` is what the library warns of, and ``largest_norm`` the largest
+    norm of a latent.
     """
 
     name: str
@@ -95,21 +99,26 @@ class Study:
     generator: nn.Module
     lines: tuple[Line, ...]
     descent: EndPoints
-    favoured: EndPoints
-    annealed: Result
-    looped: Result
+    best_descent: EndPoints
+    program_run: Result
+    text_run: Result
     warning: str
-    farthest: float
+    largest_norm: float
 
 
-def study(name: str, title: str, generator: nn.Module, seed: int, effort: Effort) -> Study:
-    """All methods on one generator; runs of 100 chains have seeds ``seed``, ``seed + 1``, ..."""
-    descent, favoured, single_lines = _single(generator, seed, effort)
-    published = Paper(preset=PROGRAM, ais_steps=effort.program_steps)
-    looped = Paper(preset=TEXT, ais_steps=effort.text_steps)
-    program = _runs(generator, seed, effort, method=published)
-    text = _runs(generator, seed, effort, method=looped, keep_trace=True)
-    faded_lines, warning, farthest = _faded(generator, seed, effort)
+def run_methods(
+    name: str, title: str, generator: nn.Module, seed: int, effort: Effort
+) -> GeneratorResults:
+    """Run all methods on one generator.
+
+    Runs of 100 chains have the seeds ``seed``, ``seed + 1``, ...
+    """
+    descent, best_descent, single_lines = _single(generator, seed, effort)
+    program_settings = Paper(preset=PROGRAM, ais_steps=effort.program_steps)
+    text_settings = Paper(preset=TEXT, ais_steps=effort.text_steps)
+    program = _runs(generator, seed, effort, method=program_settings)
+    text = _runs(generator, seed, effort, method=text_settings, keep_trace=True)
+    paper_form_lines, warning, largest_norm = _paper_form(generator, seed, effort)
     lines = (
         _exact(generator, effort.grid),
         *single_lines,
@@ -118,10 +127,19 @@ def study(name: str, title: str, generator: nn.Module, seed: int, effort: Effort
         annealed_line("AIS-HMC, program", program),
         annealed_line("AIS-HMC, paper's text", text),
         _adaptive(generator, seed, effort),
-        *faded_lines,
+        *paper_form_lines,
     )
-    return Study(
-        name, title, generator, lines, descent, favoured, program[0], text[0], warning, farthest
+    return GeneratorResults(
+        name,
+        title,
+        generator,
+        lines,
+        descent,
+        best_descent,
+        program[0],
+        text[0],
+        warning,
+        largest_norm,
     )
 
 
@@ -135,9 +153,9 @@ def _runs(generator: nn.Module, seed: int, effort: Effort, **options: Any) -> li
 def _single(
     generator: nn.Module, seed: int, effort: Effort
 ) -> tuple[EndPoints, EndPoints, list[Line]]:
-    """Gradient descent from single starts: at `SMALL_RATE` and at the best rate, and the lines.
+    """Gradient descent from single starts: at `SMALL_RATE`, at the best rate, and the lines.
 
-    All rates run, so the one that was chosen on another observation is among them.
+    All rates are run, so the one that was chosen on another observation is among them.
     """
     found = try_learning_rates(
         generator,
@@ -168,7 +186,7 @@ def _single(
     ]
     path = found[small].trace
     assert path is not None
-    # Copied, as what is cut out of the trace of all rates would keep all of it in memory.
+    # A copy, because a part of the trace of all rates would keep all of the trace in memory.
     return replace(found[small], trace=path.clone()), replace(found[best], trace=None), lines
 
 
@@ -198,7 +216,7 @@ def _resampled(generator: nn.Module, seed: int, effort: Effort) -> Line:
 
 
 def _adaptive(generator: nn.Module, seed: int, effort: Effort) -> Line:
-    """Populations that know nothing of one another: the observations of one call."""
+    """Independent populations of the adaptive method: they are the observations of one call."""
     copies = np.repeat(KNOWN[None], effort.populations, axis=0)
     result = cogenerate(
         generator,
@@ -221,19 +239,20 @@ def _adaptive(generator: nn.Module, seed: int, effort: Effort) -> Line:
 def _shares_by_evidence(result: Result) -> list[float]:
     """Shares of all populations, each counted by its evidence.
 
-    One population's share has a bias of order 1 / N. Counted so, the share of more and more
-    populations is right for any N, but for what little tuning on the way to beta = 1 does.
+    The share of one population has a bias of order 1 / N. Weighted by evidence, the share of more
+    and more populations converges to the right value for any N, except for the small effect of
+    tuning before beta = 1.
     """
-    assert result.log_normaliser is not None  # the form is the posterior
+    assert result.log_normaliser is not None  # as the density at beta = 1 is the posterior
     weights = torch.softmax(result.log_normaliser, 0)
     errors = squared_error(result.images)
     return [float(weights @ (errors < limit).double().mean(1)) for limit in LIMITS]
 
 
-def _faded(generator: nn.Module, seed: int, effort: Effort) -> tuple[list[Line], str, float]:
-    """The paper form, with the study's weight and with the image experiments'.
+def _paper_form(generator: nn.Module, seed: int, effort: Effort) -> tuple[list[Line], str, float]:
+    """The paper form, with the study's weight and with that of the image experiments.
 
-    Lines, the warning, and the largest norm of a latent.
+    Returns the lines, the warning, and the largest norm of a latent.
     """
     lines, largest = [], []
     with warnings.catch_warnings(record=True) as caught:
@@ -244,7 +263,10 @@ def _faded(generator: nn.Module, seed: int, effort: Effort) -> tuple[list[Line],
                 seed,
                 effort,
                 method=Paper(
-                    preset=TEXT, ais_steps=effort.text_steps, form="paper", schedule=_FADING
+                    preset=TEXT,
+                    ais_steps=effort.text_steps,
+                    form="paper",
+                    schedule=_PAPER_FORM_SCHEDULE,
                 ),
                 weight=weight,
             )
@@ -257,7 +279,10 @@ def _faded(generator: nn.Module, seed: int, effort: Effort) -> tuple[list[Line],
 
 
 def exact_shares(generator: nn.Module, points: int) -> list[float]:
-    """Shares of the posterior within `LIMITS` of the answer, on a grid of ``points`` squared."""
+    """Shares of the posterior's mass within `LIMITS` of the answer, by quadrature.
+
+    The grid has ``points`` x ``points`` latents.
+    """
     side = torch.linspace(-_HALF_WIDTH, _HALF_WIDTH, points)
     total, near = 0.0, [0.0] * len(LIMITS)
     for columns in torch.split(side, _COLUMNS):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from cogen_fast.experiments.pyplot import pyplot
 from cogen_fast.experiments.synthetic import figures, table
-from cogen_fast.experiments.synthetic.runs import Effort, study
+from cogen_fast.experiments.synthetic.runs import Effort, run_methods
 from cogen_fast.experiments.workers import one_thread
 from cogen_fast.generators import load_generator
 from cogen_fast.generators.pretrained import STAGES, VARIANCES, pretrained
@@ -32,14 +32,14 @@ def reproduce(
     effort: Effort | None = None,
     progress: bool = True,
 ) -> str:
-    """Run the study, write `FILES` to the folder ``out``, and give the table as text.
+    """Run the study, write `FILES` to the folder ``out``, and return the table as text.
 
-    ``variance``: of the shipped generators' data, 0.002 or 0.02. ``generators``: files of further
-    2-D generators, which get a part of the table and a place in the figures. Existing files are
-    replaced.
+    ``variance`` is that of the shipped generators' data, 0.002 or 0.02. ``generators`` are files of
+    further 2-D generators, which get a block of the table and a place in the figures. Existing
+    files are replaced.
 
-    Raises ImportError without matplotlib (extra ``plots``), ValueError, TypeError and OSError for
-    bad arguments, naming them; before anything is run.
+    Raises ImportError without matplotlib (extra ``plots``), and ValueError, TypeError or OSError
+    naming a wrong argument, before anything is run.
     """
     plt = pyplot("reproduce")
     effort = effort or Effort()
@@ -48,7 +48,7 @@ def reproduce(
     cases = [*_stages(variance), *(_read(path) for path in generators)]
     with one_thread():
         bar = tqdm(cases, unit="generator", disable=not progress)
-        studies = [study(*case, seed=seed, effort=effort) for case in bar]
+        studies = [run_methods(*case, seed=seed, effort=effort) for case in bar]
         out.mkdir(parents=True, exist_ok=True)
         table.write(out / TABLE, studies)
         for name, figure in figures.draw(plt, studies, effort.loops):
@@ -58,7 +58,7 @@ def reproduce(
 
 
 def _stages(variance: float) -> list[tuple[str, str, nn.Module]]:
-    """Name, title and generator of each shipped stage."""
+    """The name, title and generator of each shipped stage."""
     check_choice("variance", f"{variance:g}", [f"{known:g}" for known in VARIANCES])
     names = [(f"five-gaussians-{variance:g}-{stage}", f"{stage:,} iterations") for stage in STAGES]
     return [(name, title, pretrained(name)) for name, title in names]
@@ -69,5 +69,8 @@ def _read(path: Path) -> tuple[str, str, nn.Module]:
     generator = load_generator(path).float()
     shapes = (generator.latent_size, generator.output_shape)
     if shapes != (2, (2,)):
-        raise ValueError(f"generator: expected one from 2 to 2 numbers, got {shapes} in {path}")
+        raise ValueError(
+            f"generator: expected one with 2 latents and outputs of shape (2,), got {shapes} in "
+            f"{path}"
+        )
     return path.stem, path.stem, generator

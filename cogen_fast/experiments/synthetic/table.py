@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cogen_fast.experiments.synthetic.five_gaussians import Line
-from cogen_fast.experiments.synthetic.runs import SMALL_RATE, Study
+from cogen_fast.experiments.synthetic.runs import SMALL_RATE, GeneratorResults
 from cogen_fast.support.files import write_atomically
 
 COLUMNS = (
@@ -28,12 +28,12 @@ _HEADS = (
 )
 
 
-def write(path: Path, studies: Sequence[Study]) -> None:
-    """One row per generator and method: the generator's name, then `COLUMNS`."""
+def write(path: Path, studies: Sequence[GeneratorResults]) -> None:
+    """Write one row per generator and method: the generator's name, then `COLUMNS`."""
     write_atomically(path, lambda file: _write(file, studies))
 
 
-def _write(path: Path, studies: Sequence[Study]) -> None:
+def _write(path: Path, studies: Sequence[GeneratorResults]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["generator", *COLUMNS])
@@ -43,8 +43,8 @@ def _write(path: Path, studies: Sequence[Study]) -> None:
                 writer.writerow([study.name, *(plain[name] for name in COLUMNS)])
 
 
-def text(studies: Sequence[Study]) -> str:
-    """A block per generator, and what to know about the numbers."""
+def text(studies: Sequence[GeneratorResults]) -> str:
+    """A block per generator, and notes on the numbers."""
     blocks = [[study.name, *_HEADS, *map(_row, study.lines), ""] for study in studies]
     return "\n".join([*(part for block in blocks for part in block), _notes(studies)])
 
@@ -61,24 +61,25 @@ def _row(line: Line) -> str:
     ).rstrip()
 
 
-def _notes(studies: Sequence[Study]) -> str:
-    farthest = max(study.farthest for study in studies)
+def _notes(studies: Sequence[GeneratorResults]) -> str:
+    largest_norm = max(study.largest_norm for study in studies)
     notes = (
-        "Share of chains whose output has a mean squared error below 0.01 and 0.05 against the "
-        "answer (1, 0), where only x2 = 0 is known; by weight: each chain counted by its AIS "
-        "weight, each population of the adaptive method by its evidence. A forward pass costs 1, a "
-        "gradient 2. The share of 100 independent chains has a standard error of up to 0.05. One "
-        "population of the adaptive method scatters more, as its particles share ancestors.",
-        "exact posterior: by quadrature; what a sampler should give. SIR: one of many prior draws "
-        "is drawn by weight.",
-        "GD: gradient descent, which seeks a best fit and no sample. One start, and best of many: "
-        "at the learning rate of a grid that does best on another observation, x2 = 0.7, by the "
-        f"loss. Rate {SMALL_RATE:g}: as in figure 1. Best rate: the one of the grid that does best "
-        "on this very answer, which nobody knows beforehand; as in figure 2.",
-        "paper form: AIS-HMC on the density as the paper's text writes it, beta E + (1 - beta) "
-        "|z|^2 / 2, at the study's weight of E and at the image experiments' weight, 1. At "
-        "beta = 1 nothing holds the latents any more: the largest |z| here is "
-        f"{farthest:.3g}, where prior draws hardly exceed 4. There are no weights either. The "
+        "The table has the share of chains whose output has a mean squared error below 0.01 and "
+        "0.05 against the answer (1, 0), where only x2 = 0 is known. In the share by weight each "
+        "chain counts by its AIS weight, and each population of the adaptive method by its "
+        "evidence. A forward pass costs 1, a gradient 2. The share of 100 independent chains has a "
+        "standard error of up to 0.05. That of one population of the adaptive method scatters "
+        "more, because its particles share ancestors.",
+        "exact posterior: computed by quadrature; a sampler should give these shares. SIR: one of "
+        "many prior draws is chosen by its weight.",
+        "GD: gradient descent, which gives a best fit and not a sample. One start, and best of "
+        "many: with the learning rate of a grid that has the lowest loss on another observation, "
+        f"x2 = 0.7. Rate {SMALL_RATE:g}: as in figure 1. Best rate: the rate of the grid that is "
+        "best for this very answer, which cannot be known beforehand; as in figure 2.",
+        "paper form: AIS-HMC on the density as it stands in the paper's text, beta E + (1 - beta) "
+        "|z|^2 / 2, with the study's weight of E and with that of the image experiments, 1. At "
+        "beta = 1 there is no prior that keeps latents small: the largest |z| here is "
+        f"{largest_norm:.3g}, while prior draws hardly exceed 4. There are no weights either. The "
         f"library warns: {studies[0].warning}.",
     )
     return "\n".join(textwrap.fill(note, 98, subsequent_indent="  ") for note in notes)

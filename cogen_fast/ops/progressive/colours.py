@@ -10,7 +10,7 @@ from torch import Tensor
 from cogen_fast.ops.checked import Observed
 from cogen_fast.ops.checks import check, require_float
 from cogen_fast.ops.native import extension
-from cogen_fast.ops.progressive.normed import Normed
+from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.spec import MisfitSpec
 
 
@@ -27,7 +27,7 @@ class Colours:
 
 
 def colour_misfit(
-    normed: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+    normed: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Misfit of the colours of ``normed`` ``(n, H, W, C)``; see `reference.colour_misfit`.
 

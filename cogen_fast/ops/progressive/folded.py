@@ -1,11 +1,12 @@
 """Layers of channels-last images by torch's convolutions, in any float type and on any device.
 
-Upsampling and the 3x3 convolution behind it are folded into one operation with 4/9 of the products:
-along a line with weights k0 k1 k2 the even outputs see ``k0 x[i-1] + (k1 + k2) x[i]`` and the odd
-ones ``(k0 + k1) x[i] + k2 x[i+1]``. That is a transposed convolution of stride 2 with a 4x4 kernel,
-or one 2x2 convolution whose outputs are the four phases of a pixel. Gradients by the input alone
-are convolutions again. Half precision is that of activations and kernels: products are summed in
-float32, and what follows a convolution is computed in float32.
+Nearest upsampling and the 3x3 convolution after it are folded into one operation with 4/9 of the
+products. Along a line with weights k0 k1 k2, the even outputs are ``k0 x[i-1] + (k1 + k2) x[i]``
+and the odd ones ``(k0 + k1) x[i] + k2 x[i+1]``. That is a transposed convolution of stride 2 with a
+4x4 kernel, or one 2x2 convolution whose output channels are the four phases of a pixel. Gradients
+with respect to the input alone are convolutions again. In half precision, activations and kernels
+are rounded to it; products are summed in float32, and what follows a convolution is computed in
+float32.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from cogen_fast.ops import dispatch, reference
 from cogen_fast.ops.checks import check
 from cogen_fast.ops.progressive.colours import Colours
 from cogen_fast.ops.progressive.layers import Layer, UpsamplingLayer
-from cogen_fast.ops.progressive.normed import Normed
+from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.spec import MisfitSpec
 from cogen_fast.support.arguments import check_choice
 
 Folding = Literal["transposed", "phases"]
 FOLDINGS: tuple[str, ...] = get_args(Folding)
-# Taps of the 4x4 kernel, and of the two phases, along a line.
+# Along a line: which of k0 k1 k2 each tap of the 4x4 kernel, and of the two phases, adds up.
 _TRANSPOSED = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 _PHASES = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
 
@@ -34,7 +35,8 @@ _PHASES = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 class Norms(Protocol):
     """What follows convolutions, as `cogen_fast.ops.reference` defines it.
 
-    What `norm` reads may be the view of phases ``(n, S, 2, S, 2, C)``; all else is contiguous.
+    The input of `norm` may be the view of phases ``(n, S, 2, S, 2, C)``; all other tensors are
+    contiguous.
     """
 
     def norm(
@@ -46,44 +48,46 @@ class Norms(Protocol):
     ) -> Tensor: ...
 
     def colour_misfit(
-        self, last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+        self, last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]: ...
 
 
-def _wide(x: Tensor) -> Tensor:
+def _widened(x: Tensor) -> Tensor:
+    """Half precision as float32; other types as they are."""
     return x.float() if x.dtype.itemsize == 2 else x
 
 
 class TorchNorms:
-    """The definition itself; of half precision in float32, rounded once at the end."""
+    """The reference itself; half precision is computed in float32 and rounded once at the end."""
 
     @staticmethod
     def norm(
         x: Tensor, bias: Tensor, slope: float, normalise: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """`reference.norm`."""
-        out, scale = reference.norm(_wide(x), bias, slope, normalise)
+        """See `reference.norm`."""
+        out, scale = reference.norm(_widened(x), bias, slope, normalise)
         return out.to(x.dtype), scale
 
     @staticmethod
     def norm_grad(grad: Tensor, out: Tensor, scale: Tensor | None, slope: float) -> Tensor:
-        """`reference.norm_grad`."""
-        return reference.norm_grad(_wide(grad), _wide(out), scale, slope).to(out.dtype)
+        """See `reference.norm_grad`."""
+        return reference.norm_grad(_widened(grad), _widened(out), scale, slope).to(out.dtype)
 
     @staticmethod
     def colour_misfit(
-        last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+        last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`reference.colour_misfit`."""
-        out, how = _wide(last.out), (colours.weight, colours.bias, colours.bounded)
+        """See `reference.colour_misfit`."""
+        out, how = _widened(last.out), (colours.weight, colours.bias, colours.bounded)
         energy, grad = reference.colour_misfit(out, last.scale, last.slope, *how, spec, observation)
         return energy, grad.to(last.out.dtype)
 
 
 class FoldedLayers:
-    """Layers whose activations are of type ``dtype``, float64, float32, bfloat16 or float16.
+    """Layers whose activations have the type ``dtype``: float64, float32, bfloat16 or float16.
 
-    ``folding``, how upsampling is folded: "transposed" or "phases". Raises ValueError naming it.
+    ``folding`` says how upsampling is folded into the convolution: "transposed" or "phases". Raises
+    ValueError naming it for any other value.
     """
 
     def __init__(self, dtype: torch.dtype, norms: Norms, folding: str = "transposed") -> None:
@@ -91,27 +95,32 @@ class FoldedLayers:
         self.folding = check_choice("folding", folding, FOLDINGS)
 
     def convolution(self, kernel: Tensor, bias: Tensor, slope: float) -> Layer:
-        """torch's."""
-        return _Plain(self, kernel, bias, slope)
+        """A convolution by torch."""
+        return _SameSize(self, kernel, bias, slope)
 
     def upsampled(self, kernel: Tensor, bias: Tensor, slope: float) -> UpsamplingLayer:
-        """As ``folding`` says."""
+        """Upsampling and a convolution in one, as ``folding`` says."""
         kind = _Transposed if self.folding == "transposed" else _Phases
         return kind(self, kernel, bias, slope)
 
-    def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> Normed:
+    def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> NormedActivation:
         """Leaky ReLU and norm of ``x + bias``."""
-        return Normed(*self.norms.norm(x, bias, slope, normalise), slope)
+        return NormedActivation(*self.norms.norm(x, bias, slope, normalise), slope)
 
-    def norm_grad(self, grad: Tensor, before: Normed, spent: bool = False) -> Tensor:
-        """The gradient by what ``before`` was made of; it may take the memory of ``grad``."""
-        grad = grad.to(before.out.dtype).contiguous()
-        return self.norms.norm_grad(grad, before.out, before.scale, before.slope)
+    def norm_grad(
+        self, grad: Tensor, preceding: NormedActivation, overwrite: bool = False
+    ) -> Tensor:
+        """The gradient with respect to the pre-activation of ``preceding``.
+
+        It may use the memory of ``grad``.
+        """
+        grad = grad.to(preceding.out.dtype).contiguous()
+        return self.norms.norm_grad(grad, preceding.out, preceding.scale, preceding.slope)
 
     def colour_misfit(
-        self, last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+        self, last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Misfit of the colours of ``last``, and back to what it was made of."""
+        """Misfit of the images made of ``last``; see `reference.colour_misfit`."""
         shape = (len(colours.bias), *last.out.shape[1:3])
         if tuple(spec.output_shape) != shape:
             raise ValueError(f"spec.output_shape: expected {shape}, got {spec.output_shape}")
@@ -121,12 +130,12 @@ class FoldedLayers:
                 f"observation: expected shape ({count},) on {on}, got "
                 f"{tuple(observation.shape)} on {observation.device}"
             )
-        # Means of blocks are of pixels that no one program has.
+        # No single program of a kernel has all pixels of a block, whose mean "pool" measures.
         norms = TorchNorms if spec.kind == "pool" else self.norms
         return norms.colour_misfit(last, colours, spec, observation)
 
     def misfit(self, image: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """The device's own."""
+        """The misfit op of the image's device."""
         return dispatch.resolve("auto", image.device).misfit(image, spec, observation)
 
     def checked(self, z: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -134,27 +143,27 @@ class FoldedLayers:
         return check("z", z, shape, dtype, z.device)
 
 
-class _Plain:
-    """A 3x3 convolution."""
+class _SameSize:
+    """A 3x3 convolution that keeps the side."""
 
     def __init__(self, layers: FoldedLayers, kernel: Tensor, bias: Tensor, slope: float) -> None:
         self._layers, self._bias, self._slope = layers, bias.contiguous(), slope
-        self._there = _kernel(kernel, layers.dtype)
-        self._back = _kernel(kernel.flip(2, 3).transpose(0, 1), layers.dtype)
+        self._forward_kernel = _rounded_kernel(kernel, layers.dtype)
+        self._backward_kernel = _rounded_kernel(kernel.flip(2, 3).transpose(0, 1), layers.dtype)
 
-    def forward(self, x: Tensor) -> Normed:
+    def forward(self, x: Tensor) -> NormedActivation:
         """See `Layer`."""
-        images = F.conv2d(_first(x), self._there, padding=1)
-        return self._layers.norm(_last(images), self._bias, self._slope, True)
+        images = F.conv2d(_channels_first(x), self._forward_kernel, padding=1)
+        return self._layers.norm(_channels_last(images), self._bias, self._slope, True)
 
-    def backward(self, grad: Tensor, before: Normed, spent: bool) -> Tensor:
+    def backward(self, grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor:
         """See `Layer`."""
-        by_input = F.conv2d(_first(grad), self._back, padding=1)
-        return self._layers.norm_grad(_last(by_input), before, spent)
+        by_input = F.conv2d(_channels_first(grad), self._backward_kernel, padding=1)
+        return self._layers.norm_grad(_channels_last(by_input), preceding, overwrite)
 
 
 class _Upsampled:
-    """Upsampling folded into the convolution behind it, one way or the other."""
+    """Upsampling folded into the convolution after it, in one of two ways."""
 
     def __init__(self, layers: FoldedLayers, kernel: Tensor, bias: Tensor, slope: float) -> None:
         self._layers, self._bias, self._slope = layers, bias.contiguous(), slope
@@ -164,50 +173,60 @@ class _Upsampled:
         raise NotImplementedError
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """``(n, S, S, in)`` to ``(n, 2 S, 2 S, out)``, or to ``(n, S, 2, S, 2, out)``."""
+        """The convolution: ``(n, S, S, in)`` to ``(n, 2 S, 2 S, out)``.
+
+        The shape may be that of the phases instead, ``(n, S, 2, S, 2, out)``.
+        """
         raise NotImplementedError
 
     def _adjoint(self, grad: Tensor) -> Tensor:
-        """``(n, 2 S, 2 S, out)`` to ``(n, S, S, in)``."""
+        """The adjoint of `_convolved`, ``(n, 2 S, 2 S, out)`` to ``(n, S, S, in)``."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Normed:
+    def forward(self, x: Tensor) -> NormedActivation:
         """See `UpsamplingLayer`."""
         n, side, _, _ = x.shape
         found = self._layers.norm(self._convolved(x), self._bias, self._slope, True)
         assert found.scale is not None
         out = found.out.reshape(n, 2 * side, 2 * side, found.out.shape[-1])
-        return Normed(out, found.scale.reshape(out.shape[:3]), found.slope)
+        return NormedActivation(out, found.scale.reshape(out.shape[:3]), found.slope)
 
     def backward(
-        self, grad: Tensor, before: Normed, spent: bool, extra: Tensor | None = None
+        self,
+        grad: Tensor,
+        preceding: NormedActivation,
+        overwrite: bool,
+        extra: Tensor | None = None,
     ) -> Tensor:
         """See `UpsamplingLayer`."""
         by_input = self._adjoint(grad)
         if extra is not None:
             by_input = by_input + extra
-        return self._layers.norm_grad(by_input, before, spent)
+        return self._layers.norm_grad(by_input, preceding, overwrite)
 
 
 class _Transposed(_Upsampled):
-    """By a transposed convolution of stride 2 with a 4x4 kernel."""
+    """Upsampling and convolution by a transposed convolution of stride 2 with a 4x4 kernel."""
 
     def _fold(self, kernel: Tensor) -> None:
         taps = torch.tensor(_TRANSPOSED, dtype=torch.float64, device=kernel.device)
         folded = torch.einsum("ui,ocij,vj->couv", taps, kernel.double(), taps)
-        self._kernel = _kernel(folded, self._layers.dtype)
+        self._kernel = _rounded_kernel(folded, self._layers.dtype)
 
     def _convolved(self, x: Tensor) -> Tensor:
-        return _last(F.conv_transpose2d(_first(x), self._kernel, stride=2, padding=1))
+        return _channels_last(
+            F.conv_transpose2d(_channels_first(x), self._kernel, stride=2, padding=1)
+        )
 
     def _adjoint(self, grad: Tensor) -> Tensor:
-        return _last(F.conv2d(_first(grad), self._kernel, stride=2, padding=1))
+        return _channels_last(F.conv2d(_channels_first(grad), self._kernel, stride=2, padding=1))
 
 
 class _Phases(_Upsampled):
-    """By a 2x2 convolution to four times the channels, ``(S + 1) x (S + 1)`` of them.
+    """Upsampling and convolution by a 2x2 convolution to four times the channels.
 
-    Phase (a, b) of pixel (i, j) stands at (i + a, j + b); what is left over at the edges is unused.
+    Its output has ``(S + 1) x (S + 1)`` positions: phase (a, b) of pixel (i, j) is at (i + a, j +
+    b), and the remaining values at the edges are not used.
     """
 
     def _fold(self, kernel: Tensor) -> None:
@@ -215,22 +234,26 @@ class _Phases(_Upsampled):
         taps = torch.tensor(_PHASES, dtype=torch.float64, device=kernel.device)
         folded = torch.einsum("aui,ocij,bvj->abocuv", taps, kernel.double(), taps)
         folded = folded.reshape(4 * outputs, inputs, 2, 2)
-        self._there = _kernel(folded, self._layers.dtype)
-        self._back = _kernel(folded.flip(2, 3).transpose(0, 1), self._layers.dtype)
+        self._forward_kernel = _rounded_kernel(folded, self._layers.dtype)
+        self._backward_kernel = _rounded_kernel(
+            folded.flip(2, 3).transpose(0, 1), self._layers.dtype
+        )
 
     def _convolved(self, x: Tensor) -> Tensor:
-        return _pixels(_last(F.conv2d(_first(x), self._there, padding=1)))
+        return _pixel_view(
+            _channels_last(F.conv2d(_channels_first(x), self._forward_kernel, padding=1))
+        )
 
     def _adjoint(self, grad: Tensor) -> Tensor:
         n, side, _, channels = grad.shape
         half = side // 2
         phases = grad.new_zeros(n, half + 1, half + 1, 4 * channels)
-        _pixels(phases).copy_(grad.reshape(n, half, 2, half, 2, channels))
-        return _last(F.conv2d(_first(phases), self._back))
+        _pixel_view(phases).copy_(grad.reshape(n, half, 2, half, 2, channels))
+        return _channels_last(F.conv2d(_channels_first(phases), self._backward_kernel))
 
 
-def _pixels(phases: Tensor) -> Tensor:
-    """The pixels ``(n, S, 2, S, 2, C)`` in ``(n, S + 1, S + 1, 4 C)``, as a view."""
+def _pixel_view(phases: Tensor) -> Tensor:
+    """The pixels ``(n, S, 2, S, 2, C)`` of phases ``(n, S + 1, S + 1, 4 C)``, as a view."""
     n, side, _, channels = phases.shape
     image, line, pixel, _ = phases.stride()
     each = channels // 4
@@ -240,16 +263,16 @@ def _pixels(phases: Tensor) -> Tensor:
     )
 
 
-def _kernel(kernel: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounded once, laid out for channels-last images."""
+def _rounded_kernel(kernel: Tensor, dtype: torch.dtype) -> Tensor:
+    """A kernel rounded once, in the memory layout for channels-last images."""
     return kernel.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _first(x: Tensor) -> Tensor:
-    """Channels last, as torch's convolutions want them named: a view."""
+def _channels_first(x: Tensor) -> Tensor:
+    """The same images with the axes in the order of torch's convolutions: a view."""
     return x.permute(0, 3, 1, 2)
 
 
-def _last(x: Tensor) -> Tensor:
-    """Back again, contiguous: a view where the convolution kept the layout."""
+def _channels_last(x: Tensor) -> Tensor:
+    """The inverse, contiguous: a view where the convolution kept the layout."""
     return x.permute(0, 2, 3, 1).contiguous()

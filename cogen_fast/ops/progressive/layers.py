@@ -1,7 +1,8 @@
 """How the layers of a progressive GAN are computed: in C++ on the CPU, by torch elsewhere.
 
-Images are channels last, ``(n, S, S, C)``. A layer is a convolution with bias, leaky ReLU and pixel
-norm behind it, forwards, and backwards as far as the activation before it.
+Images are channels last, ``(n, S, S, C)``. A layer is a convolution with bias, followed by leaky
+ReLU and pixel norm. Its backward pass goes from the output of the convolution, through the
+convolution, to the pre-activation (the input of the leaky ReLU) of the preceding layer.
 """
 
 from __future__ import annotations
@@ -15,44 +16,53 @@ from cogen_fast.ops import native
 from cogen_fast.ops.checks import check
 from cogen_fast.ops.progressive import normed
 from cogen_fast.ops.progressive.colours import Colours, colour_misfit
-from cogen_fast.ops.progressive.normed import Normed
+from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.progressive.packed import Workspace
 from cogen_fast.ops.progressive.upsampled import UpsampledConvolution
-from cogen_fast.ops.progressive.winograd import Convolution
+from cogen_fast.ops.progressive.winograd import WinogradConvolution
 from cogen_fast.ops.spec import MisfitSpec
 
 
 class Layer(Protocol):
-    """A 3x3 convolution that keeps the side, and what follows it."""
+    """A 3x3 convolution that keeps the side, followed by leaky ReLU and pixel norm."""
 
-    def forward(self, x: Tensor) -> Normed:
+    def forward(self, x: Tensor) -> NormedActivation:
         """The activation ``(n, S, S, out)`` of images ``(n, S, S, in)``."""
         ...
 
-    def backward(self, grad: Tensor, before: Normed, spent: bool) -> Tensor:
-        """The gradient by what ``before`` was made of, given that by the convolution's output.
+    def backward(self, grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor:
+        """The gradient with respect to the pre-activation of ``preceding``, ``(n, S, S, in)``.
 
-        With ``spent`` the memory of ``before.out`` may be taken.
+        ``preceding`` is the activation that was this layer's input; ``grad`` ``(n, S, S, out)`` is
+        the gradient with respect to the output of the convolution. With ``overwrite`` the result
+        may use the memory of ``preceding.out``.
         """
         ...
 
 
 class UpsamplingLayer(Protocol):
-    """Nearest upsampling by 2 before it."""
+    """Nearest upsampling by 2, then a `Layer`."""
 
-    def forward(self, x: Tensor) -> Normed:
+    def forward(self, x: Tensor) -> NormedActivation:
         """The activation ``(n, 2 S, 2 S, out)`` of images ``(n, S, S, in)``."""
         ...
 
     def backward(
-        self, grad: Tensor, before: Normed, spent: bool, extra: Tensor | None = None
+        self,
+        grad: Tensor,
+        preceding: NormedActivation,
+        overwrite: bool,
+        extra: Tensor | None = None,
     ) -> Tensor:
-        """As that of `Layer`; ``extra`` is added to the gradient by ``before.out``."""
+        """As `Layer.backward`, with another term of the gradient.
+
+        ``extra`` ``(n, S, S, in)`` is added to the gradient with respect to ``preceding.out``.
+        """
         ...
 
 
 class Layers(Protocol):
-    """The parts that a network is built of; activations are of type ``dtype``."""
+    """The operations that a network is built from; activations have the type ``dtype``."""
 
     dtype: torch.dtype
 
@@ -61,64 +71,68 @@ class Layers(Protocol):
         ...
 
     def upsampled(self, kernel: Tensor, bias: Tensor, slope: float) -> UpsamplingLayer:
-        """The same with upsampling before it."""
+        """The same, after upsampling."""
         ...
 
-    def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> Normed:
-        """`reference.norm`."""
+    def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> NormedActivation:
+        """See `reference.norm`."""
         ...
 
-    def norm_grad(self, grad: Tensor, before: Normed, spent: bool = False) -> Tensor:
-        """`reference.norm_grad`; with ``spent`` the memory of ``before.out`` may be taken."""
+    def norm_grad(
+        self, grad: Tensor, preceding: NormedActivation, overwrite: bool = False
+    ) -> Tensor:
+        """See `reference.norm_grad`; with ``overwrite`` the result may use ``preceding.out``."""
         ...
 
     def colour_misfit(
-        self, last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+        self, last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`reference.colour_misfit`; the memory of ``last.out`` may be taken."""
+        """See `reference.colour_misfit`; the result may use the memory of ``last.out``."""
         ...
 
     def misfit(self, image: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """`reference.misfit`."""
+        """See `reference.misfit`."""
         ...
 
     def checked(self, z: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Latents, contiguous; TypeError or ValueError naming ``z``."""
+        """Latents, contiguous; TypeError or ValueError naming ``z`` if they do not fit."""
         ...
 
 
 class NativeLayers:
-    """In C++ on the CPU, float32 or float64."""
+    """Layers in C++ on the CPU, in float32 or float64."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype, self._work = dtype, Workspace(dtype)
 
     def convolution(self, kernel: Tensor, bias: Tensor, slope: float) -> Layer:
-        """Winograd's."""
-        return Convolution(kernel, bias, slope, self._work)
+        """A convolution by Winograd's algorithm."""
+        return WinogradConvolution(kernel, bias, slope, self._work)
 
     def upsampled(self, kernel: Tensor, bias: Tensor, slope: float) -> UpsamplingLayer:
-        """With nine products in place of 36."""
+        """Upsampling and a convolution in one, with 9 products in place of 36 per pixel."""
         return UpsampledConvolution(kernel, bias, slope, self._work)
 
-    def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> Normed:
-        """`normed.norm`."""
+    def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> NormedActivation:
+        """See `normed.norm`."""
         return normed.norm(x, bias, slope, normalise)
 
-    def norm_grad(self, grad: Tensor, before: Normed, spent: bool = False) -> Tensor:
-        """`normed.norm_grad`."""
-        return normed.norm_grad(grad, before, spent)
+    def norm_grad(
+        self, grad: Tensor, preceding: NormedActivation, overwrite: bool = False
+    ) -> Tensor:
+        """See `normed.norm_grad`."""
+        return normed.norm_grad(grad, preceding, overwrite)
 
     def colour_misfit(
-        self, last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+        self, last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`colours.colour_misfit`."""
+        """See `colours.colour_misfit`."""
         return colour_misfit(last, colours, spec, observation)
 
     def misfit(self, image: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """`native.misfit`."""
+        """See `native.misfit`."""
         return native.misfit(image, spec, observation)
 
     def checked(self, z: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """The extension's own check."""
+        """Latents, contiguous, in this type, on the CPU."""
         return check("z", z, shape, dtype)

@@ -1,7 +1,8 @@
 """Bias, leaky ReLU and pixel norm in one pass on the CPU, and their gradient in another.
 
-Images are channels last. Of each activation only the normalised output and one number per pixel
-are kept: the output has the sign that the leaky ReLU's gradient asks for.
+Images are channels last. Of each activation only the normalised output and one number per pixel are
+kept: the output has the same sign as the pre-activation, and the gradient of the leaky ReLU needs
+no more.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from cogen_fast.ops.native import extension
 
 
 @dataclass(frozen=True)
-class Normed:
-    """An activation: ``out`` ``(..., C)``; ``scale`` ``(...)`` is what the norm multiplied by.
+class NormedActivation:
+    """An activation ``out`` ``(..., C)``, and ``scale`` ``(...)``, the factor of its pixel norm.
 
-    ``scale`` is None where there is no norm.
+    ``scale`` is None where there is no norm; ``slope`` is that of the leaky ReLU.
     """
 
     out: Tensor
@@ -29,23 +30,23 @@ class Normed:
     @classmethod
     def empty(
         cls, shape: tuple[int, ...], dtype: torch.dtype, slope: float, normalise: bool = True
-    ) -> Normed:
-        """One to be written."""
+    ) -> NormedActivation:
+        """An activation with uninitialised memory, to be written by the extension."""
         scale = torch.empty(shape[:-1], dtype=dtype, device="cpu") if normalise else None
         return cls(torch.empty(shape, dtype=dtype, device="cpu"), scale, slope)
 
-    def target(self, spent: bool) -> Tensor:
-        """Where the gradient goes: into ``out`` itself, where that is ``spent``."""
-        return self.out if spent else torch.empty_like(self.out)
+    def gradient_buffer(self, overwrite: bool) -> Tensor:
+        """Memory for the gradient: ``out`` itself with ``overwrite``, otherwise a new tensor."""
+        return self.out if overwrite else torch.empty_like(self.out)
 
 
-def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> Normed:
+def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> NormedActivation:
     """Leaky ReLU of ``x + bias``, normalised over the last dimension; see `reference.norm`."""
     dtype = require_float("x", require_tensor("x", x).dtype)
     channels = x.shape[-1]
     x = check("x", x, tuple(x.shape), dtype)
     bias = check("bias", bias, (channels,), dtype)
-    found = Normed.empty(tuple(x.shape), dtype, slope, normalise)
+    found = NormedActivation.empty(tuple(x.shape), dtype, slope, normalise)
     extension().norm(
         x=x,
         out=found.out,
@@ -57,14 +58,15 @@ def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> Normed:
     return found
 
 
-def norm_grad(grad: Tensor, normed: Normed, spent: bool = False) -> Tensor:
-    """Gradient by what `norm` read, given that by its output; see `reference.norm_grad`.
+def norm_grad(grad: Tensor, normed: NormedActivation, overwrite: bool = False) -> Tensor:
+    """The gradient with respect to the ``x`` of `norm`; see `reference.norm_grad`.
 
-    With ``spent`` it takes the memory of ``normed.out``.
+    ``grad`` is that with respect to ``normed.out``. With ``overwrite`` the result takes the memory
+    of ``normed.out``.
     """
     dtype = require_float("normed.out", normed.out.dtype)
     grad = check("grad", grad, tuple(normed.out.shape), dtype)
-    target = normed.target(spent)
+    target = normed.gradient_buffer(overwrite)
     extension().norm_grad(
         grad=grad,
         out=normed.out,

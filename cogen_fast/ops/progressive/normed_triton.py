@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cogen_fast.ops.progressive.colours import Colours
-from cogen_fast.ops.progressive.normed import Normed
+from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.reference import PIXEL_NORM_EPSILON
 from cogen_fast.ops.spec import MisfitSpec
 
@@ -230,7 +230,7 @@ def norm_grad(grad: Tensor, out: Tensor, scale: Tensor | None, slope: float) -> 
 
 
 def colour_misfit(
-    last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+    last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Misfit of the colours of ``last`` by mask or stride, and back; `reference.colour_misfit`.
 

@@ -1,4 +1,4 @@
-"""What convolutions in C++ need beside images: weights packed for their products, and memory."""
+"""What convolutions in C++ need besides images: weights packed for their products, and memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_PANEL_BYTES = 64  # outputs side by side in the innermost loop, see matrix_products.h
+_PANEL_BYTES = 64  # of the outputs that the innermost loop computes at once: matrix_products.h
 
 
 @dataclass(frozen=True)
 class PackedKernel:
-    """The matrices that a 3x3 convolution is made of, one way, ``(n,)``, and its channels."""
+    """The packed matrices ``(n,)`` of a 3x3 convolution in one direction, and its channels."""
 
     packed: Tensor
     inputs: int
@@ -20,7 +20,10 @@ class PackedKernel:
 
 
 def pack(matrices: Tensor) -> Tensor:
-    """Matrices ``(P, K, N)`` in panels: ``(P, ceil(N / p), K, p)`` with zeros for what N lacks."""
+    """Pack matrices ``(P, K, N)`` into panels of p columns: ``(P, ceil(N / p), K, p)``.
+
+    Columns beyond N are zeros.
+    """
     panel = _PANEL_BYTES // matrices.element_size()
     count, inputs, outputs = matrices.shape
     panels = -(-outputs // panel)
@@ -30,13 +33,13 @@ def pack(matrices: Tensor) -> Tensor:
 
 
 class Workspace:
-    """Memory for what is soon used up, as large as the largest wish so far."""
+    """Scratch memory, as large as the largest size that was asked for so far."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._memory = torch.empty(0, dtype=dtype, device="cpu")
 
-    def room(self, size: int) -> Tensor:
-        """``size`` numbers or more that may be overwritten; the next call may give the same."""
+    def at_least(self, size: int) -> Tensor:
+        """``size`` numbers or more that may be overwritten; the next call may return the same."""
         if len(self._memory) < size:
             self._memory = torch.empty(size, dtype=self._memory.dtype, device="cpu")
         return self._memory

@@ -1,6 +1,7 @@
-"""The rivals of the 2-D study: descents and importance resampling, many runs in one batch.
+"""The baselines of the 2-D study: descents and importance resampling, many runs in one batch.
 
-Plainer than `cogen_fast.methods.baselines`: where each run ended, its trace, and no `Result`.
+They are simpler than `cogen_fast.methods.baselines`: they return where each run ended, and its
+trace, in place of a `Result`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from cogen_fast.support.arguments import check_count, check_flag, check_number, 
 
 @dataclass(frozen=True)
 class EndPoints:
-    """Where N runs for each of B observations ended, on the CPU.
+    """The end points of N runs for each of B observations, on the CPU.
 
-    ``images`` ``(B, N, ...)``, ``latents`` ``(B, N, d)``, ``energies`` ``(B, N)`` float64; ``cost``
-    of one run in forwards (a z-gradient counts as 2); ``trace`` ``(steps + 1, B, N, d)``, the
-    latents from the start on, where asked for.
+    ``images`` are ``(B, N, ...)``, ``latents`` ``(B, N, d)``, ``energies`` ``(B, N)`` float64.
+    ``cost`` is that of one run in forwards (a z-gradient counts as 2). ``trace`` ``(steps + 1, B,
+    N, d)`` has the latents from the start on, where it is asked for.
     """
 
     images: Tensor
@@ -50,8 +51,8 @@ def gradient_descent(
     """Gradient descent on ``E(z)`` from one random latent, or from the best of ``starts``.
 
     Each of ``runs`` independent runs draws ``starts`` latents from the prior, keeps the one of
-    lowest energy (the paper's multi-start has 5,000) and takes ``steps`` steps. Other arguments as
-    for `cogenerate`. Raises ValueError or TypeError naming the argument.
+    lowest energy (the paper's multi-start has 5,000) and takes ``steps`` steps. The other arguments
+    are those of `cogenerate`. Raises ValueError or TypeError naming the argument.
     """
     learning_rate = check_number("learning_rate", learning_rate, above=0.0)
     (ends,) = try_learning_rates(
@@ -82,7 +83,7 @@ def try_learning_rates(
     keep_trace: bool = False,
     **options: Any,
 ) -> list[EndPoints]:
-    """`gradient_descent` at each learning rate, from the same starts and in one batch."""
+    """Run `gradient_descent` at each learning rate, from the same starts and in one batch."""
     rates = [check_number("learning_rates", rate, above=0.0) for rate in learning_rates]
     check_count("steps", steps)
     check_flag("keep_trace", keep_trace)
@@ -128,8 +129,8 @@ def importance_resampling(
 ) -> EndPoints:
     """Sampling-importance-resampling: of ``draws`` prior latents, one by its weight ``exp(-E)``.
 
-    Each of ``runs`` independent runs has draws of its own. Costs ``draws`` forwards a run. Other
-    arguments as for `cogenerate`. Raises ValueError or TypeError naming the argument.
+    Each of ``runs`` independent runs has draws of its own, and costs ``draws`` forwards. The other
+    arguments are those of `cogenerate`. Raises ValueError or TypeError naming the argument.
     """
     check_count("draws", draws)
     check_count("runs", runs)

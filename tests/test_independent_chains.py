@@ -8,21 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from annealed import F64, LONE, ROUNDING, LinearGaussian, begun, sample
+from annealed import F64, INDEPENDENT, ROUNDING, LinearGaussian, begun, sample
 from runs import both_backends
 
-from cogen_fast.sampler import hmc, lone, smc
-from cogen_fast.sampler.pace import Annealing
+from cogen_fast.sampler import hmc, independent_chains, smc
+from cogen_fast.sampler.annealing_plan import Annealing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.slow
 @both_backends
-def test_lone_chains_follow_their_own_energies(backend: str) -> None:
+def test_independent_chains_follow_their_own_energies(backend: str) -> None:
     target, annealing = LinearGaussian(sigma=0.2), Annealing(kept=0.8, hmc_steps=1)
     how: dict[str, Any] = {"latent_size": 3, "observations": 2, "dtype": F64, "seed": 3}
-    run = smc.run(target, annealing, chains=3, keep_trace=True, backend=backend, **LONE, **how)
+    run = smc.run(
+        target, annealing, chains=3, keep_trace=True, backend=backend, **INDEPENDENT, **how
+    )
     assert run.trace is not None
     drawn = hmc.init(target, chains=16, backend=backend, **how)
     assert torch.equal(run.trace[0], drawn.latents[:, :3])
@@ -49,12 +51,12 @@ def test_lone_chains_follow_their_own_energies(backend: str) -> None:
     assert all(info.choice.inverse_mass is None for info in run.infos)  # no population, no mass
 
 
-def test_lone_chains_reach_the_posterior() -> None:
+def test_independent_chains_reach_the_posterior() -> None:
     # Two chains each for 400 independent runs. Nothing makes such chains exact: they are held to a
     # tenth of a posterior deviation and 15 % of a variance, beside 4 standard errors of the runs'
     # own spread.
     target = LinearGaussian(sigma=0.2)
-    run = sample(target, Annealing(kept=0.8), chains=2, observations=400, **LONE)
+    run = sample(target, Annealing(kept=0.8), chains=2, observations=400, **INDEPENDENT)
     z = target.standardised(run.state.hmc.latents)
     for values, expected, slack in ((z, 0.0, 0.1), (z**2, 1.0, 0.15)):
         each = values.mean(1)
@@ -66,10 +68,10 @@ def test_lone_chains_reach_the_posterior() -> None:
 @pytest.mark.parametrize(
     ("chains", "starts", "drawn"), [(3, 16, 16), (3, 5, 5), (3, 2, 3), (1, 1, 1)]
 )
-def test_lone_chains_are_the_first_of_their_starts(chains: int, starts: int, drawn: int) -> None:
+def test_the_chains_are_the_first_of_their_starts(chains: int, starts: int, drawn: int) -> None:
     target = LinearGaussian()
     how: dict[str, Any] = {"observations": 2}
-    state = begun(target, chains=chains, starts=starts, **LONE, **how)
+    state = begun(target, chains=chains, starts=starts, **INDEPENDENT, **how)
     all_drawn = hmc.init(target, chains=drawn, latent_size=3, dtype=F64, seed=3, **how)
     assert torch.equal(state.hmc.latents, all_drawn.latents[:, :chains])
     torch.testing.assert_close(state.hmc.energy, all_drawn.energy[:, :chains], **ROUNDING)
@@ -84,12 +86,12 @@ def test_lone_chains_are_the_first_of_their_starts(chains: int, starts: int, dra
 
 def test_the_spread_of_energies_by_hand() -> None:
     drawn = torch.tensor([[1.0, 2.0, 6.0, 3.0]], dtype=F64)
-    spread = lone.init(drawn, 2)
+    spread = independent_chains.init(drawn, 2)
     assert spread.mean.tolist() == [[1.0, 2.0]]
     assert spread.variance[0].tolist() == pytest.approx([14.0 / 3.0] * 2)
     energy = torch.tensor([[2.0, 0.0]], dtype=F64)
-    after = lone.update(spread, energy, torch.tensor([True]))
-    still = lone.update(spread, energy, torch.tensor([False]))
+    after = independent_chains.update(spread, energy, torch.tensor([True]))
+    still = independent_chains.update(spread, energy, torch.tensor([False]))
     assert torch.equal(still.mean, spread.mean)
     assert torch.equal(still.variance, spread.variance)
     assert after.mean[0].tolist() == pytest.approx([1.2, 1.6])
@@ -97,9 +99,9 @@ def test_the_spread_of_energies_by_hand() -> None:
         [0.8 * (14.0 / 3.0 + 0.2), 0.8 * (14.0 / 3.0 + 0.8)]
     )
     sd = math.sqrt(float(after.variance.mean()))
-    assert lone.deviation(after).item() == pytest.approx(sd)
+    assert independent_chains.deviation(after).item() == pytest.approx(sd)
     kept, beta = torch.tensor([0.5], dtype=F64), torch.tensor([0.1], dtype=F64)
     step = math.sqrt(math.log(2.0)) / sd
-    assert lone.next_beta(after, beta, kept).item() == pytest.approx(0.1 + step)
-    assert lone.next_beta(after, 0.9 + beta, kept).item() == 1.0
-    assert lone.next_beta(after, beta, 0.0 * kept).item() == 1.0
+    assert independent_chains.next_beta(after, beta, kept).item() == pytest.approx(0.1 + step)
+    assert independent_chains.next_beta(after, 0.9 + beta, kept).item() == 1.0
+    assert independent_chains.next_beta(after, beta, 0.0 * kept).item() == 1.0

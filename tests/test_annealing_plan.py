@@ -1,4 +1,4 @@
-"""The pace of annealing: the next temperature, and L, M and steps within a budget."""
+"""The annealing plan: the next inverse temperature, and L, M and steps within a budget."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from annealed import F64, LONE, MIXED, LinearGaussian, all_masses, begun, normal, sample
+from annealed import F64, INDEPENDENT, MIXED, LinearGaussian, all_masses, begun, normal, sample
 from torch import Tensor
 
-from cogen_fast.sampler import pace, smc
-from cogen_fast.sampler.pace import Annealing, Standing
+from cogen_fast.sampler import annealing_plan, smc
+from cogen_fast.sampler.annealing_plan import Annealing, AnnealingStatus
 from cogen_fast.sampler.tuning import LADDER, Tuning, TuningRule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,7 +29,7 @@ def tensor(*values: float) -> Tensor:
 def after(beta: Tensor, sharpness: Tensor, kept: float = 0.96, count: int = 2) -> list[float]:
     every = torch.ones_like(beta, dtype=torch.bool)
     share = torch.full_like(beta, kept)
-    found: list[float] = pace.next_beta(beta, sharpness, share, count, every).tolist()
+    found: list[float] = annealing_plan.next_beta(beta, sharpness, share, count, every).tolist()
     return found
 
 
@@ -114,7 +114,7 @@ def test_no_temperature_is_beyond_the_end() -> None:
 def test_nothing_kept_is_a_jump_and_who_stands_still_does_not_move() -> None:
     beta, sharp = tensor(0.1, 0.1, 0.3, 1.0), tensor(1.0, 1.0, 1.0, 1.0)
     kept, active = tensor(0.0, 0.96, 0.0, 0.96), torch.tensor([True, True, False, True])
-    found = pace.next_beta(beta, sharp, kept, 2, active)
+    found = annealing_plan.next_beta(beta, sharp, kept, 2, active)
     assert found[0] == 1.0
     assert 0.1 < found[1] < 0.4
     assert found[2:].tolist() == [0.3, 1.0]
@@ -133,7 +133,7 @@ def test_nothing_kept_is_a_jump_and_who_stands_still_does_not_move() -> None:
         (Annealing(leapfrog_steps=1), {"observations": 3}),
         (Annealing(leapfrog_steps=5, hmc_steps=2), {}),
         (Annealing(leapfrog_steps=40), {}),
-        (Annealing(kept=0.9), {"chains": 3, **LONE}),
+        (Annealing(kept=0.9), {"chains": 3, **INDEPENDENT}),
     ],
     ids=[
         "tuned", "three-observations", "three-moves", "one-step", "five-steps-twice",
@@ -167,12 +167,14 @@ def test_what_is_affordable_fits_and_leaves_something_for_the_posterior() -> Non
     cases = itertools.product((None, 1, 5, 24), range(301), travels, (1, 3, 8), (8.0, 1.0, 0.0))
     for fixed, remaining, travel, moves, rounds in cases:
         annealing = Annealing(leapfrog_steps=fixed, kept=0.5)
-        plan = pace._Plan(remaining, travel, rounds)
+        plan = annealing_plan._BudgetPlan(remaining, travel, rounds)
         for length in LADDER if fixed is None else (fixed,):
-            count, made, steps = pace._fit(plan, length, moves, annealing)
+            count, made, steps = annealing_plan._fit_budget(plan, length, moves, annealing)
             assert 0 <= made <= moves
             assert 1 <= count <= length
-            spent = count * (made if travel > 0.0 else pace.of_round(made, annealing))
+            spent = count * (
+                made if travel > 0.0 else annealing_plan.moves_per_round(made, annealing)
+            )
             assert spent <= remaining
             assert made > 0 or remaining < (fixed or 1)
             # A step that does not end the way leaves one more trajectory at least, as does any
@@ -204,9 +206,9 @@ def test_short_budgets_say_that_they_jumped(mass: str) -> None:
 
 @pytest.mark.slow
 def test_a_small_share_that_was_asked_for_is_no_jump() -> None:
-    assert pace.least_kept(Annealing()) == 0.1
-    assert pace.least_kept(Annealing(kept=0.1)) == pytest.approx(0.1)
-    assert pace.least_kept(Annealing(kept=0.02)) == pytest.approx(0.02)
+    assert annealing_plan.least_kept(Annealing()) == 0.1
+    assert annealing_plan.least_kept(Annealing(kept=0.1)) == pytest.approx(0.1)
+    assert annealing_plan.least_kept(Annealing(kept=0.02)) == pytest.approx(0.02)
     for budget in (None, 2_000):
         run = sample(MIXED, Annealing(kept=0.08, budget=budget), observations=3)
         assert not run.state.jumped.any()
@@ -280,21 +282,25 @@ FITS: dict[str, tuple[int, float, int, int, int, int | None, tuple[int, int, flo
 def test_what_fits_into_a_budget_by_hand(name: str) -> None:
     remaining, travel, length, moves, rounds, fixed, expected = FITS[name]
     annealing = Annealing(leapfrog_steps=fixed, final_rounds=9, kept=0.5)
-    found = pace._fit(pace._Plan(remaining, travel, rounds), length, moves, annealing)
+    found = annealing_plan._fit_budget(
+        annealing_plan._BudgetPlan(remaining, travel, rounds), length, moves, annealing
+    )
     assert found[:2] == expected[:2]
     assert found[2] == pytest.approx(expected[2], rel=1e-12, abs=1e-12)
 
 
 def test_the_share_that_steps_keep_by_hand() -> None:
-    assert pace._kept(0.0, 3.0) == 1.0
-    assert pace._kept(0.0, 0.0) == 1.0
-    assert pace._kept(5.0, 0.0) == 0.0
-    assert pace._kept(10 * STEP, 10.0) == pytest.approx(0.5, rel=1e-12)
+    assert annealing_plan._kept_over(0.0, 3.0) == 1.0
+    assert annealing_plan._kept_over(0.0, 0.0) == 1.0
+    assert annealing_plan._kept_over(5.0, 0.0) == 0.0
+    assert annealing_plan._kept_over(10 * STEP, 10.0) == pytest.approx(0.5, rel=1e-12)
 
 
 def test_the_way_to_the_posterior_by_hand() -> None:
     def travel(beta: float, sharpness: float, aim: float = 1.0) -> float:
-        return pace._travel(pace._Row(True, 0.0, 0.5, 0.9, 1.0, beta, sharpness, 0.0, aim), 8)
+        return annealing_plan._distance(
+            annealing_plan._IslandStatus(True, 0.0, 0.5, 0.9, 1.0, beta, sharpness, 0.0, aim), 8
+        )
 
     assert travel(1.0, 3.0) == 0.0
     assert travel(math.exp(-2.0), 3.0) == pytest.approx(6.0)  # known: 3 steps an e-fold
@@ -309,7 +315,7 @@ def test_the_way_to_the_posterior_by_hand() -> None:
 # --- who chooses it -------------------------------------------------------------------------------
 
 
-def standing(**changes: Any) -> Standing:
+def standing(**changes: Any) -> AnnealingStatus:
     tuned = Tuning(
         tensor(0.1, 0.05, 0.9).log(),
         tensor(1.6, 0.2, 0.9).log(),
@@ -329,18 +335,18 @@ def standing(**changes: Any) -> Standing:
         "size": 8,
         "spent": 10,
     }
-    return Standing(**values | changes)
+    return AnnealingStatus(**values | changes)
 
 
-def test_the_pace_is_chosen_by_those_that_move() -> None:
+def test_the_plan_is_made_for_those_that_move() -> None:
     # Ratios 16 and 4 (1 for the one that stands still): 8. On the way energies and all latents
     # count, 0.75 and 0.72: 0.75^6 and 0.72^5 are the first below 0.2.
-    chosen = pace.choose(standing(), Annealing(kept=0.7))
+    chosen = annealing_plan.choose(standing(), Annealing(kept=0.7))
     assert (chosen.leapfrog_steps, chosen.hmc_steps) == (8, 6)
     assert chosen.moves.tolist() == [6, 5, 0]
     assert chosen.moves.dtype is torch.int64
     assert chosen.kept.tolist() == [0.7, 0.7, 0.7]
-    fixed = pace.choose(standing(), Annealing(leapfrog_steps=6, hmc_steps=5))
+    fixed = annealing_plan.choose(standing(), Annealing(leapfrog_steps=6, hmc_steps=5))
     assert (fixed.leapfrog_steps, fixed.hmc_steps) == (6, 5)
     assert fixed.moves.tolist() == [5, 5, 0]
 
@@ -349,33 +355,35 @@ def test_there_are_fewer_moves_where_further_ones_forget_little() -> None:
     # Of the five and four beyond the first; not at the posterior, where nothing makes up for them.
     for forgetting, moves in ((0.5, [3, 3, 0]), (0.0, [1, 1, 0]), (0.7, [5, 4, 0])):
         tuned = dataclasses.replace(standing().tuning, forgetting=tensor(*3 * [forgetting]))
-        assert pace.choose(standing(tuning=tuned), Annealing()).moves.tolist() == moves
+        assert annealing_plan.choose(standing(tuning=tuned), Annealing()).moves.tolist() == moves
         there = standing(tuning=tuned, beta=tensor(1.0, 1.0, 1.0))
-        assert pace.choose(there, Annealing()).moves.tolist() == [3, 3, 0]
+        assert annealing_plan.choose(there, Annealing()).moves.tolist() == [3, 3, 0]
 
 
 def test_poor_moves_are_no_guide_to_how_many_it_takes() -> None:
     # Accepted less often than every other time: the most moves, but not at the posterior.
     tuned = dataclasses.replace(standing().tuning, acceptance=tensor(0.499, 0.501, 0.1))
-    assert pace.choose(standing(tuning=tuned), Annealing()).moves.tolist() == [8, 5, 0]
+    assert annealing_plan.choose(standing(tuning=tuned), Annealing()).moves.tolist() == [8, 5, 0]
     there = standing(tuning=tuned, beta=tensor(1.0, 1.0, 1.0))
     at_ease = standing(beta=tensor(1.0, 1.0, 1.0))
     for patience in (8, 100):
         rule = Annealing(rule=TuningRule(most_moves=patience))
-        assert torch.equal(pace.choose(there, rule).moves, pace.choose(at_ease, rule).moves)
+        assert torch.equal(
+            annealing_plan.choose(there, rule).moves, annealing_plan.choose(at_ease, rule).moves
+        )
 
 
 def test_at_the_posterior_the_slowest_directions_count_too() -> None:
     # 0.99 and 0.95: eight moves at most, and 0.95^7 is the first below 0.7; a third of these.
     there = standing(beta=tensor(1.0, 1.0, 1.0))
-    assert pace.choose(there, Annealing()).moves.tolist() == [3, 3, 0]
+    assert annealing_plan.choose(there, Annealing()).moves.tolist() == [3, 3, 0]
     patient = Annealing(rule=TuningRule(most_moves=100))
-    assert pace.choose(there, patient).moves.tolist() == [12, 3, 0]
+    assert annealing_plan.choose(there, patient).moves.tolist() == [12, 3, 0]
 
 
 def test_nobody_left_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"^state: expected an observation that is not finished"):
-        pace.choose(standing(active=torch.zeros(3, dtype=torch.bool)), Annealing())
+        annealing_plan.choose(standing(active=torch.zeros(3, dtype=torch.bool)), Annealing())
 
 
 # Ways of 0.6 sqrt(8 / 2) times log 10 and log 2; the finished one is not on its way.
@@ -384,7 +392,7 @@ WAYS = [1.2 * math.log(10.0), 1.2 * math.log(2.0)]
 
 def test_steps_are_planned_for_the_one_farthest_off() -> None:
     annealing = Annealing(kept=0.9, budget=10 + 120)
-    chosen = pace.choose(standing(), annealing)
+    chosen = annealing_plan.choose(standing(), annealing)
     steps = 120 / 8 - 8.0
     assert WAYS[0] / math.sqrt(-math.log(0.9)) > steps
     assert (chosen.leapfrog_steps, chosen.moves.tolist()) == (8, [1, 1, 0])
@@ -399,7 +407,7 @@ def test_moves_within_a_budget_are_common() -> None:
     least = math.ceil(48.0 * WAYS[0] / math.sqrt(-math.log(0.9)) + 16.0 * 30.0)
     assert least == 889
     for left, moves in ((10**6, 6), (889, 6), (888, 5)):
-        chosen = pace.choose(standing(), Annealing(kept=0.9, budget=10 + left))
+        chosen = annealing_plan.choose(standing(), Annealing(kept=0.9, budget=10 + left))
         assert (chosen.leapfrog_steps, chosen.moves.tolist()) == (8, [moves, moves, 0])
         assert chosen.kept[:2].tolist() == [0.9, 0.9]
         assert chosen.hmc_steps == moves
@@ -409,18 +417,21 @@ def test_rounds_are_planned_for_the_one_with_most_missing() -> None:
     # At the end: 30 - 3 rounds of 3 L = 24 gradients; the finished one's 28 do not count.
     there: dict[str, Any] = {"beta": torch.ones(3, dtype=F64), "rounds": torch.tensor([3, 6, 28])}
     for left, moves in ((648, 3), (647, 2), (432, 2), (431, 1), (216, 1)):
-        chosen = pace.choose(standing(**there), Annealing(budget=10 + left))
+        chosen = annealing_plan.choose(standing(**there), Annealing(budget=10 + left))
         assert (chosen.leapfrog_steps, chosen.moves.tolist()) == (8, [moves, moves, 0])
     # With one more made they are 26.
     there["rounds"] = torch.tensor([4, 6, 28])
-    assert pace.choose(standing(**there), Annealing(budget=10 + 624)).moves.tolist() == [3, 3, 0]
+    chosen = annealing_plan.choose(standing(**there), Annealing(budget=10 + 624))
+    assert chosen.moves.tolist() == [3, 3, 0]
 
 
 def test_rounds_at_the_posterior_are_reserved_once() -> None:
     # Of eight three-step rounds that fit exactly, each leaves the others what they need.
     remaining, lengths = 24, []
     for rounds in range(30, 22, -1):
-        length, moves, _ = pace._fit(pace._Plan(remaining, 0.0, rounds), 8, 1, Annealing())
+        length, moves, _ = annealing_plan._fit_budget(
+            annealing_plan._BudgetPlan(remaining, 0.0, rounds), 8, 1, Annealing()
+        )
         lengths.append(length * moves)
         remaining -= length * moves
     assert lengths == [3] * 8
@@ -435,7 +446,9 @@ def test_a_fixed_number_of_moves_is_kept_within_a_budget() -> None:
         (3 * 4, (3, 4, 0.0)),
         (3, (3, 1, 0.0)),  # less than these cost
     ):
-        found = pace._fit(pace._Plan(remaining, 10 * STEP, 9), 8, 4, annealing)
+        found = annealing_plan._fit_budget(
+            annealing_plan._BudgetPlan(remaining, 10 * STEP, 9), 8, 4, annealing
+        )
         assert found[:2] == expected[:2]
         assert found[2] == pytest.approx(expected[2], rel=1e-12, abs=1e-12)
 
