@@ -54,6 +54,8 @@ _SIMULATIONS = {
     "fashion-32-64": 200,
     "conv-8-noise": 1000,
     "linear-64-noise": 1000,
+    "stylegan-8": 400,
+    "stylegan-8-w": 400,
 }
 _QUICK_SIMULATIONS = {"linear": 400, "gan-2d": 400, "conv-8": 80}
 METHODS: dict[str, Draw] = {
@@ -75,6 +77,8 @@ _PER_PART = {  # numbers of simulations
     "fashion-32-64": 5,
     "conv-8-noise": 200,
     "linear-64-noise": 200,
+    "stylegan-8": 50,
+    "stylegan-8-w": 50,
 }
 # Data sets in a call: as many as fit in memory. With all latents free a few data sets take many
 # times as long as the others, and a call ends with its slowest.
@@ -84,6 +88,8 @@ _PER_CALL = {
     "fashion-32-64": 1,
     "conv-8-noise": 50,
     "linear-64-noise": 50,
+    "stylegan-8": 25,
+    "stylegan-8-w": 25,
 }
 _SMALL = tuple(_QUICK_SIMULATIONS)
 _PIECES = [

@@ -26,12 +26,14 @@ from torch import Tensor, nn
 
 from cogen_fast.experiments import demo
 from cogen_fast.generators.pretrained import pretrained
+from cogen_fast.generators.stylegan2 import StyleGAN2Generator
 from cogen_fast.methods.adaptive import AdaptivePlan, Evidence
 from cogen_fast.methods.inferred_noise import InferredNoise
 from cogen_fast.methods.paper import PaperPlan
 from cogen_fast.problem.compute import Compute
 from cogen_fast.problem.density import EnergyPotential, GeneratorPotential
 from cogen_fast.problem.observation import UnknownNoise
+from cogen_fast.problem.prior import Prior, Space
 from cogen_fast.problem.problem import Problem, prepared
 from cogen_fast.sampler import ais, hmc, smc
 from cogen_fast.sampler.annealing_plan import Annealing
@@ -39,6 +41,7 @@ from cogen_fast.sampler.hmc import HMCState
 from cogen_fast.sampler.schedule import as_schedule
 from cogen_fast.sampler.weights import log_mean_weight
 
+_STYLED_GAIN = 4.0  # of the small StyleGAN2's last layer
 LEAST_EXPECTED = 5.0
 """The least expected number of ranks in each bin of the chi-square test."""
 
@@ -177,6 +180,31 @@ def convolutional() -> Model:
     )
 
 
+def styled(space: Space = "z") -> Model:
+    """A StyleGAN2 of 8 x 8 with random weights, in eight latents or eight coordinates of w.
+
+    A block of 4 x 4 is hidden. Outputs have a standard deviation near 0.5.
+    """
+    random = torch.Generator().manual_seed(5)
+    net = StyleGAN2Generator(
+        8, channels=1, latent_size=8, mapping=(16, 8), feature_maps=(6, 4)
+    ).requires_grad_(False)
+    for name, tensor in net.state_dict().items():
+        fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
+        drawn = torch.randn(tensor.shape, generator=random) * fan_in**-0.5
+        if name.endswith("style_bias"):
+            drawn = 1.0 + 0.2 * drawn
+        elif "bias" in name or "strength" in name or name == "style_mean":
+            drawn = 0.1 * drawn
+        tensor.copy_(drawn)
+    net.blocks[1].to_rgb.conv.weight.mul_(_STYLED_GAIN)  # type: ignore[union-attr, operator]
+    mask = torch.ones(1, 8, 8)
+    mask[:, 2:6, 2:6] = 0
+    name = "stylegan-8" if space == "z" else f"stylegan-8-{space}"
+    generator = Prior(net.eval(), space=space)
+    return Model(name, generator, mask, 0.2, 8, 3 * 8 + 3, (0, 1))
+
+
 class _FewLatents(nn.Module):
     """A generator as a function of its first few latents; the others are fixed at ``rest``."""
 
@@ -246,6 +274,8 @@ MODELS: dict[str, Callable[[], Model]] = {
     "linear": linear_gaussian,
     "gan-2d": five_gaussians,
     "conv-8": convolutional,
+    "stylegan-8": styled,
+    "stylegan-8-w": lambda: styled("w"),
     "fashion-32": garments,
     "linear-64": wide_linear,
     "fashion-32-64": all_garments,

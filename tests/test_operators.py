@@ -1,0 +1,188 @@
+"""Operators of inverse problems and robust misfits, each against a few lines of its definition."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cogen_fast import (
+    Blur,
+    Fourier,
+    Huber,
+    Luminance,
+    Magnitudes,
+    Matrix,
+    Operator,
+    StudentT,
+    cogenerate,
+)
+
+F64 = torch.float64
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=random, dtype=F64)
+
+
+@pytest.mark.parametrize("border", ["replicate", "zeros", "valid"])
+@pytest.mark.parametrize("shape", [(3, 3), (1, 5), (5, 3)])
+def test_a_blur_is_a_convolution(border: Any, shape: tuple[int, int]) -> None:
+    x, kernel = normal(2, 3, 9, 7), normal(*shape, seed=1)
+    found = Blur(kernel, border).apply(x)
+    pad = [(n // 2, n // 2) for n in shape]
+    for one, image in zip(found.flatten(0, 1), x.flatten(0, 1).numpy(), strict=True):
+        if border != "valid":
+            image = np.pad(image, pad, mode="edge" if border == "replicate" else "constant")
+        windows = np.lib.stride_tricks.sliding_window_view(image, shape)
+        expected = np.einsum("ijab,ab->ij", windows, kernel.numpy()[::-1, ::-1])
+        np.testing.assert_allclose(one.numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_gaussian_blur_keeps_brightness_and_spreads_by_its_deviation() -> None:
+    x = torch.zeros(1, 1, 41, 41, dtype=F64)
+    x[..., 20, 20] = 1.0
+    y = Blur.gaussian(2.0).apply(x)[0, 0]
+    place = torch.arange(41.0, dtype=F64) - 20
+    assert float(y.sum()) == pytest.approx(1.0)
+    variance = float((y.sum(0) * place**2).sum())
+    assert variance == pytest.approx(4.0, rel=0.05)  # the tails are cut at three deviations
+
+
+def test_a_matrix_multiplies_flat_outputs() -> None:
+    x, matrix = normal(2, 3, 4), normal(5, 12, seed=1)
+    np.testing.assert_allclose(Matrix(matrix).apply(x), x.flatten(1) @ matrix.T)
+    phases = torch.complex(matrix, normal(5, 12, seed=2))
+    found = torch.view_as_complex(Matrix(phases).apply(x))
+    np.testing.assert_allclose(found, x.flatten(1).to(phases.dtype) @ phases.T)
+    np.testing.assert_allclose(Magnitudes(phases).apply(x), found.abs())
+    gaussian = Matrix.gaussian(400, 50, seed=3)
+    norms = gaussian.apply(x.new_ones(1, 50)).square().sum()
+    assert float(norms) == pytest.approx(50.0, rel=5.0 * math.sqrt(2 / 400))
+    assert torch.equal(
+        Matrix.gaussian(400, 50, seed=3).apply(x.new_ones(1, 50)), gaussian.apply(x.new_ones(1, 50))
+    )
+
+
+def test_observed_frequencies_are_those_of_the_transform() -> None:
+    x = normal(2, 3, 6, 5)
+    mask = (normal(6, 5, seed=1) > 0).numpy()
+    found = torch.view_as_complex(Fourier(mask).apply(x))
+    expected = np.fft.fft2(x.numpy(), norm="ortho")[:, :, mask]
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_grey_values_weigh_colours() -> None:
+    x = normal(2, 3, 4, 4)
+    expected = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+    np.testing.assert_allclose(Luminance().apply(x), expected)
+
+
+def test_robust_misfits_are_minus_log_densities() -> None:
+    a, b = normal(4, 3, 5), 3.0 * normal(4, 3, 5, seed=1)
+    energy = StudentT(0.7, degrees=3.0)(a, b)
+    density = torch.distributions.StudentT(3.0).log_prob((a - b) / 0.7)
+    density = density - torch.distributions.StudentT(3.0).log_prob(torch.zeros(()))
+    np.testing.assert_allclose(energy, -density.sum((1, 2)), rtol=1e-6)
+    u = np.abs((a - b).numpy() / 0.5)
+    expected = np.where(u < 2.0, u**2 / 2, 2.0 * (u - 1.0)).sum((1, 2))
+    np.testing.assert_allclose(Huber(0.5, threshold=2.0)(a, b), expected, rtol=1e-10)
+
+
+class Linear(nn.Module):
+    """Images ``(1, 4, 4)`` that are linear in three latents."""
+
+    latent_size = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(normal(3, 16))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (z @ self.weight).reshape(-1, 1, 4, 4)
+
+
+def posterior(measured: Tensor, x_obs: Tensor, std: float) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of latents whose measurement is ``z measured`` plus noise."""
+    precision = torch.eye(3, dtype=F64) + measured @ measured.T / std**2
+    covariance = torch.linalg.inv(precision)
+    return covariance @ measured @ x_obs / std**2, covariance
+
+
+def test_complex_measurements_have_the_posterior_of_their_parts() -> None:
+    generator = Linear()
+    mask = torch.zeros(4, 4)
+    mask[0, :2] = mask[1, 2] = 1
+    operator = Fourier(mask)
+    rows = operator.apply(generator.weight.detach().reshape(3, 1, 4, 4)).flatten(1)
+    truth = normal(1, 3, seed=5)
+    x_obs = torch.view_as_complex((truth @ rows).reshape(1, 1, 3, 2))
+    chains = 400
+    result = cogenerate(
+        generator, x_obs, operator, noise_std=0.5, chains=chains, seed=2, progress=False
+    )
+    mean, covariance = posterior(rows, (truth @ rows)[0], 0.5)
+    latents = result.latents[0].double()
+    error = covariance.diagonal().sqrt() / math.sqrt(chains)
+    assert ((latents.mean(0) - mean).abs() < 5.0 * error).all()
+    assert (
+        (latents.var(0) / covariance.diagonal()).log().abs() < 5.0 * math.sqrt(2 / chains)
+    ).all()
+
+
+def test_complex_and_real_data_are_not_mixed_up() -> None:
+    generator, x = Linear(), torch.zeros(1, 4, 4)
+    with pytest.raises(TypeError, match=r"x_obs: expected complex values for Fourier"):
+        cogenerate(generator, torch.zeros(1, 16), Fourier(torch.ones(4, 4)), noise_std=1.0)
+    with pytest.raises(TypeError, match=r"x_obs: expected real values for Mask"):
+        cogenerate(generator, x.to(torch.complex64), torch.ones(4, 4), noise_std=1.0)
+
+
+@pytest.mark.parametrize("misfit", [Huber(0.1), StudentT(0.1)])
+def test_outliers_count_little_with_a_robust_misfit(misfit: Any) -> None:
+    generator = Linear()
+    truth = generator(normal(1, 3, seed=7)).detach()
+    x_obs = truth.clone()
+    x_obs[0, 0, 1, 1] += 30.0
+    options: dict[str, Any] = {"budget": 150, "progress": False, "seed": 1}
+    robust = cogenerate(generator, x_obs, torch.ones(4, 4), misfit=misfit, **options)
+    squared = cogenerate(generator, x_obs, torch.ones(4, 4), noise_std=0.1, **options)
+    error = (robust.mean() - truth).abs().max()
+    assert error < 0.5
+    assert (squared.mean() - truth).abs().max() > 4.0 * error
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Blur(torch.ones(2, 2)), "kernel: expected odd sizes"),
+        (lambda: Blur(torch.ones(2, 2, 2)), r"kernel: expected shape \(k,\)"),
+        (lambda: Blur([1.0, float("nan"), 1.0]), "kernel: expected finite numbers"),
+        (lambda: Blur([1.0], "mirror"), "border: expected"),  # type: ignore[arg-type]
+        (lambda: Blur.gaussian(0.0), "std: expected a number of pixels above 0"),
+        (lambda: Matrix(torch.ones(3)), r"matrix: expected shape \(m, n\)"),
+        (lambda: Matrix.gaussian(0, 5), "measurements: expected"),
+        (lambda: Matrix(torch.ones(2, 3)).apply(torch.ones(1, 4)), "matrix: expected 4 columns"),
+        (lambda: Fourier(torch.ones(3)), r"mask: expected shape \(H, W\)"),
+        (lambda: Fourier(torch.full((2, 2), 0.5)), r"mask: expected shape \(H, W\) of 0 and 1"),
+        (lambda: Fourier(torch.zeros(2, 2)), "mask: expected at least one"),
+        (lambda: Fourier(torch.ones(2, 2)).apply(torch.ones(1, 1, 3, 3)), r"expected shape \(3, 3"),
+        (lambda: Luminance().apply(torch.ones(1, 1, 3, 3)), "reads 3 colours, got 1"),
+        (lambda: Luminance().apply(torch.ones(1, 3)), r"reads images \(C, H, W\)"),
+        (lambda: Huber(-1.0), "noise_std: expected"),
+        (lambda: StudentT(1.0, degrees=0.0), "degrees: expected"),
+    ],
+)
+def test_arguments_are_checked(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_an_operator_without_a_tensor_is_told() -> None:
+    with pytest.raises(TypeError, match="the operator must return a float tensor"):
+        Operator(lambda x: None).apply(torch.ones(1, 2))  # type: ignore[arg-type, return-value]
