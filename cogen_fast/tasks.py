@@ -35,6 +35,7 @@ from cogen_fast.sampler import curvature
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.support.arguments import check_choice, check_count, check_flag, check_seed, shown
 from cogen_fast.support.memory import check_room, check_samples
+from cogen_fast.support.warnings import warn_user
 
 # Vectors of latent size that each chain holds: position, gradient, momentum and proposal.
 _VECTORS_PER_CHAIN = 4
@@ -185,6 +186,8 @@ def inpaint(
     """
     if not isinstance(operator := as_operator(mask), Mask):
         raise TypeError(f"mask: expected an array of 0 and 1, got {operator!r}; use cogenerate")
+    if operator.mask.numel() and bool(operator.mask.all()):
+        warn_user("mask: everything is observed, so nothing is left to fill in")
     return cogenerate(G, image, operator, **{"polish": "auto"} | options)
 
 

@@ -7,10 +7,11 @@ from typing import Any, NoReturn
 
 GENERATOR_HELP = """\
 what --generator takes:
-  FILE    a checkpoint: saved by cogen_fast (.safetensors), or a progressive GAN
-          of the PyTorch GAN Zoo, of pro-gan-pth 3.x or converted from Karras et
-          al. Code in a file is never run. The generator is put on the GPU, if
-          there is one.
+  FILE    a checkpoint: saved by cogen_fast (.safetensors); a progressive GAN of
+          the PyTorch GAN Zoo, of pro-gan-pth or converted from Karras et al.;
+          or a StyleGAN2 of rosinality/stylegan2-pytorch (.pt) or of NVIDIA's
+          PyTorch programs (.pkl). Code in a file is never run. The generator
+          is put on the GPU, if there is one.
   NAME    a generator that comes with the package: fashion-32 (32 x 32 grey
           garments), or an earlier stage of its training: fashion-32-480000,
           fashion-32-600000 or fashion-32-1000000

@@ -29,7 +29,7 @@ from cogen_fast.support.arguments import check_file, check_folder
 from cogen_fast.support.files import check_readable
 from cogen_fast.support.memory import is_out_of_memory
 
-_OK, _MISTAKE, _INTERRUPTED = 0, 2, 130
+_OK, _MISTAKE, _NOT_SAMPLES, _INTERRUPTED = 0, 2, 3, 130
 # ImportError: a requested backend or library is not available.
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError)
 _ESTIMATE = "estimate.png"
@@ -42,7 +42,11 @@ _SAMPLER_OPTIONS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0 for success, 2 for an error of the user, 130 after Ctrl-C."""
+    """Run a command.
+
+    Returns 0 for success, 2 for an error of the user, 3 where the chains of a finished run are not
+    samples, and 130 after Ctrl-C.
+    """
     with _one_line_warnings():
         try:
             arguments = build_parser().parse_args(argv)
@@ -97,7 +101,7 @@ def _inpaint(arguments: argparse.Namespace) -> int:
     _check_out(arguments.out, arguments.overwrite)
     picture = read_picture("image", arguments.image)
     masking = None if arguments.mask is None else read_picture("mask", arguments.mask)
-    generator = find_generator(arguments.generator, arguments.device)
+    generator = _generator(arguments)
     channels, height, width = probe(generator, **_probing(arguments)).shape[1:]
     size = (width, height)
     image = picture.fit(size, resize=arguments.resize).to_channels(channels).to_tensor()
@@ -112,7 +116,7 @@ def _super_resolve(arguments: argparse.Namespace) -> int:
     _check_out(arguments.out, arguments.overwrite)
     operator = {"average": AveragePool, "stride": Stride}[arguments.downsample](arguments.factor)
     picture = read_picture("image", arguments.image)
-    generator = find_generator(arguments.generator, arguments.device)
+    generator = _generator(arguments)
     output: Tensor = probe(generator, **_probing(arguments))
     channels, height, width = operator.measured_shape(output)
     small = picture.fit((width, height), resize=arguments.resize).to_channels(channels).to_tensor()
@@ -122,6 +126,19 @@ def _super_resolve(arguments: argparse.Namespace) -> int:
             generator, small, arguments.factor, downsample=arguments.downsample, **options
         ),
     )
+
+
+def _generator(arguments: argparse.Namespace) -> Callable[[Tensor], Tensor]:
+    """The generator, in the latent space and with the condition that are asked for."""
+    generator = find_generator(arguments.generator, arguments.device)
+    asked = {
+        "space": arguments.space,
+        "noise": arguments.noise_maps,
+        "conditions": arguments.condition,
+        "output": arguments.output_part,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    return cogen_fast.Prior(generator, **given) if given else generator
 
 
 def _probing(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -161,7 +178,9 @@ def _sample(arguments: argparse.Namespace, task: Callable[[dict[str, Any]], Resu
         return _INTERRUPTED
     _save(result, arguments)
     if result.complete:
-        return _OK
+        for reason in (failures := result.failures()):
+            _say(f"the images are not samples of the posterior: {reason}")
+        return _NOT_SAMPLES if failures else _OK
     _say(
         f"interrupted at beta {result.beta_reached:.3g}; the unfinished run, whose chains are not "
         f"yet samples of the posterior, is saved in {arguments.out}"

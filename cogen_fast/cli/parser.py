@@ -18,6 +18,7 @@ from cogen_fast.methods.adaptive import EVIDENCE
 from cogen_fast.methods.settings import ADAPTATIONS, METHODS
 from cogen_fast.problem.density import FORMS
 from cogen_fast.problem.precision import ENERGY_DTYPES, GRADIENT_DTYPES
+from cogen_fast.problem.prior import NOISE_MAPS, SPACES
 from cogen_fast.sampler.annealing_plan import MASSES
 from cogen_fast.sampler.schedule import NAMED
 
@@ -59,7 +60,9 @@ what is written to DIR:
                     cogen_fast.Result.load("DIR") reads it
   result.json       settings, numbers and a diagnosis, as text
 
-exit status: 0 success; 2 error, whose cause is shown; 130 interrupted (Ctrl-C)
+exit status: 0 success; 2 error, whose cause is shown; 3 the files were written,
+but the chains are not samples (the last line and grid.png say why);
+130 interrupted (Ctrl-C)
 """
 _SYNTHETIC_HELP = """\
 The paper's 2-D study: points lie close to five places on a circle. Of one point
@@ -260,9 +263,10 @@ def _parsed(kind: Callable[[str], _T], text: str, name: str) -> _T:
 
 
 def _add_options(parser: Parser) -> None:
-    """Add the options of `cogenerate`."""
+    """Add the options of `cogenerate` and of `Prior`."""
     _add_sampling(parser)
     _add_running(parser)
+    _add_prior(parser)
     _add_adaptive(parser)
     _add_published(parser)
     _add_moves(parser)
@@ -339,6 +343,39 @@ def _add_running(parser: Parser) -> None:
         action="store_true",
         help="show no progress bar and no summary; warnings and errors are still shown",
     )
+
+
+def _add_prior(parser: Parser) -> None:
+    add = parser.rare_group("StyleGAN2 and conditional generators").add_argument
+    add(
+        "--space",
+        choices=SPACES,
+        help="the latent space of a StyleGAN2 which is sampled: its own latents, one style for all "
+        "layers, or a style for each layer (default: z)",
+    )
+    add(
+        "--noise-maps",
+        choices=NOISE_MAPS,
+        help="fixed: a StyleGAN2's noise maps are those of its file; latent: they are sampled, too "
+        "(default: fixed)",
+    )
+    add(
+        "--condition",
+        type=int,
+        metavar="N",
+        help="the class which a conditional generator is given beside the latents",
+    )
+    add(
+        "--output-part",
+        type=_index_or_name,
+        metavar="NAME",
+        help="which part of what a generator returns is the image: the index in a tuple, a key, or "
+        "an attribute",
+    )
+
+
+def _index_or_name(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
 
 
 def _add_adaptive(parser: Parser) -> None:

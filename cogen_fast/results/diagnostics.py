@@ -87,6 +87,12 @@ def diagnose(evidence: DiagnosticInputs) -> list[str]:
     return [found for check in checks if (found := check(evidence)) is not None]
 
 
+def failures(evidence: DiagnosticInputs) -> list[str]:
+    """The sentences of `diagnose` by which the chains are not samples of the posterior at all."""
+    checks = (_interrupted, _unmoved, _acceptance)
+    return [found for check in checks if (found := check(evidence)) is not None]
+
+
 def _where(run: DiagnosticInputs, bad: Tensor) -> str:
     """The observations, or their populations, that ``bad`` marks; "" where there is only one.
 

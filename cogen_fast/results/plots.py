@@ -15,6 +15,7 @@ _SMALLEST_TILE = 112
 _GAP = 4
 _LABEL_HEIGHT = 18
 _HIDDEN_COLOUR = (128, 128, 160)
+_NOTICE_COLOUR = (190, 0, 0)
 # Dark blue to pale yellow: lightness increases throughout, so that the map is legible in grey.
 _HEAT = np.array([[8, 12, 60], [76, 30, 120], [170, 50, 100], [240, 125, 50], [252, 245, 170]])
 
@@ -56,22 +57,39 @@ def _enlarge(pixels: Pixels, size: int) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def draw_grid(rows: Sequence[Sequence[Tile]]) -> Image.Image:
-    """Labelled tiles in rows, each cell as large as the largest tile."""
+def draw_grid(rows: Sequence[Sequence[Tile]], notices: Sequence[str] = ()) -> Image.Image:
+    """Labelled tiles in rows, each cell as large as the largest tile, and notices below in red."""
     largest = max(max(tile.pixels.shape[:2]) for row in rows for tile in row)
     size = largest * max(1, -(-_SMALLEST_TILE // largest))
     images = [[_enlarge(tile.pixels, size) for tile in row] for row in rows]
     width = max(i.width for row in images for i in row) + _GAP
     height = max(i.height for row in images for i in row) + _GAP + _LABEL_HEIGHT
     columns = max(len(row) for row in rows)
-    canvas = Image.new("RGB", (columns * width + _GAP, len(rows) * height + _GAP), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    font = ImageFont.load_default(12)
+    across, down = columns * width + _GAP, len(rows) * height + _GAP
+    lines = [line for notice in notices for line in _wrapped(notice, across - 2 * _GAP, font)]
+    canvas = Image.new("RGB", (across, down + len(lines) * _LABEL_HEIGHT), "white")
+    draw = ImageDraw.Draw(canvas)
+    for number, line in enumerate(lines):
+        draw.text((_GAP, down + number * _LABEL_HEIGHT), line, fill=_NOTICE_COLOUR, font=font)
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
             left, top = _GAP + c * width, _GAP + r * height
             draw.text((left, top), tile.label, fill="black", font=font)
             canvas.paste(images[r][c], (left, top + _LABEL_HEIGHT))
     return canvas
+
+
+def _wrapped(text: str, width: int, font: Any) -> list[str]:
+    """``text`` in lines of at most ``width`` pixels, broken between words."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def sheet(images: npt.NDArray[Any], columns: int = 8) -> Image.Image:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogen_fast.results import plots, result_layout
-from cogen_fast.results.diagnostics import DiagnosticInputs, diagnose
+from cogen_fast.results.diagnostics import DiagnosticInputs, diagnose, failures
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
 from cogen_fast.support.archives import array_of, opened_npz
@@ -255,8 +255,9 @@ class Result:
         A row shows what was observed, up to ``tiles`` chains in order of energy, the `estimate`
         (with ``polish``), the mean and the standard deviation. Where ``truth`` is given, it comes
         first; its shape is ``(B, C, H, W)``, or ``(C, H, W)`` for one observation. The picture is
-        written to ``path`` as PNG where that is given. Raises ValueError for outputs that are not
-        images of 1 or 3 channels, and for a ``truth`` of another shape.
+        written to ``path`` as PNG where that is given. Any `failures` are written below the rows.
+        Raises ValueError for outputs that are not images of 1 or 3 channels, and for a ``truth`` of
+        another shape.
         """
         target = None if path is None else check_file("path", path)
         rows = [self._tiles(b, tiles) for b in range(len(self.images))]
@@ -264,7 +265,7 @@ class Result:
             known = self._checked_truth(truth)
             first = [plots.Tile("truth", plots.to_pixels(each)) for each in known]
             rows = [[tile, *row] for tile, row in zip(first, rows, strict=True)]
-        image = plots.draw_grid(rows)
+        image = plots.draw_grid(rows, [f"NOT SAMPLES. {line}" for line in self.failures()])
         if target is not None:
             write_atomically(target, lambda file: image.save(file, format="PNG"))
         return image
@@ -390,6 +391,14 @@ class Result:
         proposals that were not finite.
         """
         return diagnose(self._diagnostic_inputs())
+
+    def failures(self) -> list[str]:
+        """The sentences of `diagnose` by which the chains are not samples of the posterior at all.
+
+        The run was interrupted, the chains never moved, or their acceptance fell to nearly 0. Empty
+        where there is no such reason.
+        """
+        return failures(self._diagnostic_inputs())
 
     def _diagnostic_inputs(self) -> DiagnosticInputs:
         adaptive = self.settings["method"] == "adaptive"
