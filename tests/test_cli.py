@@ -31,6 +31,7 @@ from cogen_fast.sampler.annealing_plan import Annealing
 SIDE = 16
 BOX = ["--box", "3", "5", "6", "4"]
 QUICK = ["--method", "paper", "--chains", "2", "--ais-steps", "2", "--leapfrog-steps", "2"]
+QUICK += ["--step-size", "0.0003"]  # at which chains move
 USER_CODE = """
 import torch
 from torch import nn
@@ -174,7 +175,7 @@ def test_box_and_mask_of_the_same_block_agree(
 
 
 def test_same_result_as_from_python(checkpoint: str, picture: str, tmp_path: Path) -> None:
-    options = ["--noise-std", "0.5", "--schedule", "linear", "--step-size", "0.02"]
+    options = ["--noise-std", "0.5", "--schedule", "linear", "--step-size", "0.002"]
     options += ["--hmc-steps", "2", "--adaptation", "per-chain"]
     assert inpaint(checkpoint, picture, tmp_path / "out", *options) == 0
     mask = torch.ones(SIDE, SIDE)
@@ -188,7 +189,7 @@ def test_same_result_as_from_python(checkpoint: str, picture: str, tmp_path: Pat
             leapfrog_steps=2,
             hmc_steps=2,
             schedule="linear",
-            step_size=0.02,
+            step_size=0.002,
             adaptation="per-chain",
         ),
         chains=2,
