@@ -386,8 +386,8 @@ class Result:
 
         The checks are of interruption, independent chains, the budget, the acceptance, final
         energies, weights, agreement of islands and of their evidence, whether the standard error of
-        the evidence is known, the misfit of the best sample, inferred noise at a bound, and proposals
-        that were not finite.
+        the evidence is known, the misfit of the best sample, inferred noise at a bound, and
+        proposals that were not finite.
         """
         return diagnose(self._diagnostic_inputs())
 
