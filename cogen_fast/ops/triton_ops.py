@@ -26,7 +26,7 @@ from cogen_fast.ops.checked import (
     Outputs,
     Planes,
     Resampling,
-    Settings,
+    Stream,
     check_stream,
 )
 from cogen_fast.ops.checks import check_sizes, require_float, require_tensor
@@ -81,22 +81,21 @@ def _signed(seed: int) -> int:
 
 
 class _Tiles(NamedTuple):
-    """How chains are cut into programs; by their shape alone."""
+    """How chains are cut into tiles, one for each program; by their shape alone."""
 
     rows: int
     columns: int
-    each: int
     programs: int
 
     @classmethod
     def of(cls, shape: tuple[int, int, int]) -> _Tiles:
+        """Those of latents ``(B, N, d)``."""
         observations, chains, size = shape
         if size > _MOST_DIMENSIONS:
             raise ValueError(f"size: expected between 1 and 2^26, got {size}")
         columns = min(max(triton.next_power_of_2(size), 4), _COLUMNS)
         rows = min(triton.next_power_of_2(max(chains, 1)), _TILE_ENTRIES // columns)
-        each = triton.cdiv(chains, rows)
-        return cls(rows, columns, each, observations * each)
+        return cls(rows, columns, observations * triton.cdiv(chains, rows))
 
 
 def _launch_tiles(
@@ -109,11 +108,11 @@ def _launch_tiles(
 ) -> None:
     """Launch over the chains of latents ``(B, N, d)``; ``args`` are what comes before the sizes."""
     sizes = {"ROWS": tiles.rows, "COLS": tiles.columns}
-    _launch(kernel, tiles.programs, device, *args, *shape[1:], tiles.each, **sizes, **constants)
+    _launch(kernel, tiles.programs, device, *args, *shape[1:], **sizes, **constants)
 
 
 def _block(count: int) -> int:
-    """Of a loop over so many numbers."""
+    """How many of ``count`` numbers a program's loop takes at a time."""
     return min(int(triton.next_power_of_2(max(count, 1))), _TILE_ENTRIES)
 
 
@@ -122,8 +121,9 @@ def _bytes(flags: Tensor | None) -> Tensor | None:
     return None if flags is None else flags.view(torch.uint8)
 
 
-def _of_potential(settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    return settings.beta, settings.prior_weight, settings.step_size, settings.inverse_mass
+def _of_noise(stream: Stream) -> tuple[Tensor, Tensor, int]:
+    """A noise stream in the order of the kernels' parameters."""
+    return stream.transition, stream.observation, _signed(stream.seed)
 
 
 def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dtype) -> Tensor:
@@ -131,20 +131,11 @@ def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dt
     require_float("dtype", dtype)
     check_sizes(chains, size)
     device = _device("stream.transition", stream.transition)
-    seed, transition, observation = check_stream(stream, device=device)
-    shape = len(transition), chains, size
-    tiles = _Tiles.of(shape)  # refuses a size before there is memory of it
+    given = check_stream(stream, device=device)
+    shape = len(given.transition), chains, size
+    tiles = _Tiles.of(shape)  # refuses a size before memory of that size is allocated
     latents = torch.empty(shape, dtype=dtype, device=device)
-    _launch_tiles(
-        kernels.initial_latents,
-        tiles,
-        shape,
-        device,
-        latents,
-        transition,
-        observation,
-        _signed(seed),
-    )
+    _launch_tiles(kernels.initial_latents, tiles, shape, device, latents, *_of_noise(given))
     return latents
 
 
@@ -154,7 +145,6 @@ def begin_trajectory(
     """Momentum refresh, Hamiltonian, half a kick, one drift; see `reference.begin_trajectory`."""
     device = _device("latents", latents)
     given = Begun.of(latents, energy, grad, settings, stream, device)
-    seed, transition, observation = given.stream
     tiles = _Tiles.of(given.shape)
     out = Proposal(
         torch.empty_like(given.latents),
@@ -170,10 +160,8 @@ def begin_trajectory(
         given.latents,
         given.energy,
         given.grad,
-        *_of_potential(given.settings),
-        transition,
-        observation,
-        _signed(seed),
+        *given.settings,
+        *_of_noise(given.stream),
         PER_CHAIN=given.settings.per_chain,
     )
     return out
@@ -192,7 +180,7 @@ def continue_trajectory(proposal: Proposal, grad: Tensor, settings: TransitionSe
         given.position,
         given.momentum,
         given.grad,
-        *_of_potential(given.settings),
+        *given.settings,
         PER_CHAIN=given.settings.per_chain,
     )
 
@@ -212,7 +200,6 @@ def accept_select(
     given = Accepting.of(
         latents, energy, grad, proposal, proposed_energy, proposed_grad, settings, stream, device
     )
-    seed, transition, observation = given.stream
     tiles = _Tiles.of(given.shape)
     out = given.empty()
     _launch_tiles(
@@ -227,11 +214,9 @@ def accept_select(
         *given.proposal,
         given.proposed_energy,
         given.proposed_grad,
-        *_of_potential(given.settings),
+        *given.settings,
         _bytes(given.active),
-        transition,
-        observation,
-        _signed(seed),
+        *_of_noise(given.stream),
         PER_CHAIN=given.settings.per_chain,
     )
     return out
@@ -306,19 +291,18 @@ def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | 
 def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
     """One uniform per observation, ``(B,)`` float64; see `reference.observation_uniforms`."""
     device = _device("stream.transition", stream.transition)
-    seed, transition, observation = check_stream(stream, device=device)
-    out = torch.empty(len(transition), dtype=torch.float64, device=device)
-    block = _block(len(transition))
+    given = check_stream(stream, device=device)
+    observations = len(given.transition)
+    out = torch.empty(observations, dtype=torch.float64, device=device)
+    block = _block(observations)
     _launch(
         kernels.observation_uniforms,
-        triton.cdiv(len(transition), block),
+        triton.cdiv(observations, block),
         device,
         out,
-        transition,
-        observation,
-        _signed(seed),
+        *_of_noise(given),
         int(purpose),
-        len(transition),
+        observations,
         BLOCK=block,
     )
     return out
