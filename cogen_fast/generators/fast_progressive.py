@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cogen_fast.ops.progressive.colours import Colours
 from cogen_fast.ops.progressive.layers import Layers
 from cogen_fast.ops.progressive.normed import Normed
+from cogen_fast.ops.progressive.to_rgb import ToRGB
 from cogen_fast.ops.spec import MisfitSpec
 
 Layer = tuple[Tensor, Tensor]
@@ -32,13 +32,13 @@ class Network:
 
     ``dense`` has a weight ``(16 C, d)``, row ``c * 16 + y * 4 + x`` being pixel (c, y, x);
     ``convolutions`` ``(out, in, 3, 3)`` are the one at 4 px and two for each further resolution;
-    ``colours`` and, while fading, ``faded`` (of the resolution before) are ``(colours, C, 1, 1)``.
+    ``to_rgb`` and, while fading, ``faded`` (of the resolution before) are ``(channels, C, 1, 1)``.
     The rest is as in `ProgressiveGenerator`.
     """
 
     dense: Layer
     convolutions: Sequence[Layer]
-    colours: Layer
+    to_rgb: Layer
     faded: Layer | None
     alpha: float
     normalise_latent: bool
@@ -48,7 +48,7 @@ class Network:
 
 
 class FastProgressive:
-    """A progressive GAN for sampling: z ``(n, d)`` to images ``(n, colours, R, R)``.
+    """A progressive GAN for sampling: z ``(n, d)`` to images ``(n, channels, R, R)``.
 
     What is called is differentiable once, by z alone. Weights are those of the moment when it was
     made; latents, images and z-gradients are of their type, activations of that of ``layers``. Not
@@ -73,11 +73,11 @@ class FastProgressive:
             (layers.upsampled(*rest[i], slope), layers.convolution(*rest[i + 1], slope))
             for i in range(0, len(rest), 2)
         ]
-        self._colours = _colours(network.colours, network.bounded)
-        self._faded = None if network.faded is None else _colours(network.faded, False)
+        self._to_rgb = _to_rgb(network.to_rgb, network.bounded)
+        self._faded = None if network.faded is None else _to_rgb(network.faded, False)
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Images ``(n, colours, R, R)`` of z ``(n, d)``; TypeError or ValueError naming z."""
+        """Images ``(n, channels, R, R)`` of z ``(n, d)``; TypeError or ValueError naming z."""
         if torch.is_grad_enabled() and z.requires_grad:
             image: Tensor = _Image.apply(z, self)  # type: ignore[no-untyped-call]
             return image
@@ -93,7 +93,7 @@ class FastProgressive:
         """
         trace = self._forward(z.detach())
         if self._faded is None:
-            energy, grad = self.layers.colour_misfit(trace[-1], self._colours, spec, observation)
+            energy, grad = self.layers.to_rgb_misfit(trace[-1], self._to_rgb, spec, observation)
             return energy, self._back(grad, trace, spent=True)
         image = self._image(trace).contiguous()
         energy, by_image = self.layers.misfit(image, spec, observation)
@@ -114,15 +114,15 @@ class FastProgressive:
         return trace
 
     def _image(self, trace: Sequence[Normed]) -> Tensor:
-        image = _paint(trace[-1].out, self._colours)
+        image = _to_image(trace[-1].out, self._to_rgb)
         if self._faded is not None:
             alpha = self.network.alpha
-            before = _paint(trace[-3].out, self._faded)
+            before = _to_image(trace[-3].out, self._faded)
             image = alpha * image + (1.0 - alpha) * _doubled(before)
         return (torch.tanh(image) if self.network.bounded else image).permute(0, 3, 1, 2)
 
     def _vjp(self, grad: Tensor, trace: list[Normed], spent: bool) -> Tensor:
-        """The gradient by z, given that by the image ``(n, colours, R, R)``."""
+        """The gradient by z, given that by the image ``(n, channels, R, R)``."""
         grad = grad.permute(0, 2, 3, 1)
         if self.network.bounded:
             grad = grad * (1.0 - self._image(trace).permute(0, 2, 3, 1) ** 2)
@@ -130,7 +130,7 @@ class FastProgressive:
         if self._faded is not None:
             extra = (1.0 - self.network.alpha) * _halved(grad) @ self._faded.weight
             grad = self.network.alpha * grad
-        grad = self.layers.norm_grad(grad @ self._colours.weight, trace[-1], spent)
+        grad = self.layers.norm_grad(grad @ self._to_rgb.weight, trace[-1], spent)
         return self._back(grad, trace, spent, extra)
 
     def _back(
@@ -169,14 +169,14 @@ class _Image(torch.autograd.Function):
         return ctx.fast._vjp(grad, trace, spent=False), None
 
 
-def _colours(layer: Layer, bounded: bool) -> Colours:
+def _to_rgb(layer: Layer, bounded: bool) -> ToRGB:
     weight, bias = layer
-    return Colours(weight.flatten(1).contiguous(), bias.contiguous(), bounded)
+    return ToRGB(weight.flatten(1).contiguous(), bias.contiguous(), bounded)
 
 
-def _paint(x: Tensor, colours: Colours) -> Tensor:
-    """``(n, S, S, C)`` to ``(n, S, S, colours)``, before any tanh."""
-    return x.to(colours.weight.dtype) @ colours.weight.T + colours.bias
+def _to_image(x: Tensor, to_rgb: ToRGB) -> Tensor:
+    """``(n, S, S, C)`` to ``(n, S, S, channels)``, before any tanh."""
+    return x.to(to_rgb.weight.dtype) @ to_rgb.weight.T + to_rgb.bias
 
 
 def _doubled(x: Tensor) -> Tensor:

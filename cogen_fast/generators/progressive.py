@@ -307,7 +307,7 @@ class ProgressiveGenerator(nn.Module):
         return Network(
             dense=_layer(self.base.dense),
             convolutions=[_layer(convolution) for convolution in convolutions],
-            colours=_layer(self.to_rgb),
+            to_rgb=_layer(self.to_rgb),
             faded=None if faded is None else _layer(faded),
             alpha=self.alpha,
             normalise_latent=self.normalise_latent,

@@ -263,7 +263,7 @@ def norm_grad(grad: Tensor, out: Tensor, scale: Tensor | None, slope: float) -> 
     return torch.where(out > 0, grad, slope * grad)
 
 
-def colour_misfit(
+def to_rgb_misfit(
     out: Tensor,
     scale: Tensor | None,
     slope: float,
@@ -273,10 +273,11 @@ def colour_misfit(
     spec: MisfitSpec,
     observation: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Misfit of the colours ``out @ weight.T + bias``, through tanh where ``bounded``.
+    """Misfit of the image ``out @ weight.T + bias``, through tanh where ``bounded``.
 
-    ``out`` ``(n, H, W, C)`` and ``scale`` are those of `norm`; ``weight`` is ``(colours, C)``,
-    ``bias`` ``(colours,)``. Energies ``(n,)`` float64, and their gradient by what `norm` read.
+    ``out`` ``(n, H, W, C)`` and ``scale`` are those of `norm`; ``weight`` is ``(image channels,
+    C)``, ``bias`` ``(image channels,)``. Energies ``(n,)`` float64, and their gradient by what
+    `norm` read.
     """
     image = out @ weight.T + bias
     if bounded:

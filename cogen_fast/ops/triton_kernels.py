@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from cogen_fast.ops import philox
+from cogen_fast.ops.triton_misfit import observed_values, weighted_square
 
 _PURPOSE_SHIFT = tl.constexpr(philox.PURPOSE_SHIFT)
 _LATENT = tl.constexpr(int(philox.Purpose.LATENT))
@@ -650,20 +651,9 @@ def _observation_of(observation, row, observations):
 
 
 @triton.jit
-def _misfit(value, m, read, target, mask, weight, ELEMENTWISE: tl.constexpr):
-    """Energy, in float64, and its derivative by the measured ``value``; 0 where not ``read``.
-
-    ``m`` numbers the measured values of an observation, whose target, mask and weight are given.
-    Unobserved entries are selected away, never multiplied by zero: NaN may stand there.
-    """
-    seen = read
-    if mask is not None:
-        seen = read & (tl.load(mask + m, mask=read, other=0) != 0)
-    aim = tl.load(target + m, mask=seen, other=0.0)
-    residual = tl.where(seen, value - aim, 0.0)
-    factor = tl.load(weight + m, mask=read, other=0.0) if ELEMENTWISE else tl.load(weight)
-    r = residual.to(tl.float64)
-    return factor.to(tl.float64) * r * r, 2.0 * factor * residual
+def _weights(weight, m, read, ELEMENTWISE: tl.constexpr):
+    """The weight of each measured value ``m``, or the one that they share."""
+    return tl.load(weight + m, mask=read, other=0.0) if ELEMENTWISE else tl.load(weight)
 
 
 @triton.jit(do_not_specialize=["segments", "observations", "mask_stride", "weight_stride"])
@@ -711,7 +701,8 @@ def misfit_of_pixels(
         lines, columns = (height - 1) // factor + 1, (width - 1) // factor + 1
         m = (channel * lines + line // factor) * columns + column // factor
     value = tl.load(x + row * entries + entry, mask=read, other=0.0)
-    energies, by_value = _misfit(value, m, read, target, mask, weight, ELEMENTWISE)
+    aim, seen = observed_values(m, read, target, mask)
+    energies, by_value = weighted_square(value, aim, seen, _weights(weight, m, read, ELEMENTWISE))
     tl.store(grad + row * entries + entry, tl.where(read, by_value, 0.0), mask=inside)
     tl.store(energy + program, tl.where(known, tl.sum(energies, 0), float("nan")))
 
@@ -761,7 +752,8 @@ def misfit_of_means(
             total += tl.load(x + corner + (i * width + j), mask=read, other=0.0)
     area = tl.zeros_like(total) + factor * factor
     mean = _ratio(total, area)
-    energies, by_mean = _misfit(mean, m, read, target, mask, weight, ELEMENTWISE)
+    aim, seen = observed_values(m, read, target, mask)
+    energies, by_mean = weighted_square(mean, aim, seen, _weights(weight, m, read, ELEMENTWISE))
     by_pixel = _ratio(by_mean, area)
     for i in range(factor):
         for j in range(factor):

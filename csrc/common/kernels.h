@@ -157,11 +157,11 @@ struct Kernel3x3 {
   int64_t in, out;
 };
 
-// 1x1 convolution to colours, and tanh or not.
+// The 1x1 convolution to the channels of an image (Karras et al.'s toRGB), and tanh or not.
 template <class T>
-struct Colours {
-  const T* weight;  // (colours, channels)
-  const T* bias;    // (colours,)
+struct ToRgb {
+  const T* weight;  // (image channels, channels)
+  const T* bias;    // (image channels,)
   bool bounded;
 };
 
@@ -186,9 +186,9 @@ struct ProgressiveOps {
   LayerOps<T> convolution;
   LayerOps<T> upsampling;  // of cells of one pixel to cells of 2x2
   // The misfit's `outputs` and `grad` are not used.
-  int64_t (*colour_arena)(const Misfit<T>&, int64_t channels, int threads);
-  int64_t (*colour_bands)(const Misfit<T>&);
-  void (*colour_misfit)(const Misfit<T>&, const Colours<T>&, const PixelNormGrad<T>&, T* arena,
+  int64_t (*to_rgb_arena)(const Misfit<T>&, int64_t channels, int threads);
+  int64_t (*to_rgb_bands)(const Misfit<T>&);
+  void (*to_rgb_misfit)(const Misfit<T>&, const ToRgb<T>&, const PixelNormGrad<T>&, T* arena,
                         int threads);
 };
 

@@ -1,7 +1,7 @@
 // The z-gradient of a progressive GAN on CPU, but for the dense layer.
 // Compiled once per instruction set (COGEN_ISA), as hmc_cpu.cpp is.
 #include "progressive/pixel_norm.h"
-#include "progressive/colour_misfit.h"
+#include "progressive/to_rgb_misfit.h"
 #include "common/parallel.h"
 #include "progressive/upsampled.h"
 #include "progressive/winograd.h"
@@ -23,9 +23,9 @@ constexpr ProgressiveOps<T> kOps{
     finish_all<T*, PixelNormGrad<T>>,
     {convolve_arena<T>, convolve<T, PixelNorm<T>>, convolve<T, PixelNormGrad<T>>},
     {upsample_arena<T>, upsample<T>, upsample_grad<T>},
-    colour_arena<T>,
-    colour_bands<T>,
-    colour_misfit<T>,
+    to_rgb_arena<T>,
+    to_rgb_bands<T>,
+    to_rgb_misfit<T>,
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The misfit of outputs, and that of the colours of a progressive GAN.
+// The misfit of outputs, and that of the images of a progressive GAN.
 #include <algorithm>
 #include <limits>
 #include <string>
@@ -138,19 +138,19 @@ void misfit(Arguments& given) {
   });
 }
 
-void colour_misfit(Arguments& given) {
+void to_rgb_misfit(Arguments& given) {
   const Array out = given.array("out");
   by_float_type(out, [&](auto zero) {
     using T = decltype(zero);
     out.require_rank(4, "(n, H, W, C)");
     const PixelNormGrad<T> to = pixel_norm_grad_of<T>(given, out);
-    const Array weight = given.array("colour_weight");
-    weight.require_rank(2, "(colours, C)");
-    const std::int64_t rows = out.size(0), colours = weight.size(0);
-    const Colours<T> painted{weight.at<const T>({colours, to.channels}, given.device()),
-                             given.read<const T>("colour_bias", {colours}),
-                             given.flag("bounded")};
-    Planes planes{kind_of(given), colours, out.size(1), out.size(2), 1};
+    const Array weight = given.array("rgb_weight");
+    weight.require_rank(2, "(image channels, C)");
+    const std::int64_t rows = out.size(0), image_channels = weight.size(0);
+    const ToRgb<T> to_rgb{weight.at<const T>({image_channels, to.channels}, given.device()),
+                          given.read<const T>("rgb_bias", {image_channels}),
+                          given.flag("bounded")};
+    Planes planes{kind_of(given), image_channels, out.size(1), out.size(2), 1};
     require_countable(planes, out);
     set_factor(given, planes);
     Misfit<T> m = misfit_of<T>(given, rows, planes);
@@ -159,12 +159,12 @@ void colour_misfit(Arguments& given) {
     if (rows == 0) return;
     const py::gil_scoped_release released;
     const ProgressiveOps<T>& progressive = *ops<T>().progressive;
-    m.segments = progressive.colour_bands(m);
+    m.segments = progressive.to_rgb_bands(m);
     std::vector<double> partials(m.segments > 1 ? rows * m.segments : 0);
     m.partials = partials.data();
     std::vector<T> arena(
-        static_cast<std::size_t>(progressive.colour_arena(m, to.channels, threads)));
-    progressive.colour_misfit(m, painted, to, arena.data(), threads);
+        static_cast<std::size_t>(progressive.to_rgb_arena(m, to.channels, threads)));
+    progressive.to_rgb_misfit(m, to_rgb, to, arena.data(), threads);
   });
 }
 
@@ -173,7 +173,7 @@ void colour_misfit(Arguments& given) {
 PyMethodDef* misfit_methods() {
   static PyMethodDef methods[] = {
       method<misfit>("misfit", "Weighted squared error of outputs, and its gradient."),
-      method<colour_misfit>("colour_misfit", "That of the colours of an activation, and back."),
+      method<to_rgb_misfit>("to_rgb_misfit", "That of an activation's image, and back."),
       {}};
   return methods;
 }

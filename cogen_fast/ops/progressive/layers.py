@@ -14,9 +14,9 @@ from torch import Tensor
 from cogen_fast.ops import native
 from cogen_fast.ops.checks import check
 from cogen_fast.ops.progressive import normed
-from cogen_fast.ops.progressive.colours import Colours, colour_misfit
 from cogen_fast.ops.progressive.normed import Normed
 from cogen_fast.ops.progressive.packed import Workspace
+from cogen_fast.ops.progressive.to_rgb import ToRGB, to_rgb_misfit
 from cogen_fast.ops.progressive.upsampled import UpsampledConvolution
 from cogen_fast.ops.progressive.winograd import Convolution
 from cogen_fast.ops.spec import MisfitSpec
@@ -72,10 +72,10 @@ class Layers(Protocol):
         """`reference.norm_grad`; with ``spent`` the memory of ``before.out`` may be taken."""
         ...
 
-    def colour_misfit(
-        self, last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+    def to_rgb_misfit(
+        self, last: Normed, to_rgb: ToRGB, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`reference.colour_misfit`; the memory of ``last.out`` may be taken."""
+        """`reference.to_rgb_misfit`; the memory of ``last.out`` may be taken."""
         ...
 
     def misfit(self, image: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,11 +109,11 @@ class NativeLayers:
         """`normed.norm_grad`."""
         return normed.norm_grad(grad, before, spent)
 
-    def colour_misfit(
-        self, last: Normed, colours: Colours, spec: MisfitSpec, observation: Tensor
+    def to_rgb_misfit(
+        self, last: Normed, to_rgb: ToRGB, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`colours.colour_misfit`."""
-        return colour_misfit(last, colours, spec, observation)
+        """`to_rgb.to_rgb_misfit`."""
+        return to_rgb_misfit(last, to_rgb, spec, observation)
 
     def misfit(self, image: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
         """`native.misfit`."""
