@@ -2,8 +2,10 @@
 // meet after each transition where an observation's chains share a step size, and only at the end
 // where each has its own. Compiled once per instruction set; uses no inline function of the standard
 // library.
-#include "mlp/per_chain_history.h"
 #include "mlp/chain_tiles.h"
+#include "mlp/chains_in_lanes.h"
+#include "mlp/per_chain_history.h"
+#include "mlp/units_in_lanes.h"
 
 namespace cogen {
 namespace COGEN_ISA {
@@ -49,7 +51,7 @@ struct Arena {
   GroupSums* sums() const { return reinterpret_cast<GroupSums*>(memory + groups); }
   T* room_of(int thread) const { return reinterpret_cast<T*>(memory + rooms + thread * room); }
   // `room` is the thread's, whose start holds the proposal.
-  Tile<T> tile(const Tiling<T, Layout>& tiling, int64_t index, T* room) const {
+  ChainTile<T> tile(const Tiling<T, Layout>& tiling, int64_t index, T* room) const {
     T* latents = reinterpret_cast<T*>(memory + states + index * state);
     return {latents,        latents + entries,
             room,           room + entries,
@@ -84,10 +86,9 @@ class Worker {
 
  private:
   static constexpr int kLanes = Layout::kLanes;
-  typedef typename Layout::Outcome Outcome;
 
   void load(int64_t index) const {
-    const Tile<T> tile = arena_.tile(tiling_, index, room_);
+    const ChainTile<T> tile = arena_.tile(tiling_, index, room_);
     for (int l = 0; l < kLanes; ++l) {
       // Lanes beyond the last chain repeat the first one of the tile.
       const int64_t from = tiling_.row(index) + (l < tiling_.lanes(index) ? l : 0);
@@ -101,7 +102,7 @@ class Worker {
   }
 
   void store(int64_t index) const {
-    const Tile<T> tile = arena_.tile(tiling_, index, room_);
+    const ChainTile<T> tile = arena_.tile(tiling_, index, room_);
     store_entries(index, tile.latents, run_.latents);
     store_entries(index, tile.grad, run_.grad);
     for (int l = 0; l < tiling_.lanes(index); ++l) {
@@ -135,16 +136,13 @@ class Worker {
 
   // Step is a double, or what Layout::own_steps gives.
   template <class Step>
-  void transition(int64_t index, int64_t t, int64_t m, const Step& step, Outcome& outcome) const {
+  void transition(int64_t index, int64_t t, int64_t m, const Step& step,
+                  Outcome<kLanes>& outcome) const {
     const int64_t b = tiling_.observation(index);
-    const double beta = run_.betas[t];
-    const Move<T, Step> move{{beta, run_.paper_form ? 1.0 - beta : 1.0}, step, nullptr,
-                             static_cast<int>(run_.leapfrog_steps)};
-    const Stream stream{run_.noise.seed,
-                        static_cast<uint32_t>(run_.noise.transition[b] + t * run_.hmc_steps + m),
-                        static_cast<uint32_t>(run_.noise.observation[b])};
-    const int measured = run_.net.width[run_.net.layers];
-    Layout::transition(run_.net, observed_of(run_.observed, b, measured), stream, move,
+    const TransitionSettings<Step> settings{potential_of(run_, t), step,
+                                            static_cast<int>(run_.leapfrog_steps)};
+    Layout::transition(run_.net, observed_of(run_.observed, b, measured_size(run_.net)),
+                       noise_of(run_, b, t * run_.hmc_steps + m), settings,
                        arena_.tile(tiling_, index, room_), room_ + 2 * arena_.entries, outcome);
     for (int l = 0; l < tiling_.lanes(index); ++l) {
       // A rejection for not being finite; HUGE_VAL stands for it.
@@ -167,7 +165,7 @@ class Worker {
   }
 
   void transitions(int64_t t, int64_t m) const {
-    Outcome outcome;
+    Outcome<kLanes> outcome;
     for (int64_t index = first_; index < last_; ++index) {
       transition(index, t, m, run_.step_size[tiling_.observation(index)], outcome);
       for (int l = 0; l < tiling_.lanes(index); ++l) {
@@ -239,7 +237,7 @@ class Worker {
   GroupSums moves(int64_t index, int64_t t, double* step, double* running) const {
     const int lanes = tiling_.lanes(index);
     GroupSums sums{};
-    Outcome outcome;
+    Outcome<kLanes> outcome;
     for (int64_t m = 0; m < run_.hmc_steps; ++m) {
       transition(index, t, m, Layout::own_steps(step), outcome);
       sums.step_size = 0.0;

@@ -16,10 +16,10 @@
 // fixed order.
 #pragma once
 
-#include "mlp/anneal_mlp.h"
-#include "mlp/per_chain_history.h"
+#include "mlp/chain_in_warp.h"
+#include "mlp/chains_in_lanes.h"
 #include "mlp/mlp_known.h"
-#include "mlp/mlp_warp.h"
+#include "mlp/per_chain_history.h"
 
 namespace cogen {
 namespace COGEN_ISA {
@@ -120,17 +120,18 @@ COGEN_HD int64_t room_of_thread(const Mlp<T>& net) {
 
 // The room has the tile's proposal, then what ChainsInLanes needs.
 template <class T, int kRoom, class Net>
-COGEN_HD_LARGE ChainOutcome transition_in_thread(const Net& net, const Observed<T>& observed,
-                                                 const Stream& stream, const Move<T>& move,
-                                                 const Tile<T>& state) {
+COGEN_HD_LARGE Outcome<1> transition_in_thread(const Net& net, const Observed<T>& observed,
+                                               const NoiseStream& stream,
+                                               const TransitionSettings<>& settings,
+                                               const ChainTile<T>& state) {
   T room[kRoom];
-  Tile<T> chain = state;
+  ChainTile<T> chain = state;
   chain.position = room;
   chain.momentum = room + latent_size(net);
-  typename ChainsInLanes<T>::Outcome outcome;
-  ChainsInLanes<T>::transition(net, observed, stream, move, chain, room + 2 * latent_size(net),
-                               outcome);
-  return {outcome.probability[0], outcome.change[0]};
+  Outcome<1> outcome;
+  ChainsInLanes<T>::transition(net, observed, stream, settings, chain,
+                               room + 2 * latent_size(net), outcome);
+  return outcome;
 }
 
 // A thread, a net of the kind Net: one of any widths, or one whose widths the compiler knows.
@@ -145,10 +146,11 @@ struct ChainOfThread<T, Mlp<T>> {
   static COGEN_HD int64_t shared_room(const Mlp<T>&) { return 0; }
 
   template <class Machine>
-  static COGEN_HD ChainOutcome transition(const Machine& machine, const Mlp<T>& given,
-                                          const int* first, const Observed<T>& observed,
-                                          const Stream& stream, const Move<T>& move,
-                                          const Tile<T>& state) {
+  static COGEN_HD Outcome<1> transition(const Machine& machine, const Mlp<T>& given,
+                                        const int* first, const Observed<T>& observed,
+                                        const NoiseStream& stream,
+                                        const TransitionSettings<>& settings,
+                                        const ChainTile<T>& state) {
     Mlp<T> net = given;
     const LayersTogether<T> layers{given, shared_numbers<T>(machine.shared), first};
     for (int k = 0; k < net.layers; ++k) {
@@ -157,7 +159,7 @@ struct ChainOfThread<T, Mlp<T>> {
       net.bias[k] = layer.bias;
       net.back[k] = layer.back;
     }
-    return transition_in_thread<T, kThreadRoom>(net, observed, stream, move, state);
+    return transition_in_thread<T, kThreadRoom>(net, observed, stream, settings, state);
   }
 };
 
@@ -169,15 +171,16 @@ struct ChainOfThread<T, KnownMlp<T, kLatent, kHidden, kDepth, kOut, kKind>> {
   static COGEN_HD int64_t shared_room(const Mlp<T>&) { return 0; }
 
   template <class Machine>
-  static COGEN_HD ChainOutcome transition(const Machine& machine, const Mlp<T>& given,
-                                          const int* /* first */, const Observed<T>& observed,
-                                          const Stream& stream, const Move<T>& move,
-                                          const Tile<T>& state) {
+  static COGEN_HD Outcome<1> transition(const Machine& machine, const Mlp<T>& given,
+                                        const int* /* first */, const Observed<T>& observed,
+                                        const NoiseStream& stream,
+                                        const TransitionSettings<>& settings,
+                                        const ChainTile<T>& state) {
     KnownMlp<T, kLatent, kHidden, kDepth, kOut, kKind> net;
     net.numbers = shared_numbers<T>(machine.shared);
     net.slope = given.slope;
     net.last = given.activation[kDepth];
-    return transition_in_thread<T, 3 * kLatent>(net, observed, stream, move, state);
+    return transition_in_thread<T, 3 * kLatent>(net, observed, stream, settings, state);
   }
 };
 
@@ -193,24 +196,25 @@ struct ChainOfWarp {
   }
 
   template <class Machine>
-  static COGEN_HD ChainOutcome transition(const Machine& machine, const Mlp<T>& net,
-                                          const int* first, const Observed<T>& observed,
-                                          const Stream& stream, const Move<T>& move,
-                                          const Tile<T>& state) {
+  static COGEN_HD Outcome<1> transition(const Machine& machine, const Mlp<T>& net,
+                                        const int* first, const Observed<T>& observed,
+                                        const NoiseStream& stream,
+                                        const TransitionSettings<>& settings,
+                                        const ChainTile<T>& state) {
     T* const numbers = shared_numbers<T>(machine.shared);
     T* const room = numbers + (kInShared ? first[net.layers] : 0) +
                     machine.thread / kWarp * shared_room(net);
-    Tile<T> chain = state;
+    ChainTile<T> chain = state;
     chain.position = room;
     chain.momentum = room + padded(net.width[0]);
     T* const rest = room + 2 * padded(net.width[0]);
     if constexpr (kInShared) {
       const LayersTogether<T> layers{net, numbers, first};
-      return transition_in_warp<kHidden>(machine, net, layers, observed, stream, move, chain,
+      return transition_in_warp<kHidden>(machine, net, layers, observed, stream, settings, chain,
                                          rest);
     } else {
-      return transition_in_warp<kHidden>(machine, net, LayersApart<T>{net}, observed, stream, move,
-                                         chain, rest);
+      return transition_in_warp<kHidden>(machine, net, LayersApart<T>{net}, observed, stream,
+                                         settings, chain, rest);
     }
   }
 };
@@ -264,18 +268,19 @@ class ChainThread {
   }
 
   // Transition number `made` of this call.
-  COGEN_HD ChainOutcome moved(int64_t b, int64_t chain, int64_t made, double step) const {
-    const double beta = run_.betas[made / run_.hmc_steps];
-    const Move<T> move{{beta, run_.paper_form ? 1.0 - beta : 1.0}, step, nullptr,
-                       static_cast<int>(run_.leapfrog_steps)};
-    const Stream stream{run_.noise.seed, static_cast<uint32_t>(run_.noise.transition[b] + made),
-                        static_cast<uint32_t>(run_.noise.observation[b])};
+  COGEN_HD Outcome<1> moved(int64_t b, int64_t chain, int64_t made, double step) const {
+    const TransitionSettings<> settings{potential_of(run_, made / run_.hmc_steps), step,
+                                        static_cast<int>(run_.leapfrog_steps)};
     const int64_t row = b * run_.shape.chains + chain;
-    const Tile<T> state{run_.latents + row * run_.shape.size, run_.grad + row * run_.shape.size,
-                        nullptr, nullptr, run_.energy + row, static_cast<uint32_t>(chain)};
+    const ChainTile<T> state{run_.latents + row * run_.shape.size,
+                             run_.grad + row * run_.shape.size,
+                             nullptr,
+                             nullptr,
+                             run_.energy + row,
+                             static_cast<uint32_t>(chain)};
     return Chain::transition(machine_, run_.net, device_.first,
-                             observed_of(run_.observed, b, measured_size(run_.net)), stream, move,
-                             state);
+                             observed_of(run_.observed, b, measured_size(run_.net)),
+                             noise_of(run_, b, made), settings, state);
   }
 
   COGEN_HD void store_trace(int64_t row, int64_t t) const {
@@ -355,11 +360,11 @@ class DeviceThread : ChainThread<T, Chain, Machine> {
     double probability = 0.0;
     if (present) {
       if (made % run_.hmc_steps == 0) this->weigh(row, t);
-      const ChainOutcome outcome = this->moved(b, chain, made, step);
+      const Outcome<1> outcome = this->moved(b, chain, made, step);
       if (leads()) {
-        probability = outcome.probability;
+        probability = outcome.probability[0];
         // A rejection for not being finite; HUGE_VAL stands for it.
-        if (outcome.change == HUGE_VAL) ++run_.non_finite[row];
+        if (outcome.change[0] == HUGE_VAL) ++run_.non_finite[row];
       }
     }
     TileSums sums{block_sum(machine_, probability), 0.0, 0.0};

@@ -5,8 +5,8 @@
 #include <omp.h>
 #endif
 
-#include "mlp/anneal_mlp.h"
 #include "common/kernels.h"
+#include "common/lanes.h"
 
 namespace cogen {
 namespace COGEN_ISA {

@@ -1,10 +1,10 @@
-// A transition of one chain by a warp: units of a layer, and dimensions of the latent, go round its
-// lanes. What lanes show one another lies in the warp's part of shared memory.
+// The energy and gradient of mlp.h for one chain of a warp: the units of a layer go round its lanes.
+// Lanes see one another's numbers in the warp's part of shared memory.
 //
-// A Machine says which thread this is and lets threads meet; anneal_mlp_device.h has its interface.
+// A Machine says which thread this is and lets threads wait for one another; anneal_mlp_device.h
+// has its interface.
 #pragma once
 
-#include "mlp/anneal_mlp.h"
 #include "mlp/mlp_known.h"
 
 namespace cogen {
@@ -151,87 +151,6 @@ COGEN_HD_LARGE double energy_and_grad_in_warp(const Machine& machine, const Mlp<
     other = done;
   }
   return energy;
-}
-
-// Standard normals for the dimensions of a chain: lanes take four neighbouring ones each.
-template <class T>
-COGEN_HD void draw_in_warp(const Stream& stream, int lane, int size, uint32_t chain, T* out) {
-  for (int at = 4 * lane; at < size; at += 4 * kWarp) {
-    T four[4][1];
-    normals_of<T>(stream, kMomentumPurpose, static_cast<uint32_t>(at / 4), chain, four);
-    for (int j = 0; j < 4 && at + j < size; ++j) out[at + j] = four[j][0];
-  }
-}
-
-struct ChainOutcome {
-  double probability, change;
-};
-
-// Numbers of type T that a warp needs for itself.
-template <class T>
-COGEN_HD int64_t room_of_warp(const Mlp<T>& net) {
-  return 3 * padded(net.width[0]) + workspace_of_warp(net);
-}
-
-// What ChainsInLanes does, in the same arithmetic but for the order of sums.
-template <int kHidden, class T, class Machine, class Layers>
-COGEN_HD_LARGE ChainOutcome transition_in_warp(const Machine& machine, const Mlp<T>& net,
-                                               const Layers& layers, const Observed<T>& observed,
-                                               const Stream& stream, const Move<T>& move,
-                                               const Tile<T>& chain, T* room) {
-  const int lane = machine.thread % kWarp, size = net.width[0];
-  T* const q = chain.position;
-  T* const v = chain.momentum;
-  T* const force = room;
-  T* const work = force + padded(size);
-  const T* const mass = move.inverse_mass;
-  const Potential& at = move.potential;
-  const T step = static_cast<T>(move.step_size);
-  const KickSpans<T> half = kick_spans<T>(at.beta, at.prior_weight, 0.5 * move.step_size);
-  const KickSpans<T> full = kick_spans<T>(at.beta, at.prior_weight, move.step_size);
-
-  const auto drifted = [&](int i, T z) { return z + step * (mass ? v[i] * mass[i] : v[i]); };
-
-  draw_in_warp(stream, lane, size, chain.first_chain, v);
-  machine.warp_meets();
-  double prior = 0.0, kinetic = 0.0;
-  for (int i = lane; i < size; i += kWarp) {
-    const T z = chain.latents[i], drawn = mass ? v[i] * (T(1) / square_root(mass[i])) : v[i];
-    prior += static_cast<double>(z) * z;
-    kinetic += static_cast<double>(drawn) * drawn * mass_at(mass, i);
-    v[i] = kick(drawn, z, chain.grad[i], half);
-    q[i] = drifted(i, z);
-  }
-  const double start =
-      hamiltonian_of(chain.energy[0], machine.warp_sum(prior), machine.warp_sum(kinetic), at);
-  double part = 0.0;
-  for (int made = 0; made < move.leapfrog_steps; ++made) {
-    for (int i = lane; i < size && made > 0; i += kWarp) {
-      v[i] = kick(v[i], q[i], force[i], full);
-      q[i] = drifted(i, q[i]);
-    }
-    machine.warp_meets();
-    part = energy_and_grad_in_warp<kHidden>(machine, net, layers, observed, q, force, work);
-  }
-  prior = kinetic = 0.0;
-  for (int i = lane; i < size; i += kWarp) {
-    const double position = q[i], momentum = kick(v[i], q[i], force[i], half);
-    prior += position * position;
-    kinetic += momentum * momentum * mass_at(mass, i);
-  }
-  const double energy = machine.warp_sum(part);
-  const double end = hamiltonian_of(energy, machine.warp_sum(prior), machine.warp_sum(kinetic), at);
-  double uniform[1];
-  draw_uniforms<T>(stream, kAcceptPurpose, chain.first_chain, uniform);
-  const Verdict verdict = metropolis(start, end, uniform[0]);  // the same in every lane
-  if (verdict.accepted) {
-    if (lane == 0) chain.energy[0] = energy;
-    for (int i = lane; i < size; i += kWarp) {
-      chain.latents[i] = q[i];
-      chain.grad[i] = force[i];
-    }
-  }
-  return {verdict.probability, verdict.change};
 }
 
 }  // namespace COGEN_ISA

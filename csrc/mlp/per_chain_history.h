@@ -2,7 +2,7 @@
 // them are done, from what groups of neighbouring chains left of each temperature.
 #pragma once
 
-#include "mlp/anneal_mlp.h"
+#include "mlp/mlp.h"
 
 namespace cogen {
 namespace COGEN_ISA {

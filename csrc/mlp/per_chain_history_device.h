@@ -49,14 +49,14 @@ class ThreadApart : ChainThread<T, Chain, Machine> {
     this->weigh(row, t);
     GroupSums sums{};
     for (int64_t m = 0; m < run_.hmc_steps; ++m) {
-      const ChainOutcome outcome =
+      const Outcome<1> outcome =
           this->moved(b, chain, t * run_.hmc_steps + m, state.step_size);
       // A rejection for not being finite; HUGE_VAL stands for it.
-      if (this->leads() && outcome.change == HUGE_VAL) ++run_.non_finite[row];
-      sums.probability += outcome.probability;
+      if (this->leads() && outcome.change[0] == HUGE_VAL) ++run_.non_finite[row];
+      sums.probability += outcome.probability[0];
       sums.step_size = state.step_size;
       if (device_.adapts) {
-        adapt(&state.step_size, &state.running, outcome.probability, device_.rule);
+        adapt(&state.step_size, &state.running, outcome.probability[0], device_.rule);
       }
       if (Chain::kThreads > 1) machine_.warp_meets();  // the lanes have written a state
     }
