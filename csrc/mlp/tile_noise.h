@@ -2,8 +2,8 @@
 // cogen_fast/ops/philox.py is the definition.
 #pragma once
 
-#include "common/lanes.h"
 #include "common/philox.h"
+#include "common/simd_pack.h"
 
 namespace cogen {
 namespace COGEN_ISA {

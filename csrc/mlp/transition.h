@@ -15,7 +15,8 @@
 //   leads()            whether this thread writes what belongs to a chain as a whole
 #pragma once
 
-#include "common/step_math.h"
+#include "common/hmc_math.h"
+#include "common/simd_pack.h"
 #include "mlp/mlp.h"
 #include "mlp/tile_noise.h"
 

@@ -3,9 +3,9 @@
 // activation before them. Only one band of the image is in memory at a time.
 #pragma once
 
+#include "common/parallel.h"
 #include "progressive/pixel_norm.h"
 #include "sampler/misfit.h"
-#include "common/parallel.h"
 
 namespace cogen {
 namespace COGEN_ISA {

@@ -1,12 +1,12 @@
-// The misfit of outputs, and that of the images of a progressive GAN.
+// Bindings of the misfit of outputs, and of that of the images of a progressive GAN.
 #include <algorithm>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "common/bind_common.h"
-#include "common/isas.h"
-#include "common/methods.h"
+#include "common/instruction_sets.h"
+#include "common/python_methods.h"
 #include "progressive/pixel_norm_arguments.h"
 
 namespace py = pybind11;
@@ -22,7 +22,7 @@ MisfitKind kind_of(Arguments& given) {
   throw py::value_error("kind: expected mask, pool or stride, got " + name);
 }
 
-// What is measured of an output, and how.
+// The size of an output, and what of it is measured.
 struct Planes {
   MisfitKind kind;
   std::int64_t channels, height, width, factor;
@@ -34,7 +34,7 @@ struct Planes {
   std::int64_t along(std::int64_t side) const { return side / factor + (side % factor != 0); }
 };
 
-// ValueError where outputs of that size could not be counted, or where there are some of no size.
+// Raises ValueError if outputs of that size have too many entries to count, or none.
 void require_countable(const Planes& planes, const Array& outputs) {
   std::int64_t most = std::numeric_limits<std::int64_t>::max();
   for (const std::int64_t side : {planes.channels, planes.height, planes.width}) {
@@ -44,8 +44,8 @@ void require_countable(const Planes& planes, const Array& outputs) {
   if (planes.entries() == 0 && outputs.size(0) > 0) outputs.refuse("outputs of at least one entry");
 }
 
-// `factor` of an output of that size; a factor beyond both sides measures what one of the larger
-// side does.
+// Takes `factor`. A factor beyond both sides of an output measures the same as the larger side
+// would.
 void set_factor(Arguments& given, Planes& planes) {
   const std::int64_t most = std::max<std::int64_t>({planes.height, planes.width, 1});
   const std::int64_t factor = given.integer("factor", 1, std::numeric_limits<std::int64_t>::max());
@@ -61,7 +61,7 @@ void set_factor(Arguments& given, Planes& planes) {
   }
 }
 
-// Outputs (n, ...), of which each entry is measured, or (n, C, H, W).
+// Takes what is measured of outputs: each entry of (n, ...), or pixels or means of (n, C, H, W).
 Planes planes_of(Arguments& given, const Array& outputs) {
   const MisfitKind kind = kind_of(given);
   Planes planes{kind, 1, 1, 1, 1};
@@ -79,6 +79,7 @@ Planes planes_of(Arguments& given, const Array& outputs) {
   return planes;
 }
 
+// Takes the number of the observation that each output belongs to.
 const std::int64_t* observation_of(Arguments& given, std::int64_t rows,
                                    std::int64_t observations) {
   const auto* found = given.read<const std::int64_t>("observation", {rows});
@@ -90,7 +91,7 @@ const std::int64_t* observation_of(Arguments& given, std::int64_t rows,
   return found;
 }
 
-// All but outputs and gradients, which are null, and partial sums.
+// Takes all of a misfit but outputs, gradients and partial sums.
 template <class T>
 Misfit<T> misfit_of(Arguments& given, std::int64_t rows, const Planes& planes) {
   const Array target = given.array("target");

@@ -7,17 +7,18 @@
 #pragma once
 
 #include "mlp/mlp_small.h"
+#include "mlp/mlp_units_in_lanes.h"
 #include "mlp/transition.h"
 
 namespace cogen {
 namespace COGEN_ISA {
 
-// Whether nets of widths that the compiler knows have code of their own. That is most of what there
-// is to compile, so the instruction set that only old machines use goes without.
-#if defined(COGEN_ANY_SIZE)
-constexpr bool kKnowsSizes = false;
+// Whether there is code for some widths of hidden layers that are known at compile time. That is
+// most of what there is to compile, so the instruction set that only old machines use goes without.
+#if defined(COGEN_NO_STATIC_WIDTHS)
+constexpr bool kHasStaticWidths = false;
 #else
-constexpr bool kKnowsSizes = true;
+constexpr bool kHasStaticWidths = true;
 #endif
 
 // Tiles of one chain.
@@ -35,8 +36,8 @@ struct UnitsInLanes {
   static void transition(const Mlp<T>& net, const Observed<T>& observed,
                          const NoiseStream& stream, const TransitionSettings<>& settings,
                          const ChainTile<T>& tile, T* room, Outcome<1>& out) {
-    if constexpr (kKnowsSizes) {
-      switch (known_hidden(net)) {
+    if constexpr (kHasStaticWidths) {
+      switch (static_hidden_width(net)) {
         case 16:
           return transition_of<16>(net, observed, stream, settings, tile, room, out);
         case 20:
@@ -51,8 +52,7 @@ struct UnitsInLanes {
  private:
   static constexpr const T* kUnitMass = nullptr;
 
-  // kHidden is the width of all layers between latent and output, or 0 if the compiler does not
-  // know it.
+  // kHidden is the width of all hidden layers if there is code compiled for it, or 0.
   template <int kHidden>
   static void transition_of(const Mlp<T>& net, const Observed<T>& observed,
                             const NoiseStream& stream, const TransitionSettings<>& settings,
@@ -127,7 +127,7 @@ struct UnitsInLanes {
     Units<T> q = few(tile.latents), v = few(tile.momentum), g = few(tile.grad), outputs{};
     KickSpans<T> spans = kick_over(settings, 0.5);
     for (int made = 0; made < settings.leapfrog_steps; ++made) {
-      v = v - q * spans.prior - g * spans.misfit;  // the gradient last, for it is known last
+      v = v - q * spans.prior - g * spans.misfit;  // the gradient comes last, as it is known last
       q = q + v * step;
       g = net.grad(q, &outputs);
       spans = kick_over(settings, 1.0);

@@ -1,13 +1,14 @@
 // Transitions of many chains: each lane of a thread's packs has a chain of its own.
 #pragma once
 
+#include "mlp/mlp_chains_in_lanes.h"
 #include "mlp/transition.h"
 
 namespace cogen {
 namespace COGEN_ISA {
 
 // A Mapping of transition.h: a thread updates all dimensions of its chains and waits for no other.
-// Net is Mlp<T>, or one whose widths the compiler knows.
+// Net is Mlp<T>, or a StaticMlp.
 template <class T, class Net>
 struct LaneMapping {
   static constexpr int kLanes = Lanes<T>::kCount;

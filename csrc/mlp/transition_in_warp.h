@@ -1,15 +1,15 @@
-// Transitions of a chain by a warp: the dimensions of the latent go round its lanes.
+// Transitions of a chain by a warp: lane l updates the dimensions l, l + 32, ... of the latent.
 #pragma once
 
-#include "mlp/mlp_warp.h"
+#include "mlp/mlp_in_warp.h"
 #include "mlp/transition.h"
 
 namespace cogen {
 namespace COGEN_ISA {
 
-// A Mapping of transition.h. Lanes see one another's numbers in the warp's part of shared memory.
-// kHidden is the width of all layers between latent and output, or 0 if the compiler does not know
-// it; Layers says where the layers are.
+// A Mapping of transition.h. Lanes read one another's numbers from the warp's part of shared
+// memory. kHidden is the width of all hidden layers if there is code compiled for it, or 0; Layers
+// says where the layers are.
 template <int kHidden, class T, class Machine, class Layers>
 struct WarpMapping {
   static constexpr int kLanes = 1;
@@ -24,7 +24,7 @@ struct WarpMapping {
   COGEN_HD int first() const { return machine.thread % kWarp; }
   COGEN_HD int stride() const { return kWarp; }
   COGEN_HD bool leads() const { return first() == 0; }
-  COGEN_HD void wait() const { machine.warp_meets(); }
+  COGEN_HD void wait() const { machine.sync_warp(); }
   COGEN_HD void sum(double (&value)[1]) const { value[0] = machine.warp_sum(value[0]); }
 
   // Lanes take four neighbouring dimensions each.

@@ -1,63 +1,37 @@
-// The energy and gradient of mlp.h for one chain of a warp: the units of a layer go round its lanes.
-// Lanes see one another's numbers in the warp's part of shared memory.
-//
-// A Machine says which thread this is and lets threads wait for one another; anneal_mlp_device.h
-// has its interface.
+// The misfit of a generator of dense layers and its gradient by the latent, for one chain of a
+// device's warp: lane l has the units l, l + 32, ... of each layer. Lanes read one another's
+// numbers from the warp's part of shared memory. device_thread.h describes what a Machine is.
 #pragma once
 
-#include "mlp/mlp_known.h"
+#include "common/simd_pack.h"
+#include "mlp/mlp_activations.h"
+#include "mlp/mlp_layers.h"
 
 namespace cogen {
 namespace COGEN_ISA {
 
 constexpr int kWarp = 32;
 
-template <class T>
-struct Layer {
-  const T *weight, *bias, *back;  // as in Mlp
-};
-
-// The layers of a net where they are.
-template <class T>
-struct LayersApart {
-  const Mlp<T>& net;
-
-  COGEN_HD Layer<T> operator()(int k) const { return {net.weight[k], net.bias[k], net.back[k]}; }
-};
-
-// Copied one after the other; `first` says where each begins.
-template <class T>
-struct LayersTogether {
-  const Mlp<T>& net;
-  const T* numbers;
-  const int* first;
-
-  COGEN_HD Layer<T> operator()(int k) const {
-    const int in = net.width[k], out = net.width[k + 1];
-    const T* const weight = numbers + first[k];
-    return {weight, weight + in * padded(out), weight + (in + 1) * padded(out)};
-  }
-};
-
-// One unit of a product, all inputs, in four sums that wait for one another less. `weight` is that
-// of the unit and the first input. kIn and kStride are what the compiler knows of `in` and
-// `stride`, or 0.
+// Computes one unit of a product over all inputs, in four partial sums, because additions to the
+// same sum wait for one another. `weight` points to the weight of the unit for the first input. kIn
+// and kStride are `in` and `stride` if they are known at compile time, or 0.
 template <int kIn, int kStride, class T>
 COGEN_HD T unit_of(const T* weight, T bias, int in, int stride, const T* x) {
   T sum[4] = {bias, T(0), T(0), T(0)};
-  const int known = kIn > 0 ? kIn : in, apart = kStride > 0 ? kStride : stride;
+  const int count = kIn > 0 ? kIn : in, step = kStride > 0 ? kStride : stride;
   int i = 0;
   COGEN_DEVICE_UNROLL
-  for (; i + 4 <= known; i += 4) {
+  for (; i + 4 <= count; i += 4) {
     const Four<T> inputs = Four<T>::load(x + i);
     COGEN_UNROLL
-    for (int s = 0; s < 4; ++s) sum[s] = sum[s] + weight[(i + s) * apart] * inputs.at[s];
+    for (int s = 0; s < 4; ++s) sum[s] = sum[s] + weight[(i + s) * step] * inputs.at[s];
   }
-  for (; i < known; ++i) sum[0] = sum[0] + weight[i * apart] * x[i];
+  for (; i < count; ++i) sum[0] = sum[0] + weight[i * step] * x[i];
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// kHidden is the width of all layers between latent and output, or 0.
+// The same for a layer of a net whose hidden layers all have kHidden units, or 0 if that is not
+// known at compile time.
 template <int kHidden, class T>
 COGEN_HD T unit_of_layer(const T* weight, T bias, int in, int out, const T* x) {
   const int stride = padded(out);
@@ -81,8 +55,8 @@ COGEN_HD T deactivated(Activation kind, T slope, T value, T grad) {
   return by_unit.all;
 }
 
-// A lane's part of the weighted squared error of outputs `y`, and the gradient by the last layer's
-// sums.
+// Returns a lane's part of the weighted squared error of outputs `y`, and writes its part of the
+// gradient by the sums of the last layer.
 template <class T>
 COGEN_HD double misfit_of_lane(const Mlp<T>& net, const Observed<T>& observed, int lane, const T* y,
                                T* grad) {
@@ -102,6 +76,7 @@ COGEN_HD double misfit_of_lane(const Mlp<T>& net, const Observed<T>& observed, i
   return energy;
 }
 
+// How many numbers one evaluation needs: for the outputs of every layer, and two gradients.
 template <class T>
 COGEN_HD int64_t workspace_of_warp(const Mlp<T>& net) {
   int64_t sum = 2 * padded(widest(net));
@@ -109,8 +84,8 @@ COGEN_HD int64_t workspace_of_warp(const Mlp<T>& net) {
   return sum;
 }
 
-// A lane's part of the energy; it writes the dimensions of `grad` that are its own. All have met
-// since `z` was written.
+// Returns a lane's part of the energy, and writes the dimensions of `grad` that are the lane's own.
+// The warp must have been synchronised since `z` was written.
 template <int kHidden, class T, class Machine, class Layers>
 COGEN_HD_LARGE double energy_and_grad_in_warp(const Machine& machine, const Mlp<T>& net,
                                               const Layers& layers, const Observed<T>& observed,
@@ -125,14 +100,14 @@ COGEN_HD_LARGE double energy_and_grad_in_warp(const Machine& machine, const Mlp<
       const T sum = unit_of_layer<kHidden>(layer.weight + o, layer.bias[o], in, out, x);
       y[o] = activated(net.activation[k], net.slope, sum);
     }
-    machine.warp_meets();
+    machine.sync_warp();
     x = y;
     y += padded(out);
   }
   T* here = y;
   T* other = here + padded(widest(net));
   const double energy = misfit_of_lane(net, observed, lane, x, here);
-  machine.warp_meets();
+  machine.sync_warp();
   for (int k = net.layers - 1; k >= 0; --k) {
     const Layer<T> layer = layers(k);
     const int in = net.width[k], out = net.width[k + 1];
@@ -145,7 +120,7 @@ COGEN_HD_LARGE double energy_and_grad_in_warp(const Machine& machine, const Mlp<
         other[i] = deactivated(net.activation[k - 1], net.slope, x[i], by_input);
       }
     }
-    machine.warp_meets();
+    machine.sync_warp();
     T* const done = here;
     here = other;
     other = done;
