@@ -16,21 +16,28 @@ namespace {
 
 std::int64_t padded(std::int64_t width) { return (width + kPadding - 1) / kPadding * kPadding; }
 
-// Takes `widths` from the latent to the output, and the `activations` and `slope` of the layers.
-template <class T>
-Mlp<T> layers_of(Arguments& given) {
+// Takes the `widths` from the latent to the output.
+std::vector<std::int64_t> widths_of(Arguments& given) {
   const std::vector<std::int64_t> widths = given.integers("widths", 1, kMostWidth);
-  if (widths.size() < 2 || widths.size() > kMostLayers + 1) {
-    throw py::value_error("widths: expected 2 to " + std::to_string(kMostLayers + 1) +
-                          " of them, got " + std::to_string(widths.size()));
-  }
+  if (widths.size() >= 2 && widths.size() <= kMostLayers + 1) return widths;
+  throw py::value_error("widths: expected 2 to " + std::to_string(kMostLayers + 1) +
+                        " of them, got " + std::to_string(widths.size()));
+}
+
+// Takes the `activations` of `layers` layers.
+std::vector<std::int64_t> activations_of(Arguments& given, std::size_t layers) {
   const std::vector<std::int64_t> activations =
       given.integers("activations", 0, static_cast<std::int64_t>(Activation::elu));
-  if (activations.size() != widths.size() - 1) {
-    throw py::value_error("activations: expected one for each of " +
-                          std::to_string(widths.size() - 1) + " layers, got " +
-                          std::to_string(activations.size()));
-  }
+  if (activations.size() == layers) return activations;
+  throw py::value_error("activations: expected one for each of " + std::to_string(layers) +
+                        " layers, got " + std::to_string(activations.size()));
+}
+
+// Takes what the layers of a net are, without their weights.
+template <class T>
+Mlp<T> layers_of(Arguments& given) {
+  const std::vector<std::int64_t> widths = widths_of(given);
+  const std::vector<std::int64_t> activations = activations_of(given, widths.size() - 1);
   Mlp<T> net{};
   net.layers = static_cast<int>(activations.size());
   net.slope = static_cast<T>(given.number("slope"));

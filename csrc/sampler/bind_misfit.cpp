@@ -139,6 +139,36 @@ void misfit(Arguments& given) {
   });
 }
 
+// Takes the 1x1 convolution from activations of `channels` channels to an image.
+template <class T>
+ToRgb<T> to_rgb_of(Arguments& given, const Array& weight, std::int64_t channels) {
+  weight.require_rank(2, "(image channels, C)");
+  const std::int64_t image_channels = weight.size(0);
+  return {weight.at<const T>({image_channels, channels}, given.device()),
+          given.read<const T>("rgb_bias", {image_channels}), given.flag("bounded")};
+}
+
+// Takes what is measured of images with so many channels, of the sides of the activation `out`.
+Planes planes_of_images(Arguments& given, const Array& out, std::int64_t image_channels) {
+  Planes planes{kind_of(given), image_channels, out.size(1), out.size(2), 1};
+  require_countable(planes, out);
+  set_factor(given, planes);
+  return planes;
+}
+
+// Calls the kernel with memory for partial sums and bands of the image.
+template <class T>
+void run_to_rgb_misfit(Misfit<T>& m, const ToRgb<T>& to_rgb, const PixelNormGrad<T>& to,
+                       int threads) {
+  const ProgressiveOps<T>& progressive = *ops<T>().progressive;
+  m.segments = progressive.to_rgb_bands(m);
+  std::vector<double> partials(m.segments > 1 ? m.rows * m.segments : 0);
+  m.partials = partials.data();
+  std::vector<T> arena(
+      static_cast<std::size_t>(progressive.to_rgb_arena(m, to.channels, threads)));
+  progressive.to_rgb_misfit(m, to_rgb, to, arena.data(), threads);
+}
+
 void to_rgb_misfit(Arguments& given) {
   const Array out = given.array("out");
   by_float_type(out, [&](auto zero) {
@@ -146,26 +176,14 @@ void to_rgb_misfit(Arguments& given) {
     out.require_rank(4, "(n, H, W, C)");
     const PixelNormGrad<T> to = pixel_norm_grad_of<T>(given, out);
     const Array weight = given.array("rgb_weight");
-    weight.require_rank(2, "(image channels, C)");
-    const std::int64_t rows = out.size(0), image_channels = weight.size(0);
-    const ToRgb<T> to_rgb{weight.at<const T>({image_channels, to.channels}, given.device()),
-                          given.read<const T>("rgb_bias", {image_channels}),
-                          given.flag("bounded")};
-    Planes planes{kind_of(given), image_channels, out.size(1), out.size(2), 1};
-    require_countable(planes, out);
-    set_factor(given, planes);
-    Misfit<T> m = misfit_of<T>(given, rows, planes);
+    const ToRgb<T> to_rgb = to_rgb_of<T>(given, weight, to.channels);
+    const Planes planes = planes_of_images(given, out, weight.size(0));
+    Misfit<T> m = misfit_of<T>(given, out.size(0), planes);
     const int threads = given.threads();
     given.finish();
-    if (rows == 0) return;
+    if (m.rows == 0) return;
     const py::gil_scoped_release released;
-    const ProgressiveOps<T>& progressive = *ops<T>().progressive;
-    m.segments = progressive.to_rgb_bands(m);
-    std::vector<double> partials(m.segments > 1 ? rows * m.segments : 0);
-    m.partials = partials.data();
-    std::vector<T> arena(
-        static_cast<std::size_t>(progressive.to_rgb_arena(m, to.channels, threads)));
-    progressive.to_rgb_misfit(m, to_rgb, to, arena.data(), threads);
+    run_to_rgb_misfit(m, to_rgb, to, threads);
   });
 }
 
