@@ -3,10 +3,13 @@
 Algorithm 1 with three changes (Del Moral, Doucet and Jasra 2006): the next inverse temperature is
 the one that keeps a set share of the conditional effective sample size (Zhou, Johansen and Aston
 2016); particles are resampled where their weights have become uneven; and moves tune themselves
-(`tuning`, `curvature`, `annealing_plan`). The particles of an observation live on islands that
-exchange none: whatever an island's particles move by was learnt from other islands (`islands`).
-Each island has a schedule of its own and is frozen when it is done. ``init``,
-``step(state) -> (state, info)`` and ``run`` are public, for loops of your own.
+(`tuning`, `curvature`, `annealing_plan`). The particles of an observation live on islands that exchange none:
+whatever an island's particles move by was learnt from other islands (`islands`). Each island has a
+schedule of its own and is frozen when it is done.
+
+`run` repeats `step`, one for each temperature: choose the next inverse temperature, reweight the
+particles, resample them, move them, and tell which islands are done. ``init``, ``step(state) ->
+(state, info)`` and ``run`` are public, for loops of your own.
 """
 
 from __future__ import annotations
@@ -203,35 +206,22 @@ def init(
 
     Raises TypeError or ValueError naming the argument.
     """
-    if step_size_start is not None:
-        check_number("step_size", step_size_start, above=0.0)
-    for name, value in (("chains", chains), ("islands", islands), ("draws", draws)):
-        check_count(name, value)
-    if latents is not None:
-        if latents.ndim != 3 or latents.shape[1] < chains or len(latents) % islands:
-            raise ValueError(
-                f"latents: expected shape (B, K, d), B a multiple of {islands} islands and K at "
-                f"least {chains}, got {tuple(latents.shape)}"
-            )
-        observations = len(latents) // islands
+    observations = _check_start(chains, islands, draws, step_size_start, latents, observations)
     potential = hmc.as_potential(target)
-    ids = _rows_of(observation_ids, check_count("observations", observations), islands)
+    ids = _rows_of(observation_ids, observations, islands)
     where = torch.device(device) if latents is None else latents.device
     stream = hmc.noise_stream(seed, len(ids), where, ids)
     ops = dispatch.resolve(backend, where)
     if latents is None:
-        if latent_size is None:
-            raise ValueError("latent_size: expected a number where no latents are given, got None")
         count = max(chains, starts) if alone else chains * draws
-        size = check_count("latent_size", latent_size)
-        latents = ops.initial_latents(stream, count, size, hmc.check_dtype(dtype))
+        latents = _prior_draws(stream, count, latent_size, dtype, ops)
     hmc.check_dtype(latents.dtype)
     scored = latents.shape[1]
     energy = pool.scores(potential, latents)
+    spread: EnergyMoments | None = None
     if alone:
         latents, energy = pool.finite_first(latents, energy)
-    spread = independent_chains.init(energy, chains) if alone else None
-    if alone:
+        spread = independent_chains.init(energy, chains)
         begun = pool.at_prior(latents, energy, chains)
     else:
         begun = pool.start(latents, energy, chains, stream, islands, first_beta, furthest, ops)
@@ -245,6 +235,39 @@ def init(
         step_size=step_size_start,
         forwards=-(-scored // chains) + forwards(potential),
     )
+
+
+def _check_start(
+    chains: int,
+    islands: int,
+    draws: int,
+    step_size: float | None,
+    latents: Tensor | None,
+    observations: int,
+) -> int:
+    """The number of observations; TypeError or ValueError naming the argument of `init`."""
+    if step_size is not None:
+        check_number("step_size", step_size, above=0.0)
+    for name, value in (("chains", chains), ("islands", islands), ("draws", draws)):
+        check_count(name, value)
+    if latents is None:
+        return check_count("observations", observations)
+    if latents.ndim != 3 or latents.shape[1] < chains or len(latents) % islands:
+        raise ValueError(
+            f"latents: expected shape (B, K, d), B a multiple of {islands} islands and K at "
+            f"least {chains}, got {tuple(latents.shape)}"
+        )
+    return check_count("observations", len(latents) // islands)
+
+
+def _prior_draws(
+    stream: NoiseStream, count: int, latent_size: int | None, dtype: torch.dtype, ops: Ops
+) -> Tensor:
+    """``count`` prior draws of each row, ``(B T, count, latent_size)``."""
+    if latent_size is None:
+        raise ValueError("latent_size: expected a number where no latents are given, got None")
+    size = check_count("latent_size", latent_size)
+    return ops.initial_latents(stream, count, size, hmc.check_dtype(dtype))
 
 
 def _rows_of(observation_ids: Sequence[int] | None, count: int, islands: int) -> list[int]:
@@ -314,7 +337,7 @@ def step(
     choice: Choice | None = None,
     backend: str = "auto",
 ) -> tuple[SMCState, SMCInfo]:
-    """One temperature: choose it, weigh, resample, move. Costs M L gradients.
+    """One temperature: choose it, reweight, resample, move. Costs M L gradients.
 
     ``choice`` takes the choices of another run instead; then nothing is tuned, and the estimate of
     the normaliser is unbiased. The given state stays as it is.
@@ -324,9 +347,8 @@ def step(
     adapts = choice is None
     if choice is None:
         state, choice = choose(state, annealing)
-    elif choice.stiff is not None and choice.stiff is not state.directions.vectors:
-        directions = replace(state.directions, vectors=choice.stiff)
-        state = replace(state, directions=directions, turn=bases.from_directions(choice.stiff))
+    else:
+        state = _turned_as_in(state, choice)
     weighed = _weigh(state, choice.beta, choice.slow)
     resampled, ancestors = _resample(weighed, choice.resampled, ops)
     moved, choice, acceptance = _move(resampled, potential, choice, annealing, adapts, ops)
@@ -341,47 +363,46 @@ def step(
     return _close(moved, choice, annealing), info
 
 
+def _turned_as_in(state: SMCState, choice: Choice) -> SMCState:
+    """The state with the directions that another run's ``choice`` was made with."""
+    if choice.stiff is None or choice.stiff is state.directions.vectors:
+        return state
+    directions = replace(state.directions, vectors=choice.stiff)
+    return replace(state, directions=directions, turn=bases.from_directions(choice.stiff))
+
+
 def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
     """What the other islands' particles ask for, and the state with the directions of its moves.
 
     ValueError where every observation is finished.
     """
-    active, beta, size = ~state.finished, state.beta, state.hmc.latents.shape[-1]
+    active, size = ~state.finished, state.hmc.latents.shape[-1]
     sharpness = islands.mean_of_others(state.sharpness, state.islands)
     known = tuning.mean_of_others(state.tuning, state.islands)
     chosen = annealing_plan.choose(
-        AnnealingStatus(active, beta, sharpness, state.rounds, state.aim, known, size, state.spent),
+        AnnealingStatus(
+            active, state.beta, sharpness, state.rounds, state.aim, known, size, state.spent
+        ),
         annealing,
     )
-    if state.spread is None:
-        new_beta = annealing_plan.next_beta(
-            beta, state.sharpness, chosen.kept, state.islands, active
-        )
-    else:
-        new_beta = torch.where(
-            active, independent_chains.next_beta(state.spread, beta, chosen.kept), beta
-        )
-    share = effective_sample_size(_log_weights(state, new_beta)) / state.log_weights.shape[-1]
-    # At the end weights are made even, so that particles are draws as they stand.
-    arrived = (new_beta >= 1.0) & (state.rounds == 0)
-    uneven = arrived | (share < annealing.resample_below)
+    beta = _next_beta(state, chosen.kept)
+    resampled = active & _uneven(state, beta, annealing)
     stiff: Tensor | None = None
     inverse_mass: Tensor | None = None
     if _follows_curvature(state, annealing):
-        memory = known.memory[:, tuning.OF_LATENTS].amax(-1)
-        state = _turned(state, memory)
+        state = _turned(state, known.memory[:, tuning.OF_LATENTS].amax(-1))
         stiff = state.directions.vectors
-        inverse_mass = curvature.inverse_mass(state.directions, new_beta)
+        inverse_mass = curvature.inverse_mass(state.directions, beta)
         inverse_mass = inverse_mass.to(state.hmc.latents.dtype)
     else:
-        # By each row's own way: that of the others follows from this row's energies.
-        known = tuning.shrink_step_size(known, beta, new_beta, size)
-        state = replace(state, tuning=tuning.shrink_step_size(state.tuning, beta, new_beta, size))
+        # Steps shrink by a row's own way of beta: that of the others follows from its energies.
+        known = tuning.shrink_step_size(known, state.beta, beta, size)
+        state = replace(state, tuning=tuning.shrink_step_size(state.tuning, state.beta, beta, size))
     choice = Choice(
         active,
         chosen.kept,
-        new_beta,
-        active & uneven & (state.spread is None),
+        beta,
+        resampled,
         _slow(state.tuning, annealing.rule) | _slow(known, annealing.rule),
         known.log_step.exp(),
         inverse_mass,
@@ -393,18 +414,39 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
     return state, choice
 
 
+def _next_beta(state: SMCState, kept: Tensor) -> Tensor:
+    """The inverse temperature that keeps that share of the conditional effective sample size."""
+    active = ~state.finished
+    if state.spread is None:
+        return annealing_plan.next_beta(state.beta, state.sharpness, kept, state.islands, active)
+    return torch.where(
+        active, independent_chains.next_beta(state.spread, state.beta, kept), state.beta
+    )
+
+
+def _uneven(state: SMCState, beta: Tensor, annealing: Annealing) -> Tensor:
+    """Whether the weights at ``beta`` ask for resampling, ``(B,)``; never those of independent chains."""
+    share = effective_sample_size(_log_weights(state, beta)) / state.log_weights.shape[-1]
+    # At the end weights are made even, so that particles are draws as they stand.
+    arrived = (beta >= 1.0) & (state.rounds == 0)
+    return (arrived | (share < annealing.resample_below)) & (state.spread is None)
+
+
 def _slow(known: Tuning, rule: TuningRule) -> Tensor:
+    """Whether one move is not enough to forget, ``(B,)``."""
     return tuning.overall_autocorrelation(known) > rule.remembered
 
 
 def _follows_curvature(state: SMCState, annealing: Annealing) -> bool:
+    """Whether moves have a mass from the curvature; independent chains show too little of it."""
     return annealing.mass == "curvature" and state.spread is None
 
 
 def _turned(state: SMCState, memory: Tensor) -> SMCState:
-    """With the directions that the other islands' gradients show by now.
+    """The state with the directions that the other islands' gradients show by now.
 
-    With many dimensions not every time; at the posterior itself they stay as they are.
+    With many dimensions they are found anew only every few temperatures; at the posterior itself
+    they stay as they are.
     """
     if state.temperatures % min(-(-state.hmc.latents.shape[-1] // _REFRESHED), _STALE):
         return state
@@ -421,7 +463,7 @@ def _turned(state: SMCState, memory: Tensor) -> SMCState:
 
 
 def _log_weights(state: SMCState, beta: Tensor) -> Tensor:
-    """Those at ``beta``: they grow by ``log p_beta(z) - log p_old(z)`` before moves."""
+    """The log weights at ``beta``: before moves they grow by ``log p_beta(z) - log p_old(z)``."""
     return state.log_weights - (beta - state.beta)[:, None] * state.hmc.energy
 
 
@@ -491,12 +533,13 @@ def _move(
     """Each observation's M transitions, what they were, and their mean acceptance ``(B,)``."""
     total, step_size = torch.zeros_like(choice.beta), choice.step_size
     made = replace(state, spent=0, forwards=0, temperatures=0)  # no part of a recording
+    after_first = made.hmc
     for number in range(choice.hmc_steps):
         now = replace(choice, active=choice.active & (number < choice.moves), hmc_steps=1)
         used = tuning.mean_of_others(made.tuning, made.islands)
         if number == 0:
             used = replace(used, log_step=choice.step_size.log())
-        made, acceptance, step_used = replayed(
+        moved = replayed(
             potential,
             (annealing, adapts, ops.name),
             partial(_one_move, potential, annealing, adapts, ops),
@@ -504,13 +547,15 @@ def _move(
             now,
             used,
         )
+        made = moved.state
         if made.curvature.mean is None and choice.stiff is not None and adapts:
             # Eigenvectors cannot be found within a recording.
-            made = replace(made, curvature=_seen(made, now))
+            seen = curvature.update(made.curvature, made.hmc.grad, now.beta, moved.learns)
+            made = replace(made, curvature=seen)
         if number == 0:
-            one = tuning.correlations(state.hmc, made.hmc)[:, tuning.OVERALL]
-        step_size = torch.where(now.active, step_used, step_size)
-        total = total + torch.where(now.active, acceptance, 0.0)
+            after_first = made.hmc
+        step_size = torch.where(now.active, moved.step_size, step_size)
+        total = total + torch.where(now.active, moved.acceptance, 0.0)
     made = replace(
         made,
         spent=state.spent + choice.hmc_steps * choice.leapfrog_steps,
@@ -518,7 +563,7 @@ def _move(
         temperatures=state.temperatures,
     )
     if choice.hmc_steps:
-        made = _learn(state, made, one, choice, annealing.rule, adapts)
+        made = _learn(state, after_first, made, choice, annealing.rule, adapts)
     return made, replace(choice, step_size=step_size), total / choice.moves.clamp(min=1)
 
 
@@ -531,6 +576,19 @@ def jittered(
     return TransitionSettings(choice.beta, weight, step_size, choice.inverse_mass, choice.active)
 
 
+@dataclass(frozen=True)
+class _Moved:
+    """A state after one transition, its mean acceptance and its step size before jitter.
+
+    ``learns`` says who learns from it. All but the state are ``(B,)``.
+    """
+
+    state: SMCState
+    acceptance: Tensor
+    step_size: Tensor
+    learns: Tensor
+
+
 def _one_move(
     potential: Potential,
     annealing: Annealing,
@@ -539,23 +597,23 @@ def _one_move(
     state: SMCState,
     choice: Choice,
     used: Tuning,
-) -> tuple[SMCState, Tensor, Tensor]:
-    """One transition with a jittered step size; its mean acceptance and step size ``(B,)``."""
-    tuned, seen, spread, rule = state.tuning, state.curvature, state.spread, annealing.rule
+) -> _Moved:
+    """One transition with a jittered step size, and what is learnt from it where a run adapts."""
+    tuned, seen, spread = state.tuning, state.curvature, state.spread
+    rule, length = annealing.rule, choice.leapfrog_steps
     step_size = used.log_step.exp() if adapts else choice.step_size
     settings = jittered(choice, step_size, rule, state.hmc.stream, ops)
-    length = choice.leapfrog_steps
     turn = None if choice.stiff is None else state.turn
     made = curvature.transition(state.hmc, potential, settings, length, turn, ops)
     chains, info = made.after, made.info
+    # At the posterior itself nothing is learnt, but by independent chains, which are no samples.
+    learns = choice.active & ((choice.beta < 1.0) | (spread is not None))
     if adapts:
-        # At the posterior itself only independent chains learn, which are not samples.
-        learns = _learns(choice, spread)
         tuned = tuning.update(
             tuned, used, made.start, made.end, info, settings, length, rule, learns
         )
-        if turn is not None and seen.mean is not None:
-            seen = _seen(replace(state, hmc=chains), choice)
+    if adapts and turn is not None and seen.mean is not None:
+        seen = curvature.update(seen, chains.grad, choice.beta, learns)
     if spread is not None:
         spread = independent_chains.update(spread, chains.energy, choice.active)
     moved = replace(
@@ -566,34 +624,25 @@ def _one_move(
         curvature=seen,
         non_finite=state.non_finite + info.non_finite,
     )
-    return moved, info.acceptance_probability.mean(-1), step_size
-
-
-def _learns(choice: Choice, spread: EnergyMoments | None) -> Tensor:
-    return choice.active & ((choice.beta < 1.0) | (spread is not None))
-
-
-def _seen(state: SMCState, choice: Choice) -> Curvature:
-    """The curvature with the gradients after a move."""
-    learns = _learns(choice, state.spread)
-    return curvature.update(state.curvature, state.hmc.grad, choice.beta, learns)
+    return _Moved(moved, info.acceptance_probability.mean(-1), step_size, learns)
 
 
 def _learn(
     before: SMCState,
+    after_first: HMCState,
     after: SMCState,
-    one: Tensor,
     choice: Choice,
     rule: TuningRule,
     adapts: bool,
 ) -> SMCState:
-    """With what a temperature's moves have shown; ``one`` ``(B, 2)`` is what the first retained."""
+    """The state after a temperature's moves with what they have shown, the first and all."""
     left = tuning.correlations(before.hmc, after.hmc)[:, tuning.OVERALL]
     gain = rule.memory_gain if before.temperatures else 1.0
     moved = choice.active & (choice.beta < 1.0)
     retained = torch.where(moved, before.retained.lerp(left[:, 0], gain), before.retained)
     tuned = after.tuning
     if adapts:
+        one = tuning.correlations(before.hmc, after_first)[:, tuning.OVERALL]
         tuned = tuning.update_further_decorrelation(tuned, one, left, choice.moves, rule, moved)
     return replace(after, retained=retained, tuning=tuned)
 
@@ -610,7 +659,7 @@ def _sharpness(state: SMCState, learns: Tensor) -> Tensor:
 
 
 def _close(after: SMCState, choice: Choice, annealing: Annealing) -> SMCState:
-    """Counts and lessons at the end of a temperature, and who is finished."""
+    """The state at the end of a temperature: what is counted and learnt, and who is finished."""
     active = choice.active
     there = active & (choice.beta >= 1.0)
     rounds = after.rounds + (there & (choice.moves > 0))
@@ -692,8 +741,8 @@ def run(
 
     ``repeats`` takes another run's choices (of the same shapes) under this run's noise: an
     unbiased estimate of the normaliser where that run had another seed, and this one begins at its
-    ``first_beta``. ``start`` continues an
-    unfinished run. ``on_step`` sees the run after each temperature and may raise to end it.
+    ``first_beta``. ``start`` continues an unfinished run. ``on_step`` sees the run after each
+    temperature and may raise to end it.
     ``keep_masses=False``: the choices of all but the last temperature are kept without their mass,
     which is most of what they take; then they cannot be repeated. ``how`` goes to `init`:
     ``chains``, ``latent_size``, ``observations``, ``seed``, ....
@@ -702,11 +751,7 @@ def run(
     potential = hmc.as_potential(target)
     if start is not None and (repeats is not None or keep_trace or how):
         raise ValueError("start: takes these from the run it continues: repeats, keep_trace, how")
-    if start is None:
-        state = init(potential, backend=backend, **how)
-        first = (state.hmc.latents.cpu(),) if keep_trace else None
-        start = Run(state, (), first, None if repeats is None else tuple(repeats))
-    progress = start
+    progress = start or _started(potential, repeats, keep_trace, backend, how)
     while not progress.done:
         progress = advance(progress, potential, annealing, backend, keep_masses)
         if on_step is not None:
@@ -714,26 +759,47 @@ def run(
     return progress
 
 
+def _started(
+    potential: Potential,
+    repeats: Sequence[Choice] | None,
+    keep_trace: bool,
+    backend: str,
+    how: dict[str, Any],
+) -> Run:
+    """A run before its first temperature; ``how`` is for `init`."""
+    state = init(potential, backend=backend, **how)
+    trace = (state.hmc.latents.cpu(),) if keep_trace else None
+    return Run(state, (), trace, None if repeats is None else tuple(repeats))
+
+
 def advance(
     progress: Run, potential: Potential, annealing: Annealing, backend: str, keep_masses: bool
 ) -> Run:
     """One temperature of a run; finer gradients follow where coarse ones cost acceptance."""
-    infos = progress.infos
-    if infos and not keep_masses:
-        lighter = replace(infos[-1].choice, inverse_mass=None, stiff=None)
-        infos = (*infos[:-1], replace(infos[-1], choice=lighter))
-    choice = None
-    if progress.repeats is not None:
-        choice = progress.repeats[len(progress.infos)]
+    infos = progress.infos if keep_masses else _without_last_mass(progress.infos)
+    choice = None if progress.repeats is None else progress.repeats[len(infos)]
     field = fallback.in_use(potential, progress.refined)
     state, info = step(progress.state, field, annealing, choice=choice, backend=backend)
     trace = progress.trace
     trace = None if trace is None else (*trace, state.hmc.latents.cpu())
     progress = replace(progress, state=state, infos=(*infos, info), trace=trace)
+    return _refined(progress, field) if choice is None else progress
+
+
+def _without_last_mass(infos: tuple[SMCInfo, ...]) -> tuple[SMCInfo, ...]:
+    """``infos`` without the mass of the last temperature, which is most of what they hold."""
+    if not infos:
+        return infos
+    *before, last = infos
+    return (*before, replace(last, choice=replace(last.choice, inverse_mass=None, stiff=None)))
+
+
+def _refined(progress: Run, field: Potential) -> Run:
+    """The run, by finer gradients from now on if those of ``field`` have cost too much."""
     last = [each.acceptance for each in progress.infos[-fallback.WINDOW :]]
-    if choice is None and fallback.is_due(field, last, fallback.LEAST_TUNED):
-        chains, cost = fallback.refined(state.hmc, field)
-        cost += state.forwards
-        state = replace(state, hmc=chains, spent=state.spent + 1, forwards=cost)
-        progress = replace(progress, state=state, refined=len(progress.infos))
-    return progress
+    if not fallback.is_due(field, last, fallback.LEAST_TUNED):
+        return progress
+    state = progress.state
+    chains, cost = fallback.refined(state.hmc, field)
+    state = replace(state, hmc=chains, spent=state.spent + 1, forwards=state.forwards + cost)
+    return replace(progress, state=state, refined=len(progress.infos))
