@@ -69,9 +69,9 @@ class Counting(FoldedLayers):
         self.moved += 3 * grad.numel()
         return super().norm_grad(grad, preceding, overwrite)
 
-    def colour_misfit(self, last: Any, *rest: Any) -> Any:
+    def to_rgb_misfit(self, last: Any, *rest: Any) -> Any:
         self.moved += 2 * last.out.numel()
-        return super().colour_misfit(last, *rest)
+        return super().to_rgb_misfit(last, *rest)
 
 
 @pytest.fixture(autouse=True)

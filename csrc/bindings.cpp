@@ -1,13 +1,13 @@
 // The Python module cogen_fast.ops._native. Its functions take torch tensors by keyword, and verify
-// all that a kernel relies on: see arguments.h and arrays.h.
+// everything that a kernel relies on: see arguments.h and arrays.h.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <string>
 
-#include "common/isas.h"
-#include "common/methods.h"
+#include "common/instruction_sets.h"
+#include "common/python_methods.h"
 
 namespace py = pybind11;
 

@@ -230,11 +230,11 @@ def observed(draw: Draws, measured: int) -> Arguments:
 
 
 def misfits(draw: Draws) -> Iterator[Case]:
-    """Of outputs, and of the colours of an activation."""
-    rows, colours, high, wide, channels = 4, 3, 4, 6, 5
+    """Of outputs, and of the images of activations."""
+    rows, image_channels, high, wide, channels = 4, 3, 4, 6, 5
     for kind, factor in (("mask", 1), ("pool", 2), ("stride", 3)):
         down = 1 if kind == "mask" else factor
-        measured = colours * math.ceil(high / down) * math.ceil(wide / down)
+        measured = image_channels * math.ceil(high / down) * math.ceil(wide / down)
         what = {"kind": kind, "factor": factor, **observed(draw, measured)}
         of_rows = {
             "observation": torch.tensor([2, 0, 1, 2]),
@@ -242,7 +242,8 @@ def misfits(draw: Draws) -> Iterator[Case]:
             "threads": 1,
         }
         limits = THREADS | {"observation": (0, B - 1), "factor": (1, 2**63 - 1)}
-        outputs, grad = draw(rows, colours, high, wide), draw.unwritten(rows, colours, high, wide)
+        shape = rows, image_channels, high, wide
+        outputs, grad = draw(*shape), draw.unwritten(*shape)
         yield Case(
             "misfit",
             {"outputs": outputs, **what, **of_rows, "grad": grad},
@@ -251,19 +252,19 @@ def misfits(draw: Draws) -> Iterator[Case]:
             limits=limits,
         )
         yield Case(
-            "colour_misfit",
+            "to_rgb_misfit",
             {
                 "out": draw(rows, high, wide, channels),
                 "slope": 0.2,
                 "scale": 0.5 + draw.rates(rows, high, wide).to(draw.real),
                 "out_grad": draw.unwritten(rows, high, wide, channels),
-                "colour_weight": draw(colours, channels),
-                "colour_bias": draw(colours),
+                "rgb_weight": draw(image_channels, channels),
+                "rgb_bias": draw(image_channels),
                 "bounded": True,
                 **what,
                 **of_rows,
             },
-            frozenset({"out", "colour_weight", "kind", "factor", "target"}),
+            frozenset({"out", "rgb_weight", "kind", "factor", "target"}),
             optional=("mask", "scale"),
             limits=limits,
         )
@@ -535,7 +536,7 @@ def _odd(value: Tensor) -> Tensor:
 
 # Histories have observations second; the rest belongs to layers, or to the schedule.
 _SECOND = {"acceptance", "step_used", "energy_mean", "energy_std", "trace"}
-_WHOLE = {"bias", "kernel", "arena", "colour_weight", "colour_bias", "betas"}
+_WHOLE = {"bias", "kernel", "arena", "rgb_weight", "rgb_bias", "betas"}
 
 
 def without_work(case: Case) -> Arguments:

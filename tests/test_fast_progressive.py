@@ -21,9 +21,9 @@ from cogen_fast.generators import ProgressiveGenerator, pretrained
 from cogen_fast.generators.fast_progressive import FastProgressive
 from cogen_fast.methods.settings import keywords
 from cogen_fast.ops import native, reference
-from cogen_fast.ops.progressive.colours import Colours, colour_misfit
 from cogen_fast.ops.progressive.normed import NormedActivation, norm, norm_grad
 from cogen_fast.ops.progressive.packed import Workspace
+from cogen_fast.ops.progressive.to_rgb import ToRGB, to_rgb_misfit
 from cogen_fast.ops.progressive.upsampled import UpsampledConvolution
 from cogen_fast.ops.progressive.winograd import WinogradConvolution
 from cogen_fast.ops.spec import MisfitKind, MisfitSpec
@@ -222,36 +222,36 @@ kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @kinds
 @pytest.mark.parametrize("rows", [0, 1, 2], ids=["no-mask", "one-mask", "masks"])
 @pytest.mark.parametrize("bounded", [False, True], ids=["linear", "tanh"])
-def test_colour_misfit(kind: tuple[MisfitKind, int], rows: int, bounded: bool) -> None:
+def test_to_rgb_misfit(kind: tuple[MisfitKind, int], rows: int, bounded: bool) -> None:
     # 144 lines of 16 pixels: two bands and a rest.
     for colours, channels in ((1, 1), (3, 5), (2, 17)):
         spec = observed(*kind, (colours, 272, 16), 2, rows, rows)
         observation = torch.tensor([1, 0, 1])
         normed = norm(random(3, 272, 16, channels), random(channels), SLOPE, True)
         weight, bias = random(colours, channels), random(colours)
-        expected = reference.colour_misfit(
+        expected = reference.to_rgb_misfit(
             normed.out, normed.scale, SLOPE, weight, bias, bounded, spec, observation
         )
         size = (expected[1] * normed.scale[..., None]).abs().max() if channels > 1 else 1e2
-        energy, grad = colour_misfit(normed, Colours(weight, bias, bounded), spec, observation)
+        energy, grad = to_rgb_misfit(normed, ToRGB(weight, bias, bounded), spec, observation)
         torch.testing.assert_close(energy, expected[0], rtol=1e-12, atol=0)
         torch.testing.assert_close(grad, expected[1], rtol=0, atol=1e-12 * float(size))
         assert grad.data_ptr() == normed.out.data_ptr()
 
 
-def test_colour_misfit_names_what_is_wrong() -> None:
+def test_to_rgb_misfit_names_what_is_wrong() -> None:
     normed = norm(random(2, 4, 4, 3), random(3), SLOPE, True)
-    colours = Colours(random(3, 3), random(3), False)
+    colours = ToRGB(random(3, 3), random(3), False)
     spec = observed("mask", 1, (3, 4, 4), 2, 0, 0)
     index = torch.tensor([0, 1])
     with pytest.raises(
         ValueError, match=r"^spec.output_shape: expected \(3, 4, 4\), got \(3, 8, 8\)"
     ):
-        colour_misfit(normed, colours, observed("mask", 1, (3, 8, 8), 2, 0, 0), index)
+        to_rgb_misfit(normed, colours, observed("mask", 1, (3, 8, 8), 2, 0, 0), index)
     with pytest.raises(ValueError, match=r"^observation: expected values in \[0, B\)"):
-        colour_misfit(normed, colours, spec, torch.tensor([0, 2]))
+        to_rgb_misfit(normed, colours, spec, torch.tensor([0, 2]))
     with pytest.raises(ValueError, match=r"^observation: expected shape \(2,\), got \(1,\)"):
-        colour_misfit(normed, colours, spec, index[:1])
+        to_rgb_misfit(normed, colours, spec, index[:1])
 
 
 # --- the network ----------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ from cogen_fast import Compute
 from cogen_fast.generators import ProgressiveGenerator
 from cogen_fast.generators.fast_progressive import FastProgressive
 from cogen_fast.ops import reference
-from cogen_fast.ops.progressive.colours import Colours
 from cogen_fast.ops.progressive.folded import FOLDINGS, FoldedLayers, TorchNorms
 from cogen_fast.ops.progressive.normed import NormedActivation
+from cogen_fast.ops.progressive.to_rgb import ToRGB
 from cogen_fast.ops.spec import MisfitKind, MisfitSpec
 from cogen_fast.problem.compute import gathered
 from cogen_fast.problem.problem import prepared
@@ -256,10 +256,10 @@ def compare_kernels() -> None:
                 given = kernels.norm_grad(grad.clone(), out, found, SLOPE)
                 torch.testing.assert_close(given, back, rtol=0, atol=bound * size)
         for name, factor in (("mask", 1), ("stride", 3)):
-            compare_colours(kernels, (name, factor), dtype, wide, bound, device)  # type: ignore[arg-type]
+            compare_to_rgb(kernels, (name, factor), dtype, wide, bound, device)  # type: ignore[arg-type]
 
 
-def compare_colours(
+def compare_to_rgb(
     kernels: Any,
     kind: tuple[MisfitKind, int],
     dtype: torch.dtype,
@@ -267,8 +267,12 @@ def compare_colours(
     bound: float,
     device: str,
 ) -> None:
-    for colours, channels, bounded, masks in ((1, 4, False, 2), (3, 17, True, 0), (2, 3, False, 1)):
-        spec = observed(kind, (colours, 18, 6))
+    for image_channels, channels, bounded, masks in (
+        (1, 4, False, 2),
+        (3, 17, True, 0),
+        (2, 3, False, 1),
+    ):
+        spec = observed(kind, (image_channels, 18, 6))
         spec = MisfitSpec(
             spec.kind,
             spec.output_shape,
@@ -280,12 +284,12 @@ def compare_colours(
         read = random(3, 18, 6, channels).to(device, dtype)
         zero = torch.zeros(channels, device=device, dtype=wide)
         out, scale = TorchNorms.norm(read, zero, SLOPE, True)
-        weight = random(colours, channels, seed=8).to(device, wide)
-        bias = random(colours, seed=9).to(device, wide)
+        weight = random(image_channels, channels, seed=8).to(device, wide)
+        bias = random(image_channels, seed=9).to(device, wide)
         rows = torch.tensor([1, 0, 1], device=device)
-        how = (Colours(weight, bias, bounded), spec, rows)
-        energy, grad = TorchNorms.colour_misfit(NormedActivation(out, scale, SLOPE), *how)
-        found, back = kernels.colour_misfit(NormedActivation(out.clone(), scale, SLOPE), *how)
+        how = (ToRGB(weight, bias, bounded), spec, rows)
+        energy, grad = TorchNorms.to_rgb_misfit(NormedActivation(out, scale, SLOPE), *how)
+        found, back = kernels.to_rgb_misfit(NormedActivation(out.clone(), scale, SLOPE), *how)
         assert found.dtype == F64
         torch.testing.assert_close(found, energy, rtol=1e-12 if wide == F64 else 1e-5, atol=0)
         size = float(grad.abs().max())
@@ -339,25 +343,24 @@ def compile_kernels() -> None:
         sources: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
             (
                 kernels.norm_kernel,
-                {"x": half, "bias": full, "out": half, "scale": full}
+                {"out": half, "scale": full, "x": half, "bias": full}
                 | dict.fromkeys(("pixels", "side", "by_image", "by_line"), "i32")
                 | dict.fromkeys(("by_line_phase", "by_pixel", "by_pixel_phase"), "i32"),
-                common | {"PHASES": True, "EPSILON": 1e-8, "NORMALISE": True},
+                common | {"PHASES": True, "EPSILON": 1e-8},
             ),
             (
                 kernels.norm_grad_kernel,
-                {"grad": half, "out": half, "scale": full, "result": half, "pixels": "i32"},
-                common | {"NORMALISE": True},
+                {"grad": half, "out": half, "scale": full, "pixels": "i32"},
+                common,
             ),
             (
-                kernels.colour_misfit_kernel,
-                {"out": half}
-                | dict.fromkeys(("scale", "weight", "bias", "target"), full)
-                | {"mask": "*u8", "factor": full, "observation": "*i64", "energy": "*fp64"}
-                | dict.fromkeys(("pixels", "width", "measured"), "i32")
-                | dict.fromkeys(("mask_rows", "factor_rows", "factor_each"), "i32"),
-                common
-                | {"COLOURS": 3, "STRIDE": 8, "NORMALISE": True, "MASKED": True, "BOUNDED": True},
+                kernels.to_rgb_misfit_kernel,
+                {"energy": "*fp64", "out": half}
+                | dict.fromkeys(("scale", "rgb_weight", "rgb_bias"), full)
+                | {"observation": "*i64", "target": full, "mask": "*u8", "weight": full}
+                | dict.fromkeys(("measured", "mask_stride", "weight_stride"), "i32")
+                | dict.fromkeys(("weight_each", "pixels", "width"), "i32"),
+                common | {"IMAGE_CHANNELS": 3, "STRIDE": 8, "BOUNDED": True},
             ),
         ]
         for kernel, pointers, constants in sources:

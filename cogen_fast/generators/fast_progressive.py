@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cogen_fast.ops.progressive.colours import Colours
 from cogen_fast.ops.progressive.layers import Layers
 from cogen_fast.ops.progressive.normed import NormedActivation
+from cogen_fast.ops.progressive.to_rgb import ToRGB
 from cogen_fast.ops.spec import MisfitSpec
 
 LayerWeights = tuple[Tensor, Tensor]
@@ -32,14 +32,13 @@ class NetworkWeights:
 
     ``dense`` has a weight ``(16 C, d)``, whose row ``c * 16 + y * 4 + x`` is pixel (c, y, x);
     ``convolutions`` ``(out, in, 3, 3)`` are the one at 4 px and two for each further resolution;
-    ``colours`` and, during a fade-in, ``faded`` (of the resolution before) are the layers
-    ``(colours, C, 1, 1)`` that make images. ``bounded`` says whether tanh follows. The others are
-    as in `ProgressiveGenerator`.
+    ``to_rgb`` and, while fading, ``faded`` (of the resolution before) are ``(channels, C, 1, 1)``.
+    The rest is as in `ProgressiveGenerator`.
     """
 
     dense: LayerWeights
     convolutions: Sequence[LayerWeights]
-    colours: LayerWeights
+    to_rgb: LayerWeights
     faded: LayerWeights | None
     alpha: float
     normalise_latent: bool
@@ -49,7 +48,7 @@ class NetworkWeights:
 
 
 class FastProgressive:
-    """A progressive GAN for sampling: z ``(n, d)`` to images ``(n, colours, R, R)``.
+    """A progressive GAN for sampling: z ``(n, d)`` to images ``(n, channels, R, R)``.
 
     A call is differentiable once, with respect to z alone. The weights are those that it was made
     with. Latents, images and z-gradients have their type, activations that of ``layers``. Only one
@@ -73,11 +72,11 @@ class FastProgressive:
             (layers.upsampled(*rest[i], slope), layers.convolution(*rest[i + 1], slope))
             for i in range(0, len(rest), 2)
         ]
-        self._colours = _colour_layer(network.colours, network.bounded)
-        self._faded = None if network.faded is None else _colour_layer(network.faded, False)
+        self._to_rgb = _to_rgb(network.to_rgb, network.bounded)
+        self._faded = None if network.faded is None else _to_rgb(network.faded, False)
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Images ``(n, colours, R, R)`` of z ``(n, d)``; TypeError or ValueError naming z."""
+        """Images ``(n, channels, R, R)`` of z ``(n, d)``; TypeError or ValueError naming z."""
         if torch.is_grad_enabled() and z.requires_grad:
             image: Tensor = _Image.apply(z, self)  # type: ignore[no-untyped-call]
             return image
@@ -93,7 +92,7 @@ class FastProgressive:
         """
         trace = self._forward(z.detach())
         if self._faded is None:
-            energy, grad = self.layers.colour_misfit(trace[-1], self._colours, spec, observation)
+            energy, grad = self.layers.to_rgb_misfit(trace[-1], self._to_rgb, spec, observation)
             return energy, self._back(grad, trace, overwrite=True)
         image = self._image(trace).contiguous()
         energy, by_image = self.layers.misfit(image, spec, observation)
@@ -114,18 +113,15 @@ class FastProgressive:
         return trace
 
     def _image(self, trace: Sequence[NormedActivation]) -> Tensor:
-        image = _to_colours(trace[-1].out, self._colours)
+        image = _to_image(trace[-1].out, self._to_rgb)
         if self._faded is not None:
             alpha = self.network.alpha
-            before = _to_colours(trace[-3].out, self._faded)
+            before = _to_image(trace[-3].out, self._faded)
             image = alpha * image + (1.0 - alpha) * _upsampled(before)
         return (torch.tanh(image) if self.network.bounded else image).permute(0, 3, 1, 2)
 
     def _vjp(self, grad: Tensor, trace: list[NormedActivation], overwrite: bool) -> Tensor:
-        """The gradient with respect to z, given that with respect to the image.
-
-        ``grad`` is ``(n, colours, R, R)``.
-        """
+        """The gradient by z, given that by the image ``(n, channels, R, R)``."""
         grad = grad.permute(0, 2, 3, 1)
         if self.network.bounded:
             grad = grad * (1.0 - self._image(trace).permute(0, 2, 3, 1) ** 2)
@@ -133,7 +129,7 @@ class FastProgressive:
         if self._faded is not None:
             extra = (1.0 - self.network.alpha) * _upsampled_adjoint(grad) @ self._faded.weight
             grad = self.network.alpha * grad
-        grad = self.layers.norm_grad(grad @ self._colours.weight, trace[-1], overwrite)
+        grad = self.layers.norm_grad(grad @ self._to_rgb.weight, trace[-1], overwrite)
         return self._back(grad, trace, overwrite, extra)
 
     def _back(
@@ -180,14 +176,14 @@ class _Image(torch.autograd.Function):
         return ctx.fast._vjp(grad, trace, overwrite=False), None
 
 
-def _colour_layer(layer: LayerWeights, bounded: bool) -> Colours:
+def _to_rgb(layer: LayerWeights, bounded: bool) -> ToRGB:
     weight, bias = layer
-    return Colours(weight.flatten(1).contiguous(), bias.contiguous(), bounded)
+    return ToRGB(weight.flatten(1).contiguous(), bias.contiguous(), bounded)
 
 
-def _to_colours(x: Tensor, colours: Colours) -> Tensor:
-    """The image of an activation, ``(n, S, S, C)`` to ``(n, S, S, colours)``, before any tanh."""
-    return x.to(colours.weight.dtype) @ colours.weight.T + colours.bias
+def _to_image(x: Tensor, to_rgb: ToRGB) -> Tensor:
+    """``(n, S, S, C)`` to ``(n, S, S, channels)``, before any tanh."""
+    return x.to(to_rgb.weight.dtype) @ to_rgb.weight.T + to_rgb.bias
 
 
 def _upsampled(x: Tensor) -> Tensor:

@@ -321,7 +321,7 @@ class ProgressiveGenerator(nn.Module):
         return NetworkWeights(
             dense=_layer_weights(self.base.dense),
             convolutions=[_layer_weights(convolution) for convolution in convolutions],
-            colours=_layer_weights(self.to_rgb),
+            to_rgb=_layer_weights(self.to_rgb),
             faded=None if faded is None else _layer_weights(faded),
             alpha=self.alpha,
             normalise_latent=self.normalise_latent,

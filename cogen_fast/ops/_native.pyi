@@ -152,14 +152,14 @@ def misfit(
     grad: Tensor,  # written: as outputs
     threads: int,
 ) -> None: ...
-def colour_misfit(
+def to_rgb_misfit(
     *,
     out: Tensor,  # real (n, H, W, C)
     slope: float,
     scale: Tensor | None,  # real (n, H, W)
     out_grad: Tensor,  # written: as out, whose memory it may be
-    colour_weight: Tensor,  # real (colours, C)
-    colour_bias: Tensor,  # real (colours,)
+    rgb_weight: Tensor,  # real (image channels, C)
+    rgb_bias: Tensor,  # real (image channels,)
     bounded: bool,
     kind: _Kind,
     factor: int,

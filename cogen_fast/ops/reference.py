@@ -278,7 +278,7 @@ def norm_grad(grad: Tensor, out: Tensor, scale: Tensor | None, slope: float) -> 
     return torch.where(out > 0, grad, slope * grad)
 
 
-def colour_misfit(
+def to_rgb_misfit(
     out: Tensor,
     scale: Tensor | None,
     slope: float,
@@ -288,11 +288,11 @@ def colour_misfit(
     spec: MisfitSpec,
     observation: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Misfit of the images ``out @ weight.T + bias``, after tanh where ``bounded``.
+    """Misfit of the image ``out @ weight.T + bias``, through tanh where ``bounded``.
 
-    ``out`` ``(n, H, W, C)`` and ``scale`` are what `norm` returned; ``weight`` is ``(colours, C)``
-    and ``bias`` is ``(colours,)``. Returns energies ``(n,)`` float64, and their gradient with
-    respect to the ``x`` of that `norm`.
+    ``out`` ``(n, H, W, C)`` and ``scale`` are those of `norm`; ``weight`` is ``(image channels,
+    C)``, ``bias`` ``(image channels,)``. Energies ``(n,)`` float64, and their gradient by what
+    `norm` read.
     """
     image = out @ weight.T + bias
     if bounded:

@@ -1,10 +1,14 @@
 """The ops as Triton kernels, which `triton_ops` launches; `reference` defines what each computes.
 
-Tensors are contiguous. A program of the chains' updates has a tile of ROWS chains of one
-observation and goes over their dimensions COLS at a time. Sums have a fixed order and there are no
-atomics, so results are the same each time. Offsets into tensors are 64-bit. Numbers that are not
-exact in float32 stand beside float64 tensors only in operators: functions such as ``tl.where``
-would round them.
+Tensors are contiguous. A program that updates chains has a tile of ROWS chains of one observation
+and goes over their dimensions, COLS at a time. Sums have a fixed order and there are no atomics, so
+results are the same each time. Offsets into tensors are 64-bit. Constants that float32 cannot hold
+exactly appear beside float64 tensors only in operators: functions such as ``tl.where`` would round
+them.
+
+A kernel's parameters come in this order, a comment before each group: what it writes, the current
+state of the chains, the proposal, the potential and the step (as in `TransitionSettings`), the
+noise stream (as in `NoiseStream`), sizes, and constants of the compilation.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import triton
 import triton.language as tl
 
 from cogen_fast.ops import philox
+from cogen_fast.ops.triton_misfit import observed_values, weighted_square
 
 _PURPOSE_SHIFT = tl.constexpr(philox.PURPOSE_SHIFT)
 _LATENT = tl.constexpr(int(philox.Purpose.LATENT))
@@ -25,7 +30,7 @@ _ACCEPT = tl.constexpr(int(philox.Purpose.ACCEPT))
 
 @triton.jit
 def _words(seed, purpose, block, transition, chain, observation):
-    """Four words of each counter; the parts of a counter broadcast."""
+    """The four Philox words of each counter; the parts of a counter are broadcast."""
     first = (block | (purpose << _PURPOSE_SHIFT)).to(tl.uint32)
     return tl.philox(
         seed, first, transition.to(tl.uint32), chain.to(tl.uint32), observation.to(tl.uint32)
@@ -34,6 +39,7 @@ def _words(seed, purpose, block, transition, chain, observation):
 
 @triton.jit
 def _uniform(word, dtype: tl.constexpr):
+    """A uniform in (0, 1) from the upper 23 bits of a word."""
     return ((word >> 9).to(tl.int32).to(dtype) + 0.5) * (1.0 / 8388608.0)
 
 
@@ -51,7 +57,7 @@ def _ratio(a, b):
 
 @triton.jit
 def _log_of_uniform(u):
-    """Logarithm of ``u`` in (0, 1); of float32 as philox.h has it, for ``tl.log`` is coarse."""
+    """Logarithm of ``u`` in (0, 1); for float32 as in philox.h, as ``tl.log`` is too coarse."""
     if u.dtype == tl.float64:
         log = tl.log(u)
     else:
@@ -76,7 +82,7 @@ def _log_of_uniform(u):
 
 @triton.jit
 def _cos_sin_turns(t):
-    """Cosine and sine of ``t`` turns, ``t`` in (0, 1); of float32 as philox.h has them."""
+    """Cosine and sine of ``t`` turns, ``t`` in (0, 1); for float32 as in philox.h."""
     if t.dtype == tl.float64:
         angle = 6.283185307179586 * t
         cosine, sine = tl.cos(angle), tl.sin(angle)
@@ -108,7 +114,7 @@ def _normal_pair(radius_word, turn_word, dtype: tl.constexpr):
 
 @triton.jit
 def _normals(seed, purpose, block, transition, chain, observation, dtype: tl.constexpr):
-    """Normals ``(ROWS, 4 Q)`` of chains ``(ROWS, 1)`` and blocks ``(1, Q)`` of dimensions."""
+    """Normals ``(ROWS, 4 Q)`` for chains ``(ROWS, 1)`` and blocks ``(1, Q)`` of 4 dimensions."""
     w0, w1, w2, w3 = _words(seed, purpose, block, transition, chain, observation)
     n0, n1 = _normal_pair(w0, w1, dtype)
     n2, n3 = _normal_pair(w2, w3, dtype)
@@ -119,61 +125,97 @@ def _normals(seed, purpose, block, transition, chain, observation, dtype: tl.con
 
 
 @triton.jit
-def _tile(chains, tiles, ROWS: tl.constexpr):
-    """This program's observation, its chains ``(ROWS,)`` there, and which of these there are."""
+def _tile(chains, ROWS: tl.constexpr):
+    """This program's observation; its chains, their rows in ``(B N)``, and which of them exist."""
     program = tl.program_id(0).to(tl.int64)
-    chain = program % tiles * ROWS + tl.arange(0, ROWS)
-    return program // tiles, chain, chain < chains
+    tiles = (chains - 1) // ROWS + 1
+    observation, chain = program // tiles, program % tiles * ROWS + tl.arange(0, ROWS)
+    return observation, chain, observation * chains + chain, chain < chains
 
 
 @triton.jit
 def _columns(start, size, row, inside, COLS: tl.constexpr):
-    """Dimensions from ``start`` on ``(COLS,)``, their offsets ``(ROWS, COLS)``, which there are."""
+    """Dimensions from ``start`` on ``(COLS,)``; their offsets ``(ROWS, COLS)``, and which exist."""
     column = start + tl.arange(0, COLS)
     real = inside[:, None] & (column < size)[None, :]
     return column, row[:, None] * size + column[None, :], real
 
 
 @triton.jit
-def _steps(step_size, observation, row, inside, PER_CHAIN: tl.constexpr):
-    """Step sizes ``(ROWS,)`` of chains."""
+def _blocks(start, COLS: tl.constexpr):
+    """The numbers ``(1, COLS / 4)`` of the blocks of four dimensions that noise is drawn in."""
+    return (start // 4 + tl.arange(0, COLS // 4))[None, :]
+
+
+@triton.jit
+def _step_sizes(step_size, observation, row, inside, PER_CHAIN: tl.constexpr):
+    """The step size ``(ROWS,)`` of each chain: its own, or that of its observation."""
     index = row if PER_CHAIN else tl.zeros_like(row) + observation
     return tl.load(step_size + index, mask=inside, other=0.0)
 
 
 @triton.jit
-def _inverse_masses(inverse_mass, observation, column, size):
-    """Those of some dimensions, ``(1, COLS)``."""
-    return tl.load(inverse_mass + observation * size + column, mask=column < size, other=1.0)[
-        None, :
-    ]
+def _inverse_masses(inverse_mass, column, size):
+    """The diagonal ``(1, COLS)`` of the inverse mass of an observation, from its first entry."""
+    return tl.load(inverse_mass + column, mask=column < size, other=1.0)[None, :]
 
 
 @triton.jit
-def _kick(momentum, position, grad, span, beta, prior_weight):
-    """Momentum after a kick over ``span`` ``(ROWS,)``: minus ``span grad U``."""
-    misfit = (span * beta).to(momentum.dtype)[:, None]
-    prior = (span * prior_weight).to(momentum.dtype)[:, None]
-    return momentum - misfit * grad - prior * position
+def _kick_spans(beta, prior_weight, span, dtype: tl.constexpr):
+    """What a kick over ``span`` ``(ROWS,)`` multiplies the two forces by, ``(ROWS, 1)`` each."""
+    return (span * beta).to(dtype)[:, None], (span * prior_weight).to(dtype)[:, None]
 
 
 @triton.jit
-def _kinetic(momentum, inverse_mass, observation, column, size):
-    """Twice the kinetic energy of each entry, in float64."""
-    v = momentum.to(tl.float64)
-    kinetic = v * v
-    if inverse_mass is not None:
-        masses = _inverse_masses(inverse_mass, observation, column, size)
-        kinetic = kinetic * masses.to(tl.float64)
-    return kinetic
+def _kick(momentum, position, grad, misfit_span, prior_span):
+    """The momentum after a kick: minus the gradient of the potential, times the span."""
+    return momentum - misfit_span * grad - prior_span * position
 
 
 @triton.jit
-def _drift(position, momentum, step, inverse_mass, observation, column, size):
+def _drift(position, momentum, step, inverse_mass, column, size):
+    """The position after a drift over ``step`` ``(ROWS, 1)``."""
     velocity = momentum
     if inverse_mass is not None:
-        velocity = momentum * _inverse_masses(inverse_mass, observation, column, size)
-    return position + step.to(position.dtype)[:, None] * velocity
+        velocity = momentum * _inverse_masses(inverse_mass, column, size)
+    return position + step * velocity
+
+
+@triton.jit
+def _drawn_momentum(
+    # the noise
+    seed,
+    block,
+    transition,
+    chain,
+    observation,
+    # the mass
+    inverse_mass,
+    column,
+    size,
+    dtype: tl.constexpr,
+):
+    """Momenta ``v ~ N(0, M)`` ``(ROWS, COLS)`` of chains ``(ROWS, 1)``."""
+    v = _normals(seed, _MOMENTUM, block, transition, chain, observation, dtype)
+    if inverse_mass is not None:
+        root = _root(_inverse_masses(inverse_mass, column, size))
+        v = _ratio(v, tl.broadcast_to(root, v.shape))
+    return v
+
+
+@triton.jit
+def _squares(values):
+    """The squares, in float64."""
+    return values.to(tl.float64) * values.to(tl.float64)
+
+
+@triton.jit
+def _twice_kinetic(momentum, inverse_mass, column, size):
+    """Twice the kinetic energy of each entry, in float64."""
+    kinetic = _squares(momentum)
+    if inverse_mass is not None:
+        kinetic = kinetic * _inverse_masses(inverse_mass, column, size).to(tl.float64)
+    return kinetic
 
 
 @triton.jit
@@ -183,161 +225,272 @@ def _hamiltonian(energy, squares, kinetic, beta, prior_weight):
     return beta * energy + prior_weight * prior + 0.5 * tl.sum(kinetic, 1)
 
 
-@triton.jit(do_not_specialize=["seed", "chains", "tiles"])
-def initial_latents(
-    out, transition, observation, seed, chains, size, tiles, ROWS: tl.constexpr, COLS: tl.constexpr
-):
-    """Prior draws ``(B, chains, size)``."""
-    b, chain, inside = _tile(chains, tiles, ROWS)
-    row = b * chains + chain
-    at, who = tl.load(transition + b), tl.load(observation + b)
-    for start in range(0, size, COLS):
-        _, offset, real = _columns(start, size, row, inside, COLS)
-        block = (start // 4 + tl.arange(0, COLS // 4))[None, :]
-        drawn = _normals(seed, _LATENT, block, at, chain[:, None], who, out.dtype.element_ty)
-        tl.store(out + offset, drawn, mask=real)
-
-
-@triton.jit(do_not_specialize=["seed", "chains", "tiles"])
-def begin_trajectory(
+@triton.jit
+def _squares_at_the_end(
+    # the end of the trajectory, its momentum before the last half kick
     position,
     momentum,
-    hamiltonian,
-    latents,
-    energy,
     grad,
-    beta,
-    prior_weight,
-    step_size,
+    # that kick, and the mass
+    misfit_span,
+    prior_span,
     inverse_mass,
-    transition,
-    observation,
-    seed,
-    chains,
+    # the tile
+    row,
+    inside,
     size,
-    tiles,
-    PER_CHAIN: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Momentum refresh, Hamiltonian, half a kick, one drift: the first three are written."""
-    b, chain, inside = _tile(chains, tiles, ROWS)
-    row = b * chains + chain
-    at, who = tl.load(transition + b), tl.load(observation + b)
-    heat, weight = tl.load(beta + b), tl.load(prior_weight + b)
-    step = _steps(step_size, b, row, inside, PER_CHAIN)
+    """The terms of ``|z|^2`` and ``v' M^-1 v`` after the last half kick, ``(ROWS, COLS)`` each.
+
+    No later step needs the momentum after that kick, so it is not stored.
+    """
     squares = tl.zeros([ROWS, COLS], tl.float64)
     kinetic = tl.zeros([ROWS, COLS], tl.float64)
-    for start in range(0, size, COLS):
-        column, offset, real = _columns(start, size, row, inside, COLS)
-        block = (start // 4 + tl.arange(0, COLS // 4))[None, :]
-        v = _normals(seed, _MOMENTUM, block, at, chain[:, None], who, momentum.dtype.element_ty)
-        if inverse_mass is not None:
-            root = _root(_inverse_masses(inverse_mass, b, column, size))
-            v = _ratio(v, tl.broadcast_to(root, v.shape))
-        v = tl.where(real, v, 0.0)
-        z = tl.load(latents + offset, mask=real, other=0.0)
-        g = tl.load(grad + offset, mask=real, other=0.0)
-        squares += z.to(tl.float64) * z.to(tl.float64)
-        kinetic += _kinetic(v, inverse_mass, b, column, size)
-        v = _kick(v, z, g, 0.5 * step, heat, weight)
-        tl.store(momentum + offset, v, mask=real)
-        z = _drift(z, v, step, inverse_mass, b, column, size)
-        tl.store(position + offset, z, mask=real)
-    e = tl.load(energy + row, mask=inside, other=0.0)
-    tl.store(hamiltonian + row, _hamiltonian(e, squares, kinetic, heat, weight), mask=inside)
-
-
-@triton.jit(do_not_specialize=["chains", "tiles"])
-def continue_trajectory(
-    position,
-    momentum,
-    grad,
-    beta,
-    prior_weight,
-    step_size,
-    inverse_mass,
-    chains,
-    size,
-    tiles,
-    PER_CHAIN: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    """One kick and one drift of position and momentum, in place."""
-    b, chain, inside = _tile(chains, tiles, ROWS)
-    row = b * chains + chain
-    heat, weight = tl.load(beta + b), tl.load(prior_weight + b)
-    step = _steps(step_size, b, row, inside, PER_CHAIN)
     for start in range(0, size, COLS):
         column, offset, real = _columns(start, size, row, inside, COLS)
         z = tl.load(position + offset, mask=real, other=0.0)
         v = tl.load(momentum + offset, mask=real, other=0.0)
         g = tl.load(grad + offset, mask=real, other=0.0)
-        v = _kick(v, z, g, step, heat, weight)
+        v = _kick(v, z, g, misfit_span, prior_span)
+        squares += _squares(z)
+        kinetic += _twice_kinetic(v, inverse_mass, column, size)
+    return squares, kinetic
+
+
+@triton.jit
+def _acceptance_uniform(seed, transition, chain, observation):
+    """The uniform ``(ROWS,)`` that decides whether each chain accepts."""
+    word, _, _, _ = _words(seed, _ACCEPT, tl.zeros_like(chain), transition, chain, observation)
+    return _uniform(word, tl.float64)
+
+
+@triton.jit
+def _metropolis(start, end, uniform):
+    """Whether chains accept, with which probability, and by how much their Hamiltonian changed."""
+    change = end - start
+    # Whatever made it so, a change that is not finite (NaN fails the comparison) is a rejection.
+    change = tl.where(tl.abs(change) < float("inf"), change, float("inf"))
+    probability = tl.exp(-tl.maximum(change, 0.0))
+    return uniform < probability, probability, change
+
+
+@triton.jit
+def _select(out, proposed, current, accepted, offset, real):
+    """Store ``proposed`` entries of the chains that accepted, ``current`` ones of the others."""
+    taken, left = accepted[:, None], (accepted == 0)[:, None]
+    new = tl.load(proposed + offset, mask=real & taken, other=0.0)
+    old = tl.load(current + offset, mask=real & left, other=0.0)
+    tl.store(out + offset, tl.where(taken, new, old), mask=real)
+
+
+@triton.jit(do_not_specialize=["seed", "chains"])
+def initial_latents(
+    out,
+    # the noise stream
+    transition,
+    observation,
+    seed,
+    # sizes and constants
+    chains,
+    size,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """Prior draws ``(B, chains, size)``."""
+    b, chain, row, inside = _tile(chains, ROWS)
+    at_transition, of_observation = tl.load(transition + b), tl.load(observation + b)
+    for start in range(0, size, COLS):
+        _, offset, real = _columns(start, size, row, inside, COLS)
+        block = _blocks(start, COLS)
+        drawn = _normals(
+            seed,
+            _LATENT,
+            block,
+            at_transition,
+            chain[:, None],
+            of_observation,
+            out.dtype.element_ty,
+        )
+        tl.store(out + offset, drawn, mask=real)
+
+
+@triton.jit(do_not_specialize=["seed", "chains"])
+def begin_trajectory(
+    # the proposal, which is written
+    position,
+    momentum,
+    hamiltonian,
+    # the current state
+    latents,
+    energy,
+    grad,
+    # the potential and the step
+    beta,
+    prior_weight,
+    step_size,
+    inverse_mass,
+    # the noise stream
+    transition,
+    observation,
+    seed,
+    # sizes and constants
+    chains,
+    size,
+    PER_CHAIN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """Momentum refresh, Hamiltonian, half a kick and one drift."""
+    b, chain, row, inside = _tile(chains, ROWS)
+    at_transition, of_observation = tl.load(transition + b), tl.load(observation + b)
+    inverse_temperature, weight = tl.load(beta + b), tl.load(prior_weight + b)
+    step = _step_sizes(step_size, b, row, inside, PER_CHAIN)
+    if inverse_mass is not None:
+        inverse_mass += b * size
+    misfit_span, prior_span = _kick_spans(
+        inverse_temperature, weight, 0.5 * step, momentum.dtype.element_ty
+    )
+    step = step.to(position.dtype.element_ty)[:, None]
+    squares = tl.zeros([ROWS, COLS], tl.float64)
+    kinetic = tl.zeros([ROWS, COLS], tl.float64)
+    for start in range(0, size, COLS):
+        column, offset, real = _columns(start, size, row, inside, COLS)
+        v = _drawn_momentum(
+            seed,
+            _blocks(start, COLS),
+            at_transition,
+            chain[:, None],
+            of_observation,
+            inverse_mass,
+            column,
+            size,
+            momentum.dtype.element_ty,
+        )
+        v = tl.where(real, v, 0.0)
+        z = tl.load(latents + offset, mask=real, other=0.0)
+        g = tl.load(grad + offset, mask=real, other=0.0)
+        squares += _squares(z)
+        kinetic += _twice_kinetic(v, inverse_mass, column, size)
+        v = _kick(v, z, g, misfit_span, prior_span)
         tl.store(momentum + offset, v, mask=real)
-        z = _drift(z, v, step, inverse_mass, b, column, size)
+        z = _drift(z, v, step, inverse_mass, column, size)
+        tl.store(position + offset, z, mask=real)
+    e = tl.load(energy + row, mask=inside, other=0.0)
+    tl.store(
+        hamiltonian + row,
+        _hamiltonian(e, squares, kinetic, inverse_temperature, weight),
+        mask=inside,
+    )
+
+
+@triton.jit(do_not_specialize=["chains"])
+def continue_trajectory(
+    # the proposal, which is changed in place
+    position,
+    momentum,
+    grad,
+    # the potential and the step
+    beta,
+    prior_weight,
+    step_size,
+    inverse_mass,
+    # sizes and constants
+    chains,
+    size,
+    PER_CHAIN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """One kick and one drift of position and momentum, in place."""
+    b, _, row, inside = _tile(chains, ROWS)
+    inverse_temperature, weight = tl.load(beta + b), tl.load(prior_weight + b)
+    step = _step_sizes(step_size, b, row, inside, PER_CHAIN)
+    if inverse_mass is not None:
+        inverse_mass += b * size
+    misfit_span, prior_span = _kick_spans(
+        inverse_temperature, weight, step, momentum.dtype.element_ty
+    )
+    step = step.to(position.dtype.element_ty)[:, None]
+    for start in range(0, size, COLS):
+        column, offset, real = _columns(start, size, row, inside, COLS)
+        z = tl.load(position + offset, mask=real, other=0.0)
+        v = tl.load(momentum + offset, mask=real, other=0.0)
+        g = tl.load(grad + offset, mask=real, other=0.0)
+        v = _kick(v, z, g, misfit_span, prior_span)
+        tl.store(momentum + offset, v, mask=real)
+        z = _drift(z, v, step, inverse_mass, column, size)
         tl.store(position + offset, z, mask=real)
 
 
-@triton.jit(do_not_specialize=["seed", "chains", "tiles"])
+@triton.jit(do_not_specialize=["seed", "chains"])
 def accept_select(
+    # the next state and what happened, which are written
     out_latents,
     out_energy,
     out_grad,
     out_probability,
     out_accepted,
     out_change,
+    # the current state
     latents,
     energy,
     grad,
+    # the proposal, with its energy and gradient
     position,
     momentum,
     hamiltonian,
     proposed_energy,
     proposed_grad,
+    # the potential and the step, and which observations move
     beta,
     prior_weight,
     step_size,
     inverse_mass,
     active,
+    # the noise stream
     transition,
     observation,
     seed,
+    # sizes and constants
     chains,
     size,
-    tiles,
     PER_CHAIN: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Last half kick, Metropolis test and selection, into the tensors named out."""
-    b, chain, inside = _tile(chains, tiles, ROWS)
-    row = b * chains + chain
-    at, who = tl.load(transition + b), tl.load(observation + b)
-    heat, weight = tl.load(beta + b), tl.load(prior_weight + b)
-    step = _steps(step_size, b, row, inside, PER_CHAIN)
-    squares = tl.zeros([ROWS, COLS], tl.float64)
-    kinetic = tl.zeros([ROWS, COLS], tl.float64)
-    for start in range(0, size, COLS):
-        column, offset, real = _columns(start, size, row, inside, COLS)
-        z = tl.load(position + offset, mask=real, other=0.0)
-        v = tl.load(momentum + offset, mask=real, other=0.0)
-        g = tl.load(proposed_grad + offset, mask=real, other=0.0)
-        v = _kick(v, z, g, 0.5 * step, heat, weight)
-        squares += z.to(tl.float64) * z.to(tl.float64)
-        kinetic += _kinetic(v, inverse_mass, b, column, size)
+    """Last half kick, Metropolis test and selection."""
+    b, chain, row, inside = _tile(chains, ROWS)
+    at_transition, of_observation = tl.load(transition + b), tl.load(observation + b)
+    inverse_temperature, weight = tl.load(beta + b), tl.load(prior_weight + b)
+    step = _step_sizes(step_size, b, row, inside, PER_CHAIN)
+    if inverse_mass is not None:
+        inverse_mass += b * size
+    misfit_span, prior_span = _kick_spans(
+        inverse_temperature, weight, 0.5 * step, momentum.dtype.element_ty
+    )
+    squares, kinetic = _squares_at_the_end(
+        position,
+        momentum,
+        proposed_grad,
+        misfit_span,
+        prior_span,
+        inverse_mass,
+        row,
+        inside,
+        size,
+        ROWS,
+        COLS,
+    )
     new_energy = tl.load(proposed_energy + row, mask=inside, other=0.0)
     old_energy = tl.load(energy + row, mask=inside, other=0.0)
-    end = _hamiltonian(new_energy, squares, kinetic, heat, weight)
-    change = end - tl.load(hamiltonian + row, mask=inside, other=0.0)
-    # Whatever made it so, a change that is not finite (NaN fails the comparison) is a rejection.
-    change = tl.where(tl.abs(change) < float("inf"), change, float("inf"))
-    probability = tl.exp(-tl.maximum(change, 0.0))
-    word, _, _, _ = _words(seed, _ACCEPT, tl.zeros_like(chain), at, chain, who)
-    accepted = _uniform(word, tl.float64) < probability
+    end = _hamiltonian(new_energy, squares, kinetic, inverse_temperature, weight)
+    begin = tl.load(hamiltonian + row, mask=inside, other=0.0)
+    uniform = _acceptance_uniform(seed, at_transition, chain, of_observation)
+    accepted, probability, change = _metropolis(begin, end, uniform)
     if active is not None:
-        # A vector, for the interpreter cannot spread a comparison of one number over many.
+        # Loaded once per chain, because the interpreter cannot broadcast a scalar comparison.
         moves = tl.load(active + tl.zeros_like(row) + b) != 0
         accepted = accepted & moves
         probability = tl.where(moves, probability, 0.0)
@@ -346,15 +499,10 @@ def accept_select(
     tl.store(out_probability + row, probability, mask=inside)
     tl.store(out_accepted + row, accepted, mask=inside)
     tl.store(out_change + row, change, mask=inside)
-    keep, leave = accepted[:, None], (accepted == 0)[:, None]
     for start in range(0, size, COLS):
-        column, offset, real = _columns(start, size, row, inside, COLS)
-        new = tl.load(position + offset, mask=real & keep, other=0.0)
-        old = tl.load(latents + offset, mask=real & leave, other=0.0)
-        tl.store(out_latents + offset, tl.where(keep, new, old), mask=real)
-        new = tl.load(proposed_grad + offset, mask=real & keep, other=0.0)
-        old = tl.load(grad + offset, mask=real & leave, other=0.0)
-        tl.store(out_grad + offset, tl.where(keep, new, old), mask=real)
+        _, offset, real = _columns(start, size, row, inside, COLS)
+        _select(out_latents, position, latents, accepted, offset, real)
+        _select(out_grad, proposed_grad, grad, accepted, offset, real)
 
 
 # --- observations ---------------------------------------------------------------------------------
@@ -373,7 +521,7 @@ def _adapted(
     minimum: tl.constexpr,
     maximum: tl.constexpr,
 ):
-    """New step size and running acceptance where it ``moves``, the old ones elsewhere."""
+    """The next step size and running acceptance rate; the old ones where nothing ``moves``."""
     new = tl.where(running > target, step * increase, step * decrease)
     new = tl.maximum(new, tl.full([], minimum, tl.float64))
     new = tl.minimum(new, tl.full([], maximum, tl.float64))
@@ -484,10 +632,10 @@ def observation_uniforms(
     """One uniform in (0, 1) per observation."""
     b = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = b < observations
-    at = tl.load(transition + b, mask=real, other=0)
-    who = tl.load(observation + b, mask=real, other=0)
+    at_transition = tl.load(transition + b, mask=real, other=0)
+    of_observation = tl.load(observation + b, mask=real, other=0)
     zero = tl.zeros_like(b)
-    word, _, _, _ = _words(seed, zero + purpose, zero, at, zero, who)
+    word, _, _, _ = _words(seed, zero + purpose, zero, at_transition, zero, of_observation)
     tl.store(out + b, _uniform(word, tl.float64), mask=real)
 
 
@@ -496,49 +644,27 @@ def observation_uniforms(
 
 @triton.jit
 def _observation_of(observation, row, observations):
-    """That of an output, and whether there is such a one; 0 where there is none."""
+    """The observation that an output belongs to, 0 where there is none, and whether there is."""
     b = tl.load(observation + row)
     known = (b >= 0) & (b < observations)
     return tl.where(known, b, 0), known
 
 
 @triton.jit
-def _force(
-    value,
-    m,
-    read,
-    b,
-    target,
-    mask,
-    weight,
-    measured,
-    mask_stride,
-    weight_stride,
-    ELEMENTWISE: tl.constexpr,
-):
-    """Energy, in float64, and its derivative of measured values, 0 where they are not ``read``.
-
-    Unobserved entries are selected away, never multiplied by zero: NaN may stand there.
-    """
-    seen = read
-    if mask is not None:
-        seen = read & (tl.load(mask + b * mask_stride + m, mask=read, other=0) != 0)
-    aim = tl.load(target + b * measured + m, mask=seen, other=0.0)
-    residual = tl.where(seen, value - aim, 0.0)
-    if ELEMENTWISE:
-        factor = tl.load(weight + b * weight_stride + m, mask=read, other=0.0)
-    else:
-        factor = tl.load(weight + b * weight_stride)
-    r = residual.to(tl.float64)
-    return factor.to(tl.float64) * r * r, 2.0 * factor * residual
+def _weights(weight, m, read, ELEMENTWISE: tl.constexpr):
+    """The weight of each measured value ``m``, or the one that they share."""
+    return tl.load(weight + m, mask=read, other=0.0) if ELEMENTWISE else tl.load(weight)
 
 
 @triton.jit(do_not_specialize=["segments", "observations", "mask_stride", "weight_stride"])
 def misfit_of_pixels(
+    # the energy of each segment and the gradient, which are written
     energy,
     grad,
+    # the outputs, and which observation each belongs to
     x,
     observation,
+    # what is observed, and how far its rows are apart
     target,
     mask,
     weight,
@@ -547,10 +673,12 @@ def misfit_of_pixels(
     measured,
     mask_stride,
     weight_stride,
+    # an output's size, and what of it is read
     entries,
     height,
     width,
     factor,
+    # constants
     STRIDED: tl.constexpr,
     ELEMENTWISE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -559,6 +687,10 @@ def misfit_of_pixels(
     program = tl.program_id(0).to(tl.int64)
     row, segment = program // segments, (program % segments).to(tl.int32)
     b, known = _observation_of(observation, row, observations)
+    target += b * measured
+    weight += b * weight_stride
+    if mask is not None:
+        mask += b * mask_stride
     entry = segment * BLOCK + tl.arange(0, BLOCK)
     inside = entry < entries
     read, m = inside, entry
@@ -569,19 +701,21 @@ def misfit_of_pixels(
         lines, columns = (height - 1) // factor + 1, (width - 1) // factor + 1
         m = (channel * lines + line // factor) * columns + column // factor
     value = tl.load(x + row * entries + entry, mask=read, other=0.0)
-    energies, force = _force(
-        value, m, read, b, target, mask, weight, measured, mask_stride, weight_stride, ELEMENTWISE
-    )
-    tl.store(grad + row * entries + entry, tl.where(read, force, 0.0), mask=inside)
+    aim, seen = observed_values(m, read, target, mask)
+    energies, by_value = weighted_square(value, aim, seen, _weights(weight, m, read, ELEMENTWISE))
+    tl.store(grad + row * entries + entry, tl.where(read, by_value, 0.0), mask=inside)
     tl.store(energy + program, tl.where(known, tl.sum(energies, 0), float("nan")))
 
 
 @triton.jit(do_not_specialize=["segments", "observations", "mask_stride", "weight_stride"])
 def misfit_of_means(
+    # the energy of each segment and the gradient, which are written
     energy,
     grad,
+    # the outputs, and which observation each belongs to
     x,
     observation,
+    # what is observed, and how far its rows are apart
     target,
     mask,
     weight,
@@ -590,10 +724,12 @@ def misfit_of_means(
     measured,
     mask_stride,
     weight_stride,
+    # an output's size, and what of it is read
     entries,
     height,
     width,
     factor,
+    # constants
     ELEMENTWISE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -601,33 +737,27 @@ def misfit_of_means(
     program = tl.program_id(0).to(tl.int64)
     row, segment = program // segments, (program % segments).to(tl.int32)
     b, known = _observation_of(observation, row, observations)
+    target += b * measured
+    weight += b * weight_stride
+    if mask is not None:
+        mask += b * mask_stride
     m = segment * BLOCK + tl.arange(0, BLOCK)
     read = m < measured
     columns = width // factor
-    # The lines of blocks of all channels follow each other, for blocks tile the channels.
+    # Blocks tile the channels, so rows of blocks can be numbered through all channels.
     corner = row * entries + (m // columns * factor * width + m % columns * factor)
     total = tl.zeros([BLOCK], x.dtype.element_ty)
     for i in range(factor):
         for j in range(factor):
             total += tl.load(x + corner + (i * width + j), mask=read, other=0.0)
     area = tl.zeros_like(total) + factor * factor
-    energies, force = _force(
-        _ratio(total, area),
-        m,
-        read,
-        b,
-        target,
-        mask,
-        weight,
-        measured,
-        mask_stride,
-        weight_stride,
-        ELEMENTWISE,
-    )
-    share = _ratio(force, area)
+    mean = _ratio(total, area)
+    aim, seen = observed_values(m, read, target, mask)
+    energies, by_mean = weighted_square(mean, aim, seen, _weights(weight, m, read, ELEMENTWISE))
+    by_pixel = _ratio(by_mean, area)
     for i in range(factor):
         for j in range(factor):
-            tl.store(grad + corner + (i * width + j), share, mask=read)
+            tl.store(grad + corner + (i * width + j), by_pixel, mask=read)
     tl.store(energy + program, tl.where(known, tl.sum(energies, 0), float("nan")))
 
 

@@ -22,7 +22,7 @@ from cogen_fast.ops.checked import (
     AcceptArguments,
     AdaptArguments,
     BeginArguments,
-    CheckedSettings,
+    CheckedStream,
     ContinueArguments,
     ImageLayout,
     MisfitArguments,
@@ -81,26 +81,21 @@ def _signed(seed: int) -> int:
 
 
 class _ChainGrid(NamedTuple):
-    """How chains are divided among programs; this depends on the shape of the latents alone.
-
-    A program has ``rows`` chains, and goes through their dimensions ``columns`` at a time. Each
-    observation has ``per_observation`` programs.
-    """
+    """How chains are cut into grid, one for each program; by their shape alone."""
 
     rows: int
     columns: int
-    per_observation: int
     programs: int
 
     @classmethod
     def of(cls, shape: tuple[int, int, int]) -> _ChainGrid:
+        """Those of latents ``(B, N, d)``."""
         observations, chains, size = shape
         if size > _MOST_DIMENSIONS:
             raise ValueError(f"size: expected between 1 and 2^26, got {size}")
         columns = min(max(triton.next_power_of_2(size), 4), _COLUMNS)
         rows = min(triton.next_power_of_2(max(chains, 1)), _TILE_ENTRIES // columns)
-        per_observation = triton.cdiv(chains, rows)
-        return cls(rows, columns, per_observation, observations * per_observation)
+        return cls(rows, columns, observations * triton.cdiv(chains, rows))
 
 
 def _launch_over_chains(
@@ -111,15 +106,13 @@ def _launch_over_chains(
     *args: Any,
     **constants: Any,
 ) -> None:
-    """Launch over the chains of latents ``(B, N, d)``; ``args`` precede the sizes in the kernel."""
+    """Launch over the chains of latents ``(B, N, d)``; ``args`` are what comes before the sizes."""
     sizes = {"ROWS": grid.rows, "COLS": grid.columns}
-    _launch(
-        kernel, grid.programs, device, *args, *shape[1:], grid.per_observation, **sizes, **constants
-    )
+    _launch(kernel, grid.programs, device, *args, *shape[1:], **sizes, **constants)
 
 
 def _block_size(count: int) -> int:
-    """The block size for a loop over ``count`` numbers."""
+    """How many of ``count`` numbers a program's loop takes at a time."""
     return min(int(triton.next_power_of_2(max(count, 1))), _TILE_ENTRIES)
 
 
@@ -128,8 +121,9 @@ def _as_bytes(flags: Tensor | None) -> Tensor | None:
     return None if flags is None else flags.view(torch.uint8)
 
 
-def _potential_arguments(settings: CheckedSettings) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    return settings.beta, settings.prior_weight, settings.step_size, settings.inverse_mass
+def _of_noise(stream: CheckedStream) -> tuple[Tensor, Tensor, int]:
+    """A noise stream in the order of the kernels' parameters."""
+    return stream.transition, stream.observation, _signed(stream.seed)
 
 
 def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dtype) -> Tensor:
@@ -137,20 +131,11 @@ def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dt
     require_float("dtype", dtype)
     check_sizes(chains, size)
     device = _device("stream.transition", stream.transition)
-    seed, transition, observation = check_stream(stream, device=device)
-    shape = len(transition), chains, size
-    grid = _ChainGrid.of(shape)  # refuses a size before memory is allocated for it
+    given = check_stream(stream, device=device)
+    shape = len(given.transition), chains, size
+    grid = _ChainGrid.of(shape)  # refuses a size before memory of that size is allocated
     latents = torch.empty(shape, dtype=dtype, device=device)
-    _launch_over_chains(
-        kernels.initial_latents,
-        grid,
-        shape,
-        device,
-        latents,
-        transition,
-        observation,
-        _signed(seed),
-    )
+    _launch_over_chains(kernels.initial_latents, grid, shape, device, latents, *_of_noise(given))
     return latents
 
 
@@ -160,7 +145,6 @@ def begin_trajectory(
     """Momentum, Hamiltonian, half a kick and one drift; see `reference.begin_trajectory`."""
     device = _device("latents", latents)
     given = BeginArguments.of(latents, energy, grad, settings, stream, device)
-    seed, transition, observation = given.stream
     grid = _ChainGrid.of(given.shape)
     out = Proposal(
         torch.empty_like(given.latents),
@@ -176,10 +160,8 @@ def begin_trajectory(
         given.latents,
         given.energy,
         given.grad,
-        *_potential_arguments(given.settings),
-        transition,
-        observation,
-        _signed(seed),
+        *given.settings,
+        *_of_noise(given.stream),
         PER_CHAIN=given.settings.per_chain,
     )
     return out
@@ -198,7 +180,7 @@ def continue_trajectory(proposal: Proposal, grad: Tensor, settings: TransitionSe
         given.position,
         given.momentum,
         given.grad,
-        *_potential_arguments(given.settings),
+        *given.settings,
         PER_CHAIN=given.settings.per_chain,
     )
 
@@ -218,7 +200,6 @@ def accept_select(
     given = AcceptArguments.of(
         latents, energy, grad, proposal, proposed_energy, proposed_grad, settings, stream, device
     )
-    seed, transition, observation = given.stream
     grid = _ChainGrid.of(given.shape)
     out = given.empty()
     _launch_over_chains(
@@ -233,11 +214,9 @@ def accept_select(
         *given.proposal,
         given.proposed_energy,
         given.proposed_grad,
-        *_potential_arguments(given.settings),
+        *given.settings,
         _as_bytes(given.active),
-        transition,
-        observation,
-        _signed(seed),
+        *_of_noise(given.stream),
         PER_CHAIN=given.settings.per_chain,
     )
     return out
@@ -314,19 +293,18 @@ def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | 
 def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
     """One uniform per observation, ``(B,)`` float64; see `reference.observation_uniforms`."""
     device = _device("stream.transition", stream.transition)
-    seed, transition, observation = check_stream(stream, device=device)
-    out = torch.empty(len(transition), dtype=torch.float64, device=device)
-    block = _block_size(len(transition))
+    given = check_stream(stream, device=device)
+    observations = len(given.transition)
+    out = torch.empty(observations, dtype=torch.float64, device=device)
+    block = _block_size(observations)
     _launch(
         kernels.observation_uniforms,
-        triton.cdiv(len(transition), block),
+        triton.cdiv(observations, block),
         device,
         out,
-        transition,
-        observation,
-        _signed(seed),
+        *_of_noise(given),
         int(purpose),
-        len(transition),
+        observations,
         BLOCK=block,
     )
     return out

@@ -1,12 +1,15 @@
-"""Annealed importance sampling with resampling, tuning itself: a tempered SMC sampler.
+"""A tempered SMC sampler: annealed importance sampling with resampling, which tunes itself.
 
 Algorithm 1 with three changes (Del Moral, Doucet and Jasra 2006): the next inverse temperature is
 the one that keeps a set share of the conditional effective sample size (Zhou, Johansen and Aston
 2016); particles are resampled where their weights have become uneven; and moves tune themselves
-(`tuning`, `curvature`, `annealing_plan`). The particles of an observation live on islands that
-exchange none: whatever an island's particles move by was learnt from other islands (`islands`).
-Each island has a schedule of its own and is frozen when it is done. ``init``,
-``step(state) -> (state, info)`` and ``run`` are public, for loops of your own.
+(`tuning`, `curvature`, `annealing_plan`). The particles of an observation are divided into islands
+that never exchange particles: what decides how the particles of an island move is estimated from
+other islands (`islands`). Each island has its own temperatures and stands still when it is done.
+
+`run` repeats `step`, one for each temperature: choose the next inverse temperature, reweight the
+particles, resample them, move them, and note which islands are done. ``init``, ``step(state) ->
+(state, info)`` and ``run`` are public, for loops of your own.
 """
 
 from __future__ import annotations
@@ -65,36 +68,40 @@ from cogen_fast.support.layout import (
 )
 
 _SHARPNESS_GAIN = 0.3
-_REFRESHED = 64  # dimensions for each temperature that directions stay as they are,
-_STALE = 8  # which are at most so many
+# Directions are found anew once every d / 64 temperatures, and at least once in 8.
+_REFRESHED, _STALE = 64, 8
 _MOST_RETAINED = 0.99
 _LEAST_AIM = torch.finfo(torch.float64).tiny
-_MOST_IDS = 2**32  # of rows that the noise can name
+_MOST_IDS = 2**32  # rows that have random number streams of their own
 
 
 @dataclass(frozen=True)
 class SMCState:
-    """Where the islands of some observations stand: B rows of N particles each.
+    """The state of all islands: B rows of N particles each.
 
-    ``islands`` T is how many neighbouring rows are of one observation. ``beta`` ``(B,)`` is the
-    inverse temperature reached, ``first_beta`` the one that the prior pool allowed, ``aim`` the one
-    that a budget is planned to reach (1, unless something is known to end before). ``best_draw``
-    ``(B, d)`` is the pool's draw of lowest energy, ``best_energy`` ``(B,)``. ``log_weights``
-    ``(B, N)`` float64 hold the mean weight up to the last resampling and each particle's own since,
-    so that their log mean is the log normaliser; ``variance`` ``(B,)`` is the first-order relative
-    variance of that estimate as lineages show it, ``expected_variance`` ``(B,)`` what one expects
-    by how much moves forget. For these (`_weigh`) ``lineage`` ``(B, N)`` is what particles have
-    contributed in the past, and ``retained`` ``(B,)`` a running mean of the correlation between
-    energies before and after all moves of a temperature. ``roots`` ``(B, N)`` int64 is the prior
-    draw each particle descends from. ``resamplings`` ``(B,)`` counts resamplings,
-    ``rounds`` ``(B,)`` temperatures spent at beta = 1; ``finished`` ``(B,)`` marks what stands
-    still. ``tuning``, ``curvature`` and ``sharpness`` ``(B,)``, a running mean of the steps, each
-    keeping ``exp(-1)``, that an e-fold of beta takes, are what each row's particles have taught,
-    for others to use; ``directions`` what a row's moves follow, and ``turn`` the basis
-    made of them. ``jumped`` ``(B,)`` marks what a short budget drove to the end too fast;
-    ``non_finite`` ``(B, N)`` counts proposals that were not finite; ``spent`` the gradient
-    evaluations of a particle, ``forwards`` its forwards beside them, and ``temperatures`` the steps
-    so far. ``spread`` is there for chains too few to be a population.
+    ``islands`` T is the number of neighbouring rows that belong to one observation. ``beta``
+    ``(B,)`` is the inverse temperature reached, ``first_beta`` the one at which the particles were
+    drawn from the prior pool, ``aim`` the one that a budget is planned to reach (1, unless the run
+    is known to end before). ``best_draw`` ``(B, d)`` is the pool's draw of lowest energy,
+    ``best_energy`` ``(B,)``. ``log_weights`` ``(B, N)`` float64 contain the mean weight up to the
+    last resampling and each particle's own weight since, so that their log mean is the log
+    normaliser. ``variance`` ``(B,)`` is the first-order relative variance of that estimate by the
+    particles' lineages, ``expected_variance`` ``(B,)`` the one expected from the autocorrelation
+    that moves leave. `_weigh` computes both from ``lineage`` ``(B, N)``, the sum of what a
+    particle's ancestors have contributed, and from ``retained`` ``(B,)``, a running mean of the
+    correlation between the energies before and after all moves of a temperature. ``roots``
+    ``(B, N)`` int64 is the prior draw that each particle descends from. ``resamplings`` ``(B,)``
+    counts resamplings, ``rounds`` ``(B,)`` temperatures at beta = 1; ``finished`` ``(B,)`` marks
+    rows that stand still.
+
+    ``tuning``, ``curvature`` and ``sharpness`` are estimates from each row's particles, for other
+    islands to use; ``sharpness`` ``(B,)`` is a running mean of the number of steps of beta that
+    keep ``exp(-1)`` of the conditional effective sample size, for an e-fold of beta.
+    ``directions`` are those that the moves of a row use, and ``turn`` is the basis made of them.
+    ``jumped`` ``(B,)`` marks rows whose budget allowed no smaller steps of beta; ``non_finite``
+    ``(B, N)`` counts proposals that were not finite; ``spent`` counts a particle's gradient
+    evaluations, ``forwards`` its further forward passes, and ``temperatures`` the steps so far.
+    ``spread`` is there only for independent chains, which are too few to be a population.
     """
 
     hmc: HMCState
@@ -128,16 +135,16 @@ class SMCState:
 
 @dataclass(frozen=True)
 class Choice:
-    """What one temperature is done with; enough to do the same again.
+    """Every choice of one temperature, so that another run can repeat it.
 
-    ``(B,)`` each: ``active`` observations move, to inverse temperature ``beta``, after resampling
-    where ``resampled``, with ``step_size`` (before its jitter): of the first move when it is made,
-    of the last once it is done, which is what another run should repeat. ``kept`` is
-    the share of the conditional effective sample size that was asked for; ``slow`` marks where one
-    move is not enough to forget (`TuningRule.remembered`). ``inverse_mass`` ``(B, d)`` holds in the
-    coordinates that `bases.from_directions` makes of ``stiff`` ``(B, d, k)``; both None for a mass
-    of 1. L is common to all; ``moves`` ``(B,)`` int64 is each one's M, and ``hmc_steps`` the
-    largest of them.
+    ``(B,)`` each: ``active`` rows are resampled where ``resampled``, and move at the inverse
+    temperature ``beta`` with ``step_size``, before its jitter: that of the first move when the
+    choice is made, and that of the last move afterwards, which is what a repeating run uses.
+    ``kept`` is the share of the conditional effective sample size that was asked for; ``slow``
+    marks rows where one move leaves too much correlation (`TuningRule.remembered`).
+    ``inverse_mass`` ``(B, d)`` is in the coordinates that `bases.from_directions` makes of
+    ``stiff`` ``(B, d, k)``; both are None for a mass of 1. L is common to all rows; ``moves``
+    ``(B,)`` int64 is each row's M, and ``hmc_steps`` the largest of them.
     """
 
     active: Flags
@@ -155,12 +162,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class SMCInfo:
-    """How one temperature went.
+    """What happened at one temperature.
 
     ``effective_sample_size`` ``(B,)`` is that of the weights before resampling, ``acceptance``
     ``(B,)`` the mean over the moves, ``energy`` and ``energy_std`` ``(B,)`` the misfit energies'
-    mean and standard deviation after them; NaN where not active. ``ancestors`` ``(B, N)`` int64 is
-    the particle each took the place of.
+    mean and standard deviation after them; NaN for rows that are not active. ``ancestors``
+    ``(B, N)`` int64 is the particle that each particle is a copy of.
     """
 
     choice: Choice
@@ -191,47 +198,34 @@ def init(
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
 ) -> SMCState:
-    """The start of ``islands`` T of ``chains`` N particles for each observation, B T rows in all.
+    """The first state: ``islands`` T of ``chains`` N particles for each observation, B T rows.
 
-    ``draws`` prior draws for each particle are scored, a forward each, and particles resampled from
-    them at the inverse temperature that the other islands' draws allow (`pool`), ``furthest``
-    ``(B T,)`` at most, or at ``first_beta`` ``(B T,)``; then one gradient each. ``latents``
-    ``(B T, K, d)`` in the place of those draws must be prior draws too. ``alone``: the ``chains``
-    are no population. They are not resampled, and the inverse temperature grows by what their own
-    energies' recent spread allows; ``starts`` prior draws give the first. Other arguments as for
-    `hmc.init`.
+    For each particle ``draws`` prior draws are scored with a forward pass each. The particles are
+    resampled from them at the inverse temperature that the draws of the other islands allow
+    (`pool`), which is at most ``furthest`` ``(B T,)``, or at ``first_beta`` ``(B T,)``. Then each
+    particle takes one gradient. ``latents`` ``(B T, K, d)`` may replace the draws and must be prior
+    draws, too. With ``alone`` the ``chains`` are independent: they are not resampled, and the
+    inverse temperature follows from the recent standard deviation of their own energies; they are
+    the first of ``starts`` prior draws. The other arguments are those of `hmc.init`.
 
     Raises TypeError or ValueError naming the argument.
     """
-    if step_size_start is not None:
-        check_number("step_size", step_size_start, above=0.0)
-    for name, value in (("chains", chains), ("islands", islands), ("draws", draws)):
-        check_count(name, value)
-    if latents is not None:
-        if latents.ndim != 3 or latents.shape[1] < chains or len(latents) % islands:
-            raise ValueError(
-                f"latents: expected shape (B, K, d), B a multiple of {islands} islands and K at "
-                f"least {chains}, got {tuple(latents.shape)}"
-            )
-        observations = len(latents) // islands
+    observations = _check_start(chains, islands, draws, step_size_start, latents, observations)
     potential = hmc.as_potential(target)
-    ids = _rows_of(observation_ids, check_count("observations", observations), islands)
+    ids = _rows_of(observation_ids, observations, islands)
     where = torch.device(device) if latents is None else latents.device
     stream = hmc.noise_stream(seed, len(ids), where, ids)
     ops = dispatch.resolve(backend, where)
     if latents is None:
-        if latent_size is None:
-            raise ValueError("latent_size: expected a number where no latents are given, got None")
         count = max(chains, starts) if alone else chains * draws
-        size = check_count("latent_size", latent_size)
-        latents = ops.initial_latents(stream, count, size, hmc.check_dtype(dtype))
+        latents = _prior_draws(stream, count, latent_size, dtype, ops)
     hmc.check_dtype(latents.dtype)
     scored = latents.shape[1]
     energy = pool.scores(potential, latents)
+    spread: EnergyMoments | None = None
     if alone:
         latents, energy = pool.finite_first(latents, energy)
-    spread = independent_chains.init(energy, chains) if alone else None
-    if alone:
+        spread = independent_chains.init(energy, chains)
         begun = pool.at_prior(latents, energy, chains)
     else:
         begun = pool.start(latents, energy, chains, stream, islands, first_beta, furthest, ops)
@@ -247,8 +241,41 @@ def init(
     )
 
 
+def _check_start(
+    chains: int,
+    islands: int,
+    draws: int,
+    step_size: float | None,
+    latents: Tensor | None,
+    observations: int,
+) -> int:
+    """The number of observations; TypeError or ValueError naming the argument of `init`."""
+    if step_size is not None:
+        check_number("step_size", step_size, above=0.0)
+    for name, value in (("chains", chains), ("islands", islands), ("draws", draws)):
+        check_count(name, value)
+    if latents is None:
+        return check_count("observations", observations)
+    if latents.ndim != 3 or latents.shape[1] < chains or len(latents) % islands:
+        raise ValueError(
+            f"latents: expected shape (B, K, d), B a multiple of {islands} islands and K at "
+            f"least {chains}, got {tuple(latents.shape)}"
+        )
+    return check_count("observations", len(latents) // islands)
+
+
+def _prior_draws(
+    stream: NoiseStream, count: int, latent_size: int | None, dtype: torch.dtype, ops: Ops
+) -> Tensor:
+    """``count`` prior draws of each row, ``(B T, count, latent_size)``."""
+    if latent_size is None:
+        raise ValueError("latent_size: expected a number where no latents are given, got None")
+    size = check_count("latent_size", latent_size)
+    return ops.initial_latents(stream, count, size, hmc.check_dtype(dtype))
+
+
 def _rows_of(observation_ids: Sequence[int] | None, count: int, islands: int) -> list[int]:
-    """The numbers that name B T rows in the noise, those of an observation side by side."""
+    """The ids of B T rows in the random number streams; those of an observation are neighbours."""
     given = hmc.noise_stream(0, count, torch.device("cpu"), observation_ids)
     ids = given.observation.tolist()
     if max(ids) >= _MOST_IDS // islands:
@@ -267,12 +294,12 @@ def _begun(
     step_size: float | None,
     forwards: int,
 ) -> SMCState:
-    """The first state: at the inverse temperature of ``begun``."""
+    """The state at the inverse temperature of ``begun``."""
     count, _, size = state.latents.shape
     nothing = torch.zeros_like(begun.beta, dtype=torch.bool)
     none_yet = torch.zeros_like(begun.beta, dtype=torch.int64)
     even = torch.zeros_like(state.energy)
-    # So that the first moves have a mass.
+    # The first gradients are used, so that the first moves have a mass matrix.
     seen = curvature.update(curvature.init(state.latents), state.grad, begun.beta, ~nothing)
     unknown = curvature.no_directions(state.latents)
     return SMCState(
@@ -314,19 +341,18 @@ def step(
     choice: Choice | None = None,
     backend: str = "auto",
 ) -> tuple[SMCState, SMCInfo]:
-    """One temperature: choose it, weigh, resample, move. Costs M L gradients.
+    """One temperature: choose it, reweight, resample, move. It costs M L gradients.
 
-    ``choice`` takes the choices of another run instead; then nothing is tuned, and the estimate of
-    the normaliser is unbiased. The given state stays as it is.
+    With ``choice``, the choice of another run is repeated: then nothing is tuned, and the estimate
+    of the normaliser is unbiased. The given state is not modified.
     """
     potential = hmc.as_potential(target)
     ops = dispatch.resolve(backend, state.hmc.latents.device)
     adapts = choice is None
     if choice is None:
         state, choice = choose(state, annealing)
-    elif choice.stiff is not None and choice.stiff is not state.directions.vectors:
-        directions = replace(state.directions, vectors=choice.stiff)
-        state = replace(state, directions=directions, turn=bases.from_directions(choice.stiff))
+    else:
+        state = _turned_as_in(state, choice)
     weighed = _weigh(state, choice.beta, choice.slow)
     resampled, ancestors = _resample(weighed, choice.resampled, ops)
     moved, choice, acceptance = _move(resampled, potential, choice, annealing, adapts, ops)
@@ -341,47 +367,47 @@ def step(
     return _close(moved, choice, annealing), info
 
 
-def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
-    """What the other islands' particles ask for, and the state with the directions of its moves.
+def _turned_as_in(state: SMCState, choice: Choice) -> SMCState:
+    """The state with the directions of another run's ``choice``."""
+    if choice.stiff is None or choice.stiff is state.directions.vectors:
+        return state
+    directions = replace(state.directions, vectors=choice.stiff)
+    return replace(state, directions=directions, turn=bases.from_directions(choice.stiff))
 
-    ValueError where every observation is finished.
+
+def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
+    """The next temperature's choice, from the other islands, and the state with its directions.
+
+    Raises ValueError if every observation is finished.
     """
-    active, beta, size = ~state.finished, state.beta, state.hmc.latents.shape[-1]
+    active, size = ~state.finished, state.hmc.latents.shape[-1]
     sharpness = islands.mean_of_others(state.sharpness, state.islands)
     known = tuning.mean_of_others(state.tuning, state.islands)
     chosen = annealing_plan.choose(
-        AnnealingStatus(active, beta, sharpness, state.rounds, state.aim, known, size, state.spent),
+        AnnealingStatus(
+            active, state.beta, sharpness, state.rounds, state.aim, known, size, state.spent
+        ),
         annealing,
     )
-    if state.spread is None:
-        new_beta = annealing_plan.next_beta(
-            beta, state.sharpness, chosen.kept, state.islands, active
-        )
-    else:
-        new_beta = torch.where(
-            active, independent_chains.next_beta(state.spread, beta, chosen.kept), beta
-        )
-    share = effective_sample_size(_log_weights(state, new_beta)) / state.log_weights.shape[-1]
-    # At the end weights are made even, so that particles are draws as they stand.
-    arrived = (new_beta >= 1.0) & (state.rounds == 0)
-    uneven = arrived | (share < annealing.resample_below)
+    beta = _next_beta(state, chosen.kept)
+    resampled = active & _uneven(state, beta, annealing)
     stiff: Tensor | None = None
     inverse_mass: Tensor | None = None
     if _follows_curvature(state, annealing):
-        memory = known.memory[:, tuning.OF_LATENTS].amax(-1)
-        state = _turned(state, memory)
+        state = _turned(state, known.memory[:, tuning.OF_LATENTS].amax(-1))
         stiff = state.directions.vectors
-        inverse_mass = curvature.inverse_mass(state.directions, new_beta)
+        inverse_mass = curvature.inverse_mass(state.directions, beta)
         inverse_mass = inverse_mass.to(state.hmc.latents.dtype)
     else:
-        # By each row's own way: that of the others follows from this row's energies.
-        known = tuning.shrink_step_size(known, beta, new_beta, size)
-        state = replace(state, tuning=tuning.shrink_step_size(state.tuning, beta, new_beta, size))
+        # The step size shrinks by this row's own step of beta, because the steps of the other
+        # islands were computed from this row's energies.
+        known = tuning.shrink_step_size(known, state.beta, beta, size)
+        state = replace(state, tuning=tuning.shrink_step_size(state.tuning, state.beta, beta, size))
     choice = Choice(
         active,
         chosen.kept,
-        new_beta,
-        active & uneven & (state.spread is None),
+        beta,
+        resampled,
         _slow(state.tuning, annealing.rule) | _slow(known, annealing.rule),
         known.log_step.exp(),
         inverse_mass,
@@ -393,18 +419,39 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
     return state, choice
 
 
+def _next_beta(state: SMCState, kept: Tensor) -> Tensor:
+    """The inverse temperature that keeps the share of the conditional effective sample size."""
+    active = ~state.finished
+    if state.spread is None:
+        return annealing_plan.next_beta(state.beta, state.sharpness, kept, state.islands, active)
+    return torch.where(
+        active, independent_chains.next_beta(state.spread, state.beta, kept), state.beta
+    )
+
+
+def _uneven(state: SMCState, beta: Tensor, annealing: Annealing) -> Tensor:
+    """Whether the weights at ``beta`` are to be resampled, ``(B,)``; independent chains never."""
+    share = effective_sample_size(_log_weights(state, beta)) / state.log_weights.shape[-1]
+    # At beta = 1 weights are made equal, so that the particles themselves are posterior draws.
+    arrived = (beta >= 1.0) & (state.rounds == 0)
+    return (arrived | (share < annealing.resample_below)) & (state.spread is None)
+
+
 def _slow(known: Tuning, rule: TuningRule) -> Tensor:
+    """Whether one move leaves too much correlation, ``(B,)``."""
     return tuning.overall_autocorrelation(known) > rule.remembered
 
 
 def _follows_curvature(state: SMCState, annealing: Annealing) -> bool:
+    """Whether the mass comes from the curvature; independent chains are too few to estimate it."""
     return annealing.mass == "curvature" and state.spread is None
 
 
 def _turned(state: SMCState, memory: Tensor) -> SMCState:
-    """With the directions that the other islands' gradients show by now.
+    """The state with the directions estimated from the other islands' gradients.
 
-    With many dimensions not every time; at the posterior itself they stay as they are.
+    In many dimensions they are computed only every few temperatures; at the posterior itself they
+    no longer change.
     """
     if state.temperatures % min(-(-state.hmc.latents.shape[-1] // _REFRESHED), _STALE):
         return state
@@ -421,21 +468,22 @@ def _turned(state: SMCState, memory: Tensor) -> SMCState:
 
 
 def _log_weights(state: SMCState, beta: Tensor) -> Tensor:
-    """Those at ``beta``: they grow by ``log p_beta(z) - log p_old(z)`` before moves."""
+    """The log weights at ``beta``; before moves they grow by ``log p_beta(z) - log p_old(z)``."""
     return state.log_weights - (beta - state.beta)[:, None] * state.hmc.energy
 
 
 def _weigh(state: SMCState, beta: Tensor, slow: Tensor) -> SMCState:
-    """The state at ``beta``, before moves.
+    """The state at ``beta``, before the moves.
 
-    The log normaliser grows by the mean over particles of what each contributes, w. The variance of
-    the sum of such means is, to first order, that of each and twice its covariance with all before
-    it: particles share no more than their ancestors, so the sum over particles of ``w (w + 2 a)``
-    over ``N (N - 1)`` estimates it, a being what a particle's ancestors have contributed. Where few
-    ancestors are left it is too small: what was lost with the others does not show. So where moves
-    are ``slow`` ``(B,)`` one expects ``(1 + r) / (1 - r)`` times that of independent means, r being
-    the correlation that all moves of a temperature leave of energies, by which particles contribute
-    (that of latents says less: between modes that are alike it stays 1, and does no harm).
+    The log normaliser grows by the mean of the particles' contributions w. To first order, the
+    variance of the sum of such means is the sum of their variances and of twice the covariances of
+    each with all before it. Particles have only their ancestors in common, so the sum over
+    particles of ``w (w + 2 a)``, divided by ``N (N - 1)``, estimates the growth of the variance; a
+    is the sum of what a particle's ancestors have contributed. Where few ancestors are left this is
+    too small, because the contributions of the lineages that died out are missing. So where moves
+    are ``slow`` ``(B,)``, ``(1 + r) / (1 - r)`` times the variance of independent means is
+    expected, where r is the correlation of energies that all moves of a temperature leave. The correlation of
+    latents would be misleading: between modes of equal weight it stays 1 without any harm.
     """
     log_weights = _log_weights(state, beta)
     count = log_weights.shape[-1]
@@ -457,7 +505,7 @@ def _weigh(state: SMCState, beta: Tensor, slow: Tensor) -> SMCState:
 
 
 def _resample(state: SMCState, wanted: Tensor, ops: Ops) -> tuple[SMCState, Tensor]:
-    """Systematic resampling where ``wanted``; the mean weight stays. Copies states, never noise."""
+    """Systematic resampling where ``wanted``. It keeps the mean weight and copies no noise."""
     stream = state.hmc.stream
     uniform = ops.observation_uniforms(stream, Purpose.RESAMPLE)
     ancestors = ops.systematic_ancestors(state.log_weights, uniform, wanted)
@@ -488,15 +536,17 @@ def _move(
     adapts: bool,
     ops: Ops,
 ) -> tuple[SMCState, Choice, Tensor]:
-    """Each observation's M transitions, what they were, and their mean acceptance ``(B,)``."""
+    """M transitions of each row, the choice as it was made, and mean acceptances ``(B,)``."""
     total, step_size = torch.zeros_like(choice.beta), choice.step_size
-    made = replace(state, spent=0, forwards=0, temperatures=0)  # no part of a recording
+    # Counters of the host are set to 0, so that they do not enter a recording's key.
+    made = replace(state, spent=0, forwards=0, temperatures=0)
+    after_first = made.hmc
     for number in range(choice.hmc_steps):
         now = replace(choice, active=choice.active & (number < choice.moves), hmc_steps=1)
         used = tuning.mean_of_others(made.tuning, made.islands)
         if number == 0:
             used = replace(used, log_step=choice.step_size.log())
-        made, acceptance, step_used = replayed(
+        moved = replayed(
             potential,
             (annealing, adapts, ops.name),
             partial(_one_move, potential, annealing, adapts, ops),
@@ -504,13 +554,15 @@ def _move(
             now,
             used,
         )
+        made = moved.state
         if made.curvature.mean is None and choice.stiff is not None and adapts:
-            # Eigenvectors cannot be found within a recording.
-            made = replace(made, curvature=_seen(made, now))
+            # Eigenvectors cannot be computed within a recording.
+            seen = curvature.update(made.curvature, made.hmc.grad, now.beta, moved.learns)
+            made = replace(made, curvature=seen)
         if number == 0:
-            one = tuning.correlations(state.hmc, made.hmc)[:, tuning.OVERALL]
-        step_size = torch.where(now.active, step_used, step_size)
-        total = total + torch.where(now.active, acceptance, 0.0)
+            after_first = made.hmc
+        step_size = torch.where(now.active, moved.step_size, step_size)
+        total = total + torch.where(now.active, moved.acceptance, 0.0)
     made = replace(
         made,
         spent=state.spent + choice.hmc_steps * choice.leapfrog_steps,
@@ -518,7 +570,7 @@ def _move(
         temperatures=state.temperatures,
     )
     if choice.hmc_steps:
-        made = _learn(state, made, one, choice, annealing.rule, adapts)
+        made = _learn(state, after_first, made, choice, annealing.rule, adapts)
     return made, replace(choice, step_size=step_size), total / choice.moves.clamp(min=1)
 
 
@@ -531,6 +583,19 @@ def jittered(
     return TransitionSettings(choice.beta, weight, step_size, choice.inverse_mass, choice.active)
 
 
+@dataclass(frozen=True)
+class _Moved:
+    """The state after one transition, its mean acceptance and its step size before the jitter.
+
+    ``learns`` marks the rows whose estimates use this transition. All but the state are ``(B,)``.
+    """
+
+    state: SMCState
+    acceptance: Tensor
+    step_size: Tensor
+    learns: Tensor
+
+
 def _one_move(
     potential: Potential,
     annealing: Annealing,
@@ -539,23 +604,23 @@ def _one_move(
     state: SMCState,
     choice: Choice,
     used: Tuning,
-) -> tuple[SMCState, Tensor, Tensor]:
-    """One transition with a jittered step size; its mean acceptance and step size ``(B,)``."""
-    tuned, seen, spread, rule = state.tuning, state.curvature, state.spread, annealing.rule
+) -> _Moved:
+    """One transition with a jittered step size; estimates are updated where the run adapts."""
+    tuned, seen, spread = state.tuning, state.curvature, state.spread
+    rule, length = annealing.rule, choice.leapfrog_steps
     step_size = used.log_step.exp() if adapts else choice.step_size
     settings = jittered(choice, step_size, rule, state.hmc.stream, ops)
-    length = choice.leapfrog_steps
     turn = None if choice.stiff is None else state.turn
     made = curvature.transition(state.hmc, potential, settings, length, turn, ops)
     chains, info = made.after, made.info
+    # At the posterior itself only independent chains adapt, which are not samples.
+    learns = choice.active & ((choice.beta < 1.0) | (spread is not None))
     if adapts:
-        # At the posterior itself only independent chains learn, which are not samples.
-        learns = _learns(choice, spread)
         tuned = tuning.update(
             tuned, used, made.start, made.end, info, settings, length, rule, learns
         )
-        if turn is not None and seen.mean is not None:
-            seen = _seen(replace(state, hmc=chains), choice)
+    if adapts and turn is not None and seen.mean is not None:
+        seen = curvature.update(seen, chains.grad, choice.beta, learns)
     if spread is not None:
         spread = independent_chains.update(spread, chains.energy, choice.active)
     moved = replace(
@@ -566,40 +631,31 @@ def _one_move(
         curvature=seen,
         non_finite=state.non_finite + info.non_finite,
     )
-    return moved, info.acceptance_probability.mean(-1), step_size
-
-
-def _learns(choice: Choice, spread: EnergyMoments | None) -> Tensor:
-    return choice.active & ((choice.beta < 1.0) | (spread is not None))
-
-
-def _seen(state: SMCState, choice: Choice) -> Curvature:
-    """The curvature with the gradients after a move."""
-    learns = _learns(choice, state.spread)
-    return curvature.update(state.curvature, state.hmc.grad, choice.beta, learns)
+    return _Moved(moved, info.acceptance_probability.mean(-1), step_size, learns)
 
 
 def _learn(
     before: SMCState,
+    after_first: HMCState,
     after: SMCState,
-    one: Tensor,
     choice: Choice,
     rule: TuningRule,
     adapts: bool,
 ) -> SMCState:
-    """With what a temperature's moves have shown; ``one`` ``(B, 2)`` is what the first retained."""
+    """The state with the autocorrelations after the first and after all moves of a temperature."""
     left = tuning.correlations(before.hmc, after.hmc)[:, tuning.OVERALL]
     gain = rule.memory_gain if before.temperatures else 1.0
     moved = choice.active & (choice.beta < 1.0)
     retained = torch.where(moved, before.retained.lerp(left[:, 0], gain), before.retained)
     tuned = after.tuning
     if adapts:
+        one = tuning.correlations(before.hmc, after_first)[:, tuning.OVERALL]
         tuned = tuning.update_further_decorrelation(tuned, one, left, choice.moves, rule, moved)
     return replace(after, retained=retained, tuning=tuned)
 
 
 def _sharpness(state: SMCState, learns: Tensor) -> Tensor:
-    """The running mean of ``beta`` times the deviation of the energies after a temperature."""
+    """The running mean of ``beta`` times the standard deviation of energies."""
     if state.spread is None:
         deviation = robust_deviation(state.hmc.energy)
     else:
@@ -610,7 +666,7 @@ def _sharpness(state: SMCState, learns: Tensor) -> Tensor:
 
 
 def _close(after: SMCState, choice: Choice, annealing: Annealing) -> SMCState:
-    """Counts and lessons at the end of a temperature, and who is finished."""
+    """The state at the end of a temperature, with counters, sharpness, and who is finished."""
     active = choice.active
     there = active & (choice.beta >= 1.0)
     rounds = after.rounds + (there & (choice.moves > 0))
@@ -633,11 +689,11 @@ def _close(after: SMCState, choice: Choice, annealing: Annealing) -> SMCState:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, finished or not: its state, and each temperature's info.
+    """A run, finished or not: its state, and the info of each temperature.
 
-    ``trace`` holds the latents ``(B, N, d)`` from the prior draws on, on the CPU, None unless asked
+    ``trace`` has the latents ``(B, N, d)`` from the prior draws on, on the CPU, if they were asked
     for; ``repeats`` the choices of another run that this one repeats; ``refined`` the number of
-    temperatures after which gradients had to become finer, None where they did not.
+    temperatures after which gradients of higher precision were needed, None if they were not.
     """
 
     state: SMCState
@@ -648,21 +704,22 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether every observation has come to its end."""
+        """Whether every observation is finished."""
         if self.repeats is not None:
             return len(self.infos) >= len(self.repeats)
         return bool(self.state.finished.all())
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """What each temperature was done with, for a run that repeats it."""
+        """The choices of each temperature, for a run that repeats them."""
         return tuple(info.choice for info in self.infos)
 
 
 def check_run(progress: Run, run: str = "run") -> None:
-    """ValueError where a run from a file has a past of another length, or no basis to move in.
+    """Check a run that was read from a file, where it has the name ``run``.
 
-    ``run`` is what it is called there.
+    Raises ValueError if its history has another length than its state says, or its basis is not
+    orthogonal.
     """
     steps = progress.state.temperatures
     for name, rows, count in (
@@ -688,25 +745,21 @@ def run(
     keep_masses: bool = True,
     **how: Any,
 ) -> Run:
-    """From the prior to the posterior, one temperature after the other.
+    """Sample from the prior to the posterior, one temperature after the other.
 
-    ``repeats`` takes another run's choices (of the same shapes) under this run's noise: an
-    unbiased estimate of the normaliser where that run had another seed, and this one begins at its
-    ``first_beta``. ``start`` continues an
-    unfinished run. ``on_step`` sees the run after each temperature and may raise to end it.
-    ``keep_masses=False``: the choices of all but the last temperature are kept without their mass,
-    which is most of what they take; then they cannot be repeated. ``how`` goes to `init`:
-    ``chains``, ``latent_size``, ``observations``, ``seed``, ....
+    ``repeats`` are the choices of another run, of the same shapes, which this run repeats with its
+    own noise. The estimate of the normaliser is then unbiased, if that run had another seed and
+    this one begins at its ``first_beta``. ``start`` continues an unfinished run. ``on_step`` is
+    called with the run after each temperature and may raise to end it. With ``keep_masses=False``
+    the choices of all but the last temperature lose their mass matrix, which needs most of the
+    memory; they can then not be repeated. ``how`` are arguments of `init`: ``chains``,
+    ``latent_size``, ``observations``, ``seed``, ....
     """
     annealing = annealing or Annealing()
     potential = hmc.as_potential(target)
     if start is not None and (repeats is not None or keep_trace or how):
         raise ValueError("start: takes these from the run it continues: repeats, keep_trace, how")
-    if start is None:
-        state = init(potential, backend=backend, **how)
-        first = (state.hmc.latents.cpu(),) if keep_trace else None
-        start = Run(state, (), first, None if repeats is None else tuple(repeats))
-    progress = start
+    progress = start or _started(potential, repeats, keep_trace, backend, how)
     while not progress.done:
         progress = advance(progress, potential, annealing, backend, keep_masses)
         if on_step is not None:
@@ -714,26 +767,47 @@ def run(
     return progress
 
 
+def _started(
+    potential: Potential,
+    repeats: Sequence[Choice] | None,
+    keep_trace: bool,
+    backend: str,
+    how: dict[str, Any],
+) -> Run:
+    """A run before its first temperature; ``how`` is for `init`."""
+    state = init(potential, backend=backend, **how)
+    trace = (state.hmc.latents.cpu(),) if keep_trace else None
+    return Run(state, (), trace, None if repeats is None else tuple(repeats))
+
+
 def advance(
     progress: Run, potential: Potential, annealing: Annealing, backend: str, keep_masses: bool
 ) -> Run:
-    """One temperature of a run; finer gradients follow where coarse ones cost acceptance."""
-    infos = progress.infos
-    if infos and not keep_masses:
-        lighter = replace(infos[-1].choice, inverse_mass=None, stiff=None)
-        infos = (*infos[:-1], replace(infos[-1], choice=lighter))
-    choice = None
-    if progress.repeats is not None:
-        choice = progress.repeats[len(progress.infos)]
+    """One temperature of a run, after which gradients may change to higher precision."""
+    infos = progress.infos if keep_masses else _without_last_mass(progress.infos)
+    choice = None if progress.repeats is None else progress.repeats[len(infos)]
     field = fallback.in_use(potential, progress.refined)
     state, info = step(progress.state, field, annealing, choice=choice, backend=backend)
     trace = progress.trace
     trace = None if trace is None else (*trace, state.hmc.latents.cpu())
     progress = replace(progress, state=state, infos=(*infos, info), trace=trace)
+    return _refined(progress, field) if choice is None else progress
+
+
+def _without_last_mass(infos: tuple[SMCInfo, ...]) -> tuple[SMCInfo, ...]:
+    """``infos`` without the mass matrix of the last temperature, which needs most of the memory."""
+    if not infos:
+        return infos
+    *before, last = infos
+    return (*before, replace(last, choice=replace(last.choice, inverse_mass=None, stiff=None)))
+
+
+def _refined(progress: Run, field: Potential) -> Run:
+    """The run, with gradients of higher precision if those of ``field`` cost too much acceptance."""
     last = [each.acceptance for each in progress.infos[-fallback.WINDOW :]]
-    if choice is None and fallback.is_due(field, last, fallback.LEAST_TUNED):
-        chains, cost = fallback.refined(state.hmc, field)
-        cost += state.forwards
-        state = replace(state, hmc=chains, spent=state.spent + 1, forwards=cost)
-        progress = replace(progress, state=state, refined=len(progress.infos))
-    return progress
+    if not fallback.is_due(field, last, fallback.LEAST_TUNED):
+        return progress
+    state = progress.state
+    chains, cost = fallback.refined(state.hmc, field)
+    state = replace(state, hmc=chains, spent=state.spent + 1, forwards=state.forwards + cost)
+    return replace(progress, state=state, refined=len(progress.infos))

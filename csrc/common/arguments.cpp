@@ -9,7 +9,7 @@ namespace {
 
 constexpr Py_ssize_t kMostArguments = 64;
 
-// "threads: expected an integer, got float"
+// Raises a TypeError such as "threads: expected an integer, got float".
 [[noreturn]] void refuse_kind(const std::string& name, const char* expected, PyObject* value) {
   PyErr_Clear();
   throw py::type_error(name + ": expected " + expected + ", got " + Py_TYPE(value)->tp_name);
@@ -39,7 +39,7 @@ std::string numbered(const char* name, std::size_t number) {
   return std::string(name) + "[" + std::to_string(number) + "]";
 }
 
-// A list or tuple as it is now.
+// A copy of a list or tuple.
 py::tuple entries(const char* name, PyObject* value) {
   if (!PyList_Check(value) && !PyTuple_Check(value)) refuse_kind(name, "a list", value);
   return py::reinterpret_borrow<py::object>(value);

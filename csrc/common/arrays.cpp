@@ -16,7 +16,8 @@ std::string text_of(const std::int64_t* sizes, std::size_t count) {
 }
 
 std::string text_of(const DLDataType& type) {
-  static const char* const kinds[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+  static const char* const kinds[] = {"int",    "uint",    "float", "opaque",
+                                      "bfloat", "complex", "bool"};
   if (type.code == kElement<bool>.code) return "bool";
   const bool known = type.code < sizeof(kinds) / sizeof(*kinds) && type.lanes == 1;
   return (known ? kinds[type.code] : "another type of ") + std::to_string(type.bits);
@@ -32,9 +33,10 @@ bool same(const DLDevice& a, const DLDevice& b) {
   return a.device_type == b.device_type && (a.device_type == kOnCpu || a.device_id == b.device_id);
 }
 
-// What a type offers, or null: looked up again only where the type is another than the last.
+// The DLPack exchange functions that a Python type offers, or null. They are looked up again only
+// if the type is not that of the call before.
 const DLPackExchangeAPI* exchange_of(PyTypeObject* type) {
-  static PyTypeObject* last = nullptr;  // owned, so that no other type takes its place
+  static PyTypeObject* last = nullptr;  // a reference, so that no other type gets its address
   static const DLPackExchangeAPI* found = nullptr;
   if (type == last) return found;
   const py::handle handle(reinterpret_cast<PyObject*>(type));
@@ -51,14 +53,14 @@ const DLPackExchangeAPI* exchange_of(PyTypeObject* type) {
   return found = api;
 }
 
-// As an older torch describes a tensor, whose type offers nothing faster: by a capsule.
+// The capsule by which torch describes a tensor, for versions of torch that offer nothing faster.
 py::object capsule_of(py::handle value) {
   static PyObject* const describe =
       py::object(py::module_::import("torch.utils.dlpack").attr("to_dlpack")).release().ptr();
   return py::reinterpret_steal<py::object>(PyObject_CallOneArg(describe, value.ptr()));
 }
 
-// Says what an object is of which no view could be made, in place of the error that is set.
+// Replaces the Python error that is set by one that says what the object is.
 [[noreturn]] void refuse_object(const std::string& name, py::handle value) {
   PyErr_Clear();
   if (!py::hasattr(value, "layout") || !py::hasattr(value, "is_meta")) {
@@ -92,7 +94,9 @@ Array::Array(const char* name, int number, PyObject* value, bool optional)
 std::int64_t Array::size_from(int axis) const {
   std::int64_t product = 1;
   for (int i = axis; i < rank(); ++i) {
-    if (size(i) > 0 && product > std::numeric_limits<std::int64_t>::max() / size(i)) refuse("fewer elements than 2^63");
+    if (size(i) > 0 && product > std::numeric_limits<std::int64_t>::max() / size(i)) {
+      refuse("fewer elements than 2^63");
+    }
     product *= size(i);
   }
   return product;
@@ -131,7 +135,7 @@ bool Array::is_contiguous() const {
   for (int i = rank() - 1; i >= 0; --i) {
     if (size(i) == 1) continue;
     if (view_.strides[i] != stride) return false;
-    stride *= size(i);  // no more than there are elements in memory
+    stride *= size(i);  // cannot overflow: so many elements are in memory
   }
   return true;
 }

@@ -1,6 +1,6 @@
-// An array as it comes from Python: where it lies, on which device, of which type, shape and
-// strides, and under which name. Kernels get its address only from `at`, which compares all of this
-// with what the kernel expects; what does not fit is a TypeError or ValueError that names the array.
+// An array as it comes from Python: its memory, device, type, shape and strides, and its name.
+// Kernels get its address only from `at` and its variants, which compare all of this with what the
+// kernel expects; whatever does not fit is a TypeError or ValueError that names the array.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -14,11 +14,11 @@
 
 namespace cogen {
 
-// kDLCPU and kDLCUDA of the standard.
+// The numbers of kDLCPU and kDLCUDA in the DLPack standard.
 constexpr int32_t kOnCpu = 1, kOnCuda = 2;
 constexpr DLDevice kCpu{kOnCpu, 0};
 
-// kDLInt, kDLUInt, kDLFloat and kDLBool of the standard.
+// How DLPack describes the types of elements, by its kDLInt, kDLUInt, kDLFloat and kDLBool.
 template <class T>
 constexpr DLDataType kElement = {};
 template <>
@@ -38,17 +38,17 @@ typedef std::initializer_list<std::int64_t> Extents;
 
 class Array {
  public:
-  // What `value` is; None where the argument may be left out. `number` is its place in a list, or
-  // -1. `value` must live as long as the array does.
+  // `value` is a tensor, or None if the argument is `optional`. `number` is its place in a list of
+  // arrays, or -1. `value` must live as long as the array does.
   Array(const char* name, int number, PyObject* value, bool optional);
-  // Its view points into itself or into what it owns.
+  // There are no copies, because the view may point into what one array alone owns.
   Array(const Array&) = delete;
   Array(Array&&) = default;
 
   bool given() const { return given_; }
   int rank() const { return view_.ndim; }
   std::int64_t size(int axis) const { return view_.shape[axis]; }
-  // The product of sizes from `axis` on.
+  // The product of the sizes from `axis` on.
   std::int64_t size_from(int axis) const;
   DLDevice device() const { return view_.device; }
   template <class T>
@@ -56,36 +56,37 @@ class Array {
     return same(view_.dtype, kElement<std::remove_const_t<T>>);
   }
 
-  // ValueError unless there are so many dimensions; `expected` is how a shape is written.
+  // Raises ValueError unless the array has `rank` dimensions; `expected` is the shape in words.
   void require_rank(int rank, const char* expected) const;
-  // Where the elements are, in order, on that device; null where no array was given.
+  // The address of the elements of a contiguous array of that type and shape on that device; null
+  // if no array was given.
   template <class T>
   T* at(Extents shape, const DLDevice& device) const {
     return static_cast<T*>(address(kElement<std::remove_const_t<T>>, shape, device));
   }
-  // Of the shape of another array.
+  // The same for the shape of another array.
   template <class T>
   T* at_like(const Array& other, const DLDevice& device) const {
     return static_cast<T*>(address(kElement<std::remove_const_t<T>>, other.view_.shape,
                                    static_cast<std::size_t>(other.rank()), device));
   }
-  // Of that shape without the last dimension, of which there must be one.
+  // The same for the shape of another array without its last dimension, which must exist.
   template <class T>
   T* at_pixels(const Array& other, const DLDevice& device) const {
     return static_cast<T*>(address(kElement<std::remove_const_t<T>>, other.view_.shape,
                                    static_cast<std::size_t>(other.rank()) - 1, device));
   }
-  // Of the array's own shape.
+  // The same for whatever shape the array has.
   template <class T>
   T* at_all(const DLDevice& device) const {
     return at_like<T>(*this, device);
   }
 
-  // "energy", or "weights[2]".
+  // The name as messages have it: "energy", or "weights[2]" for an element of a list.
   std::string name() const;
-  // ValueError: "energy: expected ..., got float32 (4, 8)".
+  // Raises a ValueError such as "energy: expected ..., got float32 (4, 8)".
   [[noreturn]] void refuse(const std::string& expected) const;
-  // TypeError of the same words.
+  // Raises a TypeError with the same text.
   [[noreturn]] void refuse_type(const std::string& expected) const;
 
  private:
@@ -106,10 +107,10 @@ class Array {
   int number_;
   bool given_;
   DLTensor view_{};
-  pybind11::object owner_;  // what the view belongs to, where that is not the value
+  pybind11::object owner_;  // holds the memory of the view if the tensor itself does not
 };
 
-// body(float()) or body(double()) by what an array holds; TypeError where it is neither.
+// Calls body(float()) or body(double()) by the type of an array; TypeError if it is neither.
 template <class Body>
 auto by_float_type(const Array& array, const Body& body) {
   if (array.holds<float>()) return body(float());

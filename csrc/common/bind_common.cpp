@@ -17,7 +17,7 @@ void require_words(const char* name, const std::int64_t* values, std::int64_t co
   }
 }
 
-// Rows of 1 or B, of that width.
+// The elements of an array of 1 or B rows of that width; null if it was not given.
 template <class T>
 const T* rows_of(const Array& array, std::int64_t observations, std::int64_t width,
                  const DLDevice& device) {
@@ -29,7 +29,7 @@ const T* rows_of(const Array& array, std::int64_t observations, std::int64_t wid
   return array.at<const T>({array.size(0), width}, device);
 }
 
-// Entries from one row to the next: none where one row serves all.
+// How many entries lie from one row to the next: 0 if one row serves all observations.
 std::int64_t stride_of(const Array& rows) {
   return rows.given() && rows.size(0) > 1 ? rows.size(1) : 0;
 }

@@ -1,4 +1,5 @@
-// What calls of several kinds have in common: their noise, and what is observed.
+// Arguments that bindings of several files take: the shape of latents, the noise, and what is
+// observed.
 #pragma once
 
 #include <cstdint>
@@ -9,21 +10,21 @@
 namespace cogen {
 
 constexpr std::int64_t kLargestWord = 0xFFFFFFFF;
-// A block number shares its counter word with the purpose.
+// The first word of a noise counter has 24 bits for the number of a block of four dimensions, and
+// eight for the purpose.
 constexpr std::int64_t kLargestSize = std::int64_t{4} << 24;
-// A purpose has eight bits of a counter word.
 constexpr std::int64_t kLargestPurpose = 255;
 
-// Sizes of (B, N, d), within what the noise can count.
+// The shape (B, N, d) of latents; ValueError if the noise cannot number the chains or dimensions.
 Shape shape_of(const Array& latents);
 
 inline bool is_empty(const Shape& shape) { return shape.observations == 0 || shape.chains == 0; }
 
-// `seed`, `transition` and `observation`; `made` more transitions are to be counted. The numbers on
-// a device are not looked at, which would wait for it.
+// Takes `seed`, `transition` and `observation`. The run will count `made` more transitions. Numbers
+// on a CUDA device are not verified, because that would wait for the device.
 Noise noise_of(Arguments& given, std::int64_t observations, std::int64_t made = 0);
 
-// `target`, `mask` and `weight`, of B observations of M values.
+// What is observed of B outputs of M values: `target`, `mask` and `weight`, as in Misfit.
 template <class T>
 struct Observed {
   const T* target;

@@ -1,5 +1,5 @@
-// The part of DLPack's binary interface that is read here (https://dmlc.github.io/dlpack): what an
-// array is, and how a library describes its own. Names and layouts are the standard's.
+// The part of DLPack's binary interface (https://dmlc.github.io/dlpack) that is used here: what an
+// array is, and how a library describes its arrays. Names and layouts are those of the standard.
 #pragma once
 
 #include <stdint.h>
@@ -23,11 +23,12 @@ struct DLTensor {
   int32_t ndim;
   DLDataType dtype;
   int64_t* shape;
-  int64_t* strides;  // in elements; null where rows lie one after the other
+  int64_t* strides;  // in elements; null if the array is contiguous
   uint64_t byte_offset;
 };
 
-// What a capsule named "dltensor" holds; its destructor frees what nobody has taken over.
+// What a capsule named "dltensor" holds. The capsule's destructor frees it, unless a consumer has
+// taken it over.
 struct DLManagedTensor {
   DLTensor dl_tensor;
   void* manager_ctx;
@@ -44,13 +45,15 @@ struct DLPackExchangeAPIHeader {
   DLPackExchangeAPIHeader* prev_api;
 };
 
-// What the capsule "dlpack_exchange_api" of a type holds. Functions that are not called have no type.
+// What the capsule "dlpack_exchange_api" of a Python type holds. Functions that are not called here
+// are declared without their parameters.
 struct DLPackExchangeAPI {
   DLPackExchangeAPIHeader header;
   void (*managed_tensor_allocator)();
   void (*managed_tensor_from_py_object_no_sync)();
   void (*managed_tensor_to_py_object_no_sync)();
-  // Describes an object of that type, which keeps what it owns; -1 with a Python error set.
+  // Describes an object of that type, which goes on owning its memory; returns -1 and sets a Python
+  // error if it cannot.
   int (*dltensor_from_py_object_no_sync)(void* object, DLTensor* out);
   void (*current_work_stream)();
 };

@@ -1,6 +1,6 @@
-// What a translation unit compiled for one instruction set offers to the bindings: plain function
-// pointers over plain arguments. There is no inline function here, so nothing can be shared by
-// accident between code compiled for different instruction sets.
+// The kernels and their arguments. The kernels for one instruction set are tables of plain function
+// pointers. There is no inline function here: the linker could keep its code for one instruction
+// set and use it for all.
 //
 // Arrays are dense and row-major: B observations x N chains x d dimensions. None overlap, except
 // where a comment says so.
@@ -14,23 +14,23 @@ struct Shape {
   int64_t observations, chains, size;
 };
 
-// Key and the per-observation words of the counter, (B,), already checked to fit in 32 bits.
+// Where the noise of B observations stands: the key, and two words of each one's counter, (B,),
+// which have been verified to fit in 32 bits.
 struct Noise {
   uint64_t seed;
   const int64_t* transition;
   const int64_t* observation;
 };
 
-// (B,) each, but step_size (B, steps_each), one or N for each observation, and inverse_mass (B, d);
-// inverse_mass and active may be null.
+// What a transition is made with. The potential is beta E + prior_weight |z|^2 / 2.
 template <class T>
 struct Settings {
-  const double* beta;
-  const double* prior_weight;
-  const double* step_size;
-  int64_t steps_each;
-  const T* inverse_mass;
-  const bool* active;
+  const double* beta;          // (B,)
+  const double* prior_weight;  // (B,)
+  const double* step_size;     // (B, steps_each)
+  int64_t steps_each;          // step sizes of an observation: 1, or one for each of its N chains
+  const T* inverse_mass;       // (B, d), or null for the identity
+  const bool* active;          // (B,), which observations move, or null for all
 };
 
 template <class T>
@@ -47,6 +47,7 @@ struct Proposal {
   double* hamiltonian;  // (B, N)
 };
 
+// What is left after the Metropolis test, of the shapes of State, and what happened in it, (B, N).
 template <class T>
 struct Selected {
   T* latents;
@@ -57,11 +58,12 @@ struct Selected {
   double* change;
 };
 
-// Constants of the step-size rule.
+// The constants of the published step-size rule.
 struct StepRule {
   double target, decay, increase, decrease, minimum, maximum;
 };
 
+// One application of that rule.
 struct Adaptation {
   const double* step_size;    // (B,)
   const double* running;      // (B,)
@@ -74,7 +76,7 @@ struct Adaptation {
 
 template <class T>
 struct HmcOps {
-  // The first word of each (observation, chain, block), four words a block: (B, N, ceil(d/4), 4).
+  // All four words of each block of noise, (B, N, ceil(d/4), 4).
   void (*words)(const Shape&, const Noise&, uint32_t purpose, uint32_t* out);
   void (*uniforms)(const Shape&, const Noise&, uint32_t purpose, T* out);
   void (*normals)(const Shape&, const Noise&, uint32_t purpose, T* out, int threads);
@@ -90,8 +92,9 @@ struct HmcOps {
 
 enum class MisfitKind { mask, pool, stride };
 
-// n outputs of (C, H, W), of which M values are measured; B observations. For `mask` the shape is
-// (1, 1, M). Strides of rows are 0 where one row serves all observations.
+// The misfit of n outputs (C, H, W), of each of which M values are measured, with B observations.
+// For the kind `mask` an output counts as (1, 1, M). A stride is 0 if one row serves all
+// observations.
 template <class T>
 struct Misfit {
   MisfitKind kind;
@@ -116,60 +119,60 @@ struct MisfitOps {
   void (*misfit)(const Misfit<T>&, int threads);
 };
 
-// A progressive GAN. Images are channels last: (images, height, width, channels).
+// --- a progressive GAN, whose images are channels last: (images, height, width, channels) --------
 
 constexpr double kNormEpsilon = 1e-8;  // Karras et al. 2018, section 4.2
 
-// Bias, leaky ReLU and, where `scale` is not null, pixel norm.
+// Bias, leaky ReLU and, if `scale` is not null, pixel norm.
 template <class T>
 struct PixelNorm {
   int64_t channels;
   const T* bias;  // (channels,)
   T slope;
   T* out;    // (pixels, channels)
-  T* scale;  // (pixels,) what the norm multiplied by, or null
+  T* scale;  // (pixels,), what the norm multiplies by, or null
 };
 
-// Its gradient, from what it wrote.
+// The gradient of the same, from what it wrote.
 template <class T>
 struct PixelNormGrad {
   int64_t channels;
   T slope;
   const T* out;
   const T* scale;
-  const T* extra;  // (pixels, channels) to add to the gradient by `out`, or null
+  const T* extra;  // (pixels, channels), is added to the gradient by `out`, or null
   T* grad;         // (pixels, channels), may be the memory of `out`
 };
 
-// `count` images of height x width cells: 2x2 pixels each, or one before upsampling.
+// `count` images of height x width cells. A cell is 2x2 pixels, or one pixel before upsampling.
 struct Cells {
   int64_t count, height, width;
 };
 
-// Outputs come in panels: neighbouring ones of all inputs, so many bytes for each input.
+// A panel is the packed weights of neighbouring outputs, with so many bytes for each input.
 constexpr int64_t kPanelBytes = 64;
 
-// A 3x3 convolution's weights as matrices that images in another form are multiplied by, packed
-// (matrix_products.h): 16 of (in, out), or 9 (see winograd.h and upsampled.h).
+// The weights of a 3x3 convolution as packed matrices (in, out), see matrix_products.h: 16 of them
+// for winograd.h, 9 for upsampled.h. Images are multiplied by them in a transformed form.
 template <class T>
 struct Kernel3x3 {
   const T* packed;
   int64_t in, out;
 };
 
-// 1x1 convolution to colours, and tanh or not.
+// The 1x1 convolution to the channels of an image (Karras et al.'s toRGB), and tanh or not.
 template <class T>
-struct Colours {
-  const T* weight;  // (colours, channels)
-  const T* bias;    // (colours,)
+struct ToRgb {
+  const T* weight;  // (image channels, channels)
+  const T* bias;    // (image channels,)
   bool bounded;
 };
 
-// Convolutions go from images (cells in 2x2 pixels) of `in` channels to the activation of `out`, or
-// from the gradient by their output to that by the output of the convolution before, and then their
-// kernel is that of the way back. `zeros` holds as many zeros as there are channels; `arena` has as
-// many numbers as `arena` says.
-// A 3x3 convolution of images of cells, what follows it, and the way back.
+// A 3x3 convolution with what follows it, and the way back. `forward` goes from images of `in`
+// channels to the activation of `out`. `backward` goes from the gradient by the convolution's
+// output to that by the output of the convolution before; its kernel is made for that. `zeros`
+// holds a zero for each channel of the images read; the memory `arena` has as many numbers as the
+// function of that name returns.
 template <class T>
 struct LayerOps {
   int64_t (*arena)(const Cells&, int64_t in, int64_t out);
@@ -184,26 +187,25 @@ struct ProgressiveOps {
   void (*norm)(int64_t pixels, const T* x, const PixelNorm<T>&, int threads);
   void (*norm_grad)(int64_t pixels, T* x, const PixelNormGrad<T>&, int threads);
   LayerOps<T> convolution;
-  LayerOps<T> upsampling;  // of cells of one pixel to cells of 2x2
-  // The misfit's `outputs` and `grad` are not used.
-  int64_t (*colour_arena)(const Misfit<T>&, int64_t channels, int threads);
-  int64_t (*colour_bands)(const Misfit<T>&);
-  void (*colour_misfit)(const Misfit<T>&, const Colours<T>&, const PixelNormGrad<T>&, T* arena,
+  LayerOps<T> upsampling;  // from cells of one pixel to cells of 2x2
+  // The misfit of images that are computed but not stored: its `outputs` and `grad` are not used.
+  int64_t (*to_rgb_arena)(const Misfit<T>&, int64_t channels, int threads);
+  int64_t (*to_rgb_bands)(const Misfit<T>&);
+  void (*to_rgb_misfit)(const Misfit<T>&, const ToRgb<T>&, const PixelNormGrad<T>&, T* arena,
                         int threads);
 };
 
-
-// A generator of dense layers.
+// --- a generator of dense layers -----------------------------------------------------------------
 
 constexpr int kMostLayers = 8, kMostWidth = 256;
-// Widths are padded with zeros to whole vectors.
+// Widths are padded with zeros to multiples of this, which fill whole vectors.
 constexpr int kPadding = 8;
 
 enum class Activation : int { identity, relu, leaky_relu, tanh, sigmoid, softplus, elu };
 
-// Layer k maps width[k] to width[k + 1]. `weight` is (in, padded out), `back` its transpose
-// (out, padded in): either way neighbouring outputs of a product have neighbouring weights. `bias`
-// is (padded out).
+// Layer k maps width[k] units to width[k + 1]. `weight` is (in, padded out) and `back` its
+// transpose (out, padded in), so that forwards and backwards neighbouring outputs of a product have
+// neighbouring weights. `bias` is (padded out,).
 template <class T>
 struct Mlp {
   int layers;
@@ -215,7 +217,7 @@ struct Mlp {
   const T* back[kMostLayers];
 };
 
-// What is observed of B outputs of M values. Strides of rows are 0 where one serves all.
+// What is observed of B outputs of M values. A stride is 0 if one row serves all observations.
 template <class T>
 struct MlpObserved {
   const T* target;  // (B, M)
@@ -226,31 +228,31 @@ struct MlpObserved {
   bool weight_elementwise;
 };
 
-// A stretch of the published run: `steps` temperatures from `beta` on. State arrays are read and
-// written; histories are (steps, B).
+// A part of the published run: `steps` temperatures, which follow the inverse temperature `beta`.
+// The arrays of the state are read and written.
 template <class T>
 struct MlpRun {
   Shape shape;
   Mlp<T> net;
   MlpObserved<T> observed;
-  Noise noise;  // where it stands before the first transition
+  Noise noise;          // before the first transition
   T* latents;           // (B, N, d)
   double* energy;       // (B, N)
   T* grad;              // (B, N, d)
   double* log_weights;  // (B, N) or null
   double* step_size;    // (B,), or (B, N) where step_per_chain
-  double* running;      // as step_size
+  double* running;      // running acceptance rate, of the shape of step_size
   int64_t* non_finite;  // (B, N)
   double beta;
   const double* betas;  // (steps,)
   int64_t steps, hmc_steps, leapfrog_steps;
   bool paper_form, step_per_chain;
-  const StepRule* rule;  // null: the step stays
-  double *acceptance, *step_used, *energy_mean, *energy_std;
-  T* trace;  // (steps, B, N, d) or null
+  const StepRule* rule;  // null if step sizes stay as they are
+  double *acceptance, *step_used, *energy_mean, *energy_std;  // (steps, B) each
+  T* trace;                                                    // (steps, B, N, d) or null
 };
 
-// `arena` holds as many bytes as asked for, aligned to 64.
+// `arena` has as many bytes as `arena_bytes` returns, aligned to 64.
 template <class T>
 struct PublishedOps {
   int64_t (*arena_bytes)(const MlpRun<T>&, int threads);
@@ -265,18 +267,19 @@ struct CpuOps {
   const ProgressiveOps<T>* progressive;
 };
 
-// Between moves, float64 only; `wanted` may be null for all.
+// Systematic resampling, see cogen_fast/ops/reference.py; `wanted` is null if all observations are
+// resampled.
 void systematic(int64_t observations, int64_t chains, const double* log_weights,
                 const double* uniform, const bool* wanted, int64_t* out);
 
-#define COGEN_DECLARE_ISA(isa)                 \
-  namespace isa {                              \
-  extern const HmcOps<float> hmc_float;        \
-  extern const HmcOps<double> hmc_double;      \
-  extern const MisfitOps<float> misfit_float;  \
-  extern const MisfitOps<double> misfit_double; \
-  extern const PublishedOps<float> published_float;   \
-  extern const PublishedOps<double> published_double; \
+#define COGEN_DECLARE_ISA(isa)                            \
+  namespace isa {                                         \
+  extern const HmcOps<float> hmc_float;                   \
+  extern const HmcOps<double> hmc_double;                 \
+  extern const MisfitOps<float> misfit_float;             \
+  extern const MisfitOps<double> misfit_double;           \
+  extern const PublishedOps<float> published_float;       \
+  extern const PublishedOps<double> published_double;     \
   extern const ProgressiveOps<float> progressive_float;   \
   extern const ProgressiveOps<double> progressive_double; \
   }

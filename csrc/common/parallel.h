@@ -1,4 +1,4 @@
-// Loops over independent units of work. How work is cut into units depends on shapes alone, so
+// Loops over independent units of work. How work is cut into units depends on shapes alone, so that
 // results do not depend on the number of threads.
 #pragma once
 
@@ -12,10 +12,11 @@ namespace cogen {
 namespace COGEN_ISA {
 
 // Below this many entries one thread is used. Measured on 2 cores between two torch convolutions:
-// where the process has one OpenMP runtime (torch's own serves us when it is named libgomp.so.1 and
-// was loaded first), 2 threads pay from about 1.3e5 entries; where torch brings another one, whose
-// idle threads still spin after its last region, from 2e5 to 5e5. Other programs on the cores make
-// a second thread cost milliseconds, so the threshold is on the high side.
+// if the process has one OpenMP runtime (torch's own serves this module too if it is named
+// libgomp.so.1 and was loaded first), 2 threads pay from about 1.3e5 entries; if torch brings
+// another runtime, whose idle threads still spin after its last region, they pay from 2e5 to 5e5.
+// If other programs use the cores, a second thread costs milliseconds, so the threshold is on the
+// high side.
 constexpr int64_t kEntriesWorthThreads = 1 << 18;
 
 inline int threads_for(int64_t entries, int64_t units, int threads) {
@@ -28,7 +29,7 @@ inline int threads_for(int64_t entries, int64_t units, int threads) {
 #endif
 }
 
-// body(unit) for unit = 0 .. units - 1; bodies must not throw.
+// Calls body(unit) for unit = 0 .. units - 1; the body must not throw.
 template <class Body>
 inline void for_each_unit(int64_t units, int threads, const Body& body) {
   if (threads <= 1) {
@@ -41,7 +42,7 @@ inline void for_each_unit(int64_t units, int threads, const Body& body) {
 #endif
 }
 
-// Which of the threads of `for_each_unit` runs a body.
+// The number of the thread of `for_each_unit` that runs the body.
 inline int thread_number() {
 #if defined(_OPENMP)
   return omp_get_thread_num();

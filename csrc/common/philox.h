@@ -1,9 +1,10 @@
 // Counter-based noise for host and device. The definition is cogen_fast/ops/philox.py: the integers
 // are those of Philox-4x32-10 (Salmon et al., 2011) and of Triton's tl.philox; the maps from
-// integers to uniforms and normals are ours.
+// integers to uniforms and normals are this package's own.
 //
-// Everything here is inline in a namespace named after the instruction set of the including file,
-// so that code compiled for one instruction set never stands in for another's.
+// Everything here is inline, in a namespace that is named after the instruction set of the
+// including file. Otherwise the linker could keep a function's code for one instruction set and use
+// it for all.
 #pragma once
 
 #include <math.h>
@@ -14,15 +15,17 @@
 #error "COGEN_ISA must name the namespace of this translation unit"
 #endif
 
-// COGEN_HD is for small functions, COGEN_HD_LARGE for those that a CPU's compiler may rather call.
-// On a device both are inlined, for an array that a call is given cannot stay in registers; what is
-// called from many places and is given none is COGEN_HD_CALLED.
+// COGEN_HD is for small functions, COGEN_HD_LARGE for those that a CPU's compiler may call instead
+// of inlining. On a device both are inlined, because an array that is passed to a call cannot stay
+// in registers; COGEN_HD_CALLED is for functions that take no arrays and are called from many
+// places.
 #if defined(__CUDACC__)
 #define COGEN_HD __host__ __device__ __forceinline__
 #define COGEN_HD_LARGE COGEN_HD
 #define COGEN_HD_CALLED inline __host__ __device__ __noinline__
 #elif defined(__GNUC__)
-// Small loops over these must be inlined to be vectorised, whatever the inliner's budget says.
+// Loops over these functions are vectorised only if they are inlined, so the compiler's limits on
+// inlining are overruled.
 #define COGEN_HD inline __attribute__((always_inline))
 #define COGEN_HD_LARGE inline
 #define COGEN_HD_CALLED inline
@@ -39,7 +42,8 @@ struct Words {
   uint32_t w[4];
 };
 
-// One block: four words of the counter (c0, c1, c2, c3) under a 64-bit key, low word first.
+// One block of noise: four words from the counter (c0, c1, c2, c3) and a 64-bit key, low word
+// first.
 COGEN_HD Words philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
@@ -55,8 +59,9 @@ COGEN_HD Words philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, uint3
   return {{c0, c1, c2, c3}};
 }
 
-// The odd multiples of 2^-24 in (0, 1): exact in float, never 0 or 1. The cast goes through a
-// signed integer because AVX2 has no conversion from unsigned.
+// A uniform from the upper 23 bits of a word: an odd multiple of 2^-24, which is exact in float and
+// never 0 or 1. The cast goes through a signed integer because AVX2 has no conversion from
+// unsigned.
 template <class T>
 COGEN_HD T to_uniform(uint32_t word) {
   return (static_cast<T>(static_cast<int32_t>(word >> 9)) + T(0.5)) * T(1.0 / 8388608.0);
@@ -75,7 +80,7 @@ COGEN_HD int32_t bits_of(float value) {
 }
 
 // log u for u in (0, 1), within 2 float roundings: u = m 2^e with m in [sqrt(1/2), sqrt(2)), then
-// a minimax polynomial in m - 1. No branch and no call, so that a loop over it vectorises.
+// a minimax polynomial in m - 1. There is no branch and no call, so that loops over it vectorise.
 COGEN_HD float log_of_uniform(float u) {
   const int32_t e = (bits_of(u) - 0x3f3504f3) >> 23;
   const float f = float_of(bits_of(u) - e * (1 << 23)) - 1.0f;
@@ -97,8 +102,8 @@ COGEN_HD float log_of_uniform(float u) {
 
 COGEN_HD double log_of_uniform(double u) { return log(u); }
 
-// cos and sin of t turns, t in (0, 1): the reduction to an eighth of a turn is exact because t has
-// 24 bits, then minimax polynomials and a selection by quadrant.
+// cos and sin of t turns, t in (0, 1). The reduction to an eighth of a turn is exact because t has
+// 24 bits; minimax polynomials and a selection by quadrant follow.
 COGEN_HD void cos_sin_turns(float t, float* cosine, float* sine) {
   const int32_t quadrant = static_cast<int32_t>(4.0f * t + 0.5f);
   const float r = t - 0.25f * static_cast<float>(quadrant);

@@ -1,9 +1,12 @@
-// The published run for a generator of dense layers on CPU: threads over tiles of chains, which
-// meet after each transition where an observation's chains share a step size, and only at the end
-// where each has its own. Compiled once per instruction set; uses no inline function of the standard
-// library.
-#include "mlp/per_chain_history.h"
+// The published run for a generator of dense layers on the CPU. Each thread has some tiles of
+// chains; the threads wait for one another after each transition where the chains of an observation
+// share a step size, and only at the end where each chain has its own. Compiled once for each
+// instruction set; uses no inline function of the standard library, see philox.h.
 #include "mlp/chain_tiles.h"
+#include "mlp/own_step_history.h"
+#include "mlp/thread_team.h"
+#include "mlp/transition_chains_in_lanes.h"
+#include "mlp/transition_units_in_lanes.h"
 
 namespace cogen {
 namespace COGEN_ISA {
@@ -21,12 +24,16 @@ double deviation_of(const double* values, int64_t count, double mean) {
   return square_root(sum / static_cast<double>(count));
 }
 
-// Where everything lies in the memory of a run, in bytes from its start.
+// The number of bytes, rounded up to whole lines of a cache.
+inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// How the memory of a run is divided: first what each lane of all tiles has, then the states of the
+// tiles, the sums of groups of chains, and what each thread needs for itself.
 template <class T, class Layout>
 struct Arena {
-  int64_t entries;                   // numbers of a tile's latents
-  int64_t lanes, state, room;        // bytes: of a number per lane, a tile's state, a thread's room
-  int64_t states, groups, rooms;     // starts
+  int64_t entries;                // how many numbers the latents of a tile take
+  int64_t lanes, state, room;     // bytes: a number for each lane, a tile's state, a thread's room
+  int64_t states, groups, rooms;  // where these parts begin
   char* memory;
 
   Arena(char* start, const Tiling<T, Layout>& tiling, const MlpRun<T>& run)
@@ -43,13 +50,14 @@ struct Arena {
   int64_t bytes(int threads) const { return rooms + threads * room; }
   double* energy() const { return reinterpret_cast<double*>(memory); }
   double* weights() const { return reinterpret_cast<double*>(memory + lanes); }
-  // Probabilities of the last transition.
+  // Acceptance probabilities of the last transition.
   double* probability() const { return reinterpret_cast<double*>(memory + 2 * lanes); }
-  // Of chains that have their own step sizes: (steps, B, tiles of an observation).
+  // Sums over the chains of each tile where these have step sizes of their own: (steps, B, tiles of
+  // an observation).
   GroupSums* sums() const { return reinterpret_cast<GroupSums*>(memory + groups); }
   T* room_of(int thread) const { return reinterpret_cast<T*>(memory + rooms + thread * room); }
-  // `room` is the thread's, whose start holds the proposal.
-  Tile<T> tile(const Tiling<T, Layout>& tiling, int64_t index, T* room) const {
+  // A tile whose proposal is at the start of `room`, the thread's own.
+  ChainTile<T> tile(const Tiling<T, Layout>& tiling, int64_t index, T* room) const {
     T* latents = reinterpret_cast<T*>(memory + states + index * state);
     return {latents,        latents + entries,
             room,           room + entries,
@@ -57,39 +65,39 @@ struct Arena {
   }
 };
 
-// One thread of the run, and where the others wait for it.
+// What one thread of the run does.
 template <class T, class Layout>
 class Worker {
  public:
   Worker(const MlpRun<T>& run, const Tiling<T, Layout>& tiling, const Arena<T, Layout>& arena,
-         const Member& member)
+         const TeamThread& thread)
       : run_(run),
         tiling_(tiling),
         arena_(arena),
-        member_(member),
-        first_(member.first(tiling.tiles)),
-        last_(member.last(tiling.tiles)),
-        room_(arena.room_of(member.id)) {}
+        thread_(thread),
+        first_(thread.first(tiling.tiles)),
+        last_(thread.last(tiling.tiles)),
+        room_(arena.room_of(thread.id)) {}
 
-  void all() {
+  void run() {
     for (int64_t index = first_; index < last_; ++index) load(index);
-    member_.wait();
+    thread_.wait();
     if (run_.step_per_chain) {
-      apart();
+      run_with_own_steps();
     } else {
-      shared();
+      run_with_shared_steps();
     }
     for (int64_t index = first_; index < last_; ++index) store(index);
   }
 
  private:
   static constexpr int kLanes = Layout::kLanes;
-  typedef typename Layout::Outcome Outcome;
 
   void load(int64_t index) const {
-    const Tile<T> tile = arena_.tile(tiling_, index, room_);
+    const ChainTile<T> tile = arena_.tile(tiling_, index, room_);
     for (int l = 0; l < kLanes; ++l) {
-      // Lanes beyond the last chain repeat the first one of the tile.
+      // Lanes beyond the last chain repeat the first chain of the tile; their results are
+      // discarded.
       const int64_t from = tiling_.row(index) + (l < tiling_.lanes(index) ? l : 0);
       tile.energy[l] = run_.energy[from];
       arena_.weights()[index * kLanes + l] = run_.log_weights ? run_.log_weights[from] : 0.0;
@@ -101,7 +109,7 @@ class Worker {
   }
 
   void store(int64_t index) const {
-    const Tile<T> tile = arena_.tile(tiling_, index, room_);
+    const ChainTile<T> tile = arena_.tile(tiling_, index, room_);
     store_entries(index, tile.latents, run_.latents);
     store_entries(index, tile.grad, run_.grad);
     for (int l = 0; l < tiling_.lanes(index); ++l) {
@@ -124,8 +132,9 @@ class Worker {
                   run_.trace + t * tiling_.observations * tiling_.chains * tiling_.size);
   }
 
-  // Tiles from `first` on, before the moves of temperature t.
-  void weigh(int64_t t, int64_t first, int64_t end) const {
+  // Updates the log weights of the tiles from `first` to `end` - 1 before the moves of temperature
+  // t.
+  void reweight(int64_t t, int64_t first, int64_t end) const {
     if (!run_.log_weights) return;
     const double increment = run_.betas[t] - (t == 0 ? run_.beta : run_.betas[t - 1]);
     for (int64_t n = first * kLanes; n < end * kLanes; ++n) {
@@ -133,21 +142,19 @@ class Worker {
     }
   }
 
-  // Step is a double, or what Layout::own_steps gives.
+  // Moves a tile for transition m of temperature t. Step is a double, or what Layout::own_steps
+  // gives.
   template <class Step>
-  void transition(int64_t index, int64_t t, int64_t m, const Step& step, Outcome& outcome) const {
+  void transition(int64_t index, int64_t t, int64_t m, const Step& step,
+                  Outcome<kLanes>& outcome) const {
     const int64_t b = tiling_.observation(index);
-    const double beta = run_.betas[t];
-    const Move<T, Step> move{{beta, run_.paper_form ? 1.0 - beta : 1.0}, step, nullptr,
-                             static_cast<int>(run_.leapfrog_steps)};
-    const Stream stream{run_.noise.seed,
-                        static_cast<uint32_t>(run_.noise.transition[b] + t * run_.hmc_steps + m),
-                        static_cast<uint32_t>(run_.noise.observation[b])};
-    const int measured = run_.net.width[run_.net.layers];
-    Layout::transition(run_.net, observed_of(run_.observed, b, measured), stream, move,
+    const TransitionSettings<Step> settings{potential_of(run_, t), step,
+                                            static_cast<int>(run_.leapfrog_steps)};
+    Layout::transition(run_.net, observed_of(run_.observed, b, measured_size(run_.net)),
+                       noise_of(run_, b, t * run_.hmc_steps + m), settings,
                        arena_.tile(tiling_, index, room_), room_ + 2 * arena_.entries, outcome);
     for (int l = 0; l < tiling_.lanes(index); ++l) {
-      // A rejection for not being finite; HUGE_VAL stands for it.
+      // HUGE_VAL stands for a proposal that was not finite.
       if (outcome.change[l] == HUGE_VAL) ++run_.non_finite[tiling_.row(index) + l];
     }
   }
@@ -156,30 +163,34 @@ class Worker {
     if (run_.rule) adapt(step, running, probability, *run_.rule);
   }
 
-  // --- a step size for all chains of an observation ----------------------------------------------
+  // --- all chains of an observation share a step size --------------------------------------------
 
-  void shared() const {
+  void run_with_shared_steps() const {
     for (int64_t t = 0; t < run_.steps; ++t) {
-      weigh(t, first_, last_);
+      reweight(t, first_, last_);
       for (int64_t m = 0; m < run_.hmc_steps; ++m) transitions(t, m);
-      describe(t);
+      record_energies(t);
     }
   }
 
+  // Moves all tiles of this thread, then adapts step sizes by what all threads have done.
+
   void transitions(int64_t t, int64_t m) const {
-    Outcome outcome;
+    Outcome<kLanes> outcome;
     for (int64_t index = first_; index < last_; ++index) {
       transition(index, t, m, run_.step_size[tiling_.observation(index)], outcome);
       for (int l = 0; l < tiling_.lanes(index); ++l) {
         arena_.probability()[index * kLanes + l] = outcome.probability[l];
       }
     }
-    member_.wait();
-    for (int64_t b = member_.id; b < tiling_.observations; b += member_.threads) adapted(t, m, b);
-    member_.wait();
+    thread_.wait();
+    for (int64_t b = thread_.id; b < tiling_.observations; b += thread_.threads) {
+      adapt_step(t, m, b);
+    }
+    thread_.wait();
   }
 
-  void adapted(int64_t t, int64_t m, int64_t b) const {
+  void adapt_step(int64_t t, int64_t m, int64_t b) const {
     const double mean = mean_of(arena_.probability() + first_of(b), tiling_.chains);
     const int64_t place = t * tiling_.observations + b;
     run_.step_used[place] = run_.step_size[b];
@@ -188,9 +199,9 @@ class Worker {
     adapt_to(mean, &run_.step_size[b], &run_.running[b]);
   }
 
-  // The energies of a temperature, and the latents.
-  void describe(int64_t t) const {
-    for (int64_t b = member_.id; b < tiling_.observations; b += member_.threads) {
+  // Writes the history of the energies of temperature t, and the latents.
+  void record_energies(int64_t t) const {
+    for (int64_t b = thread_.id; b < tiling_.observations; b += thread_.threads) {
       const double* energy = arena_.energy() + first_of(b);
       const double mean = mean_of(energy, tiling_.chains);
       const double deviation = deviation_of(energy, tiling_.chains, mean);
@@ -198,26 +209,26 @@ class Worker {
       run_.energy_std[t * tiling_.observations + b] = deviation;
     }
     for (int64_t index = first_; index < last_; ++index) store_trace(t, index);
-    member_.wait();  // before anybody changes an energy
+    thread_.wait();  // no thread may change an energy before all have read them
   }
 
-  // The first chain of an observation among the values per lane, which lie one after the other.
+  // The place of an observation's first chain among the numbers for each lane.
   int64_t first_of(int64_t b) const { return b * tiling_.per_observation * kLanes; }
 
-  // --- a step size for each chain ----------------------------------------------------------------
+  // --- each chain has a step size of its own -----------------------------------------------------
 
-  void apart() const {
-    for (int64_t index = first_; index < last_; ++index) through(index);
-    member_.wait();
+  void run_with_own_steps() const {
+    for (int64_t index = first_; index < last_; ++index) run_tile(index);
+    thread_.wait();
     const Groups groups{tiling_.chains, kLanes};
     const int64_t places = run_.steps * tiling_.observations;
-    for (int64_t place = member_.id; place < places; place += member_.threads) {
+    for (int64_t place = thread_.id; place < places; place += thread_.threads) {
       describe_groups(run_, groups, arena_.sums(), place);
     }
   }
 
-  // One tile through all temperatures.
-  void through(int64_t index) const {
+  // Takes one tile through all temperatures.
+  void run_tile(int64_t index) const {
     const int64_t row = tiling_.row(index);
     double step[kLanes], running[kLanes];
     for (int l = 0; l < kLanes; ++l) {
@@ -226,8 +237,8 @@ class Worker {
       running[l] = run_.running[from];
     }
     for (int64_t t = 0; t < run_.steps; ++t) {
-      weigh(t, index, index + 1);
-      arena_.sums()[t * tiling_.tiles + index] = moves(index, t, step, running);
+      reweight(t, index, index + 1);
+      arena_.sums()[t * tiling_.tiles + index] = run_temperature(index, t, step, running);
       store_trace(t, index);
     }
     for (int l = 0; l < tiling_.lanes(index); ++l) {
@@ -236,10 +247,11 @@ class Worker {
     }
   }
 
-  GroupSums moves(int64_t index, int64_t t, double* step, double* running) const {
+  // Takes one tile through a temperature; returns the sums over its chains.
+  GroupSums run_temperature(int64_t index, int64_t t, double* step, double* running) const {
     const int lanes = tiling_.lanes(index);
     GroupSums sums{};
-    Outcome outcome;
+    Outcome<kLanes> outcome;
     for (int64_t m = 0; m < run_.hmc_steps; ++m) {
       transition(index, t, m, Layout::own_steps(step), outcome);
       sums.step_size = 0.0;
@@ -261,7 +273,7 @@ class Worker {
   const MlpRun<T>& run_;
   const Tiling<T, Layout>& tiling_;
   const Arena<T, Layout>& arena_;
-  const Member member_;
+  const TeamThread thread_;
   const int64_t first_, last_;
   T* const room_;
 };
@@ -281,8 +293,8 @@ template <class T, class Layout>
 void anneal_in(const MlpRun<T>& run, char* memory, int threads) {
   const Tiling<T, Layout> tiling(run.shape);
   const Arena<T, Layout> arena(memory, tiling, run);
-  together(tiling.team(threads), [&](const Member& member) {
-    Worker<T, Layout>(run, tiling, arena, member).all();
+  run_team(tiling.team(threads), [&](const TeamThread& thread) {
+    Worker<T, Layout>(run, tiling, arena, thread).run();
   });
 }
 

@@ -1,13 +1,13 @@
-// Stretches of the published run for generators of dense layers, on the CPU and on a CUDA device.
+// Bindings of the published run for generators of dense layers, on the CPU and on a CUDA device.
 #include <limits>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "mlp/anneal_mlp_cuda.h"
 #include "common/bind_common.h"
-#include "common/isas.h"
-#include "common/methods.h"
+#include "common/instruction_sets.h"
+#include "common/python_methods.h"
+#include "mlp/anneal_mlp_cuda.h"
 
 namespace py = pybind11;
 
@@ -16,21 +16,28 @@ namespace {
 
 std::int64_t padded(std::int64_t width) { return (width + kPadding - 1) / kPadding * kPadding; }
 
-// `widths` from the latent to the output, and the `activations` and `slope` of the layers between.
-template <class T>
-Mlp<T> layers_of(Arguments& given) {
+// Takes the `widths` from the latent to the output.
+std::vector<std::int64_t> widths_of(Arguments& given) {
   const std::vector<std::int64_t> widths = given.integers("widths", 1, kMostWidth);
-  if (widths.size() < 2 || widths.size() > kMostLayers + 1) {
-    throw py::value_error("widths: expected 2 to " + std::to_string(kMostLayers + 1) +
-                          " of them, got " + std::to_string(widths.size()));
-  }
+  if (widths.size() >= 2 && widths.size() <= kMostLayers + 1) return widths;
+  throw py::value_error("widths: expected 2 to " + std::to_string(kMostLayers + 1) +
+                        " of them, got " + std::to_string(widths.size()));
+}
+
+// Takes the `activations` of `layers` layers.
+std::vector<std::int64_t> activations_of(Arguments& given, std::size_t layers) {
   const std::vector<std::int64_t> activations =
       given.integers("activations", 0, static_cast<std::int64_t>(Activation::elu));
-  if (activations.size() != widths.size() - 1) {
-    throw py::value_error("activations: expected one for each of " +
-                          std::to_string(widths.size() - 1) + " layers, got " +
-                          std::to_string(activations.size()));
-  }
+  if (activations.size() == layers) return activations;
+  throw py::value_error("activations: expected one for each of " + std::to_string(layers) +
+                        " layers, got " + std::to_string(activations.size()));
+}
+
+// Takes what the layers of a net are, without their weights.
+template <class T>
+Mlp<T> layers_of(Arguments& given) {
+  const std::vector<std::int64_t> widths = widths_of(given);
+  const std::vector<std::int64_t> activations = activations_of(given, widths.size() - 1);
   Mlp<T> net{};
   net.layers = static_cast<int>(activations.size());
   net.slope = static_cast<T>(given.number("slope"));
@@ -41,7 +48,7 @@ Mlp<T> layers_of(Arguments& given) {
   return net;
 }
 
-// The same with `weights`, `biases` and `backs`.
+// Takes a net with its `weights`, `biases` and transposed weights, `backs`.
 template <class T>
 Mlp<T> mlp_of(Arguments& given) {
   Mlp<T> net = layers_of<T>(given);
@@ -58,7 +65,7 @@ Mlp<T> mlp_of(Arguments& given) {
   return net;
 }
 
-// State arrays, which are read and written.
+// Takes the arrays of the state, which the run reads and writes.
 template <class T>
 void read_state(Arguments& given, MlpRun<T>& run) {
   const std::int64_t b = run.shape.observations, n = run.shape.chains;
@@ -76,7 +83,7 @@ void read_state(Arguments& given, MlpRun<T>& run) {
   run.non_finite = given.read<std::int64_t>("non_finite", {b, n});
 }
 
-// What a temperature leaves.
+// Takes the arrays that get what happened at each temperature.
 template <class T>
 void read_histories(Arguments& given, MlpRun<T>& run) {
   const auto [b, n, d] = run.shape;
@@ -87,7 +94,7 @@ void read_histories(Arguments& given, MlpRun<T>& run) {
   run.trace = given.read_optional<T>("trace", {run.steps, b, n, d});
 }
 
-// `betas`, one for each temperature, and what is done at each.
+// Takes `betas`, an inverse temperature for each step, and what is done at each.
 template <class T>
 void read_schedule(Arguments& given, MlpRun<T>& run) {
   const Array betas = given.array("betas");
@@ -95,13 +102,14 @@ void read_schedule(Arguments& given, MlpRun<T>& run) {
   run.steps = betas.size(0);
   run.beta = given.number("beta");
   run.betas = betas.at_all<const double>(given.device());
-  // So few that the counter of transitions has room for all.
+  // The noise must be able to count all transitions.
   const std::int64_t most = kLargestWord / (run.steps > 0 ? run.steps : 1);
   run.hmc_steps = given.integer("hmc_steps", 1, most > 1 ? most : 1);
   run.leapfrog_steps = given.integer("leapfrog_steps", 1, std::numeric_limits<int>::max());
   run.paper_form = given.flag("paper_form");
 }
 
+// Takes what is observed.
 template <class T>
 MlpObserved<T> mlp_observed_of(Arguments& given, const MlpRun<T>& run) {
   const Array target = given.array("target");
@@ -111,7 +119,7 @@ MlpObserved<T> mlp_observed_of(Arguments& given, const MlpRun<T>& run) {
           found.weight, found.weight_stride, found.weight_elementwise};
 }
 
-// The rule's six numbers, or none.
+// Takes `rule`, the six constants of the step-size rule, or None.
 std::optional<StepRule> step_rule_of(Arguments& given) {
   const std::optional<std::vector<double>> found = given.optional_numbers("rule");
   if (!found) return std::nullopt;
@@ -122,7 +130,7 @@ std::optional<StepRule> step_rule_of(Arguments& given) {
   return StepRule{n[0], n[1], n[2], n[3], n[4], n[5]};
 }
 
-// All but the rule. `latents` says where the arrays are.
+// Takes all of a run but its rule. The arrays must be on the device of `latents`.
 template <class T>
 MlpRun<T> run_of(Arguments& given, const Array& latents) {
   MlpRun<T> run{};
@@ -140,7 +148,7 @@ MlpRun<T> run_of(Arguments& given, const Array& latents) {
   return run;
 }
 
-// Memory whose start is aligned to 64 bytes.
+// Memory that is aligned to 64 bytes.
 class Memory {
  public:
   explicit Memory(std::int64_t bytes) : bytes_(static_cast<std::size_t>(bytes) + kAlignment) {}
@@ -200,7 +208,7 @@ void anneal_mlp_on_device(Arguments& given) {
 
 PyMethodDef* mlp_methods() {
   static PyMethodDef methods[] = {
-      method<anneal_mlp>("anneal_mlp", "A stretch of the published run."),
+      method<anneal_mlp>("anneal_mlp", "Some temperatures of the published run."),
       method<anneal_mlp_on_device>("anneal_mlp_cuda", "The same on a CUDA device."),
       {}};
   return methods;

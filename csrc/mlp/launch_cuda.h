@@ -1,5 +1,5 @@
-// Launches of runs for generators of dense layers: the machine that a thread sees, and the host's
-// part with its errors in words. For files of device code, after COGEN_ISA.
+// What launches of the published run need: the Machine that a thread is given, and the host's calls
+// with their errors as text. A file must define COGEN_ISA before it includes this one.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -7,22 +7,22 @@
 
 #include <string>
 
-#include "mlp/anneal_mlp_device.h"
+#include "mlp/device_thread.h"
 
 namespace cogen {
 namespace {
 
 using namespace COGEN_ISA;
 
-// A Machine of anneal_mlp_device.h.
+// A Machine, as device_thread.h describes it.
 struct CudaMachine {
   int thread, threads;
   int64_t block, blocks;
   char* shared;
 
-  __device__ void warp_meets() const { __syncwarp(); }
-  __device__ void block_meets() const { __syncthreads(); }
-  __device__ void grid_meets() const { cooperative_groups::this_grid().sync(); }
+  __device__ void sync_warp() const { __syncwarp(); }
+  __device__ void sync_block() const { __syncthreads(); }
+  __device__ void sync_grid() const { cooperative_groups::this_grid().sync(); }
   __device__ double warp_sum(double value) const {
     for (int apart = kWarp / 2; apart > 0; apart /= 2) {
       value += __shfl_xor_sync(0xffffffffu, value, apart);
@@ -36,10 +36,11 @@ __device__ inline CudaMachine this_machine(char* shared) {
           shared};
 }
 
-// The first error, in words.
+// The first error of several calls, as text.
 class Report {
  public:
-  bool fine(cudaError_t error, const char* what) {
+  // Whether a call succeeded; if not, `what` says what it was for.
+  bool ok(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return true;
     if (text_.empty()) text_ = std::string(what) + ": " + cudaGetErrorString(error);
     cudaGetLastError();  // so that later calls do not report it again
@@ -55,49 +56,51 @@ struct Device {
   int multiprocessors, shared_bytes, cooperative;
 };
 
-// What the current device is, which must have that number.
-bool ask(int number, Device& device, Report& report) {
+// Finds out about the current device, which must have that number. Returns whether it could.
+bool query(int number, Device& device, Report& report) {
   int id = 0;
-  if (!report.fine(cudaGetDevice(&id), "the current device")) return false;
-  if (id != number) return report.fine(cudaErrorInvalidDevice, "arrays on another device");
+  if (!report.ok(cudaGetDevice(&id), "the current device")) return false;
+  if (id != number) return report.ok(cudaErrorInvalidDevice, "arrays on another device");
   const auto attribute = [&](int* value, cudaDeviceAttr which) {
-    return report.fine(cudaDeviceGetAttribute(value, which, id), "a device's attribute");
+    return report.ok(cudaDeviceGetAttribute(value, which, id), "a device's attribute");
   };
   return attribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount) &&
          attribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin) &&
          attribute(&device.cooperative, cudaDevAttrCooperativeLaunch);
 }
 
-// How many blocks reside on the device at once; 0 after an error.
+// How many blocks the device has at once; 0 after an error.
 template <class Kernel>
-int64_t resident_blocks(Kernel kernel, int threads, int64_t bytes, bool meet, const Device& device,
-                        Report& report) {
+int64_t resident_blocks(Kernel kernel, int threads, int64_t bytes, bool cooperative,
+                        const Device& device, Report& report) {
   int each = 0;
-  if (!report.fine(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(bytes)),
-                   "shared memory") ||
-      !report.fine(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads,
-                                                                 static_cast<size_t>(bytes)),
-                   "occupancy")) {
+  if (!report.ok(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(bytes)),
+                 "shared memory") ||
+      !report.ok(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads,
+                                                               static_cast<size_t>(bytes)),
+                 "occupancy")) {
     return 0;
   }
-  if (each == 0) report.fine(cudaErrorLaunchOutOfResources, "a block");
-  if (meet && !device.cooperative) {
-    report.fine(cudaErrorNotSupported, "blocks that meet");
+  if (each == 0) report.ok(cudaErrorLaunchOutOfResources, "a block");
+  if (cooperative && !device.cooperative) {
+    report.ok(cudaErrorNotSupported, "blocks that synchronise");
     return 0;
   }
   return static_cast<int64_t>(each) * device.multiprocessors;
 }
 
+// Launches a kernel; a cooperative one may synchronise its blocks.
 template <class Kernel, class Run>
-void start(Kernel kernel, Run& run, int64_t blocks, int threads, int64_t bytes, bool meet,
+void start(Kernel kernel, Run& run, int64_t blocks, int threads, int64_t bytes, bool cooperative,
            cudaStream_t stream, Report& report) {
   void* arguments[] = {&run};
   const void* const function = reinterpret_cast<const void*>(kernel);
   const dim3 grid(static_cast<unsigned>(blocks));
-  report.fine(meet ? cudaLaunchCooperativeKernel(function, grid, threads, arguments, bytes, stream)
-                   : cudaLaunchKernel(function, grid, threads, arguments, bytes, stream),
-              "launch");
+  report.ok(
+      cooperative ? cudaLaunchCooperativeKernel(function, grid, threads, arguments, bytes, stream)
+                  : cudaLaunchKernel(function, grid, threads, arguments, bytes, stream),
+      "launch");
 }
 
 }  // namespace

@@ -1,17 +1,19 @@
-// A generator with two latents, two outputs and two layers between, of a width and with an activation
-// that the compiler knows, for one chain, the units of its layers side by side. A gradient waits for
-// the one before it, so what counts is how long numbers are under way: from layer to layer they stay
-// in registers.
+// A generator with two latents, two outputs and two hidden layers of a width and an activation that
+// are known at compile time, for a single chain on the CPU: the lanes of a pack have neighbouring
+// units. A gradient waits for the one before it, so latency is what counts: from layer to layer all
+// numbers stay in registers.
 #pragma once
 
 #include "mlp/mlp.h"
+#include "mlp/mlp_activations.h"
 
 namespace cogen {
 namespace COGEN_ISA {
 
 #if defined(__GNUC__) && !defined(__CUDACC__)
 
-// Of two vectors, the sums of their halves: of `a` in the lower half, of `b` in the upper.
+// Adds the halves of each of two vectors: the lower half of the result is for `a`, the upper for
+// `b`.
 COGEN_HD Pack<float, 1> half_sums(const Pack<float, 1>& a, const Pack<float, 1>& b) {
   return {__builtin_shufflevector(a.all, b.all, 0, 1, 2, 3, 12, 13, 14, 15) +
           __builtin_shufflevector(a.all, b.all, 4, 5, 6, 7, 8, 9, 10, 11)};
@@ -21,7 +23,8 @@ COGEN_HD Pack<double, 1> half_sums(const Pack<double, 1>& a, const Pack<double, 
           __builtin_shufflevector(a.all, b.all, 2, 3, 4, 5)};
 }
 
-// Sums of neighbours, half by half: of `a`, then of `b`.
+// Adds neighbours: each half of the result has sums of `a`, then of `b`, from the same half of
+// these.
 COGEN_HD Pack<float, 1> neighbour_sums(const Pack<float, 1>& a, const Pack<float, 1>& b) {
   return {__builtin_shufflevector(a.all, b.all, 0, 2, 8, 10, 4, 6, 12, 14) +
           __builtin_shufflevector(a.all, b.all, 1, 3, 9, 11, 5, 7, 13, 15)};
@@ -31,7 +34,7 @@ COGEN_HD Pack<double, 1> neighbour_sums(const Pack<double, 1>& a, const Pack<dou
           __builtin_shufflevector(a.all, b.all, 1, 5, 3, 7)};
 }
 
-// The sum of each of eight packs.
+// The sum of the numbers of each of eight packs.
 COGEN_HD Units<float> sums_of(const Units<float> (&x)[kUnits]) {
   const Units<float> first = neighbour_sums(half_sums(x[0], x[4]), half_sums(x[1], x[5]));
   const Units<float> second = neighbour_sums(half_sums(x[2], x[6]), half_sums(x[3], x[7]));
@@ -45,7 +48,7 @@ COGEN_HD Units<double> sums_of(const Units<double> (&x)[kUnits]) {
           neighbour_sums(half_sums(half[4], half[6]), half_sums(half[5], half[7]))};
 }
 
-// Number i of a pack, in all places.
+// A pack that has number i of another one in all places.
 template <int i>
 COGEN_HD Pack<float, 1> repeated(const Units<float>& x) {
   return {__builtin_shufflevector(x.all, x.all, i, i, i, i, i, i, i, i)};
@@ -79,9 +82,10 @@ COGEN_HD Units<T> repeated(const Units<T>& x) {
 
 #endif
 
-// y = x W + b with kIn inputs, W transposed: (kOut, padded kIn). Without a bias it is null.
+// y = x W + b, by a dot product for each output: W is transposed, (kOut, padded kIn). b may be
+// null.
 template <int kIn, int kOut, class T>
-COGEN_HD void dots(const T* rows, const T* bias, const Units<T>* x, Units<T>* y) {
+COGEN_HD void dot_products(const T* rows, const T* bias, const Units<T>* x, Units<T>* y) {
   constexpr int kStride = padded(kIn);
   COGEN_UNROLL
   for (int first = 0; first < kOut; first += kUnits) {
@@ -102,9 +106,9 @@ COGEN_HD void dots(const T* rows, const T* bias, const Units<T>* x, Units<T>* y)
   }
 }
 
-// y = x W + b with two inputs, W (2, padded kOut).
+// y = x W + b with two inputs, as a sum of two rows of W (2, padded kOut). b may be null.
 template <int kOut, class T>
-COGEN_HD void spread(const T* weight, const T* bias, const Units<T>& x, Units<T>* y) {
+COGEN_HD void sum_of_rows(const T* weight, const T* bias, const Units<T>& x, Units<T>* y) {
   const Units<T> first = repeated<0>(x), second = repeated<1>(x);
   COGEN_UNROLL
   for (int o = 0; o < kOut; o += kUnits) {
@@ -114,7 +118,8 @@ COGEN_HD void spread(const T* weight, const T* bias, const Units<T>& x, Units<T>
   }
 }
 
-// Latents, outputs and their gradients are a pack each, zero beyond the second number.
+// The net, and what is observed of its output. Latents, outputs and their gradients are a pack
+// each, whose numbers after the second are zero.
 template <class T, int kHidden, Activation kKind>
 class SmallMlp {
  public:
@@ -136,33 +141,33 @@ class SmallMlp {
            net.activation[1] == kKind && net.activation[2] == Activation::identity;
   }
 
-  // The gradient of the misfit by z, and the outputs.
+  // Returns the gradient of the misfit by z, and writes the outputs.
   COGEN_HD Units<T> grad(const Units<T>& z, Units<T>* outputs) const {
     const T* const none = nullptr;
     Units<T> first[kPacks], second[kPacks], by_first[kPacks], by_second[kPacks], by_latent;
-    spread<kHidden>(net_.weight[0], net_.bias[0], z, first);
-    up(first);
-    dots<kHidden, kHidden>(net_.back[1], net_.bias[1], first, second);
-    up(second);
-    dots<kHidden, 2>(net_.back[2], net_.bias[2], second, outputs);
+    sum_of_rows<kHidden>(net_.weight[0], net_.bias[0], z, first);
+    activate_all(first);
+    dot_products<kHidden, kHidden>(net_.back[1], net_.bias[1], first, second);
+    activate_all(second);
+    dot_products<kHidden, 2>(net_.back[2], net_.bias[2], second, outputs);
     const Units<T> residual = where_positive(seen_, *outputs - target_, Units<T>::of(T(0)));
-    spread<kHidden>(net_.back[2], none, residual * weight_, by_second);
-    down(second, by_second);
-    dots<kHidden, kHidden>(net_.weight[1], none, by_second, by_first);
-    down(first, by_first);
-    dots<kHidden, 2>(net_.weight[0], none, by_first, &by_latent);
+    sum_of_rows<kHidden>(net_.back[2], none, residual * weight_, by_second);
+    deactivate_all(second, by_second);
+    dot_products<kHidden, kHidden>(net_.weight[1], none, by_second, by_first);
+    deactivate_all(first, by_first);
+    dot_products<kHidden, 2>(net_.weight[0], none, by_first, &by_latent);
     return by_latent;
   }
 
  private:
   static constexpr int kPacks = padded(kHidden) / kUnits;
 
-  COGEN_HD void up(Units<T> (&x)[kPacks]) const {
+  COGEN_HD void activate_all(Units<T> (&x)[kPacks]) const {
     COGEN_UNROLL
     for (int p = 0; p < kPacks; ++p) activate(kKind, net_.slope, 1, &x[p]);
   }
 
-  COGEN_HD void down(const Units<T> (&y)[kPacks], Units<T> (&grad)[kPacks]) const {
+  COGEN_HD void deactivate_all(const Units<T> (&y)[kPacks], Units<T> (&grad)[kPacks]) const {
     COGEN_UNROLL
     for (int p = 0; p < kPacks; ++p) deactivate(kKind, net_.slope, 1, &y[p], &grad[p]);
   }

@@ -1,11 +1,11 @@
-// Layers of a progressive GAN. Images are channels last.
+// Bindings of the layers of a progressive GAN. Images are channels last.
 #include <limits>
 #include <string>
 #include <type_traits>
 #include <vector>
 
-#include "common/isas.h"
-#include "common/methods.h"
+#include "common/instruction_sets.h"
+#include "common/python_methods.h"
 #include "progressive/pixel_norm_arguments.h"
 
 namespace py = pybind11;
@@ -43,10 +43,11 @@ void norm_grad(Arguments& given) {
   });
 }
 
-// Convolutions that are made of packed products.
+// --- convolutions --------------------------------------------------------------------------------
 
-// What the two have apart: `kMatrices` of (in, out) in a kernel, `kPixels` of a cell's side in the
-// smaller images, and whose channels memory is counted by on the way back.
+// What the two kinds of convolution have of their own: the functions of their kernels, the number
+// kMatrices of matrices in a packed kernel, the side of a cell in kPixels of the smaller images,
+// and how the memory for the way back is counted.
 struct ConvolutionLayer {
   template <class T>
   static const LayerOps<T>& ops_of(const ProgressiveOps<T>& progressive) {
@@ -72,7 +73,7 @@ const LayerOps<T>& layer_ops() {
   return Layer::ops_of(*ops<T>().progressive);
 }
 
-// So that no product of them overflows.
+// The largest side or number of channels: products of them do not overflow.
 constexpr std::int64_t kMostSide = std::int64_t{1} << 24;
 
 void require_side(const char* name, std::int64_t side) {
@@ -81,7 +82,7 @@ void require_side(const char* name, std::int64_t side) {
                         std::to_string(side));
 }
 
-// Numbers of memory for images of `in` channels and products of `out`.
+// How many numbers of memory a convolution of images of `in` channels to `out` channels needs.
 template <class Layer, class T>
 std::int64_t arena_size(const Cells& cells, std::int64_t in, std::int64_t out) {
   require_side("height", cells.height);
@@ -96,7 +97,7 @@ std::int64_t ConvolutionLayer::arena_back(const Cells& cells, std::int64_t in, s
   return arena_size<ConvolutionLayer, T>(cells, in, out);
 }
 
-// As on the way there.
+// The way back needs as much memory as the way there.
 template <class T>
 std::int64_t UpsamplingLayer::arena_back(const Cells& cells, std::int64_t in, std::int64_t out) {
   return arena_size<UpsamplingLayer, T>(cells, out, in);
@@ -114,7 +115,7 @@ std::int64_t arena(Arguments& given) {
                    : arena_size<Layer, float>(cells, in, out);
 }
 
-// Memory for `size` numbers or more.
+// Takes `arena`, memory for `size` numbers or more.
 template <class T>
 T* arena_of(Arguments& given, std::int64_t size) {
   const Array memory = given.array("arena");
@@ -123,7 +124,7 @@ T* arena_of(Arguments& given, std::int64_t size) {
   return memory.at_all<T>(given.device());
 }
 
-// Outputs fill whole panels.
+// Takes `kernel`, packed matrices whose outputs fill whole panels.
 template <class Layer, class T>
 Kernel3x3<T> kernel_of(Arguments& given, std::int64_t in, std::int64_t out) {
   constexpr std::int64_t panel = kPanelBytes / static_cast<std::int64_t>(sizeof(T));
@@ -131,7 +132,7 @@ Kernel3x3<T> kernel_of(Arguments& given, std::int64_t in, std::int64_t out) {
   return {given.read<const T>("kernel", {Layer::kMatrices * in * padded}), in, out};
 }
 
-// The cells of images (n, S, S, C), so many pixels each side.
+// The cells of images (n, S, S, C), whose sides are so many pixels.
 Cells cells_of(const Array& images, std::int64_t pixels) {
   images.require_rank(4, "(n, S, S, C)");
   const std::int64_t high = images.size(1), wide = images.size(2);
@@ -141,7 +142,7 @@ Cells cells_of(const Array& images, std::int64_t pixels) {
   return {images.size(0), high / pixels, wide / pixels};
 }
 
-// The elements of images (n, S, S, C) of those cells.
+// The elements of images (n, S, S, C) that have those cells.
 template <class T>
 T* images_of(const Array& images, const Cells& cells, std::int64_t pixels,
              const DLDevice& device) {
@@ -173,7 +174,7 @@ void forward(Arguments& given) {
   });
 }
 
-// `extra`, to be added to the gradient by `out`; of the upsampling layer alone.
+// Takes `extra`, which is added to the gradient by `out`; only the upsampling layer has it.
 template <class Layer, class T>
 const T* extra_of(Arguments& given, const Array& out) {
   if constexpr (std::is_same_v<Layer, UpsamplingLayer>) {
@@ -211,13 +212,13 @@ void backward(Arguments& given) {
 PyMethodDef* progressive_methods() {
   static PyMethodDef methods[] = {
       method<norm>("norm", "Bias, leaky ReLU and, where `scale` is given, pixel norm."),
-      method<norm_grad>("norm_grad", "Its gradient."),
-      method<arena<ConvolutionLayer>>("convolve_arena", "Numbers that `convolve` needs."),
+      method<norm_grad>("norm_grad", "The gradient of `norm`."),
+      method<arena<ConvolutionLayer>>("convolve_arena", "How much memory `convolve` needs."),
       method<forward<ConvolutionLayer>>("convolve", "A 3x3 convolution, and `norm` of it."),
-      method<backward<ConvolutionLayer>>("convolve_grad", "By what was made before it."),
-      method<arena<UpsamplingLayer>>("upsample_arena", "Numbers that `upsample` needs."),
+      method<backward<ConvolutionLayer>>("convolve_grad", "The gradient of `convolve`."),
+      method<arena<UpsamplingLayer>>("upsample_arena", "How much memory `upsample` needs."),
       method<forward<UpsamplingLayer>>("upsample", "Upsampling, a convolution, `norm`."),
-      method<backward<UpsamplingLayer>>("upsample_grad", "By what was made before it."),
+      method<backward<UpsamplingLayer>>("upsample_grad", "The gradient of `upsample`."),
       {}};
   return methods;
 }

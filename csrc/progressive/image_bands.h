@@ -1,5 +1,5 @@
-// Images cut into cells, and bands of neighbouring cells whose operands and results are in memory at
-// a time.
+// Images are cut into cells, and cells into bands. The operands and results of one band are in
+// memory at a time.
 #pragma once
 
 #include <stdint.h>
@@ -10,25 +10,29 @@
 namespace cogen {
 namespace COGEN_ISA {
 
-// Rows [first, first + rows) of each of `images` images of height x width cells, from number
-// `image` on. What belongs to a band's cells alone is dense: (images, rows, width, ...).
+// A band: the rows of cells [first, first + rows) of the images `image` to image + images - 1,
+// which have height x width cells. Arrays for the cells of one band are dense, (images, rows,
+// width, ...).
 struct Band {
   int64_t image, images, first, rows, height, width;
 
   int64_t cells() const { return images * rows * width; }
 };
 
-// Enough cells for products at full speed, or so many that what they need fits into a cache.
+// A band has about as many numbers as fit into a cache, but at least so many cells that products
+// run at full speed.
 constexpr int64_t kLeastCells = 256, kBandNumbers = 1 << 19;
 
-// Bands of whole images or of rows of one.
+// How images are cut into bands, each of whole images or of some rows of one.
 struct Bands {
   Cells all;
-  int64_t images, rows, per_image;  // of a band, and bands of an image
+  int64_t images, rows;  // of a band
+  int64_t per_image;     // how many bands an image has
 
   // `each` is how many numbers a cell needs.
   Bands(const Cells& cells, int64_t each) : all(cells) {
-    const int64_t fitting = kBandNumbers / each, wanted = fitting < kLeastCells ? kLeastCells : fitting;
+    const int64_t fitting = kBandNumbers / each;
+    const int64_t wanted = fitting < kLeastCells ? kLeastCells : fitting;
     const int64_t lines = (wanted + all.width - 1) / all.width;
     rows = lines < all.height ? lines : all.height;
     images = lines < all.height ? 1 : lines / all.height;
@@ -44,11 +48,12 @@ struct Bands {
   }
 };
 
-// Row `i` of an image's cells; `cell` is the number of its first one among those of the band.
+// Row `i` of an image's cells; `cell` is the number of its first cell in the band.
 struct CellRow {
   int64_t image, i, cell;
 };
 
+// Calls body(row) for each row of cells of a band.
 template <class Body>
 inline void for_each_row(const Band& band, int64_t channels, int threads, const Body& body) {
   const int64_t units = band.images * band.rows, entries = units * band.width * channels;
@@ -58,13 +63,14 @@ inline void for_each_row(const Band& band, int64_t channels, int threads, const 
   });
 }
 
-// Number of pixel (k / 2, k % 2) of cell j of a row, among all pixels of all images.
+// The number of pixel (k / 2, k % 2) of cell j of a row among all pixels of all images, for cells
+// of 2x2 pixels.
 inline int64_t quad_pixel(const Band& band, const CellRow& row, int64_t j, int k) {
   const int64_t y = 2 * row.i + k / 2, x = 2 * j + k % 2;
   return (row.image * 2 * band.height + y) * 2 * band.width + x;
 }
 
-// The channels of pixel (y, x) of an image of `height` x `width`; zeros outside.
+// The channels of pixel (y, x) of an image of height x width pixels; zeros if it is outside.
 template <class T>
 inline const T* pixel_or_zeros(const T* images, const T* zeros, int64_t channels, int64_t image,
                                int64_t y, int64_t x, int64_t height, int64_t width) {

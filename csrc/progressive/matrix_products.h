@@ -1,29 +1,31 @@
-// Matrix products by weights that were packed before: panels of neighbouring outputs, all inputs of
-// each in order, so that the innermost loop reads one stream.
+// Matrix products by packed weights: they are in panels of neighbouring outputs, which have the
+// weights of all inputs in order, so that the innermost loop reads memory in order.
 #pragma once
 
 #include <stdint.h>
 
 #include "common/kernels.h"
-#include "common/lanes.h"
+#include "common/simd_pack.h"
 #include "common/parallel.h"
 
 namespace cogen {
 namespace COGEN_ISA {
 
-// Outputs of a panel: two vectors, which with six rows and one input fill the registers.
+// How many outputs a panel has: two vectors, whose sums for six rows fill the registers together
+// with the weights and one input.
 template <class T>
 constexpr int64_t kPanel = 2 * Pack<T, 1>::kCount;
 static_assert(kPanel<float> * sizeof(float) == kPanelBytes);
 static_assert(kPanel<double> * sizeof(double) == kPanelBytes);
 
-// Outputs with those that fill the last panel.
+// The number of outputs rounded up to whole panels.
 template <class T>
 inline int64_t padded(int64_t outputs) {
   return (outputs + kPanel<T> - 1) / kPanel<T> * kPanel<T>;
 }
 
-// kRows rows of `x` (rows, inputs) by one panel, into rows of `y` that are `stride` apart.
+// Multiplies kRows rows of `x`, (rows, inputs), by one panel, into rows of `y` that are `stride`
+// apart.
 template <class T, int kRows>
 inline void multiply_rows(const T* x, int64_t inputs, const T* panel, T* y, int64_t stride) {
   typedef Pack<T, 1> Vector;
@@ -47,7 +49,7 @@ inline void multiply_rows(const T* x, int64_t inputs, const T* panel, T* y, int6
   }
 }
 
-// All rows by one panel.
+// Multiplies all rows by one panel.
 template <class T>
 inline void multiply_panel(const T* x, int64_t rows, int64_t inputs, const T* panel, T* y,
                            int64_t stride) {
@@ -64,8 +66,8 @@ inline void multiply_panel(const T* x, int64_t rows, int64_t inputs, const T* pa
   }
 }
 
-// Several products: x[k] (rows[k], inputs[k]) by packed weights into y[k] (rows[k], outputs[k]);
-// outputs fill whole panels.
+// Several products: x[k], (rows[k], inputs[k]), by packed weights into y[k], (rows[k], outputs[k]),
+// whose outputs fill whole panels.
 template <class T, int kCount>
 struct ProductList {
   const T* x[kCount];
@@ -82,7 +84,7 @@ void multiply(const ProductList<T, kCount>& list, int threads) {
     multiplications += list.rows[k] * list.inputs[k] * list.outputs[k];
   }
   const int64_t units = first[kCount];
-  // An entry elsewhere is worth about as much as sixteen multiplications.
+  // threads_for counts entries; here sixteen multiplications take about as long as one of these.
   for_each_unit(units, threads_for(multiplications / 16, units, threads), [&](int64_t unit) {
     int k = 0;
     while (first[k + 1] <= unit) ++k;

@@ -1,5 +1,5 @@
-// What follows each convolution of a progressive GAN, for one pixel: bias, leaky ReLU, pixel norm;
-// and the gradient of the two. cogen_fast/ops/reference.py is the definition.
+// What follows each convolution of a progressive GAN, for one pixel: bias, leaky ReLU and pixel
+// norm; and the way back. cogen_fast/ops/reference.py is the definition.
 #pragma once
 
 #include <math.h>
@@ -10,11 +10,12 @@
 namespace cogen {
 namespace COGEN_ISA {
 
-// Pixel `pixel` of a.out, from the convolution's output `x` there, which may be the same memory.
+// Computes pixel `pixel` of a.out from the convolution's output `x` there, which may be the same
+// memory.
 template <class T>
 inline void finish(const PixelNorm<T>& a, const T* x, int64_t pixel) {
   const int64_t channels = a.channels;
-  const T slope = a.slope;  // a copy, which no store changes: the loop can be vectorised
+  const T slope = a.slope;  // a copy: the loop is vectorised only if no store can change it
   const T* bias = a.bias;
   T* out = a.out + pixel * channels;
   T squares = 0;
@@ -32,8 +33,8 @@ inline void finish(const PixelNorm<T>& a, const T* x, int64_t pixel) {
   for (int64_t c = 0; c < channels; ++c) out[c] *= scale;
 }
 
-// Pixel `pixel` of a.grad, by the convolution's output, from the gradient `x` by the normalised
-// output there. `x` is scratch; a.grad may be its memory or that of a.out.
+// Computes pixel `pixel` of a.grad, the gradient by the convolution's output, from the gradient `x`
+// by the normalised output there. `x` is overwritten; a.grad may be its memory or that of a.out.
 template <class T>
 inline void finish(const PixelNormGrad<T>& a, T* x, int64_t pixel) {
   const int64_t channels = a.channels;

@@ -1,4 +1,5 @@
-// The arguments of what follows a convolution of a progressive GAN, and of its gradient.
+// Arguments that bindings of several files take: those of bias, leaky ReLU and pixel norm, and of
+// the way back through them.
 #pragma once
 
 #include "common/arguments.h"
@@ -6,7 +7,7 @@
 
 namespace cogen {
 
-// Of activations (..., C); there must be channels.
+// The number of channels of activations (..., C), at least one.
 inline std::int64_t channels_of(const Array& images) {
   if (images.rank() < 1) images.refuse("shape (..., C)");
   const std::int64_t channels = images.size(images.rank() - 1);
@@ -14,13 +15,13 @@ inline std::int64_t channels_of(const Array& images) {
   return channels;
 }
 
-// `scale`, a number for each pixel of `out`, or none.
+// Takes `scale`, a number for each pixel of `out`, or None.
 template <class T>
 T* scale_of(Arguments& given, const Array& out) {
   return given.optional("scale").template at_pixels<T>(out, given.device());
 }
 
-// `bias`, `slope` and `scale`, of an activation `out` to be written.
+// Takes `bias`, `slope` and `scale` for an activation `out` that is to be written.
 template <class T>
 PixelNorm<T> pixel_norm_of(Arguments& given, const Array& out) {
   const std::int64_t channels = channels_of(out);
@@ -30,7 +31,8 @@ PixelNorm<T> pixel_norm_of(Arguments& given, const Array& out) {
   return {channels, bias, slope, written, scale_of<T>(given, out)};
 }
 
-// `slope`, `scale` and `out_grad`, of an activation `out` that was written; without `extra`.
+// Takes `slope`, `scale` and `out_grad` for an activation `out` that has been written, without
+// `extra`.
 template <class T>
 PixelNormGrad<T> pixel_norm_grad_of(Arguments& given, const Array& out) {
   const std::int64_t channels = channels_of(out);

@@ -1,8 +1,8 @@
-// The z-gradient of a progressive GAN on CPU, but for the dense layer.
-// Compiled once per instruction set (COGEN_ISA), as hmc_cpu.cpp is.
-#include "progressive/pixel_norm.h"
-#include "progressive/colour_misfit.h"
+// The layers of a progressive GAN on the CPU, and the way back through them, without the dense
+// layer. Compiled once for each instruction set, as hmc_cpu.cpp is.
 #include "common/parallel.h"
+#include "progressive/pixel_norm.h"
+#include "progressive/to_rgb_misfit.h"
 #include "progressive/upsampled.h"
 #include "progressive/winograd.h"
 
@@ -10,7 +10,8 @@ namespace cogen {
 namespace COGEN_ISA {
 namespace {
 
-// `x` is (pixels, channels): const T* for an activation, scratch for its gradient.
+// Finishes all pixels of `x`, (pixels, channels). X is const T* for an activation, and T* for its
+// gradient, which overwrites it.
 template <class X, class Finish>
 void finish_all(int64_t pixels, X x, const Finish& to, int threads) {
   for_each_unit(pixels, threads_for(pixels * to.channels, pixels, threads),
@@ -23,9 +24,9 @@ constexpr ProgressiveOps<T> kOps{
     finish_all<T*, PixelNormGrad<T>>,
     {convolve_arena<T>, convolve<T, PixelNorm<T>>, convolve<T, PixelNormGrad<T>>},
     {upsample_arena<T>, upsample<T>, upsample_grad<T>},
-    colour_arena<T>,
-    colour_bands<T>,
-    colour_misfit<T>,
+    to_rgb_arena<T>,
+    to_rgb_bands<T>,
+    to_rgb_misfit<T>,
 };
 
 }  // namespace

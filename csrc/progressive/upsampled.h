@@ -5,34 +5,37 @@
 //   out[2 i]     = k0 x[i-1] + (k1 + k2) x[i] = s x[i] + k0 D[i]
 //   out[2 i + 1] = (k0 + k1) x[i] + k2 x[i+1] = s x[i] - k2 D[i+1],   s = k0 + k1 + k2
 //
-// In the plane x and D along each side give four images, `xx` (the image itself), `xd`, `dx` and
-// `dd` (the second letter is for the horizontal side), which are multiplied by 1, 2, 2 and 4
-// matrices of channels, neighbouring in the results: k0 and -k2 for D, vertical first.
-// `xd` has one column more than the image, `dx` one row more, `dd` both.
+// In two dimensions, x or D along each side gives four images: `xx`, the image itself, `xd`, `dx`
+// and `dd`, whose second letter is for the horizontal side. They are multiplied by 1, 2, 2 and 4
+// matrices of channels: D along a side has one for k0 and one for -k2. The products of a pixel are
+// side by side, those for the vertical k0 before those for -k2. `xd` has one column more than the
+// image, `dx` one row more, and `dd` both.
 #pragma once
 
 #include <string.h>
 
 #include "progressive/image_bands.h"
-#include "progressive/pixel_norm.h"
 #include "progressive/matrix_products.h"
+#include "progressive/pixel_norm.h"
 
 namespace cogen {
 namespace COGEN_ISA {
 
-// The operands or results of a band's products, several for each cell, in rows of `stride` each.
+// The operands or results of a band's products. A cell may have several, in rows of `stride`
+// numbers.
 template <class T>
 struct Products {
   T *xx, *xd, *dx, *dd;
   int64_t stride;
 };
 
-// Where the products of a band's row i lie: those of D at the row's upper edge come from its row i
-// and those at the lower edge from row i + 1.
-struct Places {
-  int64_t plain, wide, tall, both;  // numbers of the first cell in xx, xd, dx and dd
+// Where the products of row i of a band are: the numbers of its first cells in xx, xd, dx and dd.
+// Those of D at the upper edge of the row are in row i of dx and dd, those at its lower edge in row
+// i + 1.
+struct RowStart {
+  int64_t plain, wide, tall, both;
 
-  Places(const Band& band, const CellRow& row)
+  RowStart(const Band& band, const CellRow& row)
       : plain(row.cell),
         wide(row.cell / band.width * (band.width + 1)),
         tall(row.cell + (row.image - band.image) * band.width),
@@ -51,12 +54,12 @@ inline void add(const T* a, const T* b, T* out, int64_t channels) {
   for (int64_t c = 0; c < channels; ++c) out[c] = a[c] + b[c];
 }
 
-// A band with one row of cells more: where `dx` and `dd` are.
+// The band of `dx` and `dd`, which have one row of cells more.
 inline Band with_edges(const Band& band) {
   return {band.image, band.images, band.first, band.rows + 1, band.height, band.width};
 }
 
-// Images of height x width pixels into xx, xd, dx and dd.
+// Computes xx, xd, dx and dd of images of height x width pixels.
 template <class T>
 void fill_differences(const Band& band, const T* images, int64_t channels, const T* zeros,
                       const Products<T>& to, int threads) {
@@ -91,13 +94,14 @@ void fill_differences(const Band& band, const T* images, int64_t channels, const
   });
 }
 
-// Products into the activation of images of 2 height x 2 width pixels; dd is used up.
+// Adds the products up and finishes the activation of images of 2 height x 2 width pixels; dd is
+// overwritten.
 template <class T>
 void finish_quads(const Band& band, const Products<T>& from, const PixelNorm<T>& to,
                   int threads) {
   const int64_t channels = to.channels, stride = from.stride, wide = band.width + 1;
   for_each_row(band, 4 * channels, threads, [&](const CellRow& row) {
-    const Places at(band, row);
+    const RowStart at(band, row);
     for (int64_t j = 0; j < band.width; ++j) {
       const T* xx = from.xx + (at.plain + j) * stride;
       for (int k = 0; k < 4; ++k) {
@@ -113,8 +117,8 @@ void finish_quads(const Band& band, const Products<T>& from, const PixelNorm<T>&
   });
 }
 
-// The adjoint of `finish_quads`: what each product is to be multiplied back from, given the
-// gradient by the images of 2 height x 2 width pixels.
+// The adjoint of the sums in `finish_quads`: the gradient by each product, given that by the images
+// of 2 height x 2 width pixels.
 template <class T>
 void fill_quads(const Band& band, const T* images, int64_t channels, const T* zeros,
                 const Products<T>& to, int threads) {
@@ -156,13 +160,14 @@ void fill_quads(const Band& band, const T* images, int64_t channels, const T* ze
   });
 }
 
-// The adjoint of `fill_differences`, into the gradient of the activation before; xx is used up.
+// The adjoint of `fill_differences`, which finishes the gradient by what the activation before was
+// made of; xx is overwritten.
 template <class T>
 void finish_differences(const Band& band, const Products<T>& from, const PixelNormGrad<T>& to,
                         int threads) {
   const int64_t channels = to.channels, stride = from.stride, wide = band.width + 1;
   for_each_row(band, channels, threads, [&](const CellRow& row) {
-    const Places at(band, row);
+    const RowStart at(band, row);
     const int64_t first = (row.image * band.height + row.i) * band.width;
     for (int64_t j = 0; j < band.width; ++j) {
       T* xx = from.xx + (at.plain + j) * stride;
@@ -181,7 +186,7 @@ void finish_differences(const Band& band, const Products<T>& from, const PixelNo
   });
 }
 
-// Cells of xx, xd, dx and dd.
+// How many cells xx, xd, dx and dd have.
 struct Counts {
   int64_t of[4];
 
@@ -194,9 +199,10 @@ struct Counts {
 // How many matrices xx, xd, dx and dd are multiplied by.
 constexpr int64_t kMatrices[4] = {1, 2, 2, 4};
 
-// `each[k]` numbers for each cell of image k, from `first` on; returns where they end.
+// Places four arrays one after the other from `first` on, with each[k] numbers for each cell of
+// array k. Returns where they end.
 template <class T>
-T* spread(T* first, const Counts& counts, const int64_t (&each)[4], T* (&at)[4]) {
+T* place_arrays(T* first, const Counts& counts, const int64_t (&each)[4], T* (&at)[4]) {
   for (int k = 0; k < 4; ++k) {
     at[k] = first;
     first += counts.of[k] * each[k];
@@ -204,16 +210,17 @@ T* spread(T* first, const Counts& counts, const int64_t (&each)[4], T* (&at)[4])
   return first;
 }
 
-// Numbers for each cell of one side of the products.
-struct Sides {
+// How many numbers a cell has in each of the four arrays: `one` for a single row, `many` for a row
+// for each matrix.
+struct CellNumbers {
   int64_t one[4], many[4];
 
-  Sides(int64_t once, int64_t often) {
-    for (int k = 0; k < 4; ++k) one[k] = once, many[k] = kMatrices[k] * often;
+  CellNumbers(int64_t single, int64_t repeated) {
+    for (int k = 0; k < 4; ++k) one[k] = single, many[k] = kMatrices[k] * repeated;
   }
 };
 
-// For either way: the images' own numbers and those of the products.
+// How many numbers a cell needs for its operands and results, on the way there or back.
 template <class T>
 int64_t numbers_per_cell(int64_t in, int64_t out) {
   return 4 * padded<T>(in) + 9 * padded<T>(out);
@@ -226,7 +233,8 @@ int64_t upsample_arena(const Cells& cells, int64_t in, int64_t out) {
   return counts.of[3] * each;
 }
 
-// The images x by their matrices, which lie one after the other from `weight` on, into y.
+// Multiplies the four arrays x by their matrices, which lie one after the other from `weight` on,
+// into y.
 template <class T>
 void multiply(const Counts& counts, T* const (&x)[4], const int64_t (&inputs)[4], const T* weight,
               T* const (&y)[4], const int64_t (&outputs)[4], int threads) {
@@ -244,14 +252,14 @@ void upsample(const Cells& cells, const T* images, const Kernel3x3<T>& kernel,
               const PixelNorm<T>& to, const T* zeros, T* arena, int threads) {
   const int64_t width = padded<T>(kernel.out);
   const Bands bands(cells, numbers_per_cell<T>(kernel.in, kernel.out));
-  const Sides sides(kernel.in, width);
+  const CellNumbers numbers(kernel.in, width);
   for (int64_t number = 0; number < bands.count(); ++number) {
     const Band band = bands[number];
     const Counts counts(band);
     T *x[4], *y[4];
-    spread(spread(arena, counts, sides.one, x), counts, sides.many, y);
+    place_arrays(place_arrays(arena, counts, numbers.one, x), counts, numbers.many, y);
     fill_differences(band, images, kernel.in, zeros, {x[0], x[1], x[2], x[3], kernel.in}, threads);
-    multiply(counts, x, sides.one, kernel.packed, y, sides.many, threads);
+    multiply(counts, x, numbers.one, kernel.packed, y, numbers.many, threads);
     finish_quads(band, {y[0], y[1], y[2], y[3], width}, to, threads);
   }
 }
@@ -261,14 +269,14 @@ void upsample_grad(const Cells& cells, const T* grad, const Kernel3x3<T>& kernel
                    const PixelNormGrad<T>& to, const T* zeros, T* arena, int threads) {
   const int64_t width = padded<T>(kernel.out);
   const Bands bands(cells, numbers_per_cell<T>(kernel.out, kernel.in));
-  const Sides sides(width, kernel.in);
+  const CellNumbers numbers(width, kernel.in);
   for (int64_t number = 0; number < bands.count(); ++number) {
     const Band band = bands[number];
     const Counts counts(band);
     T *x[4], *y[4];
-    spread(spread(arena, counts, sides.many, x), counts, sides.one, y);
+    place_arrays(place_arrays(arena, counts, numbers.many, x), counts, numbers.one, y);
     fill_quads(band, grad, kernel.in, zeros, {x[0], x[1], x[2], x[3], kernel.in}, threads);
-    multiply(counts, x, sides.many, kernel.packed, y, sides.one, threads);
+    multiply(counts, x, numbers.many, kernel.packed, y, numbers.one, threads);
     finish_differences(band, {y[0], y[1], y[2], y[3], width}, to, threads);
   }
 }

@@ -1,11 +1,11 @@
 // 3x3 convolutions with 16 products per channel and 2x2 pixels in place of 36: F(2x2, 3x3) of
-// Winograd (Lavin and Gray 2016, arXiv:1509.09308). A tile of 4x4 pixels becomes 16 numbers, one
-// for each of 16 matrix products; their 16 results become 2x2 pixels.
+// Winograd (Lavin and Gray 2016, arXiv:1509.09308). A tile of 4x4 pixels is transformed to 16
+// numbers, one for each of 16 matrix products; their 16 results are transformed to 2x2 pixels.
 #pragma once
 
 #include "progressive/image_bands.h"
-#include "progressive/pixel_norm.h"
 #include "progressive/matrix_products.h"
+#include "progressive/pixel_norm.h"
 
 namespace cogen {
 namespace COGEN_ISA {
@@ -15,7 +15,7 @@ struct Four {
   T a, b, c, d;
 };
 
-// A line of four pixels, for four products.
+// Transforms a line of four pixels to the operands of four products.
 template <class T>
 inline Four<T> before_products(T d0, T d1, T d2, T d3) {
   return {d0 - d2, d1 + d2, d2 - d1, d1 - d3};
@@ -26,25 +26,28 @@ struct Two {
   T a, b;
 };
 
-// Four products, as two pixels.
+// Transforms the results of four products to a line of two pixels.
 template <class T>
 inline Two<T> after_products(T m0, T m1, T m2, T m3) {
   return {m0 + m1 + m2, m1 - m2 - m3};
 }
 
-// The operands or results of a band's 16 products, (cells, channels) each, in rows of `stride`.
+// The operands or results of a band's 16 products, (cells, channels) each, in rows of `stride`
+// numbers.
 template <class T>
 struct Slots {
   T* first;
   int64_t cells, channels, stride;
 
-  // At a power of two the slots of a tile would share the same lines of a cache.
+  // A gap between slots: at distances of a power of two they would compete for the same cache
+  // lines.
   static constexpr int64_t kGap = 64 / sizeof(T);
   static int64_t size(int64_t cells, int64_t stride) { return cells * stride + kGap; }
 
   T* slot(int k) const { return first + k * size(cells, stride); }
 };
 
+// The operands or results of one cell.
 template <class T>
 struct Tile {
   T* slot[16];
@@ -54,6 +57,7 @@ struct Tile {
   }
 };
 
+// Transforms the 4x4 pixels x, line by line, to the operands of one cell.
 template <class T>
 inline void fill_tile(const T* const (&x)[16], const Tile<T>& tile, int64_t channels) {
   T* const* v = tile.slot;
@@ -74,7 +78,7 @@ inline void fill_tile(const T* const (&x)[16], const Tile<T>& tile, int64_t chan
   }
 }
 
-// The pixels (y, x) of 2x2 into slot 2 y + x.
+// Transforms the results of one cell to 2x2 pixels: pixel (y, x) replaces what slot 2 y + x had.
 template <class T>
 inline void empty_tile(const Tile<T>& tile, int64_t channels) {
   T* const* m = tile.slot;
@@ -90,7 +94,8 @@ inline void empty_tile(const Tile<T>& tile, int64_t channels) {
   }
 }
 
-// Images of 2 height x 2 width pixels into tiles, one per cell, zeros around.
+// Computes the operands of all cells of images of 2 height x 2 width pixels, with zeros around
+// them.
 template <class T>
 void fill_tiles(const Band& band, const T* images, const T* zeros, const Slots<T>& to,
                 int threads) {
@@ -106,7 +111,8 @@ void fill_tiles(const Band& band, const T* images, const T* zeros, const Slots<T
   });
 }
 
-// Products into an activation, or the gradient of the one before; they are used up.
+// Turns results into an activation, or into the gradient by what the activation before was made of;
+// they are overwritten.
 template <class T, class Finish>
 void finish_tiles(const Band& band, const Slots<T>& from, const Finish& to, int threads) {
   for_each_row(band, 16 * from.channels, threads, [&](const CellRow& row) {
@@ -118,6 +124,7 @@ void finish_tiles(const Band& band, const Slots<T>& from, const Finish& to, int 
   });
 }
 
+// How many numbers a cell needs for its operands and results.
 template <class T>
 int64_t numbers_per_tile(int64_t in, int64_t out) {
   return 16 * (in + padded<T>(out));
@@ -130,7 +137,7 @@ int64_t convolve_arena(const Cells& cells, int64_t in, int64_t out) {
   return 16 * (Slots<T>::size(most, in) + Slots<T>::size(most, padded<T>(out)));
 }
 
-// Forward, or with the turned kernel back: `Finish` says which.
+// The convolution, or the way back through it, which has the kernel turned: Finish says which.
 template <class T, class Finish>
 void convolve(const Cells& cells, const T* images, const Kernel3x3<T>& kernel, const Finish& to,
               const T* zeros, T* arena, int threads) {

@@ -1,7 +1,7 @@
-// A transition, part by part, and what the loops do between transitions.
+// Bindings of the parts of a transition, of the step-size rule and of resampling.
 #include "common/bind_common.h"
-#include "common/isas.h"
-#include "common/methods.h"
+#include "common/instruction_sets.h"
+#include "common/python_methods.h"
 
 namespace py = pybind11;
 
@@ -10,13 +10,15 @@ namespace {
 
 constexpr std::uint32_t kLatent = 0;
 
+// Takes the current state of the chains.
 template <class T>
 State<T> state_of(Arguments& given, const Array& latents, const Shape& shape) {
   const auto [b, n, d] = shape;
-  return {latents.at<const T>({b, n, d}, given.device()), given.read<const double>("energy", {b, n}),
-          given.read<const T>("grad", {b, n, d})};
+  return {latents.at<const T>({b, n, d}, given.device()),
+          given.read<const double>("energy", {b, n}), given.read<const T>("grad", {b, n, d})};
 }
 
+// Takes a proposal, which may be written.
 template <class T>
 Proposal<T> proposal_of(Arguments& given, const Shape& shape) {
   const auto [b, n, d] = shape;
@@ -24,7 +26,7 @@ Proposal<T> proposal_of(Arguments& given, const Shape& shape) {
           given.read<double>("hamiltonian", {b, n})};
 }
 
-// But for `active`.
+// Takes the settings of a transition, without `active`.
 template <class T>
 Settings<T> settings_of(Arguments& given, const Shape& shape) {
   const auto [b, n, d] = shape;
@@ -91,12 +93,13 @@ void continue_trajectory(Arguments& given) {
   });
 }
 
+// Takes the arrays that get what is left after the Metropolis test.
 template <class T>
 Selected<T> selected_of(Arguments& given, const Shape& shape) {
   const auto [b, n, d] = shape;
-  return {given.read<T>("out_latents", {b, n, d}),        given.read<double>("out_energy", {b, n}),
-          given.read<T>("out_grad", {b, n, d}),           given.read<double>("out_probability", {b, n}),
-          given.read<bool>("out_accepted", {b, n}),       given.read<double>("out_change", {b, n})};
+  return {given.read<T>("out_latents", {b, n, d}),  given.read<double>("out_energy", {b, n}),
+          given.read<T>("out_grad", {b, n, d}),     given.read<double>("out_probability", {b, n}),
+          given.read<bool>("out_accepted", {b, n}), given.read<double>("out_change", {b, n})};
 }
 
 void accept_select(Arguments& given) {
@@ -121,13 +124,14 @@ void accept_select(Arguments& given) {
   });
 }
 
-// (B, N), at least one chain.
+// The shape (B, N) of an array with at least one chain.
 Shape population_of(const Array& table) {
   table.require_rank(2, "(B, N)");
   if (table.size(1) < 1) table.refuse("shape (B, N) with N > 0");
   return {table.size(0), table.size(1), 1};
 }
 
+// Takes the constants of the step-size rule.
 StepRule rule_of(Arguments& given) {
   const double target = given.number("target"), decay = given.number("decay");
   const double increase = given.number("increase"), decrease = given.number("decrease");
@@ -135,8 +139,8 @@ StepRule rule_of(Arguments& given) {
   return {target, decay, increase, decrease, minimum, maximum};
 }
 
-// Step sizes (B,), of observations, or (B, N), of chains, which are to the kernel what an
-// observation of one chain is.
+// Adapts step sizes (B,) of observations, or (B, N) of chains. For the kernel a chain with a step
+// size of its own is an observation with one chain.
 void adapt_step_size(Arguments& given) {
   const Array probability = given.array("acceptance_probability");
   const Shape shape = population_of(probability);

@@ -1,12 +1,12 @@
-// The misfit of outputs, and that of the colours of a progressive GAN.
+// Bindings of the misfit of outputs, and of that of the images of a progressive GAN.
 #include <algorithm>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "common/bind_common.h"
-#include "common/isas.h"
-#include "common/methods.h"
+#include "common/instruction_sets.h"
+#include "common/python_methods.h"
 #include "progressive/pixel_norm_arguments.h"
 
 namespace py = pybind11;
@@ -22,7 +22,7 @@ MisfitKind kind_of(Arguments& given) {
   throw py::value_error("kind: expected mask, pool or stride, got " + name);
 }
 
-// What is measured of an output, and how.
+// The size of an output, and what of it is measured.
 struct Planes {
   MisfitKind kind;
   std::int64_t channels, height, width, factor;
@@ -34,7 +34,7 @@ struct Planes {
   std::int64_t along(std::int64_t side) const { return side / factor + (side % factor != 0); }
 };
 
-// ValueError where outputs of that size could not be counted, or where there are some of no size.
+// Raises ValueError if outputs of that size have too many entries to count, or none.
 void require_countable(const Planes& planes, const Array& outputs) {
   std::int64_t most = std::numeric_limits<std::int64_t>::max();
   for (const std::int64_t side : {planes.channels, planes.height, planes.width}) {
@@ -44,8 +44,8 @@ void require_countable(const Planes& planes, const Array& outputs) {
   if (planes.entries() == 0 && outputs.size(0) > 0) outputs.refuse("outputs of at least one entry");
 }
 
-// `factor` of an output of that size; a factor beyond both sides measures what one of the larger
-// side does.
+// Takes `factor`. A factor beyond both sides of an output measures the same as the larger side
+// would.
 void set_factor(Arguments& given, Planes& planes) {
   const std::int64_t most = std::max<std::int64_t>({planes.height, planes.width, 1});
   const std::int64_t factor = given.integer("factor", 1, std::numeric_limits<std::int64_t>::max());
@@ -61,7 +61,7 @@ void set_factor(Arguments& given, Planes& planes) {
   }
 }
 
-// Outputs (n, ...), of which each entry is measured, or (n, C, H, W).
+// Takes what is measured of outputs: each entry of (n, ...), or pixels or means of (n, C, H, W).
 Planes planes_of(Arguments& given, const Array& outputs) {
   const MisfitKind kind = kind_of(given);
   Planes planes{kind, 1, 1, 1, 1};
@@ -79,6 +79,7 @@ Planes planes_of(Arguments& given, const Array& outputs) {
   return planes;
 }
 
+// Takes the number of the observation that each output belongs to.
 const std::int64_t* observation_of(Arguments& given, std::int64_t rows,
                                    std::int64_t observations) {
   const auto* found = given.read<const std::int64_t>("observation", {rows});
@@ -90,7 +91,7 @@ const std::int64_t* observation_of(Arguments& given, std::int64_t rows,
   return found;
 }
 
-// All but outputs and gradients, which are null, and partial sums.
+// Takes all of a misfit but outputs, gradients and partial sums.
 template <class T>
 Misfit<T> misfit_of(Arguments& given, std::int64_t rows, const Planes& planes) {
   const Array target = given.array("target");
@@ -138,33 +139,51 @@ void misfit(Arguments& given) {
   });
 }
 
-void colour_misfit(Arguments& given) {
+// Takes the 1x1 convolution from activations of `channels` channels to an image.
+template <class T>
+ToRgb<T> to_rgb_of(Arguments& given, const Array& weight, std::int64_t channels) {
+  weight.require_rank(2, "(image channels, C)");
+  const std::int64_t image_channels = weight.size(0);
+  return {weight.at<const T>({image_channels, channels}, given.device()),
+          given.read<const T>("rgb_bias", {image_channels}), given.flag("bounded")};
+}
+
+// Takes what is measured of images with so many channels, of the sides of the activation `out`.
+Planes planes_of_images(Arguments& given, const Array& out, std::int64_t image_channels) {
+  Planes planes{kind_of(given), image_channels, out.size(1), out.size(2), 1};
+  require_countable(planes, out);
+  set_factor(given, planes);
+  return planes;
+}
+
+// Calls the kernel with memory for partial sums and bands of the image.
+template <class T>
+void run_to_rgb_misfit(Misfit<T>& m, const ToRgb<T>& to_rgb, const PixelNormGrad<T>& to,
+                       int threads) {
+  const ProgressiveOps<T>& progressive = *ops<T>().progressive;
+  m.segments = progressive.to_rgb_bands(m);
+  std::vector<double> partials(m.segments > 1 ? m.rows * m.segments : 0);
+  m.partials = partials.data();
+  std::vector<T> arena(
+      static_cast<std::size_t>(progressive.to_rgb_arena(m, to.channels, threads)));
+  progressive.to_rgb_misfit(m, to_rgb, to, arena.data(), threads);
+}
+
+void to_rgb_misfit(Arguments& given) {
   const Array out = given.array("out");
   by_float_type(out, [&](auto zero) {
     using T = decltype(zero);
     out.require_rank(4, "(n, H, W, C)");
     const PixelNormGrad<T> to = pixel_norm_grad_of<T>(given, out);
-    const Array weight = given.array("colour_weight");
-    weight.require_rank(2, "(colours, C)");
-    const std::int64_t rows = out.size(0), colours = weight.size(0);
-    const Colours<T> painted{weight.at<const T>({colours, to.channels}, given.device()),
-                             given.read<const T>("colour_bias", {colours}),
-                             given.flag("bounded")};
-    Planes planes{kind_of(given), colours, out.size(1), out.size(2), 1};
-    require_countable(planes, out);
-    set_factor(given, planes);
-    Misfit<T> m = misfit_of<T>(given, rows, planes);
+    const Array weight = given.array("rgb_weight");
+    const ToRgb<T> to_rgb = to_rgb_of<T>(given, weight, to.channels);
+    const Planes planes = planes_of_images(given, out, weight.size(0));
+    Misfit<T> m = misfit_of<T>(given, out.size(0), planes);
     const int threads = given.threads();
     given.finish();
-    if (rows == 0) return;
+    if (m.rows == 0) return;
     const py::gil_scoped_release released;
-    const ProgressiveOps<T>& progressive = *ops<T>().progressive;
-    m.segments = progressive.colour_bands(m);
-    std::vector<double> partials(m.segments > 1 ? rows * m.segments : 0);
-    m.partials = partials.data();
-    std::vector<T> arena(
-        static_cast<std::size_t>(progressive.colour_arena(m, to.channels, threads)));
-    progressive.colour_misfit(m, painted, to, arena.data(), threads);
+    run_to_rgb_misfit(m, to_rgb, to, threads);
   });
 }
 
@@ -173,7 +192,7 @@ void colour_misfit(Arguments& given) {
 PyMethodDef* misfit_methods() {
   static PyMethodDef methods[] = {
       method<misfit>("misfit", "Weighted squared error of outputs, and its gradient."),
-      method<colour_misfit>("colour_misfit", "That of the colours of an activation, and back."),
+      method<to_rgb_misfit>("to_rgb_misfit", "That of an activation's image, and back."),
       {}};
   return methods;
 }

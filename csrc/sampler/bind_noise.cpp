@@ -1,9 +1,9 @@
-// Raw noise, for the tests of each instruction set and of the device.
+// Bindings of the noise itself, for the tests of each instruction set and of the CUDA device.
 #include <string>
 
 #include "common/bind_common.h"
-#include "common/isas.h"
-#include "common/methods.h"
+#include "common/instruction_sets.h"
+#include "common/python_methods.h"
 #include "sampler/noise_cuda.h"
 
 namespace py = pybind11;
@@ -19,7 +19,8 @@ NoiseKind noise_kind_of(Arguments& given) {
   throw py::value_error("kind: expected words, uniforms or normals, got " + name);
 }
 
-// Words (B, N, blocks, 4), of which four dimensions need a block; uniforms (B, N); normals (B, N, d).
+// The shape that noise is drawn for, from that of the array: words are (B, N, blocks, 4) with a
+// block for four dimensions, uniforms (B, N), normals (B, N, d).
 Shape noise_shape(const Array& out, NoiseKind kind) {
   if (kind == NoiseKind::normals) return shape_of(out);
   if (kind == NoiseKind::uniforms) {
@@ -33,7 +34,7 @@ Shape noise_shape(const Array& out, NoiseKind kind) {
   return {out.size(0), out.size(1), 4 * out.size(2)};
 }
 
-// What is filled: words are bits of 32, as int32.
+// The array to fill with noise. Words have 32 bits and are held in an int32 array.
 struct Wanted {
   NoiseKind kind;
   Shape shape;

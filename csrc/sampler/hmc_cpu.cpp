@@ -1,9 +1,9 @@
-// The batched HMC updates on CPU. Compiled once per instruction set (COGEN_ISA); uses no inline
-// function of the standard library, which the linker could take from another instruction set's
-// object.
+// The parts of a transition of many chains on the CPU. Compiled once for each instruction set
+// (COGEN_ISA); uses no inline function of the standard library, whose code the linker could take
+// from the object file of another instruction set.
+#include "common/hmc_math.h"
 #include "common/kernels.h"
 #include "common/parallel.h"
-#include "common/step_math.h"
 
 namespace cogen {
 namespace COGEN_ISA {
@@ -11,19 +11,20 @@ namespace {
 
 constexpr uint32_t kMomentum = 1, kAccept = 2;
 constexpr int kPurposeShift = 24;
-// Blocks of four words computed side by side: two AVX2 registers of 32-bit lanes.
+// How many blocks of four words are computed side by side: each word of theirs fills two AVX2
+// registers.
 constexpr int kLanes = 16;
-// Entries of one unit of work: large enough to outweigh its start, small enough for the L1 cache.
+// How many entries one unit of work has: enough to outweigh its start, few enough for the L1 cache.
 constexpr int64_t kUnitEntries = 2048;
 
 inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// A run of neighbouring chains of one observation.
+// Neighbouring chains of one observation, which are a unit of work.
 struct Unit {
   int64_t observation, first_chain, chains;
 };
 
-// Cuts the chains of each observation into units, by the shape alone.
+// How the chains of each observation are cut into units, by the shape alone.
 struct Partition {
   int64_t chains, chains_per_unit, units_per_observation, units;
 
@@ -44,13 +45,14 @@ inline int64_t entries(const Shape& shape) {
   return shape.observations * shape.chains * shape.size;
 }
 
-// Counters of kLanes neighbouring (chain, block) pairs, and their words.
-struct Tile {
+// The noise of kLanes neighbouring (chain, block) pairs: words 0 and 2 of their counters, in which
+// they differ, and the words drawn.
+struct NoiseTile {
   uint32_t c0[kLanes], c2[kLanes];
   uint32_t w0[kLanes], w1[kLanes], w2[kLanes], w3[kLanes];
 };
 
-// Walks over (chain, block) pairs in memory order without a division per pair.
+// Goes through (chain, block) pairs in the order of memory, without a division for each pair.
 struct PairWalk {
   int64_t chain, block, blocks;
 
@@ -62,9 +64,9 @@ struct PairWalk {
   }
 };
 
-// Takes the next kLanes counters of the walk. Lanes past the end of a run hold valid counters
-// too, whose words nobody reads: so every lane runs the same vector code.
-inline void fill_words(Tile& tile, PairWalk& walk, uint64_t seed, uint32_t purpose,
+// Draws the words of the next kLanes pairs. Pairs after the last one that is wanted are drawn too,
+// so that the vector code has no special case; their words are not read.
+inline void fill_words(NoiseTile& tile, PairWalk& walk, uint64_t seed, uint32_t purpose,
                        uint32_t transition, uint32_t observation) {
   for (int i = 0; i < kLanes; ++i) {
     tile.c0[i] = (purpose << kPurposeShift) | static_cast<uint32_t>(walk.block);
@@ -82,7 +84,7 @@ inline void fill_words(Tile& tile, PairWalk& walk, uint64_t seed, uint32_t purpo
 }
 
 template <class T>
-inline void tile_normals(const Tile& tile, T (&normal)[4][kLanes]) {
+inline void tile_normals(const NoiseTile& tile, T (&normal)[4][kLanes]) {
 #pragma omp simd
   for (int i = 0; i < kLanes; ++i) {
     normal_pair(tile.w0[i], tile.w1[i], &normal[0][i], &normal[1][i]);
@@ -90,14 +92,14 @@ inline void tile_normals(const Tile& tile, T (&normal)[4][kLanes]) {
   }
 }
 
-// Normals of the chains of one unit into out, (unit.chains, size).
+// Draws normals for the chains of one unit into `out`, (unit.chains, size).
 template <class T>
 void unit_normals(const Unit& unit, int64_t size, const Noise& noise, uint32_t purpose, T* out) {
   const uint32_t transition = static_cast<uint32_t>(noise.transition[unit.observation]);
   const uint32_t observation = static_cast<uint32_t>(noise.observation[unit.observation]);
   const int64_t blocks = (size + 3) / 4, pairs = unit.chains * blocks;
   PairWalk walk{unit.first_chain, 0, blocks}, written = walk;
-  Tile tile;
+  NoiseTile tile;
   T normal[4][kLanes];
   for (int64_t first = 0; first < pairs; first += kLanes) {
     fill_words(tile, walk, noise.seed, purpose, transition, observation);
@@ -116,9 +118,9 @@ void unit_normals(const Unit& unit, int64_t size, const Noise& noise, uint32_t p
   }
 }
 
-// The first word of block 0 of up to kLanes chains from first_chain on.
-inline void chain_words(Tile& tile, int64_t first_chain, int64_t observation, const Noise& noise,
-                        uint32_t purpose) {
+// Draws the words of block 0 of kLanes chains from first_chain on; uniforms need the first of them.
+inline void chain_words(NoiseTile& tile, int64_t first_chain, int64_t observation,
+                        const Noise& noise, uint32_t purpose) {
   PairWalk walk{first_chain, 0, 1};
   fill_words(tile, walk, noise.seed, purpose, static_cast<uint32_t>(noise.transition[observation]),
              static_cast<uint32_t>(noise.observation[observation]));
@@ -126,7 +128,7 @@ inline void chain_words(Tile& tile, int64_t first_chain, int64_t observation, co
 
 void words(const Shape& shape, const Noise& noise, uint32_t purpose, uint32_t* out) {
   const int64_t blocks = (shape.size + 3) / 4, pairs = shape.chains * blocks;
-  Tile tile;
+  NoiseTile tile;
   for (int64_t b = 0; b < shape.observations; ++b) {
     PairWalk walk{0, 0, blocks};
     for (int64_t first = 0; first < pairs; first += kLanes) {
@@ -145,7 +147,7 @@ void words(const Shape& shape, const Noise& noise, uint32_t purpose, uint32_t* o
 
 template <class T>
 void uniforms(const Shape& shape, const Noise& noise, uint32_t purpose, T* out) {
-  Tile tile;
+  NoiseTile tile;
   for (int64_t b = 0; b < shape.observations; ++b) {
     for (int64_t first = 0; first < shape.chains; first += kLanes) {
       chain_words(tile, first, b, noise, purpose);
@@ -177,15 +179,16 @@ inline double step_of(const Settings<T>& settings, int64_t observation, int64_t 
                                                      : observation * settings.steps_each + chain];
 }
 
-// Kick and drift of all chains of a unit. Where no entry needs to know its dimension or its chain,
-// the chains are one long array: short chains would waste vector lanes.
+// Kicks and drifts all chains of a unit. If neither the mass nor the step size differs between
+// entries, the chains are treated as one long array: short chains would leave lanes of vectors
+// unused.
 template <class T>
 void kick_and_drift_unit(const Unit& unit, int64_t size, const Settings<T>& settings, double part,
                          const T* position, T* next, T* momentum, const T* grad) {
   const int64_t b = unit.observation;
   const T* mass = mass_of(settings, b, size);
-  const bool apart = mass || settings.steps_each > 1;
-  const int64_t rows = apart ? unit.chains : 1, row = apart ? size : unit.chains * size;
+  const bool by_chain = mass || settings.steps_each > 1;
+  const int64_t rows = by_chain ? unit.chains : 1, row = by_chain ? size : unit.chains * size;
   for (int64_t n = 0; n < rows; ++n) {
     const int64_t at = n * row;
     const double step = step_of(settings, b, unit.first_chain + n);
@@ -278,7 +281,7 @@ void accept_select(const Shape& shape, const Noise& noise, const Settings<T>& se
       partition.units, threads_for(entries(shape), partition.units, threads), [&](int64_t index) {
         const Unit unit = partition[index];
         const int64_t first = unit.observation * shape.chains + unit.first_chain;
-        Tile tile;
+        NoiseTile tile;
         for (int64_t n = 0; n < unit.chains; ++n) {
           const int64_t lane = n % kLanes;
           if (lane == 0) {

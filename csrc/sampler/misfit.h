@@ -1,4 +1,4 @@
-// Squared error of one line of outputs against an observation, and its gradient.
+// The weighted squared error of one line of an output against an observation, and its gradient.
 //
 // Unobserved entries are selected away, never multiplied by zero: NaN may stand there. Residuals
 // are in the working type, their weighted squares are summed in double.
@@ -13,7 +13,7 @@ namespace cogen {
 namespace COGEN_ISA {
 
 inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-// Of positive numbers; a stride may be near the largest there is.
+// a / b rounded up, for positive numbers; a + b may be too large for the type.
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a - 1) / b + 1; }
 
 template <class T>
@@ -21,7 +21,7 @@ inline T residual_of(T value, T target, bool observed) {
   return observed ? value - target : T(0);
 }
 
-// What belongs to one row: its output, its observation's data, its gradient.
+// What belongs to one output: its entries, what is observed of it, and its gradient.
 template <class T>
 struct Row {
   const T* x;
@@ -31,7 +31,8 @@ struct Row {
   T* grad;
 };
 
-// Entries [begin, end) of a row that is read entry by entry.
+// The energy of the entries [begin, end) of a row that is measured entry by entry, and their
+// gradient.
 template <class T, bool kMasked, bool kWeights>
 double entries_energy(const Row<T>& row, int64_t begin, int64_t end) {
   double energy = 0.0;
@@ -55,6 +56,7 @@ inline T block_sum(const T* x, int64_t stride, int64_t height, int64_t width) {
   return sum;
 }
 
+// Writes the same value to all entries of one block.
 template <class T>
 inline void fill_block(T* out, int64_t stride, int64_t height, int64_t width, T value) {
   for (int64_t i = 0; i < height; ++i) {
@@ -62,7 +64,8 @@ inline void fill_block(T* out, int64_t stride, int64_t height, int64_t width, T 
   }
 }
 
-// One line of block means; kFactor > 0 is a factor known at compile time.
+// The energy of one line of block means, and its gradient; kFactor > 0 is a factor known at compile
+// time.
 template <class T, bool kMasked, bool kWeights, int kFactor>
 double pool_line(const Row<T>& row, int64_t stride, int64_t blocks, int64_t factor) {
   const int64_t k = kFactor > 0 ? kFactor : factor;
@@ -78,7 +81,7 @@ double pool_line(const Row<T>& row, int64_t stride, int64_t blocks, int64_t fact
   return energy;
 }
 
-// One line of every factor-th pixel; `lines` lines of the gradient belong to it.
+// The energy of one line of every factor-th pixel, and its gradient, which has `lines` lines.
 template <class T, bool kMasked, bool kWeights>
 double stride_line(const Row<T>& row, int64_t width, int64_t lines, int64_t pixels,
                    int64_t factor) {
@@ -93,8 +96,8 @@ double stride_line(const Row<T>& row, int64_t width, int64_t lines, int64_t pixe
   return energy;
 }
 
-// One line of measured values, which belongs to `lines` lines of the output; of `mask` a line is one
-// of `width` entries.
+// The energy of one line of measured values, which belongs to `lines` lines of the output, and
+// their gradient. For the kind `mask` a line has `width` entries.
 template <class T, bool kMasked, bool kWeights>
 double line_energy(const Misfit<T>& m, const Row<T>& row, int64_t lines) {
   if (m.kind == MisfitKind::mask) return entries_energy<T, kMasked, kWeights>(row, 0, m.width);

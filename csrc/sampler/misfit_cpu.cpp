@@ -1,17 +1,16 @@
-// Weighted squared error of outputs against an observation, and its gradient, in one pass on CPU.
-// Compiled once per instruction set (COGEN_ISA), as hmc_cpu.cpp is.
+// The weighted squared error of outputs against an observation, and its gradient, in one pass on
+// the CPU. Compiled once for each instruction set, as hmc_cpu.cpp is.
 //
-// Unobserved entries are selected away, never multiplied by zero: NaN may stand there. Residuals
-// are in the working type, their weighted squares are summed in double: within a segment in an
-// order that depends on the shape, then over segments from first to last.
-#include "sampler/misfit.h"
+// Energies are summed in double: within a segment of an output in an order that depends on the
+// shape, then over segments from first to last.
 #include "common/parallel.h"
+#include "sampler/misfit.h"
 
 namespace cogen {
 namespace COGEN_ISA {
 namespace {
 
-// Input entries of one segment of a row: the unit of work.
+// About how many entries of an output one segment has; a segment is a unit of work.
 constexpr int64_t kSegmentEntries = 8192;
 
 template <class T>
@@ -22,7 +21,7 @@ Row<T> row_of(const Misfit<T>& m, int64_t row) {
           m.grad + at};
 }
 
-// Lines of measured values in an output of (C, H, W), for `pool` and `stride`.
+// How many lines of measured values an output (C, H, W) has, for the kinds `pool` and `stride`.
 template <class T>
 struct Lines {
   int64_t per_channel, all, per_segment;

@@ -24,7 +24,7 @@ __device__ void store_normals(const Words& words, int64_t left, T* out) {
   }
 }
 
-// One (observation, chain, block) at a time; uniforms use block 0 alone.
+// Each thread draws one (observation, chain, block) after the other; uniforms use only block 0.
 template <class T>
 __global__ void fill(DeviceNoise noise, int64_t blocks) {
   const int64_t all = noise.observations * noise.chains * blocks;

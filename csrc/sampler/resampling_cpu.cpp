@@ -1,6 +1,6 @@
-// What the adaptive loop does between moves: the resampling of a population.
-// cogen_fast/ops/reference.py is the definition. Populations are a few dozen to a few thousand
-// particles and this runs once per temperature, so it is plain code for every instruction set.
+// Systematic resampling of a population. cogen_fast/ops/reference.py is the definition. Populations
+// have a few dozen to a few thousand particles and are resampled at most once for each temperature,
+// so there is no code for each instruction set.
 #include <cmath>
 #include <vector>
 
@@ -16,7 +16,7 @@ double sum_over(int64_t count, const Value& value) {
   return sum;
 }
 
-// The greatest of `start` and all values.
+// The largest of `start` and all values.
 template <class Value>
 double greatest_over(int64_t count, double start, const Value& value) {
   double top = start;
@@ -27,7 +27,8 @@ double greatest_over(int64_t count, double start, const Value& value) {
   return top;
 }
 
-// Ancestors by systematic resampling, which never decrease. `upto` has room for as many numbers.
+// Writes the ancestor of each particle; ancestors never decrease. `upto` is memory for the
+// cumulated weights.
 void systematic_ancestors(const double* log_weights, int64_t count, double uniform, double* upto,
                           int64_t* out) {
   const double top =

@@ -32,9 +32,9 @@ struct EmulatedMachine {
   int64_t block, blocks;
   char* shared;
 
-  void warp_meets() const;
-  void block_meets() const;
-  void grid_meets() const;
+  void sync_warp() const;
+  void sync_block() const;
+  void sync_grid() const;
   double warp_sum(double value) const;
 };
 
@@ -167,9 +167,9 @@ class Grid {
   int current_ = 0;
 };
 
-inline void EmulatedMachine::warp_meets() const { grid->wait(Wait::warp); }
-inline void EmulatedMachine::block_meets() const { grid->wait(Wait::block); }
-inline void EmulatedMachine::grid_meets() const { grid->wait(Wait::grid); }
+inline void EmulatedMachine::sync_warp() const { grid->wait(Wait::warp); }
+inline void EmulatedMachine::sync_block() const { grid->wait(Wait::block); }
+inline void EmulatedMachine::sync_grid() const { grid->wait(Wait::grid); }
 inline double EmulatedMachine::warp_sum(double value) const { return grid->warp_sum(value); }
 
 }  // namespace driver

@@ -1,8 +1,10 @@
-// Runs the published run of a CUDA device (csrc/mlp/anneal_mlp_device.h) on an emulated one, and
+// Runs the published run of a CUDA device (csrc/mlp/device_*.h) on an emulated one, and
 // compares it with the same run on the CPU: chains by threads and by warps, an observation in a
 // block and over several, threads in several orders.
 #define COGEN_CHAIN_PER_THREAD
-#include "mlp/per_chain_history_device.h"
+#include "mlp/device_layout.h"
+#include "mlp/device_own_step.h"
+#include "mlp/device_shared_step.h"
 #include "checks.h"
 #include "machine.h"
 #include "published.h"
@@ -80,7 +82,7 @@ class Compared {
     device.steps = reinterpret_cast<StepState*>(steps.data());
     Grid grid(blocks, threads<Chain>(device), shared_bytes<T, Chain>(device), order);
     const bool ended = grid.run([&](const EmulatedMachine& machine) {
-      DeviceThread<T, Chain, EmulatedMachine>(device, machine).all();
+      SharedStepThread<T, Chain, EmulatedMachine>(device, machine).run();
     });
     expect(ended, "threads wait for one another");
   }
@@ -101,7 +103,7 @@ class Compared {
         EmulatedMachine here = machine;
         here.block = block;
         here.blocks = blocks;
-        ThreadApart<T, Chain, EmulatedMachine>(device, here).all();
+        OwnStepThread<T, Chain, EmulatedMachine>(device, here).run();
       });
       expect(ended, "threads wait for one another");
     }
@@ -147,7 +149,7 @@ void compare_known(PublishedCase c) {
   c.dense.widths.front() = c.dense.widths.back() = 2;
   c.dense.activations.assign(kDepth, kKind);
   c.dense.activations.push_back(kDepth == 2 ? Activation::identity : Activation::tanh);
-  typedef KnownMlp<T, 2, kHidden, kDepth, 2, kKind> Net;
+  typedef StaticMlp<T, 2, kHidden, kDepth, 2, kKind> Net;
   const Compared<T> compared(c);
   expect(Net::fits(compared.net()), "a net that fits");
   compared.template on_device<ChainOfThread<T, Net>>("known, threads", kWarp);

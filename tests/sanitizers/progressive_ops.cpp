@@ -372,11 +372,11 @@ Outputs pixels(const ProgressiveOps<T>& ops, const Inputs<T>& in, bool normalise
   return outputs;
 }
 
-// Colours of images of 2 height x 2 width, `after` of them from `before` channels, against every
-// pixel, means of 2x2, or every third pixel; half the measured values are hidden.
+// Images of 2 height x 2 width with `after` channels, from `before` channels, against every pixel,
+// means of 2x2, or every third pixel; half the measured values are hidden.
 template <class T>
-Outputs colours(const ProgressiveOps<T>& ops, const Inputs<T>& in, MisfitKind kind, bool bounded,
-                int threads) {
+Outputs to_rgb(const ProgressiveOps<T>& ops, const Inputs<T>& in, MisfitKind kind, bool bounded,
+               int threads) {
   const Case& c = in.c;
   const int64_t factor = kind == MisfitKind::mask ? 1 : kind == MisfitKind::pool ? 2 : 3;
   const int64_t height = 2 * c.height, width = 2 * c.width;
@@ -397,14 +397,14 @@ Outputs colours(const ProgressiveOps<T>& ops, const Inputs<T>& in, MisfitKind ki
   Misfit<T> m{kind, c.images, c.after, height, width, factor, measured, nullptr,
               observation.data(), target.data(), mask.data(), 0, weight.data(), 0, false,
               energy.data(), nullptr, nullptr, 1};
-  m.segments = ops.colour_bands(m);
+  m.segments = ops.to_rgb_bands(m);
   Array<double> partials(m.segments > 1 ? c.images * m.segments : 0, c.ragged);
   m.partials = partials.data();
-  const Array<T> colour_weight = array_of<T>(weights, c.ragged);
-  const Array<T> colour_bias = array_of<T>(in.bias, c.ragged);
-  Array<T> arena(ops.colour_arena(m, c.before, threads), c.ragged);
+  const Array<T> rgb_weight = array_of<T>(weights, c.ragged);
+  const Array<T> rgb_bias = array_of<T>(in.bias, c.ragged);
+  Array<T> arena(ops.to_rgb_arena(m, c.before, threads), c.ragged);
   Target<T> before(in.earlier, {}, c.ragged);
-  ops.colour_misfit(m, {colour_weight.data(), colour_bias.data(), bounded}, before.to(c.before),
+  ops.to_rgb_misfit(m, {rgb_weight.data(), rgb_bias.data(), bounded}, before.to(c.before),
                     arena.data(), threads);
 
   Numbers energies(static_cast<size_t>(c.images));
@@ -461,7 +461,7 @@ void run_case(const Case& c, const std::vector<int>& thread_counts) {
     for (const bool flag : {false, true}) {
       check("norm", [&](int threads) { return pixels(ops, in, flag, threads); });
       for (const MisfitKind kind : {MisfitKind::mask, MisfitKind::pool, MisfitKind::stride}) {
-        check("colours", [&](int threads) { return colours(ops, in, kind, flag, threads); });
+        check("to_rgb_misfit", [&](int threads) { return to_rgb(ops, in, kind, flag, threads); });
       }
     }
   }
@@ -477,7 +477,7 @@ void check_progressive() {
       run_case<double>(c, {3});
     }
   }
-  // Enough entries for several threads, and bands of an image of colours.
+  // Enough entries for several threads, and bands of an image.
   run_case<float>({2, 40, 40, 88, 1, true}, {1, 3});
   run_case<double>({2, 40, 40, 1, 88, true}, {1, 3});
 }

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from cogen_fast.ops import dispatch, reference
 from cogen_fast.ops.checks import check
-from cogen_fast.ops.progressive.colours import Colours
 from cogen_fast.ops.progressive.layers import Layer, UpsamplingLayer
 from cogen_fast.ops.progressive.normed import NormedActivation
+from cogen_fast.ops.progressive.to_rgb import ToRGB
 from cogen_fast.ops.spec import MisfitSpec
 from cogen_fast.support.arguments import check_choice
 
@@ -47,8 +47,8 @@ class Norms(Protocol):
         self, grad: Tensor, out: Tensor, scale: Tensor | None, slope: float
     ) -> Tensor: ...
 
-    def colour_misfit(
-        self, last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
+    def to_rgb_misfit(
+        self, last: NormedActivation, to_rgb: ToRGB, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -74,12 +74,12 @@ class TorchNorms:
         return reference.norm_grad(_widened(grad), _widened(out), scale, slope).to(out.dtype)
 
     @staticmethod
-    def colour_misfit(
-        last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
+    def to_rgb_misfit(
+        last: NormedActivation, to_rgb: ToRGB, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See `reference.colour_misfit`."""
-        out, how = _widened(last.out), (colours.weight, colours.bias, colours.bounded)
-        energy, grad = reference.colour_misfit(out, last.scale, last.slope, *how, spec, observation)
+        """`reference.to_rgb_misfit`."""
+        out, how = _widened(last.out), (to_rgb.weight, to_rgb.bias, to_rgb.bounded)
+        energy, grad = reference.to_rgb_misfit(out, last.scale, last.slope, *how, spec, observation)
         return energy, grad.to(last.out.dtype)
 
 
@@ -117,11 +117,11 @@ class FoldedLayers:
         grad = grad.to(preceding.out.dtype).contiguous()
         return self.norms.norm_grad(grad, preceding.out, preceding.scale, preceding.slope)
 
-    def colour_misfit(
-        self, last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
+    def to_rgb_misfit(
+        self, last: NormedActivation, to_rgb: ToRGB, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Misfit of the images made of ``last``; see `reference.colour_misfit`."""
-        shape = (len(colours.bias), *last.out.shape[1:3])
+        """Misfit of the image of ``last``, and back to what its norm read."""
+        shape = (len(to_rgb.bias), *last.out.shape[1:3])
         if tuple(spec.output_shape) != shape:
             raise ValueError(f"spec.output_shape: expected {shape}, got {spec.output_shape}")
         count, on = len(last.out), last.out.device
@@ -130,9 +130,9 @@ class FoldedLayers:
                 f"observation: expected shape ({count},) on {on}, got "
                 f"{tuple(observation.shape)} on {observation.device}"
             )
-        # No single program of a kernel has all pixels of a block, whose mean "pool" measures.
+        # A block whose mean is measured may have pixels of several Triton programs.
         norms = TorchNorms if spec.kind == "pool" else self.norms
-        return norms.colour_misfit(last, colours, spec, observation)
+        return norms.to_rgb_misfit(last, to_rgb, spec, observation)
 
     def misfit(self, image: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
         """The misfit op of the image's device."""

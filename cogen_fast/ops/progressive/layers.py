@@ -15,9 +15,9 @@ from torch import Tensor
 from cogen_fast.ops import native
 from cogen_fast.ops.checks import check
 from cogen_fast.ops.progressive import normed
-from cogen_fast.ops.progressive.colours import Colours, colour_misfit
 from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.progressive.packed import Workspace
+from cogen_fast.ops.progressive.to_rgb import ToRGB, to_rgb_misfit
 from cogen_fast.ops.progressive.upsampled import UpsampledConvolution
 from cogen_fast.ops.progressive.winograd import WinogradConvolution
 from cogen_fast.ops.spec import MisfitSpec
@@ -84,10 +84,10 @@ class Layers(Protocol):
         """See `reference.norm_grad`; with ``overwrite`` the result may use ``preceding.out``."""
         ...
 
-    def colour_misfit(
-        self, last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
+    def to_rgb_misfit(
+        self, last: NormedActivation, to_rgb: ToRGB, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See `reference.colour_misfit`; the result may use the memory of ``last.out``."""
+        """`reference.to_rgb_misfit`; the memory of ``last.out`` may be taken."""
         ...
 
     def misfit(self, image: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,11 +123,11 @@ class NativeLayers:
         """See `normed.norm_grad`."""
         return normed.norm_grad(grad, preceding, overwrite)
 
-    def colour_misfit(
-        self, last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
+    def to_rgb_misfit(
+        self, last: NormedActivation, to_rgb: ToRGB, spec: MisfitSpec, observation: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See `colours.colour_misfit`."""
-        return colour_misfit(last, colours, spec, observation)
+        """`to_rgb.to_rgb_misfit`."""
+        return to_rgb_misfit(last, to_rgb, spec, observation)
 
     def misfit(self, image: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Tensor]:
         """See `native.misfit`."""

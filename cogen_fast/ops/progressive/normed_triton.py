@@ -1,8 +1,9 @@
 """Bias, leaky ReLU and pixel norm, and the last step of a generator, as Triton kernels.
 
-Names and meaning as in `cogen_fast.ops.reference`, on channels-last tensors of any float
-type: half precision is read and written, the arithmetic is float32 (float64 for float64), rounded
-once. Energies are summed in float64, tile by tile in a fixed order. Import it where Triton is.
+Names and meaning are those of `cogen_fast.ops.reference`. Tensors are channels last, of any float
+type. The arithmetic is float64 for float64 and else float32; results of half precision are rounded
+once. Energies are summed in float64, tile by tile in a fixed order. Import this only where Triton
+is installed.
 """
 
 from __future__ import annotations
@@ -15,21 +16,63 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cogen_fast.ops.progressive.colours import Colours
+from cogen_fast.ops.checked import Observed
 from cogen_fast.ops.progressive.normed import NormedActivation
+from cogen_fast.ops.progressive.to_rgb import ToRGB
 from cogen_fast.ops.reference import PIXEL_NORM_EPSILON
 from cogen_fast.ops.spec import MisfitSpec
+from cogen_fast.ops.triton_misfit import observed_values, weighted_square
 
-_TILE = 4096  # numbers of a program
-_MOST_PIXELS = 64
+_TILE_ENTRIES = 4096  # at most so many numbers in a program, padding included,
+_MOST_PIXELS = 64  # of at most so many pixels
+
+
+@triton.jit
+def _entries(pixel, real, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """Offsets ``(ROWS, BLOCK)`` of the channels of pixels ``(ROWS,)``, and which of them exist."""
+    channel = tl.arange(0, BLOCK)
+    exist = real[:, None] & (channel < CHANNELS)[None, :]
+    return pixel[:, None] * CHANNELS + channel[None, :], exist
+
+
+@triton.jit
+def _offset_among_phases(pixel, side, by_image, by_line, by_line_phase, by_pixel, by_pixel_phase):
+    """Where pixels of images of side ``2 side`` are in a view ``(n, S, 2, S, 2, C)``."""
+    line = pixel // (4 * side)
+    place = line // side * by_image + line % side * by_line + pixel // 2 % side * by_pixel
+    return place + pixel // (2 * side) % 2 * by_line_phase + pixel % 2 * by_pixel_phase
+
+
+@triton.jit
+def _back_through_norm(
+    # the gradient by the output of `norm`, that output, and what the norm multiplied by
+    grad,
+    out,
+    scale,
+    # the pixels
+    pixel,
+    real,
+    CHANNELS: tl.constexpr,
+    SLOPE: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """The gradient by what `norm` read, ``(ROWS, BLOCK)``."""
+    if scale is not None:
+        factor = tl.load(scale + pixel, real, 0.0).to(WIDE)
+        along = tl.sum(grad * out, 1) / CHANNELS
+        grad = factor[:, None] * (grad - out * along[:, None])
+    return tl.where(out > 0, grad, SLOPE * grad)
 
 
 @triton.jit
 def norm_kernel(
-    x,
-    bias,
+    # the output and what the norm multiplies by, which are written
     out,
     scale,
+    # the input, and the bias of each channel
+    x,
+    bias,
+    # the number of pixels, and where they are in x if it is a view of phases
     pixels,
     side,
     by_image,
@@ -38,140 +81,147 @@ def norm_kernel(
     by_pixel,
     by_pixel_phase,
     PHASES: tl.constexpr,
+    # constants
     CHANNELS: tl.constexpr,
     SLOPE: tl.constexpr,
     EPSILON: tl.constexpr,
-    NORMALISE: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < CHANNELS
-    there = (rows < pixels)[:, None] & inside[None, :]
-    at = rows[:, None] * CHANNELS + columns[None, :]
-    place = rows * CHANNELS
-    if PHASES:  # of a view (n, S, 2, S, 2, C)
-        pixel, line = rows // 2 % side, rows // (4 * side)
-        place = line // side * by_image + line % side * by_line + pixel * by_pixel
-        place += rows // (2 * side) % 2 * by_line_phase + rows % 2 * by_pixel_phase
-    shift = tl.load(bias + columns, inside, 0.0).to(WIDE)
-    y = tl.load(x + place[:, None] + columns[None, :], there, 0.0).to(WIDE) + shift[None, :]
+    """`norm` of a tile of pixels."""
+    pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    real = pixel < pixels
+    entry, exist = _entries(pixel, real, CHANNELS, BLOCK)
+    channel = tl.arange(0, BLOCK)
+    place = pixel * CHANNELS
+    if PHASES:
+        place = _offset_among_phases(
+            pixel, side, by_image, by_line, by_line_phase, by_pixel, by_pixel_phase
+        )
+    shift = tl.load(bias + channel, channel < CHANNELS, 0.0).to(WIDE)
+    y = tl.load(x + place[:, None] + channel[None, :], exist, 0.0).to(WIDE) + shift[None, :]
     y = tl.where(y > 0, y, SLOPE * y)
-    if NORMALISE:
+    if scale is not None:
         factor = 1.0 / tl.sqrt(tl.sum(y * y, 1) / CHANNELS + EPSILON)
-        tl.store(scale + rows, factor, rows < pixels)
+        tl.store(scale + pixel, factor, real)
         y = y * factor[:, None]
-    tl.store(out + at, y.to(out.dtype.element_ty), there)
+    tl.store(out + entry, y.to(out.dtype.element_ty), exist)
 
 
 @triton.jit
 def norm_grad_kernel(
+    # the gradient by the output, which that by the input replaces
     grad,
+    # what `norm` returned
     out,
     scale,
-    result,
+    # the number of pixels, and constants
     pixels,
     CHANNELS: tl.constexpr,
     SLOPE: tl.constexpr,
-    NORMALISE: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, BLOCK)
-    there = (rows < pixels)[:, None] & (columns < CHANNELS)[None, :]
-    at = rows[:, None] * CHANNELS + columns[None, :]
-    g = tl.load(grad + at, there, 0.0).to(WIDE)
-    y = tl.load(out + at, there, 0.0).to(WIDE)
-    if NORMALISE:
-        factor = tl.load(scale + rows, rows < pixels, 0.0).to(WIDE)
-        along = tl.sum(g * y, 1) / CHANNELS
-        g = factor[:, None] * (g - y * along[:, None])
-    g = tl.where(y > 0, g, SLOPE * g)
-    tl.store(result + at, g.to(result.dtype.element_ty), there)
+    """`norm_grad` of a tile of pixels."""
+    pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    real = pixel < pixels
+    entry, exist = _entries(pixel, real, CHANNELS, BLOCK)
+    g = tl.load(grad + entry, exist, 0.0).to(WIDE)
+    y = tl.load(out + entry, exist, 0.0).to(WIDE)
+    g = _back_through_norm(g, y, scale, pixel, real, CHANNELS, SLOPE, WIDE)
+    tl.store(grad + entry, g.to(grad.dtype.element_ty), exist)
 
 
 @triton.jit
-def colour_misfit_kernel(
+def _tanh(x):
+    """The hyperbolic tangent, without overflow for large ``x``."""
+    small = tl.exp(-2.0 * tl.abs(x))
+    return tl.where(x < 0, -1.0, 1.0) * (1.0 - small) / (1.0 + small)
+
+
+@triton.jit
+def _measured_pixels(pixel, real, width, STRIDE: tl.constexpr):
+    """Which pixels of an image are measured, and their numbers among those of a channel."""
+    line, column = pixel // width, pixel % width
+    read = real & (line % STRIDE == 0) & (column % STRIDE == 0)
+    across = (width + STRIDE - 1) // STRIDE
+    return read, (line // STRIDE) * across + column // STRIDE
+
+
+@triton.jit
+def to_rgb_misfit_kernel(
+    # the energy of each tile, which is written
+    energy,
+    # the activation, which its gradient replaces, and what its norm multiplied by
     out,
     scale,
-    weight,
-    bias,
+    # the 1x1 convolution to the image
+    rgb_weight,
+    rgb_bias,
+    # the observation of each image, what is observed, and how far its rows are apart
+    observation,
     target,
     mask,
-    factor,
-    observation,
-    energy,
+    weight,
+    measured,
+    mask_stride,
+    weight_stride,
+    weight_each,
+    # the pixels of an image, and those of a line
     pixels,
     width,
-    measured,
-    mask_rows,
-    factor_rows,
-    factor_each,
+    # constants
     CHANNELS: tl.constexpr,
-    COLOURS: tl.constexpr,
+    IMAGE_CHANNELS: tl.constexpr,
     STRIDE: tl.constexpr,
     SLOPE: tl.constexpr,
-    NORMALISE: tl.constexpr,
-    MASKED: tl.constexpr,
     BOUNDED: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """`to_rgb_misfit` of a tile of pixels of one image."""
     tile, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     here = tile * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, BLOCK)
-    inside, shown = columns < CHANNELS, here < pixels
-    there = shown[:, None] & inside[None, :]
-    rows = image * pixels + here
-    at = rows[:, None] * CHANNELS + columns[None, :]
-    y = tl.load(out + at, there, 0.0).to(WIDE)
-    row = tl.load(observation + image)
-    line, column = here // width, here % width
-    read = shown & (line % STRIDE == 0) & (column % STRIDE == 0)
-    across = (width + STRIDE - 1) // STRIDE
-    each = measured // COLOURS
-    place = (line // STRIDE) * across + column // STRIDE
+    real, pixel = here < pixels, image * pixels + here
+    entry, exist = _entries(pixel, real, CHANNELS, BLOCK)
+    y = tl.load(out + entry, exist, 0.0).to(WIDE)
+    b = tl.load(observation + image)
+    target += b * measured
+    weight += b * weight_stride
+    if mask is not None:
+        mask += b * mask_stride
+    read, place = _measured_pixels(here, real, width, STRIDE)
+    channel = tl.arange(0, BLOCK)
     total = tl.zeros((ROWS,), tl.float64)
     g = tl.zeros((ROWS, BLOCK), WIDE)
-    for colour in tl.static_range(COLOURS):
-        w = tl.load(weight + colour * CHANNELS + columns, inside, 0.0).to(WIDE)
-        shade = tl.sum(y * w[None, :], 1) + tl.load(bias + colour).to(WIDE)
+    for k in tl.static_range(IMAGE_CHANNELS):
+        w = tl.load(rgb_weight + k * CHANNELS + channel, channel < CHANNELS, 0.0).to(WIDE)
+        value = tl.sum(y * w[None, :], 1) + tl.load(rgb_bias + k).to(WIDE)
         if BOUNDED:
-            # tanh, without overflow for large shades.
-            small = tl.exp(-2.0 * tl.abs(shade))
-            shade = tl.where(shade < 0, -1.0, 1.0) * (1.0 - small) / (1.0 + small)
-        entry = colour * each + place
-        residual = shade - tl.load(target + row * measured + entry, read, 0.0)
-        seen = read
-        if MASKED:
-            seen = read & (tl.load(mask + row * mask_rows + entry, read, 0) != 0)
-        residual = tl.where(seen, residual, 0.0)
-        f = tl.load(factor + row * factor_rows + entry * factor_each, read, 0.0)
-        r = residual.to(tl.float64)
-        total += f.to(tl.float64) * r * r
-        by_shade = 2.0 * f * residual
+            value = _tanh(value)
+        m = k * (measured // IMAGE_CHANNELS) + place
+        aim, seen = observed_values(m, read, target, mask)
+        # A shared weight is loaded per pixel too, which takes fewer registers in half precision.
+        weight_of_m = tl.load(weight + m * weight_each, read, 0.0)
+        energies, by_value = weighted_square(value, aim, seen, weight_of_m)
+        total += energies
         if BOUNDED:
-            by_shade = by_shade * (1.0 - shade * shade)
-        g += by_shade[:, None] * w[None, :]
+            by_value = by_value * (1.0 - value * value)
+        g += by_value[:, None] * w[None, :]
     tl.store(energy + image * tl.num_programs(0) + tile, tl.sum(total, 0))
-    if NORMALISE:
-        size = tl.load(scale + rows, shown, 0.0).to(WIDE)
-        along = tl.sum(g * y, 1) / CHANNELS
-        g = size[:, None] * (g - y * along[:, None])
-    g = tl.where(y > 0, g, SLOPE * g)
-    tl.store(out + at, g.to(out.dtype.element_ty), there)
+    g = _back_through_norm(g, y, scale, pixel, real, CHANNELS, SLOPE, WIDE)
+    tl.store(out + entry, g.to(out.dtype.element_ty), exist)
 
 
 def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> tuple[Tensor, Tensor | None]:
     """Leaky ReLU of ``x + bias``, then pixel norm or not; see `reference.norm`.
 
-    The output is of the type of ``x``, contiguous, what the norm multiplied by of the wide one.
-    A view ``(n, S, 2, S, 2, C)`` is read where it lies, if its last dimension is contiguous.
+    The output is contiguous and of the type of ``x``; what the norm multiplied by is of the type
+    of the arithmetic. A view ``(n, S, 2, S, 2, C)`` is read where it is, if its last dimension is
+    contiguous.
     """
     phases = x.ndim == 6
     if not phases:
@@ -186,10 +236,10 @@ def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> tuple[Tensor
     _on(
         x,
         launch,
+        out,
+        scale,
         x,
         bias,
-        out,
-        out if scale is None else scale,
         pixels,
         x.shape[1] if phases else 1,
         *(x.stride()[:5] if phases else (0, 0, 0, 0, 0)),
@@ -197,7 +247,6 @@ def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> tuple[Tensor
         CHANNELS=channels,
         SLOPE=slope,
         EPSILON=PIXEL_NORM_EPSILON,
-        NORMALISE=normalise,
         WIDE=_TRITON[wide],
         ROWS=rows,
         BLOCK=block,
@@ -216,12 +265,10 @@ def norm_grad(grad: Tensor, out: Tensor, scale: Tensor | None, slope: float) -> 
         launch,
         grad,
         out,
-        out if scale is None else scale,
-        grad,
+        scale,
         pixels,
         CHANNELS=channels,
         SLOPE=slope,
-        NORMALISE=scale is not None,
         WIDE=_TRITON[_wide(out.dtype)],
         ROWS=rows,
         BLOCK=block,
@@ -229,46 +276,41 @@ def norm_grad(grad: Tensor, out: Tensor, scale: Tensor | None, slope: float) -> 
     return grad
 
 
-def colour_misfit(
-    last: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
+def to_rgb_misfit(
+    last: NormedActivation, to_rgb: ToRGB, spec: MisfitSpec, observation: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Misfit of the colours of ``last`` by mask or stride, and back; `reference.colour_misfit`.
+    """Misfit of the image of ``last``, and back; see `reference.to_rgb_misfit`. Not by "pool".
 
     The gradient takes the memory of ``last.out``. No image is written.
     """
-    out, scale = last.out, last.scale
+    out = last.out
     images, height, width, channels = out.shape
-    measured = spec.target.shape[1]
     rows, block = _tile(channels)
     tiles = triton.cdiv(height * width, rows)
     energy = torch.empty(images, tiles, dtype=torch.float64, device=out.device)
     mask = None if spec.mask is None else spec.mask.contiguous()
-    factor = spec.weight.contiguous()
+    observed = Observed(spec.target.contiguous(), mask, spec.weight.contiguous())
     _on(
         out,
-        colour_misfit_kernel[(tiles, images)],
-        out,
-        out if scale is None else scale,
-        colours.weight,
-        colours.bias,
-        spec.target.contiguous(),
-        factor if mask is None else mask,
-        factor,
-        observation.contiguous(),
+        to_rgb_misfit_kernel[(tiles, images)],
         energy,
+        out,
+        last.scale,
+        to_rgb.weight,
+        to_rgb.bias,
+        observation.contiguous(),
+        *observed,
+        spec.target.shape[1],
+        observed.mask_stride,
+        observed.weight_stride,
+        int(observed.elementwise),
         height * width,
         width,
-        measured,
-        0 if mask is None or len(mask) == 1 else measured,
-        0 if len(factor) == 1 else factor.shape[1],
-        int(factor.shape[1] > 1),
         CHANNELS=channels,
-        COLOURS=len(colours.bias),
+        IMAGE_CHANNELS=len(to_rgb.bias),
         STRIDE=1 if spec.kind == "mask" else spec.factor,
         SLOPE=last.slope,
-        NORMALISE=scale is not None,
-        MASKED=mask is not None,
-        BOUNDED=colours.bounded,
+        BOUNDED=to_rgb.bounded,
         WIDE=_TRITON[_wide(out.dtype)],
         ROWS=rows,
         BLOCK=block,
@@ -294,4 +336,4 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _tile(channels: int) -> tuple[int, int]:
     """Pixels and channels of a program."""
     block = triton.next_power_of_2(channels)
-    return max(1, min(_MOST_PIXELS, _TILE // block)), block
+    return max(1, min(_MOST_PIXELS, _TILE_ENTRIES // block)), block

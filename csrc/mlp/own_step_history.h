@@ -1,20 +1,21 @@
-// The history of chains that adapt by themselves: they wait for nobody, so it is told when all of
-// them are done, from what groups of neighbouring chains left of each temperature.
+// The history of chains that have step sizes of their own. They wait for no other, so the history
+// is computed when all of them are done, from sums that groups of neighbouring chains have left at
+// each temperature.
 #pragma once
 
-#include "mlp/anneal_mlp.h"
+#include "mlp/mlp.h"
 
 namespace cogen {
 namespace COGEN_ISA {
 
-// Sums over a group's chains: acceptance probabilities of all its moves at a temperature, the step
-// sizes of the last one, energies after it. `spread` is the sum of squared differences from the
-// group's mean energy.
+// Sums over the chains of a group at a temperature: the acceptance probabilities of all moves, the
+// step sizes of the last one, and the energies after it. `spread` is the sum of squared differences
+// from the group's mean energy.
 struct GroupSums {
   double probability, step_size, energy, spread;
 };
 
-// An observation's chains in groups of `size`; the last one has what is left.
+// The chains of an observation in groups of `size`; the last group may have fewer.
 struct Groups {
   int64_t chains, size;
 
@@ -25,7 +26,8 @@ struct Groups {
   }
 };
 
-// Place t B + b of the histories; `sums` are (steps, B, groups).
+// Writes the history of temperature t and observation b, for place = t B + b. `sums` are (steps, B,
+// groups).
 template <class T>
 COGEN_HD_LARGE void describe_groups(const MlpRun<T>& run, const Groups& groups,
                                     const GroupSums* sums, int64_t place) {

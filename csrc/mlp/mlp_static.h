@@ -1,34 +1,22 @@
-// The energy and gradient of mlp.h for one chain of a thread, for widths that the compiler knows:
-// once all loops are unrolled, every number of the chain is in a register.
+// The misfit of a generator of dense layers and its gradient by the latent, for one chain of a
+// device's thread and widths that are known at compile time: all loops are unrolled, so that every
+// number of the chain is in a register.
 #pragma once
 
-#include "mlp/mlp.h"
+#include "mlp/mlp_chains_in_lanes.h"
+#include "mlp/mlp_layers.h"
 
 namespace cogen {
 namespace COGEN_ISA {
 
-static_assert(Lanes<float>::kCount == 1, "for files that give a thread one chain");
+static_assert(Lanes<float>::kCount == 1, "device code gives each thread one chain");
 
-// Numbers that are read at once.
-template <class T>
-struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) Four {
-  T at[4];
-
-  static COGEN_HD Four load(const T* from) { return *reinterpret_cast<const Four*>(from); }
-};
-
-// How many numbers a layer has where its matrix, its bias and its transposed matrix lie one after
-// the other, each padded as in Mlp.
-COGEN_HD constexpr int layer_numbers(int in, int out) {
-  return in * padded(out) + padded(out) + out * padded(in);
-}
-
-// kLatent inputs, kDepth hidden layers of kHidden units and activation kKind, kOut outputs.
-// `numbers` has the layers one after the other.
+// A net of kLatent inputs, kDepth hidden layers with kHidden units and activation kKind, and kOut
+// outputs. `numbers` has the layers one after the other.
 template <class T, int kLatent, int kHidden, int kDepth, int kOut, Activation kKind>
-struct KnownMlp {
+struct StaticMlp {
   const T* numbers;
-  Activation last;  // activation
+  Activation last;  // activation of the output
   T slope;
 
   static constexpr int kFirst = layer_numbers(kLatent, kHidden);
@@ -45,13 +33,13 @@ struct KnownMlp {
 };
 
 template <class T, int kLatent, int kHidden, int kDepth, int kOut, Activation kKind>
-COGEN_HD constexpr int latent_size(const KnownMlp<T, kLatent, kHidden, kDepth, kOut, kKind>&) {
+COGEN_HD constexpr int latent_size(const StaticMlp<T, kLatent, kHidden, kDepth, kOut, kKind>&) {
   return kLatent;
 }
 
-// y = x W + b, or without a bias; sums in the order of mlp.h.
+// y = x W + b; b may be null. Sums have the order of mlp_chains_in_lanes.h.
 template <int kIn, int kOut, class T>
-COGEN_HD void known_product(const T* weight, const T* bias, const Lanes<T>* x, Lanes<T>* y) {
+COGEN_HD void static_product(const T* weight, const T* bias, const Lanes<T>* x, Lanes<T>* y) {
   COGEN_UNROLL
   for (int o = 0; o < kOut; o += 4) {
     Lanes<T> sum[4];
@@ -72,46 +60,47 @@ COGEN_HD void known_product(const T* weight, const T* bias, const Lanes<T>* x, L
 }
 
 template <int kIn, int kOut, class T>
-COGEN_HD void known_up(const T* layer, Activation kind, T slope, const Lanes<T>* x, Lanes<T>* y) {
-  known_product<kIn, kOut>(layer, layer + kIn * padded(kOut), x, y);
+COGEN_HD void static_forwards(const T* layer, Activation kind, T slope, const Lanes<T>* x,
+                              Lanes<T>* y) {
+  static_product<kIn, kOut>(layer, layer + kIn * padded(kOut), x, y);
   activate(kind, slope, kOut, y);
 }
 
-// From the gradient by a layer's outputs `y`, destroyed, to that by its inputs.
+// Goes from the gradient by a layer's outputs `y`, which is overwritten, to that by its inputs.
 template <int kIn, int kOut, class T>
-COGEN_HD void known_down(const T* layer, Activation kind, T slope, const Lanes<T>* y,
-                         Lanes<T>* grad, Lanes<T>* below) {
+COGEN_HD void static_backwards(const T* layer, Activation kind, T slope, const Lanes<T>* y,
+                               Lanes<T>* grad, Lanes<T>* below) {
   const T* none = nullptr;
   deactivate(kind, slope, kOut, y, grad);
-  known_product<kOut, kIn>(layer + (kIn + 1) * padded(kOut), none, grad, below);
+  static_product<kOut, kIn>(layer + (kIn + 1) * padded(kOut), none, grad, below);
 }
 
 template <class T, int kLatent, int kHidden, int kDepth, int kOut, Activation kKind>
-COGEN_HD void energy_and_grad(const KnownMlp<T, kLatent, kHidden, kDepth, kOut, kKind>& net,
+COGEN_HD void energy_and_grad(const StaticMlp<T, kLatent, kHidden, kDepth, kOut, kKind>& net,
                               const Observed<T>& observed, const Lanes<T>* z, double* energy,
                               Lanes<T>* grad, Lanes<T>* /* room */) {
-  typedef KnownMlp<T, kLatent, kHidden, kDepth, kOut, kKind> Net;
+  typedef StaticMlp<T, kLatent, kHidden, kDepth, kOut, kKind> Net;
   const T* const last = net.numbers + Net::kFirst + (kDepth - 1) * Net::kBetween;
   COGEN_READ_AGAIN();
   Lanes<T> hidden[kDepth][kHidden], out[kOut], here[kOut], by_hidden[kDepth][kHidden];
 
-  known_up<kLatent, kHidden>(net.numbers, kKind, net.slope, z, hidden[0]);
+  static_forwards<kLatent, kHidden>(net.numbers, kKind, net.slope, z, hidden[0]);
   COGEN_UNROLL
   for (int k = 1; k < kDepth; ++k) {
-    known_up<kHidden, kHidden>(net.numbers + Net::kFirst + (k - 1) * Net::kBetween, kKind,
+    static_forwards<kHidden, kHidden>(net.numbers + Net::kFirst + (k - 1) * Net::kBetween, kKind,
                                net.slope, hidden[k - 1], hidden[k]);
   }
-  known_up<kHidden, kOut>(last, net.last, net.slope, hidden[kDepth - 1], out);
+  static_forwards<kHidden, kOut>(last, net.last, net.slope, hidden[kDepth - 1], out);
   COGEN_UNROLL
   for (int m = 0; m < kOut; ++m) here[m] = out[m];
   misfit_in_place(observed, kOut, here, energy);
-  known_down<kHidden, kOut>(last, net.last, net.slope, out, here, by_hidden[kDepth - 1]);
+  static_backwards<kHidden, kOut>(last, net.last, net.slope, out, here, by_hidden[kDepth - 1]);
   COGEN_UNROLL
   for (int k = kDepth - 1; k > 0; --k) {
-    known_down<kHidden, kHidden>(net.numbers + Net::kFirst + (k - 1) * Net::kBetween, kKind,
+    static_backwards<kHidden, kHidden>(net.numbers + Net::kFirst + (k - 1) * Net::kBetween, kKind,
                                  net.slope, hidden[k], by_hidden[k], by_hidden[k - 1]);
   }
-  known_down<kLatent, kHidden>(net.numbers, kKind, net.slope, hidden[0], by_hidden[0], grad);
+  static_backwards<kLatent, kHidden>(net.numbers, kKind, net.slope, hidden[0], by_hidden[0], grad);
 }
 
 }  // namespace COGEN_ISA

@@ -1,4 +1,4 @@
-"""The last step of a generator of images in one pass on the CPU: colours, misfit, and back."""
+"""The last step of a generator of images in one pass on the CPU: to RGB, misfit, and back."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from cogen_fast.ops.spec import MisfitSpec
 
 
 @dataclass(frozen=True)
-class Colours:
-    """A 1x1 convolution to colours: ``weight`` ``(colours, C)``, ``bias`` ``(colours,)``.
+class ToRGB:
+    """The 1x1 convolution from C channels to an image, Karras et al.'s toRGB.
 
-    ``bounded`` says whether tanh follows.
+    ``weight`` is ``(image channels, C)`` and ``bias`` ``(image channels,)``, three for RGB and one
+    for grey. ``bounded`` says whether tanh follows.
     """
 
     weight: Tensor
@@ -26,35 +27,35 @@ class Colours:
     bounded: bool
 
 
-def colour_misfit(
-    normed: NormedActivation, colours: Colours, spec: MisfitSpec, observation: Tensor
+def to_rgb_misfit(
+    normed: NormedActivation, to_rgb: ToRGB, spec: MisfitSpec, observation: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Misfit of the colours of ``normed`` ``(n, H, W, C)``; see `reference.colour_misfit`.
+    """Misfit of the image of ``normed`` ``(n, H, W, C)``; see `reference.to_rgb_misfit`.
 
-    Energies ``(n,)`` float64, and the gradient by what ``normed`` was made of, which takes the
-    memory of ``normed.out``. ``observation`` ``(n,)`` int64 says which row of ``spec`` each image
-    belongs to. No image is written. Raises TypeError or ValueError naming the argument.
+    Energies ``(n,)`` float64, and the gradient by what `norm` read, which takes the memory of
+    ``normed.out``. ``observation`` ``(n,)`` int64 says which row of ``spec`` each image belongs to.
+    No image is written. Raises TypeError or ValueError naming the argument.
     """
     rows, height, width, channels = normed.out.shape
     dtype = require_float("normed.out", normed.out.dtype)
-    count = len(colours.bias)
+    count = len(to_rgb.bias)
     if tuple(spec.output_shape) != (count, height, width):
         raise ValueError(
             f"spec.output_shape: expected {(count, height, width)}, got {spec.output_shape}"
         )
     observed = Observed.of(spec, rows, dtype)
     observation = check("observation", observation, (rows,), torch.int64)
-    weight = check("colours.weight", colours.weight, (count, channels), dtype)
-    bias = check("colours.bias", colours.bias, (count,), dtype)
+    weight = check("to_rgb.weight", to_rgb.weight, (count, channels), dtype)
+    bias = check("to_rgb.bias", to_rgb.bias, (count,), dtype)
     energy = torch.empty(rows, dtype=torch.float64, device="cpu")
-    extension().colour_misfit(
+    extension().to_rgb_misfit(
         out=normed.out,
         slope=normed.slope,
         scale=normed.scale,
         out_grad=normed.out,
-        colour_weight=weight,
-        colour_bias=bias,
-        bounded=colours.bounded,
+        rgb_weight=weight,
+        rgb_bias=bias,
+        bounded=to_rgb.bounded,
         kind=spec.kind,
         factor=1 if spec.kind == "mask" else spec.factor,
         target=observed.target,

@@ -1,4 +1,5 @@
-// Functions of the Python module: each takes `Arguments&`, and gives nothing or a count.
+// How a C++ function becomes a function of the Python module. It takes `Arguments&` and returns
+// nothing or an integer.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -23,7 +24,7 @@ PyObject* result_of(Arguments& given) {
   }
 }
 
-// The function as Python calls it; no exception leaves it.
+// The function in the form that Python calls; exceptions become Python errors.
 template <auto kFunction>
 PyObject* called(PyObject*, PyObject* const* values, Py_ssize_t positional, PyObject* names) {
   try {
@@ -47,7 +48,7 @@ PyMethodDef method(const char* name, const char* text) {
           METH_FASTCALL | METH_KEYWORDS, text};
 }
 
-// Those of each file of bindings, which last as long as the module.
+// The functions of each file of bindings; the arrays live as long as the module.
 PyMethodDef* hmc_methods();
 PyMethodDef* misfit_methods();
 PyMethodDef* mlp_methods();

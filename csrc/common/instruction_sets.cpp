@@ -1,4 +1,4 @@
-#include "common/isas.h"
+#include "common/instruction_sets.h"
 
 #include <atomic>
 #include <vector>

@@ -1,18 +1,18 @@
-// Several numbers side by side, with the arithmetic of one: of neighbouring chains, or of
-// neighbouring units of a layer.
+// Packs: several numbers side by side, with the arithmetic of a single number. They hold an entry
+// of neighbouring chains (Lanes) or neighbouring units of a layer (Units).
 #pragma once
 
 #include <stdint.h>
 
+#include "common/hmc_math.h"
 #include "common/philox.h"
-#include "common/step_math.h"
 
 namespace cogen {
 namespace COGEN_ISA {
 
 #if defined(__CUDA_ARCH__) || (defined(__clang__) && !defined(__CUDACC__))
 #define COGEN_UNROLL _Pragma("unroll")
-#elif defined(__CUDACC__)  // for the host's part of a file, whose compilers agree on no word
+#elif defined(__CUDACC__)  // the host's compilers have no pragma for it in common
 #define COGEN_UNROLL
 #elif defined(__GNUC__)
 #define COGEN_UNROLL _Pragma("GCC unroll 64")
@@ -20,8 +20,9 @@ namespace COGEN_ISA {
 #define COGEN_UNROLL
 #endif
 
-// On a device a loop must be unrolled for its array to stay in registers; and what is read before
-// each turn of a loop is not read once and kept, where that is more than there are registers.
+// On a device a loop must be unrolled if its array is to stay in registers. COGEN_READ_AGAIN makes
+// the compiler read memory again after it: more weights kept from turn to turn than there are
+// registers would be slower.
 #if defined(__CUDA_ARCH__)
 #define COGEN_DEVICE_UNROLL COGEN_UNROLL
 #define COGEN_READ_AGAIN() asm volatile("" ::: "memory")
@@ -32,8 +33,8 @@ namespace COGEN_ISA {
 
 constexpr int kVectorBytes = 32;
 
-// kVectors vectors of 32 bytes (a power of two), which the compiler keeps in registers: halves, not
-// an array, for GCC gives arrays memory.
+// A pack of kVectors vectors of 32 bytes each; kVectors is a power of two. It consists of two
+// halves and not of an array, because GCC keeps arrays in memory and not in registers.
 template <class T, int kVectors>
 struct Pack {
   typedef Pack<T, kVectors / 2> Half;
@@ -50,7 +51,7 @@ struct Pack {
   }
 };
 
-// A single number.
+// A pack of a single number.
 template <class T>
 struct Pack<T, 0> {
   static constexpr int kCount = 1;
@@ -88,7 +89,7 @@ COGEN_HD Pack<T, 0> where_positive(const Pack<T, 0>& sign, const Pack<T, 0>& a,
 template <class T>
 struct Pack<T, 1> {
   static constexpr int kCount = kVectorBytes / sizeof(T);
-  // Packs are read from and written to arrays of T.
+  // may_alias: packs are read from and written to arrays of T.
   typedef T Vector __attribute__((vector_size(kVectorBytes), may_alias));
   Vector all;
 
@@ -193,14 +194,14 @@ template <class T, int n>
 COGEN_HD Pack<T, n> operator*(const Pack<T, n>& a, T b) {
   return {a.low * b, a.high * b};
 }
-// a where `sign` is positive, else b.
+// Selects `a` where `sign` is positive, else `b`.
 template <class T, int n>
 COGEN_HD Pack<T, n> where_positive(const Pack<T, n>& sign, const Pack<T, n>& a,
                                    const Pack<T, n>& b) {
   return {where_positive(sign.low, a.low, b.low), where_positive(sign.high, a.high, b.high)};
 }
 
-// Each number through a function, as one loop that the compiler can vectorise.
+// Applies a function to each number, in one loop that the compiler can vectorise.
 template <class T, int n, class Function>
 COGEN_HD Pack<T, n> each(const Pack<T, n>& x, const Function& function) {
   T values[Pack<T, n>::kCount];
@@ -210,9 +211,9 @@ COGEN_HD Pack<T, n> each(const Pack<T, n>& x, const Function& function) {
   return Pack<T, n>::load(values);
 }
 
-// Chains side by side: enough independent sums to keep two multiply-add units busy, few enough for
-// sixteen registers. On a device threads are side by side, and each has one chain; a file that is
-// the device's part asks for that, whatever compiles it.
+// A pack with an entry of several neighbouring chains. On the CPU there are two vectors: enough
+// independent sums to keep two multiply-add units busy, few enough for sixteen registers. In device
+// code, which defines COGEN_CHAIN_PER_THREAD, each thread has one chain.
 template <class T>
 #if defined(COGEN_CHAIN_PER_THREAD)
 using Lanes = Pack<T, 0>;
@@ -220,7 +221,7 @@ using Lanes = Pack<T, 0>;
 using Lanes = Pack<T, 2>;
 #endif
 
-// Units of a layer side by side, eight of them.
+// A pack with eight neighbouring units of a layer.
 constexpr int kUnits = 8;
 template <class T>
 using Units = Pack<T, kUnits * sizeof(T) / kVectorBytes>;

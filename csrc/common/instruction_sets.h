@@ -1,4 +1,5 @@
-// Instruction sets: what was built, what the CPU can run, what is used.
+// The instruction sets that the CPU kernels were built for, those that this CPU can run, and the
+// one in use.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,7 +10,7 @@
 
 namespace cogen {
 
-// Of the instruction set that is used.
+// The kernels of the instruction set in use.
 template <class T>
 const CpuOps<T>& ops();
 template <>
@@ -17,11 +18,11 @@ const CpuOps<float>& ops<float>();
 template <>
 const CpuOps<double>& ops<double>();
 
-// Names, slowest first.
+// The names of instruction sets, the slowest first.
 pybind11::tuple built_isas();
 pybind11::tuple usable_isas();
 const char* current_isa();
-// ValueError where it was not built or cannot run here.
+// Uses another instruction set from now on; ValueError if it was not built or cannot run here.
 void set_isa(const std::string& name);
 
 }  // namespace cogen

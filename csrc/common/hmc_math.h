@@ -1,5 +1,6 @@
-// The arithmetic of HMC for one chain: one text for CPU and CUDA. cogen_fast/ops/reference.py is
-// the definition; T is float or double, energies and Hamiltonians are always double.
+// The arithmetic of HMC for one chain: kick, drift, Hamiltonian, Metropolis test and the step-size
+// rule, for CPU and CUDA. cogen_fast/ops/reference.py is the definition. T is float or double;
+// energies and Hamiltonians are always double.
 #pragma once
 
 #include <float.h>
@@ -7,8 +8,8 @@
 #include "common/kernels.h"
 #include "common/philox.h"
 
-// Sums over the dimensions may be reordered by the vectoriser; they stay the same for any number
-// of threads, because one chain is never shared between threads.
+// The compiler may vectorise sums over the dimensions, which changes their order. Results are still
+// the same for any number of threads, because no chain is shared between threads.
 #if defined(__CUDACC__)
 #define COGEN_SIMD
 #define COGEN_SIMD_SUM(...)
@@ -21,7 +22,7 @@
 namespace cogen {
 namespace COGEN_ISA {
 
-// What a kick multiplies its two forces by: beta eps and prior_weight eps, or half of these.
+// What a kick multiplies its two forces by: beta and prior_weight, times the step or half of it.
 template <class T>
 struct KickSpans {
   T misfit, prior;
@@ -37,8 +38,8 @@ COGEN_HD T kick(T momentum, T position, T grad, KickSpans<T> spans) {
   return momentum - spans.misfit * grad - spans.prior * position;
 }
 
-// Kick, then drift, of `size` neighbouring entries. `position` is read and `next` written, which
-// may be the same memory. `inverse_mass` is null for the identity.
+// Kicks, then drifts `size` neighbouring entries. Reads `position` and writes `next`, which may be
+// the same memory. `inverse_mass` is null for the identity.
 template <class T>
 COGEN_HD void kick_and_drift(const T* position, T* next, T* momentum, const T* grad,
                              const T* inverse_mass, int64_t size, KickSpans<T> spans, T step) {
@@ -59,7 +60,7 @@ COGEN_HD void kick_and_drift(const T* position, T* next, T* momentum, const T* g
   }
 }
 
-// From v ~ N(0, 1) to v ~ N(0, M).
+// Turns v ~ N(0, 1) into v ~ N(0, M).
 template <class T>
 COGEN_HD void apply_mass(T* momentum, const T* inverse_mass, int64_t size) {
   COGEN_SIMD
@@ -89,8 +90,8 @@ COGEN_HD double hamiltonian(const T* position, const T* momentum, const T* inver
   return hamiltonian_of(energy, prior, kinetic, potential);
 }
 
-// The Hamiltonian after the last half kick. That momentum is used for nothing else, so it is not
-// stored.
+// The Hamiltonian after the last half kick, whose momentum is not stored because nothing else needs
+// it.
 template <class T>
 COGEN_HD double final_hamiltonian(const T* position, const T* momentum, const T* grad,
                                   const T* inverse_mass, int64_t size, double energy,
@@ -112,8 +113,8 @@ struct Verdict {
   bool accepted;
 };
 
-// Metropolis test with min(1, exp(H_old - H_new)). A change that is not finite (whatever made it
-// so: position, gradient, energy, also an energy of -inf) is a rejection with probability 0.
+// The Metropolis test with min(1, exp(H_old - H_new)). A change that is not finite, whether because
+// of position, gradient or energy (also an energy of -inf), is a rejection with probability 0.
 COGEN_HD Verdict metropolis(double start, double end, double uniform) {
   const double change = end - start;
   if (!(fabs(change) <= DBL_MAX)) return {0.0, HUGE_VAL, false};
@@ -121,7 +122,8 @@ COGEN_HD Verdict metropolis(double start, double end, double uniform) {
   return {probability, change, uniform < probability};
 }
 
-// The published rule: the step follows the running rate *before* this transition is counted.
+// The published step-size rule: the step follows the running acceptance rate *before* this
+// transition is counted.
 COGEN_HD void adapt(double* step_size, double* running, double mean, const StepRule& rule) {
   const double step = *step_size * (*running > rule.target ? rule.increase : rule.decrease);
   *step_size = step < rule.minimum ? rule.minimum : step > rule.maximum ? rule.maximum : step;
