@@ -482,8 +482,9 @@ def _weigh(state: SMCState, beta: Tensor, slow: Tensor) -> SMCState:
     is the sum of what a particle's ancestors have contributed. Where few ancestors are left this is
     too small, because the contributions of the lineages that died out are missing. So where moves
     are ``slow`` ``(B,)``, ``(1 + r) / (1 - r)`` times the variance of independent means is
-    expected, where r is the correlation of energies that all moves of a temperature leave. The correlation of
-    latents would be misleading: between modes of equal weight it stays 1 without any harm.
+    expected, where r is the correlation of energies that all moves of a temperature leave. The
+    correlation of latents would be misleading: between modes of equal weight it stays 1 without any
+    harm.
     """
     log_weights = _log_weights(state, beta)
     count = log_weights.shape[-1]
@@ -795,7 +796,7 @@ def advance(
 
 
 def _without_last_mass(infos: tuple[SMCInfo, ...]) -> tuple[SMCInfo, ...]:
-    """``infos`` without the mass matrix of the last temperature, which needs most of the memory."""
+    """``infos`` without the mass matrix of the last temperature, which needs most memory."""
     if not infos:
         return infos
     *before, last = infos
@@ -803,7 +804,7 @@ def _without_last_mass(infos: tuple[SMCInfo, ...]) -> tuple[SMCInfo, ...]:
 
 
 def _refined(progress: Run, field: Potential) -> Run:
-    """The run, with gradients of higher precision if those of ``field`` cost too much acceptance."""
+    """The run, with more precise gradients if those of ``field`` cost too much acceptance."""
     last = [each.acceptance for each in progress.infos[-fallback.WINDOW :]]
     if not fallback.is_due(field, last, fallback.LEAST_TUNED):
         return progress
