@@ -366,7 +366,7 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
     stiff: Tensor | None = None
     inverse_mass: Tensor | None = None
     if _follows_curvature(state, annealing):
-        memory = known.memory[:, tuning.OF_LATENTS].amax(-1)
+        memory = known.autocorrelation[:, tuning.OF_LATENTS].amax(-1)
         state = _turned(state, memory)
         stiff = state.directions.vectors
         inverse_mass = curvature.inverse_mass(state.directions, new_beta)
