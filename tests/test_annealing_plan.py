@@ -224,7 +224,9 @@ def test_more_budget_means_smaller_steps_then_more_moves() -> None:
     for budget in (3, 10, 20, 40, 80, 160, 320, 640, 10**6):
         annealing = Annealing(budget=budget, leapfrog_steps=4, kept=0.5)
         state = begun(MIXED.rows([2]))
-        forgetful = dataclasses.replace(state.tuning, memory=0.95 + 0.0 * state.tuning.memory)
+        forgetful = dataclasses.replace(
+            state.tuning, autocorrelation=0.95 + 0.0 * state.tuning.autocorrelation
+        )
         _, choice = smc.choose(dataclasses.replace(state, tuning=forgetful), annealing)
         kept.append(choice.kept[0].item())
         moves.append(choice.hmc_steps)
@@ -354,7 +356,9 @@ def test_the_plan_is_made_for_those_that_move() -> None:
 def test_there_are_fewer_moves_where_further_ones_forget_little() -> None:
     # Of the five and four beyond the first; not at the posterior, where nothing makes up for them.
     for forgetting, moves in ((0.5, [3, 3, 0]), (0.0, [1, 1, 0]), (0.7, [5, 4, 0])):
-        tuned = dataclasses.replace(standing().tuning, forgetting=tensor(*3 * [forgetting]))
+        tuned = dataclasses.replace(
+            standing().tuning, further_decorrelation=tensor(*3 * [forgetting])
+        )
         assert annealing_plan.choose(standing(tuning=tuned), Annealing()).moves.tolist() == moves
         there = standing(tuning=tuned, beta=tensor(1.0, 1.0, 1.0))
         assert annealing_plan.choose(there, Annealing()).moves.tolist() == [3, 3, 0]

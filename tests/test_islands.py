@@ -100,7 +100,7 @@ def at_ease(state: SMCState) -> SMCState:
     """The state had all moves been accepted, and one been enough to forget."""
     tuned = state.tuning
     tuned = dataclasses.replace(
-        tuned, memory=0.0 * tuned.memory, acceptance=0.9 + 0.0 * tuned.acceptance
+        tuned, autocorrelation=0.0 * tuned.autocorrelation, acceptance=0.9 + 0.0 * tuned.acceptance
     )
     return dataclasses.replace(state, tuning=tuned)
 
@@ -130,9 +130,9 @@ def taught_otherwise(state: SMCState, row: int) -> SMCState:
         tuning=tuning.Tuning(
             put(tuned.log_step, lambda x: x - 0.7),
             put(tuned.log_length, lambda x: x + 0.4),
-            put(tuned.memory, lambda x: 0.0 * x + 0.95),
+            put(tuned.autocorrelation, lambda x: 0.0 * x + 0.95),
             put(tuned.acceptance, lambda x: 0.0 * x + 0.3),
-            put(tuned.forgetting, lambda x: 0.0 * x + 0.2),
+            put(tuned.further_decorrelation, lambda x: 0.0 * x + 0.2),
         ),
         curvature=curvature.Curvature(mean, put(seen.inverse_count, lambda x: 2.0 * x), sketch),
         sharpness=put(state.sharpness, lambda x: 1.7 * x),
@@ -252,7 +252,7 @@ def test_independent_chains_go_on_learning() -> None:
     states = recorded(MIXED.rows([1]), Annealing(), chains=3, **INDEPENDENT)
     there = [state for state in states if state.beta[0] == 1.0]
     for before, after in itertools.pairwise(there):
-        assert {"tuning.log_step", "tuning.memory"} <= changed(before, after, 0)
+        assert {"tuning.log_step", "tuning.autocorrelation"} <= changed(before, after, 0)
 
 
 def test_the_last_lesson_is_of_the_step_before_the_posterior() -> None:

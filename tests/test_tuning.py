@@ -69,7 +69,7 @@ def test_the_start_suits_a_standard_normal() -> None:
     start = tuning.init(2, 16, None, torch.device("cpu"))
     assert start.log_step.exp().tolist() == pytest.approx([0.35, 0.35])
     assert start.log_length.exp().tolist() == pytest.approx([1.4, 1.4])
-    assert torch.equal(start.memory, torch.zeros(2, 4, dtype=F64))
+    assert torch.equal(start.autocorrelation, torch.zeros(2, 4, dtype=F64))
     assert start.acceptance.tolist() == [0.5, 0.5]
     given = tuning.init(1, 16, 0.3, torch.device("cpu"))
     assert given.log_step.exp().item() == pytest.approx(0.3)
@@ -101,7 +101,7 @@ def test_what_is_remembered_by_hand() -> None:
             a, b = a - a.mean(0), b - b.mean(0)
             expected.append((a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum()))
         wanted = 0.75 * 0.3 + 0.25 * np.array(expected)
-        np.testing.assert_allclose(found.memory[row], wanted, rtol=1e-10)
+        np.testing.assert_allclose(found.autocorrelation[row], wanted, rtol=1e-10)
         assert len(set(expected)) == 4
 
 
@@ -132,15 +132,17 @@ def test_what_further_moves_forget_by_hand() -> None:
         ]
     )
     moves = torch.tensor([4, 3, 2, 2, 5, 1, 3])
-    known = dataclasses.replace(tuned(0.1, count=7), forgetting=torch.full((7,), 0.4, dtype=F64))
+    known = dataclasses.replace(
+        tuned(0.1, count=7), further_decorrelation=torch.full((7,), 0.4, dtype=F64)
+    )
     learns = torch.arange(7) < 6
     rule = TuningRule(memory_gain=0.5)
     after = tuning.update_further_decorrelation(
         known, one.double(), whole.double(), moves, rule, learns
     )
     expected = [0.7, 0.2, 0.45, 0.7, 0.7, 0.4 + 0.1 * 0.6, 0.4]
-    assert after.forgetting.tolist() == pytest.approx(expected, rel=1e-5)
-    assert {f for r in range(7) for f in changed(known, after, r)} == {"forgetting"}
+    assert after.further_decorrelation.tolist() == pytest.approx(expected, rel=1e-5)
+    assert {f for r in range(7) for f in changed(known, after, r)} == {"further_decorrelation"}
 
 
 def test_forgetting_is_told_by_the_first_move_and_by_all() -> None:
@@ -159,8 +161,10 @@ def test_forgetting_is_told_by_the_first_move_and_by_all() -> None:
     found = tuning.update_further_decorrelation(
         state.tuning, one, whole, moves, TuningRule(), learns
     )
-    torch.testing.assert_close(found.forgetting, ends[1].tuning.forgetting, rtol=1e-6, atol=1e-8)
-    assert (found.forgetting < 1.0).any()
+    torch.testing.assert_close(
+        found.further_decorrelation, ends[1].tuning.further_decorrelation, rtol=1e-6, atol=1e-8
+    )
+    assert (found.further_decorrelation < 1.0).any()
 
 
 def test_correlations_are_those_of_what_was_kept() -> None:
@@ -188,7 +192,7 @@ def test_who_does_not_learn_stays_as_known() -> None:
     learns = torch.tensor([True, False, True])
     found = tuning.update(known, used, before, after, info, settings, 6, TuningRule(), learns)
     assert changed(known, found, 1) == set()
-    assert changed(known, found, 0) == {"log_step", "log_length", "memory", "acceptance"}
+    assert changed(known, found, 0) == {"log_step", "log_length", "autocorrelation", "acceptance"}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -333,7 +337,7 @@ def test_lengths_stay_within_what_the_ladder_can_do() -> None:
         # Proposals that stay where they were have no slope, and forget nothing.
         found = tuning.update(start, start, state, state, info, AT_ONCE, 4, rule, LEARNS)
         assert found.log_length.exp().item() == pytest.approx(expected, rel=1e-12)
-        assert found.memory[0].tolist() == pytest.approx([0.3] * 4)
+        assert found.autocorrelation[0].tolist() == pytest.approx([0.3] * 4)
 
 
 def test_without_a_slope_the_length_goes_back_to_where_it_started() -> None:
@@ -402,7 +406,9 @@ def test_the_step_size_to_repeat_is_that_of_the_last_move() -> None:
     state = begun(MIXED, observations=3, step_size_start=300)
     memory = torch.tensor([0.0, 0.71, 0.75], dtype=F64)  # for M of 1, 5 and 6
     memory = memory.repeat_interleave(2)[:, None].expand(-1, 4)
-    state = dataclasses.replace(state, tuning=dataclasses.replace(state.tuning, memory=memory))
+    state = dataclasses.replace(
+        state, tuning=dataclasses.replace(state.tuning, autocorrelation=memory)
+    )
     _, chosen = smc.choose(state, Annealing())
     _, info = smc.step(state, MIXED, Annealing())
     assert info.choice.moves.tolist() == [1, 1, 5, 5, 6, 6]

@@ -190,13 +190,15 @@ def _to_host(standing: AnnealingStatus) -> list[_IslandStatus]:
     tuned = standing.tuning
     # Before beta = 1 weights correct for slow directions of the latents; at beta = 1 nothing does.
     there = standing.beta >= 1.0
-    slowest = torch.where(there, tuned.memory.amax(-1), tuning.overall_autocorrelation(tuned))
+    slowest = torch.where(
+        there, tuned.autocorrelation.amax(-1), tuning.overall_autocorrelation(tuned)
+    )
     columns = (
         standing.active,
         tuned.log_length - tuned.log_step,
         slowest,
         tuned.acceptance,
-        tuned.forgetting,
+        tuned.further_decorrelation,
         standing.beta,
         standing.sharpness,
         standing.rounds,

@@ -204,7 +204,7 @@ def fixed_moves(progress: Run, annealing: Annealing) -> Moves:
     state, rule = progress.state, annealing.rule
     known = tuning.mean_of_others(state.tuning, state.islands)
     moves = []
-    for slowest in known.memory.amax(-1).tolist():
+    for slowest in known.autocorrelation.amax(-1).tolist():
         needed = annealing.hmc_steps or tuning.moves_needed(slowest, rule.remembered, rule)
         moves.append(annealing_plan.moves_per_round(needed, annealing))
     last = progress.infos[-1].choice

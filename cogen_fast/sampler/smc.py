@@ -394,7 +394,7 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
     stiff: Tensor | None = None
     inverse_mass: Tensor | None = None
     if _follows_curvature(state, annealing):
-        state = _turned(state, known.memory[:, tuning.OF_LATENTS].amax(-1))
+        state = _turned(state, known.autocorrelation[:, tuning.OF_LATENTS].amax(-1))
         stiff = state.directions.vectors
         inverse_mass = curvature.inverse_mass(state.directions, beta)
         inverse_mass = inverse_mass.to(state.hmc.latents.dtype)
@@ -447,7 +447,7 @@ def _follows_curvature(state: SMCState, annealing: Annealing) -> bool:
     return annealing.mass == "curvature" and state.spread is None
 
 
-def _turned(state: SMCState, memory: Tensor) -> SMCState:
+def _turned(state: SMCState, autocorrelation: Tensor) -> SMCState:
     """The state with the directions estimated from the other islands' gradients.
 
     In many dimensions they are computed only every few temperatures; at the posterior itself they
@@ -458,7 +458,9 @@ def _turned(state: SMCState, memory: Tensor) -> SMCState:
     learns, old = ~state.finished & (state.beta < 1.0), state.directions
     if not bool(learns.any()):
         return state
-    seen = curvature.directions(curvature.mean_of_others(state.curvature, state.islands), memory)
+    seen = curvature.directions(
+        curvature.mean_of_others(state.curvature, state.islands), autocorrelation
+    )
     directions = Directions(
         torch.where(learns[:, None, None], seen.vectors, old.vectors),
         torch.where(learns[:, None], seen.values, old.values),

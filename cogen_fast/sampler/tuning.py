@@ -34,13 +34,13 @@ _START_LENGTH = 1.4  # the optimum for a Gaussian of scale 1, which solves tan x
 _MOST_SLOPE = 2.0
 # Pull of the log length to its start: what few particles show of its optimum is mostly noise.
 _PULL_TO_START = 0.5
-_RECOVERY_GAIN = 0.1  # gain by which `Tuning.forgetting` returns to 1 after single moves
+_RECOVERY_GAIN = 0.1  # gain of `Tuning.further_decorrelation` towards 1 after single moves
 _LEAST_CORRELATION, _MOST_CORRELATION = 0.001, 0.999
 _EDGE = 8  # an eighth of the directions are the stiffest, an eighth the softest
 POOR_ACCEPTANCE = 0.5
 """Acceptance below which the moves' autocorrelations are not used; also its initial value."""
 STATISTICS = 4
-"""The number of statistics whose autocorrelations `Tuning.memory` holds."""
+"""The number of statistics whose autocorrelations `Tuning.autocorrelation` holds."""
 OVERALL, OF_LATENTS = slice(0, 2), slice(1, STATISTICS)
 """The columns of energies and of all latents; the columns of latents."""
 
@@ -59,9 +59,9 @@ class TuningRule:
     One move is enough where r is at most ``remembered``. Else a temperature has the moves that
     reduce the correlation to ``left`` (at the posterior: to ``remembered``) if each reduces it by
     the factor r, but at most ``most_moves``. There are fewer where moves after the first have
-    reduced it by less (`Tuning.forgetting`), as between modes. There are ``most_moves`` while the
-    acceptance is below 0.5, because r then does not show how many are needed. ``memory_gain`` is
-    the weight of the last move in the running means of r and of the acceptance.
+    reduced it by less (`Tuning.further_decorrelation`), as between modes. There are ``most_moves``
+    while the acceptance is below 0.5, because r then does not show how many are needed.
+    ``memory_gain`` is the weight of the last move in the running means of r and of the acceptance.
 
     Raises TypeError or ValueError naming the argument.
     """
@@ -88,20 +88,20 @@ class Tuning:
     """Estimates from the moves of B islands.
 
     ``log_step`` and ``log_length`` ``(B,)`` float64 are the logarithms of the step size and the
-    trajectory length, as corrected by these moves. ``memory`` ``(B, 4)`` float64 holds running
-    means of lag-one autocorrelations, over one move: of the energies, of all latent coordinates,
-    and of the stiffest and the softest eighth of them in the coordinates of the mass.
-    ``acceptance`` ``(B,)`` float64 is the running mean acceptance probability. ``forgetting``
-    ``(B,)`` float64, from 0 to 1, is the further decorrelation: the loss of correlation by the
-    moves of a temperature after its first, as a share of the loss if each reduced it by the factor
-    of the first.
+    trajectory length, as corrected by these moves. ``autocorrelation`` ``(B, 4)`` float64 holds
+    running means of lag-one autocorrelations, over one move: of the energies, of all latent
+    coordinates, and of the stiffest and the softest eighth of them in the coordinates of the mass.
+    ``acceptance`` ``(B,)`` float64 is the running mean acceptance probability.
+    ``further_decorrelation`` ``(B,)`` float64, from 0 to 1, is the loss of correlation by the moves
+    of a temperature after its first, as a share of the loss if each reduced it by the factor of the
+    first.
     """
 
     log_step: Rows
     log_length: Rows
-    memory: Annotated[Tensor, Array("B 4", low=-_UNIT, high=_UNIT)]
+    autocorrelation: Annotated[Tensor, Array("B 4", low=-_UNIT, high=_UNIT)]
     acceptance: Shares
-    forgetting: Shares
+    further_decorrelation: Shares
 
 
 def init(count: int, size: int, start: float | None, device: torch.device) -> Tuning:
@@ -126,7 +126,7 @@ def jittered_step(step_size: Tensor, rule: TuningRule, stream: NoiseStream, ops:
 
 def overall_autocorrelation(tuning: Tuning) -> Tensor:
     """The larger lag-one autocorrelation of energies and of all latents, ``(B,)``."""
-    return tuning.memory[:, OVERALL].amax(-1)
+    return tuning.autocorrelation[:, OVERALL].amax(-1)
 
 
 def mean_of_others(tuning: Tuning, count: int) -> Tuning:
@@ -134,9 +134,9 @@ def mean_of_others(tuning: Tuning, count: int) -> Tuning:
     return Tuning(
         islands.mean_of_others(tuning.log_step, count),
         islands.mean_of_others(tuning.log_length, count),
-        islands.mean_of_others(tuning.memory, count),
+        islands.mean_of_others(tuning.autocorrelation, count),
         islands.mean_of_others(tuning.acceptance, count),
-        islands.mean_of_others(tuning.forgetting, count),
+        islands.mean_of_others(tuning.further_decorrelation, count),
     )
 
 
@@ -179,21 +179,21 @@ def update(
     # The length stays near what `LADDER` can make: beyond its end it would drift without effect.
     low, high = log_step + math.log(0.7 * LADDER[0]), log_step + math.log(1.4 * LADDER[-1])
     log_length = log_length.clamp(max=_LOG_LONGEST).maximum(low).minimum(high)
-    autocorrelation = known.memory.lerp(correlations(before, after), rule.memory_gain)
+    autocorrelation = known.autocorrelation.lerp(correlations(before, after), rule.memory_gain)
     accepted = known.acceptance.lerp(acceptance, rule.memory_gain)
     return Tuning(
         torch.where(learns, log_step, known.log_step),
         torch.where(learns, log_length, known.log_length),
-        torch.where(learns[:, None], autocorrelation, known.memory),
+        torch.where(learns[:, None], autocorrelation, known.autocorrelation),
         torch.where(learns, accepted, known.acceptance),
-        known.forgetting,
+        known.further_decorrelation,
     )
 
 
 def update_further_decorrelation(
     known: Tuning, one: Tensor, whole: Tensor, moves: Tensor, rule: TuningRule, learns: Tensor
 ) -> Tuning:
-    """The estimates after a temperature of ``moves`` ``(B,)``, with a new ``forgetting``.
+    """The estimates after a temperature of ``moves`` ``(B,)``: updates ``further_decorrelation``.
 
     ``one`` and ``whole`` ``(B, 2)`` are the correlations of energies and latents over its first
     move and over all its moves; the statistic that decorrelates more slowly counts. A single move
@@ -205,13 +205,13 @@ def update_further_decorrelation(
     further = first - whole.gather(-1, slower)[:, 0]
     several = moves > 1
     share = further / torch.where(several, first - first**moves, 1.0)
-    old = known.forgetting
+    old = known.further_decorrelation
     new = torch.where(
         several,
         old.lerp(share.clamp(0.0, 1.0), rule.memory_gain),
         old + _RECOVERY_GAIN * (1.0 - old),
     )
-    return replace(known, forgetting=torch.where(learns, new, old))
+    return replace(known, further_decorrelation=torch.where(learns, new, old))
 
 
 def _length_slope(
@@ -242,7 +242,7 @@ def _length_slope(
 
 
 def correlations(before: HMCState, after: HMCState) -> Tensor:
-    """Correlations over particles between two states, ``(B, 4)`` as `Tuning.memory`.
+    """Correlations over particles between two states, ``(B, 4)`` as `Tuning.autocorrelation`.
 
     ``after`` is the state one or several moves after ``before``. The correlation of latents is that
     of all coordinates together, each about its mean over particles.
