@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def run(generator: Any = None, batch: int = 2, **changes: Any) -> Result:
     arguments: dict[str, Any] = {"noise_std": 0.3, "seed": 4, "progress": False}
     arguments |= {"x_obs": x_obs(batch), "mask": MASK} | changes
     return cogenerate(network() if generator is None else generator, **keywords(arguments))
+
+
+@cache
+def once(**changes: Any) -> Result:
+    """A run that several tests look at."""
+    return run(**changes)
 
 
 def linear(dtype: torch.dtype = F64) -> nn.Linear:
@@ -132,9 +139,10 @@ def test_every_field_has_its_shape(
 
 @pytest.mark.slow
 def test_without_a_method_the_run_is_adaptive() -> None:
-    assert_same(run(), run(method="adaptive"))
-    assert run().settings["method"] == "adaptive"
-    assert run().latents.shape == (2, 16, 4)
+    result = once()
+    assert_same(result, run(method="adaptive"))
+    assert result.settings["method"] == "adaptive"
+    assert result.latents.shape == (2, 16, 4)
 
 
 @pytest.mark.slow
@@ -150,7 +158,7 @@ def test_what_is_asked_for_is_used() -> None:
     # The first move is made with the step given; after one update the second has changed.
     first = run(kept=0.8, leapfrog_steps=5, hmc_steps=1, step_size=0.07, budget=400)
     assert first.step_size[0].tolist() == pytest.approx([0.07] * 4, rel=1e-12)
-    free = run()
+    free = once()
     assert set(free.leapfrog_steps.tolist()) <= set(LADDER)
     assert len(run(kept=0.99).betas) > len(free.betas)
 
@@ -608,7 +616,7 @@ FITS = ("fit_images", "fit_latents", "fit_energies")
 )
 def test_fits_are_beside_the_samples_and_fit_better(how: dict[str, Any]) -> None:
     more = {"budget": how["budget"] + 40} if "budget" in how else {}  # polishing is paid from it
-    plain, polished = run(**how), run(polish=40, **how | more)
+    plain, polished = once(**how), run(polish=40, **how | more)
     shown = (*FITS, "gradients", "settings", "notes", "reasons")
     assert_same(polished, plain, but=shown)
     assert polished.fit_energies is not None and polished.fit_latents is not None
@@ -629,7 +637,7 @@ def test_fits_are_beside_the_samples_and_fit_better(how: dict[str, Any]) -> None
 
 @pytest.mark.slow
 def test_the_fit_and_the_estimate() -> None:
-    plain, polished = run(), run(polish=20)
+    plain, polished = once(), once(polish=20)
     assert polished.fit_images is not None and polished.fit_energies is not None
     for b, best in enumerate(polished.fit_energies.argmin(-1).tolist()):
         assert torch.equal(polished.fit[b], polished.fit_images[b, best])
@@ -639,7 +647,7 @@ def test_the_fit_and_the_estimate() -> None:
 
 @pytest.mark.slow
 def test_fits_count_by_their_misfit_in_the_estimate() -> None:
-    result = run(polish=20)
+    result = once(polish=20)
     images = torch.arange(3.0).reshape(1, 3, 1).expand(2, 3, 4)
     energies = torch.tensor([[1.0, 2.0, 4.0], [0.0, 1e-12, 1.0]], dtype=F64)
     made = replace(result, fit_images=images, fit_energies=energies, energies=energies + 1e-3)
@@ -739,14 +747,14 @@ def test_fits_begin_from_the_best_prior_draws_too(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_fits_without_a_budget_take_an_eighth_of_the_run() -> None:
-    plain, polished = run(), run(polish="auto")
+    plain, polished = once(), run(polish="auto")
     assert polished.settings["polish"] == max(30, plain.gradients // 8)
     assert polished.settings["fits"] == 16
 
 
 @pytest.mark.slow
 def test_what_is_observed_is_pasted_into_an_estimate() -> None:
-    result = run(polish=5)
+    result = once(polish=5)
     pasted, observed = result.pasted(result.estimate), torch.from_numpy(MASK).bool()
     assert torch.equal(pasted[:, observed], x_obs()[:, observed])
     assert torch.equal(pasted[:, ~observed], result.estimate[:, ~observed])
@@ -757,7 +765,7 @@ def test_what_is_observed_is_pasted_into_an_estimate() -> None:
 @pytest.mark.slow
 def test_no_polish_is_no_fits() -> None:
     result = run(polish=0)
-    assert_same(result, run())
+    assert_same(result, once())
     for name in FITS:
         assert getattr(result, name) is None
         assert "polish" in result.reasons[name]
@@ -776,7 +784,7 @@ def test_ctrl_c_while_polishing_returns_the_samples(tmp_path: Path) -> None:
     polished = run(whole, polish=20)
     note = "Polishing was interrupted, so there are no fits."
     result = run(Failing(whole.calls - 6), polish=20)
-    assert_same(result, run(backend="native"), but=("settings", "notes"))
+    assert_same(result, once(), but=("settings", "notes"))
     assert result.notes[-1] == note
     assert note not in polished.notes
     assert result.settings["polish"] == 0
@@ -807,7 +815,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 @kinds
 def test_same_seed_same_result(kind: str, backend: str) -> None:
     how = KINDS[kind] | {"backend": backend, "keep_trace": True}
-    first = run(**how)
+    first = whole(kind).result if backend == "native" else run(**how)
     assert_same(first, run(**how))
     other = run(**how | {"seed": 5})
     assert (first.latents != other.latents).any(-1).all()
@@ -836,7 +844,7 @@ def test_backends_tell_the_same() -> None:
 
 @pytest.mark.slow
 def test_kept_traces_and_progress_bars_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    plain, shown = run(keep_trace=True), run(progress=True)
+    plain, shown = once(keep_trace=True), run(progress=True)
     assert_same(plain, shown, but=("trace",))
     assert shown.trace is None
     text = capsys.readouterr().err
@@ -881,21 +889,19 @@ def run_whole(**how: Any) -> Whole:
     return Whole(result, generator.calls, begun[0])
 
 
-@pytest.fixture(scope="module")
-def whole() -> dict[str, Whole]:
-    """Each kind of run."""
-    return {kind: run_whole(**how) for kind, how in KINDS.items()}
+@cache
+def whole(kind: str) -> Whole:
+    """A run of each kind, for all tests of it."""
+    return run_whole(**KINDS[kind])
 
 
 @pytest.mark.slow
 @kinds
 @pytest.mark.parametrize("part", [0.0, 0.2, 0.5, 0.55, 0.8, 1.0], ids=lambda p: f"{p:.0%}")
-def test_an_interrupted_run_goes_on_bit_for_bit(
-    kind: str, part: float, whole: dict[str, Whole], tmp_path: Path
-) -> None:
+def test_an_interrupted_run_goes_on_bit_for_bit(kind: str, part: float, tmp_path: Path) -> None:
     # With a checkpoint one call more finds out about G; the last gives the outputs.
-    expected = whole[kind].result
-    calls, first = whole[kind].calls + 1, whole[kind].begun + 2
+    expected = whole(kind).result
+    calls, first = whole(kind).calls + 1, whole(kind).begun + 2
     path = tmp_path / "run.safetensors"
     at = round(first + part * (calls - 1 - first))
     with pytest.raises(KeyboardInterrupt):
@@ -908,19 +914,17 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     # of the second run, that it was in.
     redone = int((expected.hmc_steps * expected.leapfrog_steps).max())
     if kind == "frozen":
-        redone = max(redone, whole[kind].begun)
+        redone = max(redone, whole(kind).begun)
     assert generator.calls <= calls - (at - 1) + 5 + redone
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["population", "frozen", "lone-chains"])
-def test_a_run_interrupted_many_times_goes_on_bit_for_bit(
-    kind: str, whole: dict[str, Whole], tmp_path: Path
-) -> None:
+def test_a_run_interrupted_many_times_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
-    expected = whole[kind].result
+    expected = whole(kind).result
     longest = int((expected.hmc_steps * expected.leapfrog_steps).max())
-    at = whole[kind].begun + 2 + 2 * longest
+    at = whole(kind).begun + 2 + 2 * longest
     result = None
     for _ in range(60):  # a few temperatures at a time
         try:
@@ -934,14 +938,12 @@ def test_a_run_interrupted_many_times_goes_on_bit_for_bit(
 
 @pytest.mark.slow
 @kinds
-def test_a_finished_run_is_read_back_without_moving(
-    kind: str, whole: dict[str, Whole], tmp_path: Path
-) -> None:
+def test_a_finished_run_is_read_back_without_moving(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     run(Failing(), checkpoint=path, keep_trace=True, **KINDS[kind])
     generator = Failing()
     again = run(generator, checkpoint=path, keep_trace=True, **KINDS[kind])
-    assert_same(again, whole[kind].result)
+    assert_same(again, whole(kind).result)
     assert generator.calls == 6  # the checks of G, and the outputs
 
 
@@ -1005,7 +1007,7 @@ def test_a_checkpoint_of_another_run_is_refused(
 def test_polish_may_be_decided_later(interrupted: Path, tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     path.write_bytes(interrupted.read_bytes())
-    assert_same(run(Failing(), checkpoint=path, polish=5), run(Failing(), polish=5))
+    assert_same(run(Failing(), checkpoint=path, polish=5), once(polish=5))
 
 
 # --- interruption without a checkpoint ------------------------------------------------------------
@@ -1014,10 +1016,8 @@ def test_polish_may_be_decided_later(interrupted: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["population", "some-of-a-population", "frozen", "lone-chains"])
 @pytest.mark.parametrize("part", [0.3, 0.9], ids=["early", "late"])
-def test_ctrl_c_without_a_checkpoint_returns_what_is_there(
-    kind: str, part: float, whole: dict[str, Whole]
-) -> None:
-    expected, calls = whole[kind].result, whole[kind].calls
+def test_ctrl_c_without_a_checkpoint_returns_what_is_there(kind: str, part: float) -> None:
+    expected, calls = whole(kind).result, whole(kind).calls
     result = run(Failing(round(part * calls)), keep_trace=True, **KINDS[kind])
     assert not result.complete
     done = len(result.betas)
@@ -1039,10 +1039,8 @@ def test_ctrl_c_without_a_checkpoint_returns_what_is_there(
     assert result.gradients < expected.gradients
 
 
-def test_ctrl_c_in_the_first_temperature_returns_the_best_prior_draws(
-    whole: dict[str, Whole],
-) -> None:
-    result = run(Failing(whole["population"].begun + 1), keep_trace=True)
+def test_ctrl_c_in_the_first_temperature_returns_the_best_prior_draws() -> None:
+    result = run(Failing(whole("population").begun + 1), keep_trace=True)
     assert not result.complete
     assert 0.0 < result.beta_reached <= 0.05
     assert result.trace is not None
@@ -1056,8 +1054,8 @@ def test_ctrl_c_in_the_first_temperature_returns_the_best_prior_draws(
 
 
 @kinds
-def test_a_result_comes_back_from_disk(kind: str, whole: dict[str, Whole], tmp_path: Path) -> None:
-    result = whole[kind].result
+def test_a_result_comes_back_from_disk(kind: str, tmp_path: Path) -> None:
+    result = whole(kind).result
     assert_same(Result.load(result.save(tmp_path / "result")), result)
 
 
@@ -1076,7 +1074,7 @@ def test_what_cannot_be_told_is_null_in_json(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_result_of_another_format_is_refused(tmp_path: Path) -> None:
-    path = run().save(tmp_path) / "result.json"
+    path = once().save(tmp_path) / "result.json"
     text = path.read_text()
     assert "cogen-fast result 9" in text
     path.write_text(text.replace("cogen-fast result 9", "cogen-fast result 8"))
@@ -1085,10 +1083,8 @@ def test_a_result_of_another_format_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_polished_and_interrupted_results_come_back_too(
-    whole: dict[str, Whole], tmp_path: Path
-) -> None:
-    early = Failing(whole["population"].begun + 1)
+def test_polished_and_interrupted_results_come_back_too(tmp_path: Path) -> None:
+    early = Failing(whole("population").begun + 1)
     for number, result in enumerate((run(polish=3), run(Failing(60)), run(early))):
         assert_same(Result.load(result.save(tmp_path / str(number))), result)
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from cogen_fast import Checkpoint, Result, UnknownNoise, cogenerate
@@ -75,8 +75,11 @@ def generator(fused: bool) -> Any:
     return module if fused else lambda z: torch.tanh(z @ weight.to(z))
 
 
-def run(kind: str, fused: bool, path: Path | None) -> Result:
-    """Two observations of three latents, which are many for one of the kinds."""
+def run(kind: str, fused: bool, path: Path | None, seconds: float = 0.0) -> Result:
+    """Two observations of three latents, which are many for one of the kinds.
+
+    A file is written every so many ``seconds``, and at the end.
+    """
     g = generator(fused)
     dtype = torch.float64 if fused else torch.float32
     z = torch.randn(2, 3, generator=torch.Generator().manual_seed(3), dtype=dtype)
@@ -87,7 +90,7 @@ def run(kind: str, fused: bool, path: Path | None) -> Result:
             g,
             g(z),
             torch.ones(6),
-            **keywords({"checkpoint": None if path is None else Checkpoint(path, 0.0), **how}),
+            **keywords({"checkpoint": path and Checkpoint(path, seconds), **how}),
         )
 
 
@@ -110,11 +113,29 @@ def written(kind: str, fused: bool) -> Content:
             return file.metadata(), tensors
 
 
-def write(content: Content, path: Path) -> None:
+def laid_out(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], bytes]:
+    """The header of a file of these tensors, JSON after its length, and what follows it."""
+    whole = save(tensors)
+    end = 8 + int.from_bytes(whole[:8], "little")
+    return json.loads(whole[8:end]), whole[end:]
+
+
+@cache
+def laid_out_once(kind: str, fused: bool) -> tuple[dict[str, Any], bytes]:
+    """The same of the tensors of an interrupted run."""
+    return laid_out(written(kind, fused)[1])
+
+
+def write(content: Content, kind: str, fused: bool, path: Path) -> None:
     """A file of this content, whose digest is right."""
     texts, tensors = content
     texts = {name: text for name, text in texts.items() if name != "digest"}
-    save_file(tensors, path, texts | {"digest": digest_of(tensors, texts)})
+    same = tensors is written(kind, fused)[1]
+    header, data = laid_out_once(kind, fused) if same else laid_out(tensors)
+    header = {"__metadata__": texts | {"digest": digest_of(tensors, texts)}, **header}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
 
 
 @cache
@@ -129,16 +150,16 @@ def asked(kind: str, fused: bool) -> tuple[Any, ...]:
             return load(path, *rest)
 
         patch.setattr(checkpoint, "load", noted)
-        write(written(kind, fused), path)
+        write(written(kind, fused), kind, fused, path)
         run(kind, fused, path)
     return found[0]
 
 
 def resumed(content: Content, kind: str, fused: bool, path: Path) -> Result:
     """From a file of this content; what cannot be read is found out without G."""
-    write(content, path)
+    write(content, kind, fused, path)
     checkpoint.load(path, *asked(kind, fused))
-    return run(kind, fused, path)
+    return run(kind, fused, path, seconds=3600.0)
 
 
 def misshapen(value: Tensor) -> Iterator[tuple[str, Tensor]]:
