@@ -34,8 +34,12 @@ def pytest_report_header(config: pytest.Config) -> str:
 SLOWEST = ("test_sanitizers.py", "test_triton.py", "test_estimates.py", "test_image_study.py")
 
 
-# Whole studies, which the tests of a file share.
-SLOW_FIXTURES = {"test_image_study.py": "whole", "test_synthetic.py": "written"}
+# Whole studies and long runs, which the tests of a file share.
+SLOW_FIXTURES = {
+    "test_image_study.py": "whole",
+    "test_inferred_noise.py": "drawn",
+    "test_synthetic.py": "written",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

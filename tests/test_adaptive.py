@@ -1039,6 +1039,7 @@ def test_ctrl_c_without_a_checkpoint_returns_what_is_there(kind: str, part: floa
     assert result.gradients < expected.gradients
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_first_temperature_returns_the_best_prior_draws() -> None:
     result = run(Failing(whole("population").begun + 1), keep_trace=True)
     assert not result.complete
@@ -1053,7 +1054,13 @@ def test_ctrl_c_in_the_first_temperature_returns_the_best_prior_draws() -> None:
 # --- results on disk ------------------------------------------------------------------------------
 
 
-@kinds
+@pytest.mark.parametrize(
+    "kind",
+    [
+        k if k in ("lone-chains", "budget") else pytest.param(k, marks=pytest.mark.slow)
+        for k in KINDS
+    ],
+)
 def test_a_result_comes_back_from_disk(kind: str, tmp_path: Path) -> None:
     result = whole(kind).result
     assert_same(Result.load(result.save(tmp_path / "result")), result)

@@ -151,7 +151,9 @@ def log_mean_error(log_weights: Tensor) -> float:
 
 
 @both_backends
-@pytest.mark.parametrize("adaptation", ["published", "per-chain"])
+@pytest.mark.parametrize(
+    "adaptation", ["published", pytest.param("per-chain", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_linear_gaussian_posterior_and_evidence(name: str, adaptation: Any, backend: str) -> None:
     case = CASES[name]

@@ -53,6 +53,7 @@ def test_imports_keep_the_rule(copied: Path) -> None:
     assert "0 broken" in checked.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "source", "contract"), PLANTED, ids=[f"{p[0]}-{p[2]}" for p in PLANTED]
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import runpy
 import subprocess
 import sys
 import types
@@ -201,6 +202,7 @@ def test_same_result_as_from_python(checkpoint: str, picture: str, tmp_path: Pat
     )
 
 
+@pytest.mark.slow
 def test_types_are_those_asked_for(checkpoint: str, picture: str, tmp_path: Path) -> None:
     options = ["--gradient-dtype", "bfloat16", "--energy-dtype", "float64", "--compile"]
     assert inpaint(checkpoint, picture, tmp_path / "out", *options) == 0
@@ -790,6 +792,17 @@ def test_a_reader_may_stop_reading(tmp_path: Path) -> None:
     assert child.returncode == 0
 
 
+def test_is_a_module_to_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cogen-fast", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("cogen_fast", run_name="__main__")
+    assert ended.value.code in (None, 0)
+    assert capsys.readouterr().out == f"cogen-fast {cogen_fast.__version__}\n"
+
+
+@pytest.mark.slow
 def test_runs_as_a_module(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cogen_fast", "--version"]
     # Not from the checkout's root: there the sources would hide the installed package.

@@ -206,6 +206,7 @@ def test_noise_and_latent_shape_reach_the_methods(tmp_path: Path) -> None:
     assert plan["common"] == {"noise_std": 0.3, "latent_shape": [5], "max_batch": 7}
 
 
+@pytest.mark.slow
 def test_without_a_number_all_images_count_that_are_not_tuned_on(
     home: Path, tmp_path: Path
 ) -> None:
@@ -387,6 +388,7 @@ def apart(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     monkeypatch.setattr(files, "WAIT_SECONDS", 0.0)
 
 
+@pytest.mark.slow
 def test_the_leading_process_writes_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -177,6 +177,7 @@ def of_spikes(spikes: list[float], size: int, gradients: int, seed: int) -> Tens
     return values.flip(-1)
 
 
+@pytest.mark.slow
 def test_spikes_are_told_as_large_as_they_are() -> None:
     # 200 times as many gradients in 100 dimensions. What shows itself of a spike s has a deviation
     # of about s sqrt(2 / 200) = 0.1 s, and a mean of 200 one of 0.007 s; beside what is left out of

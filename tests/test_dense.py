@@ -135,9 +135,13 @@ def published(
     return ours, theirs
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "isa", [*(pytest.param(isa, marks=pytest.mark.slow) for isa in ISAS[:-1]), ISAS[-1]]
+)
 @adaptations
-@pytest.mark.parametrize("chains", [1, 2, 5, 8, 19])
+@pytest.mark.parametrize(
+    "chains", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 8)), 5, 19]
+)
 @pytest.mark.parametrize("sizes", SHAPES, ids=lambda sizes: "-".join(map(str, sizes)))
 def test_the_published_run_is_that_of_the_loop(
     sizes: tuple[int, ...], chains: int, per_chain: bool, isa: str

@@ -127,6 +127,7 @@ def test_fixed_step_sizes_of_chains_bias_nothing() -> None:
     assert worst_moment(state.hmc.latents[0], state.log_weights[0]) <= 5.0
 
 
+@pytest.mark.slow
 def test_quick_adaptation_biases_the_evidence_where_it_is_each_chains_own() -> None:
     """As the documentation says; the shared step size of as quick a rule does not."""
     assert abs(evidence_score(annealed(QUICK))) <= 5.0

@@ -160,6 +160,7 @@ def test_a_finished_run_is_read_back_without_moving(tmp_path: Path) -> None:
     assert generator.calls == 6  # the checks of G, and the outputs
 
 
+@pytest.mark.slow
 def test_what_several_temperatures_share_is_saved_once(tmp_path: Path) -> None:
     # In 130 latents directions are looked for at every third temperature.
     path = tmp_path / "run.safetensors"

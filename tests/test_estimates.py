@@ -106,6 +106,7 @@ def test_islands_weighted_by_their_normalisers_have_the_posterior_moments(
             found.assert_mean(ratios * column, 0.0, 0.06)
 
 
+@pytest.mark.slow
 @every_setting
 def test_an_island_tells_the_variance_of_its_normaliser(
     setting: str, request: pytest.FixtureRequest

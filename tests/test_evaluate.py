@@ -259,6 +259,7 @@ def test_images_and_methods_are_added_to_what_is_there(whole: Path, tmp_path: Pa
     assert run(tmp_path) == kept(whole)
 
 
+@pytest.mark.slow
 def test_a_group_that_was_not_full_is_done_again_with_more_images(
     whole: Path, tmp_path: Path
 ) -> None:
@@ -272,6 +273,7 @@ def test_a_group_that_was_not_full_is_done_again_with_more_images(
     assert counted.calls <= 4
 
 
+@pytest.mark.slow
 def test_an_unfinished_group_with_more_images_starts_anew(whole: Path, tmp_path: Path) -> None:
     counted = Net()
     evaluate(counted, data(), STUDY, tmp_path / "counted", images=3, **QUIET)

@@ -35,10 +35,13 @@ F64 = torch.float64
 SLOPE = 0.2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+ISAS = native.extension().build_info()["isa_usable"]
 each_isa = pytest.mark.usefixtures("isa", "poisoned")
 
 
-@pytest.fixture(params=native.extension().build_info()["isa_usable"])
+@pytest.fixture(
+    params=[*(pytest.param(isa, marks=pytest.mark.slow) for isa in ISAS[:-1]), ISAS[-1]]
+)
 def isa(request: pytest.FixtureRequest) -> Iterator[None]:
     module = native.extension()
     before = module.build_info()["isa"]
@@ -137,7 +140,7 @@ def test_norm_names_what_is_wrong() -> None:
 SIZES = [
     (1, 4, 1, 1),
     (3, 4, 3, 5),
-    (80, 4, 131, 130),
+    pytest.param((80, 4, 131, 130), marks=pytest.mark.slow),
     (2, 8, 17, 8),
     (3, 32, 5, 3),
     (1, 64, 8, 17),

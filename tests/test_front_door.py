@@ -231,7 +231,9 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("surroundings", SURROUNDINGS)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(s, marks=pytest.mark.slow) if s == "noise" else s for s in SAMPLERS]
+)
 def test_what_surrounds_a_call_does_not_reach_it(sampler: str, surroundings: str) -> None:
     how = SAMPLERS[sampler]
     if "method" in how:

@@ -681,6 +681,7 @@ def test_valid_problems_are_answered_rightly_in_every_form(case: Case) -> None:
     assert_same(result, again, but=("settings", "notes"))
 
 
+@pytest.mark.slow
 @search(40)
 @given(cases(), st.sampled_from([math.nan, math.inf, -math.inf]), st.integers(0, 99))
 def test_what_is_observed_must_be_finite(case: Case, junk: float, place: int) -> None:

@@ -417,6 +417,7 @@ def test_images_are_added(whole: Path, tmp_path: Path) -> None:
     assert timeless(tmp_path) == timeless(whole)
 
 
+@pytest.mark.slow
 def test_too_few_real_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     np.savez(tmp_path / "few.npz", np.zeros((3, 28, 28), np.uint8))

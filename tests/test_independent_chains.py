@@ -51,6 +51,7 @@ def test_independent_chains_follow_their_own_energies(backend: str) -> None:
     assert all(info.choice.inverse_mass is None for info in run.infos)  # no population, no mass
 
 
+@pytest.mark.slow
 def test_independent_chains_reach_the_posterior() -> None:
     # Two chains each for 400 independent runs. Nothing makes such chains exact: they are held to a
     # tenth of a posterior deviation and 15 % of a variance, beside 4 standard errors of the runs'

@@ -133,14 +133,7 @@ CELLS = (
 )
 
 
-QUICK, *LONG = CELLS
-
-
-@pytest.fixture(
-    scope="module",
-    params=[QUICK, *(pytest.param(cell, marks=pytest.mark.slow) for cell in LONG)],
-    ids=str,
-)
+@pytest.fixture(scope="module", params=CELLS, ids=str)
 def drawn(request: pytest.FixtureRequest) -> tuple[Cell, Result]:
     return request.param, request.param.run()
 
@@ -151,7 +144,6 @@ def chosen(result: Result) -> Tensor:
     return torch.multinomial(result.weights(), 1, generator=random)[:, 0]
 
 
-@pytest.mark.slow
 def test_the_noise_is_calibrated(drawn: tuple[Cell, Result]) -> None:
     cell, result = drawn
     assert result.noise_std is not None

@@ -53,7 +53,10 @@ def some_columns(rows: int, size: int, count: int) -> Tensor:
     return normal(rows, size, count, seed=1) * scales[:, None]
 
 
-@pytest.mark.parametrize(("size", "count", "every"), [(3, 40, 8), (300, 255, 8), (300, 8, 1)])
+@pytest.mark.parametrize(
+    ("size", "count", "every"),
+    [(3, 40, 8), pytest.param(300, 255, 8, marks=pytest.mark.slow), (300, 8, 1)],
+)
 def test_nothing_is_dropped_while_there_is_room(size: int, count: int, every: int) -> None:
     columns = some_columns(2, size, count)
     found = grown(columns, every, kept=0.9)
@@ -99,6 +102,7 @@ def test_the_others_of_a_sketch_are_those_of_its_matrix(count: int) -> None:
     torch.testing.assert_close(found.factor @ found.factor.mT, expected)
 
 
+@pytest.mark.slow
 def test_the_others_of_a_sketch_count_what_each_has_dropped() -> None:
     columns = some_columns(3, 400, 300)
     each = grown(columns, 300)

@@ -450,7 +450,9 @@ OPS: dict[str, tuple[Callable[[bool], st.SearchStrategy[Arguments]], Callable[..
 ISAS = native.extension().build_info()["isa_usable"]
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "isa", [*(pytest.param(isa, marks=pytest.mark.slow) for isa in ISAS[:-1]), ISAS[-1]]
+)
 @pytest.mark.parametrize("op", OPS)
 def test_ops_agree_with_their_definition(op: str, isa: str) -> None:
     strategy, check = OPS[op]

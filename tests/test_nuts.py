@@ -67,6 +67,7 @@ def test_gradients_are_counted() -> None:
         assert result.latents.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_chain_is_by_its_observation_alone() -> None:
     together, alone = run(gradients=300), run(ids=range(1, 2), gradients=300)
     torch.testing.assert_close(together.latents[1:2], alone.latents)

@@ -122,7 +122,9 @@ def test_what_a_pool_says_of_itself_by_hand() -> None:
     torch.testing.assert_close(found.deviation, deviation, rtol=1e-8, atol=0)
 
 
-@pytest.mark.parametrize("given", [True, False], ids=["given", "by-the-others"])
+@pytest.mark.parametrize(
+    "given", [pytest.param(True, marks=pytest.mark.slow), False], ids=["given", "by-the-others"]
+)
 def test_the_mean_weight_of_a_pool_is_unbiased(given: bool) -> None:
     # 40,000 pools of 16 draws. By the others' draws or beforehand: either is none of its own.
     beta = torch.full((40_000,), 2e-3, dtype=F64) if given else None
@@ -136,6 +138,7 @@ def test_the_mean_weight_of_a_pool_is_unbiased(given: bool) -> None:
     assert excess.std() / math.sqrt(len(ratios)) < 0.05 * ratios.var()
 
 
+@pytest.mark.slow
 def test_its_own_draws_would_choose_a_temperature_with_a_bias() -> None:
     # What the test above can tell: an island alone has none but its own.
     found = started(scored(40_000, 16), 2, count=1)

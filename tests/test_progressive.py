@@ -133,7 +133,7 @@ def test_full_size_network_has_the_published_feature_maps() -> None:
     assert generator.feature_maps == [512, 512, 512, 512, 256, 128, 64, 32, 16]
 
 
-@pytest.mark.parametrize("resolution", [4, 8, 64])
+@pytest.mark.parametrize("resolution", [4, 8, pytest.param(64, marks=pytest.mark.slow)])
 def test_equalised_weights_keep_the_signal_at_unit_scale(resolution: int) -> None:
     torch.manual_seed(1)
     generator = ProgressiveGenerator(resolution, latent_size=64, fmap_base=256, fmap_max=64)

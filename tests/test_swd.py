@@ -333,6 +333,7 @@ def test_the_distance_of_white_noise_and_single_grey_values_is_that_of_the_two_l
     assert distance == {7: pytest.approx(1000.0 * float(law.mean()), abs=bound)}
 
 
+@pytest.mark.slow
 def test_halves_of_one_set_are_near_and_noise_moves_them_apart_step_by_step() -> None:
     """At the finest level, to which white noise belongs."""
     real, fake = stripes(150, 0), stripes(150, 1)
@@ -342,6 +343,7 @@ def test_halves_of_one_set_are_near_and_noise_moves_them_apart_step_by_step() ->
     assert steps[0] < 0.4 * steps[-1]
 
 
+@pytest.mark.slow
 def test_blur_moves_sets_apart_step_by_step() -> None:
     real, fake = stripes(150, 0), stripes(150, 1)
     distances = [swd([real], [blurred(fake, times)], per_image=32) for times in (0, 2, 4, 16)]
