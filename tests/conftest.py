@@ -11,6 +11,10 @@ from typing import Any
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers have a core each: before torch looks.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where pytest-timeout is installed, as by the extra `test`, a test that hangs fails and shows where
+# it is. An entry of pyproject.toml would be an error where it is not. Some tests take minutes on
+# cores that others use too.
+os.environ.setdefault("PYTEST_TIMEOUT", "900")
 
 import pytest
 import torch
