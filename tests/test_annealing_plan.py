@@ -167,9 +167,9 @@ def test_what_is_affordable_fits_and_leaves_something_for_the_posterior() -> Non
     cases = itertools.product((None, 1, 5, 24), range(301), travels, (1, 3, 8), (8.0, 1.0, 0.0))
     for fixed, remaining, travel, moves, rounds in cases:
         annealing = Annealing(leapfrog_steps=fixed, kept=0.5)
-        plan = annealing_plan._BudgetPlan(remaining, travel, rounds)
+        plan = annealing_plan.BudgetPlan(remaining, travel, rounds)
         for length in LADDER if fixed is None else (fixed,):
-            count, made, steps = annealing_plan._fit_budget(plan, length, moves, annealing)
+            count, made, steps = annealing_plan.fit_budget(plan, length, moves, annealing)
             assert 0 <= made <= moves
             assert 1 <= count <= length
             spent = count * (
@@ -284,24 +284,24 @@ FITS: dict[str, tuple[int, float, int, int, int, int | None, tuple[int, int, flo
 def test_what_fits_into_a_budget_by_hand(name: str) -> None:
     remaining, travel, length, moves, rounds, fixed, expected = FITS[name]
     annealing = Annealing(leapfrog_steps=fixed, final_rounds=9, kept=0.5)
-    found = annealing_plan._fit_budget(
-        annealing_plan._BudgetPlan(remaining, travel, rounds), length, moves, annealing
+    found = annealing_plan.fit_budget(
+        annealing_plan.BudgetPlan(remaining, travel, rounds), length, moves, annealing
     )
     assert found[:2] == expected[:2]
     assert found[2] == pytest.approx(expected[2], rel=1e-12, abs=1e-12)
 
 
 def test_the_share_that_steps_keep_by_hand() -> None:
-    assert annealing_plan._kept_over(0.0, 3.0) == 1.0
-    assert annealing_plan._kept_over(0.0, 0.0) == 1.0
-    assert annealing_plan._kept_over(5.0, 0.0) == 0.0
-    assert annealing_plan._kept_over(10 * STEP, 10.0) == pytest.approx(0.5, rel=1e-12)
+    assert annealing_plan.share_kept(0.0, 3.0) == 1.0
+    assert annealing_plan.share_kept(0.0, 0.0) == 1.0
+    assert annealing_plan.share_kept(5.0, 0.0) == 0.0
+    assert annealing_plan.share_kept(10 * STEP, 10.0) == pytest.approx(0.5, rel=1e-12)
 
 
 def test_the_way_to_the_posterior_by_hand() -> None:
     def travel(beta: float, sharpness: float, aim: float = 1.0) -> float:
-        return annealing_plan._distance(
-            annealing_plan._IslandStatus(True, 0.0, 0.5, 0.9, 1.0, beta, sharpness, 0.0, aim), 8
+        return annealing_plan.distance_left(
+            annealing_plan.IslandStatus(True, 0.0, 0.5, 0.9, 1.0, beta, sharpness, 0.0, aim), 8
         )
 
     assert travel(1.0, 3.0) == 0.0
@@ -433,8 +433,8 @@ def test_rounds_at_the_posterior_are_reserved_once() -> None:
     # Of eight three-step rounds that fit exactly, each leaves the others what they need.
     remaining, lengths = 24, []
     for rounds in range(30, 22, -1):
-        length, moves, _ = annealing_plan._fit_budget(
-            annealing_plan._BudgetPlan(remaining, 0.0, rounds), 8, 1, Annealing()
+        length, moves, _ = annealing_plan.fit_budget(
+            annealing_plan.BudgetPlan(remaining, 0.0, rounds), 8, 1, Annealing()
         )
         lengths.append(length * moves)
         remaining -= length * moves
@@ -450,8 +450,8 @@ def test_a_fixed_number_of_moves_is_kept_within_a_budget() -> None:
         (3 * 4, (3, 4, 0.0)),
         (3, (3, 1, 0.0)),  # less than these cost
     ):
-        found = annealing_plan._fit_budget(
-            annealing_plan._BudgetPlan(remaining, 10 * STEP, 9), 8, 4, annealing
+        found = annealing_plan.fit_budget(
+            annealing_plan.BudgetPlan(remaining, 10 * STEP, 9), 8, 4, annealing
         )
         assert found[:2] == expected[:2]
         assert found[2] == pytest.approx(expected[2], rel=1e-12, abs=1e-12)

@@ -100,9 +100,7 @@ def _unoptimised(folder: Path) -> Path:
     """What calls the compiler without -O3: of a wheel that nobody runs, half the time."""
     launcher = folder / "launcher"
     launcher.write_text(
-        "#!/bin/sh\n"
-        'for each; do shift; [ "$each" = -O3 ] || set -- "$@" "$each"; done\n'
-        'exec "$@"\n'
+        '#!/bin/sh\nfor each; do shift; [ "$each" = -O3 ] || set -- "$@" "$each"; done\nexec "$@"\n'
     )
     launcher.chmod(0o755)
     return launcher

@@ -160,7 +160,7 @@ def test_only_a_few_results_wait_in_memory() -> None:
             yield number
 
     with ThreadPoolExecutor(1) as pool:
-        results = datasets._in_order(pool, lambda number: -number, items())
+        results = datasets.in_order(pool, lambda number: -number, items())
         assert [next(results), next(results)] == [0, -1]
         assert len(taken) <= 5 * datasets._WORKERS
 

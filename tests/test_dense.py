@@ -273,13 +273,13 @@ def test_calls_of_any_length_make_the_same_run(
     moves = replace(OWN_STEPS, adaptation=replace(OWN_RULE, per_chain=per_chain))
     betas = np.linspace(0.05, 1.0, 20)
     calls: list[int] = []
-    stretch = dense._ais_call
+    stretch = dense.ais_call
 
     def counted(*arguments: Any) -> ais.Run:
         calls.append(arguments[-1])
         return stretch(*arguments)
 
-    monkeypatch.setattr(dense, "_ais_call", counted)
+    monkeypatch.setattr(dense, "ais_call", counted)
     with problem(network((3, 16, 5)).float(), observations=2) as found:
         assert found.dense is not None
         whole = dense.ais_run(found.dense, betas, moves, begun(found, moves, chains, 20))

@@ -33,26 +33,21 @@ def no_extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if the extension had not been built."""
     monkeypatch.setattr(native, "_module", None)
     monkeypatch.setattr(native, "_failure", ImportError("No module named _native"))
-    dispatch._resolve.cache_clear()
+    dispatch.forget()
     yield
-    dispatch._resolve.cache_clear()
+    dispatch.forget()
 
 
 @pytest.fixture
 def no_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if Triton were not installed."""
-
-    def forget() -> None:
-        for cached in (dispatch._resolve, dispatch._triton, dispatch.triton_failure):
-            cached.cache_clear()
-
     monkeypatch.delattr(ops, "triton_ops", raising=False)
     for name in ("triton_ops", "triton_kernels"):
         monkeypatch.delitem(sys.modules, f"cogen_fast.ops.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
-    forget()
+    dispatch.forget()
     yield
-    forget()
+    dispatch.forget()
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,7 @@ def learn_from_oneself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def go_on_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the posterior itself too."""
-    tune, learn, find = tuning.update, curvature.update, smc._turned
+    tune, learn, find = tuning.update, curvature.update, smc.turned
 
     def always(known: Curvature, grad: Tensor, beta: Tensor, active: Tensor) -> Curvature:
         return learn(known, grad, beta, torch.ones_like(active))
@@ -332,7 +332,7 @@ def go_on_learning(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(tuning, "update", lambda *a: tune(*a[:-1], torch.ones_like(a[-1])))
     monkeypatch.setattr(curvature, "update", always)
-    monkeypatch.setattr(smc, "_turned", anew)
+    monkeypatch.setattr(smc, "turned", anew)
 
 
 @pytest.mark.slow

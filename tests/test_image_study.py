@@ -90,7 +90,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
 
 
 def parts(effort: Effort = TINY) -> tuple[Part, ...]:
-    real = image_study._real(None, SCOPE)
+    real = image_study.real_images(None, SCOPE)
     return image_study.plan(SCOPE, real, effort, seed=0)
 
 
@@ -153,9 +153,9 @@ def test_kinds_are_what_they_are_called() -> None:
             assert torch.equal(image, list(held_out_images("fashion-32").values())[1])
         else:  # in the range of the snapshot that it is evaluated on
             other = SNAPSHOTS[0 if part.snapshot is SNAPSHOTS[1] else 1]
-            own = image_study._data("own", part.snapshot, part.data, 0).load(1)
+            own = image_study.data_of("own", part.snapshot, part.data, 0).load(1)
             assert torch.equal(image, own)
-            assert not torch.equal(image, image_study._data("own", other, part.data, 0).load(1))
+            assert not torch.equal(image, image_study.data_of("own", other, part.data, 0).load(1))
 
 
 def test_smaller_real_images_get_a_black_border(
@@ -164,7 +164,7 @@ def test_smaller_real_images_get_a_black_border(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     levels = np.random.default_rng(1).integers(0, 256, (5, 28, 28), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", levels)
-    data = image_study._real(tmp_path / "images.npz", SCOPE)
+    data = image_study.real_images(tmp_path / "images.npz", SCOPE)
     assert len(data) == 5
     expected = np.pad(levels[3] / 127.5 - 1.0, 2, constant_values=-1.0)
     np.testing.assert_allclose(data.load(3)[0], expected, atol=1e-6)
@@ -512,10 +512,12 @@ def test_aims_are_counted(results: list[PartResults], monkeypatch: pytest.Monkey
     beaten = clear | {"sir": line("sir", (-0.3, 0.1))}
     told = iter([clear, clear, near, beaten, clear, near])
     monkeypatch.setattr(image_study_report, "lines", lambda _: list(next(told).values()))
-    said = image_study_report._summary(results)
+    said = image_study_report.summary_of(results)
     one = {"gd": line("gd", (0.3, math.nan))}
     monkeypatch.setattr(image_study_report, "lines", lambda _: list(one.values()))
-    assert image_study_report._summary(results) == "With one image no methods can be distinguished."
+    assert (
+        image_study_report.summary_of(results) == "With one image no methods can be distinguished."
+    )
     assert "No method beats the default's estimate in 5 of 6 cells" in said
     assert "beats every multi-start (gd-multi, adam-multi, lbfgs-multi) in 4." in said
 
@@ -602,7 +604,7 @@ def test_another_generator_is_studied_on_photographs_too(tmp_path: Path) -> None
     scope = image_study.of_one(network(3), photographs=True)
     assert isinstance(scope.snapshots[0].generator, ProgressiveGenerator)  # not held up by another
     np.savez(tmp_path / "some.npz", np.zeros((5, 32, 32), np.uint8))
-    real = image_study._real(tmp_path / "some.npz", scope)
+    real = image_study.real_images(tmp_path / "some.npz", scope)
     found_parts = image_study.plan(scope, real, TINY, seed=0)
     assert [(p.kind, str(p.task)) for p in found_parts] == [
         (kind, task) for kind in KINDS for task in ("half-right", "block", "average-4")

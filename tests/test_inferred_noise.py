@@ -191,8 +191,8 @@ def test_errors_of_the_evidence_cover_it(drawn: tuple[Cell, Result]) -> None:
 
 @pytest.mark.slow
 def test_forgetting_the_measurements_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    weigh = noise_level._integrand
-    monkeypatch.setattr(noise_level, "_integrand", lambda state, count: weigh(state, 0.8 * count))
+    weigh = noise_level.integrand
+    monkeypatch.setattr(noise_level, "integrand", lambda state, count: weigh(state, 0.8 * count))
     cell = CELLS[0]
     result = cell.run()
     assert result.log_evidence is not None

@@ -60,7 +60,7 @@ def test_a_count_that_cannot_fit_is_refused_by_name(
 
 def test_counts_that_fit_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The estimate is a lower bound: a run is not refused for what it may take beside."""
-    monkeypatch.setattr(memory, "_main_memory", lambda: 200_000)
+    monkeypatch.setattr(memory, "main_memory", lambda: 200_000)
     hostile.small_run(chains=16, budget=20)
     hostile.small_run(method="paper", ais_steps=100, chains=100)
     with pytest.raises(ValueError, match="chains: expected a number of samples that fits"):
@@ -68,11 +68,11 @@ def test_counts_that_fit_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_largest_count_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_main_memory", lambda: 10**6)
+    monkeypatch.setattr(memory, "main_memory", lambda: 10**6)
     with pytest.raises(ValueError, match=r"^b: .* 0\.0 GB, got 300, which takes 0\.0 GB or more$"):
         memory.check_room({"a": 20, "b": 300}, 1000, "a number")
     memory.check_room({"a": 20, "b": 50}, 1000, "a number")
-    monkeypatch.setattr(memory, "_main_memory", lambda: None)
+    monkeypatch.setattr(memory, "main_memory", lambda: None)
     memory.check_room({"a": 10**20}, 1000, "a number")
 
 
@@ -89,8 +89,8 @@ def test_a_limit_on_the_process_counts_as_memory() -> None:
 def test_groups_without_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     path = tmp_path / "memory.max"
     monkeypatch.setattr(memory, "_GROUP_LIMITS", (str(path), "/nowhere"))
-    before = memory._main_memory()
+    before = memory.main_memory()
     path.write_text(text)
-    assert memory._main_memory() == before
+    assert memory.main_memory() == before
     path.write_text("1000\n")
-    assert memory._main_memory() == 1000
+    assert memory.main_memory() == 1000

@@ -96,14 +96,14 @@ def worst_of_the_code_as_it_is(check: str) -> float:
 
 def with_kicks_of(function: Any, part_of: Callable[[float], float]) -> Callable[..., Any]:
     """An op whose kicks last another part of a step."""
-    kick = reference._kick
+    kick = reference.kick
 
     def changed(momentum: Any, position: Any, grad: Any, settings: Any, part: float) -> Any:
         return kick(momentum, position, grad, settings, part_of(part))
 
     def op(*arguments: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(reference, "_kick", changed)
+            patch.setattr(reference, "kick", changed)
             return function(*arguments)
 
     return op
@@ -123,12 +123,12 @@ def no_last_half_step(patch: pytest.MonkeyPatch) -> None:
 
 
 def accept_by_potential_energies(patch: pytest.MonkeyPatch) -> None:
-    hamiltonian = reference._hamiltonian
+    hamiltonian = reference.hamiltonian
 
     def potential(energy: Any, position: Any, momentum: Any, settings: Any) -> Any:
         return hamiltonian(energy, position, torch.zeros_like(momentum), settings)
 
-    patch.setattr(reference, "_hamiltonian", potential)
+    patch.setattr(reference, "hamiltonian", potential)
 
 
 def accept_all(patch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def steps_by_the_state(patch: pytest.MonkeyPatch) -> None:
 
 
 def weights_after_the_move(patch: pytest.MonkeyPatch) -> None:
-    weigh, move = smc._weigh, smc._move
+    weigh, move = smc.weigh, smc.move
     came_from: list[Tensor] = []
 
     def later(state: Any, beta: Any, slow: Any) -> Any:
@@ -178,8 +178,8 @@ def weights_after_the_move(patch: pytest.MonkeyPatch) -> None:
         increment = (choice.beta - came_from[0])[:, None] * after.hmc.energy
         return replace(after, log_weights=after.log_weights - increment), choice, acceptance
 
-    patch.setattr(smc, "_weigh", later)
-    patch.setattr(smc, "_move", moved)
+    patch.setattr(smc, "weigh", later)
+    patch.setattr(smc, "move", moved)
 
 
 def resampling_by_no_weights(patch: pytest.MonkeyPatch) -> None:

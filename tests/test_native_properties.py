@@ -421,9 +421,9 @@ def check_misfit(a: Arguments) -> None:
     exact = reference.misfit(x, spec, index)
     area = spec.factor**2 if spec.kind == "pool" else 1
     wide = dataclasses.replace(spec, target=spec.target.double())
-    read = area * reference._measure(x.double().abs(), wide)  # a sum of as many terms
+    read = area * reference.measure(x.double().abs(), wide)  # a sum of as many terms
     target = spec.target.double()[index]
-    residual = (reference._measure(x.double(), wide) - target).abs()
+    residual = (reference.measure(x.double(), wide) - target).abs()
     error = ROUNDING[x.dtype] * (read + target.abs())
     weight = spec.weight.double().expand(spec.target.shape[0], -1)[index]
     if spec.mask is not None:
@@ -433,7 +433,7 @@ def check_misfit(a: Arguments) -> None:
     each = weight * (2.0 * residual + error) * error + SUM * weight * residual**2
     agree(ours[0], exact[0], each.sum(-1) + ROUNDING[F64] * exact[0].abs())
     slope = 2.0 * weight * (error + ROUNDING[x.dtype] * residual)
-    slopes = reference._measure_transpose(slope.expand(residual.shape), wide)
+    slopes = reference.measure_transpose(slope.expand(residual.shape), wide)
     agree(ours[1], exact[1], slopes)
 
 

@@ -105,7 +105,7 @@ def _case(
         inverse_mass=spread(0.5, 2.0, b, d).to(dtype) if with_mass else None,
         active=torch.arange(b) % 2 == 0 if with_active else None,
     )
-    hamiltonian = reference._hamiltonian(energy, latents, momentum, settings) + draw(b, n)
+    hamiltonian = reference.hamiltonian(energy, latents, momentum, settings) + draw(b, n)
     stream = NoiseStream(2**63 + 5, torch.arange(b) + 3, torch.arange(b) * 2)
     return Case(
         latents,
@@ -241,7 +241,7 @@ def test_accept_select_float32(fast: Any, shape: tuple[int, int, int], options: 
     ours, exact = fast.accept_select(*case), reference.accept_select(*wide)
     z, v, _ = wide.proposal
     bound = _kick_bound(z, v, wide.proposed_grad, wide.settings, 0.5)
-    end = reference._kick(v, z, wide.proposed_grad, wide.settings, 0.5)
+    end = reference.kick(v, z, wide.proposed_grad, wide.settings, 0.5)
     bound = _kinetic_bound(end, bound, wide.settings)
     _within(ours.energy_change, exact.energy_change, bound)
     _within(ours.acceptance_probability, exact.acceptance_probability, bound)
@@ -410,7 +410,7 @@ def _spec(
     rng = torch.Generator().manual_seed(sum(shape) + factor)
     probe = torch.zeros(1, *shape)
     bare = MisfitSpec(kind, shape, factor, probe, None, probe)
-    m = reference._measure(probe, bare).shape[1]
+    m = reference.measure(probe, bare).shape[1]
     target = torch.randn(3, m, generator=rng, dtype=torch.float64).to(dtype)
     sizes = {"scalar": (1, 1), "per-row": (3, 1), "one": (1, m), "full": (3, m)}
     factors = (0.5 + torch.rand(sizes[weight], generator=rng, dtype=torch.float64)).to(dtype)
@@ -448,13 +448,13 @@ def test_misfit_float32(
     exact_energy, exact_grad = reference.misfit(x.double(), wide, observation)
     # A measured value sums factor^2 terms; a residual is one more rounding, a weight two.
     target = wide.target.nan_to_num()[observation]
-    size = reference._measure(x.double().abs(), wide) + target.abs()
+    size = reference.measure(x.double().abs(), wide) + target.abs()
     w = wide.weight.expand(3, -1)[observation]
     delta = (factor**2 + 2) * U * size
     bound = (w * (2 * size * delta + delta * delta)).sum(-1) + 1e-12
     _within(energy, exact_energy, bound)
     slack = 2 * w * (delta + 4 * U * size)
-    _within(grad, exact_grad, reference._measure_transpose(slack, wide))
+    _within(grad, exact_grad, reference.measure_transpose(slack, wide))
 
 
 @misfits
@@ -500,9 +500,9 @@ def test_misfit_ignores_nan_in_hidden_outputs(ops: Any, dtype: torch.dtype) -> N
         spec = _spec(kind, shape, factor, dtype, "one", "scalar")
         x, observation = _outputs(spec, 5, dtype)
         assert spec.mask is not None
-        hidden = reference._measure_transpose((1 - spec.mask).double(), spec) > 0
+        hidden = reference.measure_transpose((1 - spec.mask).double(), spec) > 0
         if kind == "stride":
-            read = reference._measure_transpose(torch.ones(spec.mask.shape), spec) > 0
+            read = reference.measure_transpose(torch.ones(spec.mask.shape), spec) > 0
             hidden |= ~read
         spoiled = torch.where(hidden, torch.nan, x)
         clean_energy, clean_grad = ops.misfit(x, spec, observation)

@@ -15,7 +15,7 @@ import torch
 from hostile import saved_result
 
 from cogen_fast import Result
-from cogen_fast.results.result import _digest
+from cogen_fast.results.result import content_digest
 from cogen_fast.results.result_layout import LAYOUT, OPTIONAL, PLAIN
 
 Array = npt.NDArray[Any]
@@ -40,7 +40,7 @@ def written(folder: Path, arrays: dict[str, Array], summary: dict[str, Any]) -> 
     np.savez(folder / "result.npz", **arrays)
     if not any(array.dtype.hasobject for array in arrays.values()):
         tensors = {name: torch.from_numpy(np.asarray(a)) for name, a in arrays.items()}
-        summary = summary | {"digest": _digest(tensors, summary)}
+        summary = summary | {"digest": content_digest(tensors, summary)}
     (folder / "result.json").write_text(json.dumps(summary))
     return folder
 

@@ -111,7 +111,7 @@ def test_what_is_known_of_the_past_follows_ancestors() -> None:
     while not state.finished.all():
         before = state
         state, info = smc.step(state, target, Annealing())
-        weighed = smc._weigh(before, info.choice.beta, info.choice.slow)
+        weighed = smc.weigh(before, info.choice.beta, info.choice.slow)
         for name in ("roots", "lineage"):
             old, new = getattr(weighed, name), getattr(state, name)
             assert torch.equal(new, old.gather(1, info.ancestors)), name

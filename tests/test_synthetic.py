@@ -38,7 +38,7 @@ from cogen_fast.experiments.synthetic.runs import (
     TEXT,
     Effort,
     GeneratorResults,
-    _adaptive,
+    adaptive_line,
     exact_shares,
     run_methods,
 )
@@ -261,7 +261,7 @@ def test_adaptive_populations_by_evidence_are_the_posterior(name: str) -> None:
     error = float((weights * (shares - found)).square().sum().sqrt())
     assert error < 0.03
     assert abs(found - exact) < 4.0 * error
-    line = _adaptive(generator, 8, Effort(chains=50, populations=count))
+    line = adaptive_line(generator, 8, Effort(chains=50, populations=count))
     assert line.within_0_01_weighted == pytest.approx(found)
     assert line.within_0_01 == pytest.approx(float(shares.mean()))
 

@@ -110,8 +110,8 @@ def test_growing_changes_nothing_at_first() -> None:
     for net in (small, large, critic, larger):
         net.double()
     critic.alpha = 1.0
-    progressive._inherit_weights(large, small, "to_rgb")
-    progressive._inherit_weights(larger, critic, "from_rgb")
+    progressive.inherit_weights(large, small, "to_rgb")
+    progressive.inherit_weights(larger, critic, "from_rgb")
     z, x = seeded((4, 5)), seeded((4, 1, 16, 16))
     assert torch.equal(large(z), upsample(small(z)))
     assert torch.equal(larger(x), critic(F.avg_pool2d(x, 2)))
@@ -400,13 +400,13 @@ def test_flips_mirror_about_half_of_the_images() -> None:
 @pytest.mark.slow
 def test_the_lazy_penalty_comes_every_sixteenth_step(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    original = losses._squared_gradient
+    original = losses.squared_gradient
 
     def counted(scores: Tensor, images: Tensor) -> Tensor:
         calls.append(found.steps)
         return original(scores, images)
 
-    monkeypatch.setattr(losses, "_squared_gradient", counted)
+    monkeypatch.setattr(losses, "squared_gradient", counted)
     found = trainer(loss="r1", total_images=400)
     run(found, 34)
     assert calls == [0, 16, 32]
@@ -477,11 +477,11 @@ def test_both_players_and_the_average_grow_from_themselves() -> None:
 
 
 def drawn(found: Trainer) -> dict[str, Any]:
-    batch = found._batch()
+    batch = found.next_batch()
     return {
         "weights": weights(found.generator).detach(),
         "critic": weights(found.discriminator).detach(),
-        "order": found._order(8),
+        "order": found.next_images(8),
         "first": batch.latents[0],
         "second": batch.latents[1],
         "mix": batch.mix,
@@ -504,9 +504,9 @@ def test_processes_take_strided_parts_of_one_batch(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Processes, "data_parallel", lambda self, module: module)
     device = torch.device("cpu")
     settings = config(flips=True)
-    whole = Trainer(settings, discs(), ALONE)._batch()
+    whole = Trainer(settings, discs(), ALONE).next_batch()
     for rank in range(2):
-        part = Trainer(settings, discs(), Processes(rank, 2, device))._batch()
+        part = Trainer(settings, discs(), Processes(rank, 2, device)).next_batch()
         assert torch.equal(part.real, whole.real[rank::2])
         assert torch.equal(part.mix, whole.mix[rank::2])
         for mine, all_of_them in zip(part.latents, whole.latents, strict=True):

@@ -28,7 +28,7 @@ from cogen_fast.support.digests import digest_of_tree
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.distributed import Processes
 from cogen_fast.training.progressive import Trainer
-from cogen_fast.training.run import _LossMeter, _stop_signals, _TrainingFiles, sample_images, train
+from cogen_fast.training.run import LossMeter, TrainingFiles, sample_images, stop_signals, train
 from cogen_fast.training.swd import swd
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -418,13 +418,13 @@ def interrupts() -> Iterator[None]:
 @pytest.mark.usefixtures("interrupts")
 def test_the_second_signal_has_its_usual_effect() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
-    with _stop_signals():
+    with stop_signals():
         pass
     assert signal.getsignal(signal.SIGINT) == before
 
@@ -463,7 +463,7 @@ def test_only_the_first_process_writes(tmp_path: Path) -> None:
     cpu = torch.device("cpu")
     trainer = Trainer(config(), discs(side=8), Processes(0, 1, cpu))
     trainer.processes = Processes(1, 2, cpu)
-    files, meter = _TrainingFiles(tmp_path, trainer), _LossMeter(trainer)
+    files, meter = TrainingFiles(tmp_path, trainer), LossMeter(trainer)
     files.open(meter)
     files.log({})
     files.snapshot()

@@ -153,9 +153,7 @@ def test_forgetting_is_told_by_the_first_move_and_by_all() -> None:
         state, _ = smc.step(state, target, Annealing())
     ends = [smc.step(state, target, Annealing(hmc_steps=m))[0] for m in (1, 4)]
     _, choice = smc.choose(state, Annealing(hmc_steps=4))
-    start = smc._resample(smc._weigh(state, choice.beta, choice.slow), choice.resampled, native())[
-        0
-    ]
+    start = smc.resample(smc.weigh(state, choice.beta, choice.slow), choice.resampled, native())[0]
     one, whole = (tuning.correlations(start.hmc, end.hmc)[:, :2] for end in ends)
     moves, learns = torch.full((4,), 4), torch.ones(4, dtype=torch.bool)
     found = tuning.update_further_decorrelation(
@@ -249,7 +247,7 @@ def test_the_slope_of_the_length_is_that_of_the_closed_form(length: float) -> No
     state = hmc.init(nothing, normal(1, n, 1, seed=9), seed=9)
     settings = dataclasses.replace(AT_ONCE, step_size=length / steps * ONE)
     _, info = hmc.transition(state, hmc.as_potential(nothing), settings, steps, native())
-    found = tuning._length_slope(state, info, settings, steps).item()
+    found = tuning.length_slope(state, info, settings, steps).item()
     z, end = state.latents[0, :, 0].numpy(), info.proposal.position[0, :, 0].numpy()
     change, speed = end**2 - z**2, info.proposal.momentum[0, :, 0].numpy()
     ratio = (change * end * speed).mean() / (change**2).mean()
@@ -294,14 +292,14 @@ def test_the_length_goes_to_the_best_jump_per_root_of_a_gradient(d: int, start: 
 def test_the_slope_is_in_units_of_the_mass() -> None:
     # Coordinates k times as wide, moved by an inverse mass of k^2, are the same move.
     before, _, info, settings = some_move(2, 20, 3)
-    plain = tuning._length_slope(before, info, settings, 5)
+    plain = tuning.length_slope(before, info, settings, 5)
     k = 7.0
     wide = dataclasses.replace(before, latents=k * before.latents)
     proposal = Proposal(
         k * info.proposal.position, info.proposal.momentum / k, info.acceptance_probability
     )
     mass = dataclasses.replace(settings, inverse_mass=torch.full((2, 3), k * k, dtype=F64))
-    found = tuning._length_slope(wide, dataclasses.replace(info, proposal=proposal), mass, 5)
+    found = tuning.length_slope(wide, dataclasses.replace(info, proposal=proposal), mass, 5)
     torch.testing.assert_close(found, plain)
     assert (plain.abs() < 2.0).all()
 
@@ -317,7 +315,7 @@ def test_proposals_that_are_not_finite_say_nothing_of_the_length() -> None:
         momentum[0, 2] = 0.0 if lost is None else lost
         proposal = Proposal(position, momentum, info.acceptance_probability)
         change = dataclasses.replace(info, proposal=proposal)
-        slopes.append(tuning._length_slope(before, change, settings, 5).item())
+        slopes.append(tuning.length_slope(before, change, settings, 5).item())
     assert slopes[0] == slopes[1] == slopes[2]
     assert abs(slopes[0]) < 2.0
 

@@ -154,7 +154,7 @@ def test_without_resampling_the_variance_is_that_of_a_mean(betas: tuple[float, .
     state = begun(target, observations=2, first_beta=zeros, draws=1)
     assert torch.equal(state.variance, zeros)
     for beta in betas:
-        state = smc._weigh(state, zeros + beta, fast)
+        state = smc.weigh(state, zeros + beta, fast)
     weights = (-0.3 * state.hmc.energy).exp()
     expected = weights.var(-1) / 16.0 / weights.mean(-1) ** 2
     torch.testing.assert_close(state.variance, expected, rtol=1e-10, atol=0)
@@ -168,7 +168,7 @@ def test_what_ancestors_have_contributed_counts_again(level: float) -> None:
     # Twice the covariance of this factor with what came before, less what all share.
     state = begun(LinearGaussian(sigma=0.7), islands=1, first_beta=torch.zeros(1, dtype=F64))
     past, beta = normal(1, 16, seed=1), tensor(0.1)
-    after = smc._weigh(dataclasses.replace(state, lineage=past + level), beta, beta > 1.0)
+    after = smc.weigh(dataclasses.replace(state, lineage=past + level), beta, beta > 1.0)
     own = 16.0 * torch.softmax(-0.1 * state.hmc.energy, -1) - 1.0
     both = torch.stack([own[0], past[0]]).cov()
     expected = both[0, 0] + 2.0 * both[0, 1]
@@ -181,7 +181,7 @@ def test_what_moves_retain_counts_where_they_are_slow_by_hand() -> None:
     state = begun(LinearGaussian(sigma=0.7), islands=4, first_beta=torch.zeros(4, dtype=F64))
     state = dataclasses.replace(state, retained=tensor(0.5, 0.6, -0.3, 1.0))
     for slow in (True, False):
-        after = smc._weigh(state, 0.3 + state.beta, torch.full((4,), slow))
+        after = smc.weigh(state, 0.3 + state.beta, torch.full((4,), slow))
         alone = after.variance  # nothing came before
         factors = tensor(3.0, 4.0, 1.0, 199.0) if slow else 1.0
         torch.testing.assert_close(after.expected_variance, factors * alone, rtol=1e-10, atol=0)
@@ -197,8 +197,8 @@ def test_what_a_temperature_retains_is_a_running_mean() -> None:
             break
         before = state
         state, info = smc.step(state, target, annealing)
-        start = smc._resample(
-            smc._weigh(before, info.choice.beta, info.choice.slow), info.choice.resampled, native()
+        start = smc.resample(
+            smc.weigh(before, info.choice.beta, info.choice.slow), info.choice.resampled, native()
         )[0]
         found = correlations(start.hmc, state.hmc)[:, 0]
         learns = info.choice.active & (info.choice.beta < 1.0)

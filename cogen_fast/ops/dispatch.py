@@ -117,6 +117,12 @@ def resolve(backend: str, device: torch.device) -> Ops:
     return _resolve(backend, device.type)
 
 
+def forget() -> None:
+    """Clear what is cached about backends, in a process in which they have changed."""
+    for cached in (_resolve, _triton, triton_failure):
+        cached.cache_clear()
+
+
 @cache
 def _resolve(backend: str, device: str) -> Ops:
     if backend not in BACKENDS:

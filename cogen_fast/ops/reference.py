@@ -59,7 +59,7 @@ def _scale(values: Tensor, inverse_mass: Tensor | None) -> Tensor:
     return values if inverse_mass is None else values * inverse_mass[:, None, :]
 
 
-def _kick(
+def kick(
     momentum: Tensor, position: Tensor, grad: Tensor, settings: TransitionSettings, part: float
 ) -> Tensor:
     """The momentum after a kick over ``part`` of a step: ``v - part * eps * grad U(z)``."""
@@ -75,7 +75,7 @@ def _drift(position: Tensor, momentum: Tensor, settings: TransitionSettings) -> 
     return position + _per_coordinate(_step_sizes(settings), position.dtype) * velocity
 
 
-def _hamiltonian(
+def hamiltonian(
     energy: Tensor, position: Tensor, momentum: Tensor, settings: TransitionSettings
 ) -> Tensor:
     """``beta E + prior_weight |z|^2 / 2 + v' M^-1 v / 2`` in float64, ``(B, N)``."""
@@ -105,14 +105,14 @@ def begin_trajectory(
     momentum = normals(stream, Purpose.MOMENTUM, chains, size, latents.dtype)
     if settings.inverse_mass is not None:
         momentum = momentum / settings.inverse_mass.sqrt()[:, None, :]
-    start = _hamiltonian(energy, latents, momentum, settings)
-    momentum = _kick(momentum, latents, grad, settings, 0.5)
+    start = hamiltonian(energy, latents, momentum, settings)
+    momentum = kick(momentum, latents, grad, settings, 0.5)
     return Proposal(_drift(latents, momentum, settings), momentum, start)
 
 
 def continue_trajectory(proposal: Proposal, grad: Tensor, settings: TransitionSettings) -> None:
     """Make one full kick, by the gradient at ``proposal.position``, and one drift, in place."""
-    momentum = _kick(proposal.momentum, proposal.position, grad, settings, 1.0)
+    momentum = kick(proposal.momentum, proposal.position, grad, settings, 1.0)
     proposal.momentum.copy_(momentum)
     proposal.position.copy_(_drift(proposal.position, momentum, settings))
 
@@ -133,8 +133,8 @@ def accept_select(
     probability 0 and an energy change of +inf. Observations that are not active keep their state,
     and report probability 0 and change 0.
     """
-    momentum = _kick(proposal.momentum, proposal.position, proposed_grad, settings, 0.5)
-    end = _hamiltonian(proposed_energy, proposal.position, momentum, settings)
+    momentum = kick(proposal.momentum, proposal.position, proposed_grad, settings, 0.5)
+    end = hamiltonian(proposed_energy, proposal.position, momentum, settings)
     change = end - proposal.hamiltonian
     change = torch.where(change.isfinite(), change, torch.inf)
     probability = torch.exp(-change.clamp(min=0.0))
@@ -210,7 +210,7 @@ def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
     return uniforms(stream, purpose, 1, torch.float64)[:, 0]
 
 
-def _measure(x: Tensor, spec: MisfitSpec) -> Tensor:
+def measure(x: Tensor, spec: MisfitSpec) -> Tensor:
     """The measured values ``(n, M)`` of outputs ``(n, *output_shape)``."""
     if spec.kind == "mask":
         return x.flatten(1)
@@ -221,8 +221,8 @@ def _measure(x: Tensor, spec: MisfitSpec) -> Tensor:
     return x.reshape(n, c, h // k, k, w // k, k).mean((3, 5)).flatten(1)
 
 
-def _measure_transpose(values: Tensor, spec: MisfitSpec) -> Tensor:
-    """The adjoint of `_measure`: ``(n, M)`` to ``(n, *output_shape)``."""
+def measure_transpose(values: Tensor, spec: MisfitSpec) -> Tensor:
+    """The adjoint of `measure`: ``(n, M)`` to ``(n, *output_shape)``."""
     n = values.shape[0]
     if spec.kind == "mask":
         return values.reshape(n, *spec.output_shape)
@@ -244,14 +244,14 @@ def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Te
     from residuals r in the dtype of ``x``; the gradient has the shape and dtype of ``x``. Residuals
     of unobserved entries are replaced by 0, so whatever stands there (NaN too) has no effect.
     """
-    residual = _measure(x, spec) - spec.target[observation]
+    residual = measure(x, spec) - spec.target[observation]
     if spec.mask is not None:
         mask = spec.mask.expand(spec.target.shape)[observation].bool()
         residual = torch.where(mask, residual, 0.0)
     weight = spec.weight.expand(spec.target.shape[0], -1)[observation]
     r = residual.double()
     energy = (weight.double() * r * r).sum(-1)
-    return energy, _measure_transpose(2.0 * weight * residual, spec)
+    return energy, measure_transpose(2.0 * weight * residual, spec)
 
 
 def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> tuple[Tensor, Tensor | None]:

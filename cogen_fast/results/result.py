@@ -346,7 +346,7 @@ class Result:
         else:
             (folder / _GRID).unlink(missing_ok=True)
         summary = self.summary()
-        signed = {**summary, "digest": _digest(self._tensors(), summary)}
+        signed = {**summary, "digest": content_digest(self._tensors(), summary)}
         text = json.dumps(signed, indent=2, allow_nan=False)
         write_atomically(folder / _SUMMARY, lambda file: _write_text(file, text))
         return folder
@@ -367,7 +367,7 @@ class Result:
             arrays = _read_arrays(folder / _ARRAYS)
             summary = _read_summary(folder / _SUMMARY)
             result_layout.check(arrays, summary)
-            if summary.get("digest") != _digest(arrays, summary):
+            if summary.get("digest") != content_digest(arrays, summary):
                 raise ValueError(f"{_ARRAYS} and {_SUMMARY} are not as they were written")
         except (FileNotFoundError, PermissionError):
             raise
@@ -641,7 +641,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def _digest(arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> str:
+def content_digest(arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> str:
     """A digest over both files, which shows a change of either, or files of different runs."""
     plain = {name: value for name, value in summary.items() if name != "digest"}
     read = json.loads(json.dumps(plain))  # as read from a file: numeric keys become strings

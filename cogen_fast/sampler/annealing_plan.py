@@ -117,7 +117,7 @@ class TemperaturePlan:
 
 
 @dataclass(frozen=True)
-class _IslandStatus:
+class IslandStatus:
     """One island's row of `AnnealingStatus`, on the host."""
 
     active: bool
@@ -147,16 +147,17 @@ def choose(standing: AnnealingStatus, annealing: Annealing) -> TemperaturePlan:
     if annealing.budget is not None:
         # All observations move together: one gradient evaluation counts for each of them, so that
         # they share the budget, and the plan fits the island that has furthest to go.
-        plan = _BudgetPlan(
+        plan = BudgetPlan(
             annealing.budget - standing.spent,
-            max(_distance(row, standing.size) for row in moving),
+            max(distance_left(row, standing.size) for row in moving),
             annealing.final_rounds - min(row.rounds for row in moving),
         )
         wanted = count or _moves_wanted(_mean(moving), annealing.rule)
-        length, common, steps = _fit_budget(plan, length, wanted, annealing)
+        length, common, steps = fit_budget(plan, length, wanted, annealing)
         moves = [common] * len(rows)
         kept = [
-            min(annealing.kept, _kept_over(_distance(row, standing.size), steps)) for row in rows
+            min(annealing.kept, share_kept(distance_left(row, standing.size), steps))
+            for row in rows
         ]
     moves = [_moves_of(each, row, annealing) for each, row in zip(moves, rows, strict=True)]
     device = standing.beta.device
@@ -186,7 +187,7 @@ def next_beta(beta: Tensor, sharpness: Tensor, kept: Tensor, count: int, active:
     return torch.where(active & (beta < 1.0), grown, beta)
 
 
-def _to_host(standing: AnnealingStatus) -> list[_IslandStatus]:
+def _to_host(standing: AnnealingStatus) -> list[IslandStatus]:
     tuned = standing.tuning
     # Before beta = 1 weights correct for slow directions of the latents; at beta = 1 nothing does.
     there = standing.beta >= 1.0
@@ -205,16 +206,16 @@ def _to_host(standing: AnnealingStatus) -> list[_IslandStatus]:
         standing.aim,
     )
     stacked = torch.stack([column.double() for column in columns], dim=-1)
-    return [_IslandStatus(bool(active), *numbers) for active, *numbers in stacked.tolist()]
+    return [IslandStatus(bool(active), *numbers) for active, *numbers in stacked.tolist()]
 
 
-def _mean(rows: Sequence[_IslandStatus]) -> _IslandStatus:
+def _mean(rows: Sequence[IslandStatus]) -> IslandStatus:
     """The mean of the rows."""
     columns = zip(*(astuple(row)[1:] for row in rows), strict=True)
-    return _IslandStatus(True, *(sum(column) / len(rows) for column in columns))
+    return IslandStatus(True, *(sum(column) / len(rows) for column in columns))
 
 
-def _moves_wanted(row: _IslandStatus, rule: TuningRule) -> int:
+def _moves_wanted(row: IslandStatus, rule: TuningRule) -> int:
     """The moves that a temperature needs; at beta = 1, those of which a round has a third."""
     if row.beta >= 1.0:
         return tuning.moves_needed(row.autocorrelation, rule.remembered, rule)
@@ -224,7 +225,7 @@ def _moves_wanted(row: _IslandStatus, rule: TuningRule) -> int:
     return 1 + round(row.further_decorrelation * further)
 
 
-def _moves_of(moves: int, row: _IslandStatus, annealing: Annealing) -> int:
+def _moves_of(moves: int, row: IslandStatus, annealing: Annealing) -> int:
     """The moves that this island makes, where a temperature before beta = 1 has ``moves``."""
     if not row.active:
         return 0
@@ -239,7 +240,7 @@ def moves_per_round(moves: int, annealing: Annealing) -> int:
     return moves if annealing.hmc_steps is not None else -(-moves // _ROUND_DIVISOR)
 
 
-def _distance(row: _IslandStatus, size: int) -> float:
+def distance_left(row: IslandStatus, size: int) -> float:
     """The distance from ``beta`` to ``aim`` in steps that keep ``exp(-1)`` of the CESS each.
 
     A step keeps about ``exp(-(step sd(E))^2)``, so there are ``beta sd(E)`` such steps per e-fold
@@ -254,7 +255,7 @@ def _distance(row: _IslandStatus, size: int) -> float:
     return max(row.sharpness, 0.6 * math.sqrt(size / 2.0)) * e_folds
 
 
-def _kept_over(distance: float, steps: float) -> float:
+def share_kept(distance: float, steps: float) -> float:
     """The share that each of ``steps`` equal steps over ``distance`` keeps; 0 without steps."""
     if distance == 0.0:
         return 1.0
@@ -262,7 +263,7 @@ def _kept_over(distance: float, steps: float) -> float:
 
 
 @dataclass(frozen=True)
-class _BudgetPlan:
+class BudgetPlan:
     """The ``remaining`` gradients of a budget, and the distance and rounds that they must cover."""
 
     remaining: int
@@ -270,8 +271,8 @@ class _BudgetPlan:
     rounds: float  # at beta = 1, still to be made
 
 
-def _fit_budget(
-    plan: _BudgetPlan, length: int, moves: int, annealing: Annealing
+def fit_budget(
+    plan: BudgetPlan, length: int, moves: int, annealing: Annealing
 ) -> tuple[int, int, float]:
     """L, M and the number of steps of the inverse temperature that fit into a budget.
 
@@ -297,7 +298,7 @@ def _fit_budget(
     ):
         for shorter in _lengths(length, annealing):
             steps = remaining / (shorter * fewest) - reserved
-            if steps >= least_steps and _kept_over(distance, steps) >= least:
+            if steps >= least_steps and share_kept(distance, steps) >= least:
                 return shorter, fewest, steps
     for each in (fewest, 1):
         for shorter in _lengths(length, annealing, 1):

@@ -59,7 +59,7 @@ def ais_run(
 
         def work(count: int) -> None:
             nonlocal progress
-            progress = _ais_call(problem, betas, moves, progress, count)
+            progress = ais_call(problem, betas, moves, progress, count)
 
         length.timed(work, min(most, len(betas) - progress.done))
         if on_step is not None:
@@ -76,7 +76,7 @@ _HISTORY = {
 """Columns of `ais.History`, by the names that the extension has for them."""
 
 
-def _ais_call(
+def ais_call(
     problem: DenseProblem, betas: Betas, moves: ais.Moves, run: ais.Run, count: int
 ) -> ais.Run:
     """The run after ``count`` further temperatures; its history is changed in place."""

@@ -77,7 +77,7 @@ class NoiseLevels:
 
 def init(state: SMCState, count: Tensor) -> NoiseLevels:
     """The state before the first step, for ``count`` ``(B,)`` measurements."""
-    last = _integrand(state, count)
+    last = integrand(state, count)
     nothing = torch.full_like(last, -math.inf)
     return NoiseLevels(
         latents=state.hmc.latents,
@@ -92,7 +92,7 @@ def init(state: SMCState, count: Tensor) -> NoiseLevels:
     )
 
 
-def _integrand(state: SMCState, count: Tensor) -> Tensor:
+def integrand(state: SMCState, count: Tensor) -> Tensor:
     """The log of ``beta^(n/2) Z(beta)``, ``(B,)``."""
     return log_mean_weight(state.log_weights) + 0.5 * count * state.beta.log()
 
@@ -106,7 +106,7 @@ def update(
     the integral so far. A step that a short budget forced, by more than a factor of 3, counts only
     where there is no other.
     """
-    now = _integrand(after, count)
+    now = integrand(after, count)
     width = after.beta.log() - torch.maximum(before.beta, least).log()
     rushed = (after.beta > _RUSHED * before.beta) & (levels.log_mass > -math.inf)
     counts = (width > 0.0) & ~before.finished & ~rushed

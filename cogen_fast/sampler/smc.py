@@ -87,7 +87,7 @@ class SMCState:
     last resampling and each particle's own weight since, so that their log mean is the log
     normaliser. ``variance`` ``(B,)`` is the first-order relative variance of that estimate by the
     particles' lineages, ``expected_variance`` ``(B,)`` the one expected from the autocorrelation
-    that moves leave. `_weigh` computes both from ``lineage`` ``(B, N)``, the sum of what a
+    that moves leave. `weigh` computes both from ``lineage`` ``(B, N)``, the sum of what a
     particle's ancestors have contributed, and from ``retained`` ``(B,)``, a running mean of the
     correlation between the energies before and after all moves of a temperature. ``roots``
     ``(B, N)`` int64 is the prior draw that each particle descends from. ``resamplings`` ``(B,)``
@@ -353,9 +353,9 @@ def step(
         state, choice = choose(state, annealing)
     else:
         state = _turned_as_in(state, choice)
-    weighed = _weigh(state, choice.beta, choice.slow)
-    resampled, ancestors = _resample(weighed, choice.resampled, ops)
-    moved, choice, acceptance = _move(resampled, potential, choice, annealing, adapts, ops)
+    weighed = weigh(state, choice.beta, choice.slow)
+    resampled, ancestors = resample(weighed, choice.resampled, ops)
+    moved, choice, acceptance = move(resampled, potential, choice, annealing, adapts, ops)
     info = SMCInfo(
         choice,
         effective_sample_size(weighed.log_weights),
@@ -394,7 +394,7 @@ def choose(state: SMCState, annealing: Annealing) -> tuple[SMCState, Choice]:
     stiff: Tensor | None = None
     inverse_mass: Tensor | None = None
     if _follows_curvature(state, annealing):
-        state = _turned(state, known.autocorrelation[:, tuning.OF_LATENTS].amax(-1))
+        state = turned(state, known.autocorrelation[:, tuning.OF_LATENTS].amax(-1))
         stiff = state.directions.vectors
         inverse_mass = curvature.inverse_mass(state.directions, beta)
         inverse_mass = inverse_mass.to(state.hmc.latents.dtype)
@@ -447,7 +447,7 @@ def _follows_curvature(state: SMCState, annealing: Annealing) -> bool:
     return annealing.mass == "curvature" and state.spread is None
 
 
-def _turned(state: SMCState, autocorrelation: Tensor) -> SMCState:
+def turned(state: SMCState, autocorrelation: Tensor) -> SMCState:
     """The state with the directions estimated from the other islands' gradients.
 
     In many dimensions they are computed only every few temperatures; at the posterior itself they
@@ -474,7 +474,7 @@ def _log_weights(state: SMCState, beta: Tensor) -> Tensor:
     return state.log_weights - (beta - state.beta)[:, None] * state.hmc.energy
 
 
-def _weigh(state: SMCState, beta: Tensor, slow: Tensor) -> SMCState:
+def weigh(state: SMCState, beta: Tensor, slow: Tensor) -> SMCState:
     """The state at ``beta``, before the moves.
 
     The log normaliser grows by the mean of the particles' contributions w. To first order, the
@@ -507,7 +507,7 @@ def _weigh(state: SMCState, beta: Tensor, slow: Tensor) -> SMCState:
     )
 
 
-def _resample(state: SMCState, wanted: Tensor, ops: Ops) -> tuple[SMCState, Tensor]:
+def resample(state: SMCState, wanted: Tensor, ops: Ops) -> tuple[SMCState, Tensor]:
     """Systematic resampling where ``wanted``. It keeps the mean weight and copies no noise."""
     stream = state.hmc.stream
     uniform = ops.observation_uniforms(stream, Purpose.RESAMPLE)
@@ -531,7 +531,7 @@ def _resample(state: SMCState, wanted: Tensor, ops: Ops) -> tuple[SMCState, Tens
     return resampled, ancestors
 
 
-def _move(
+def move(
     state: SMCState,
     potential: Potential,
     choice: Choice,

@@ -173,7 +173,7 @@ def update(
     # The mean acceptance of few chains is noisy, so it changes the step size by less.
     gain = rule.step_gain * min(1.0, before.energy.shape[-1] / POPULATION)
     log_step = used.log_step + gain * (acceptance - rule.target)
-    slope = _length_slope(before, info, settings, leapfrog_steps)
+    slope = length_slope(before, info, settings, leapfrog_steps)
     slope = slope - _PULL_TO_START * (used.log_length - math.log(_START_LENGTH))
     log_length = used.log_length + rule.length_gain * slope
     # The length stays near what `LADDER` can make: beyond its end it would drift without effect.
@@ -214,7 +214,7 @@ def update_further_decorrelation(
     return replace(known, further_decorrelation=torch.where(learns, new, old))
 
 
-def _length_slope(
+def length_slope(
     state: HMCState, info: HMCInfo, settings: TransitionSettings, leapfrog_steps: int
 ) -> Tensor:
     """Gradient of ``log(ChEES / sqrt(length))`` by ``log length``, ``(B,)``, within +-2.

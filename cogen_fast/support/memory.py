@@ -35,7 +35,7 @@ def check_room(
     describes the counts in the message. For a CUDA ``device`` its own memory counts.
     """
     cuda = device is not None and device.type == "cuda"
-    there = torch.cuda.mem_get_info(device)[1] if cuda else _main_memory()
+    there = torch.cuda.mem_get_info(device)[1] if cuda else main_memory()
     needed = each * math.prod(counts.values())
     if there is None or needed <= there:
         return
@@ -72,7 +72,7 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:,.1f} GB"
 
 
-def _main_memory() -> int | None:
+def main_memory() -> int | None:
     """Main memory, in bytes, which this process can use at most; None where it is not known."""
     limits = [_number(Path(path)) for path in _GROUP_LIMITS]
     if resource is not None:

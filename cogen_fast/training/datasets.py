@@ -415,7 +415,7 @@ def _write_cache(
     # The file is written in sequence: in a memory map a full disk would kill the process.
     with path.open("wb") as file, ThreadPoolExecutor(_WORKERS) as pool:
         _write_header(file, (len(source.items), *shape))
-        decoded = _in_order(pool, prepare, source.items)
+        decoded = in_order(pool, prepare, source.items)
         bar = tqdm(decoded, "decoding", len(source.items), disable=not request.progress)
         for number, pixels in enumerate(bar):
             if pixels is None:
@@ -442,7 +442,7 @@ def _check_share(request: _Request, names: Sequence[str], skipped: Sequence[str]
         )
 
 
-def _in_order(
+def in_order(
     pool: ThreadPoolExecutor, make: Callable[[_Item], _Made], items: Iterable[_Item]
 ) -> Iterator[_Made]:
     """`make` of each item, in order; only a few results wait in memory."""
@@ -508,7 +508,7 @@ def _common_channels(request: _Request, names: Sequence[str]) -> int:
     """1 if all files are grey, 3 if all are colour, as far as their headers can be read."""
     example: dict[int, str] = {}
     with ThreadPoolExecutor(_WORKERS) as pool:
-        found = _in_order(pool, _header_channels, (request.source / name for name in names))
+        found = in_order(pool, _header_channels, (request.source / name for name in names))
         bar = tqdm(found, "reading headers", len(names), disable=not request.progress)
         for name, channels in zip(names, bar, strict=True):
             if channels is not None:

@@ -50,12 +50,12 @@ class DiscriminatorLoss(nn.Module):
             return value, gap
         value = F.softplus(of_fake).mean() + F.softplus(-of_real).mean()
         if penalise:
-            value = value + 0.5 * self.r1_gamma * _squared_gradient(of_real, real).mean()
+            value = value + 0.5 * self.r1_gamma * squared_gradient(of_real, real).mean()
         return value, gap
 
     def _gradient_penalty(self, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
         between = torch.lerp(real, fake, mix).detach().requires_grad_(True)
-        squared = _squared_gradient(self.discriminator(between).float(), between)
+        squared = squared_gradient(self.discriminator(between).float(), between)
         # The square root has no gradient at 0.
         return ((squared + 1e-12).sqrt() - 1.0).square().mean()
 
@@ -77,7 +77,7 @@ class GeneratorLoss(nn.Module):
         return -scores.mean() if self.loss == "wgan-gp" else F.softplus(-scores).mean()
 
 
-def _squared_gradient(scores: Tensor, images: Tensor) -> Tensor:
+def squared_gradient(scores: Tensor, images: Tensor) -> Tensor:
     """``|grad|^2`` of each score with respect to its image, ``(n,)``, itself differentiable."""
     (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
     return gradient.float().square().sum((1, 2, 3))

@@ -66,7 +66,7 @@ class Trainer:
         if (phase := self.config.phase(self.shown)) != self.phase:
             self._enter_phase(phase)
         self._set_alpha(self.phase.alpha(self.shown))
-        batch = self._batch()
+        batch = self.next_batch()
         with self._autocast():
             with torch.no_grad():
                 fake = self.generator(batch.latents[0]).to(batch.real.dtype)
@@ -185,10 +185,10 @@ class Trainer:
         self.phase = phase
         if grows:
             self._build()
-            _inherit_weights(self.generator, before[0], "to_rgb")
-            _inherit_weights(self.discriminator, before[1], "from_rgb")
+            inherit_weights(self.generator, before[0], "to_rgb")
+            inherit_weights(self.discriminator, before[1], "from_rgb")
             self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
-            _inherit_weights(self.averaged, before[2], "to_rgb")
+            inherit_weights(self.averaged, before[2], "to_rgb")
         self._prepare(keep_moments=not grows)
 
     def _prepare(self, keep_moments: bool = False) -> None:
@@ -227,7 +227,7 @@ class Trainer:
         half = self.config.precision == "bfloat16"
         return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=half)
 
-    def _batch(self) -> Batch:
+    def next_batch(self) -> Batch:
         """This process's part of the batch of a step."""
         count = self.config.batch_at(self.phase.resolution)
         random = torch.Generator().manual_seed(_derived_seed(self.config.seed, _STEP, self.steps))
@@ -238,7 +238,7 @@ class Trainer:
         mine = slice(self.processes.rank, None, self.processes.size)
         device = self.processes.device
         real = self.images.batch(
-            self._order(count)[mine],
+            self.next_images(count)[mine],
             self.phase.resolution,
             flip[mine] if self.config.flips else None,
         ).to(device)
@@ -248,7 +248,7 @@ class Trainer:
         first, second = (z[mine].to(device) for z in latents)
         return Batch(real, (first, second), mix[mine].to(device))
 
-    def _order(self, count: int) -> Tensor:
+    def next_images(self, count: int) -> Tensor:
         """The numbers of the next ``count`` images; each epoch has every image once, reshuffled."""
         places = torch.arange(self.shown, self.shown + count)
         size = len(self.images)
@@ -307,7 +307,7 @@ def _update(adam: torch.optim.Adam, loss: Tensor) -> None:
     adam.step()
 
 
-def _inherit_weights(new: nn.Module, old: nn.Module, colours: str) -> None:
+def inherit_weights(new: nn.Module, old: nn.Module, colours: str) -> None:
     """Copy the weights of the lower resolutions; the old colour layer becomes the previous one."""
     previous = f"{colours}_previous."
     kept = {

@@ -104,8 +104,8 @@ def train(
         if config.channels is None:
             config = replace(config, channels=found.channels)
         trainer = Trainer(config, found, processes)
-        files = _TrainingFiles(folder, trainer)
-        meter = _LossMeter(trainer)
+        files = TrainingFiles(folder, trainer)
+        meter = LossMeter(trainer)
         files.open(meter)
         processes.wait()
         bar = tqdm(
@@ -115,7 +115,7 @@ def train(
             unit_scale=True,
             disable=not (progress and processes.is_main),
         )
-        with bar, _stop_signals() as stop:
+        with bar, stop_signals() as stop:
             complete = _loop(trainer, meter, files, wanted, stop, checkpoint_seconds, bar)
         processes.wait()
         return Outcome(trainer.shown, complete, averaged_snapshots(folder), processes.is_main)
@@ -123,8 +123,8 @@ def train(
 
 def _loop(
     trainer: Trainer,
-    meter: _LossMeter,
-    files: _TrainingFiles,
+    meter: LossMeter,
+    files: TrainingFiles,
     wanted: Sequence[int],
     stop: threading.Event,
     checkpoint_seconds: float,
@@ -158,7 +158,7 @@ def _should_stop(trainer: Trainer, stop: threading.Event) -> bool:
     return processes.any(stop.is_set())
 
 
-class _LossMeter:
+class LossMeter:
     """Means of the losses since the last line of the log.
 
     A checkpoint has them too, so a continued training writes the same lines.
@@ -205,7 +205,7 @@ def _facts(line: dict[str, Any]) -> dict[str, str]:
     }
 
 
-class _TrainingFiles:
+class TrainingFiles:
     """The files of a training; only the main process writes them."""
 
     def __init__(self, folder: Path, trainer: Trainer) -> None:
@@ -213,7 +213,7 @@ class _TrainingFiles:
         self.is_main = trainer.processes.is_main
         self._identity = _identity(trainer)
 
-    def open(self, meter: _LossMeter) -> None:
+    def open(self, meter: LossMeter) -> None:
         """Prepare a new folder, or load the training that it holds.
 
         A training is loaded into the trainer and ``meter``.
@@ -234,7 +234,7 @@ class _TrainingFiles:
         write_atomically(self.folder / CONFIG, lambda file: file.write_text(text))
         self._cut_log()
 
-    def save(self, meter: _LossMeter) -> None:
+    def save(self, meter: LossMeter) -> None:
         """Write the checkpoint, in place of the last one."""
         if not self.is_main:
             return
@@ -367,7 +367,7 @@ def _checked_snapshots(snapshots: Sequence[int], config: TrainingConfig) -> list
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def stop_signals() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C or SIGTERM sets; the second one has its usual effect."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -76,7 +76,7 @@ def write(out: Path, report: str, results: Sequence[PartResults]) -> None:
 
 def text(results: Sequence[PartResults], effort: Effort) -> str:
     """The report: what was run, a table for each kind of images and task, and what they show."""
-    blocks = ["# Image study", _settings(results, effort), _summary(results)]
+    blocks = ["# Image study", _settings(results, effort), summary_of(results)]
     for kind in kinds_of(results):
         blocks.append(f"## {KINDS[kind][0].upper()}{KINDS[kind][1:]}")
         for result in results:
@@ -110,7 +110,7 @@ def _verdict(excess: Pair) -> str:
     return _VERDICTS[2 if mean > 0.0 else 0]
 
 
-def _summary(results: Sequence[PartResults]) -> str:
+def summary_of(results: Sequence[PartResults]) -> str:
     """How often other methods beat the default's estimate, and how often it beats multi-starts."""
     mains = [lines(result) for result in results if result.is_main]
     better, _, worse, one = _VERDICTS

@@ -125,7 +125,7 @@ class _Run:
 
     def parts(self) -> tuple[Part, ...]:
         """All parts, in the order in which they run."""
-        real = _real(self.data, self.scope) if REAL in self.scope.kinds else None
+        real = real_images(self.data, self.scope) if REAL in self.scope.kinds else None
         return plan(self.scope, real, self.effort, self.seed)
 
     def evaluation(self, part: Part) -> tuple[Any, Data, Study, Path]:
@@ -205,15 +205,15 @@ def _parts(scope: Scope, real: Data | None, effort: Effort, seed: int) -> Iterat
     *earlier, last = scope.snapshots
     for kind in scope.kinds:
         for task in scope.tasks:
-            data = _data(kind, last, real, seed)
+            data = data_of(kind, last, real, seed)
             yield Part(kind, task, last, data, effort.methods, effort.images)
     for kind in scope.kinds:
         for snapshot in earlier:
-            data = _data(kind, snapshot, real, seed)
+            data = data_of(kind, snapshot, real, seed)
             yield Part(kind, scope.tasks[0], snapshot, data, CURVES, effort.snapshot_images)
 
 
-def _data(kind: str, snapshot: Snapshot, real: Data | None, seed: int) -> Data:
+def data_of(kind: str, snapshot: Snapshot, real: Data | None, seed: int) -> Data:
     if kind == REAL:
         assert real is not None
         return real
@@ -221,7 +221,7 @@ def _data(kind: str, snapshot: Snapshot, real: Data | None, seed: int) -> Data:
     return of_generator(generator, generator.latent_size, _OWN_IMAGES, (seed + 1) % 2**64)
 
 
-def _real(data: Path | None, scope: Scope) -> Data:
+def real_images(data: Path | None, scope: Scope) -> Data:
     generator: Any = scope.snapshots[-1].generator
     channels, side, _ = generator.output_shape
     if data is not None:

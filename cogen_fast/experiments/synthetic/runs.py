@@ -126,7 +126,7 @@ def run_methods(
         _resampled(generator, seed, effort),
         annealed_line("AIS-HMC, program", program),
         annealed_line("AIS-HMC, paper's text", text),
-        _adaptive(generator, seed, effort),
+        adaptive_line(generator, seed, effort),
         *paper_form_lines,
     )
     return GeneratorResults(
@@ -215,7 +215,7 @@ def _resampled(generator: nn.Module, seed: int, effort: Effort) -> Line:
     )
 
 
-def _adaptive(generator: nn.Module, seed: int, effort: Effort) -> Line:
+def adaptive_line(generator: nn.Module, seed: int, effort: Effort) -> Line:
     """Independent populations of the adaptive method: they are the observations of one call."""
     copies = np.repeat(KNOWN[None], effort.populations, axis=0)
     result = cogenerate(
