@@ -1,6 +1,6 @@
 """The CUDA device's part of the extension, run on an emulated device against the CPU's.
 
-`emulated/` compiles what each thread of a launch does (``anneal_mlp_device.h``) for the CPU:
+`emulated/` compiles what each thread of a launch does (``csrc/mlp/device_*.h``) for the CPU:
 threads are coroutines, whose order is varied, so that a missing barrier shows. It says nothing of
 nvcc, of launches or of speed; `test_cuda` holds a real device to the same runs.
 """
