@@ -606,7 +606,8 @@ def runs_alone(options: dict[str, Any]) -> bool:
 
 
 def expected_warnings(case: Case) -> set[str]:
-    expected = {"mask"} if "nothing observed" in case.notes else set()
+    whole = case.notes[0] == "inpaint" and bool(case.observed.all())
+    expected = {"mask"} if whole or "nothing observed" in case.notes else set()
     if case.options.get("form") == "paper":
         schedule = case.options["schedule"]
         ends_at_one = (
@@ -671,7 +672,9 @@ def test_valid_problems_are_answered_rightly_in_every_form(case: Case) -> None:
         with nothing_changes(case.G, case.arguments), counted_gradients(case.G) as rows:
             result = called(case.call, case.G, case.arguments)
     assert_gradients_are_told(case, result, rows[0])
-    assert {str(w.message).split(":")[0] for w in caught} == expected_warnings(case)
+    # Random data may look as if they were in another range than the outputs.
+    warned = {str(w.message).split(":")[0] for w in caught} - {"x_obs"}
+    assert warned == expected_warnings(case)
     assert_sound(result)
     assert_right(case, result)
     # Forms, and what stands in hidden places, are no part of the input.
@@ -771,7 +774,7 @@ def outcome(
     """Nothing, where the call gave a sound result; the names in its refusal otherwise."""
     with limited(), nothing_changes(G, arguments), warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "(mask|form): ", UserWarning)
+        warnings.filterwarnings("ignore", "(mask|form|x_obs): ", UserWarning)
         try:
             result = called(call, G, arguments)
         except (ValueError, TypeError) as error:

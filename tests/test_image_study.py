@@ -457,7 +457,7 @@ def test_lines_are_of_the_records(results: list[PartResults]) -> None:
         mine = errors(result.records, name, taken, "mse")
         difference = np.subtract(mine, errors(result.records, DEFAULT, "mean", "mse"))
         assert line.values["mse"][0] == pytest.approx(np.mean(mine))
-        assert line.above == pytest.approx((difference.mean(), difference.std(ddof=1) / 2**0.5))
+        assert line.excess == pytest.approx((difference.mean(), difference.std(ddof=1) / 2**0.5))
         assert (line.acceptance is None) == (name in (*OPTIMISERS, "sir"))
 
 
