@@ -1,4 +1,4 @@
-"""Sessions for development: ``nox -s lint types tests``; ``nox -l`` lists them.
+"""Sessions for development: ``nox -s lint types tests docs``; ``nox -l`` lists them.
 
 Each has a virtual environment of its own, with what `constraints.txt` pins.
 """
@@ -11,8 +11,9 @@ nox.options.sessions = ["lint", "types", "tests"]
 _CONSTRAINTS = ("--constraint", "constraints.txt")
 
 
-def _installed(session: nox.Session, extras: str) -> None:
-    session.install(*_CONSTRAINTS, f".[{extras}]")
+def _installed(session: nox.Session, extras: str, cuda: str = "AUTO") -> None:
+    """The package as it is here; compiling its CUDA kernels takes minutes where nvcc is found."""
+    session.install(*_CONSTRAINTS, f".[{extras}]", env={"COGEN_FAST_CUDA": cuda})
 
 
 @nox.session
@@ -27,15 +28,23 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Types of the package, strictly."""
-    _installed(session, "metrics,dev")
+    _installed(session, "metrics,dev", cuda="OFF")
     session.run("mypy")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """The quick tests, each module once."""
-    _installed(session, "metrics,plots,test")
+    _installed(session, "metrics,plots,test", cuda="OFF")
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Links of the documents lead somewhere, and the README's snippets run."""
+    _installed(session, "metrics,plots,test", cuda="OFF")
+    documents = ("tests/test_docs.py", "tests/test_readme.py")
+    session.run("pytest", "-m", "slow or not slow", *documents, *session.posargs)
 
 
 @nox.session
