@@ -112,9 +112,8 @@ def expected_shapes(b: int, r: int, n: int, particles: int, t: int) -> dict[str,
 def test_every_field_has_its_shape(
     batch: int, populations: int, chains: int, evidence: Any
 ) -> None:
-    result = run(
-        batch=batch, populations=populations, chains=chains, evidence=evidence, keep_trace=True
-    )
+    how: dict[str, Any] = {"populations": populations, "chains": chains, "evidence": evidence}
+    result = run(batch=batch, keep_trace=True, kept=0.8, **how)
     temperatures = len(result.betas)
     particles = 20 if (chains, populations) == (19, 1) else max(chains, 16)
     shapes = expected_shapes(batch, populations, chains, particles, temperatures)
