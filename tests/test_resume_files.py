@@ -113,7 +113,10 @@ def written(kind: str, fused: bool) -> Content:
             return file.metadata(), tensors
 
 
-def laid_out(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], bytes]:
+LaidOut = tuple[dict[str, Any], bytes]
+
+
+def laid_out(tensors: dict[str, Tensor]) -> LaidOut:
     """The header of a file of these tensors, JSON after its length, and what follows it."""
     whole = save(tensors)
     end = 8 + int.from_bytes(whole[:8], "little")
@@ -121,17 +124,16 @@ def laid_out(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], bytes]:
 
 
 @cache
-def laid_out_once(kind: str, fused: bool) -> tuple[dict[str, Any], bytes]:
+def laid_out_once(kind: str, fused: bool) -> LaidOut:
     """The same of the tensors of an interrupted run."""
     return laid_out(written(kind, fused)[1])
 
 
-def write(content: Content, kind: str, fused: bool, path: Path) -> None:
-    """A file of this content, whose digest is right."""
+def write(content: Content, path: Path, laid: LaidOut | None = None) -> None:
+    """A file of this content, whose digest is right; ``laid`` where its tensors are laid out."""
     texts, tensors = content
     texts = {name: text for name, text in texts.items() if name != "digest"}
-    same = tensors is written(kind, fused)[1]
-    header, data = laid_out_once(kind, fused) if same else laid_out(tensors)
+    header, data = laid or laid_out(tensors)
     header = {"__metadata__": texts | {"digest": digest_of(tensors, texts)}, **header}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -150,14 +152,15 @@ def asked(kind: str, fused: bool) -> tuple[Any, ...]:
             return load(path, *rest)
 
         patch.setattr(checkpoint, "load", noted)
-        write(written(kind, fused), kind, fused, path)
+        write(written(kind, fused), path)
         run(kind, fused, path)
     return found[0]
 
 
 def resumed(content: Content, kind: str, fused: bool, path: Path) -> Result:
     """From a file of this content; what cannot be read is found out without G."""
-    write(content, kind, fused, path)
+    same = content[1] is written(kind, fused)[1]
+    write(content, path, laid_out_once(kind, fused) if same else None)
     checkpoint.load(path, *asked(kind, fused))
     return run(kind, fused, path, seconds=3600.0)
 
