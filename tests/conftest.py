@@ -35,7 +35,11 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 # Files of minutes: begun last, one process would be at them when the others are done.
-SLOWEST = ("test_sanitizers.py", "test_triton.py", "test_estimates.py", "test_image_study.py")
+SLOWEST = {
+    *("test_sanitizers.py", "test_exact_posteriors.py", "test_calibration.py", "test_adaptive.py"),
+    *("test_triton.py", "test_image_study.py", "test_training_run.py", "test_resume_files.py"),
+    *("test_emulated.py", "test_estimates.py"),
+}
 
 
 # Whole studies and long runs, which the tests of a file share.

@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -331,3 +333,18 @@ def test_json_that_is_nested_too_deep_elsewhere(reader: str, nest: str) -> None:
     ended = confined(hostile.read_nested, reader, nest)
     assert_told(ended, READERS[reader][0])
     assert "expected" in ended.message
+
+
+# --- the search by random damage ------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_short_search_by_random_damage(tmp_path: Path) -> None:
+    """Of `fuzz_files.py`, which is long and nobody's test otherwise."""
+    kinds = ("generator", "mlp npz", "run, adaptive", "result.json")
+    command = [sys.executable, str(Path(__file__).with_name("fuzz_files.py")), "--mutations", "100"]
+    command += ["--kinds", *kinds, "--out", str(tmp_path / "found.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(f"{kind}: " in done.stdout for kind in kinds)
+    assert "0 with something wrong" in done.stdout
