@@ -814,7 +814,11 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 @kinds
 def test_same_seed_same_result(kind: str, backend: str) -> None:
     how = KINDS[kind] | {"backend": backend, "keep_trace": True}
-    first = whole(kind).result if backend == "native" else run(**how)
+    if backend == "native":
+        first = whole(kind).result
+    else:  # three times as slow: of fewer temperatures
+        how |= {"kept": 0.8}
+        first = run(**how)
     assert_same(first, run(**how))
     other = run(**how | {"seed": 5})
     assert (first.latents != other.latents).any(-1).all()
