@@ -164,7 +164,7 @@ def test_outliers_count_little_with_a_robust_misfit(misfit: Any) -> None:
         (lambda: Blur(torch.ones(2, 2, 2)), r"kernel: expected shape \(k,\)"),
         (lambda: Blur([1.0, float("nan"), 1.0]), "kernel: expected finite numbers"),
         (lambda: Blur([1.0], "mirror"), "border: expected"),  # type: ignore[arg-type]
-        (lambda: Blur.gaussian(0.0), "std: expected a number of pixels above 0"),
+        (lambda: Blur.gaussian(0.0), "std: expected"),
         (lambda: Matrix(torch.ones(3)), r"matrix: expected shape \(m, n\)"),
         (lambda: Matrix.gaussian(0, 5), "measurements: expected"),
         (lambda: Matrix(torch.ones(2, 3)).apply(torch.ones(1, 4)), "matrix: expected 4 columns"),

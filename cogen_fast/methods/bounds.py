@@ -16,6 +16,7 @@ from cogen_fast.problem.adapter import GeneratorAdapter, frozen
 from cogen_fast.problem.compute import DEFAULT, Compute, as_compute
 from cogen_fast.problem.observation import MeasurementOperator, as_operator, positive
 from cogen_fast.problem.precision import full_precision
+from cogen_fast.problem.prior import Prior
 from cogen_fast.problem.problem import Problem, prepared
 from cogen_fast.sampler import hmc, reverse, smc
 from cogen_fast.sampler.annealing_plan import Annealing
@@ -84,6 +85,8 @@ def bound_evidence(
     ValueError or TypeError naming the argument.
     """
     check_count("simulations", simulations)
+    if isinstance(G, Prior):
+        G.check_count(1)  # simulations have no conditions of their own
     operator = as_operator(mask)
     method = AdaptivePlan(
         chains=check_count("chains", chains),
@@ -131,15 +134,18 @@ def _simulate(
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Latents ``(S, d)`` from the prior, and their noisy measurements ``(S, ...)``."""
-    shape = operator.measure(adapter.probe_output).shape[1:]
-    sigma = positive("noise_std", noise_std, simulations, tuple(shape), adapter.device)
+    pairs = operator.is_complex(adapter.probe_output)
+    shape = operator.measured_shape(adapter.probe_output)
+    sigma = positive("noise_std", noise_std, simulations, shape, adapter.device, pairs=pairs)
     own_seed = (seed + _SIMULATION) % 2**64
     stream = hmc.noise_stream(own_seed, 1, adapter.device)
     latents = reference.initial_latents(stream, simulations, adapter.latent_size, adapter.dtype)[0]
     exact = torch.cat([operator.measure(adapter(row)) for row in torch.split(latents, 1)])
+    exact = torch.view_as_real(exact) if pairs else exact
     random = torch.Generator().manual_seed(own_seed % 2**63)
     noise = torch.randn(exact.flatten(1).shape, generator=random, dtype=torch.float64, device="cpu")
-    return latents, exact + (sigma * noise.to(sigma)).reshape(exact.shape).to(exact)
+    x_obs = exact + (sigma * noise.to(sigma)).reshape(exact.shape).to(exact)
+    return latents, torch.view_as_complex(x_obs) if pairs else x_obs
 
 
 def _upper(problem: Problem, forward: smc.Run, latents: Tensor, seed: int) -> Tensor:

@@ -269,7 +269,7 @@ class GeneratorPotential:
     def _read(self, outputs: Tensor) -> Tensor:
         """The argument of the misfit: the op measures outputs itself, a user's misfit does not."""
         operator = self.observation.operator
-        if self.observation.user_misfit is None:
+        if self.observation.user_misfit is None or not operator.reads_output:
             return operator.apply(outputs)
         return operator.measure(outputs)
 

@@ -25,9 +25,9 @@ from cogen_fast.support.warnings import warn_user
 DEFAULT_IMAGE_NOISE = 0.1
 UserMisfit = Callable[[Tensor, Tensor], Tensor]
 AUTO = "auto"
-# When a range looks like another one than the generator's: so many observed values, of which none
-# is below 0 where so many of the generator's are.
-_ENOUGH_VALUES, _MANY_BELOW = 64, 0.25
+# When a range looks like another one than the generator's: so many observed values, such a share of
+# all, of which none is below 0 where such a share of each of the generator's outputs is.
+_ENOUGH_VALUES, _MOSTLY, _MANY_BELOW = 64, 0.5, 0.25
 _LEAST_SHARE = 0.01  # least unknown noise, as a share of the largest
 
 
@@ -206,6 +206,11 @@ class Operator(MeasurementOperator):
             raise TypeError(f"mask: the operator must return a float tensor, got {_describe(y)}")
         return torch.view_as_real(y) if y.is_complex() else y
 
+    def measure(self, x: Tensor) -> Tensor:
+        """``f(x)``, complex where ``f`` gives complex values."""
+        y = self.apply(x)
+        return torch.view_as_complex(y.contiguous()) if self.is_complex(x) else y
+
     def is_complex(self, output: Tensor) -> bool:
         """Whether ``f`` gives complex values."""
         return bool(self.f(output).is_complex())
@@ -367,11 +372,18 @@ def _check_finite(x: Tensor, mask: Tensor | None) -> None:
 
 
 def positive(
-    name: str, value: Any, batch: int, shape: tuple[int, ...], device: torch.device
+    name: str,
+    value: Any,
+    batch: int,
+    shape: tuple[int, ...],
+    device: torch.device,
+    *,
+    pairs: bool = False,
 ) -> Tensor:
     """``value``, a noise level or weight, as positive finite float64 ``(1 or B, 1 or M)``.
 
-    Raises TypeError or ValueError naming it ``name``.
+    With ``pairs``, measurements are complex: ``shape`` ends with 2, for the real and the imaginary
+    part, which have the same value. Raises TypeError or ValueError naming it ``name``.
     """
     tensor = as_tensor(name, value)
     if tensor.is_complex() or tensor.dtype == torch.bool:
@@ -382,6 +394,8 @@ def positive(
         raise ValueError(f"{name}: expected finite values above 0, got {shown}")
     if tensor.ndim == 0:
         return tensor.reshape(1, 1)
+    if pairs:
+        return _broadcast(name, tensor, batch, shape[:-1]).repeat_interleave(2, dim=-1)
     return _broadcast(name, tensor, batch, shape)
 
 
@@ -402,21 +416,26 @@ def _default_noise(values: Tensor, mask: Tensor | None, shape: tuple[int, ...]) 
 
 
 def _noise_weights(
-    noise_std: Any, weight: Any, values: Tensor, mask: Tensor | None, shape: tuple[int, ...]
+    noise_std: Any,
+    weight: Any,
+    values: Tensor,
+    mask: Tensor | None,
+    shape: tuple[int, ...],
+    pairs: bool,
 ) -> tuple[Tensor, Tensor | None, str]:
     """Weights of the squared error, the noise standard deviation (or None), and a description."""
     batch, device = values.shape[0], values.device
     if weight is not None:
         if noise_std is not None:
             raise ValueError("weight: expected either noise_std or weight, got both")
-        given = positive("weight", weight, batch, shape, device)
+        given = positive("weight", weight, batch, shape, device, pairs=pairs)
         return given, None, f"weight {_summary(given)}"
     if isinstance(noise_std, str):
         raise TypeError(
             f'noise_std: expected numbers, "{AUTO}" or an UnknownNoise, got {shown(noise_std)}'
         )
     chosen = _default_noise(values, mask, shape) if noise_std is None else noise_std
-    sigma = positive("noise_std", chosen, batch, shape, device)
+    sigma = positive("noise_std", chosen, batch, shape, device, pairs=pairs)
     by_default = " (default for images in [-1, 1])" if noise_std is None else ""
     return 0.5 / sigma**2, sigma, f"noise_std {_summary(sigma)}{by_default}"
 
@@ -460,7 +479,7 @@ def observe(
     if mask is not None:
         observed = mask.expand(values.shape)
         values = torch.where(observed, values, 0.0)
-    _warn_of_another_range(values[observed], operator, output)
+    _warn_of_another_range(values, observed, operator, output)
     unknown = _unknown(noise_std, weight, misfit)
     bounds, sigma = None, None
     if unknown is not None:
@@ -469,7 +488,8 @@ def observe(
         weights = 0.5 / sigma**2
         noise = "noise_std inferred, at least {} and at most {}".format(*map(_summary, bounds))
     elif misfit is None:
-        weights, sigma, noise = _noise_weights(noise_std, weight, values, observed, shape)
+        pairs = operator.is_complex(output)
+        weights, sigma, noise = _noise_weights(noise_std, weight, values, observed, shape, pairs)
     else:
         weights, noise = _user_weight(misfit, noise_std, weight, values)
     constant = None
@@ -517,23 +537,34 @@ def _user_weight(
     return scale, f"user misfit, weight {scale.item():g}"
 
 
-def _warn_of_another_range(seen: Tensor, operator: MeasurementOperator, output: Tensor) -> None:
-    """Warn where images seem to be in [0, 1] or [0, 255] and the generator's are in [-1, 1]."""
+def _warn_of_another_range(
+    values: Tensor, observed: Tensor, operator: MeasurementOperator, output: Tensor
+) -> None:
+    """Warn where images seem to be in [0, 1] or [0, 255] and the generator's are in [-1, 1].
+
+    Only where most of an image is observed, and every one of the generator's few draws has many
+    values below 0 there.
+    """
+    seen = values[observed]
     if output.ndim != 4 or not operator.reads_output or seen.numel() < _ENOUGH_VALUES:
         return
-    made = operator.measure(output)
+    made = operator.measure(output).flatten(1)
+    if observed.double().mean() < _MOSTLY or not bool(seen.isfinite().all()):
+        return
     low, high = float(made.min()), float(made.max())
-    below = float((made < 0.0).double().mean())
-    if float(seen.min()) >= 0.0 and low < -0.5 and below > _MANY_BELOW:
-        hint = "2 * x_obs - 1" if float(seen.max()) <= 1.0 else "x_obs / 127.5 - 1"
+    below = float((made < 0.0).double().mean(-1).min())
+    least, most = float(seen.min()), float(seen.max())
+    if least >= 0.0 and low < -0.5 and below > _MANY_BELOW:
+        hint = "2 * x_obs - 1" if most <= 2.0 else "x_obs / 127.5 - 1"
         warn_user(
-            f"x_obs: all observed values are at least 0, but {below:.0%} of G's outputs are below, "
-            f"down to {low:.2g}; if x_obs is in another range than G's outputs, give {hint}"
+            f"x_obs: all observed values are at least 0, but at least {below:.0%} of each of G's "
+            f"outputs are below, down to {low:.2g}; if x_obs is in another range than G's outputs, "
+            f"give {hint}"
         )
-    elif low >= 0.0 and float(seen.min()) < -0.5 * high:
+    elif low >= 0.0 and least < -0.5 * high:
         warn_user(
-            f"x_obs: observed values go down to {float(seen.min()):.2g}, but G's outputs are at "
-            "least 0; if x_obs is in [-1, 1] and G's outputs are in [0, 1], give (x_obs + 1) / 2"
+            f"x_obs: observed values go down to {least:.2g}, but G's outputs are at least 0; if "
+            "x_obs is in [-1, 1] and G's outputs are in [0, 1], give (x_obs + 1) / 2"
         )
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogen_fast.problem.observation import Operator, as_tensor
-from cogen_fast.support.arguments import check_choice, check_count, check_seed
+from cogen_fast.support.arguments import check_choice, check_count, check_number, check_seed
 
 Border = Literal["replicate", "zeros", "valid"]
 BORDERS = ("replicate", "zeros", "valid")
@@ -29,7 +29,8 @@ class _Constant:
         dtype = x.dtype.to_complex() if self.value.is_complex() else x.dtype
         key = x.device, dtype
         if key not in self._moved:
-            self._moved[key] = self.value.to(*key)
+            with torch.inference_mode(False):  # it may be needed for a gradient later
+                self._moved[key] = self.value.to(*key)
         return self._moved[key]
 
 
@@ -48,6 +49,8 @@ class Blur(Operator):
 
     def __init__(self, kernel: Any, border: Border = "replicate") -> None:
         taps = _finite("kernel", kernel)
+        if taps.is_complex():
+            raise TypeError(f"kernel: expected real numbers, got {taps.dtype}")
         if taps.ndim not in (1, 2):
             raise ValueError(f"kernel: expected shape (k,) or (kh, kw), got {tuple(taps.shape)}")
         taps = torch.outer(taps, taps) if taps.ndim == 1 else taps
@@ -62,8 +65,7 @@ class Blur(Operator):
     @classmethod
     def gaussian(cls, std: float, border: Border = "replicate") -> Blur:
         """A normalised Gaussian of standard deviation ``std`` pixels, cut at three of them."""
-        if not 0.0 < std < math.inf:
-            raise ValueError(f"std: expected a number of pixels above 0, got {std}")
+        std = check_number("std", std, above=0.0)
         half = max(1, math.ceil(3.0 * std))
         place = torch.arange(-half, half + 1, dtype=torch.float64, device="cpu")
         taps = torch.exp(-0.5 * (place / std) ** 2)

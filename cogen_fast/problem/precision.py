@@ -147,6 +147,8 @@ class Converted:
 
     def __call__(self, z: Tensor, *index: Tensor) -> Tensor:
         """Outputs ``(n, ...)`` of latents ``(n, d)``, in the copy's type."""
+        if self.per_observation and not index:
+            index = (torch.zeros(len(z), dtype=torch.int64, device=z.device),)
         outputs: Tensor = self.module(z.to(self.dtype).reshape(-1, *self.latent_shape), *index)
         return outputs.to(self.dtype)
 
