@@ -19,8 +19,10 @@ from cogen_fast import (
     Matrix,
     Operator,
     StudentT,
+    bound_evidence,
     cogenerate,
 )
+from cogen_fast.problem.problem import prepared
 
 F64 = torch.float64
 
@@ -186,3 +188,30 @@ def test_arguments_are_checked(make: Any, message: str) -> None:
 def test_an_operator_without_a_tensor_is_told() -> None:
     with pytest.raises(TypeError, match="the operator must return a float tensor"):
         Operator(lambda x: None).apply(torch.ones(1, 2))  # type: ignore[arg-type, return-value]
+
+
+def test_noise_of_complex_measurements_is_that_of_both_parts() -> None:
+    generator, matrix = Linear(), torch.complex(normal(2, 16), normal(2, 16, seed=1))
+    operator = Matrix(matrix)
+    x_obs = operator.measure(generator(normal(1, 3)).detach())
+    assert x_obs.dtype == torch.complex128
+    assert x_obs.shape == (1, 2)
+    with prepared(generator, x_obs, operator, noise_std=[0.1, 0.9]) as problem:
+        weight = problem.observation.spec.weight.flatten()
+    torch.testing.assert_close(weight, 0.5 / torch.tensor([0.1, 0.1, 0.9, 0.9]).double() ** 2)
+    with pytest.raises(ValueError, match=r"noise_std: expected shape broadcastable to \(2,\)"):
+        cogenerate(generator, x_obs, operator, noise_std=[0.1] * 4)
+
+
+def test_evidence_of_complex_measurements_is_bounded() -> None:
+    operator = Matrix(torch.complex(normal(2, 16), normal(2, 16, seed=1)))
+    found = bound_evidence(Linear(), operator, noise_std=0.5, simulations=2, chains=16, seed=3)
+    assert found.x_obs.is_complex()
+    assert (found.gap > -1.0).all()
+
+
+def test_an_operator_used_in_inference_mode_stays_usable() -> None:
+    generator, blur = Linear(), Blur([0.25, 0.5, 0.25])
+    with torch.inference_mode():
+        x_obs = blur.measure(generator(normal(1, 3)))
+    cogenerate(generator, x_obs.clone(), blur, noise_std=0.5, budget=40, progress=False)

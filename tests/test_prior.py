@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cogen_fast import Prior, cogenerate
+from cogen_fast import Compute, Prior, cogenerate
 from cogen_fast.generators import StyleGAN2Generator
 
 
@@ -130,6 +131,7 @@ def test_a_condition_for_each_observation() -> None:
     generator = Conditional()
     prior = Prior(generator, conditions=torch.tensor([0, 1, 2]))
     truth = prior(draws(3, 3), torch.arange(3))
+    assert torch.equal(prior(draws(3, 3)[1:2], 1), truth[1:2])
     result = cogenerate(
         prior, truth, torch.ones(4), noise_std=0.1, budget=100, chains=16, progress=False
     )
@@ -177,18 +179,22 @@ def test_arguments_are_checked() -> None:
         ({"conditions": "cat"}, TypeError, "conditions: expected a tensor"),
         ({"conditions": torch.zeros(0)}, ValueError, "conditions: expected at least one"),
         (
-            {"space": "w", "conditions": torch.tensor([0, 1])},
+            {"space": "w", "draws": 6},
             ValueError,
-            "conditions: expected one for all",
+            "draws: expected more than 6",
         ),
     ]:
         with pytest.raises(error, match=message):
             Prior(generator, **options)
+    with pytest.raises(ValueError, match="conditions: expected one for all"):
+        Prior(styled(classes=2), space="w", conditions=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="without styles, synthesise"):
         Prior(nn.Linear(2, 3), space="w")
     with pytest.raises(TypeError, match="output: expected a tensor in what G returns"):
         Prior(lambda z: (z, None), output=1)(draws(1, 2))
-    with pytest.raises(ValueError, match="expected one, as no observation is named, got 2"):
+    with pytest.raises(
+        ValueError, match="index: expected the observation of each row, as there are 2"
+    ):
         Prior(Conditional(), conditions=[0, 1])(draws(1, 3))
 
 
@@ -201,3 +207,56 @@ def test_the_space_is_sampled_and_named() -> None:
     assert result.latents.shape == (1, 16, 6)
     torch.testing.assert_close(prior(result.latents[0]), result.images[0], rtol=1e-6, atol=1e-6)
     assert any("whitened coordinates of the style w" in note for note in result.notes)
+
+
+def test_conditions_are_held_to_the_classes_of_the_generator() -> None:
+    generator, plain = styled(classes=3), styled()
+    for conditions, message in [
+        (None, "conditions: expected one of 3 classes, got none"),
+        (3, r"conditions: expected whole numbers in \[0, 3\)"),
+        ([0.5], r"conditions: expected whole numbers, or shape \(1 or B, 3\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Prior(generator, conditions=conditions)
+    with pytest.raises(ValueError, match="conditions: expected none, as G is unconditional"):
+        Prior(plain, conditions=1)
+    with pytest.raises(
+        TypeError, match=r"G: StyleGAN2Generator is conditional \(3 classes\); give"
+    ):
+        cogenerate(generator, torch.zeros(3, 8, 8), torch.ones(8, 8), noise_std=1.0)
+    with pytest.raises(TypeError, match="G: expected a callable or module, got Prior"):
+        Prior(Prior(plain))
+
+
+class Named(nn.Module):
+    """A generator that gives the size of its latents another name."""
+
+    nz = 3
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        return torch.cat([z, c.to(z.dtype)], 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_conditions_say_nothing_of_types_and_sizes(dtype: Any) -> None:
+    prior = Prior(Named(), conditions=np.ones((1, 1), dtype))
+    options: dict[str, Any] = {"noise_std": 0.5, "budget": 40, "chains": 4, "progress": False}
+    result = cogenerate(prior, torch.zeros(4), torch.ones(4), **options)
+    assert result.latents.shape[-1] == 3
+    assert result.images.dtype == torch.float32
+
+
+def test_conditions_of_each_observation_reach_energies_of_another_type() -> None:
+    prior = Prior(Named(), conditions=np.arange(3.0, dtype=np.float32)[:, None])
+    prior.generator.register_parameter("unused", nn.Parameter(torch.zeros(1)))
+    result = cogenerate(
+        prior,
+        torch.zeros(3, 4),
+        torch.ones(4),
+        noise_std=0.5,
+        budget=40,
+        chains=4,
+        progress=False,
+        compute=Compute(energy_dtype="float64"),
+    )
+    assert torch.equal(result.images[:, :, 3], torch.arange(3.0)[:, None].expand(3, 4))

@@ -421,7 +421,10 @@ def test_inputs_are_checked() -> None:
         (lambda: plain(z, torch.tensor([1, 2])), "labels: expected none"),
         (lambda: conditional(z), "labels: expected those of 4 classes, got none"),
         (lambda: conditional(z, torch.tensor([0, 4])), r"labels: expected whole numbers in \[0, 4"),
-        (lambda: conditional(z, torch.zeros(2, 3)), r"labels: expected shape \(N, 4\)"),
+        (
+            lambda: conditional(z, torch.zeros(2, 3)),
+            r"labels: expected those of 2 latents, shape \(2, 4\)",
+        ),
         (lambda: plain(z, noise="random"), "noise: expected 'stored', 'none' or tensors"),
         (lambda: plain(z, noise=[z]), "noise: expected 5 tensors, got 1"),
         (lambda: plain(z, noise=[z] * 5), r"noise\[0\]: expected shape \(4, 4\)"),

@@ -43,8 +43,10 @@ def prefixed(content: Any) -> Any:
         prefixed,
         lambda content: {"state_dict": content, "epoch": 3},
         lambda content: {"epoch": 3, "model": {"state_dict": prefixed(content)}},
+        lambda content: prefixed(prefixed(content)),
+        lambda content: {"state_dict": content.get("g_ema", content)},
     ],
-    ids=["prefix", "wrapper", "both"],
+    ids=["prefix", "wrapper", "both", "twice", "bare"],
 )
 def test_wrappers_and_prefixes_are_taken_off(
     file: str, wrap: Any, data_dir: Path, tmp_path: Path
@@ -108,4 +110,29 @@ def test_version_2_of_pro_gan_pth(equalised: bool, data_dir: Path, tmp_path: Pat
 def test_names_that_only_some_share_are_no_prefix(tmp_path: Path) -> None:
     torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "g.pt")
     with pytest.raises(ValueError, match=r"got a torch file, with keys 'module\.a', 'b'"):
+        load_generator(tmp_path / "g.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda g: [g.pop(n) for n in list(g) if n.startswith("style.")], "layers style.1"),
+        (lambda g: g.update({"conv1.noise.weight": torch.ones(3)}), "conv1.noise.weight: expected"),
+        (
+            lambda g: g.update({"noises.noise_0": torch.ones(2, 1, 4, 4)}),
+            "noise_0: expected one row",
+        ),
+        (lambda g: g.update({"noises.noise_0": torch.ones(1, 3, 4, 4)}), "noise: expected shape"),
+        (lambda g: g.pop("to_rgbs.0.bias"), "expected a tensor 'to_rgbs.0.bias'"),
+        (lambda g: g.pop("noises.noise_0"), "expected a tensor 'noises.noise_0'"),
+        (lambda g: g.pop("convs.1.conv.weight"), "expected"),
+    ],
+)
+def test_what_is_wrong_with_a_stylegan2_is_named(
+    change: Any, message: str, data_dir: Path, tmp_path: Path
+) -> None:
+    state = dict(content_of(data_dir / "rosinality_stylegan2_32px.pt")["g_ema"])
+    change(state)
+    torch.save({"g_ema": state}, tmp_path / "g.pt")
+    with pytest.raises(ValueError, match=message):
         load_generator(tmp_path / "g.pt")

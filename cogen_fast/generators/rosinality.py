@@ -25,7 +25,7 @@ _GAIN = 4.0  # of the filter, at each up-sampling
 
 def recognises(content: Mapping[str, Any]) -> bool:
     """Whether the content of a torch file has this layout."""
-    part = content.get("g_ema", content.get("g"))
+    part = content.get("g_ema", content.get("g", content))
     return isinstance(part, Mapping) and "input.input" in part
 
 
@@ -35,9 +35,12 @@ def convert(content: Mapping[str, Any], *, average: bool) -> tuple[Config, Tenso
     Without noise in the file it is 0, with a warning; without `latent_avg` the tensors lack
     "style_mean". Raises ValueError where tensors are missing or do not fit together.
     """
-    if not average and "g" not in content:
+    if "input.input" in content:  # a generator's tensors alone
+        state = ForeignTensors(content)
+    elif not average and "g" not in content:
         raise ValueError("average: expected True, as the file holds no raw generator, got False")
-    state = ForeignTensors(content["g_ema" if average and "g_ema" in content else "g"])
+    else:
+        state = ForeignTensors(content["g_ema" if average and "g_ema" in content else "g"])
     tensors: Tensors = {}
     mapping = _mapping(state, tensors)
     constant = state.take("input.input", 4)
@@ -67,13 +70,15 @@ def _mapping(state: ForeignTensors, tensors: Tensors) -> list[int]:
         tensors[f"mapping.layers.{number - 1}.weight"] = weight
         tensors[f"mapping.layers.{number - 1}.bias"] = bias
         number += 1
+    if number == 1:
+        raise ValueError("checkpoint: expected layers style.1, style.2, ..., got none")
     return [len(tensors[f"mapping.layers.{n}.bias"]) for n in range(number - 1)]
 
 
 def _synthesis(state: ForeignTensors, tensors: Tensors) -> tuple[list[int], int, list[float]]:
     """Layers of the synthesis network; returns feature maps, colours, and the filter's taps."""
-    blocks = state.count("to_rgbs.{}.bias")
-    noises = state.holds("noises.noise_0")
+    blocks = state.count("convs.{}.conv.weight") // 2
+    noises = any(state.holds(f"noises.noise_{number}") for number in range(1 + 2 * blocks))
     if not noises:
         warn_user(
             "path: the file holds no noise, so the generator's noise is 0; give noise to "
@@ -105,11 +110,11 @@ def _layer(
 ) -> None:
     _modulated(state, tensors, f"{source}.conv", f"{target}.conv")
     tensors[f"{target}.bias"] = bias = state.take(f"{source}.activate.bias", 1)
-    tensors[f"{target}.noise_strength"] = state.take(f"{source}.noise.weight", 1).reshape(())
+    tensors[f"{target}.noise_strength"] = _only(state, f"{source}.noise.weight", 1)
     tensors[f"{target}.noise"] = (
         torch.zeros(side, side, dtype=bias.dtype, device="cpu")
         if noise is None
-        else state.take(f"noises.noise_{noise}", 4)[0, 0]
+        else _only(state, f"noises.noise_{noise}", 4).squeeze(0)
     )
 
 
@@ -119,7 +124,15 @@ def _to_rgb(state: ForeignTensors, tensors: Tensors, source: str, target: str) -
 
 
 def _modulated(state: ForeignTensors, tensors: Tensors, source: str, target: str) -> None:
-    weight = state.take(f"{source}.weight", 5)[0]
+    weight = _only(state, f"{source}.weight", 5)
     tensors[f"{target}.weight"] = weight / math.sqrt(weight[0].numel())
     style = _affine(state, f"{source}.modulation")
     tensors[f"{target}.style_weight"], tensors[f"{target}.style_bias"] = style
+
+
+def _only(state: ForeignTensors, name: str, ndim: int) -> Tensor:
+    """The only row of a tensor; ValueError where it has several."""
+    tensor = state.take(name, ndim)
+    if len(tensor) != 1:
+        raise ValueError(f"{name}: expected one row, got shape {tuple(tensor.shape)}")
+    return tensor[0]

@@ -447,8 +447,8 @@ class StyleGAN2Generator(nn.Module):
             if noise not in ("stored", "none"):
                 raise ValueError(f"noise: expected 'stored', 'none' or tensors, got {noise!r}")
             return [layer.noise if noise == "stored" else None for layer in layers]
-        if len(noise) != len(layers):
-            raise ValueError(f"noise: expected {len(layers)} tensors, got {len(noise)}")
+        if not isinstance(noise, list | tuple) or len(noise) != len(layers):
+            raise ValueError(f"noise: expected {len(layers)} tensors, got {shown(noise)}")
         for number, (each, side) in enumerate(zip(noise, self.noise_sides, strict=True)):
             shape = tuple(each.shape)
             if shape not in ((side, side), (1, 1, side, side), (count, 1, side, side)):
@@ -465,16 +465,26 @@ class StyleGAN2Generator(nn.Module):
             return None
         if labels is None:
             raise ValueError(f"labels: expected those of {self.classes} classes, got none")
-        labels = torch.as_tensor(labels, device=z.device)
+        try:
+            labels = torch.as_tensor(labels, device=z.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"labels: expected numbers, got {abbreviated(labels)}") from error
+        if labels.numel() == 0 or labels.is_complex():
+            raise ValueError(f"labels: expected numbers, got {shown(labels)}")
         if not labels.is_floating_point():
             if labels.ndim > 1 or int(labels.min()) < 0 or int(labels.max()) >= self.classes:
                 raise ValueError(
                     f"labels: expected whole numbers in [0, {self.classes}), got {shown(labels)}"
                 )
             labels = F.one_hot(labels.long(), self.classes)
-        if labels.ndim not in (1, 2) or labels.shape[-1] != self.classes:
+        if (
+            labels.ndim not in (1, 2)
+            or labels.shape[-1] != self.classes
+            or (labels.ndim == 2 and len(labels) not in (1, len(z)))
+        ):
             raise ValueError(
-                f"labels: expected shape (N, {self.classes}), got {tuple(labels.shape)}"
+                f"labels: expected those of {len(z)} latents, shape ({len(z)}, {self.classes}), "
+                f"got {tuple(labels.shape)}"
             )
         return labels.to(z.dtype).expand(len(z), -1)
 

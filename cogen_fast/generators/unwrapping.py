@@ -29,10 +29,11 @@ def unwrapped(content: Mapping[Any, Any]) -> Iterator[Mapping[Any, Any]]:
 def _without_prefix(content: Mapping[Any, Any], depth: int) -> Mapping[Any, Any]:
     if depth == 0:
         return content
-    prefixed = bool(content) and all(
-        isinstance(name, str) and name.startswith(_PREFIX) for name in content
-    )
-    start = len(_PREFIX) if prefixed else 0
+    start = 0
+    while content and all(
+        isinstance(name, str) and name.startswith(_PREFIX, start) for name in content
+    ):
+        start += len(_PREFIX)
     return {
         name[start:] if start else name: (
             _without_prefix(value, depth - 1) if isinstance(value, Mapping) else value

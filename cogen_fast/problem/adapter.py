@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from cogen_fast.ops import reference
 from cogen_fast.ops.dispatch import DEVICES
 from cogen_fast.ops.philox import NoiseStream
-from cogen_fast.problem.prior import Prior
+from cogen_fast.problem.prior import Prior, classes_of
 from cogen_fast.support.arguments import check_count, shown
 from cogen_fast.support.digests import tensor_bytes
 from cogen_fast.support.memory import is_out_of_memory
@@ -113,6 +113,11 @@ class GeneratorAdapter:
             check_count("max_batch", max_batch)
         if not callable(generator):
             raise TypeError(f"G: expected a callable or module, got {type(generator).__name__}")
+        if classes := classes_of(generator):
+            raise TypeError(
+                f"G: {_name(generator)} is conditional ({classes} classes); give "
+                "Prior(G, conditions=...) in its place"
+            )
         self.generator = generator
         self.per_observation = isinstance(generator, Prior) and generator.per_observation
         self._rows = _PROBE_ROWS if max_batch is None else min(_PROBE_ROWS, max_batch)
@@ -313,7 +318,10 @@ def _suspects(generator: Any) -> str:
 def _tensors(generator: Any) -> list[Tensor]:
     if not isinstance(generator, nn.Module):
         return []
-    return [*generator.parameters(), *generator.buffers()]
+    tensors = [*generator.parameters(), *generator.buffers()]
+    if isinstance(generator, Prior):  # conditions are no weights: any type, moved when used
+        return [each for each in tensors if each is not generator.conditions]
+    return tensors
 
 
 def checked_device(device: torch.device | str) -> torch.device:
@@ -376,6 +384,9 @@ def _shape_or_none(value: Any) -> tuple[int, ...] | None:
 
 def _latent_shape_candidates(generator: Any) -> Iterator[tuple[int, ...]]:
     """Latent shapes to try: from the generator's attributes, then from the inputs of its layers."""
+    if isinstance(generator, Prior) and not generator.styled:
+        yield from _latent_shape_candidates(generator.generator)
+        return
     for attribute in _SIZE_ATTRIBUTES:
         shape = _shape_or_none(getattr(generator, attribute, None))
         if shape is not None:

@@ -9,7 +9,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from cogen_fast.support.arguments import check_choice, check_count, check_number, check_seed, shown
+from cogen_fast.support.arguments import (
+    check_choice,
+    check_number,
+    check_seed,
+    check_whole,
+    shown,
+)
 
 Space = Literal["z", "w", "w+"]
 NoiseMaps = Literal["fixed", "latent"]
@@ -24,7 +30,8 @@ class Prior(nn.Module):
     """A generator whose latents are standard normal, in the space and with the inputs of choice.
 
     ``cogenerate(Prior(G, space="w"), x_obs, mask)``: it stands wherever a ``G`` is expected, and is
-    called like one: ``prior(result.latents[0])`` gives outputs again.
+    called like one: ``prior(result.latents[0])`` gives outputs again, and so does
+    ``prior(result.latents[b], b)`` where each observation has a condition of its own.
 
     Args:
         G: callable or module. ``G(z)``, or ``G(z, c)`` where there are ``conditions``.
@@ -67,7 +74,7 @@ class Prior(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not callable(G):
+        if not callable(G) or isinstance(G, Prior):
             raise TypeError(f"G: expected a callable or module, got {type(G).__name__}")
         self.generator = G
         self.space = check_choice("space", space, SPACES)
@@ -76,10 +83,11 @@ class Prior(nn.Module):
         self.spread = check_number("spread", spread, above=0.0)
         if self.spread > 1.0:
             raise ValueError(f"spread: expected at most 1, got {spread}")
-        check_count("draws", draws)
+        check_whole("draws", draws, 2)
         check_seed(seed)
         self.conditions: Tensor | None
         self.register_buffer("conditions", _as_conditions(conditions))
+        self._check_classes()
         if self.styled:
             self._check_styled()
         if self.space != "z":
@@ -103,9 +111,9 @@ class Prior(nn.Module):
 
     @property
     def latent_size(self) -> int | None:
-        """Length of a latent, None where G does not say it."""
+        """Length of a latent in a StyleGAN2's spaces; None where it is as G takes it."""
         if not self.styled:
-            return getattr(self.generator, "latent_size", None)
+            return None
         return self._leading_size + sum(side * side for side in self._noise_sides)
 
     def describe(self) -> list[str]:
@@ -135,11 +143,12 @@ class Prior(nn.Module):
                     f"{count} (shape {shape}); a single one of that shape is conditions[None]"
                 )
 
-    def forward(self, latents: Tensor, index: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, index: Tensor | int | None = None) -> Tensor:
         """Outputs ``(n, ...)`` of latents ``(n, latent_size)``.
 
-        ``index`` ``(n,)`` is each row's observation, needed where each has a condition of its own.
-        Raises ValueError where it is missing, TypeError where ``output`` finds no tensor.
+        ``index``, a number or ``(n,)``, is the observation of the rows, which is needed where each
+        observation has a condition of its own. Raises ValueError where it is missing, TypeError
+        where ``output`` finds no tensor.
         """
         labels = self._labels(latents, index)
         if not self.styled:
@@ -149,7 +158,7 @@ class Prior(nn.Module):
         styles = self._styles(flat[:, : self._leading_size], labels)
         return self._picked(self.generator.synthesise(styles, noise=self._maps(flat)))  # type: ignore[attr-defined]
 
-    def styles(self, latents: Tensor, index: Tensor | None = None) -> Tensor:
+    def styles(self, latents: Tensor, index: Tensor | int | None = None) -> Tensor:
         """A StyleGAN2's styles of latents: ``(n, style_size)``, or ``(n, layers, style_size)``.
 
         Raises ValueError where G has none.
@@ -157,6 +166,29 @@ class Prior(nn.Module):
         self._check_styled()
         size = self._leading_size if self.styled else latents.flatten(1).shape[1]
         return self._styles(latents.flatten(1)[:, :size], self._labels(latents, index))
+
+    def _check_classes(self) -> None:
+        """Hold the conditions to the number of classes, where G is one of this package that has."""
+        classes = classes_of(self.generator)
+        if classes is None:
+            return
+        if self.conditions is None:
+            if classes:
+                raise ValueError(f"conditions: expected one of {classes} classes, got none")
+            return
+        if not classes:
+            raise ValueError("conditions: expected none, as G is unconditional, got some")
+        given = self.conditions
+        whole = not given.is_floating_point() and given.ndim == 1
+        if whole and not bool(((given >= 0) & (given < classes)).all()):
+            raise ValueError(
+                f"conditions: expected whole numbers in [0, {classes}), got {shown(given.tolist())}"
+            )
+        if not whole and (given.ndim != 2 or given.shape[1] != classes):
+            raise ValueError(
+                f"conditions: expected whole numbers, or shape (1 or B, {classes}), got "
+                f"{given.dtype} {tuple(given.shape)}"
+            )
 
     def _check_styled(self) -> None:
         missing = [name for name in _STYLED if not hasattr(self.generator, name)]
@@ -203,18 +235,22 @@ class Prior(nn.Module):
         pieces = torch.split(latents[:, self._leading_size :], [side * side for side in sides], 1)
         return [m.reshape(-1, 1, side, side) for m, side in zip(pieces, sides, strict=True)]
 
-    def _labels(self, latents: Tensor, index: Tensor | None) -> Tensor | None:
+    def _labels(self, latents: Tensor, index: Tensor | int | None) -> Tensor | None:
         if self.conditions is None:
             return None
-        if len(self.conditions) == 1:
-            return self.conditions.expand(len(latents), *self.conditions.shape[1:])
+        conditions = self.conditions.to(latents.device)
+        if len(conditions) == 1:
+            return conditions.expand(len(latents), *conditions.shape[1:])
         if index is None:
             raise ValueError(
-                f"conditions: expected one, as no observation is named, got {len(self.conditions)}"
+                f"index: expected the observation of each row, as there are {len(conditions)} "
+                "conditions, got none; give prior(latents[b], b) for observation b"
             )
-        return self.conditions[index]
+        return conditions[torch.as_tensor(index, device=latents.device).expand(len(latents))]
 
     def _picked(self, returned: Any) -> Tensor:
+        if isinstance(returned, Tensor) and self.output is not None and not callable(self.output):
+            raise TypeError(f"output: expected none, as G returns a tensor, got {self.output!r}")
         if self.output is None:
             x = returned
         elif callable(self.output):
@@ -230,6 +266,8 @@ class Prior(nn.Module):
     def _fit(self, draws: int, seed: int) -> None:
         """Mean and covariance of the styles before their leaky ReLU."""
         G: Any = self.generator
+        if draws <= G.style_size:
+            raise ValueError(f"draws: expected more than {G.style_size}, w's size, got {draws}")
         random = torch.Generator().manual_seed(seed)
         weights = next(iter(G.parameters()), torch.empty(0, device="cpu"))
         total = torch.zeros(G.style_size, dtype=torch.float64, device="cpu")
@@ -249,6 +287,12 @@ class Prior(nn.Module):
         self.style_basis: Tensor
         self.register_buffer("style_centre", mean.to(weights))
         self.register_buffer("style_basis", basis.to(weights))
+
+
+def classes_of(generator: Any) -> int | None:
+    """How many classes a StyleGAN2 of this package knows, 0 for none; None for any other G."""
+    classes = getattr(generator, "classes", None)
+    return classes if isinstance(classes, int) and hasattr(generator, "style_layers") else None
 
 
 def _checked_output(output: Any) -> Any:
