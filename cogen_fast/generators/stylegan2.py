@@ -448,7 +448,8 @@ class StyleGAN2Generator(nn.Module):
                 raise ValueError(f"noise: expected 'stored', 'none' or tensors, got {noise!r}")
             return [layer.noise if noise == "stored" else None for layer in layers]
         if not isinstance(noise, list | tuple) or len(noise) != len(layers):
-            raise ValueError(f"noise: expected {len(layers)} tensors, got {shown(noise)}")
+            got = len(noise) if isinstance(noise, list | tuple) else shown(noise)
+            raise ValueError(f"noise: expected {len(layers)} tensors, got {got}")
         for number, (each, side) in enumerate(zip(noise, self.noise_sides, strict=True)):
             shape = tuple(each.shape)
             if shape not in ((side, side), (1, 1, side, side), (count, 1, side, side)):
