@@ -115,10 +115,15 @@ def _unoptimised(folder: Path) -> Path:
 )
 def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
-    command += ["-C", "cmake.define.COGEN_FAST_CUDA=OFF", "-C", f"build-dir={tmp_path / 'build'}"]
+    command += [
+        "--config-settings",
+        "cmake.define.COGEN_FAST_CUDA=OFF",
+        "--config-settings",
+        f"build-dir={tmp_path / 'build'}",
+    ]
     if os.name == "posix":
         define = f"cmake.define.CMAKE_CXX_COMPILER_LAUNCHER={_unoptimised(tmp_path)}"
-        command += ["-C", define]
+        command += ["--config-settings", define]
     done = subprocess.run(
         [*command, "-w", str(tmp_path), str(ROOT)], capture_output=True, text=True, check=False
     )
