@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import Tensor
 
 from cogen_fast.ops import native
-from cogen_fast.ops.philox import NoiseStream, Purpose, normals, philox, to_uniform, uniforms
+from cogen_fast.ops.philox import (
+    PURPOSE_SHIFT,
+    NoiseStream,
+    Purpose,
+    normals,
+    philox,
+    to_uniform,
+    uniforms,
+)
 
 SEED = 0x0123_4567_89AB_CDEF
 ISAS = native.extension().build_info()["isa_usable"]
@@ -221,3 +231,16 @@ def test_device_noise_matches_reference(shape: tuple[int, int, int], dtype: torc
     bound = 1e-6 if dtype is torch.float32 else 1e-14
     error = (normal.cpu().double() - exact).abs() / exact.abs().clamp(min=1.0)
     assert error.max() <= bound
+
+
+def test_purposes_have_one_declaration_and_its_copy_in_c() -> None:
+    header = ROOT / "csrc" / "common" / "purposes.h"
+    numbers = dict(re.findall(r"constexpr [\w:]+ k(\w+) = (\d+);", header.read_text()))
+    assert int(numbers.pop("PurposeShift")) == PURPOSE_SHIFT
+    assert int(numbers.pop("LargestPurpose")) == 2 ** (32 - PURPOSE_SHIFT) - 1
+    named = {name.removesuffix("Purpose").upper(): int(n) for name, n in numbers.items()}
+    assert named == {name: Purpose[name] for name in ("LATENT", "MOMENTUM", "ACCEPT")}
+    others = [path for path in (ROOT / "csrc").rglob("*.*") if path != header]
+    assert others
+    for path in others:
+        assert not re.search(r"Purpose\w* *= *\d", path.read_text()), path

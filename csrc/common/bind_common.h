@@ -6,14 +6,13 @@
 
 #include "common/arguments.h"
 #include "common/kernels.h"
+#include "common/purposes.h"
 
 namespace cogen {
 
 constexpr std::int64_t kLargestWord = 0xFFFFFFFF;
-// The first word of a noise counter has 24 bits for the number of a block of four dimensions, and
-// eight for the purpose.
-constexpr std::int64_t kLargestSize = std::int64_t{4} << 24;
-constexpr std::int64_t kLargestPurpose = 255;
+// A noise counter numbers blocks of four dimensions below the bits of the purpose.
+constexpr std::int64_t kLargestSize = std::int64_t{4} << kPurposeShift;
 
 // The shape (B, N, d) of latents; ValueError if the noise cannot number the chains or dimensions.
 Shape shape_of(const Array& latents);

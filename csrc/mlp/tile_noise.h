@@ -3,13 +3,11 @@
 #pragma once
 
 #include "common/philox.h"
+#include "common/purposes.h"
 #include "common/simd_pack.h"
 
 namespace cogen {
 namespace COGEN_ISA {
-
-constexpr uint32_t kMomentumPurpose = 1, kAcceptPurpose = 2;
-constexpr int kPurposeBits = 24;
 
 // The key of one observation's noise and the words of its counter that all its chains share.
 struct NoiseStream {
@@ -25,7 +23,7 @@ COGEN_HD_LARGE void normals_of(const NoiseStream& stream, uint32_t purpose, uint
   uint32_t words[4][lanes];
   COGEN_SIMD
   for (int l = 0; l < lanes; ++l) {
-    const Words w = philox(stream.seed, (purpose << kPurposeBits) | block, stream.transition,
+    const Words w = philox(stream.seed, (purpose << kPurposeShift) | block, stream.transition,
                            first_chain + static_cast<uint32_t>(l), stream.observation);
     words[0][l] = w.w[0];
     words[1][l] = w.w[1];
@@ -45,7 +43,7 @@ COGEN_HD_LARGE void draw_uniforms(const NoiseStream& stream, uint32_t first_chai
                                   double (&out)[Lanes<T>::kCount]) {
   COGEN_SIMD
   for (int l = 0; l < Lanes<T>::kCount; ++l) {
-    const Words w = philox(stream.seed, kAcceptPurpose << kPurposeBits, stream.transition,
+    const Words w = philox(stream.seed, kAcceptPurpose << kPurposeShift, stream.transition,
                            first_chain + static_cast<uint32_t>(l), stream.observation);
     out[l] = to_uniform<double>(w.w[0]);
   }

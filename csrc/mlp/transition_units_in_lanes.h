@@ -65,7 +65,7 @@ struct UnitsInLanes {
     const double energy = proposal<kHidden>(net, observed, settings, tile, force);
     const double end = final_hamiltonian(tile.position, tile.momentum, force, kUnitMass, size,
                                          energy, at, kick_over(settings, 0.5));
-    const Words words = philox(stream.seed, kAcceptPurpose << kPurposeBits, stream.transition,
+    const Words words = philox(stream.seed, kAcceptPurpose << kPurposeShift, stream.transition,
                                tile.first_chain, stream.observation);
     const Verdict verdict = metropolis(start, end, to_uniform<double>(words.w[0]));
     out.probability[0] = verdict.probability;
@@ -149,7 +149,7 @@ struct UnitsInLanes {
   static void draw_momentum(const NoiseStream& stream, int size, uint32_t chain, T* out) {
     for (int at = 0; at < size; at += 4) {
       const Words words =
-          philox(stream.seed, (kMomentumPurpose << kPurposeBits) | static_cast<uint32_t>(at / 4),
+          philox(stream.seed, (kMomentumPurpose << kPurposeShift) | static_cast<uint32_t>(at / 4),
                  stream.transition, chain, stream.observation);
       T four[4];
       normal_pair(words.w[0], words.w[1], &four[0], &four[1]);

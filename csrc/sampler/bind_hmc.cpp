@@ -8,8 +8,6 @@ namespace py = pybind11;
 namespace cogen {
 namespace {
 
-constexpr std::uint32_t kLatent = 0;
-
 // Takes the current state of the chains.
 template <class T>
 State<T> state_of(Arguments& given, const Array& latents, const Shape& shape) {
@@ -54,7 +52,7 @@ void initial_latents(Arguments& given) {
     given.finish();
     if (is_empty(shape)) return;
     const py::gil_scoped_release released;
-    ops<T>().hmc->normals(shape, noise, kLatent, out, threads);
+    ops<T>().hmc->normals(shape, noise, kLatentPurpose, out, threads);
   });
 }
 

@@ -4,13 +4,12 @@
 #include "common/hmc_math.h"
 #include "common/kernels.h"
 #include "common/parallel.h"
+#include "common/purposes.h"
 
 namespace cogen {
 namespace COGEN_ISA {
 namespace {
 
-constexpr uint32_t kMomentum = 1, kAccept = 2;
-constexpr int kPurposeShift = 24;
 // How many blocks of four words are computed side by side: each word of theirs fills two AVX2
 // registers.
 constexpr int kLanes = 16;
@@ -208,7 +207,7 @@ void begin_unit(const Unit& unit, const Shape& shape, const Noise& noise,
   T* momentum = out.momentum + first * size;
   const T* mass = mass_of(settings, b, size);
   const Potential potential{settings.beta[b], settings.prior_weight[b]};
-  unit_normals(unit, size, noise, kMomentum, momentum);
+  unit_normals(unit, size, noise, kMomentumPurpose, momentum);
   for (int64_t n = 0; n < unit.chains; ++n) {
     T* v = momentum + n * size;
     if (mass) apply_mass(v, mass, size);
@@ -285,7 +284,7 @@ void accept_select(const Shape& shape, const Noise& noise, const Settings<T>& se
         for (int64_t n = 0; n < unit.chains; ++n) {
           const int64_t lane = n % kLanes;
           if (lane == 0) {
-            chain_words(tile, unit.first_chain + n, unit.observation, noise, kAccept);
+            chain_words(tile, unit.first_chain + n, unit.observation, noise, kAcceptPurpose);
           }
           accept_chain(first + n, unit.observation, shape.size,
                        step_of(settings, unit.observation, unit.first_chain + n),

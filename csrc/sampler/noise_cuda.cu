@@ -4,13 +4,13 @@
 
 #define COGEN_ISA device_code
 #include "common/philox.h"
+#include "common/purposes.h"
 
 namespace cogen {
 namespace {
 
 using namespace device_code;
 
-constexpr int kPurposeShift = 24;
 constexpr int kThreads = 256;
 constexpr int64_t kMaxBlocks = 65535;
 
