@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cogen_fast import AveragePool, Compute, Mask, MeasurementOperator, Paper, cogenerate
 from cogen_fast.experiments.synthetic.baseline_runs import gradient_descent
-from cogen_fast.results.plots import Tile, draw_grid, hide, to_pixels
+from cogen_fast.results.plots import LabelledPicture, draw_grid, hide, to_pixels
 from cogen_fast.results.result import GRADIENT_COST
 
 _RESULTS = Path(__file__).parent / "results"
@@ -186,9 +186,12 @@ def _picture(generator: torch.nn.Module, task: Task, truth: Tensor, log: Log) ->
         seen = to_pixels(measured[face].numpy())
         if isinstance(task.operator, Mask):
             seen = hide(seen, ~task.hidden.numpy())
-        row = [Tile("truth", to_pixels(truth[face].numpy())), Tile("observed", seen)]
+        row = [
+            LabelledPicture("truth", to_pixels(truth[face].numpy())),
+            LabelledPicture("observed", seen),
+        ]
         for method, samples in images.items():
-            row += [Tile(method, to_pixels(samples[face, c].numpy())) for c in (0, 1)]
+            row += [LabelledPicture(method, to_pixels(samples[face, c].numpy())) for c in (0, 1)]
         rows.append(row)
     draw_grid(rows).save(_RESULTS / f"dcgan_faces_{task.name}.png")
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from cogen_fast.experiments import demo
 from cogen_fast.generators.pretrained import pretrained
 from cogen_fast.generators.stylegan2 import StyleGAN2Generator
-from cogen_fast.methods.adaptive import AdaptivePlan, Evidence
+from cogen_fast.methods.adaptive import AdaptivePlan, EvidenceMode
 from cogen_fast.methods.inferred_noise import InferredNoise
 from cogen_fast.methods.paper import PaperPlan
 from cogen_fast.problem.compute import Compute
@@ -301,7 +301,7 @@ class AdaptiveDraw:
     chains: int = 16
     annealing: Annealing = field(default_factory=Annealing)
     budget: int | None = None
-    evidence: Evidence = "consistent"
+    evidence: EvidenceMode = "consistent"
 
     def __call__(self, problem: Problem, draws: int, seed: int, ids: Sequence[int]) -> Tensor:
         """The draws."""

@@ -31,8 +31,8 @@ from cogen_fast.sampler.weights import (
 from cogen_fast.support.arguments import check_choice, check_count, check_seed
 from cogen_fast.support.layout import Layout
 
-Evidence = Literal["consistent", "frozen"]
-EVIDENCE: tuple[str, ...] = get_args(Evidence)
+EvidenceMode = Literal["consistent", "frozen"]
+EVIDENCE: tuple[str, ...] = get_args(EvidenceMode)
 _LEAST_BUDGET = 30  # gradients of a particle; with fewer, independent chains do better
 OTHER_SEED = 0x9E3779B97F4A7C15
 """Added to the seed for random numbers other than those of the first annealing."""
@@ -69,7 +69,7 @@ class AdaptivePlan:
     populations: int
     annealing: Annealing
     budget: int | None
-    evidence: Evidence
+    evidence: EvidenceMode
     step_size: float | None
     seed: int
     keep_trace: bool

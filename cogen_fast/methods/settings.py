@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from cogen_fast.methods.adaptive import EVIDENCE, AdaptivePlan, Evidence
+from cogen_fast.methods.adaptive import EVIDENCE, AdaptivePlan, EvidenceMode
 from cogen_fast.methods.paper import PaperPlan
 from cogen_fast.methods.presets import DEFAULTS, Preset, find_preset
 from cogen_fast.ops.spec import AdaptationRule
@@ -71,7 +71,7 @@ class Adaptive:
     """
 
     populations: int = 1
-    evidence: Evidence = "consistent"
+    evidence: EvidenceMode = "consistent"
     kept: float = Annealing.kept
     mass: Literal["curvature", "identity"] = "curvature"
     hmc_steps: int | None = None

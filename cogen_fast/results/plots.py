@@ -21,7 +21,7 @@ _HEAT = np.array([[8, 12, 60], [76, 30, 120], [170, 50, 100], [240, 125, 50], [2
 
 
 @dataclass(frozen=True)
-class Tile:
+class LabelledPicture:
     """One labelled picture, RGB ``(H, W, 3)`` uint8."""
 
     label: str
@@ -57,7 +57,9 @@ def _enlarge(pixels: Pixels, size: int) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def draw_grid(rows: Sequence[Sequence[Tile]], notices: Sequence[str] = ()) -> Image.Image:
+def draw_grid(
+    rows: Sequence[Sequence[LabelledPicture]], notices: Sequence[str] = ()
+) -> Image.Image:
     """Labelled tiles in rows, each cell as large as the largest tile, and notices below in red."""
     largest = max(max(tile.pixels.shape[:2]) for row in rows for tile in row)
     size = largest * max(1, -(-_SMALLEST_TILE // largest))

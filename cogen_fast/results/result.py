@@ -263,7 +263,7 @@ class Result:
         rows = [self._tiles(b, tiles) for b in range(len(self.images))]
         if truth is not None:
             known = self._checked_truth(truth)
-            first = [plots.Tile("truth", plots.to_pixels(each)) for each in known]
+            first = [plots.LabelledPicture("truth", plots.to_pixels(each)) for each in known]
             rows = [[tile, *row] for tile, row in zip(first, rows, strict=True)]
         image = plots.draw_grid(rows, [f"NOT SAMPLES. {line}" for line in self.failures()])
         if target is not None:
@@ -279,20 +279,20 @@ class Result:
             raise ValueError(f"truth: expected shape {shape}, got {tuple(given.shape)}")
         return given.float().numpy()
 
-    def _tiles(self, b: int, most: int) -> list[plots.Tile]:
+    def _tiles(self, b: int, most: int) -> list[plots.LabelledPicture]:
         shown = self.images if self.completed is None else self.completed
         order = self.energies[b].argsort()[:most].tolist()
-        tiles = [plots.Tile("observed", self._observed_pixels(b))]
+        tiles = [plots.LabelledPicture("observed", self._observed_pixels(b))]
         for i in order:
             label = f"chain {i}, E {self.energies[b, i].item():.4g}"
-            tiles.append(plots.Tile(label, plots.to_pixels(shown[b, i].numpy())))
+            tiles.append(plots.LabelledPicture(label, plots.to_pixels(shown[b, i].numpy())))
         if self.fit_images is not None:
             estimate = plots.to_pixels(self.pasted(self.estimate)[b].numpy())
-            tiles.append(plots.Tile("estimate", estimate))
+            tiles.append(plots.LabelledPicture("estimate", estimate))
         spread = self.std()[b].mean(0).numpy()
         top = float(spread.max())
-        tiles.append(plots.Tile("mean", plots.to_pixels(self.mean()[b].numpy())))
-        tiles.append(plots.Tile(f"std, 0 to {top:.2g}", plots.heat(spread, top)))
+        tiles.append(plots.LabelledPicture("mean", plots.to_pixels(self.mean()[b].numpy())))
+        tiles.append(plots.LabelledPicture(f"std, 0 to {top:.2g}", plots.heat(spread, top)))
         return tiles
 
     def _observed_pixels(self, b: int) -> plots.Pixels:

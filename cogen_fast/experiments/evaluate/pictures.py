@@ -12,7 +12,7 @@ from cogen_fast.experiments.evaluate.data import Data
 from cogen_fast.experiments.evaluate.evaluate import Method, Study, posed, shard_of
 from cogen_fast.experiments.evaluate.shards import pictures_beside
 from cogen_fast.problem.observation import Mask
-from cogen_fast.results.plots import Pixels, Tile, draw_grid, hide, to_pixels
+from cogen_fast.results.plots import LabelledPicture, Pixels, draw_grid, hide, to_pixels
 
 
 def draw(data: Data, study: Study, out: Path, images: Sequence[int]) -> Image.Image:
@@ -24,13 +24,19 @@ def draw(data: Data, study: Study, out: Path, images: Sequence[int]) -> Image.Im
     return draw_grid([_row(data, study, out, number) for number in images])
 
 
-def _row(data: Data, study: Study, out: Path, number: int) -> list[Tile]:
-    shown = [Tile(method.name, _best(study, out, method, number)) for method in study.methods]
+def _row(data: Data, study: Study, out: Path, number: int) -> list[LabelledPicture]:
+    shown = [
+        LabelledPicture(method.name, _best(study, out, method, number)) for method in study.methods
+    ]
     case = posed(study, {number: data.load(number)})
     observed = to_pixels(case.x_obs[0].numpy())
     if isinstance(case.operator, Mask):
         observed = hide(observed, ~case.hidden[0, 0].numpy())
-    return [Tile("truth", to_pixels(case.truth[0].numpy())), Tile("observed", observed), *shown]
+    return [
+        LabelledPicture("truth", to_pixels(case.truth[0].numpy())),
+        LabelledPicture("observed", observed),
+        *shown,
+    ]
 
 
 def _best(study: Study, out: Path, method: Method, number: int) -> Pixels:
