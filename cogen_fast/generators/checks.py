@@ -35,6 +35,15 @@ def boolean(name: str, value: object) -> bool:
     return value
 
 
+def flat_latents(z: Tensor, size: int) -> Tensor:
+    """Latents (N, size) of z (N, size) or (N, size, 1, 1); ValueError for another shape."""
+    if tuple(z.shape[1:]) not in ((size,), (size, 1, 1)):
+        raise ValueError(
+            f"z: expected shape (N, {size}) or (N, {size}, 1, 1), got {tuple(z.shape)}"
+        )
+    return z.flatten(1)
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether the values lie in a storage on the CPU: not sparse, nested or on the meta device."""
     return not tensor.is_nested and tensor.layout == torch.strided and tensor.device.type == "cpu"

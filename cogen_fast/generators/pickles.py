@@ -195,14 +195,9 @@ class _Machine:
         self._stack.append(self._since_mark())
 
     def _op_dict(self, _: Any) -> None:
-        self._stack.append({})
-        self._fill(self._stack[-1], self._since_mark_below())
-
-    def _since_mark_below(self) -> list[Any]:
-        top = self._stack.pop()
-        items = self._since_mark()
-        self._stack.append(top)
-        return items
+        made: dict[Any, Any] = {}
+        self._fill(made, self._since_mark())
+        self._stack.append(made)
 
     def _tuple_of(self, count: int) -> None:
         if len(self._stack) < count:

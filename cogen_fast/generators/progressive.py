@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogen_fast.generators.checks import boolean, fraction, positive_int
+from cogen_fast.generators.checks import boolean, flat_latents, fraction, positive_int
 from cogen_fast.generators.fast_progressive import FastProgressive, NetworkWeights
 from cogen_fast.ops.progressive.folded import FoldedLayers, Folding
 from cogen_fast.ops.progressive.layers import Layers, NativeLayers
@@ -279,7 +279,7 @@ class ProgressiveGenerator(nn.Module):
 
         Raises ValueError if z has another shape.
         """
-        z = self._flat_latent(z)
+        z = flat_latents(z, self.latent_size)
         x = self.base(pixel_norm(z) if self.normalise_latent else z)
         previous = x
         for block in self.blocks:
@@ -339,14 +339,6 @@ class ProgressiveGenerator(nn.Module):
         if self.to_rgb_previous is not None and self.alpha < 1.0:
             total += self.to_rgb_previous.multiply_adds(self.resolution // 2)
         return total
-
-    def _flat_latent(self, z: Tensor) -> Tensor:
-        if tuple(z.shape[1:]) not in ((self.latent_size,), (self.latent_size, 1, 1)):
-            raise ValueError(
-                f"z: expected shape (N, {self.latent_size}) or (N, {self.latent_size}, 1, 1), "
-                f"got {tuple(z.shape)}"
-            )
-        return z.flatten(1)
 
 
 def _layers(

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogen_fast.generators.checks import fraction, positive_int
+from cogen_fast.generators.checks import flat_latents, fraction, positive_int
 from cogen_fast.generators.progressive import RESOLUTIONS, checked_maps, checked_resolution
 from cogen_fast.support.arguments import abbreviated, shown
 
@@ -379,12 +379,8 @@ class StyleGAN2Generator(nn.Module):
 
         Raises ValueError as `forward` does.
         """
-        if tuple(z.shape[1:]) not in ((self.latent_size,), (self.latent_size, 1, 1)):
-            raise ValueError(
-                f"z: expected shape (N, {self.latent_size}) or (N, {self.latent_size}, 1, 1), "
-                f"got {tuple(z.shape)}"
-            )
-        w: Tensor = self.mapping(z.flatten(1), self._one_hot(labels, z))
+        z = flat_latents(z, self.latent_size)
+        w: Tensor = self.mapping(z, self._one_hot(labels, z))
         return self.truncated(w, truncation)
 
     def truncated(self, w: Tensor, truncation: float | None = None) -> Tensor:

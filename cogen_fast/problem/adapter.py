@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from cogen_fast.ops import reference
 from cogen_fast.ops.dispatch import DEVICES
 from cogen_fast.ops.philox import NoiseStream
-from cogen_fast.problem.prior import Prior, classes_of
+from cogen_fast.problem.prior import Prior, classes_of, first_by_default
 from cogen_fast.support.arguments import check_count, shown
 from cogen_fast.support.digests import tensor_bytes
 from cogen_fast.support.memory import is_out_of_memory
@@ -144,8 +144,8 @@ class GeneratorAdapter:
     def _call(self, latents: Tensor, shape: tuple[int, ...], *index: Tensor) -> Tensor:
         # A copy, so that a G that works in place on its input changes nothing but that.
         rows = latents.to(self.input_dtype, copy=True).reshape(-1, *shape)
-        if self.per_observation and not index:
-            index = (torch.zeros(len(rows), dtype=torch.int64, device=rows.device),)
+        if self.per_observation:
+            index = first_by_default(rows, index)
         try:
             x = self.generator(rows, *index)
         except TypeError as error:

@@ -201,19 +201,19 @@ class Operator(MeasurementOperator):
 
         Raises TypeError where ``f`` gives no floating-point or complex tensor.
         """
-        y = self.f(x)
-        if not isinstance(y, Tensor) or not (y.is_floating_point() or y.is_complex()):
-            raise TypeError(f"mask: the operator must return a float tensor, got {_describe(y)}")
+        y = self.measure(x)
         return torch.view_as_real(y) if y.is_complex() else y
 
     def measure(self, x: Tensor) -> Tensor:
-        """``f(x)``, complex where ``f`` gives complex values."""
-        y = self.apply(x)
-        return torch.view_as_complex(y.contiguous()) if self.is_complex(x) else y
+        """``f(x)``, complex where ``f`` gives complex values; raises as `apply` does."""
+        y = self.f(x)
+        if not isinstance(y, Tensor) or not (y.is_floating_point() or y.is_complex()):
+            raise TypeError(f"mask: the operator must return a float tensor, got {_describe(y)}")
+        return y
 
     def is_complex(self, output: Tensor) -> bool:
         """Whether ``f`` gives complex values."""
-        return bool(self.f(output).is_complex())
+        return self.measure(output).is_complex()
 
     @property
     def reads_output(self) -> bool:
@@ -326,11 +326,11 @@ class Observation:
 
 
 def _measurements(
-    operator: MeasurementOperator, x_obs: Any, shape: tuple[int, ...], output: Tensor
+    operator: MeasurementOperator, x_obs: Any, shape: tuple[int, ...], output: Tensor, pairs: bool
 ) -> Tensor:
     """``x_obs`` as floats ``(B, *shape)`` on the output's device and dtype."""
     x = as_tensor("x_obs", x_obs)
-    if x.is_complex() != operator.is_complex(output):
+    if x.is_complex() != pairs:
         wanted = "real" if x.is_complex() else "complex"
         raise TypeError(f"x_obs: expected {wanted} values for {operator!r}, got {x.dtype}")
     x = torch.view_as_real(x) if x.is_complex() else x
@@ -467,7 +467,8 @@ def observe(
     Raises ValueError or TypeError naming the argument, and warns where nothing is observed.
     """
     shape = operator.measured_shape(output)
-    values = _measurements(operator, x_obs, shape, output)
+    pairs = operator.is_complex(output)
+    values = _measurements(operator, x_obs, shape, output, pairs)
     batch = values.shape[0]
     values = values.reshape(batch, -1)
     mask = None
@@ -488,7 +489,6 @@ def observe(
         weights = 0.5 / sigma**2
         noise = "noise_std inferred, at least {} and at most {}".format(*map(_summary, bounds))
     elif misfit is None:
-        pairs = operator.is_complex(output)
         weights, sigma, noise = _noise_weights(noise_std, weight, values, observed, shape, pairs)
     else:
         weights, noise = _user_weight(misfit, noise_std, weight, values)
@@ -548,9 +548,9 @@ def _warn_of_another_range(
     seen = values[observed]
     if output.ndim != 4 or not operator.reads_output or seen.numel() < _ENOUGH_VALUES:
         return
-    made = operator.measure(output).flatten(1)
-    if observed.double().mean() < _MOSTLY or not bool(seen.isfinite().all()):
+    if observed.double().mean() < _MOSTLY:
         return
+    made = operator.measure(output).flatten(1)
     low, high = float(made.min()), float(made.max())
     below = float((made < 0.0).double().mean(-1).min())
     least, most = float(seen.min()), float(seen.max())

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cogen_fast.problem.adapter import GeneratorAdapter
 from cogen_fast.problem.density import GeneratorPotential, LatentMap, Potential, SplitPotential
 from cogen_fast.problem.observation import Observation
+from cogen_fast.problem.prior import first_by_default
 from cogen_fast.support.arguments import check_choice
 from cogen_fast.support.memory import is_out_of_memory
 
@@ -147,8 +148,8 @@ class Converted:
 
     def __call__(self, z: Tensor, *index: Tensor) -> Tensor:
         """Outputs ``(n, ...)`` of latents ``(n, d)``, in the copy's type."""
-        if self.per_observation and not index:
-            index = (torch.zeros(len(z), dtype=torch.int64, device=z.device),)
+        if self.per_observation:
+            index = first_by_default(z, index)
         outputs: Tensor = self.module(z.to(self.dtype).reshape(-1, *self.latent_shape), *index)
         return outputs.to(self.dtype)
 

@@ -289,6 +289,11 @@ class Prior(nn.Module):
         self.register_buffer("style_basis", basis.to(weights))
 
 
+def first_by_default(rows: Tensor, index: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """``index``, or where it is empty the first observation for each of the ``rows``."""
+    return index or (torch.zeros(len(rows), dtype=torch.int64, device=rows.device),)
+
+
 def classes_of(generator: Any) -> int | None:
     """How many classes a StyleGAN2 of this package knows, 0 for none; None for any other G."""
     classes = getattr(generator, "classes", None)
