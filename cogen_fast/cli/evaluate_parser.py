@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cogen_fast.cli.help import GENERATOR_HELP, add_device, add_quiet, command
+from cogen_fast.cli.help import GENERATOR_HELP, add_device, add_quiet, add_seed, command
 from cogen_fast.cli.training_parser import add_reading
 from cogen_fast.experiments.evaluate.methods import METHODS
 from cogen_fast.experiments.evaluate.tasks import PUBLISHED
@@ -166,13 +166,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of steps of each tuning trial (default: the method's own)",
     )
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="S",
-        help="random seed: equal inputs and seeds give equal results (default: 0)",
-    )
+    add_seed(add)
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:

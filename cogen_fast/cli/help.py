@@ -107,3 +107,14 @@ def add_device(add: Any) -> None:
 def add_quiet(add: Any) -> None:
     """Add ``--quiet``."""
     add("--quiet", action="store_true", help="show no progress bar and no summary")
+
+
+def add_seed(add: Any) -> None:
+    """Add ``--seed``."""
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="random seed: equal inputs and seeds give equal results (default: 0)",
+    )

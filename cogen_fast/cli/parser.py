@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import cogen_fast
 from cogen_fast.cli.evaluate_parser import add_evaluate
-from cogen_fast.cli.help import GENERATOR_HELP, Formatter, Parser, command
+from cogen_fast.cli.help import GENERATOR_HELP, Formatter, Parser, add_seed, command
 from cogen_fast.cli.training_parser import add_sample, add_swd, add_train
 from cogen_fast.experiments import demo
 from cogen_fast.experiments.evaluate.tasks import PUBLISHED
@@ -314,13 +314,7 @@ def _add_sampling(parser: Parser) -> None:
         help="adaptive chooses its own temperatures; paper is the published algorithm (default: "
         "adaptive)",
     )
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="S",
-        help="random seed: equal inputs and seeds give equal results (default: 0)",
-    )
+    add_seed(add)
 
 
 def _add_running(parser: Parser) -> None:
