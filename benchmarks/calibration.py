@@ -62,7 +62,7 @@ METHODS: dict[str, Draw] = {
     "adaptive-16": AdaptiveDraw(),
     "adaptive-16, one a call": AdaptiveDraw(),
     "adaptive-64": AdaptiveDraw(chains=64),
-    "kept 0.7": AdaptiveDraw(annealing=Annealing(kept=0.7)),
+    "kept 0.7": AdaptiveDraw(annealing=Annealing(target_cess=0.7)),
     "frozen": AdaptiveDraw(evidence="frozen"),
     # Fewer than 16 chains and a budget just too small for 16 particles give independent chains.
     "4 alone": AdaptiveDraw(chains=4, budget=199),

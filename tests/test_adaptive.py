@@ -97,7 +97,7 @@ def expected_shapes(b: int, r: int, n: int, particles: int, t: int) -> dict[str,
         "leapfrog_steps": (t,),
         "hmc_steps": (t,),
         "non_finite": chains,
-        "jumped": (rows,),
+        "oversized_steps": (rows,),
         "rounds": (rows,),
         "x_obs": (b, 5),
         "observed": (b, 5),
@@ -113,7 +113,7 @@ def test_every_field_has_its_shape(
     batch: int, populations: int, chains: int, evidence: Any
 ) -> None:
     how: dict[str, Any] = {"populations": populations, "chains": chains, "evidence": evidence}
-    result = run(batch=batch, keep_trace=True, kept=0.8, **how)
+    result = run(batch=batch, keep_trace=True, target_cess=0.8, **how)
     temperatures = len(result.betas)
     particles = 20 if (chains, populations) == (19, 1) else max(chains, 16)
     shapes = expected_shapes(batch, populations, chains, particles, temperatures)
@@ -147,19 +147,19 @@ def test_without_a_method_the_run_is_adaptive() -> None:
 @pytest.mark.slow
 def test_what_is_asked_for_is_used() -> None:
     result = run(
-        kept=0.8, mass="identity", leapfrog_steps=5, hmc_steps=2, step_size=0.07, budget=900
+        target_cess=0.8, mass="identity", leapfrog_steps=5, hmc_steps=2, step_size=0.07, budget=900
     )
     assert set(result.leapfrog_steps.tolist()) == {5}
     assert set(result.hmc_steps.tolist()) == {2}
     assert result.gradients == 1 + 10 * len(result.betas)
-    chosen = {k: result.settings[k] for k in ("kept", "mass", "leapfrog_steps", "hmc_steps")}
-    assert chosen == {"kept": 0.8, "mass": "identity", "leapfrog_steps": 5, "hmc_steps": 2}
+    chosen = {k: result.settings[k] for k in ("target_cess", "mass", "leapfrog_steps", "hmc_steps")}
+    assert chosen == {"target_cess": 0.8, "mass": "identity", "leapfrog_steps": 5, "hmc_steps": 2}
     # The first move is made with the step given; after one update the second has changed.
-    first = run(kept=0.8, leapfrog_steps=5, hmc_steps=1, step_size=0.07, budget=400)
+    first = run(target_cess=0.8, leapfrog_steps=5, hmc_steps=1, step_size=0.07, budget=400)
     assert first.step_size[0].tolist() == pytest.approx([0.07] * 4, rel=1e-12)
     free = once()
     assert set(free.leapfrog_steps.tolist()) <= set(LADDER)
-    assert len(run(kept=0.99).betas) > len(free.betas)
+    assert len(run(target_cess=0.99).betas) > len(free.betas)
 
 
 @pytest.mark.slow
@@ -271,7 +271,9 @@ def test_the_choice_of_chains_shares_no_draw_with_the_resampling() -> None:
 def test_evidence_of_a_linear_model(backend: str) -> None:
     # 400 populations: the mean of their normalisers is unbiased with frozen choices; its standard
     # error is theirs over 20.
-    frozen = linear_run(populations=400, chains=16, evidence="frozen", kept=0.7, backend=backend)
+    frozen = linear_run(
+        populations=400, chains=16, evidence="frozen", target_cess=0.7, backend=backend
+    )
     exact = log_evidence_of_the_linear_model()
     assert frozen.log_evidence is not None
     assert frozen.log_weights is not None
@@ -336,7 +338,7 @@ def test_nothing_is_wrong_with_a_default_run_of_an_easy_problem(seed: int) -> No
 
 @pytest.mark.slow
 def test_frozen_evidence_is_another_run_and_tells_the_same() -> None:
-    how: dict[str, Any] = {"populations": 30, "chains": 64, "kept": 0.8}
+    how: dict[str, Any] = {"populations": 30, "chains": 64, "target_cess": 0.8}
     consistent, frozen = (linear_run(evidence=e, **how) for e in ("consistent", "frozen"))
     assert consistent.log_evidence is not None
     assert frozen.log_evidence is not None
@@ -551,7 +553,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             f"{name}: .*'adaptive'.*{value!r}",
         )
         for name, value in {
-            "budget": 100, "populations": 2, "evidence": "frozen", "kept": 0.5, "mass": "identity",
+            "budget": 100, "populations": 2, "evidence": "frozen", "target_cess": 0.5,
+            "mass": "identity",
         }.items()
     },
     "budget-with-preset": ({"preset": "celeba-128", "budget": 100}, "budget: .*'adaptive'"),
@@ -561,8 +564,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "got 3 chains and a budget of 50",
     ),
     "evidence": ({"evidence": "exact"}, "evidence: .*'consistent', 'frozen'.*'exact'"),
-    **{f"kept-{v!r}": ({"kept": v}, f"kept: .*{v!r}") for v in (0.0, 1.0, -0.5, 2, "half", True)},
-    "kept-nan": ({"kept": math.nan}, "kept: .*nan"),
+    **{
+        f"target_cess-{v!r}": ({"target_cess": v}, f"target_cess: .*{v!r}")
+        for v in (0.0, 1.0, -0.5, 2, "half", True)
+    },
+    "target_cess-nan": ({"target_cess": math.nan}, "target_cess: .*nan"),
     "mass": ({"mass": "full"}, "mass: .*'curvature', 'identity'.*'full'"),
     "ids-populations": (
         {"observation_ids": [2**32 // 3, 1], "populations": 3},
@@ -817,7 +823,7 @@ def test_same_seed_same_result(kind: str, backend: str) -> None:
     if backend == "native":
         first = whole(kind).result
     else:  # three times as slow: of fewer temperatures
-        how |= {"kept": 0.8}
+        how |= {"target_cess": 0.8}
         first = run(**how)
     assert_same(first, run(**how))
     other = run(**how | {"seed": 5})
@@ -984,7 +990,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"populations": 2}, "populations: 1 in the file, 2 in this call"),
         ({"budget": 500}, "budget: None in the file, 500 in this call"),
         ({"evidence": "frozen"}, "evidence: consistent in the file, frozen in this call"),
-        ({"kept": 0.6}, "kept: 0.97 in the file, 0.6 in this call"),
+        ({"target_cess": 0.6}, "target_cess: 0.97 in the file, 0.6 in this call"),
         ({"mass": "identity"}, "mass: curvature in the file, identity in this call"),
         ({"leapfrog_steps": 4}, "leapfrog_steps: None in the file, 4 in this call"),
         ({"hmc_steps": 1}, "hmc_steps: None in the file, 1 in this call"),
@@ -1086,9 +1092,9 @@ def test_what_cannot_be_told_is_null_in_json(tmp_path: Path) -> None:
 def test_a_result_of_another_format_is_refused(tmp_path: Path) -> None:
     path = once().save(tmp_path) / "result.json"
     text = path.read_text()
-    assert "cogen-fast result 9" in text
-    path.write_text(text.replace("cogen-fast result 9", "cogen-fast result 8"))
-    with pytest.raises(ValueError, match=r"^directory: .*'cogen-fast result 9'.*result 8"):
+    assert "cogen-fast result 10" in text
+    path.write_text(text.replace("cogen-fast result 10", "cogen-fast result 9"))
+    with pytest.raises(ValueError, match=r"^directory: .*'cogen-fast result 10'.*result 9"):
         Result.load(tmp_path)
 
 

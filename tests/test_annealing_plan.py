@@ -55,7 +55,7 @@ def test_a_large_run_keeps_the_share_asked_for() -> None:
     # 1,000 particles leave of the mean, 0.06 of each.
     target = LinearGaussian(d=40, measured=40, sigma=0.3)
     how: dict[str, Any] = {"chains": 1000, "latent_size": 40, "keep_trace": True}
-    run = sample(target, Annealing(kept=0.9, resample_below=0.999), **how)
+    run = sample(target, Annealing(target_cess=0.9, resample_below=0.999), **how)
     assert run.trace is not None
     beta, shares = run.infos[0].choice.beta, []
     for number, info in enumerate(run.infos[1:], 1):
@@ -133,7 +133,7 @@ def test_nothing_kept_is_a_jump_and_who_stands_still_does_not_move() -> None:
         (Annealing(leapfrog_steps=1), {"observations": 3}),
         (Annealing(leapfrog_steps=5, hmc_steps=2), {}),
         (Annealing(leapfrog_steps=40), {}),
-        (Annealing(kept=0.9), {"chains": 3, **INDEPENDENT}),
+        (Annealing(target_cess=0.9), {"chains": 3, **INDEPENDENT}),
     ],
     ids=[
         "tuned", "three-observations", "three-moves", "one-step", "five-steps-twice",
@@ -166,7 +166,7 @@ def test_what_is_affordable_fits_and_leaves_something_for_the_posterior() -> Non
     travels = (0.0, 0.3, 2.0, 8.3, 40.0)
     cases = itertools.product((None, 1, 5, 24), range(301), travels, (1, 3, 8), (8.0, 1.0, 0.0))
     for fixed, remaining, travel, moves, rounds in cases:
-        annealing = Annealing(leapfrog_steps=fixed, kept=0.5)
+        annealing = Annealing(leapfrog_steps=fixed, target_cess=0.5)
         plan = annealing_plan.BudgetPlan(remaining, travel, rounds)
         for length in LADDER if fixed is None else (fixed,):
             count, made, steps = annealing_plan.fit_budget(plan, length, moves, annealing)
@@ -188,9 +188,9 @@ def test_what_is_affordable_fits_and_leaves_something_for_the_posterior() -> Non
 @pytest.mark.slow
 @all_masses
 def test_short_budgets_say_that_they_jumped(mass: str) -> None:
-    for budget, jumped in ((1, True), (8, True), (400, False)):
+    for budget, oversized_steps in ((1, True), (8, True), (400, False)):
         run = sample(MIXED.rows([1]), Annealing(budget=budget, mass=mass))
-        assert run.state.jumped.tolist() == [jumped] * 2
+        assert run.state.oversized_steps.tolist() == [oversized_steps] * 2
     # Three observations have five steps and two rounds of L = 4 for the way of the sharpest.
     annealing = Annealing(budget=1 + 4 * 7, leapfrog_steps=4, mass=mass)
     run = sample(MIXED, annealing, observations=3)
@@ -199,30 +199,30 @@ def test_short_budgets_say_that_they_jumped(mass: str) -> None:
     for info in run.infos:
         forced |= moving & (info.choice.kept < 0.1)
         moving = info.choice.beta < 1.0
-    assert torch.equal(run.state.jumped, forced)
+    assert torch.equal(run.state.oversized_steps, forced)
     assert forced.any()
-    assert not sample(MIXED, Annealing(mass=mass), observations=3).state.jumped.any()
+    assert not sample(MIXED, Annealing(mass=mass), observations=3).state.oversized_steps.any()
 
 
 @pytest.mark.slow
 def test_a_small_share_that_was_asked_for_is_no_jump() -> None:
     assert annealing_plan.least_kept(Annealing()) == 0.1
-    assert annealing_plan.least_kept(Annealing(kept=0.1)) == pytest.approx(0.1)
-    assert annealing_plan.least_kept(Annealing(kept=0.02)) == pytest.approx(0.02)
+    assert annealing_plan.least_kept(Annealing(target_cess=0.1)) == pytest.approx(0.1)
+    assert annealing_plan.least_kept(Annealing(target_cess=0.02)) == pytest.approx(0.02)
     for budget in (None, 2_000):
-        run = sample(MIXED, Annealing(kept=0.08, budget=budget), observations=3)
-        assert not run.state.jumped.any()
+        run = sample(MIXED, Annealing(target_cess=0.08, budget=budget), observations=3)
+        assert not run.state.oversized_steps.any()
     assert (run.state.sharpness > 0.0).all()  # such steps teach something too
     # With seven gradients it takes larger ones.
-    short = sample(MIXED, Annealing(kept=0.08, budget=8), observations=3)
-    assert short.state.jumped.all()
+    short = sample(MIXED, Annealing(target_cess=0.08, budget=8), observations=3)
+    assert short.state.oversized_steps.all()
 
 
 @pytest.mark.slow
 def test_more_budget_means_smaller_steps_then_more_moves() -> None:
     kept, moves = [], []
     for budget in (3, 10, 20, 40, 80, 160, 320, 640, 10**6):
-        annealing = Annealing(budget=budget, leapfrog_steps=4, kept=0.5)
+        annealing = Annealing(budget=budget, leapfrog_steps=4, target_cess=0.5)
         state = begun(MIXED.rows([2]))
         forgetful = dataclasses.replace(
             state.tuning, autocorrelation=0.95 + 0.0 * state.tuning.autocorrelation
@@ -239,7 +239,7 @@ def test_more_budget_means_smaller_steps_then_more_moves() -> None:
     assert moves[kept.index(0.5) - 1] == 1  # steps first, then moves
     how: dict[str, Any] = {"target": MIXED.rows([2])}
     free, ample = sample(**how), sample(**how, annealing=Annealing(budget=3_000))
-    assert free.infos[0].choice.kept.tolist() == [Annealing.kept] * 2
+    assert free.infos[0].choice.kept.tolist() == [Annealing.target_cess] * 2
     assert torch.equal(free.infos[0].choice.beta, ample.infos[0].choice.beta)
 
 
@@ -283,7 +283,7 @@ FITS: dict[str, tuple[int, float, int, int, int, int | None, tuple[int, int, flo
 @pytest.mark.parametrize("name", FITS)
 def test_what_fits_into_a_budget_by_hand(name: str) -> None:
     remaining, travel, length, moves, rounds, fixed, expected = FITS[name]
-    annealing = Annealing(leapfrog_steps=fixed, final_rounds=9, kept=0.5)
+    annealing = Annealing(leapfrog_steps=fixed, final_rounds=9, target_cess=0.5)
     found = annealing_plan.fit_budget(
         annealing_plan.BudgetPlan(remaining, travel, rounds), length, moves, annealing
     )
@@ -343,7 +343,7 @@ def standing(**changes: Any) -> AnnealingStatus:
 def test_the_plan_is_made_for_those_that_move() -> None:
     # Ratios 16 and 4 (1 for the one that stands still): 8. On the way energies and all latents
     # count, 0.75 and 0.72: 0.75^6 and 0.72^5 are the first below 0.2.
-    chosen = annealing_plan.choose(standing(), Annealing(kept=0.7))
+    chosen = annealing_plan.choose(standing(), Annealing(target_cess=0.7))
     assert (chosen.leapfrog_steps, chosen.hmc_steps) == (8, 6)
     assert chosen.moves.tolist() == [6, 5, 0]
     assert chosen.moves.dtype is torch.int64
@@ -395,7 +395,7 @@ WAYS = [1.2 * math.log(10.0), 1.2 * math.log(2.0)]
 
 
 def test_steps_are_planned_for_the_one_farthest_off() -> None:
-    annealing = Annealing(kept=0.9, budget=10 + 120)
+    annealing = Annealing(target_cess=0.9, budget=10 + 120)
     chosen = annealing_plan.choose(standing(), annealing)
     steps = 120 / 8 - 8.0
     assert WAYS[0] / math.sqrt(-math.log(0.9)) > steps
@@ -411,7 +411,7 @@ def test_moves_within_a_budget_are_common() -> None:
     least = math.ceil(48.0 * WAYS[0] / math.sqrt(-math.log(0.9)) + 16.0 * 30.0)
     assert least == 889
     for left, moves in ((10**6, 6), (889, 6), (888, 5)):
-        chosen = annealing_plan.choose(standing(), Annealing(kept=0.9, budget=10 + left))
+        chosen = annealing_plan.choose(standing(), Annealing(target_cess=0.9, budget=10 + left))
         assert (chosen.leapfrog_steps, chosen.moves.tolist()) == (8, [moves, moves, 0])
         assert chosen.kept[:2].tolist() == [0.9, 0.9]
         assert chosen.hmc_steps == moves
@@ -442,7 +442,7 @@ def test_rounds_at_the_posterior_are_reserved_once() -> None:
 
 
 def test_a_fixed_number_of_moves_is_kept_within_a_budget() -> None:
-    annealing = Annealing(hmc_steps=4, final_rounds=9, kept=0.5)
+    annealing = Annealing(hmc_steps=4, final_rounds=9, target_cess=0.5)
     for remaining, expected in (
         (8 * 4 * (10 + 9), (8, 4, 10.0)),
         (8 * 4 * (10 + 9) - 1, (8, 4, 607 / 32 - 8)),
@@ -463,7 +463,7 @@ def test_a_fixed_number_of_moves_is_kept_within_a_budget() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("kept", v) for v in (0.0, 1.0, -0.1, 1.5, math.nan, "0.5", None, True)),
+        *(("target_cess", v) for v in (0.0, 1.0, -0.1, 1.5, math.nan, "0.5", None, True)),
         *(("resample_below", v) for v in (0.0, 1.0, -1, math.inf, "often", None, True)),
         *(("leapfrog_steps", v) for v in (0, -1, 2.0, True, "4")),
         *(("hmc_steps", v) for v in (0, -1, 2.0, True)),

@@ -148,7 +148,7 @@ def test_one_move_keeps_exact_draws_exact(backend: str) -> None:
 @pytest.mark.slow
 @both_backends
 def test_frozen_evidence_is_unbiased_on_the_linear_model(backend: str) -> None:
-    annealing = Annealing(kept=0.7, final_rounds=1)
+    annealing = Annealing(target_cess=0.7, final_rounds=1)
     assert frozen_evidence(backend, annealing=annealing, particles=32).abs() < 4.5
 
 

@@ -750,7 +750,7 @@ def test_help_states_the_defaults_in_force(capsys: pytest.CaptureFixture[str]) -
     published = presets.DEFAULTS
     for text in (
         f"images to draw (default: {tuning.POPULATION}; paper: {published.chains})",
-        f"more and smaller steps (default: {Annealing.kept})",
+        f"more and smaller steps (default: {Annealing.target_cess})",
         f"better and slower (default: {published.ais_steps})",
         f"there are no weights (default: {published.form})",
         f"transitions per temperature (default: tuned; paper: {published.hmc_steps})",
@@ -774,8 +774,8 @@ def test_help_leaves_rare_options_to_help_all(
     assert few & named == {"--device"}
     assert {"--chains", "--budget", "--noise-std", "--seed", "--method", "--help-all"} <= few
     # What is hidden is known all the same.
-    assert main([command, "--kept", "0.9"]) == 2
-    assert "--kept" not in capsys.readouterr().err
+    assert main([command, "--target-cess", "0.9"]) == 2
+    assert "--target-cess" not in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ ADAPTIVE: dict[str, tuple[list[str], list[str]]] = {
     "--budget": (["3", "5", "20"], ["0", "-5", "x"]),
     "--populations": (["1", "2"], ["0", "-1", "x"]),
     "--evidence": (["consistent"], ["frozen", "x", ""]),  # too few chains for frozen
-    "--kept": (["0.5", "0.9"], ["0", "1", "-1", "nan", "x"]),
+    "--target-cess": (["0.5", "0.9"], ["0", "1", "-1", "nan", "x"]),
     "--mass": (["curvature", "identity"], ["full", "low-rank", ""]),
     "--method": (["adaptive"], ["x", ""]),
 }

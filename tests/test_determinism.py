@@ -449,7 +449,7 @@ def test_a_file_of_another_kind_is_refused(interrupted: Path, tmp_path: Path) ->
     path = tmp_path / "run.safetensors"
     path.write_bytes(interrupted.read_bytes())
     rewritten(path)
-    with pytest.raises(ValueError, match=r"checkpoint: .* is not a 'cogen-fast run 11' file"):
+    with pytest.raises(ValueError, match=r"checkpoint: .* is not a 'cogen-fast run 12' file"):
         run(Failing(), checkpoint=path)
 
 

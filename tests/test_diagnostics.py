@@ -59,7 +59,7 @@ def healthy() -> DiagnosticInputs:
         energy_history=energy[:, None].repeat(1, 4),
         non_finite=torch.zeros(2, 16, dtype=torch.int64),
         moves=20,
-        jumped=torch.zeros(4, dtype=torch.bool),
+        oversized_steps=torch.zeros(4, dtype=torch.bool),
         rounds=torch.full((4,), 4),
         rounds_missing=torch.zeros(4, dtype=torch.int64),
         at_low_bound=torch.tensor([False, False]),
@@ -113,7 +113,7 @@ SICK: dict[str, tuple[dict[str, Any], str]] = {
         "independent chains: .*mode probabilities are not reliable.*chains=16 or a larger budget",
     ),
     "budget": (
-        {"jumped": torch.tensor([False, False, False, True])},
+        {"oversized_steps": torch.tensor([False, False, False, True])},
         r"budget ended the run early \(observation 1\).*larger budget",
     ),
     "no-moves": (
@@ -223,13 +223,16 @@ def test_the_lead_is_that_of_the_log_evidence_by_hand() -> None:
 
 
 def test_populations_are_named() -> None:
-    jumped = torch.tensor([False, False, True, False])
-    found = diagnose(replace(healthy(), populations=2, jumped=jumped))
+    oversized_steps = torch.tensor([False, False, True, False])
+    found = diagnose(replace(healthy(), populations=2, oversized_steps=oversized_steps))
     assert "(observation 1 population 0)" in found[0]
-    halves = diagnose(replace(healthy(), jumped=jumped))
+    halves = diagnose(replace(healthy(), oversized_steps=oversized_steps))
     assert "(observation 1)" in halves[0]
     one = diagnose(
-        replace(run(populations=4, budget=12)._diagnostic_inputs(), jumped=torch.tensor([True] * 8))
+        replace(
+            run(populations=4, budget=12)._diagnostic_inputs(),
+            oversized_steps=torch.tensor([True] * 8),
+        )
     )
     assert "observation 1 population 3" not in one[0]  # four are named, the rest are dots
     assert "observation 0 population 3, ...)" in one[0]
@@ -274,7 +277,7 @@ def test_one_observation_is_not_numbered() -> None:
         rounds=healthy().rounds[:2],
         energy_history=healthy().energy_history[:, :2],
         energies=healthy().energies[:1],
-        jumped=torch.zeros(2, dtype=torch.bool),
+        oversized_steps=torch.zeros(2, dtype=torch.bool),
         error_unknown=torch.zeros(1, dtype=torch.bool),
         evidence_lead=torch.zeros(1),
         latents=healthy().latents[:1],
@@ -402,7 +405,9 @@ def test_reverse_runs_estimate_the_reciprocal_without_bias() -> None:
     how: dict[str, Any] = {"latent_size": SIZE, "observations": SETS, "dtype": torch.float64}
     # Small steps of the temperature, so that reciprocal weights have a moderate variance.
     # And no pool: backwards, from where it leads to the prior is one step.
-    pilot = smc.run(energy, Annealing(kept=0.99, hmc_steps=4), chains=8, draws=1, seed=3, **how)
+    pilot = smc.run(
+        energy, Annealing(target_cess=0.99, hmc_steps=4), chains=8, draws=1, seed=3, **how
+    )
     start = z.repeat_interleave(2, 0)[:, None].expand(-1, 8, -1).contiguous()
     log_weights = reverse.run(energy, pilot.choices, start, seed=5).reshape(SETS, 16)
     ratio = torch.exp(exact[:, None] - log_weights).mean(-1)
@@ -416,7 +421,7 @@ def test_reverse_runs_estimate_the_reciprocal_without_bias() -> None:
 @pytest.mark.slow
 def test_bounds_enclose_the_exact_evidence_of_a_generator() -> None:
     found = bound_evidence(
-        pretrained("five-gaussians"), MASK, noise_std=0.05, simulations=40, kept=0.9
+        pretrained("five-gaussians"), MASK, noise_std=0.05, simulations=40, target_cess=0.9
     )
     line = torch.linspace(-6.0, 6.0, 601)
     with torch.no_grad():
@@ -459,7 +464,7 @@ def test_bounds_take_seeds_of_numpy_and_read_well() -> None:
     [
         ({"simulations": 0}, "simulations"),
         ({"chains": 2.5}, "chains"),
-        ({"kept": 1.0}, "kept"),
+        ({"target_cess": 1.0}, "target_cess"),
         ({"noise_std": -1.0}, "noise_std"),
         ({"noise_std": None}, "noise_std"),
         ({"noise_std": "wide"}, "noise_std"),

@@ -68,13 +68,13 @@ def plain() -> Many:
 @pytest.fixture(scope="module")
 def turned() -> Many:
     """800 in six dimensions, in large steps."""
-    return many(400, 16, Annealing(kept=0.7), d=6, measured=3)
+    return many(400, 16, Annealing(target_cess=0.7), d=6, measured=3)
 
 
 @pytest.fixture(scope="module")
 def fine() -> Many:
     """500 of 64, often resampled."""
-    return many(250, 64, Annealing(kept=0.9, resample_below=0.9))
+    return many(250, 64, Annealing(target_cess=0.9, resample_below=0.9))
 
 
 every_setting = pytest.mark.parametrize("setting", ["usual", "plain", "turned", "fine"])
@@ -126,7 +126,7 @@ def test_an_island_tells_the_variance_of_its_normaliser(
 def test_without_their_ancestors_slow_particles_would_tell_too_little() -> None:
     # Each factor's variance alone, as if it were independent of those before, where a move of one
     # leapfrog step is made between them.
-    slow = Annealing(kept=0.9, leapfrog_steps=1, hmc_steps=1, mass="identity")
+    slow = Annealing(target_cess=0.9, leapfrog_steps=1, hmc_steps=1, mass="identity")
     found = many(200, 64, slow, sigma=0.3)
     state = begun(found.target, **found.how)
     for choice in found.pilot.choices:
@@ -150,7 +150,7 @@ def test_large_populations_have_the_posterior_moments(backend: str, mass: str) -
     # As they stand: 40 populations of two islands, whose means are independent. The bias of a
     # population of N is of order 1 / N, well below these errors.
     target = LinearGaussian(sigma=0.2)
-    annealing = Annealing(mass=mass, kept=0.8)
+    annealing = Annealing(mass=mass, target_cess=0.8)
     run = sample(target, annealing, chains=500, observations=40, backend=backend)
     mean, covariance = target.posterior()
     centred = run.state.hmc.latents - mean
@@ -174,7 +174,7 @@ def test_any_noise_level_without_another_setting(sigma: float, mass: str) -> Non
     errors = values.std(0) / math.sqrt(30)
     assert ((values.mean(0) - expected).abs() <= 5.0 * errors).all()
     assert (errors < 0.06).all()
-    assert not run.state.jumped.any()
+    assert not run.state.oversized_steps.any()
 
 
 class Isotropic:

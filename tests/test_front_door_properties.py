@@ -287,7 +287,7 @@ ADAPTIVE = {
     "budget": st.integers(1, 40),
     "populations": st.integers(1, 3),
     "evidence": st.sampled_from(["consistent", "frozen"]),
-    "kept": st.floats(0.01, 0.99),
+    "target_cess": st.floats(0.01, 0.99),
     "mass": st.sampled_from(["curvature", "identity"]),
     "hmc_steps": st.integers(1, 3),
     "leapfrog_steps": st.integers(1, 4),

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.slow
 @both_backends
 def test_independent_chains_follow_their_own_energies(backend: str) -> None:
-    target, annealing = LinearGaussian(sigma=0.2), Annealing(kept=0.8, hmc_steps=1)
+    target, annealing = LinearGaussian(sigma=0.2), Annealing(target_cess=0.8, hmc_steps=1)
     how: dict[str, Any] = {"latent_size": 3, "observations": 2, "dtype": F64, "seed": 3}
     run = smc.run(
         target, annealing, chains=3, keep_trace=True, backend=backend, **INDEPENDENT, **how
@@ -57,7 +57,7 @@ def test_independent_chains_reach_the_posterior() -> None:
     # tenth of a posterior deviation and 15 % of a variance, beside 4 standard errors of the runs'
     # own spread.
     target = LinearGaussian(sigma=0.2)
-    run = sample(target, Annealing(kept=0.8), chains=2, observations=400, **INDEPENDENT)
+    run = sample(target, Annealing(target_cess=0.8), chains=2, observations=400, **INDEPENDENT)
     z = target.standardised(run.state.hmc.latents)
     for values, expected, slack in ((z, 0.0, 0.1), (z**2, 1.0, 0.15)):
         each = values.mean(1)

@@ -384,7 +384,7 @@ def test_each_observation_at_a_bound_is_named() -> None:
 
 def test_a_single_step_of_all_levels_has_no_evidence() -> None:
     result = run(budget=8)
-    assert result.jumped.all()
+    assert result.oversized_steps.all()
     assert result.log_evidence is result.log_normaliser is result.log_normaliser_error is None
     assert "single step" in result.reasons["log_evidence"]
     assert not any("bound" in line for line in result.diagnose())
@@ -392,7 +392,7 @@ def test_a_single_step_of_all_levels_has_no_evidence() -> None:
 
 def test_a_single_step_of_one_observation_leaves_the_evidence_of_others() -> None:
     result = run(noise=(0.01, 1.0), budget=96)
-    assert result.jumped.reshape(2, 2).any(1).tolist() == [True, False]
+    assert result.oversized_steps.reshape(2, 2).any(1).tolist() == [True, False]
     for name in ("log_normaliser", "log_normaliser_error", "log_evidence"):
         value = getattr(result, name)
         assert value.isfinite().tolist() == [False, True]
@@ -431,7 +431,7 @@ def test_nothing_observed_of_one_does_no_harm_to_another() -> None:
             budget=600,
             progress=False,
         )
-    assert not result.jumped[2:].any()
+    assert not result.oversized_steps[2:].any()
     assert result.latents.isfinite().all()
 
 

@@ -49,7 +49,7 @@ def joint() -> Tensor:
 
 def weights() -> Tensor:
     # One short move a temperature: particles stay near where the weights have put them.
-    annealing = Annealing(kept=0.7, hmc_steps=1, leapfrog_steps=4, final_rounds=1)
+    annealing = Annealing(target_cess=0.7, hmc_steps=1, leapfrog_steps=4, final_rounds=1)
     return frozen_evidence("reference", annealing=annealing, particles=32)
 
 

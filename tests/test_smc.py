@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("below", [1e-9, 0.5, 0.95], ids=["never", "usual", "often"])
 def test_weights_grow_by_the_energies_before_the_move(backend: str, below: float) -> None:
     target = LinearGaussian(sigma=0.2)
-    annealing = Annealing(kept=0.6, resample_below=below)
+    annealing = Annealing(target_cess=0.6, resample_below=below)
     states = recorded(target, annealing, chains=64, observations=2, backend=backend)
     run = sample(target, annealing, chains=64, observations=2, backend=backend)
     drift, resampled, steps = 0.0, 0, 0
@@ -141,8 +141,8 @@ def test_finished_rows_stand_still_to_the_last_bit(alone: bool) -> None:
 
 
 PACES = {
-    "all-fixed": Annealing(kept=0.6, leapfrog_steps=4, hmc_steps=2),
-    "tuned-moves": Annealing(kept=0.6, leapfrog_steps=2, rule=TuningRule(remembered=0.3)),
+    "all-fixed": Annealing(target_cess=0.6, leapfrog_steps=4, hmc_steps=2),
+    "tuned-moves": Annealing(target_cess=0.6, leapfrog_steps=2, rule=TuningRule(remembered=0.3)),
 }
 
 
@@ -185,7 +185,7 @@ def test_backends_agree_over_a_few_temperatures(mass: str) -> None:
     for backend in ("reference", "native"):
         state = begun(target, observations=2, seed=8, backend=backend)
         for _ in range(3):
-            annealing = Annealing(kept=0.6, mass=mass)
+            annealing = Annealing(target_cess=0.6, mass=mass)
             state, _ = smc.step(state, target, annealing, backend=backend)
         states.append(state)
     for row in range(4):
@@ -210,7 +210,7 @@ def test_a_step_leaves_the_given_state_as_it_is(mass: str) -> None:
 
 @pytest.mark.slow
 def test_steps_of_ones_own_are_a_run_and_a_run_goes_on_where_another_ended() -> None:
-    target, annealing = LinearGaussian(), Annealing(kept=0.6)
+    target, annealing = LinearGaussian(), Annealing(target_cess=0.6)
     state = begun(target)
     runs: list[Run] = []
     whole = sample(target, annealing, on_step=runs.append)

@@ -215,7 +215,7 @@ def test_defaults_are_the_published_ones() -> None:
     assert [found.batch_at(side) for side in sides] == [16] * 6 + [14, 6, 3]
     assert found.feature_maps == (512, 512, 512, 512, 256, 128, 64, 32, 16)
     assert found.discriminator_maps == found.feature_maps
-    assert (found.loss, found.average, found.learning_rate) == ("wgan-gp", 0.999, 1e-3)
+    assert (found.loss, found.average_decay, found.learning_rate) == ("wgan-gp", 0.999, 1e-3)
 
 
 def test_a_batch_holds_from_its_resolution_up() -> None:
@@ -259,7 +259,7 @@ def test_settings_survive_json() -> None:
         ({"batch": {5: 4}}, "batch: expected powers of two in 4 ... 1024, got 5"),
         ({"learning_rate": -1.0}, "learning_rate: .* got -1.0"),
         ({"r1_gamma": float("nan")}, "r1_gamma: .* got nan"),
-        ({"average": 1.0}, "average: .* got 1.0"),
+        ({"average_decay": 1.0}, "average_decay: .* got 1.0"),
         ({"loss": "hinge"}, "loss: expected .*'r1'.*'hinge'"),
         ({"precision": "half"}, "precision: expected .*'bfloat16'.*'half'"),
         ({"flips": 1}, "flips: .* got 1"),
@@ -323,7 +323,7 @@ def test_the_seed_decides_and_no_global_state_does() -> None:
 
 
 def test_the_average_follows_the_generator() -> None:
-    found = trainer(average=0.9)
+    found = trainer(average_decay=0.9)
     mean = weights(found.generator).clone()
     for _ in range(2):
         found.step()
@@ -465,7 +465,7 @@ def test_the_lazy_penalty_is_made_up_for(loss: str, share: float) -> None:
 
 
 def test_both_players_and_the_average_grow_from_themselves() -> None:
-    found = run(trainer(average=0.9, learning_rate=1e-2), 2)
+    found = run(trainer(average_decay=0.9, learning_rate=1e-2), 2)
     mean = found.averaged.base.dense.weight.clone()
     critic = found.discriminator.head.dense.weight.detach().clone()
     found.step()

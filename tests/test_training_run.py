@@ -606,14 +606,14 @@ def test_every_option_of_train_arrives(
 
     monkeypatch.setattr(cli_training, "open_images", opened)
     monkeypatch.setattr(cli_training, "train", spied)
-    options = "--snapshots=100,320 --checkpoint-seconds=7 --flips --average=0.9 --r1-gamma=3"
+    options = "--snapshots=100,320 --checkpoint-seconds=7 --flips --average-decay=0.9 --r1-gamma=3"
     options += " --discriminator-maps=5,4 --batch=4:8,8:4 --learning-rate=0.01 --seed=5"
     options += " --precision=bfloat16 --fit=pad --channels=3"
     assert main(command(data, tmp_path, *options.split())) == 2
     assert seen["config"] == config(
         channels=3,
         flips=True,
-        average=0.9,
+        average_decay=0.9,
         r1_gamma=3.0,
         discriminator_maps=(5, 4),
         batch={4: 8, 8: 4},

@@ -388,7 +388,7 @@ def _add_adaptive(parser: Parser) -> None:
         "the evidence (default: consistent)",
     )
     add(
-        "--kept",
+        "--target-cess",
         type=float,
         metavar="S",
         help="fraction of the conditional effective sample size which a step of the temperature "

@@ -176,9 +176,9 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         help="weight of the penalty of r1 (default: 10)",
     )
     add(
-        "--average",
+        "--average-decay",
         type=float,
-        default=TrainingConfig.average,
+        default=TrainingConfig.average_decay,
         metavar="A",
         help="decay of the moving average of the generator's weights per step (default: 0.999)",
     )

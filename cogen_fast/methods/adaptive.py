@@ -167,7 +167,7 @@ class AdaptivePlan:
             "particles": self.particles,
             "islands": self.islands,
             "draws": self._pool_size * self.islands,
-            "kept": self.annealing.kept,
+            "target_cess": self.annealing.target_cess,
             "resample_below": self.annealing.resample_below,
             "leapfrog_steps": self.annealing.leapfrog_steps,
             "hmc_steps": self.annealing.hmc_steps,
@@ -334,7 +334,7 @@ class AdaptivePlan:
             ).long(),
             hmc_steps=torch.tensor([i.choice.hmc_steps for i in infos], device="cpu").long(),
             trace=None if run.trace is None else self._merged_trace(run.trace),
-            jumped=state.jumped,
+            oversized_steps=state.oversized_steps,
             beta_reached=float(state.beta.min()),
             energy_std=_rows([i.energy_std for i in infos], state.beta),
             rounds=state.rounds,
@@ -400,7 +400,7 @@ class AdaptivePlan:
         is small would select estimates that are too small. So the decision uses the error expected
         from the autocorrelation of the moves, which is less noisy.
         """
-        known = error.isfinite() & ~state.jumped.reshape(-1, self.islands).any(-1)
+        known = error.isfinite() & ~state.oversized_steps.reshape(-1, self.islands).any(-1)
         expected = self._variance_within(each, state.expected_variance)
         return known & (error_of_log(expected) <= _MOST_EXPECTED)
 

@@ -376,7 +376,7 @@ def unannealed(
         leapfrog_steps=no_moves,
         hmc_steps=no_moves,
         trace=None,
-        jumped=torch.zeros(count, dtype=torch.bool, device="cpu"),
+        oversized_steps=torch.zeros(count, dtype=torch.bool, device="cpu"),
         rounds=torch.zeros(count, dtype=torch.int64, device="cpu"),
         beta_reached=1.0,
         gradients=gradients,

@@ -68,7 +68,7 @@ def bound_evidence(
     noise_std: Any,
     simulations: int = 8,
     chains: int = POPULATION,
-    kept: float = 0.9,
+    target_cess: float = 0.9,
     seed: int = 0,
     latent_shape: Any = None,
     compute: Compute = DEFAULT,
@@ -91,7 +91,7 @@ def bound_evidence(
     method = AdaptivePlan(
         chains=check_count("chains", chains),
         populations=1,
-        annealing=Annealing(kept=kept),
+        annealing=Annealing(target_cess=target_cess),
         budget=None,
         evidence="frozen",
         step_size=None,

@@ -25,7 +25,7 @@ from cogen_fast.support.files import parse_json, write_atomically
 from cogen_fast.support.layout import Array, Layout, Sizes, Whole, check_array, check_whole
 from cogen_fast.support.tensor_files import to_bytes
 
-_FORMAT = "cogen-fast run 11"
+_FORMAT = "cogen-fast run 12"
 _PROBE = "probe."
 _ON_HOST = "trace"  # the field whose tensors stay on the CPU
 _Held = dict[tuple[int, bool], tuple[str, Tensor]]

@@ -244,15 +244,15 @@ class InferredNoise:
 
     def _without_jumps(self, found: Outcome) -> Outcome:
         """``found`` without the evidence of observations of which an island made a single step."""
-        jumped = found.jumped.reshape(-1, self.base.islands).any(-1)
-        if found.log_normaliser is None or not bool(jumped.any()):
+        oversized_steps = found.oversized_steps.reshape(-1, self.base.islands).any(-1)
+        if found.log_normaliser is None or not bool(oversized_steps.any()):
             return found
         names = ("log_normaliser", "log_normaliser_error", "log_evidence")
-        if bool(jumped.all()):
+        if bool(oversized_steps.all()):
             reasons = found.reasons | dict.fromkeys(names, _JUMPED_REASON)
             return replace(found, log_normaliser=None, log_normaliser_error=None, reasons=reasons)
         reasons = found.reasons | {"log_normaliser": _JUMPED_REASON}
-        normaliser = torch.where(jumped, torch.nan, found.log_normaliser)
+        normaliser = torch.where(oversized_steps, torch.nan, found.log_normaliser)
         return replace(found, log_normaliser=normaliser, reasons=reasons)
 
     def _unit(self, run: NoiseRun) -> Tensor:

@@ -61,7 +61,7 @@ class Outcome:
     leapfrog_steps: Tensor
     hmc_steps: Tensor
     trace: Tensor | None
-    jumped: Tensor
+    oversized_steps: Tensor
     rounds: Tensor
     beta_reached: float
     gradients: int

@@ -169,7 +169,7 @@ class PaperPlan:
             leapfrog_steps=self.moves.leapfrog_steps * each,
             hmc_steps=self.moves.hmc_steps * each,
             trace=history.trace,
-            jumped=torch.zeros(count, dtype=torch.bool, device="cpu"),
+            oversized_steps=torch.zeros(count, dtype=torch.bool, device="cpu"),
             rounds=(torch.from_numpy(self.betas[: run.done]) >= 1.0).sum().repeat(count),
             energy_std=history.energy_std,
             beta_reached=float(state.beta.min()),

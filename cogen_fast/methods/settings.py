@@ -56,8 +56,8 @@ class Adaptive:
         evidence: "consistent" (default), or "frozen": a second run with other random numbers
             repeats every choice of the first, so that its estimate of the evidence is unbiased.
             Everything that is returned, the samples included, then comes from the second run.
-        kept: fraction of the conditional effective sample size which each step of the inverse
-            temperature keeps (default: 0.97). A value closer to 1 gives more temperatures.
+        target_cess: fraction of the conditional effective sample size which each step of the
+            inverse temperature keeps (default: 0.97). A value closer to 1 gives more temperatures.
         mass: mass matrix of the moves: "curvature" (default), the posterior precision in its
             stiffest directions, estimated from the gradients of the other islands; or "identity".
         hmc_steps: number M of transitions per temperature (default: tuned).
@@ -72,7 +72,7 @@ class Adaptive:
 
     populations: int = 1
     evidence: EvidenceMode = "consistent"
-    kept: float = Annealing.kept
+    target_cess: float = Annealing.target_cess
     mass: Literal["curvature", "identity"] = "curvature"
     hmc_steps: int | None = None
     leapfrog_steps: int | None = None
@@ -103,7 +103,7 @@ class Adaptive:
 
     def _annealing(self) -> Annealing:
         return Annealing(
-            kept=self.kept,
+            target_cess=self.target_cess,
             leapfrog_steps=self.leapfrog_steps,
             hmc_steps=self.hmc_steps,
             mass=self.mass,

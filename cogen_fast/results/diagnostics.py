@@ -58,7 +58,7 @@ class DiagnosticInputs:
     energy_history: Tensor
     non_finite: Tensor
     moves: int
-    jumped: Tensor
+    oversized_steps: Tensor
     rounds: Tensor
     rounds_missing: Tensor
     at_low_bound: Tensor
@@ -153,16 +153,16 @@ def _unmoved(run: DiagnosticInputs) -> str | None:
 
 
 def _jumped(run: DiagnosticInputs) -> str | None:
-    if not bool(run.jumped.any()):
+    if not bool(run.oversized_steps.any()):
         return None
     return (
-        f"the budget ended the run early{_where(run, run.jumped)}: steps of the inverse "
+        f"the budget ended the run early{_where(run, run.oversized_steps)}: steps of the inverse "
         f"temperature were too large for reliable weights; {_LARGER_SHARED_BUDGET}"
     )
 
 
 def _cut(run: DiagnosticInputs) -> str | None:
-    short = (run.rounds_missing > 0) & ~run.jumped
+    short = (run.rounds_missing > 0) & ~run.oversized_steps
     if not run.complete or not run.budgeted or run.moves == 0 or not bool(short.any()):
         return None
     return (

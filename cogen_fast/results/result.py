@@ -26,7 +26,7 @@ from cogen_fast.support.digests import digest_of
 from cogen_fast.support.files import open_regular, parse_json, read_text, write_atomically
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
-_FORMAT = "cogen-fast result 9"
+_FORMAT = "cogen-fast result 10"
 GRADIENT_COST = 2
 """The cost of a gradient by z, in forward passes."""
 ANNEALED = ("adaptive", "paper")
@@ -77,8 +77,8 @@ class Result:
             energies of all particles that ran.
         leapfrog_steps, hmc_steps: L and M of each temperature, ``(T,)`` int64; with the adaptive
             method the largest M of any observation.
-        jumped: whether a short budget forced steps of the inverse temperature that were too large,
-            ``(B S,)`` bool.
+        oversized_steps: whether a short budget forced steps of the inverse temperature that were
+            too large, ``(B S,)`` bool.
         rounds: the number of temperatures spent at beta = 1, ``(B S,)`` int64.
         gradients: the number of gradient evaluations of each particle that ran. A budget counts
             these; all observations of a call share it, as one gradient counts for each of them.
@@ -117,7 +117,7 @@ class Result:
     leapfrog_steps: Tensor
     hmc_steps: Tensor
     non_finite: Tensor
-    jumped: Tensor
+    oversized_steps: Tensor
     rounds: Tensor
     x_obs: Tensor
     observed: Tensor | None
@@ -431,7 +431,7 @@ class Result:
             energy_history=self.energy_history,
             non_finite=self.non_finite,
             moves=int(self.hmc_steps.sum()),
-            jumped=self.jumped,
+            oversized_steps=self.oversized_steps,
             rounds=self.rounds,
             rounds_missing=self._rounds_missing(),
             at_low_bound=self._at_bound(0),

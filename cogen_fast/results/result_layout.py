@@ -43,7 +43,7 @@ LAYOUT = {
     "leapfrog_steps": ("int64", "T"),
     "hmc_steps": ("int64", "T"),
     "non_finite": ("int64", "B N"),
-    "jumped": ("bool", "I"),
+    "oversized_steps": ("bool", "I"),
     "rounds": ("int64", "I"),
     "x_obs": ("real", "B *M"),
     "observed": ("bool", "B *M"),

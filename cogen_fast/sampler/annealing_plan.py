@@ -35,11 +35,11 @@ MASSES = ("curvature", "identity")
 class Annealing:
     """Settings of the adaptive method: how particles go from the prior to the posterior.
 
-    A step of the inverse temperature keeps the share ``kept`` of the conditional effective sample
-    size if energies are Gaussian. Particles are resampled where their effective sample size falls
-    below ``resample_below`` of N. ``leapfrog_steps`` and ``hmc_steps`` fix L and M (None: tuned; L
-    is common to all observations of a call). ``mass`` is "curvature", the posterior's precision as
-    estimated from gradients (`curvature`), or "identity".
+    A step of the inverse temperature keeps the share ``target_cess`` of the conditional effective
+    sample size if energies are Gaussian. Particles are resampled where their effective sample size
+    falls below ``resample_below`` of N. ``leapfrog_steps`` and ``hmc_steps`` fix L and M (None:
+    tuned; L is common to all observations of a call). ``mass`` is "curvature", the posterior's
+    precision as estimated from gradients (`curvature`), or "identity".
 
     ``budget`` bounds the gradient evaluations of a particle. All observations of a call share it:
     they move together, so one gradient evaluation counts for each of them. Where the budget is
@@ -53,7 +53,7 @@ class Annealing:
     Raises TypeError or ValueError naming the argument.
     """
 
-    kept: float = 0.97
+    target_cess: float = 0.97
     resample_below: float = 0.5
     leapfrog_steps: int | None = None
     hmc_steps: int | None = None
@@ -63,7 +63,7 @@ class Annealing:
     rule: TuningRule = field(default_factory=TuningRule)
 
     def __post_init__(self) -> None:
-        for name in ("kept", "resample_below"):
+        for name in ("target_cess", "resample_below"):
             share = check_number(name, getattr(self, name), above=0.0, below=1.0)
             object.__setattr__(self, name, share)
         for name in ("leapfrog_steps", "hmc_steps", "budget"):
@@ -77,7 +77,7 @@ class Annealing:
 
 def least_kept(annealing: Annealing) -> float:
     """The least share of a regular step: a short budget forces smaller ones, with poor weights."""
-    return min(_LEAST_KEPT, annealing.kept * (1.0 - _ROUNDING))
+    return min(_LEAST_KEPT, annealing.target_cess * (1.0 - _ROUNDING))
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def choose(standing: AnnealingStatus, annealing: Annealing) -> TemperaturePlan:
     length = annealing.leapfrog_steps or tuning.leapfrog_steps([row.log_ratio for row in moving])
     count = annealing.hmc_steps
     moves = [count or _moves_wanted(row, annealing.rule) for row in rows]
-    kept = [annealing.kept] * len(rows)
+    kept = [annealing.target_cess] * len(rows)
     if annealing.budget is not None:
         # All observations move together: one gradient evaluation counts for each of them, so that
         # they share the budget, and the plan fits the island that has furthest to go.
@@ -156,7 +156,7 @@ def choose(standing: AnnealingStatus, annealing: Annealing) -> TemperaturePlan:
         length, common, steps = fit_budget(plan, length, wanted, annealing)
         moves = [common] * len(rows)
         kept = [
-            min(annealing.kept, share_kept(distance_left(row, standing.size), steps))
+            min(annealing.target_cess, share_kept(distance_left(row, standing.size), steps))
             for row in rows
         ]
     moves = [_moves_of(each, row, annealing) for each, row in zip(moves, rows, strict=True)]
@@ -282,7 +282,7 @@ def fit_budget(
     trajectories make room for them; else two. Where not even these fit, the number of steps is 0.
     """
     remaining, distance = plan.remaining, plan.distance
-    wanted = distance / math.sqrt(-math.log(annealing.kept))
+    wanted = distance / math.sqrt(-math.log(annealing.target_cess))
     rounds, least_steps = max(plan.rounds, 1.0), 1.0 if distance > 0.0 else 0.0
     fewest = 1 if annealing.hmc_steps is None else moves
     for fewer in range(moves, fewest - 1, -1):

@@ -98,9 +98,10 @@ class SMCState:
     islands to use; ``sharpness`` ``(B,)`` is a running mean of the number of steps of beta that
     keep ``exp(-1)`` of the conditional effective sample size, for an e-fold of beta.
     ``directions`` are those that the moves of a row use, and ``turn`` is the basis made of them.
-    ``jumped`` ``(B,)`` marks rows whose budget allowed no smaller steps of beta; ``non_finite``
-    ``(B, N)`` counts proposals that were not finite; ``spent`` counts a particle's gradient
-    evaluations, ``forwards`` its further forward passes, and ``temperatures`` the steps so far.
+    ``oversized_steps`` ``(B,)`` marks rows whose budget allowed no smaller steps of beta;
+    ``non_finite`` ``(B, N)`` counts proposals that were not finite; ``spent`` counts a particle's
+    gradient evaluations, ``forwards`` its further forward passes, and ``temperatures`` the steps so
+    far.
     ``spread`` is there only for independent chains, which are too few to be a population.
     """
 
@@ -125,7 +126,7 @@ class SMCState:
     resamplings: Counts
     rounds: Counts
     finished: Flags
-    jumped: Flags
+    oversized_steps: Flags
     non_finite: CountsOfEach
     spent: Count
     forwards: Count
@@ -324,7 +325,7 @@ def _begun(
         resamplings=none_yet,
         rounds=none_yet.clone(),
         finished=nothing,
-        jumped=nothing.clone(),
+        oversized_steps=nothing.clone(),
         non_finite=torch.zeros_like(state.energy, dtype=torch.int64),
         spent=1,
         forwards=forwards,
@@ -679,12 +680,12 @@ def _close(after: SMCState, choice: Choice, annealing: Annealing) -> SMCState:
         over = over | (left <= 0)
         enough = enough & (left < choice.hmc_steps * choice.leapfrog_steps)
     ended = there & (over | enough)
-    jumped = active & (choice.kept < least_kept(annealing)) & (rounds <= 1)
+    oversized_steps = active & (choice.kept < least_kept(annealing)) & (rounds <= 1)
     return replace(
         after,
         sharpness=_sharpness(after, active & (choice.beta < 1.0)),
         rounds=rounds,
-        jumped=after.jumped | jumped,
+        oversized_steps=after.oversized_steps | oversized_steps,
         finished=after.finished | (active & ended),
         temperatures=after.temperatures + 1,
     )

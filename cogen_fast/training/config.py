@@ -62,7 +62,8 @@ class TrainingConfig:
         learning_rate: the learning rate of Adam(0, 0.99), for both networks.
         loss: "wgan-gp", or "r1": non-saturating, with a penalty at every 16th step.
         r1_gamma: the weight of the R1 penalty.
-        average: the decay per step of the moving average of the generator's weights, in (0, 1).
+        average_decay: the decay per step of the moving average of the generator's weights, in
+            (0, 1).
         flips: whether images are mirrored at random.
         precision: "float32", or "bfloat16": autocast in both networks.
         seed: the seed of weights, latents and the order of the images.
@@ -85,7 +86,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     loss: str = "wgan-gp"
     r1_gamma: float = R1_GAMMA
-    average: float = 0.999
+    average_decay: float = 0.999
     flips: bool = False
     precision: str = "float32"
     seed: int = 0
@@ -103,7 +104,9 @@ class TrainingConfig:
             self._settle(name, check_count(name, getattr(self, name)))
         for name in ("learning_rate", "r1_gamma"):
             self._settle(name, check_number(name, getattr(self, name), above=0.0))
-        self._settle("average", check_number("average", self.average, above=0.0, below=1.0))
+        self._settle(
+            "average_decay", check_number("average_decay", self.average_decay, above=0.0, below=1.0)
+        )
         check_choice("loss", self.loss, LOSSES)
         check_choice("precision", self.precision, PRECISIONS)
         check_flag("flips", self.flips)

@@ -265,7 +265,7 @@ class Trainer:
         """Move the average towards the generator."""
         pairs = zip(self.averaged.parameters(), self.generator.parameters(), strict=True)
         for mean, now in pairs:
-            mean.lerp_(now, 1.0 - self.config.average)
+            mean.lerp_(now, 1.0 - self.config.average_decay)
 
 
 @contextmanager

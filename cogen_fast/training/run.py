@@ -32,7 +32,7 @@ from cogen_fast.training.distributed import process_group
 from cogen_fast.training.progressive import Trainer
 
 CHECKPOINT, CONFIG, LOG, SNAPSHOTS = "checkpoint.pt", "config.json", "log.jsonl", "snapshots"
-_FORMAT = "cogen_fast training 2"
+_FORMAT = "cogen_fast training 3"
 _CHECKPOINT_SECONDS = 600.0
 # The errors that values of unexpected types can raise where they are read.
 _DAMAGE_ERRORS = (
