@@ -28,6 +28,12 @@ def digest_of_method(*more: str) -> str:
     return _digest_of(*_METHOD, *more, root=Path(cogen_fast.__file__).parent.parent)
 
 
+def processor() -> str:
+    """The name of the processor, as Linux has it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")
+
+
 def _digest_of(*names: str, root: Path = ROOT) -> str:
     """Of the sources in files or folders of ``root``."""
     found = hashlib.sha256()

@@ -9,13 +9,13 @@ own, on one thread. It needs Linux with glibc.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import multiprocessing
 from pathlib import Path
 
 import torch
 from progressive_speed import by_autograd, ours, task
+from resident import rise
 
 RESULTS = Path(__file__).resolve().parent / "results" / "progressive_memory.json"
 METHODS = {"ours": ours, "eager": lambda each: by_autograd(each, each.generator)}
@@ -24,15 +24,7 @@ CASES = [
     (128, 4, 2048, ("ours", "eager")),
     (1024, 3, 8192, ("ours",)),
 ]
-_STATUS, _MIB = Path("/proc/self/status"), 2.0**20
-
-
-def _resident(field: str) -> float:
-    """Bytes by a field of the process's status."""
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return 1024.0 * float(line.split()[1])
-    raise OSError(f"{_STATUS} has no {field}")
+_MIB = 2.0**20
 
 
 def peak(method: str, resolution: int, batch: int, fmap_base: int) -> float:
@@ -40,11 +32,7 @@ def peak(method: str, resolution: int, batch: int, fmap_base: int) -> float:
     torch.set_num_threads(1)
     found = task(resolution, batch, fmap_base)
     gradient = METHODS[method](found)
-    ctypes.CDLL(None).malloc_trim(0)  # otherwise memory that making the weights freed is reused
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    gradient(found.z)
-    return _resident("VmHWM") - before
+    return rise(lambda: gradient(found.z))
 
 
 def main() -> None:

@@ -355,6 +355,76 @@ def convolutions(draw: Draws, module: ModuleType) -> Iterator[Case]:
         )
 
 
+def transposed(draw: Draws) -> Iterator[Case]:
+    """Transposed convolutions of stride 2, without their products: 3 images, 5 channels to 7."""
+    count, height, width, inputs, channels = 3, 5, 6, 5, 7
+    limits = THREADS | {"top": (-2, 2), "left": (-2, 2), "step": (1, 2), "outputs": (2, 4)}
+    limits |= {"high": (1, 2**31 - 1), "wide": (1, 2**31 - 1), "first": (0, 2**31 - 1)}
+    for outputs in (2, 4):
+        grid = {"high": -(-height // outputs), "wide": -(-width // outputs), "outputs": outputs}
+        tiles, slots = count * grid["high"] * grid["wide"], (outputs + 1) ** 2
+        sizes = frozenset({"x", "out", *grid})
+        yield Case(
+            "fill_two_taps",
+            {
+                "x": draw(count, height, width, inputs),
+                **grid,
+                **{"step": 1, "top": -1, "left": 0},
+                "operands": draw.unwritten(slots, tiles, 2 + inputs),
+                **{"first": 2, "threads": 1},
+            },
+            sizes | {"first"},
+            {"x": (1, 2, 3), "operands": (2,)},
+            limits=limits,
+        )
+        results, place = draw(slots, tiles, channels), {"step": 2, "top": 1, "left": 0}
+        yield Case(
+            "finish_two_taps",
+            {
+                "results": results,
+                "out": draw.unwritten(count, 2 * height, 2 * width, channels),
+                "bias": draw(channels),
+                "slope": 0.2,
+                "scale": draw.unwritten(count, 2 * height, 2 * width),
+                **grid,
+                **place,
+                "threads": 1,
+            },
+            sizes | {"results", "top", "left"},
+            {"out": (1, 2)},
+            optional=("scale",),
+            limits=limits,
+        )
+        yield Case(
+            "finish_two_taps_grad",
+            {
+                "results": results[:, :, :inputs].contiguous(),
+                "out": draw(count, height, width, inputs),
+                "slope": 0.2,
+                "scale": 0.5 + draw.rates(count, height, width).to(draw.real),
+                "out_grad": draw.unwritten(count, height, width, inputs),
+                **grid,
+                **{"step": 1, "top": 0, "left": 0, "threads": 1},
+            },
+            sizes | {"results", "top", "left"},
+            {"out": (1, 2)},
+            optional=("scale",),
+            limits=limits,
+        )
+    yield Case(
+        "sum_taps",
+        {
+            "products": draw(count, height, width, 16, channels),
+            "out": draw.unwritten(count, 2 * height, 2 * width, channels),
+            "bias": draw(channels),
+            "slope": 0.2,
+            "threads": 1,
+        },
+        frozenset({"products", "out"}),
+        limits=THREADS,
+    )
+
+
 def dense(draw: Draws) -> Iterator[Case]:
     """A stretch of the published run: 6 latents, layers of 9 and 5."""
     steps, hmc_steps, widths = 5, 2, [D, 9, 5]
@@ -433,6 +503,7 @@ def cases(module: ModuleType) -> Iterator[Case]:
         yield from misfits(draw)
         yield from norms(draw)
         yield from convolutions(draw, module)
+        yield from transposed(draw)
         yield from dense(draw)
         if module.build_info()["with_cuda"] and torch.cuda.is_available():
             stream = torch.cuda.current_stream().cuda_stream
@@ -534,8 +605,9 @@ def _odd(value: Tensor) -> Tensor:
 # --- calls --------------------------------------------------------------------------------------
 
 
-# Histories have observations second; the rest belongs to layers, or to the schedule.
-_SECOND = {"acceptance", "step_used", "energy_mean", "energy_std", "trace"}
+# Histories have observations second, and operands of products tiles; the rest belongs to layers, or
+# to the schedule.
+_SECOND = {"acceptance", "step_used", "energy_mean", "energy_std", "trace", "operands", "results"}
 _WHOLE = {"bias", "kernel", "arena", "rgb_weight", "rgb_bias", "betas"}
 
 

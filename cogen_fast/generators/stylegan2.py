@@ -48,10 +48,10 @@ def filtered(x: Tensor, taps: Tensor, before: int, after: int) -> Tensor:
     `before` zeros are added above and to the left, `after` below and to the right (negative numbers
     crop), so that H becomes H + before + after - k + 1.
     """
-    n, channels, height, width = x.shape
-    padded = F.pad(x.reshape(n * channels, 1, height, width), [before, after, before, after])
-    y = F.conv2d(padded, taps.flip(0, 1)[None, None].to(x.dtype))
-    return y.reshape(n, channels, *y.shape[2:])
+    channels = x.shape[1]
+    padded = F.pad(x, [before, after, before, after])
+    kernel = taps.flip(0, 1).to(x.dtype).expand(channels, 1, -1, -1)
+    return F.conv2d(padded, kernel, groups=channels)
 
 
 def upsampled(x: Tensor, taps: Tensor) -> Tensor:
@@ -259,6 +259,8 @@ class StyleGAN2Generator(nn.Module):
 
     Source: Karras et al. 2020, figure 2 and section 2; appendix B for "skip" and "residual".
     """
+
+    traceable = False  # its shapes are checked, and its convolutions have nothing to be fused with
 
     def __init__(
         self,

@@ -239,6 +239,57 @@ def upsample_grad(
     arena: Tensor,  # written: as many as `upsample_arena` of `out` inputs and `in` outputs says
     threads: int,
 ) -> None: ...
+def fill_two_taps(
+    *,
+    x: Tensor,  # real (n, H, W, C)
+    high: int,
+    wide: int,
+    outputs: int,  # m, 2 or 4
+    step: int,  # 1 or 2
+    top: int,
+    left: int,
+    operands: Tensor,  # written from `first` on: real ((m + 1)^2, n high wide, first + C or more)
+    first: int,
+    threads: int,
+) -> None: ...
+def finish_two_taps(
+    *,
+    results: Tensor,  # real ((m + 1)^2, n high wide, C)
+    out: Tensor,  # written where tiles lie: real (n, H, W, C)
+    bias: Tensor,  # real (C,)
+    slope: float,
+    scale: Tensor | None,  # written likewise: real (n, H, W)
+    high: int,
+    wide: int,
+    outputs: int,
+    step: int,
+    top: int,  # at least 0, as `left`
+    left: int,
+    threads: int,
+) -> None: ...
+def finish_two_taps_grad(
+    *,
+    results: Tensor,  # real ((m + 1)^2, n high wide, C)
+    out: Tensor,  # real (n, H, W, C)
+    slope: float,
+    scale: Tensor | None,  # real (n, H, W)
+    out_grad: Tensor,  # written where tiles lie: as out, whose memory it may be
+    high: int,
+    wide: int,
+    outputs: int,
+    step: int,
+    top: int,
+    left: int,
+    threads: int,
+) -> None: ...
+def sum_taps(
+    *,
+    products: Tensor,  # real (n, H, W, 16, C)
+    out: Tensor,  # written: real (n, 2 H, 2 W, C)
+    bias: Tensor,  # real (C,)
+    slope: float,
+    threads: int,
+) -> None: ...
 def anneal_mlp(
     *,
     latents: Tensor,  # written: real (B, N, d)

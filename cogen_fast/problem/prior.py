@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
@@ -150,7 +151,7 @@ class Prior(nn.Module):
         observation has a condition of its own. Raises ValueError where it is missing, TypeError
         where ``output`` finds no tensor.
         """
-        labels = self._labels(latents, index)
+        labels = self.conditions_of(latents, index)
         if not self.styled:
             inputs = (latents,) if labels is None else (latents, labels)
             return self._picked(self.generator(*inputs))
@@ -165,7 +166,30 @@ class Prior(nn.Module):
         """
         self._check_styled()
         size = self._leading_size if self.styled else latents.flatten(1).shape[1]
-        return self._styles(latents.flatten(1)[:, :size], self._labels(latents, index))
+        return self._styles(latents.flatten(1)[:, :size], self.conditions_of(latents, index))
+
+    def around(self, generator: nn.Module) -> Prior:
+        """The same prior of another generator, which is the same function."""
+        made = copy.copy(self)
+        made._modules = {**self._modules, "generator": generator}
+        return made
+
+    def conditions_of(self, latents: Tensor, index: Tensor | int | None) -> Tensor | None:
+        """The conditions ``(n, ...)`` of rows of latents; None without any.
+
+        ``index`` is as in `forward`; raises ValueError where it is missing.
+        """
+        if self.conditions is None:
+            return None
+        conditions = self.conditions.to(latents.device)
+        if len(conditions) == 1:
+            return conditions.expand(len(latents), *conditions.shape[1:])
+        if index is None:
+            raise ValueError(
+                f"index: expected the observation of each row, as there are {len(conditions)} "
+                "conditions, got none; give prior(latents[b], b) for observation b"
+            )
+        return conditions[torch.as_tensor(index, device=latents.device).expand(len(latents))]
 
     def _check_classes(self) -> None:
         """Hold the conditions to the number of classes, where G is one of this package that has."""
@@ -235,19 +259,6 @@ class Prior(nn.Module):
         pieces = torch.split(latents[:, self._leading_size :], [side * side for side in sides], 1)
         return [m.reshape(-1, 1, side, side) for m, side in zip(pieces, sides, strict=True)]
 
-    def _labels(self, latents: Tensor, index: Tensor | int | None) -> Tensor | None:
-        if self.conditions is None:
-            return None
-        conditions = self.conditions.to(latents.device)
-        if len(conditions) == 1:
-            return conditions.expand(len(latents), *conditions.shape[1:])
-        if index is None:
-            raise ValueError(
-                f"index: expected the observation of each row, as there are {len(conditions)} "
-                "conditions, got none; give prior(latents[b], b) for observation b"
-            )
-        return conditions[torch.as_tensor(index, device=latents.device).expand(len(latents))]
-
     def _picked(self, returned: Any) -> Tensor:
         if isinstance(returned, Tensor) and self.output is not None and not callable(self.output):
             raise TypeError(f"output: expected none, as G returns a tensor, got {self.output!r}")
@@ -276,7 +287,7 @@ class Prior(nn.Module):
             count = min(_AT_ONCE, draws - start)
             z = torch.randn(count, G.latent_size, generator=random, device="cpu").to(weights)
             with torch.no_grad():
-                w = G.styles(z, self._labels(z, None), truncation=1.0).double().cpu()
+                w = G.styles(z, self.conditions_of(z, None), truncation=1.0).double().cpu()
             v = torch.where(w < 0.0, w / _SLOPE, w)
             total += v.sum(0)
             square += v.T @ v

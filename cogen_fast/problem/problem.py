@@ -27,6 +27,7 @@ from cogen_fast.problem.graphs import Graphs, recorder
 from cogen_fast.problem.observation import Mask, Observation, UserMisfit, as_operator, observe
 from cogen_fast.problem.precision import Precision, described, full_precision, split
 from cogen_fast.problem.prior import Prior
+from cogen_fast.problem.traced import try_tracing
 from cogen_fast.support.arguments import shown
 from cogen_fast.support.memory import is_out_of_memory
 from cogen_fast.support.warnings import warn_user
@@ -146,6 +147,8 @@ def prepared(
         )
         if compute.compile:
             problem = _compiled(problem)
+        elif compute.backend == "auto":
+            problem = _traced(problem)
         problem = _bounded(_with_split(problem))
         if isinstance(generator, Prior):
             problem = replace(problem, notes=(*generator.describe(), *problem.notes))
@@ -164,6 +167,21 @@ def _compiled(problem: Problem) -> Problem:
         return problem
     potential = problem.potential.of(adapter, problem.observation)
     return replace(problem, potential=potential, compiled=True)
+
+
+def _traced(problem: Problem) -> Problem:
+    """``problem`` with the convolutions of a user's module on a faster path, where there is one."""
+    adapter = problem.adapter
+    if problem.dense is not None or problem.potential.generator is not adapter:
+        return problem
+    if not problem.precision.is_own(adapter.input_dtype):
+        return problem
+    traced, note = try_tracing(adapter)
+    if note is not None:
+        problem = replace(problem, notes=(*problem.notes, note))
+    if traced is None:
+        return problem
+    return replace(problem, potential=problem.potential.of(traced, problem.observation))
 
 
 def _with_split(problem: Problem) -> Problem:

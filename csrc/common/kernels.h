@@ -195,6 +195,48 @@ struct ProgressiveOps {
                         int threads);
 };
 
+// --- transposed convolutions of stride 2 with 4x4 kernels: csrc/convolution -----------------------
+
+// The tiles of `count` images, high x wide for each. A tile has `outputs` x `outputs` pixels after
+// the products, and one more along each side before them: pixel (r, c) of tile (i, j) is in row
+// step (outputs i + r) + top and column step (outputs j + c) + left of its image.
+struct TileGrid {
+  int64_t count, high, wide, outputs;
+  int64_t step, top, left;
+
+  int64_t tiles() const { return count * high * wide; }
+};
+
+// `count` images of height x width pixels.
+struct Extent {
+  int64_t count, height, width;
+};
+
+// Images of height x width pixels to read; pixels outside are zeros.
+template <class T>
+struct TileImages {
+  const T* first;
+  int64_t height, width, channels;
+};
+
+// `fill` writes the operands (slots, tiles, stride) of the products from `to` on, as many as the
+// images have channels for each slot and tile. `finish` turns results (slots, tiles, channels) into
+// those pixels of an activation of height x width pixels that lie inside; `finish_grad` does so for
+// a gradient. `zeros` holds a zero for each channel; `pixels` is memory for a tile of each thread.
+//
+// `sum_taps` adds up the products (count, height, width, 16, channels) of each input pixel with the
+// weights in order, to an activation of twice the height and width without a norm.
+template <class T>
+struct TransposedOps {
+  void (*fill)(const TileGrid&, const TileImages<T>&, const T* zeros, T* to, int64_t stride,
+               int threads);
+  void (*finish)(const TileGrid&, const T* results, const PixelNorm<T>&, int64_t height,
+                 int64_t width, T* pixels, int threads);
+  void (*finish_grad)(const TileGrid&, const T* results, const PixelNormGrad<T>&, int64_t height,
+                      int64_t width, T* pixels, int threads);
+  void (*sum_taps)(const Extent&, const T* products, const PixelNorm<T>&, int threads);
+};
+
 // --- a generator of dense layers -----------------------------------------------------------------
 
 constexpr int kMostLayers = 8, kMostWidth = 256;
@@ -265,6 +307,7 @@ struct CpuOps {
   const MisfitOps<T>* misfit;
   const PublishedOps<T>* published;
   const ProgressiveOps<T>* progressive;
+  const TransposedOps<T>* transposed;
 };
 
 // Systematic resampling, see cogen_fast/ops/reference.py; `wanted` is null if all observations are
@@ -282,6 +325,8 @@ void systematic(int64_t observations, int64_t chains, const double* log_weights,
   extern const PublishedOps<double> published_double;     \
   extern const ProgressiveOps<float> progressive_float;   \
   extern const ProgressiveOps<double> progressive_double; \
+  extern const TransposedOps<float> transposed_float;       \
+  extern const TransposedOps<double> transposed_double;     \
   }
 
 COGEN_DECLARE_ISA(plain)

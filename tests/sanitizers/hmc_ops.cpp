@@ -567,7 +567,7 @@ void check_hmc() {
 void check_hmc_table(const HmcOps<float>& ops) {
   const Inputs<float> in({{2, 5, 7}, 12345, false, true, true, false, false});
   for (const Check<float>& check : kChecks<float>) {
-    run_check(check, {"planted", {&ops, nullptr, nullptr, nullptr}}, in, {1});
+    run_check(check, {"planted", {&ops, nullptr, nullptr, nullptr, nullptr}}, in, {1});
   }
 }
 

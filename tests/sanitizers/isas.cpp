@@ -5,25 +5,25 @@ namespace cogen {
 namespace driver {
 namespace {
 
-static_assert(sizeof(CpuOps<float>) == 4 * sizeof(void*),
+static_assert(sizeof(CpuOps<float>) == 5 * sizeof(void*),
               "CpuOps has changed: each table needs a file of checks");
 
 CpuOps<float> plain_ops(float) {
   return {&plain::hmc_float, &plain::misfit_float, &plain::published_float,
-          &plain::progressive_float};
+          &plain::progressive_float, &plain::transposed_float};
 }
 CpuOps<double> plain_ops(double) {
   return {&plain::hmc_double, &plain::misfit_double, &plain::published_double,
-          &plain::progressive_double};
+          &plain::progressive_double, &plain::transposed_double};
 }
 #if defined(COGEN_WITH_AVX2)
 CpuOps<float> avx2_ops(float) {
   return {&avx2::hmc_float, &avx2::misfit_float, &avx2::published_float,
-          &avx2::progressive_float};
+          &avx2::progressive_float, &avx2::transposed_float};
 }
 CpuOps<double> avx2_ops(double) {
   return {&avx2::hmc_double, &avx2::misfit_double, &avx2::published_double,
-          &avx2::progressive_double};
+          &avx2::progressive_double, &avx2::transposed_double};
 }
 #endif
 

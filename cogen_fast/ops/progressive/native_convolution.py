@@ -24,7 +24,7 @@ class NativeConvolution:
     """What convolutions with packed kernels share: calls of the extension, forward and backward.
 
     ``op`` is the name of the extension's function; ``kernels`` are the one of the forward pass and
-    the one of the backward pass.
+    the one of the backward pass. Without ``normalise`` there is no pixel norm.
     """
 
     def __init__(
@@ -34,15 +34,16 @@ class NativeConvolution:
         bias: Tensor,
         slope: float,
         work: Workspace,
+        normalise: bool = True,
     ) -> None:
-        self._op, self._work = op, work
+        self._op, self._work, self._normalise = op, work, normalise
         self._forward_kernel, self._backward_kernel = kernels
         self._bias, self._slope = bias.contiguous(), slope
 
     def _forward(self, x: Tensor, cells: CellGrid, side: tuple[int, int]) -> NormedActivation:
         """The activation, ``side`` pixels high and wide."""
         found = NormedActivation.empty(
-            (len(x), *side, self._forward_kernel.outputs), x.dtype, self._slope
+            (len(x), *side, self._forward_kernel.outputs), x.dtype, self._slope, self._normalise
         )
         self._call("")(
             x=x,

@@ -31,10 +31,18 @@ class UpsampledConvolution(NativeConvolution):
     """Upsampling by 2, a 3x3 convolution, then bias, leaky ReLU and pixel norm.
 
     ``kernel`` is ``(out, in, 3, 3)`` and ``bias`` ``(out,)``, float32 or float64; images are ``(n,
-    S, S, in)`` and ``(n, 2 S, 2 S, out)`` of the same type. Layers may share ``work``.
+    S, S, in)`` and ``(n, 2 S, 2 S, out)`` of the same type. Layers may share ``work``. Without
+    ``normalise`` there is no pixel norm.
     """
 
-    def __init__(self, kernel: Tensor, bias: Tensor, slope: float, work: Workspace) -> None:
+    def __init__(
+        self,
+        kernel: Tensor,
+        bias: Tensor,
+        slope: float,
+        work: Workspace,
+        normalise: bool = True,
+    ) -> None:
         outputs, inputs = kernel.shape[:2]
         t = torch.tensor(_FACTORS, dtype=torch.float64, device="cpu")
         w = torch.einsum("ui,ocij,vj->uvco", t, kernel.double(), t).to(kernel.dtype)
@@ -45,7 +53,7 @@ class UpsampledConvolution(NativeConvolution):
             PackedKernel(torch.cat([p.flatten() for p in forward]), inputs, outputs),
             PackedKernel(torch.cat([p.flatten() for p in backward]), outputs, inputs),
         )
-        super().__init__("upsample", kernels, bias, slope, work)
+        super().__init__("upsample", kernels, bias, slope, work, normalise)
 
     def forward(self, x: Tensor) -> NormedActivation:
         """The activation ``(n, 2 S, 2 S, out)`` of images ``(n, S, S, in)``."""

@@ -1,0 +1,1 @@
+"""Convolutions of users' generators, differentiated with respect to their input alone."""

@@ -1,0 +1,172 @@
+"""Which code computes a convolution of a user's generator, with the activation that follows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cogen_fast.ops import reference
+from cogen_fast.ops.convolution.tap_sums import SummedTaps
+from cogen_fast.ops.convolution.two_taps import TiledTaps
+from cogen_fast.ops.progressive import normed
+from cogen_fast.ops.progressive.layers import Layer
+from cogen_fast.ops.progressive.normed import NormedActivation
+from cogen_fast.ops.progressive.packed import Workspace
+from cogen_fast.ops.progressive.upsampled import UpsampledConvolution
+
+Pair = tuple[int, int]
+_FEW_CHANNELS = 8  # below this, tiles would waste most of their products
+
+
+@dataclass(frozen=True)
+class ConvolutionSpec:
+    """A convolution with what surrounds it: maybe nearest upsampling by 2, a bias, a leaky ReLU.
+
+    ``weight`` is that of `torch.nn.functional.conv2d` or, if ``transposed``, of
+    `torch.nn.functional.conv_transpose2d`; ``bias`` is ``(out,)``. ``slope`` is that of the leaky
+    ReLU: 0 for a ReLU, 1 for none. The inputs are ``side`` pixels high and wide, before upsampling.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    transposed: bool
+    stride: Pair
+    padding: Pair
+    output_padding: Pair
+    dilation: Pair
+    groups: int
+    slope: float
+    upsampled: bool
+    side: Pair
+
+    @property
+    def plain(self) -> bool:
+        """Whether it has one group and no dilation or output padding."""
+        return self.groups == 1 and self.dilation == (1, 1) and self.output_padding == (0, 0)
+
+
+class Norms(Protocol):
+    """Bias and leaky ReLU after a convolution, and the way back through them."""
+
+    def norm(self, x: Tensor, bias: Tensor, slope: float) -> NormedActivation: ...
+
+    def norm_grad(self, grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor: ...
+
+
+class NativeNorms:
+    """In C++ on the CPU."""
+
+    @staticmethod
+    def norm(x: Tensor, bias: Tensor, slope: float) -> NormedActivation:
+        return normed.norm(x, bias, slope, False)
+
+    @staticmethod
+    def norm_grad(grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor:
+        return normed.norm_grad(grad, preceding, overwrite)
+
+
+class TorchNorms:
+    """The reference, on any device."""
+
+    @staticmethod
+    def norm(x: Tensor, bias: Tensor, slope: float) -> NormedActivation:
+        return NormedActivation(*reference.norm(x, bias, slope, False), slope)
+
+    @staticmethod
+    def norm_grad(grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor:
+        return reference.norm_grad(grad, preceding.out, None, preceding.slope)
+
+
+def layer_of(spec: ConvolutionSpec, work: Workspace | None) -> Layer | None:
+    """The code for a convolution; None where there is none for its upsampling.
+
+    ``work`` is the scratch memory that layers in C++ share, on the CPU; None elsewhere.
+    """
+    if work is None:
+        return None if spec.upsampled else TorchConvolution(spec, TorchNorms())
+    kernel = tuple(spec.weight.shape[2:])
+    where = (kernel, spec.stride, spec.padding) if spec.plain else None
+    if spec.upsampled:
+        if spec.transposed or where != ((3, 3), (1, 1), (1, 1)):
+            return None
+        return UpsampledConvolution(spec.weight, spec.bias, spec.slope, work, normalise=False)
+    if spec.transposed and where == ((4, 4), (2, 2), (1, 1)):
+        kind = TiledTaps if len(spec.bias) >= _FEW_CHANNELS else SummedTaps
+        return kind(spec.weight, spec.bias, spec.slope, work)
+    if spec.transposed and where is not None and spec.side == (1, 1) and spec.padding == (0, 0):
+        return OnePixel(spec.weight, spec.bias, spec.slope)
+    return TorchConvolution(spec, NativeNorms())
+
+
+class OnePixel:
+    """A transposed convolution of images of one pixel, ``(n, 1, 1, in)``: a dense layer.
+
+    ``weight`` is ``(in, out, k, l)``, and images are ``(n, k, l, out)``.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, slope: float) -> None:
+        self._matrix = weight.permute(0, 2, 3, 1).flatten(1).contiguous()
+        self._shape = (*weight.shape[2:], weight.shape[1])
+        self._bias, self._slope = bias, slope
+
+    def forward(self, x: Tensor) -> NormedActivation:
+        """See `Layer`."""
+        images = (x.flatten(1) @ self._matrix).view(-1, *self._shape)
+        return normed.norm(images, self._bias, self._slope, False)
+
+    def backward(self, grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor:
+        """See `Layer`."""
+        by_input = grad.flatten(1) @ self._matrix.T
+        return normed.norm_grad(by_input.view_as(preceding.out), preceding, overwrite)
+
+
+class TorchConvolution:
+    """Any convolution by torch, of channels-last images, without gradients of its weights."""
+
+    def __init__(self, spec: ConvolutionSpec, norms: Norms) -> None:
+        self._weight = spec.weight.contiguous(memory_format=torch.channels_last)
+        self._bias, self._slope, self._norms = spec.bias.contiguous(), spec.slope, norms
+        self._how: dict[str, Any] = {
+            "stride": spec.stride,
+            "padding": spec.padding,
+            "dilation": spec.dilation,
+            "groups": spec.groups,
+        }
+        self._transposed, self._output_padding = spec.transposed, spec.output_padding
+
+    def forward(self, x: Tensor) -> NormedActivation:
+        """See `Layer`."""
+        images = x.permute(0, 3, 1, 2)
+        if self._transposed:
+            how = {**self._how, "output_padding": self._output_padding}
+            out = F.conv_transpose2d(images, self._weight, **how)
+        else:
+            out = F.conv2d(images, self._weight, **self._how)
+        return self._norms.norm(_channels_last(out), self._bias, self._slope)
+
+    def backward(self, grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor:
+        """See `Layer`."""
+        images = preceding.out.permute(0, 3, 1, 2)
+        by_input, _, _ = torch.ops.aten.convolution_backward(
+            grad.permute(0, 3, 1, 2),
+            images,  # for its shape and layout alone
+            self._weight,
+            None,
+            self._how["stride"],
+            self._how["padding"],
+            self._how["dilation"],
+            self._transposed,
+            self._output_padding,
+            self._how["groups"],
+            (True, False, False),
+        )
+        return self._norms.norm_grad(_channels_last(by_input), preceding, overwrite)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """``(n, C, H, W)`` as a contiguous ``(n, H, W, C)``: a view where torch kept that layout."""
+    return x.permute(0, 2, 3, 1).contiguous()

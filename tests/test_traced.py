@@ -1,0 +1,360 @@
+"""Users' modules whose convolutions are found by a trace: the same function, or not used at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import cogen_fast
+from cogen_fast import Compute, Prior
+from cogen_fast.generators import ProgressiveGenerator, StyleGAN2Generator
+from cogen_fast.ops.convolution.chain import ConvolutionChain
+from cogen_fast.problem.adapter import GeneratorAdapter, frozen
+from cogen_fast.problem.problem import prepared
+from cogen_fast.problem.traced import try_tracing
+
+F32, F64 = torch.float32, torch.float64
+TRACED = "generator: its convolutions are computed by traced code (`torch.fx`)"
+BOUNDS = {F64: 1e-12, F32: 2e-4}
+
+
+class Residual(nn.Module):
+    """A block of a residual generator: norms first, and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)])
+        self.first = nn.Conv2d(inputs, outputs, 3, 1, 1)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.interpolate(F.relu(self.norms[0](x)), scale_factor=2)
+        y = self.second(F.relu(self.norms[1](self.first(y)), inplace=True))
+        return y + self.shortcut(F.interpolate(x, scale_factor=2))
+
+
+class ResidualGAN(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(10, 4 * 4 * 16)
+        self.blocks = nn.Sequential(Residual(16, 16), Residual(16, 8))
+        self.last = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 3, 1, 1), nn.Tanh())
+
+    def forward(self, z: Tensor) -> Tensor:
+        images: Tensor = self.last(self.blocks(self.dense(z).view(-1, 16, 4, 4)))
+        return images
+
+
+class Mixed(nn.Module):
+    """All kinds of convolutions, activations and arguments with defaults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Sequential(nn.Linear(12, 32 * 16), nn.BatchNorm1d(32 * 16), nn.ReLU(True))
+        self.main = nn.Sequential(
+            nn.ConvTranspose2d(32, 24, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(24),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Dropout(0.5),
+            nn.ConvTranspose2d(24, 16, 3, stride=2, padding=1, output_padding=1),
+            nn.ReLU(True),
+            nn.Conv2d(16, 16, 3, padding=2, dilation=2, groups=4),
+            nn.ELU(inplace=True),
+            nn.Identity(),
+            nn.ConvTranspose2d(16, 1, 4, 2, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, z: Tensor, scale: float = 1.0, names: tuple[str, ...] = ()) -> Tensor:
+        if scale != 1.0 or names:
+            z = z * scale
+        x = self.main(self.dense(z).reshape(z.shape[0], 32, 4, 4))
+        return x.view(x.size(0), -1)
+
+
+class Equalised(nn.Module):
+    """Weights times their He constants, functions in place of modules, and pixel norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent_size = 9
+        self.first = nn.ConvTranspose2d(9, 12, 4)
+        shapes = ((12, 12, 3, 3), (10, 12, 3, 3), (10, 5, 4, 4))
+        self.weights = nn.ParameterList(torch.randn(shape) for shape in shapes)
+        self.biases = nn.ParameterList(torch.randn(n) for n in (12, 10, 5))
+        self.register_buffer("mean", torch.randn(5))
+        self.register_buffer("variance", torch.rand(5) + 0.5)
+        self.scale = 0.1
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = F.leaky_relu(self.first(z[:, :, None, None]), 0.2)
+        x = F.conv2d(x, self.weights[0] * self.scale, self.biases[0], padding=(1, 1))
+        x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        x = torch.conv2d(x, self.weights[1].mul(self.scale), bias=self.biases[1], padding=1).relu()
+        x = F.conv_transpose2d(x, self.weights[2] * self.scale, self.biases[2], 2, 1)
+        return F.batch_norm(x, self.mean, self.variance)  # type: ignore[arg-type]
+
+
+class ReadTwice(nn.Module):
+    """One layer in two places, and an output that two others read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice = nn.ConvTranspose2d(5, 8, 4), nn.ConvTranspose2d(8, 8, 4, 2, 1)
+        self.last = nn.Conv2d(8, 1, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        y = self.twice(torch.relu(self.first(z)))
+        other = F.interpolate(y, scale_factor=2, mode="bilinear")
+        images: Tensor = self.last(torch.relu(self.twice(y)) + other)
+        return images
+
+
+class Outside(nn.Module):
+    """Sides that no tile fits, outputs that are no images, and weights read as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.ConvTranspose2d(5, 6, (3, 5))
+        self.second = nn.ConvTranspose2d(6, 9, 4, 2, 1, bias=False)
+        self.norm = nn.BatchNorm2d(9, affine=False)
+        self.third = nn.Conv2d(9, 2, (1, 3), stride=(1, 2))
+
+    def forward(self, z: Tensor) -> Tensor:
+        y = self.norm(self.second(F.relu_(self.first(z))))
+        y = self.third(y.relu_()) + self.second.weight.mean()
+        return y.flatten(1)
+
+
+MODULES: dict[str, type[nn.Module]] = {
+    each.__name__: each for each in (ResidualGAN, Mixed, Equalised, ReadTwice, Outside)
+}
+
+
+def made(kind: type[nn.Module], dtype: torch.dtype = F64) -> nn.Module:
+    """A module whose batch norms have statistics of a training, evaluating."""
+    torch.manual_seed(0)
+    module = kind()
+    for each in module.modules():
+        if isinstance(each, nn.BatchNorm1d | nn.BatchNorm2d) and each.running_mean is not None:
+            each.running_mean.normal_(0.0, 0.1)
+            assert each.running_var is not None
+            each.running_var.uniform_(0.5, 2.0)
+            if each.weight is not None:
+                each.weight.data.uniform_(0.5, 1.5)
+                each.bias.data.normal_(0.0, 0.1)
+    return module.to(dtype).eval()
+
+
+@contextmanager
+def traced(
+    module: Any, **how: Any
+) -> Iterator[tuple[GeneratorAdapter, GeneratorAdapter | None, str | None]]:
+    """The adapter of a module, that of its trace, and the note."""
+    with frozen(module):
+        adapter = GeneratorAdapter(module, **how)
+        yield adapter, *try_tracing(adapter)
+
+
+def gradient(adapter: GeneratorAdapter, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs, and the gradient of half their squares by latents."""
+    rows = z.clone().requires_grad_()
+    x = adapter(rows)
+    return x.detach(), torch.autograd.grad(x, rows, x.detach())[0]
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("name", MODULES)
+def test_the_trace_is_the_same_function(name: str, dtype: torch.dtype) -> None:
+    with traced(made(MODULES[name], dtype)) as (adapter, found, note):
+        assert note == TRACED
+        assert found is not None
+        for rows in (1, 7):
+            z = torch.randn(
+                rows, adapter.latent_size, generator=torch.Generator().manual_seed(rows)
+            )
+            pairs = zip(gradient(found, z.to(dtype)), gradient(adapter, z.to(dtype)), strict=True)
+            for ours, theirs in pairs:
+                assert (ours - theirs).abs().max() <= BOUNDS[dtype] * theirs.abs().max()
+
+
+def chains(adapter: GeneratorAdapter | None) -> list[int]:
+    """The numbers of layers of all chains of a traced generator."""
+    assert adapter is not None
+    module: Any = adapter.generator
+    return [len(each.layers) for each in module.modules() if isinstance(each, ConvolutionChain)]
+
+
+def test_neighbours_are_one_chain() -> None:
+    # A dense layer and three others; an ELU stands between; pixel norm; two readers of one output.
+    for name, expected in (("Mixed", [3, 1]), ("Equalised", [2, 2]), ("ReadTwice", [2, 1, 1])):
+        with traced(made(MODULES[name])) as (_, found, _):
+            assert chains(found) == expected, name
+
+
+def test_the_module_is_as_it_was() -> None:
+    module = made(Mixed)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with traced(module) as (_, found, _):
+        assert found is not None
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert all(each.inplace for each in module.modules() if isinstance(each, nn.ReLU))
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+class Branching(nn.Module):
+    """Looks at numbers, which no trace can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main = nn.ConvTranspose2d(5, 3, 4)
+
+    def forward(self, z: Tensor) -> Tensor:
+        images: Tensor = self.main(z)
+        return images if z.abs().max() < 100 else 0.0 * images
+
+
+def test_what_cannot_be_traced_is_called_as_it_is() -> None:
+    with traced(made(Branching)) as (_, found, note):
+        assert found is None
+        assert note is not None
+        assert note.startswith("generator: it could not be traced and is called as it is: ")
+        assert "control flow" in note
+
+
+class Counting(nn.Module):
+    """Its output depends on how often it was called: a trace has the number of one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.calls = nn.ConvTranspose2d(5, 3, 4), 0
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.calls += 1
+        images: Tensor = self.main(z) + (100.0 if self.calls == self.last_call else 0.0)
+        return images
+
+    last_call = 0
+
+
+def test_a_trace_with_other_outputs_is_not_used() -> None:
+    module = made(Counting)
+    with frozen(module):
+        adapter = GeneratorAdapter(module)
+        module.last_call = module.calls + 1  # type: ignore[operator,assignment]
+        found, note = try_tracing(adapter)
+    assert found is None
+    assert note == "generator: its trace gave other outputs, so it is called as it is"
+
+
+def test_what_has_no_convolutions_is_not_traced() -> None:
+    with traced(nn.Linear(4, 6)) as (_, found, note):
+        assert (found, note) == (None, None)
+    with traced(lambda z: z.exp(), latent_shape=3) as (_, found, note):
+        assert (found, note) == (None, None)
+    # Weights of four dimensions that are those of no convolution.
+
+    class Products(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 4, 1, 1))
+
+        def forward(self, z: Tensor) -> Tensor:
+            return z @ self.weight[:, :, 0, 0]
+
+    with traced(Products(), latent_shape=3) as (_, found, note):
+        assert (found, note) == (None, None)
+
+
+def test_hooks_and_half_precision_are_left_alone() -> None:
+    module = made(Mixed)
+    module.main[0].register_forward_hook(lambda *_: None)  # type: ignore[index,operator,union-attr]
+    with traced(module) as (_, found, note):
+        assert (found, note) == (None, None)
+    with traced(made(Mixed, torch.bfloat16)) as (_, found, note):
+        assert (found, note) == (None, None)
+
+
+def solved(module: Any, **how: Any) -> cogen_fast.Result:
+    x_obs = torch.zeros(64 * 16)
+    given = {"chains": 2, "noise_std": 0.5, "seed": 1, "budget": 40, "progress": False} | how
+    return cogen_fast.cogenerate(module, x_obs, torch.ones(64 * 16), **given)
+
+
+def test_a_run_uses_the_trace_and_says_so() -> None:
+    module = made(Mixed, F32)
+    by_default, plain = solved(module), solved(module, compute=Compute(backend="reference"))
+    assert TRACED in by_default.notes
+    assert not any("trace" in note for note in plain.notes)
+    # The same first prior draws: energies differ by rounding alone.
+    first, second = by_default.energy_history[0], plain.energy_history[0]
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=0.0)
+    again = solved(module)
+    assert torch.equal(again.latents, by_default.latents)
+
+
+@contextmanager
+def problem_of(module: Any, **how: Any) -> Iterator[Any]:
+    with prepared(module, torch.zeros(64 * 16), torch.ones(64 * 16), noise_std=1.0, **how) as found:
+        yield found
+
+
+def test_who_asks_for_something_else_gets_that() -> None:
+    module = made(Mixed, F32)
+    for compute in (
+        Compute(backend="native"),
+        Compute(backend="reference"),
+        Compute(gradient_dtype="bfloat16"),
+        Compute(energy_dtype="float64"),
+    ):
+        with problem_of(module, compute=compute) as problem:
+            assert TRACED not in problem.notes
+            assert problem.potential.generator is problem.adapter
+    with problem_of(module) as problem:
+        assert TRACED in problem.notes
+
+
+def test_a_generator_with_a_fast_path_keeps_it() -> None:
+    torch.manual_seed(0)
+    generator = ProgressiveGenerator(8, latent_size=8, fmap_base=64, fmap_max=8)
+    with prepared(generator, torch.zeros(3, 8, 8), torch.ones(3, 8, 8), noise_std=1.0) as problem:
+        assert "generator: its own fast path computes images" in " ".join(problem.notes)
+        assert TRACED not in problem.notes
+
+
+def test_a_conditional_generator_is_traced_within_its_prior() -> None:
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main = nn.ConvTranspose2d(6, 8, 4)
+
+        def forward(self, z: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            return {"images": self.main(torch.cat([z, labels], 1)[:, :, None, None]), "z": z}
+
+    module, label = Labelled(), torch.tensor([[0.0, 1.0]])
+    for conditions in (label, torch.cat([label, 1.0 - label])):
+        prior = Prior(module, conditions=conditions, output="images")
+        with traced(prior, latent_shape=4) as (adapter, found, note):
+            assert note == TRACED
+            assert found is not None
+            z = adapter.probe_latents
+            torch.testing.assert_close(gradient(found, z), gradient(adapter, z))
+            # Of the observation that the rows belong to.
+            index = torch.full((len(z),), len(conditions) - 1)
+            torch.testing.assert_close(found(z, index), adapter(z, index))
+        assert prior.generator is module
+
+
+def test_the_parts_of_a_stylegan2_are_called_as_they_are() -> None:
+    torch.manual_seed(0)
+    generator = StyleGAN2Generator(8, latent_size=8, mapping=(8, 8), feature_maps=(8, 8))
+    with traced(Prior(generator, space="w", draws=100)) as (_, found, note):
+        assert (found, note) == (None, None)
