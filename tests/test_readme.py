@@ -1,8 +1,10 @@
-"""Every Python snippet of the README runs as it stands."""
+"""Every Python snippet of the README runs as it stands, and the names in its text exist."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ README = ROOT / "README.md"
 pytestmark = pytest.mark.skipif(not README.is_file(), reason="needs the source tree")
 TEXT = README.read_text() if README.is_file() else ""
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
+# Names in the text, and modules that it runs as programs.
+NAMES = sorted(set(re.findall(r"`(cogen_fast(?:\.\w+)+)\b", TEXT)))
+PROGRAMS = sorted(set(re.findall(r"python -m (cogen_fast[\w.]*)", TEXT)))
 
 
 def given() -> dict[str, Any]:
@@ -38,3 +43,18 @@ def test_a_snippet_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyP
     if "import cogen_fast" not in SNIPPETS[number]:
         exec("import cogen_fast", names)
     exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), names)
+
+
+def test_there_are_names() -> None:
+    assert len(NAMES) >= 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_there_after_a_plain_import(name: str) -> None:
+    package, *parts = name.split(".")
+    reduce(getattr, parts, importlib.import_module(package))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_is_there(name: str) -> None:
+    assert importlib.util.find_spec(name) is not None
