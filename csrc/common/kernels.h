@@ -140,7 +140,7 @@ struct PixelNormGrad {
   T slope;
   const T* out;
   const T* scale;
-  const T* extra;  // (pixels, channels), is added to the gradient by `out`, or null
+  const T* extra;  // (pixels, channels), is added to the gradient with respect to `out`, or null
   T* grad;         // (pixels, channels), may be the memory of `out`
 };
 
@@ -168,11 +168,11 @@ struct ToRgb {
   bool bounded;
 };
 
-// A 3x3 convolution with what follows it, and the way back. `forward` goes from images of `in`
-// channels to the activation of `out`. `backward` goes from the gradient by the convolution's
-// output to that by the output of the convolution before; its kernel is made for that. `zeros`
-// holds a zero for each channel of the images read; the memory `arena` has as many numbers as the
-// function of that name returns.
+// A 3x3 convolution with what follows it, and its backward pass. `forward` goes from images of
+// `in` channels to the activation of `out`. `backward` goes from the gradient with respect to the
+// convolution's output to that with respect to the output of the convolution before; its kernel is
+// made for that. `zeros` holds a zero for each channel of the images read; the memory `arena` has
+// as many numbers as the function of that name returns.
 template <class T>
 struct LayerOps {
   int64_t (*arena)(const Cells&, int64_t in, int64_t out);

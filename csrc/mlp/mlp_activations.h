@@ -1,4 +1,4 @@
-// The activations of dense layers, and the way back through them.
+// The activations of dense layers, and their backward pass.
 #pragma once
 
 #include "common/elementary_functions.h"
@@ -58,8 +58,9 @@ COGEN_HD void activate(Activation kind, T slope, int count, Pack<T, n>* x) {
   }
 }
 
-// Turns the gradient by a layer's outputs `y` into that by the sums before the activation, in
-// place. The derivative of each of these functions can be computed from its value.
+// Turns the gradient with respect to a layer's outputs `y` into that with respect to the sums
+// before the activation, in place. The derivative of each of these functions can be computed from
+// its value.
 template <class T, int n>
 COGEN_HD void deactivate(Activation kind, T slope, int count, const Pack<T, n>* y,
                          Pack<T, n>* grad) {

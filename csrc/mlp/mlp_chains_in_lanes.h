@@ -1,5 +1,5 @@
-// The misfit of a generator of dense layers and its gradient by the latent, for many chains: each
-// lane of a pack has a chain of its own. One text for CPU and CUDA.
+// The misfit of a generator of dense layers and its gradient with respect to the latent, for many
+// chains: each lane of a pack has a chain of its own. CPU and CUDA compile this one source.
 #pragma once
 
 #include "common/hmc_math.h"
@@ -10,7 +10,7 @@ namespace cogen {
 namespace COGEN_ISA {
 
 // What is done with the sum for output o of a product before it is written: nothing, the
-// activation, or the way back through it.
+// activation, or its backward pass.
 template <class T>
 struct AsItIs {
   COGEN_HD Lanes<T> operator()(int /* o */, const Lanes<T>& sum) const { return sum; }
@@ -88,8 +88,9 @@ COGEN_HD void layer_forwards(const Mlp<T>& net, int k, const Lanes<T>* x, Lanes<
   }
 }
 
-// Goes from the gradient by the sums of layer k to that by the sums of the layer before, whose
-// outputs are `inputs`; or, for the first layer, to that by the latent.
+// Goes from the gradient with respect to the sums of layer k to that with respect to the sums of
+// the layer before, whose outputs are `inputs`; or, for the first layer, to that with respect to
+// the latent.
 template <class T>
 COGEN_HD void layer_backwards(const Mlp<T>& net, int k, const Lanes<T>* grad,
                               const Lanes<T>* inputs, Lanes<T>* below) {
@@ -141,8 +142,8 @@ COGEN_HD_LARGE int64_t workspace(const Mlp<T>& net) {
   return sum;
 }
 
-// The misfit energies of the lanes, and their gradient by the latents z; both z and `grad` are
-// (width[0],).
+// The misfit energies of the lanes, and their gradient with respect to the latents z; both z and
+// `grad` are (width[0],).
 template <class T>
 COGEN_HD_LARGE void energy_and_grad(const Mlp<T>& net, const Observed<T>& observed,
                                     const Lanes<T>* z, double* energy, Lanes<T>* grad,

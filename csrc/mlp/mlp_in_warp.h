@@ -1,6 +1,7 @@
-// The misfit of a generator of dense layers and its gradient by the latent, for one chain of a
-// device's warp: lane l has the units l, l + 32, ... of each layer. Lanes read one another's
-// numbers from the warp's part of shared memory. device_thread.h describes what a Machine is.
+// The misfit of a generator of dense layers and its gradient with respect to the latent, for one
+// chain of a device's warp: lane l has the units l, l + 32, ... of each layer. Lanes read one
+// another's numbers from the warp's part of shared memory. device_thread.h describes what a
+// Machine is.
 #pragma once
 
 #include "common/simd_pack.h"
@@ -56,7 +57,7 @@ COGEN_HD T deactivated(Activation kind, T slope, T value, T grad) {
 }
 
 // Returns a lane's part of the weighted squared error of outputs `y`, and writes its part of the
-// gradient by the sums of the last layer.
+// gradient with respect to the sums of the last layer.
 template <class T>
 COGEN_HD double misfit_of_lane(const Mlp<T>& net, const Observed<T>& observed, int lane, const T* y,
                                T* grad) {

@@ -1,6 +1,6 @@
-// The misfit of a generator of dense layers and its gradient by the latent, for one chain of a
-// device's thread and widths that are known at compile time: all loops are unrolled, so that every
-// number of the chain is in a register.
+// The misfit of a generator of dense layers and its gradient with respect to the latent, for one
+// chain of a device's thread and widths that are known at compile time: all loops are unrolled, so
+// that every number of the chain is in a register.
 #pragma once
 
 #include "mlp/mlp_chains_in_lanes.h"
@@ -66,7 +66,8 @@ COGEN_HD void static_forwards(const T* layer, Activation kind, T slope, const La
   activate(kind, slope, kOut, y);
 }
 
-// Goes from the gradient by a layer's outputs `y`, which is overwritten, to that by its inputs.
+// Goes from the gradient with respect to a layer's outputs `y`, which is overwritten, to that with
+// respect to its inputs.
 template <int kIn, int kOut, class T>
 COGEN_HD void static_backwards(const T* layer, Activation kind, T slope, const Lanes<T>* y,
                                Lanes<T>* grad, Lanes<T>* below) {

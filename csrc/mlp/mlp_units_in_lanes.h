@@ -1,5 +1,5 @@
-// The misfit of a generator of dense layers and its gradient by the latent, for a single chain on
-// the CPU: the lanes of a pack have neighbouring units of a layer.
+// The misfit of a generator of dense layers and its gradient with respect to the latent, for a
+// single chain on the CPU: the lanes of a pack have neighbouring units of a layer.
 #pragma once
 
 #include "mlp/mlp.h"
@@ -102,8 +102,8 @@ COGEN_HD void layer_forwards(const Mlp<T>& net, int k, const T* x, T* y) {
   activate(net.activation[k], net.slope, padded(out) / kUnits, units);
 }
 
-// One layer backwards: from the gradient by its outputs `y`, which is overwritten, to that by its
-// inputs.
+// One layer backwards: from the gradient with respect to its outputs `y`, which is overwritten, to
+// that with respect to its inputs.
 template <int kIn, int kOut, class T>
 COGEN_HD void layer_backwards(const Mlp<T>& net, int k, const T* y, T* grad, T* below) {
   const int in = kIn ? kIn : net.width[k], out = kOut ? kOut : net.width[k + 1];
@@ -113,8 +113,9 @@ COGEN_HD void layer_backwards(const Mlp<T>& net, int k, const T* y, T* grad, T* 
   product<kOut>(net.back[k], none, out, in, grad, reinterpret_cast<Units<T>*>(below));
 }
 
-// Returns the misfit energy of one chain and writes its gradient by z, which has room for a padded
-// width. kHidden is the width of all hidden layers if there is code compiled for it, or 0.
+// Returns the misfit energy of one chain and writes its gradient with respect to z, which has room
+// for a padded width. kHidden is the width of all hidden layers if there is code compiled for it,
+// or 0.
 template <int kHidden, class T>
 inline double energy_and_grad(const Mlp<T>& net, const Observed<T>& observed, const T* z, T* grad,
                               T* room) {

@@ -1,5 +1,5 @@
 // One HMC transition of a tile of chains: momentum refresh, L leapfrog steps, Metropolis test and
-// selection. It is one text for a CPU's vectors and for a device's threads and warps;
+// selection. CPU vectors and a device's threads and warps compile this one source;
 // cogen_fast/ops/reference.py is the definition.
 //
 // A tile is a few neighbouring chains of an observation that are moved at once. A Mapping says how

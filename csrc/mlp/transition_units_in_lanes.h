@@ -1,9 +1,10 @@
 // Transitions of a single chain on the CPU: the units of a layer are side by side in vectors.
 //
-// This is not the text of transition.h: its sums over the dimensions are vectorised, so they have
-// another order than those of a Mapping, which add one dimension after the other. And a gradient
-// waits for the one before it, so small nets keep the trajectory in registers, where a Mapping has
-// arrays. Kick, drift, Hamiltonian and Metropolis test are those of the other CPU kernels.
+// This does not use the source of transition.h: its sums over the dimensions are vectorised, so
+// they have another order than those of a Mapping, which add one dimension after the other. And a
+// gradient waits for the one before it, so small nets keep the trajectory in registers, where a
+// Mapping has arrays. Kick, drift, Hamiltonian and Metropolis test are those of the other CPU
+// kernels.
 #pragma once
 
 #include "mlp/mlp_small.h"
@@ -14,7 +15,8 @@ namespace cogen {
 namespace COGEN_ISA {
 
 // Whether there is code for some widths of hidden layers that are known at compile time. That is
-// most of what there is to compile, so the instruction set that only old machines use goes without.
+// most of what there is to compile, so it is left out for the instruction set that only old
+// machines use.
 #if defined(COGEN_NO_STATIC_WIDTHS)
 constexpr bool kHasStaticWidths = false;
 #else

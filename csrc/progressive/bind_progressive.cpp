@@ -47,7 +47,7 @@ void norm_grad(Arguments& given) {
 
 // What the two kinds of convolution have of their own: the functions of their kernels, the number
 // kMatrices of matrices in a packed kernel, the side of a cell in kPixels of the smaller images,
-// and how the memory for the way back is counted.
+// and how the memory for the backward pass is counted.
 struct ConvolutionLayer {
   template <class T>
   static const LayerOps<T>& ops_of(const ProgressiveOps<T>& progressive) {
@@ -97,7 +97,7 @@ std::int64_t ConvolutionLayer::arena_back(const Cells& cells, std::int64_t in, s
   return arena_size<ConvolutionLayer, T>(cells, in, out);
 }
 
-// The way back needs as much memory as the way there.
+// The backward pass needs as much memory as the forward pass.
 template <class T>
 std::int64_t UpsamplingLayer::arena_back(const Cells& cells, std::int64_t in, std::int64_t out) {
   return arena_size<UpsamplingLayer, T>(cells, out, in);
@@ -174,7 +174,8 @@ void forward(Arguments& given) {
   });
 }
 
-// Takes `extra`, which is added to the gradient by `out`; only the upsampling layer has it.
+// Takes `extra`, which is added to the gradient with respect to `out`; only the upsampling layer
+// has it.
 template <class Layer, class T>
 const T* extra_of(Arguments& given, const Array& out) {
   if constexpr (std::is_same_v<Layer, UpsamplingLayer>) {

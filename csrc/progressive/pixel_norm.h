@@ -1,5 +1,5 @@
 // What follows each convolution of a progressive GAN, for one pixel: bias, leaky ReLU and pixel
-// norm; and the way back. cogen_fast/ops/reference.py is the definition.
+// norm; and the backward pass. cogen_fast/ops/reference.py is the definition.
 #pragma once
 
 #include <math.h>
@@ -33,8 +33,9 @@ inline void finish(const PixelNorm<T>& a, const T* x, int64_t pixel) {
   for (int64_t c = 0; c < channels; ++c) out[c] *= scale;
 }
 
-// Computes pixel `pixel` of a.grad, the gradient by the convolution's output, from the gradient `x`
-// by the normalised output there. `x` is overwritten; a.grad may be its memory or that of a.out.
+// Computes pixel `pixel` of a.grad, the gradient with respect to the convolution's output, from
+// the gradient `x` with respect to the normalised output there. `x` is overwritten; a.grad may be
+// its memory or that of a.out.
 template <class T>
 inline void finish(const PixelNormGrad<T>& a, T* x, int64_t pixel) {
   const int64_t channels = a.channels;

@@ -1,5 +1,5 @@
 // Arguments that bindings of several files take: those of bias, leaky ReLU and pixel norm, and of
-// the way back through them.
+// their backward pass.
 #pragma once
 
 #include "common/arguments.h"

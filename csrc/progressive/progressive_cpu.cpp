@@ -1,5 +1,5 @@
-// The layers of a progressive GAN on the CPU, and the way back through them, without the dense
-// layer. Compiled once for each instruction set, as hmc_cpu.cpp is.
+// The layers of a progressive GAN on the CPU, and their backward pass, without the dense layer.
+// Compiled once for each instruction set, as hmc_cpu.cpp is.
 #include "common/parallel.h"
 #include "progressive/pixel_norm.h"
 #include "progressive/to_rgb_misfit.h"

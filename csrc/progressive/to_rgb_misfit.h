@@ -28,7 +28,7 @@ int64_t to_rgb_bands(const Misfit<T>& m) {
 }
 
 // A band of an image and of its gradient, (image channels, lines, width), and one pixel's gradient
-// by the activation.
+// with respect to the activation.
 template <class T>
 struct RgbBand {
   int64_t top, lines;

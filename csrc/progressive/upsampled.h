@@ -117,8 +117,8 @@ void finish_quads(const Band& band, const Products<T>& from, const PixelNorm<T>&
   });
 }
 
-// The adjoint of the sums in `finish_quads`: the gradient by each product, given that by the images
-// of 2 height x 2 width pixels.
+// The adjoint of the sums in `finish_quads`: the gradient with respect to each product, given that
+// with respect to the images of 2 height x 2 width pixels.
 template <class T>
 void fill_quads(const Band& band, const T* images, int64_t channels, const T* zeros,
                 const Products<T>& to, int threads) {
@@ -160,8 +160,8 @@ void fill_quads(const Band& band, const T* images, int64_t channels, const T* ze
   });
 }
 
-// The adjoint of `fill_differences`, which finishes the gradient by what the activation before was
-// made of; xx is overwritten.
+// The adjoint of `fill_differences`, which finishes the gradient with respect to the input of the
+// activation before; xx is overwritten.
 template <class T>
 void finish_differences(const Band& band, const Products<T>& from, const PixelNormGrad<T>& to,
                         int threads) {
@@ -220,7 +220,7 @@ struct CellNumbers {
   }
 };
 
-// How many numbers a cell needs for its operands and results, on the way there or back.
+// How many numbers a cell needs for its operands and results, in the forward or backward pass.
 template <class T>
 int64_t numbers_per_cell(int64_t in, int64_t out) {
   return 4 * padded<T>(in) + 9 * padded<T>(out);

@@ -111,8 +111,8 @@ void fill_tiles(const Band& band, const T* images, const T* zeros, const Slots<T
   });
 }
 
-// Turns results into an activation, or into the gradient by what the activation before was made of;
-// they are overwritten.
+// Turns results into an activation, or into the gradient with respect to the input of the
+// activation before; they are overwritten.
 template <class T, class Finish>
 void finish_tiles(const Band& band, const Slots<T>& from, const Finish& to, int threads) {
   for_each_row(band, 16 * from.channels, threads, [&](const CellRow& row) {
@@ -137,7 +137,7 @@ int64_t convolve_arena(const Cells& cells, int64_t in, int64_t out) {
   return 16 * (Slots<T>::size(most, in) + Slots<T>::size(most, padded<T>(out)));
 }
 
-// The convolution, or the way back through it, which has the kernel turned: Finish says which.
+// The convolution, or its backward pass, which has the kernel turned: Finish says which.
 template <class T, class Finish>
 void convolve(const Cells& cells, const T* images, const Kernel3x3<T>& kernel, const Finish& to,
               const T* zeros, T* arena, int threads) {

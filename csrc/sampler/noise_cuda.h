@@ -1,4 +1,4 @@
-// Noise on a CUDA device from the same text as on the CPU (philox.h), for tests that compare the
+// Noise on a CUDA device from the same source as on the CPU (philox.h), for tests that compare the
 // two.
 #pragma once
 
