@@ -25,7 +25,7 @@ PLANTED = (
     ("training/losses", "from cogen_fast import tasks", "never go upward"),
     ("methods/paper", "from cogen_fast.generators import MLPGenerator", "by name"),
     ("generators/mlp", "from cogen_fast.problem.density import Potential", "nothing of what"),
-    ("sampler/ais", "from cogen_fast import cogenerate", "front door"),
+    ("sampler/ais", "from cogen_fast import cogenerate", "public names"),
     ("sampler/leapfrog", "from cogen_fast.sampler import smc", "no cycles"),
 )
 
