@@ -69,12 +69,14 @@ def cogenerate(
 
     Args:
         G: callable or module that maps latents ``(n, d)`` or ``(n, d, 1, 1)`` to outputs
-            ``(n, ...)``. Equal latents must give equal outputs, so dropout, injected noise and
-            batch statistics are refused. Its weights, modes and gradient flags are left unchanged.
+            ``(n, ...)``, or a `Prior` that says how it is called. A module runs in eval mode; its
+            weights, modes and gradient flags are afterwards what they were. It is refused if equal
+            latents give different outputs even so (dropout, injected noise, batch statistics).
         x_obs: one observation or a batch ``(B, ...)``, as a floating-point tensor or array. Hidden
             entries may hold any value, NaN included.
         mask: 1 where an entry is observed and 0 where it is hidden, broadcastable over channels and
-            batch; or a measurement operator: `Mask`, `AveragePool`, `Stride`, `Operator`, or any
+            batch; or a measurement operator: `Mask`, `AveragePool`, `Stride`, `Blur`, `Matrix`,
+            `Fourier`, `Magnitudes`, `Luminance`, `Operator` (any differentiable function), or any
             object with a callable ``A(x)``.
         method: "adaptive" (default) or "paper" (Algorithm 1 with the published step-size
             adaptation), or an `Adaptive` or `Paper` object with settings of your own.

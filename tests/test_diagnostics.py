@@ -41,7 +41,7 @@ def healthy() -> DiagnosticInputs:
     return DiagnosticInputs(
         complete=True,
         adaptive=True,
-        alone=False,
+        independent=False,
         budgeted=True,
         annealed=True,
         populations=1,
@@ -108,8 +108,8 @@ def test_independent_chains_are_told_of_a_real_run() -> None:
 
 SICK: dict[str, tuple[dict[str, Any], str]] = {
     "interrupted": ({"complete": False}, "interrupted: .*checkpoint="),
-    "alone": (
-        {"alone": True},
+    "independent": (
+        {"independent": True},
         "independent chains: .*mode probabilities are not reliable.*chains=16 or a larger budget",
     ),
     "budget": (

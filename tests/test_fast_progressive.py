@@ -507,7 +507,10 @@ def run(generator: ProgressiveGenerator, backend: str, **options: Any) -> Any:
 def test_a_result_says_so() -> None:
     generator = seeded(**SMALL)
     short = {"method": "paper", "ais_steps": 2, "leapfrog_steps": 1}
-    note = "generator: its own fast path computes images and their gradients by the latents"
+    note = (
+        "generator: its own fast path computes images and their gradients with respect to the "
+        "latents"
+    )
     for backend, name in (("auto", "fused"), ("native", "native"), ("reference", "reference")):
         result = run(generator, backend, **short)
         assert result.settings["backend"] == name

@@ -515,8 +515,9 @@ def _add_convert(commands: Any) -> None:
         "source",
         type=Path,
         metavar="SOURCE",
-        help="a progressive GAN of the PyTorch GAN Zoo (.pth), of pro-gan-pth 3.x (.bin) or "
-        "converted from Karras et al. (.pth), or an .npz of dense layers w1, b1, w2, ...",
+        help="a progressive GAN of the PyTorch GAN Zoo (.pth), of pro-gan-pth (.bin or .pth) or "
+        "converted from Karras et al. (.pth); a StyleGAN2 of rosinality/stylegan2-pytorch (.pt) "
+        "or of NVIDIA's PyTorch programs (.pkl); or an .npz of dense layers w1, b1, w2, ...",
     )
     parser.add_argument("target", type=Path, metavar="TARGET.safetensors", help="file to write")
     parser.add_argument(

@@ -121,7 +121,7 @@ class FastProgressive:
         return (torch.tanh(image) if self.network.bounded else image).permute(0, 3, 1, 2)
 
     def _vjp(self, grad: Tensor, trace: list[NormedActivation], overwrite: bool) -> Tensor:
-        """The gradient by z, given that by the image ``(n, channels, R, R)``."""
+        """The gradient with respect to z, from the one of the image ``(n, channels, R, R)``."""
         grad = grad.permute(0, 2, 3, 1)
         if self.network.bounded:
             grad = grad * (1.0 - self._image(trace).permute(0, 2, 3, 1) ** 2)
@@ -139,7 +139,7 @@ class FastProgressive:
         overwrite: bool,
         extra: Tensor | None = None,
     ) -> Tensor:
-        """The gradient with respect to z, given that by the last convolution's output.
+        """The gradient with respect to z, from the one of the last convolution's output.
 
         ``grad`` is ``(n, R, R, C)``; ``extra`` is added to the gradient with respect to the
         activation of the resolution before.

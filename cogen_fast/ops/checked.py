@@ -42,7 +42,7 @@ class CheckedSettings(NamedTuple):
 
     @property
     def per_chain(self) -> bool:
-        """Whether per_chain_shape chain has a step size of its own."""
+        """Whether each chain has a step size of its own."""
         return self.step_size.ndim == 2
 
 

@@ -291,8 +291,8 @@ def to_rgb_misfit(
     """Misfit of the image ``out @ weight.T + bias``, through tanh where ``bounded``.
 
     ``out`` ``(n, H, W, C)`` and ``scale`` are those of `norm`; ``weight`` is ``(image channels,
-    C)``, ``bias`` ``(image channels,)``. Energies ``(n,)`` float64, and their gradient by what
-    `norm` read.
+    C)``, ``bias`` ``(image channels,)``. Energies ``(n,)`` float64, and their gradient with
+    respect to the input of `norm`.
     """
     image = out @ weight.T + bias
     if bounded:

@@ -23,7 +23,7 @@ def observed_values(m, read, target, mask):
 
 @triton.jit
 def weighted_square(value, aim, seen, weight):
-    """``weight (value - aim)^2`` in float64, and its derivative by ``value``; 0 if not ``seen``."""
+    """``weight (value - aim)^2`` in float64, and its derivative in ``value``; 0 if not ``seen``."""
     residual = tl.where(seen, value - aim, 0.0)
     r = residual.to(tl.float64)
     return weight.to(tl.float64) * r * r, 2.0 * weight * residual

@@ -78,7 +78,7 @@ class UnknownNoise:
 
 
 class MeasurementOperator(ABC):
-    """A measurement of an output: base class of `Mask`, `AveragePool`, `Stride`, `Operator`."""
+    """A measurement of an output: the base class of all measurement operators."""
 
     kind: MisfitKind = "mask"
     factor: int = 1

@@ -32,7 +32,9 @@ from cogen_fast.support.arguments import shown
 from cogen_fast.support.memory import is_out_of_memory
 from cogen_fast.support.warnings import warn_user
 
-_FAST = "generator: its own fast path computes images and their gradients by the latents"
+_FAST = (
+    "generator: its own fast path computes images and their gradients with respect to the latents"
+)
 _NO_FAST = "generator: its own fast path cannot be used here"
 _NO_WHOLE_RUNS = "dense layers with another method"
 
@@ -244,7 +246,7 @@ def _fused(backend: str, problem: Problem, whole_runs: bool) -> Problem:
 
 
 def _fast_path(adapter: GeneratorAdapter) -> tuple[LatentMap | None, tuple[str, ...]]:
-    """The generator's own ``fast_path()`` for images and their gradients by z, and a note.
+    """The generator's own ``fast_path()`` for images and gradients in z, and a note.
 
     A fast path takes rows ``(n, d)`` in the generator's type. The result is None where none is
     offered, where it would skip hooks, where it gives other outputs than the generator (such as a

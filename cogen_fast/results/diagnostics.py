@@ -26,9 +26,9 @@ _SHOWN = 4
 class DiagnosticInputs:
     """The inputs of a diagnosis; shapes are those of `cogen_fast.Result`.
 
-    ``annealed`` says that the method anneals by HMC moves and is no baseline, ``alone`` that lone
-    chains ran in place of a population, and ``budgeted`` that a budget was given. For each
-    observation the user asked for ``populations``, and ``islands`` of ``particles`` each ran;
+    ``annealed`` says that the method anneals by HMC moves and is no baseline, ``independent`` that
+    independent chains ran in place of a population, and ``budgeted`` that a budget was given. For
+    each observation the user asked for ``populations``, and ``islands`` of ``particles`` each ran;
     ``latents`` come from ``compared`` groups of equal size, side by side. ``(B,)`` each:
     ``effective_sample_size`` is None without weights; ``error_unknown`` marks evidence without a
     standard error; ``evidence_lead`` is the distance of the best island's log evidence above the
@@ -41,7 +41,7 @@ class DiagnosticInputs:
     complete: bool
     annealed: bool
     adaptive: bool
-    alone: bool
+    independent: bool
     budgeted: bool
     populations: int
     islands: int
@@ -65,7 +65,7 @@ class DiagnosticInputs:
     at_high_bound: Tensor
 
 
-def diagnose(evidence: DiagnosticInputs) -> list[str]:
+def diagnose(run: DiagnosticInputs) -> list[str]:
     """A sentence on each thing that is wrong: where, the cause and an action; empty if none is."""
     checks: tuple[Callable[[DiagnosticInputs], str | None], ...] = (
         _interrupted,
@@ -84,13 +84,13 @@ def diagnose(evidence: DiagnosticInputs) -> list[str]:
         _at_high_bound,
         _finite,
     )
-    return [found for check in checks if (found := check(evidence)) is not None]
+    return [found for check in checks if (found := check(run)) is not None]
 
 
-def failures(evidence: DiagnosticInputs) -> list[str]:
+def failures(run: DiagnosticInputs) -> list[str]:
     """The sentences of `diagnose` by which the chains are not samples of the posterior at all."""
     checks = (_interrupted, _unmoved, _acceptance)
-    return [found for check in checks if (found := check(evidence)) is not None]
+    return [found for check in checks if (found := check(run)) is not None]
 
 
 def _where(run: DiagnosticInputs, bad: Tensor) -> str:
@@ -134,7 +134,7 @@ def _interrupted(run: DiagnosticInputs) -> str | None:
 
 
 def _independent(run: DiagnosticInputs) -> str | None:
-    if not run.alone:
+    if not run.independent:
         return None
     return (
         "independent chains: they are too few to be resampled, so each stays in the mode "

@@ -28,7 +28,7 @@ from cogen_fast.support.files import open_regular, parse_json, read_text, write_
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
 _FORMAT = "cogen-fast result 10"
 GRADIENT_COST = 2
-"""The cost of a gradient by z, in forward passes."""
+"""The cost of a gradient with respect to z, in forward passes."""
 ANNEALED = ("adaptive", "paper")
 """The methods that anneal; all others are in `cogen_fast.methods.baselines`."""
 NOISE_GIVEN = "the noise was given"
@@ -137,7 +137,7 @@ class Result:
 
     @property
     def cost(self) -> int:
-        """The cost of each observation in forward passes, where a gradient by z counts as 2.
+        """The cost of each observation in forward passes; a gradient of z counts as 2.
 
         It includes all particles that ran and the optimisation of fits, but not the final forward
         passes that give ``images`` and ``fit_images``.
@@ -414,7 +414,7 @@ class Result:
             complete=self.complete,
             annealed=self._annealed,
             adaptive=adaptive,
-            alone=adaptive and self.settings["particles"] < POPULATION,
+            independent=adaptive and self.settings["particles"] < POPULATION,
             budgeted=self.settings.get("budget") is not None,
             populations=populations,
             islands=islands,

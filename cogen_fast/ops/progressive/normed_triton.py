@@ -45,7 +45,7 @@ def _offset_among_phases(pixel, side, by_image, by_line, by_line_phase, by_pixel
 
 @triton.jit
 def _back_through_norm(
-    # the gradient by the output of `norm`, that output, and what the norm multiplied by
+    # the gradient with respect to the output of `norm`, that output, and the factor of the norm
     grad,
     out,
     scale,
@@ -56,7 +56,7 @@ def _back_through_norm(
     SLOPE: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """The gradient by what `norm` read, ``(ROWS, BLOCK)``."""
+    """The gradient with respect to the input of `norm`, ``(ROWS, BLOCK)``."""
     if scale is not None:
         factor = tl.load(scale + pixel, real, 0.0).to(WIDE)
         along = tl.sum(grad * out, 1) / CHANNELS
@@ -111,7 +111,7 @@ def norm_kernel(
 
 @triton.jit
 def norm_grad_kernel(
-    # the gradient by the output, which that by the input replaces
+    # the gradient with respect to the output, overwritten by that with respect to the input
     grad,
     # what `norm` returned
     out,
@@ -255,7 +255,10 @@ def norm(x: Tensor, bias: Tensor, slope: float, normalise: bool) -> tuple[Tensor
 
 
 def norm_grad(grad: Tensor, out: Tensor, scale: Tensor | None, slope: float) -> Tensor:
-    """The gradient by what `norm` read, in the memory of ``grad``; see `reference.norm_grad`."""
+    """The gradient with respect to the input of `norm`, in the memory of ``grad``.
+
+    See `reference.norm_grad`.
+    """
     channels = out.shape[-1]
     pixels = out.numel() // channels
     rows, block = _tile(channels)
@@ -279,9 +282,10 @@ def norm_grad(grad: Tensor, out: Tensor, scale: Tensor | None, slope: float) -> 
 def to_rgb_misfit(
     last: NormedActivation, to_rgb: ToRGB, spec: MisfitSpec, observation: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Misfit of the image of ``last``, and back; see `reference.to_rgb_misfit`. Not by "pool".
+    """Misfit of the image of ``last``, and its gradient; see `reference.to_rgb_misfit`.
 
-    The gradient takes the memory of ``last.out``. No image is written.
+    Misfits of the kind "pool" are not supported. The gradient takes the memory of ``last.out``. No
+    image is written.
     """
     out = last.out
     images, height, width, channels = out.shape

@@ -32,9 +32,9 @@ def to_rgb_misfit(
 ) -> tuple[Tensor, Tensor]:
     """Misfit of the image of ``normed`` ``(n, H, W, C)``; see `reference.to_rgb_misfit`.
 
-    Energies ``(n,)`` float64, and the gradient by what `norm` read, which takes the memory of
-    ``normed.out``. ``observation`` ``(n,)`` int64 says which row of ``spec`` each image belongs to.
-    No image is written. Raises TypeError or ValueError naming the argument.
+    Energies ``(n,)`` float64, and the gradient with respect to the input of `norm`, which takes the
+    memory of ``normed.out``. ``observation`` ``(n,)`` int64 says which row of ``spec`` each image
+    belongs to. No image is written. Raises TypeError or ValueError naming the argument.
     """
     rows, height, width, channels = normed.out.shape
     dtype = require_float("normed.out", normed.out.dtype)
