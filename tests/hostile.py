@@ -432,7 +432,7 @@ def read_folder(kind: str, channels: int | None) -> None:
 
 
 def decode_by_many(folder: Path) -> None:
-    datasets._WORKERS = 8
+    datasets.WORKERS = 8
     images_of(folder)
 
 

@@ -83,7 +83,7 @@ def _launches(writing: _Writing) -> Iterator[None]:
         return
     from cogen_fast.ops import triton_ops
 
-    launch = triton_ops._launch
+    launch = triton_ops.launch
 
     def written(*args: Any, **constants: Any) -> None:
         writing.launching = True
@@ -91,8 +91,8 @@ def _launches(writing: _Writing) -> Iterator[None]:
         writing.launching = False
         writing.steps.append(lambda: launch(*args, **constants))
 
-    triton_ops._launch = written
+    triton_ops.launch = written
     try:
         yield
     finally:
-        triton_ops._launch = launch
+        triton_ops.launch = launch

@@ -145,7 +145,7 @@ def test_npz_of_several_arrays_gives_the_one_named_images(tmp_path: Path) -> Non
 
 
 def test_more_images_than_wait_in_memory_keep_their_order(tmp_path: Path) -> None:
-    count = 10 * datasets._WORKERS
+    count = 10 * datasets.WORKERS
     pixels = np.arange(count, dtype=np.uint32).view(np.uint8).reshape(-1, 1, 4).repeat(4, axis=1)
     np.savez(tmp_path / "x.npz", pixels)
     np.testing.assert_array_equal(read(tmp_path / "x.npz", 4).pixels[:, 0], pixels)
@@ -155,14 +155,14 @@ def test_only_a_few_results_wait_in_memory() -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:
-        for number in range(100 * datasets._WORKERS):
+        for number in range(100 * datasets.WORKERS):
             taken.append(number)
             yield number
 
     with ThreadPoolExecutor(1) as pool:
         results = datasets.in_order(pool, lambda number: -number, items())
         assert [next(results), next(results)] == [0, -1]
-        assert len(taken) <= 5 * datasets._WORKERS
+        assert len(taken) <= 5 * datasets.WORKERS
 
 
 @pytest.mark.slow
@@ -707,14 +707,14 @@ def test_failed_decoding_leaves_what_was_there(
 def test_two_threads_at_once(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both decode at the same time, to the same name."""
     make_folder(folder)
-    both, write_cache = threading.Barrier(2, timeout=10), datasets._write_cache
+    both, write_cache = threading.Barrier(2, timeout=10), datasets.write_cache
 
     def meet(*args: Any) -> None:
         both.wait()
         write_cache(*args)
         both.wait()
 
-    monkeypatch.setattr(datasets, "_write_cache", meet)
+    monkeypatch.setattr(datasets, "write_cache", meet)
     with ThreadPoolExecutor(2) as pool:
         results = [pool.submit(read, folder) for _ in range(2)]
         for result in results:

@@ -283,7 +283,7 @@ def test_calls_of_any_length_make_the_same_run(
     with problem(network((3, 16, 5)).float(), observations=2) as found:
         assert found.dense is not None
         whole = dense.ais_run(found.dense, betas, moves, begun(found, moves, chains, 20))
-        monkeypatch.setattr(dense, "_MOST_PER_CHAIN", 4 * chains)  # two temperatures of both
+        monkeypatch.setattr(dense, "MOST_PER_CHAIN", 4 * chains)  # two temperatures of both
         calls.clear()
         half = dense.ais_run(found.dense, betas[:9], moves, begun(found, moves, chains, 20))
         assert not per_chain or max(calls) <= 2

@@ -214,11 +214,11 @@ def test_unequal_islands_are_told_of_a_real_run(chains: int) -> None:
 def test_the_lead_is_that_of_the_log_evidence_by_hand() -> None:
     result = run(chains=5)  # three particles of either island at most: 0, 1 and 3, 4
     log_weights = torch.tensor([[0.0, 0.0, 50.0, 3.0, 3.0], [9.0, 9.0, -50.0, 1.0, 1.0]])
-    lead = replace(result, log_weights=log_weights.double())._diagnostic_inputs().evidence_lead
+    lead = replace(result, log_weights=log_weights.double()).diagnostic_inputs().evidence_lead
     assert lead is not None and lead.tolist() == pytest.approx([3.0, 8.0])
     three = run(chains=2, populations=3)
     log_weights = torch.tensor([[0.0, 0.0, 1.0, 1.0, 7.0, 7.0]]).double().expand(2, -1)
-    lead = replace(three, log_weights=log_weights)._diagnostic_inputs().evidence_lead
+    lead = replace(three, log_weights=log_weights).diagnostic_inputs().evidence_lead
     assert lead is not None and lead.tolist() == pytest.approx([6.0, 6.0])
 
 
@@ -230,7 +230,7 @@ def test_populations_are_named() -> None:
     assert "(observation 1)" in halves[0]
     one = diagnose(
         replace(
-            run(populations=4, budget=12)._diagnostic_inputs(),
+            run(populations=4, budget=12).diagnostic_inputs(),
             oversized_steps=torch.tensor([True] * 8),
         )
     )

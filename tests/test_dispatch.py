@@ -31,8 +31,8 @@ OPS = (
 @pytest.fixture
 def no_extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if the extension had not been built."""
-    monkeypatch.setattr(native, "_module", None)
-    monkeypatch.setattr(native, "_failure", ImportError("No module named _native"))
+    monkeypatch.setattr(native, "loaded", None)
+    monkeypatch.setattr(native, "load_error", ImportError("No module named _native"))
     dispatch.forget()
     yield
     dispatch.forget()

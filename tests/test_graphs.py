@@ -337,8 +337,8 @@ def measured(
         work(rows)
         return peak(rows)
 
-    monkeypatch.setattr(memory, "_peak", called)
-    monkeypatch.setattr(memory, "_free", lambda _: free)
+    monkeypatch.setattr(memory, "peak_bytes", called)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: free)
     return lambda work: memory.rows_that_fit(work, torch.device("cuda"))
 
 

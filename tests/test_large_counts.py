@@ -88,7 +88,7 @@ def test_a_limit_on_the_process_counts_as_memory() -> None:
 @pytest.mark.parametrize("text", ["max\n", "", "9223372036854771712\n"])
 def test_groups_without_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     path = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "_GROUP_LIMITS", (str(path), "/nowhere"))
+    monkeypatch.setattr(memory, "GROUP_LIMITS", (str(path), "/nowhere"))
     before = memory.main_memory()
     path.write_text(text)
     assert memory.main_memory() == before

@@ -156,7 +156,7 @@ def test_hidden_similarity_in_parts_is_that_of_the_whole(monkeypatch: pytest.Mon
     torch.testing.assert_close(everywhere, metrics.ssim(images, truth), rtol=1e-10, atol=1e-12)
     even = torch.zeros(20, 20)
     even[:, ::2] = 1
-    monkeypatch.setattr(metrics, "_PATCHES", 7)
+    monkeypatch.setattr(metrics, "PATCHES", 7)
     halves = [metrics.ssim(images, truth, hidden=part) for part in (even, 1 - even)]
     torch.testing.assert_close(sum(halves) / 2, everywhere, rtol=1e-10, atol=1e-12)
 

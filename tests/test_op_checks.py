@@ -246,8 +246,8 @@ def test_other_instruction_sets_are_refused_by_name() -> None:
 
 
 def test_a_failed_load_is_remembered_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_module", None)
-    monkeypatch.setattr(native, "_failure", ImportError("libmissing.so: cannot open"))
+    monkeypatch.setattr(native, "loaded", None)
+    monkeypatch.setattr(native, "load_error", ImportError("libmissing.so: cannot open"))
     for _ in range(2):
         with pytest.raises(ImportError, match=r"cogen_fast\.ops\._native.*libmissing\.so"):
             native.extension()

@@ -140,16 +140,16 @@ def test_rows_of_images(tmp_path: Path, channels: int) -> None:
 
 @pytest.mark.slow
 def test_demo_draws_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_BUDGET", 120)
+    monkeypatch.setattr(demo, "BUDGET", 120)
     folder = tmp_path / "new" / "folder"
     told = demo.run(folder, "sandal", progress=False)
     assert [path.name for path in folder.iterdir()] == ["demo.png"]
     with Image.open(folder / "demo.png") as picture:
-        tiles = demo._CHAINS + 5  # truth, observed, estimate, mean, spread
+        tiles = demo.CHAINS + 5  # truth, observed, estimate, mean, spread
         assert picture.size[0] > 112 * tiles
     truth = cogen_fast.held_out_images("fashion-32")["sandal"]
     result = demo.complete(truth, progress=False)
-    assert result.images.shape == (1, demo._CHAINS, 1, 32, 32)
+    assert result.images.shape == (1, demo.CHAINS, 1, 32, 32)
     hidden = demo.mask().expand(1, 32, 32) == 0
     assert hidden.sum() == 19 * 26
     assert result.observed is not None

@@ -90,7 +90,8 @@ def test_noise_maps_may_be_latents(space: Any) -> None:
     assert sides == [4, 8, 8]
     assert prior.latent_size == leading + 16 + 64 + 64
     y = draws(2, leading)
-    stored = torch.cat([layer.noise.flatten() for layer in generator._layers()]).expand(2, -1)
+    layers = [layer for block in generator.blocks for layer in block.layers]
+    stored = torch.cat([layer.noise.flatten() for layer in layers]).expand(2, -1)
     torch.testing.assert_close(prior(torch.cat([y, stored], 1)), fixed(y))
     other = prior(torch.cat([y, draws(2, 144, seed=3)], 1))
     assert not torch.allclose(other, fixed(y))

@@ -461,7 +461,7 @@ def test_the_lazy_penalty_is_made_up_for(loss: str, share: float) -> None:
         assert group["lr"] == pytest.approx(0.01 * part, rel=1e-9)
         assert group["betas"] == pytest.approx((0.0, 0.99**part), rel=1e-9)
     if loss == "r1":
-        assert trainer(loss=loss, r1_gamma=3.0)._discriminator_loss.r1_gamma == 48.0
+        assert trainer(loss=loss, r1_gamma=3.0).discriminator_loss.r1_gamma == 48.0
 
 
 def test_both_players_and_the_average_grow_from_themselves() -> None:

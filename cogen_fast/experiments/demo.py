@@ -17,7 +17,7 @@ GENERATOR = "fashion-32"
 GARMENT = "boot"
 NOISE_STD = 0.3  # well above the generator's own error on a boot, so that samples differ
 # Sixteen particles run for these chains, with 400 gradients each, 32 of which pay for prior draws.
-_CHAINS, _BUDGET = 8, 800
+CHAINS, BUDGET = 8, 800
 _SIDE = 32
 _HOLE = (slice(3, 22), slice(3, 29))
 
@@ -33,7 +33,7 @@ def run(out: Path, garment: str = GARMENT, seed: int = 0, progress: bool = True)
     truth = images[check_choice("garment", garment, tuple(images))]
     result = complete(truth, seed, progress)
     out.mkdir(parents=True, exist_ok=True)
-    picture = result.grid(out / "demo.png", tiles=_CHAINS, truth=truth)
+    picture = result.grid(out / "demo.png", tiles=CHAINS, truth=truth)
     return "\n".join(
         [
             repr(result),
@@ -51,8 +51,8 @@ def complete(truth: Tensor, seed: int = 0, progress: bool = True) -> Result:
         truth,
         mask(),
         noise_std=NOISE_STD,
-        chains=_CHAINS,
-        budget=_BUDGET,
+        chains=CHAINS,
+        budget=BUDGET,
         seed=seed,
         progress=progress,
     )

@@ -28,8 +28,10 @@ from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.reference import Proposal, Selected
 from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
 
-_module: ModuleType | None = None
-_failure: ImportError | None = None
+loaded: ModuleType | None = None
+"""The extension, once it has been loaded."""
+load_error: ImportError | None = None
+"""Why it cannot be loaded, once that has been tried."""
 
 
 def extension() -> ModuleType:
@@ -38,21 +40,22 @@ def extension() -> ModuleType:
     Raises:
         ImportError: it was not built or cannot be loaded here; the message has the cause.
     """
-    global _module, _failure
-    if _module is not None:
-        return _module
-    if _failure is None:
+    global loaded, load_error
+    if loaded is not None:
+        return loaded
+    if load_error is None:
         try:
             from cogen_fast.ops import _native
         except ImportError as error:
-            _failure = error
+            load_error = error
         else:
-            _module = _native
-            return _module
+            loaded = _native
+            return loaded
     raise ImportError(
-        f"the extension cogen_fast.ops._native cannot be loaded ({_failure}); it is compiled when "
-        "the package is installed (pip install .), and a source folder on the import path hides it"
-    ) from _failure
+        f"the extension cogen_fast.ops._native cannot be loaded ({load_error}); it is compiled "
+        "when the package is installed (pip install .), and a source folder on the import path "
+        "hides it"
+    ) from load_error
 
 
 def initial_latents(stream: NoiseStream, chains: int, size: int, dtype: torch.dtype) -> Tensor:

@@ -67,7 +67,8 @@ def _device(name: str, value: Tensor) -> torch.device:
     return device
 
 
-def _launch(kernel: Any, programs: int, device: torch.device, *args: Any, **constants: Any) -> None:
+def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **constants: Any) -> None:
+    """Launch ``programs`` programs of a kernel on the device's current stream, if any."""
     if programs == 0:
         return
     # No fused multiply-add: a product is rounded before it is added, as in the reference.
@@ -108,7 +109,7 @@ def _launch_over_chains(
 ) -> None:
     """Launch over the chains of latents ``(B, N, d)``; ``args`` are what comes before the sizes."""
     sizes = {"ROWS": grid.rows, "COLS": grid.columns}
-    _launch(kernel, grid.programs, device, *args, *shape[1:], **sizes, **constants)
+    launch(kernel, grid.programs, device, *args, *shape[1:], **sizes, **constants)
 
 
 def _block_size(count: int) -> int:
@@ -236,7 +237,7 @@ def adapt_step_size(
     )
     observations, chains = given.shape
     out = torch.empty_like(given.step_size), torch.empty_like(given.running)
-    _launch(
+    launch(
         kernels.adapt_step_size,
         observations,
         device,
@@ -265,7 +266,7 @@ def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | 
     grid = triton.cdiv(chains, block)
     upto = torch.empty_like(given.log_weights)
     out = torch.empty_like(given.log_weights, dtype=torch.int64)
-    _launch(
+    launch(
         kernels.cumulate_weights,
         observations,
         device,
@@ -274,7 +275,7 @@ def systematic_ancestors(log_weights: Tensor, uniform: Tensor, wanted: Tensor | 
         chains,
         BLOCK=block,
     )
-    _launch(
+    launch(
         kernels.systematic_ancestors,
         observations * grid,
         device,
@@ -297,7 +298,7 @@ def observation_uniforms(stream: NoiseStream, purpose: Purpose) -> Tensor:
     observations = len(given.transition)
     out = torch.empty(observations, dtype=torch.float64, device=device)
     block = _block_size(observations)
-    _launch(
+    launch(
         kernels.observation_uniforms,
         triton.cdiv(observations, block),
         device,
@@ -331,7 +332,7 @@ def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Te
     energy = torch.empty(rows, dtype=torch.float64, device=device)
     partials = energy if segments == 1 else energy.new_empty(rows, segments)
     grad = torch.empty_like(x)
-    _launch(
+    launch(
         kernel,
         rows * segments,
         device,
@@ -351,7 +352,7 @@ def misfit(x: Tensor, spec: MisfitSpec, observation: Tensor) -> tuple[Tensor, Te
         **extra,
     )
     if segments > 1:
-        _launch(
+        launch(
             kernels.sum_segments,
             rows,
             device,

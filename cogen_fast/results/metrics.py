@@ -28,7 +28,8 @@ _GAUSSIAN, _UNIFORM = 11, 7  # sides of the windows
 _LEAST_SIDE = 3
 _K = (0.01, 0.03)
 _FLAT = 1e12  # a K1 so large that the luminance factor is 1
-_PATCHES = 4096
+PATCHES = 4096
+"""The number of windows whose structural similarity is computed at a time."""
 
 Window = Literal["gaussian", "uniform"]
 Range = tuple[float, float]
@@ -338,7 +339,7 @@ def _ssim_at(
     side = kernel.shape[-1]
     rows, columns = centres.nonzero(as_tuple=True)
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    parts = (torch.split(each, _PATCHES) for each in (rows, columns))
+    parts = (torch.split(each, PATCHES) for each in (rows, columns))
     for r, c in zip(*parts, strict=True):
         for number, image in enumerate(x):
             patches, true_patches = (

@@ -390,7 +390,7 @@ class Result:
         the evidence is known, the misfit of the best sample, inferred noise at a bound, and
         proposals that were not finite.
         """
-        return diagnose(self._diagnostic_inputs())
+        return diagnose(self.diagnostic_inputs())
 
     def failures(self) -> list[str]:
         """The sentences of `diagnose` by which the chains are not samples of the posterior at all.
@@ -398,9 +398,10 @@ class Result:
         The run was interrupted, the chains never moved, or their acceptance fell to nearly 0. Empty
         where there is no such reason.
         """
-        return failures(self._diagnostic_inputs())
+        return failures(self.diagnostic_inputs())
 
-    def _diagnostic_inputs(self) -> DiagnosticInputs:
+    def diagnostic_inputs(self) -> DiagnosticInputs:
+        """The plain tensors that `diagnose` looks at."""
         adaptive = self.settings["method"] == "adaptive"
         populations = self.settings.get("populations", 1)
         particles = self.settings.get("particles", self.energies.shape[1])

@@ -15,7 +15,7 @@ except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
 # Where Linux has the memory limit of a group of processes, such as those of a container.
-_GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _SIZE = "a size of latents"
 _FEW, _MORE = 2, 8
 _SHARE = 0.8  # of the free memory; workspaces and fragmentation take the rest
@@ -74,7 +74,7 @@ def _gigabytes(size: int) -> str:
 
 def main_memory() -> int | None:
     """Main memory, in bytes, which this process can use at most; None where it is not known."""
-    limits = [_number(Path(path)) for path in _GROUP_LIMITS]
+    limits = [_number(Path(path)) for path in GROUP_LIMITS]
     if resource is not None:
         limits += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit > 0]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
@@ -104,7 +104,7 @@ def rows_that_fit(work: Callable[[int], object], device: torch.device) -> int | 
         return None
     try:
         work(_MORE)  # so that one-time allocations are not measured
-        few, more = (_peak(work, rows, device) for rows in (_FEW, _MORE))
+        few, more = (peak_bytes(work, rows, device) for rows in (_FEW, _MORE))
     except RuntimeError as error:
         if is_out_of_memory(error):
             return 1
@@ -113,10 +113,10 @@ def rows_that_fit(work: Callable[[int], object], device: torch.device) -> int | 
     if each <= 0.0:
         return None
     fixed = max(few - _FEW * each, 0.0)
-    return max(int((_SHARE * _free(device) - fixed) / each), 1)
+    return max(int((_SHARE * free_bytes(device) - fixed) / each), 1)
 
 
-def _peak(work: Callable[[int], object], rows: int, device: torch.device) -> int:
+def peak_bytes(work: Callable[[int], object], rows: int, device: torch.device) -> int:
     """The peak number of bytes which a call allocates."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -124,7 +124,7 @@ def _peak(work: Callable[[int], object], rows: int, device: torch.device) -> int
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _free(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Bytes which can still be allocated, including those that torch holds but does not use."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + unused)

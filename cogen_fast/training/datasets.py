@@ -63,7 +63,8 @@ _Made = TypeVar("_Made")
 _FORMAT = 1
 _MODES = {1: "L", 3: "RGB"}
 _GREY = ("1", "L", "LA", "La", "I", "F")
-_WORKERS = min(16, os.cpu_count() or 1)
+WORKERS = min(16, os.cpu_count() or 1)
+"""The number of threads that decode images."""
 _MOST_NAMED = 5
 
 
@@ -226,7 +227,7 @@ def open_images(
         folder.mkdir(parents=True, exist_ok=True)
         found = _opened(request, names)
         _check_disk(folder, found, request)
-        write_atomically(path, partial(_write_cache, request, found, names, key))
+        write_atomically(path, partial(write_cache, request, found, names, key))
     images, skipped = _read_cache(path, key)
     if skipped:
         warn_user(
@@ -404,7 +405,7 @@ def _check_disk(folder: Path, source: _Source, request: _Request) -> None:
         )
 
 
-def _write_cache(
+def write_cache(
     request: _Request, source: _Source, names: Sequence[str], key: str, path: Path
 ) -> None:
     """Decode to `path`: a `.npy`, followed by JSON with the `key` and the files left out."""
@@ -413,7 +414,7 @@ def _write_cache(
     prepare = partial(_prepared, source.load, _MODES[channels], request)
     skipped: list[str] = []
     # The file is written in sequence: in a memory map a full disk would kill the process.
-    with path.open("wb") as file, ThreadPoolExecutor(_WORKERS) as pool:
+    with path.open("wb") as file, ThreadPoolExecutor(WORKERS) as pool:
         _write_header(file, (len(source.items), *shape))
         decoded = in_order(pool, prepare, source.items)
         bar = tqdm(decoded, "decoding", len(source.items), disable=not request.progress)
@@ -449,7 +450,7 @@ def in_order(
     waiting: deque[Future[_Made]] = deque()
     for item in items:
         waiting.append(pool.submit(make, item))
-        if len(waiting) == 4 * _WORKERS:
+        if len(waiting) == 4 * WORKERS:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
@@ -507,7 +508,7 @@ def _opened(request: _Request, names: Sequence[str]) -> _Source:
 def _common_channels(request: _Request, names: Sequence[str]) -> int:
     """1 if all files are grey, 3 if all are colour, as far as their headers can be read."""
     example: dict[int, str] = {}
-    with ThreadPoolExecutor(_WORKERS) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         found = in_order(pool, _header_channels, (request.source / name for name in names))
         bar = tqdm(found, "reading headers", len(names), disable=not request.progress)
         for name, channels in zip(names, bar, strict=True):

@@ -70,7 +70,7 @@ class Trainer:
         with self._autocast():
             with torch.no_grad():
                 fake = self.generator(batch.latents[0]).to(batch.real.dtype)
-            loss, gap = self._discriminator_loss(batch.real, fake, batch.mix, self._penalty_due())
+            loss, gap = self.discriminator_loss(batch.real, fake, batch.mix, self._penalty_due())
         _update(self._discriminator_adam, loss)
         with without_gradients(self.discriminator):
             with self._autocast():
@@ -197,7 +197,7 @@ class Trainer:
             if colours is not None:
                 colours.requires_grad_(self.phase.fades)
         loss, gamma = self.config.loss, self.config.r1_gamma * R1_EVERY
-        self._discriminator_loss = self.processes.data_parallel(
+        self.discriminator_loss = self.processes.data_parallel(
             DiscriminatorLoss(self.discriminator, loss, gamma)
         )
         self._generator_loss = self.processes.data_parallel(

@@ -29,7 +29,8 @@ COARSEST = 16
 PATCH = 7
 
 _REAL, _FAKE, _DIRECTIONS = range(3)
-_PROJECTED_AT_ONCE = 2**24
+PROJECTED_AT_ONCE = 2**24
+"""The number of projected values that are in memory at a time."""
 # A smaller standard deviation is rounding error, such as that of a saturated tanh: one step of 8
 # bits is 8e-3.
 _FLAT = 1e-5
@@ -103,7 +104,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: Tensor) -> Tensor:
     time. Raises TypeError or ValueError naming the argument; all three must share type and device.
     """
     _check_sets(a, b, directions)
-    at_once = max(1, _PROJECTED_AT_ONCE // len(a))
+    at_once = max(1, PROJECTED_AT_ONCE // len(a))
     distances = [
         (_sorted(some @ a.T) - _sorted(some @ b.T)).abs().mean(dim=1)
         for some in torch.split(directions, at_once)
