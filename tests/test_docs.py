@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from cogen_fast.cli.parser import build_parser
+
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cogen_fast/**/*.md")]
+)
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="needs the source tree")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 # Names of files in the text, of which the first part is a folder at the root.
@@ -49,6 +54,43 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_files_that_are_named_are_there(document: Path) -> None:
     named = NAMED.findall(prose(document))
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def commands(document: Path) -> list[list[str]]:
+    """The words of each command in the blocks of code, without its prompt."""
+    text = document.read_text().replace("\\\n", " ")
+    return [shlex.split(line) for line in re.findall(r"^\$ (.*)$", text, re.M)]
+
+
+def arguments_of(words: list[str]) -> list[str] | None:
+    """The arguments that `cogen-fast` gets; None for another program."""
+    if words[0] == "cogen-fast":
+        return words[1:]
+    return words[words.index("cogen_fast") + 1 :] if "cogen_fast" in words else None
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_commands_are_those_of_the_parser(document: Path) -> None:
+    for words in commands(document):
+        arguments = arguments_of(words)
+        if arguments is not None:
+            build_parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_programs_are_there(document: Path) -> None:
+    run = [words[1] for words in commands(document) if words[0] == "python" and words[1] != "-m"]
+    assert [name for name in run if not (ROOT / name).is_file()] == []
+
+
+def test_a_command_with_an_unknown_option_is_found(tmp_path: Path) -> None:
+    document = tmp_path / "document.md"
+    document.write_text("```console\n$ cogen-fast info \\\n    --verbose\n$ ls\n```\n")
+    first, second = commands(document)
+    assert arguments_of(first) == ["info", "--verbose"]
+    assert arguments_of(second) is None
+    with pytest.raises(ValueError, match="--verbose"):
+        build_parser().parse_args(arguments_of(first))
 
 
 def test_a_link_to_nowhere_is_found(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ give the preset to `inpaint` or `super-resolve`. The command needs pytorch-msssi
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser, which raises ValueError for mistakes. ``command`` is the command's name."""
+    """The parser, which raises ValueError for mistakes; it gives the command as ``command``."""
     parser = Parser(
         prog="cogen-fast",
         description="Fill in what is missing from an image with a trained GAN as the prior.",
