@@ -35,7 +35,10 @@ def rotation(size: int, seed: int) -> Tensor:
 
 
 def assert_mean(values: Tensor, expected: float, errors: float = 4.0) -> None:
-    """Independent values: their mean within ``errors`` standard errors (4: one of 16,000 fails)."""
+    """Assert that the mean of independent values is ``expected`` within so many standard errors.
+
+    With 4 of them one correct test in 16,000 fails.
+    """
     error = values.std() / math.sqrt(len(values))
     assert abs(values.mean().item() - expected) <= errors * error
 
@@ -43,7 +46,7 @@ def assert_mean(values: Tensor, expected: float, errors: float = 4.0) -> None:
 class LinearGaussian:
     """``E(z) = |A z - y|^2 / (2 sigma^2)``, whose tempered posteriors are known Gaussians.
 
-    ``calls`` counts batches of gradients, ``scored`` the rows whose energy alone was asked for.
+    ``calls`` counts the batches of gradients, ``scored`` the rows of energies without gradients.
     """
 
     def __init__(self, d: int = 3, measured: int = 2, sigma: float = 0.5) -> None:
@@ -73,7 +76,7 @@ class LinearGaussian:
     def log_normaliser(self, beta: Tensor | float = 1.0) -> Tensor:
         """``log E_prior[exp(-beta E)]``, of the shape of ``beta``.
 
-        y is N(0, A A' + sigma^2 / beta), without its noise's constant.
+        It is the log density of y under N(0, A A' + sigma^2 / beta), without the noise's constant.
         """
         ratio = torch.as_tensor(beta, dtype=F64)[..., None] / self.sigma**2
         seen, axes = torch.linalg.eigh(self.a @ self.a.T)
@@ -82,15 +85,15 @@ class LinearGaussian:
         return -0.5 * (ratio * along / spread + spread.log()).sum(-1)
 
     def standardised(self, z: Tensor, beta: float = 1.0) -> Tensor:
-        """In coordinates that make the posterior a standard normal."""
+        """The latents in coordinates in which the posterior is a standard normal."""
         mean, covariance = self.posterior(beta)
         return (z - mean) @ torch.linalg.cholesky(torch.linalg.inv(covariance))
 
 
 class Bowls:
-    """``E(z) = sum_i k_i (z_i - c)^2 / 2`` with ``k`` and ``c`` of each observation's own.
+    """``E(z) = sum_i k_i (z_i - c)^2 / 2``, where each observation has its own ``k`` and ``c``.
 
-    Rows are those of observations, the islands of one side by side.
+    Rows are the islands of the observations; those of one observation are neighbours.
     """
 
     def __init__(self, precisions: list[list[float]], centres: list[float]) -> None:
@@ -138,7 +141,7 @@ def recorded(target: Any, annealing: Annealing | None = None, **how: Any) -> lis
 
 
 def everything(state: Any, row: int, prefix: str = "") -> dict[str, Tensor]:
-    """All tensors of a state, or of a part of it, that say something of one row, by name."""
+    """The entries for one row of all tensors of a state, or of a part of it, by name."""
     found = {}
     for field in dataclasses.fields(state):
         value = getattr(state, field.name)
@@ -150,7 +153,7 @@ def everything(state: Any, row: int, prefix: str = "") -> dict[str, Tensor]:
 
 
 def changed(before: Any, after: Any, row: int) -> set[str]:
-    """What differs of one row, NaNs aside."""
+    """The names of the tensors that differ in one row; NaNs count as equal."""
     old, new = everything(before, row), everything(after, row)
     assert old.keys() == new.keys()
     return {n for n in old if not torch.equal(old[n].nan_to_num(), new[n].nan_to_num())}

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-SECONDS = 20.0  # what takes longer hangs
+SECONDS = 20.0  # a call that takes longer counts as hanging
 SPACE = 3 * 2**30  # bytes of address space, beside what the package itself takes
 
 needs_linux = pytest.mark.skipif(
@@ -30,7 +30,7 @@ needs_linux = pytest.mark.skipif(
 
 @dataclass(frozen=True)
 class Ended:
-    """How a call ended: its exception (None and "" where it returned), and bytes it grew by."""
+    """How a call ended: its exception (None and "" if it returned), and the bytes that it took."""
 
     error: type[BaseException] | None
     message: str
@@ -40,7 +40,10 @@ class Ended:
 
 
 def confined(call: Callable[..., Any], *arguments: Any, seconds: float = SECONDS) -> Ended:
-    """``call(*arguments)``, of this folder's modules, elsewhere; AssertionError where it hangs."""
+    """Run ``call(*arguments)``, of a module of this folder, in a process of its own.
+
+    Raises AssertionError if it takes longer than ``seconds``, or if the process dies.
+    """
     start_server()
     context = multiprocessing.get_context("forkserver")
     here, there = context.Pipe(duplex=False)
@@ -63,7 +66,7 @@ def confined(call: Callable[..., Any], *arguments: Any, seconds: float = SECONDS
 
 
 def start_server() -> None:
-    """Once, from this folder: the checkout's root holds the package without its extension."""
+    """Start the server once, from this folder: the checkout would hide the installed package."""
     multiprocessing.set_forkserver_preload(["cogen_fast", "cogen_fast.cli.training", "pytest"])
     before = os.getcwd()
     os.chdir(Path(__file__).parent)
@@ -83,7 +86,7 @@ def _run(pipe: Connection, call: Callable[..., Any], arguments: tuple[Any, ...])
         warnings.simplefilter("always")
         try:
             call(*arguments)
-        except BaseException as raised:  # whatever it is, it is to be looked at
+        except BaseException as raised:  # the caller looks at it, whatever it is
             error, message = type(raised), str(raised)
             trace = traceback.format_exc(-4)[-4000:]
     told = tuple(str(warning.message) for warning in caught)
@@ -91,7 +94,7 @@ def _run(pipe: Connection, call: Callable[..., Any], arguments: tuple[Any, ...])
 
 
 def status(key: str) -> int:
-    """Bytes, as the kernel counts them for this process."""
+    """A number of bytes from this process's entry in /proc."""
     lines = Path("/proc/self/status").read_text().splitlines()
     line = next(line for line in lines if line.startswith(f"{key}:"))
     return 1024 * int(line.split()[1])

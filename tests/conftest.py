@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers have a core each: before torch looks.
+    # A worker has one core; torch reads this when it is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where pytest-timeout is installed, as by the extra `test`, a test that hangs fails and shows where
 # it is. An entry of pyproject.toml would be an error where it is not. Some tests take minutes on
@@ -34,7 +34,7 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"cogen_fast {cogen_fast.__version__} from {Path(cogen_fast.__file__).parent}"
 
 
-# Files of minutes: begun last, one process would be at them when the others are done.
+# Files that take minutes are begun first: begun last, one process would run them alone at the end.
 SLOWEST = {
     *("test_sanitizers.py", "test_exact_posteriors.py", "test_calibration.py", "test_adaptive.py"),
     *("test_triton.py", "test_image_study.py", "test_training_run.py", "test_resume_files.py"),
@@ -42,7 +42,7 @@ SLOWEST = {
 }
 
 
-# Whole studies and long runs, which the tests of a file share.
+# Fixtures that make whole studies or long runs; all tests that use them are slow.
 SLOW_FIXTURES = {
     "test_image_study.py": "whole",
     "test_inferred_noise.py": "drawn",

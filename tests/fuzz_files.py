@@ -1,14 +1,14 @@
-"""Damage files of every kind at random and read them; tell every way in which that goes wrong.
+"""Damage files of every kind at random, read them, and report every failure.
 
     python tests/fuzz_files.py [--mutations 10000] [--kinds run training ...] [--out FILE]
 
-Every kind of file has a valid one, which is damaged (bits, cuts, pieces doubled, swapped or from
-elsewhere, also within archives, whose checksums are then right again) and read as a user would.
-It is wrong to crash, to take longer than ten seconds or more than a gigabyte beyond the file's own
-size, and to raise an error that names neither argument nor file; and, of files that carry a digest
-or checksums of their own, to give another result without a word. Finished mutations are counted in
-FILE (``fuzz_files.jsonl``), so that a killed command goes on. Exits with 1 where anything was
-wrong.
+For every kind of file a valid one is made, damaged (bits, cuts, pieces doubled, swapped or from
+elsewhere, also within archives, whose checksums are then corrected) and read as a user would. It is
+a failure if reading crashes, takes longer than ten seconds or more than a gigabyte beyond the
+file's own size, or raises an error that names neither argument nor file; and, for files that carry
+a digest or checksums of their own, if it gives another result without an error. Finished mutations
+are counted in FILE (``fuzz_files.jsonl``), so that a killed command can be continued. The exit
+status is 1 if there was a failure.
 
 With AddressSanitizer: build ``tests/sanitizers`` with ``-DCOGEN_SANITIZED_MODULE=ON``, put its
 ``_native`` in the place of the package's, and name ``libasan.so``, ``libubsan.so`` and
@@ -47,14 +47,14 @@ from cogen_fast.generators import MLPGenerator, load_generator, save_generator
 from cogen_fast.support.digests import digest_of_tree
 
 _SECONDS, _BYTES = 10.0, 2**30
-_AT_ONCE = 50  # mutations of one process
+_AT_ONCE = 50  # the number of mutations that one process makes
 _DATA = Path(os.environ.get("COGEN_FAST_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
 _NAMED = (ValueError, TypeError, OSError)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A valid file, how it is read, the argument that errors name, and whether damage must show."""
+    """How a valid file is made and read, the argument that errors name, and if damage must show."""
 
     make: Callable[[Path], object]
     read: Callable[[Path], Any]
@@ -84,7 +84,7 @@ def _mlp_npz(path: Path) -> None:
 
 
 def _foreign(name: str) -> Callable[[Path], object]:
-    """A file of another program's, from the data of the tests."""
+    """A file of another program, from the test data."""
     return lambda path: path.write_bytes((_DATA / name).read_bytes())
 
 
@@ -296,7 +296,7 @@ _DAMAGE = (_flip, _flip, _fill, _cut, _double, _move, _random)
 
 
 def damaged_within(content: bytes, rng: random.Random, folder: Path) -> bytes:
-    """An archive with one member damaged, its checksum right again."""
+    """An archive with one damaged member, whose checksum is corrected."""
     source, target = folder / "source.zip", folder / "target.zip"
     source.write_bytes(content)
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
@@ -323,7 +323,7 @@ def _valid(name: str) -> tuple[bytes, Any]:
 
 
 def _work(pipe: Connection, name: str, numbers: range, seed: int) -> None:
-    """For each mutation what was wrong with it, "" for nothing, as it is done."""
+    """Send what was wrong with each mutation ("" for nothing) as soon as it is known."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - what libraries print of bad files
@@ -362,10 +362,10 @@ def _outcome(kind: Kind, path: Path, whole: Any) -> str:
         if told and (kind.argument in told[0] or str(path) in told[0]):
             return ""
         return f"an error without {kind.argument!r}: {type(error).__name__}: {error!s:.150}"
-    except BaseException as error:  # whatever it is, it is to be told
+    except BaseException as error:  # it is reported, whatever it is
         where = "".join(traceback.format_tb(error.__traceback__)[-2:])
         return f"{type(error).__name__}: {error!s:.150} {where}"
-    return "another result without a word" if kind.sealed and found != whole else ""
+    return "another result without an error" if kind.sealed and found != whole else ""
 
 
 def _forget_peak() -> None:
@@ -376,7 +376,7 @@ def _forget_peak() -> None:
 
 
 def tried(name: str, numbers: range, seed: int) -> Iterator[tuple[int, str]]:
-    """What was wrong with each mutation, those that crash or hang among them."""
+    """What was wrong with each mutation, including those that crash or hang."""
     left = numbers
     while left:
         here, there = multiprocessing.get_context("fork").Pipe(duplex=False)
@@ -407,7 +407,7 @@ def tried(name: str, numbers: range, seed: int) -> Iterator[tuple[int, str]]:
 
 
 def main() -> int:
-    """Try what has not been tried, tell, and say whether all went well."""
+    """Try all mutations that have not been tried, report failures, and return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Files that nobody should be harmed by, and the calls that read files, for `confined`."""
+"""Malicious and damaged files, and the calls that read files, for `confined`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ from cogen_fast.training.datasets import Images, open_images
 from cogen_fast.training.run import train
 
 SIDE = 16
-MUCH = 320 * 2**20  # bytes of zeros: more than any file may unpack to, and a bearable failure
+MUCH = (
+    320 * 2**20
+)  # bytes of zeros: more than any file may unpack to, and yet few enough for a test that fails
 MISTAKE = 2
 # --- what is no file ----------------------------------------------------------------------------
 
@@ -74,11 +76,11 @@ NO_FILES: dict[str, Callable[[Path], object]] = {
 
 
 class Told(ValueError):
-    """What the command line said of a mistake."""
+    """The error message of the command line."""
 
 
 def command(*argv: object) -> None:
-    """A command line; Told with its one line where that says that something was wrong."""
+    """Run a command line; raises `Told` with its message if it ends with an error."""
     told = io.StringIO()
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
         status = main([str(each) for each in argv])
@@ -138,7 +140,7 @@ def saved_result(folder: Path, **options: Any) -> Path:
 
 
 def load_result(path: Path) -> None:
-    """``path`` stands for one of a result's files."""
+    """Load a result, one of whose files is the one at ``path``."""
     there = saved_result(path.parent) / path.name
     there.unlink()
     os.rename(path, there)
@@ -146,7 +148,7 @@ def load_result(path: Path) -> None:
 
 
 def evaluation(path: Path) -> None:
-    """``path`` stands for one of the files of an evaluation, under its name."""
+    """Continue an evaluation, one of whose files is the one at ``path``."""
     G = ProgressiveGenerator(SIDE, feature_maps=[4, 4, 4], latent_size=3).eval()
     method = Method("gd", "gd", {"steps": 2, "learning_rate": 0.1})
     study = Study(Block(), (method,), {"noise_std": 0.1}, group=1)
@@ -163,7 +165,7 @@ def evaluation(path: Path) -> None:
 
 
 def evaluated(out: Path) -> Any:
-    """What an evaluation in a folder says, with a learning rate that it finds, and shows."""
+    """The output of an evaluation in a folder, which tunes a learning rate and draws pictures."""
     torch.manual_seed(0)
     G = ProgressiveGenerator(SIDE, feature_maps=[4, 4, 4], latent_size=3).eval()
     study = Study(Block(), (Method("gd", "gd", {"steps": 2}),), {"noise_std": 0.1}, group=1)
@@ -174,7 +176,7 @@ def evaluated(out: Path) -> Any:
 
 
 def training(path: Path) -> None:
-    """``path`` stands for one of the files of a training, under its name."""
+    """Continue a training, one of whose files is the one at ``path``."""
     out = path.parent / "training"
     out.mkdir()
     os.rename(path, out / path.name)
@@ -182,7 +184,7 @@ def training(path: Path) -> None:
 
 
 def trained(out: Path) -> None:
-    """A training of one step in a folder, or what it is gone on with."""
+    """A training of one step in a folder, begun or continued."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 1, 4, 4), dtype=np.uint8)
     config = TrainingConfig(resolution=4, total_images=8, latent_size=2, fmap_max=2)
     train(Images(pixels), config, out, progress=False)
@@ -211,7 +213,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
 
 
 def read_what_is_no_file(reader: str, kind: str) -> None:
-    """In an empty folder of its own."""
+    """Read what is not a regular file, in an empty folder of its own."""
     _, call, name = READERS[reader]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -260,7 +262,7 @@ def images_gzip_bomb(path: Path) -> None:
 
 
 def torch_bomb(path: Path) -> None:
-    """As `torch.save` writes it, but compressed."""
+    """A file as `torch.save` writes it, but compressed."""
     torch.save({"features.0.conv.weight": torch.zeros(MUCH // 4)}, plain := io.BytesIO())
     with zipfile.ZipFile(plain) as before, zipfile.ZipFile(path, "w") as after:
         for member in before.infolist():
@@ -269,7 +271,7 @@ def torch_bomb(path: Path) -> None:
 
 
 def torch_overlap(path: Path) -> None:
-    """A hundred records that are all the same bytes of the file."""
+    """A file of torch with a hundred records that all refer to the same bytes of the file."""
     torch.save({f"layer{i}": torch.full((2**18,), float(i)) for i in range(100)}, path)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -289,7 +291,7 @@ def torch_overlap(path: Path) -> None:
 
 
 def torch_claim(path: Path) -> None:
-    """A pickle that asks for memory of which the file has nothing."""
+    """A pickle that claims tensors of far more bytes than the file has."""
     with zipfile.ZipFile(path, "w") as archive:
         call = b"ctorch\nTensor\n(J" + struct.pack("<i", MUCH // 4) + b"tR"
         name = b"X" + struct.pack("<I", 22) + b"features.0.conv.weight"
@@ -307,7 +309,7 @@ def many_layers(path: Path) -> None:
 
 
 def png(width: int, height: int) -> bytes:
-    """Black, in hardly any bytes."""
+    """A black PNG of few bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -326,18 +328,18 @@ def huge_picture(path: Path) -> None:
 
 
 def huge_webp(path: Path) -> None:
-    """Of 34 bytes, which its decoder makes 1.5 gigabytes."""
+    """A WebP file of 34 bytes, which its decoder expands to 1.5 gigabytes."""
     Image.new("RGB", (9_400, 9_400)).save(path, "WEBP", lossless=True, method=0, quality=0)
 
 
 def sparse_picture(path: Path) -> None:
-    """A terabyte that takes nothing on the disk, of a format whose decoder begins by reading it."""
+    """A sparse file of a terabyte, of a format whose decoder begins by reading all of it."""
     path.write_bytes(b"RIFF\xff\xff\xff\xffWEBPVP8 ")
     os.truncate(path, 2**40)
 
 
 def sparse_safetensors(path: Path) -> None:
-    """Tensors of a terabyte."""
+    """A sparse safetensors file with tensors of a terabyte."""
     header = {"layers.0.weight": {"dtype": "F32", "shape": [2**37, 2], "data_offsets": [0, 2**40]}}
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text)
@@ -345,7 +347,7 @@ def sparse_safetensors(path: Path) -> None:
 
 
 def sparse_idx(path: Path) -> None:
-    """Images of a terabyte."""
+    """A sparse IDX file with images of a terabyte."""
     path.write_bytes(bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**20, 2**10, 2**10))
     os.truncate(path, 16 + 2**40)
 
@@ -377,7 +379,7 @@ BOMBS: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 
 def read_bomb(bomb: str, path: Path) -> None:
-    """The file is made already; other files go to a folder of their own."""
+    """Read a file that has been made before; other files go to a folder of their own."""
     reader = BOMBS[bomb][0]
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder, "given")
@@ -394,7 +396,7 @@ POSTSCRIPT = (
 
 
 def dos_postscript() -> bytes:
-    """With the header by which Windows programs put a preview beside it."""
+    """PostScript with the header by which Windows programs add a preview."""
     return b"\xc5\xd0\xd3\xc6" + struct.pack("<7I", 32, len(POSTSCRIPT), *[0] * 5) + POSTSCRIPT
 
 

@@ -23,7 +23,7 @@ ISAS = native.extension().build_info()["isa_usable"]
 
 
 def names() -> list[str]:
-    """Of the fast implementations."""
+    """The names of the fast implementations."""
     if INTERPRETED:
         return ["triton"]
     on_gpu = torch.cuda.is_available() and dispatch.triton_failure() is None
@@ -51,7 +51,7 @@ def implementation(name: str) -> Iterator[Any]:
 
 
 class Moved:
-    """Ops on another device that take tensors on the CPU, strides and all, and give such."""
+    """Ops of another device for tensors on the CPU, which are moved there and back."""
 
     def __init__(self, ops: Any, device: torch.device) -> None:
         self.ops, self.device = ops, device
@@ -72,7 +72,7 @@ class Moved:
             named = {key: _mapped(value, move) for key, value in kwargs.items()}
             found = _mapped(op(*given, **named), Tensor.cpu)
             for here, away in there:
-                if here.is_contiguous():  # what was changed, if anything was, changes here too
+                if here.is_contiguous():  # the op may have changed it in place
                     here.copy_(away)
             return found
 

@@ -1,8 +1,8 @@
-"""A table of valid calls of the extension, and every way to spoil one of their arguments.
+"""A table of valid calls of the extension, and every way to make one of their arguments invalid.
 
 ``python native_calls.py [--module FILE] [--older-torch | --without-device]`` makes them: each valid
-call with each instruction set, and each spoilt one, which must be refused by the name of what is
-wrong and change nothing. FILE is an extension elsewhere, as one built with sanitizers. With
+call with each instruction set, and each invalid one, which must raise an error that names the
+argument, and change nothing. FILE is an extension elsewhere, as one built with sanitizers. With
 ``--older-torch`` tensors are described by capsules, as they are by older versions of torch, whose
 type has no exchange interface for C. With ``--without-device`` the calls are those of functions for
 CUDA, on tensors that are said to be on a device: what is right fails for want of one. It prints a
@@ -46,10 +46,10 @@ Arguments = dict[str, Any]
 class Case:
     """A valid call.
 
-    ``leading`` are arguments that others are measured by: where one is spoilt, another may be
-    called wrong. ``free`` has the dimensions that may be of any size, ``either`` what may be of
-    either float type, ``at_least`` what may be longer, ``optional`` what may be None, ``limits``
-    the range of integers and of indices.
+    Other arguments are compared with the ``leading`` ones: if one of these is invalid, the error
+    may name another. ``free`` has the dimensions that may be of any size, ``either`` the arguments
+    that may be of either float type, ``at_least`` those that may be longer, ``optional`` those that
+    may be None, ``limits`` the range of integers and of indices.
     """
 
     function: str
@@ -63,34 +63,34 @@ class Case:
 
 
 class Draws:
-    """Tensors with values, the same in every run."""
+    """Random tensors, the same in every run."""
 
     def __init__(self, real: torch.dtype) -> None:
         self.real, self._generator = real, torch.Generator().manual_seed(1)
 
     def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Normals of the call's type, or of another."""
+        """Standard normals in the float type of the calls, or in another type."""
         values = torch.randn(shape, generator=self._generator, dtype=F64)
         return values.to(self.real if dtype is None else dtype)
 
     def energies(self, *shape: int) -> Tensor:
-        """Squares, float64."""
+        """Squares of normals, float64."""
         return self(*shape, dtype=F64) ** 2
 
     def rates(self, *shape: int) -> Tensor:
-        """In [0, 1), float64."""
+        """Uniforms in [0, 1), float64."""
         return torch.rand(shape, generator=self._generator, dtype=F64)
 
     def flags(self, *shape: int, dtype: torch.dtype = torch.bool) -> Tensor:
-        """Zeros and ones."""
+        """Random zeros and ones."""
         return (self.rates(*shape) < 0.7).to(dtype)
 
     def stream(self) -> Arguments:
-        """Noise of B observations."""
+        """The arguments of the noise of B observations."""
         return {"seed": 7, "transition": torch.arange(B), "observation": 5 + torch.arange(B)}
 
     def unwritten(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Zeros to be overwritten."""
+        """Zeros, for the call to overwrite."""
         return torch.zeros(shape, dtype=self.real if dtype is None else dtype)
 
 
@@ -99,7 +99,7 @@ THREADS = {"threads": (1, 2**31 - 1)}
 
 
 def noise(draw: Draws) -> Iterator[Case]:
-    """Raw noise of each kind."""
+    """Calls that draw each kind of noise."""
     words = draw.unwritten(B, N, 2, 4, dtype=torch.int32)
     outs = {"words": words, "uniforms": draw.unwritten(B, N), "normals": draw.unwritten(B, N, D)}
     for kind, out in outs.items():
@@ -114,7 +114,7 @@ def noise(draw: Draws) -> Iterator[Case]:
 
 
 def settings(draw: Draws, per_chain: bool) -> Arguments:
-    """Those of a transition."""
+    """The settings of a transition."""
     return {
         "beta": draw.rates(B),
         "prior_weight": draw.rates(B),
@@ -124,7 +124,7 @@ def settings(draw: Draws, per_chain: bool) -> Arguments:
 
 
 def transitions(draw: Draws) -> Iterator[Case]:
-    """The parts of a transition."""
+    """Calls of the parts of a transition."""
     latents, grad = draw(B, N, D), draw(B, N, D)
     state = {"latents": latents, "energy": draw.energies(B, N), "grad": grad}
     position, momentum, hamiltonian = draw(B, N, D), draw(B, N, D), draw.energies(B, N)
@@ -179,7 +179,7 @@ def transitions(draw: Draws) -> Iterator[Case]:
 
 
 def between_transitions(draw: Draws) -> Iterator[Case]:
-    """Adaptation and resampling, which know no other type than float64."""
+    """Calls of the step-size rule and of resampling, which exist in float64 only."""
     for shape in ((B,), (B, N)):
         yield Case(
             "adapt_step_size",
@@ -221,7 +221,7 @@ def between_transitions(draw: Draws) -> Iterator[Case]:
 
 
 def observed(draw: Draws, measured: int) -> Arguments:
-    """Of B observations, each with a mask and weights of its own."""
+    """What is observed of B outputs, each with a mask and weights of its own."""
     return {
         "target": draw(B, measured),
         "mask": draw.flags(B, measured, dtype=U8),
@@ -230,7 +230,7 @@ def observed(draw: Draws, measured: int) -> Arguments:
 
 
 def misfits(draw: Draws) -> Iterator[Case]:
-    """Of outputs, and of the images of activations."""
+    """Calls of the misfit of outputs, and of that of the images of activations."""
     rows, image_channels, high, wide, channels = 4, 3, 4, 6, 5
     for kind, factor in (("mask", 1), ("pool", 2), ("stride", 3)):
         down = 1 if kind == "mask" else factor
@@ -271,7 +271,7 @@ def misfits(draw: Draws) -> Iterator[Case]:
 
 
 def norms(draw: Draws) -> Iterator[Case]:
-    """What follows a convolution."""
+    """Calls of what follows a convolution: bias, leaky ReLU and pixel norm."""
     shape, channels = (2, 3, 4), 5
     scale = 0.5 + draw.rates(*shape).to(draw.real)
     yield Case(
@@ -305,7 +305,7 @@ def norms(draw: Draws) -> Iterator[Case]:
 
 
 def convolutions(draw: Draws, module: ModuleType) -> Iterator[Case]:
-    """Layers of a progressive GAN: 3 images, 5 channels to 7."""
+    """Calls of the layers of a progressive GAN: 3 images, from 5 channels to 7."""
     count, high, wide, inputs, outputs = 3, 2, 3, 5, 7
     panel = 64 // draw(1).element_size()
     side = {"images": (0, 2**31 - 1), "height": (1, 2**24), "width": (1, 2**24)}
@@ -426,7 +426,7 @@ def transposed(draw: Draws) -> Iterator[Case]:
 
 
 def dense(draw: Draws) -> Iterator[Case]:
-    """A stretch of the published run: 6 latents, layers of 9 and 5."""
+    """A call that makes a part of the published run: 6 latents, layers of 9 and 5 units."""
     steps, hmc_steps, widths = 5, 2, [D, 9, 5]
     pairs = list(itertools.pairwise(widths))
     for per_chain in (False, True):
@@ -479,7 +479,7 @@ def dense(draw: Draws) -> Iterator[Case]:
 def on_device(
     cases: Iterator[Case], move: Callable[[Tensor], Tensor], stream: int
 ) -> Iterator[Case]:
-    """The same calls of the function for CUDA, which does not look at numbers in tensors."""
+    """The same calls of the function for CUDA, which does not check the values in tensors."""
     for case in cases:
         given = {name: value for name, value in case.arguments.items() if name != "threads"}
         moved = {name: _mapped(value, move) for name, value in given.items()}
@@ -516,8 +516,8 @@ def cases(module: ModuleType) -> Iterator[Case]:
 DTYPES = (F32, F64, I64, U8, torch.int32, torch.float16, torch.bool, torch.complex64)
 
 
-def spoilt(case: Case) -> Iterator[tuple[str, str, Any]]:
-    """An argument's name, what is wrong with it, and its value."""
+def invalid_arguments(case: Case) -> Iterator[tuple[str, str, Any]]:
+    """The name of an argument, what is wrong with it, and an invalid value, for every way."""
     for name, value in case.arguments.items():
         for what, wrong in _wrong(case, name, value):
             yield name, what, wrong
@@ -595,7 +595,7 @@ def _wrong_strides(value: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _odd(value: Tensor) -> Tensor:
-    """At an address that its type does not allow (where elements are larger than a byte)."""
+    """A copy at an odd address, which its type does not allow (unless its elements are bytes)."""
     if value.element_size() == 1 or not value.is_cpu:
         return value[..., None]
     buffer = bytearray(value.numel() * value.element_size() + 1)
@@ -612,7 +612,7 @@ _WHOLE = {"bias", "kernel", "arena", "rgb_weight", "rgb_bias", "betas"}
 
 
 def without_work(case: Case) -> Arguments:
-    """Arguments of no observations, images or rows, of which there is nothing to compute."""
+    """The arguments with 0 observations, images or rows, so that there is nothing to compute."""
 
     def cut(name: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or name in _WHOLE:
@@ -630,7 +630,7 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def contents(arguments: Arguments) -> bytes:
-    """Of all tensors."""
+    """The bytes of all tensors."""
     found = hashlib.sha256()
     for value in arguments.values():
         for tensor in value if isinstance(value, list) else [value]:
@@ -640,14 +640,14 @@ def contents(arguments: Arguments) -> bytes:
 
 
 def call(module: ModuleType, case: Case) -> bytes:
-    """Makes it, on copies; the digest of what all tensors hold then, or of what it gives."""
+    """Make the call on copies; return the digest of all tensors afterwards, or of the result."""
     arguments = copy.deepcopy(case.arguments)
     found = getattr(module, case.function)(**arguments)
     return contents(arguments) if found is None else str(found).encode()
 
 
 def assert_refused(module: ModuleType, case: Case, name: str, what: str, wrong: Any) -> None:
-    """A spoilt call raises by the name of what is wrong, and nothing is written."""
+    """Assert that an invalid call raises an error which names the argument, and writes nothing."""
     arguments = case.arguments | {name: wrong}
     before = contents(arguments)
     about = f"{case.function}({name}={what})"
@@ -666,7 +666,7 @@ def assert_refused(module: ModuleType, case: Case, name: str, what: str, wrong: 
 
 
 def assert_refuses_other_arguments(module: ModuleType, case: Case) -> None:
-    """Each is needed, by its name, and no other is known."""
+    """Assert that every argument is required, by its name, and that no other is accepted."""
     function, given = getattr(module, case.function), case.arguments
     calls: dict[str, Callable[[], Any]] = {
         name: lambda name=name: function(**{k: v for k, v in given.items() if k != name})
@@ -689,7 +689,7 @@ def functions(module: ModuleType) -> set[str]:
 
 
 def check_all(module: ModuleType) -> tuple[dict[str, int], str]:
-    """How many spoilt calls of each function were refused, and the digest of the valid ones."""
+    """Make all calls; return the invalid ones by function, and a digest of the valid ones."""
     refused: dict[str, int] = {}
     written = hashlib.sha256()
     for case in cases(module):
@@ -700,15 +700,15 @@ def check_all(module: ModuleType) -> tuple[dict[str, int], str]:
                 call(module, replace(case, arguments=case.arguments | {name: None}))
         getattr(module, case.function)(**without_work(case))
         assert_refuses_other_arguments(module, case)
-        spoilt_calls = list(spoilt(case))
-        for each in spoilt_calls:
+        invalid = list(invalid_arguments(case))
+        for each in invalid:
             assert_refused(module, case, *each)
-        refused[case.function] = refused.get(case.function, 0) + len(spoilt_calls)
+        refused[case.function] = refused.get(case.function, 0) + len(invalid)
     return refused, written.hexdigest()
 
 
 def say_on_cuda() -> None:
-    """Has tensors described as on a CUDA device, where they are not."""
+    """Make tensors on the CPU describe themselves as being on a CUDA device."""
     describe = torch.utils.dlpack.to_dlpack
     held = ctypes.pythonapi.PyCapsule_GetPointer
     held.restype, held.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
@@ -723,14 +723,14 @@ def say_on_cuda() -> None:
 
 
 def check_without_device(module: ModuleType) -> dict[str, int]:
-    """How many spoilt calls of each function for CUDA were refused."""
+    """How many invalid calls of each function for CUDA were refused."""
     refused: dict[str, int] = {}
     for real in REAL:
         draw = Draws(real)
         for calls in (noise(draw), dense(draw)):
             for case in on_device(calls, lambda tensor: tensor, 0):
                 assert_refuses_other_arguments(module, case)
-                for each in spoilt(case):
+                for each in invalid_arguments(case):
                     assert_refused(module, case, *each)
                     refused[case.function] = refused.get(case.function, 0) + 1
                 try:
@@ -745,7 +745,7 @@ def check_without_device(module: ModuleType) -> dict[str, int]:
 def in_a_process(
     folder: Path, *options: str | Path, environment: Mapping[str, str] | None = None
 ) -> str:
-    """What this file prints as a script; where it fails, or crashes, what it was doing."""
+    """The output of this file as a script; fails with the last call made if the script fails."""
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", __file__, *options],
         # Not from the checkout's root: there the sources would hide the installed package.
@@ -761,13 +761,13 @@ def in_a_process(
 
 
 def refusals(printed: str) -> dict[str, int]:
-    """How many spoilt calls of each function it had."""
+    """How many invalid calls of each function the output of the script reports."""
     found = re.findall(r"^(\w+): (\d+) refused$", printed, re.MULTILINE)
     return {name: int(count) for name, count in found}
 
 
 def assert_all_refused(printed: str, module: ModuleType) -> None:
-    """It had spoilt calls of each function, but for those that need a CUDA device."""
+    """Assert that the output reports invalid calls of every function, except those for CUDA."""
     refused = refusals(printed)
     assert refused.keys() | ON_CUDA == functions(module)
     assert min(refused.values()) > 50, refused

@@ -1,4 +1,4 @@
-"""Functions of test files in interpreters of their own."""
+"""Functions of test files, called in a new Python process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def in_a_process(file: str, function: str, **environment: str) -> None:
-    """Call a function of a test file in another interpreter; a failure there is one here."""
+    """Call a function of a test file in a new Python process; fail if it raises there."""
     folder, module = str(Path(file).resolve().parent), Path(file).stem
     script = f"import sys; sys.path.insert(0, {folder!r}); import {module}; {module}.{function}()"
     done = subprocess.run(

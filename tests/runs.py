@@ -1,4 +1,4 @@
-"""Generators of tests, one of which can be made to fail, and the comparison of two results."""
+"""Generators for tests, one of which raises an error at a given call; comparison of results."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Failing(nn.Module):
 
 
 def assert_same(a: Result, b: Result, but: tuple[str, ...] = ()) -> None:
-    """Bit for bit, NaNs included."""
+    """Assert that two results are equal bit for bit, NaNs included, except the fields ``but``."""
     for field in fields(Result):
         if field.name in but:
             continue

@@ -1,4 +1,4 @@
-"""How property tests search: how many examples, and for how long one may run."""
+"""Settings of the property tests: the number of examples, and a time limit for each call."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from types import FrameType
 from hypothesis import HealthCheck, settings
 
 EFFORT = int(os.environ.get("COGEN_FAST_PROPERTY_EFFORT", "1"))
-SECONDS = 30  # for one call or command, of a few dozen milliseconds: beyond it, it hangs
+SECONDS = 30  # limit of a call or command, which should take a few dozen milliseconds
 
 
 def search(examples: int) -> settings:
-    """How a search goes: the same examples every time, or many and new ones on demand."""
+    """Settings with so many examples, the same ones in every run.
+
+    With COGEN_FAST_PROPERTY_EFFORT = k above 1 there are k times as many, new ones in every run.
+    """
     return settings(
         max_examples=examples * EFFORT,
         deadline=None,
@@ -27,7 +30,7 @@ def search(examples: int) -> settings:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """What never ends becomes a failure (where the system has an alarm clock)."""
+    """Fail where the body takes longer than `SECONDS` (on systems that have SIGALRM)."""
     if not hasattr(signal, "setitimer"):
         yield
         return

@@ -1,4 +1,4 @@
-"""The published studies, much smaller, for processes of their own too."""
+"""The paper's studies at a small size, also for processes of their own."""
 
 from __future__ import annotations
 

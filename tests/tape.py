@@ -1,7 +1,7 @@
-"""CUDA graphs as they are on the CPU: what torch is asked to do, written down and done again.
+"""A stand-in for CUDA graphs on the CPU: it records the calls of torch's ops and replays them.
 
-As with a capture, every tensor keeps its memory, numbers that Python saw stay what they were, and
-looking at a number is an error.
+As in a capture, every tensor keeps its memory, numbers that Python has computed are the same in
+every replay, and reading a number from a tensor is an error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Tape:
 
 
 class _Writing(TorchDispatchMode):
-    """Writes down what makes new values; views are where their memory is."""
+    """Records the ops that compute or change values; views need no replay, as they share memory."""
 
     def __init__(self, steps: list[Callable[[], object]]) -> None:
         super().__init__()
@@ -77,8 +77,8 @@ def _put(values: Any, there: Any) -> None:
 
 @contextmanager
 def _launches(writing: _Writing) -> Iterator[None]:
-    """Writes down Triton's kernels, of which torch sees what its interpreter does."""
-    if not INTERPRETED:  # nor need there be any
+    """Records launches of Triton's kernels, in place of the torch ops of its interpreter."""
+    if not INTERPRETED:  # then no Triton kernel runs on the CPU
         yield
         return
     from cogen_fast.ops import triton_ops

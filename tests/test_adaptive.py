@@ -424,7 +424,7 @@ def counted(**how: Any) -> tuple[Result, int, int]:
         {"chains": 3, "budget": 60},
         {"chains": 1, "budget": 16},
     ],
-    ids=["16", "40x2", "5-of-16", "frozen", "lone", "one-lone"],
+    ids=["16", "40x2", "5-of-16", "frozen", "independent", "one-independent"],
 )
 def test_gradients_and_forwards_are_counted_and_within_the_budget(how: dict[str, Any]) -> None:
     for budget in [how["budget"]] if "budget" in how else [4, 37, 150, 321]:
@@ -617,7 +617,7 @@ FITS = ("fit_images", "fit_latents", "fit_energies")
         {"evidence": "frozen", "populations": 2},
         {"method": "paper", "ais_steps": 5},
     ],
-    ids=["default", "lone", "frozen", "paper"],
+    ids=["default", "independent", "frozen", "paper"],
 )
 def test_fits_are_beside_the_samples_and_fit_better(how: dict[str, Any]) -> None:
     more = {"budget": how["budget"] + 40} if "budget" in how else {}  # polishing is paid from it
@@ -685,9 +685,9 @@ def test_the_smallest_budgets_have_no_fits(budget: int) -> None:
 def test_fits_within_a_budget(chains: int) -> None:
     whole = 80 * chains
     result = run(batch=1, chains=chains, budget=80, polish="auto")
-    made, lone = result.settings, chains < 16
+    made, independent = result.settings, chains < 16
     spent = made["polish"] * made["fits"] + made["fit_draws"] // 2
-    share = 0.55 if lone else 0.4  # one deep fit is worth more of so few gradients
+    share = 0.55 if independent else 0.4  # one deep fit is worth more of so few gradients
     assert share * whole - made["polish"] <= spent <= share * whole
     assert result.cost <= 2 * whole
     assert result.cost >= 0.9 * 2 * whole
@@ -695,7 +695,7 @@ def test_fits_within_a_budget(chains: int) -> None:
     assert 30 <= made["polish"] < 60
     assert result.fit_energies is not None
     assert result.fit_energies.shape == (1, made["fits"])
-    assert (made["fit_draws"] > 0) is lone
+    assert (made["fit_draws"] > 0) is independent
     assert any("of L-BFGS from " in note for note in result.notes)
     assert made["budget"] == 80
 
@@ -809,7 +809,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "some-of-a-population": {"chains": 3, "mass": "identity"},
     "populations": {"chains": 16, "populations": 3},
     "frozen": {"chains": 16, "populations": 2, "evidence": "frozen"},
-    "lone-chains": {"chains": 3, "budget": 90},
+    "independent-chains": {"chains": 3, "budget": 90},
     "budget": {"chains": 20, "budget": 60},
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -928,7 +928,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(kind: str, part: float, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["population", "frozen", "lone-chains"])
+@pytest.mark.parametrize("kind", ["population", "frozen", "independent-chains"])
 def test_a_run_interrupted_many_times_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     expected = whole(kind).result
@@ -1023,7 +1023,9 @@ def test_polish_may_be_decided_later(interrupted: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["population", "some-of-a-population", "frozen", "lone-chains"])
+@pytest.mark.parametrize(
+    "kind", ["population", "some-of-a-population", "frozen", "independent-chains"]
+)
 @pytest.mark.parametrize("part", [0.3, 0.9], ids=["early", "late"])
 def test_ctrl_c_without_a_checkpoint_returns_what_is_there(kind: str, part: float) -> None:
     expected, calls = whole(kind).result, whole(kind).calls
@@ -1035,7 +1037,7 @@ def test_ctrl_c_without_a_checkpoint_returns_what_is_there(kind: str, part: floa
     assert result.trace is not None
     for name in ("log_normaliser", "log_normaliser_error", "log_evidence"):
         assert getattr(result, name) is None
-        reason = "fewer than 16" if kind == "lone-chains" else "interrupted"
+        reason = "fewer than 16" if kind == "independent-chains" else "interrupted"
         assert reason in result.reasons[name]
     assert "INTERRUPTED at beta" in repr(result)
     torch.testing.assert_close(result.images, network()(result.latents).detach())
@@ -1066,7 +1068,7 @@ def test_ctrl_c_in_the_first_temperature_returns_the_best_prior_draws() -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        k if k in ("lone-chains", "budget") else pytest.param(k, marks=pytest.mark.slow)
+        k if k in ("independent-chains", "budget") else pytest.param(k, marks=pytest.mark.slow)
         for k in KINDS
     ],
 )

@@ -137,7 +137,7 @@ def test_nothing_kept_is_a_jump_and_who_stands_still_does_not_move() -> None:
     ],
     ids=[
         "tuned", "three-observations", "three-moves", "one-step", "five-steps-twice",
-        "forty-steps", "lone",
+        "forty-steps", "independent",
     ],
 )  # fmt: skip
 def test_a_budget_is_kept_and_the_posterior_reached(

@@ -248,7 +248,7 @@ def first_chains(state: ais.AISState, count: int) -> ais.AISState:
 def test_chains_that_adapt_by_themselves_know_of_no_others(
     few: int, many: int, dtype: torch.dtype
 ) -> None:
-    """The first chains of many are those of few, to the bit; and that of a lone one nearly."""
+    """The first chains of many equal those of few bit for bit, and a single chain nearly."""
     betas, runs = np.linspace(0.1, 1.0, 10), {}
     with problem(network((3, 16, 5)).to(dtype), observations=2) as found:
         assert found.dense is not None

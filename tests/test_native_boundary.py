@@ -1,8 +1,9 @@
 """What the extension says of arguments that it cannot take, and that no such call is made.
 
-`native_calls` has the table of valid calls and every way to spoil them. It runs in a process of its
-own, so that a crash of the interpreter is a failed test; once more with tensors described as by an
-older torch; `test_sanitizers` has it run on an extension that is built for them.
+`native_calls` has the table of valid calls and every way to make them invalid. It runs in a process
+of its own, so that a crash of the interpreter is a failed test. It runs a second time with tensors
+that describe themselves as those of an older torch do; `test_sanitizers` runs it on an extension
+that is built with sanitizers.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def test_the_table_has_every_function() -> None:
 
 # --- words --------------------------------------------------------------------------------------
 
-SPOILT: list[tuple[str, str, Any, type[Exception], str]] = [
+INVALID: list[tuple[str, str, Any, type[Exception], str]] = [
     ("anneal_mlp", "energy", torch.zeros(3, 8), TypeError,
      "energy: expected float64 (3, 4), got float32 (3, 8)"),
     ("anneal_mlp", "energy", torch.zeros(3, 8, dtype=F64), ValueError,
@@ -73,7 +74,7 @@ SPOILT: list[tuple[str, str, Any, type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("function", "name", "value", "kind", "message"), SPOILT, ids=lambda v: v if v is str else None
+    ("function", "name", "value", "kind", "message"), INVALID, ids=lambda v: v if v is str else None
 )
 def test_what_is_said(
     function: str, name: str, value: Any, kind: type[Exception], message: str
@@ -150,7 +151,7 @@ def test_a_run_with_other_tensors_is_refused(part: str, name: str, change: Any) 
             dense.ais_run(found.dense, np.full(6, 0.1), moves, run)
 
 
-# --- every spoilt call --------------------------------------------------------------------------
+# --- every invalid call -------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -595,7 +595,7 @@ def search_one_by_one() -> None:
 
 
 @st.composite
-def spoilt_calls(draw: st.DrawFn) -> tuple[str, Arguments]:
+def invalid_calls(draw: st.DrawFn) -> tuple[str, Arguments]:
     op = draw(st.sampled_from(sorted(OPS)))
     arguments: Arguments = draw(OPS[op][0](False))
     good = leaves(arguments)
@@ -608,7 +608,7 @@ def spoilt_calls(draw: st.DrawFn) -> tuple[str, Arguments]:
 
 
 @search(100)
-@given(spoilt_calls())
+@given(invalid_calls())
 def search_two_at_once(call: tuple[str, Arguments]) -> None:
     event("refused" if assert_refused_by_name_or_right(*call) else "answered")
 

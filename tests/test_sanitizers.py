@@ -150,7 +150,7 @@ def test_the_memory_of_tensors_is_watched(compiler: str) -> None:
 def test_no_call_of_the_module_leaves_its_bounds(
     compiler: str, programs: Path, tmp_path: Path
 ) -> None:
-    """Valid calls touch what they were given and nothing else, spoilt ones nothing."""
+    """Valid calls touch only the memory that they were given, invalid ones none."""
     pybind11 = pytest.importorskip("pybind11")
     environment = _under_python(compiler)
     configured = _run(

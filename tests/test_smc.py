@@ -125,7 +125,7 @@ def test_what_is_known_of_the_past_follows_ancestors() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alone", [False, True], ids=["population", "lone-chains"])
+@pytest.mark.parametrize("alone", [False, True], ids=["population", "independent-chains"])
 def test_finished_rows_stand_still_to_the_last_bit(alone: bool) -> None:
     how = {"chains": 4, **INDEPENDENT} if alone else {}
     states = recorded(MIXED, observations=3, **how)
@@ -406,7 +406,7 @@ def test_a_run_that_goes_on_takes_nothing_anew(given: dict[str, Any]) -> None:
         smc.run(target, start=start, **given)
 
 
-@pytest.mark.parametrize("alone", [False, True], ids=["population", "lone-chains"])
+@pytest.mark.parametrize("alone", [False, True], ids=["population", "independent-chains"])
 def test_energies_that_are_all_alike_say_nothing(alone: bool) -> None:
     # By e-folds from 0.05, or in one step, to the posterior, which is the prior; its normaliser is
     # exp(-3) exactly.

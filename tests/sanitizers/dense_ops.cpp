@@ -216,7 +216,7 @@ void check_dense() {
       run_both_types(c);
     }
   }
-  // Those of lone chains that stay in registers.
+  // Those of independent chains that stay in registers.
   for (const int hidden : {16, 20, 32}) {
     for (const Activation kind : {Activation::relu, Activation::leaky_relu}) {
       PublishedCase c = dealer.deal();
