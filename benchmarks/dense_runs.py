@@ -155,7 +155,7 @@ def _rates(chains: int, rounds: int) -> dict[str, float]:
 
 
 def _flops_per_gradient() -> int:
-    """Of the products alone, there and back: two for each weight, twice."""
+    """Operations of the products, forward and backward: two for each weight in each direction."""
     return 4 * sum(p.numel() for p in _GENERATOR.parameters() if p.ndim == 2)
 
 

@@ -67,7 +67,7 @@ class Images:
     data: Path | None
 
     def of(self, kind: str, generator: nn.Module) -> Tensor:
-        """``(count, C, H, W)``."""
+        """The images of a kind, ``(count, C, H, W)``."""
         if kind == "faces":
             return own_faces(generator, self.count, _SEEDS["images"])
         if kind == "own":
@@ -82,7 +82,7 @@ class Images:
 
     @property
     def name(self) -> str:
-        """In the log."""
+        """The name in the log."""
         return f"{self.count} of {'the package' if self.data is None else self.data.name}"
 
 
@@ -186,7 +186,7 @@ def _columns(lines: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _mean(values: Tensor) -> tuple[float, float]:
-    """And its standard error."""
+    """The mean and its standard error."""
     return float(values.mean()), float(values.std()) / len(values) ** 0.5
 
 

@@ -100,7 +100,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Unique among cells."""
+        """The name of the cell, which no other has."""
         before = f"{self.kind}-" if self.kind else ""
         return f"{before}{self.model}-{self.size}-{self.noise:g}-{self.chains}"
 
@@ -130,11 +130,11 @@ class Cell:
 
     @property
     def further(self) -> Sequence[range]:
-        """The same of the data sets of ``--further``."""
+        """Numbers of the repetitions on the data sets of ``--further`` that run together."""
         return _parts(_FURTHER, self.together)
 
     def run(self, ids: range) -> dict[str, Any]:
-        """What the repetitions of a piece gave, as plain numbers."""
+        """The results of the repetitions of a piece, as plain numbers."""
         exact, x = self.exact, self.exact.data(ids)
         x = torch.zeros_like(x) if self.kind == "centred" else x
         result = draws(exact, ids, x, chains=self.chains, **self._settings())
@@ -173,7 +173,7 @@ class ModesCell:
 
     @property
     def name(self) -> str:
-        """Unique among cells."""
+        """The name of the cell, which no other has."""
         return f"{self.model}-{self.size}-{self.populations}"
 
     @property
@@ -193,7 +193,7 @@ class ModesCell:
         return [range(i * each, (i + 1) * each) for i in range(_IN_ALL // _AT_ONCE)]
 
     def run(self, ids: range) -> dict[str, Any]:
-        """What the repetitions of a piece gave, as plain numbers, for each population too."""
+        """The results of the repetitions of a piece and of their populations, as plain numbers."""
         exact, shape = self.exact, (len(ids), self.populations, _MODE_CHAINS)
         x = exact.data(ids)
         result = draws(
@@ -213,7 +213,7 @@ class ModesCell:
 
 
 def cells() -> Iterator[Cell | ModesCell]:
-    """The cheapest first."""
+    """All cells, the cheapest first."""
     for chains in _CHAINS:
         for size in _SIZES:
             for noise in _NOISES:
@@ -259,7 +259,7 @@ def _short(values: Tensor) -> list[float]:
 
 
 def _cost(result: Result) -> dict[str, float]:
-    """Of each particle, in gradients."""
+    """The cost of each particle, in gradients."""
     return {
         "gradients": result.gradients + result.forwards / GRADIENT_COST,
         "temperatures": len(result.betas),
@@ -300,7 +300,7 @@ def _run_probe(cell: Cell | ModesCell, probes: Log, sources: str) -> None:
 
 
 def _run_alone(cell: Cell, log: Log, sources: str) -> None:
-    """What one data set takes alone: in a batch, all data sets wait for the slowest."""
+    """The cost of a data set that runs alone; in a batch all data sets wait for the slowest."""
     for number in range(_ALONE):
         key = {"alone": cell.name, "first": number, "sources": sources}
         if not any(log.find(**key)):
@@ -423,7 +423,10 @@ def _variances(lines: Sequence[dict[str, Any]]) -> Part:
 
 
 def _evidence(off: Tensor, lines: Sequence[dict[str, Any]], each: Tensor | None = None) -> Part:
-    """Of runs that are ``off`` so far; the jackknife leaves out one of them, or of ``each``."""
+    """The columns of the log evidence of runs that are ``off`` so far from the exact value.
+
+    The jackknife leaves out one value of ``each`` at a time (None: of ``off``).
+    """
     together, _ = log_mean_and_error(off)
     _, error = log_mean_and_error(off if each is None else each)
     covered = Covered.of(off, _joined(lines, "log_evidence_error"))
@@ -512,7 +515,7 @@ def _rivals_rows(cell: Cell, lines: Sequence[dict[str, Any]], log: Log) -> list[
 
 
 def _best(tried: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each rival the settings that are best by the energy, and those by the log evidence."""
+    """The best settings of each rival by the energy, and those by the log evidence."""
     found: list[dict[str, Any]] = []
     for rival in dict.fromkeys(line["rival"] for line in tried):
         of_rival = [line for line in tried if line["rival"] == rival]

@@ -108,7 +108,7 @@ def run(part: Part, seconds: float) -> dict[str, Any] | None:
 
 
 def _counts(report: Path) -> dict[str, Any]:
-    """Of a JUnit report: counts, names of failed tests, reasons of skipped ones."""
+    """The counts of a JUnit report, the names of failed tests, and the reasons of skipped ones."""
     suite = ET.parse(report).getroot().find("testsuite")
     assert suite is not None
     names = ("tests", "failures", "errors", "skipped")

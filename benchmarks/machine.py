@@ -19,12 +19,12 @@ _SOURCES = frozenset({".cpp", ".cu", ".h", ".py", ".safetensors", ".toml", ".txt
 
 
 def digest(*more: str) -> str:
-    """Of what the package is built from, and of ``more`` files or folders of the checkout."""
+    """The digest of the package's sources, and of ``more`` files or folders of the checkout."""
     return _digest_of(*_BUILT, *more)
 
 
 def digest_of_method(*more: str) -> str:
-    """Of what decides which samples are drawn, and of ``more``: of the package that runs."""
+    """The digest of the sources by which the running package draws samples, and of ``more``."""
     return _digest_of(*_METHOD, *more, root=Path(cogen_fast.__file__).parent.parent)
 
 
@@ -35,7 +35,7 @@ def processor() -> str:
 
 
 def _digest_of(*names: str, root: Path = ROOT) -> str:
-    """Of the sources in files or folders of ``root``."""
+    """The digest of the sources in files or folders of ``root``."""
     found = hashlib.sha256()
     for name in names:
         place = root / name

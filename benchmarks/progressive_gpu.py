@@ -150,7 +150,7 @@ def finish(device: str) -> None:
 
 
 def median_seconds(call: Callable[[], Any], device: str) -> float:
-    """Of one call, warm, each waited for."""
+    """The median seconds of a call, after three calls to warm up."""
     for _ in range(3):
         call()
     finish(device)
