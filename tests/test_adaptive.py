@@ -44,7 +44,7 @@ def run(generator: Any = None, batch: int = 2, **changes: Any) -> Result:
 
 @cache
 def once(**changes: Any) -> Result:
-    """A run that several tests look at."""
+    """A run that several tests examine."""
     return run(**changes)
 
 
@@ -214,7 +214,7 @@ def test_rows_of_a_batch_keep_their_populations_together() -> None:
 
 
 def index_of(latents: Tensor, among: Tensor) -> list[int]:
-    """Where each row of ``latents`` stands first in ``among``."""
+    """The index of the first row of ``among`` that equals each row of ``latents``."""
     equal = (latents[:, None] == among[None]).all(-1)
     assert equal.any(-1).all()
     return equal.double().argmax(-1).tolist()
@@ -387,7 +387,7 @@ def test_the_second_run_has_another_seed_and_repeats_the_first(
 
 
 class Counted(Failing):
-    """Counts the latents that gradients are taken at, and those that are only scored."""
+    """A generator that counts the latents of gradients, and those that are only scored."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -877,7 +877,7 @@ def test_global_generators_are_neither_read_nor_written() -> None:
 
 @dataclass(frozen=True)
 class Whole:
-    """An uninterrupted run, how often it asked the generator, and how often until it had begun."""
+    """An uninterrupted run, its number of calls of the generator, and that of its start."""
 
     result: Result
     calls: int

@@ -58,7 +58,7 @@ def draws_of(count: int, ids: Sequence[int] = (0,), seed: int = 0) -> Tensor:
 
 
 class Energy:
-    """By hand: ``w |G(z) - x|^2`` over what is observed."""
+    """The misfit ``w |G(z) - x|^2`` over the observed entries, computed directly."""
 
     def __init__(self, x: Tensor = X) -> None:
         self.net, self.x = network(), x
@@ -252,7 +252,7 @@ def test_diagnosis_says_what_is_far_and_nothing_of_moves() -> None:
 
 
 class Counting(nn.Module):
-    """Counts latents that go through without a gradient and with one."""
+    """A generator that counts latents with a gradient, and those without."""
 
     def __init__(self) -> None:
         super().__init__()

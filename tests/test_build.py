@@ -97,7 +97,7 @@ def test_cuda_on_fails_clearly_without_a_compiler(tmp_path: Path) -> None:
 
 
 def _unoptimised(folder: Path) -> Path:
-    """What calls the compiler without -O3: of a wheel that nobody runs, half the time."""
+    """A compiler that ignores -O3, which halves the time of a build that is only looked at."""
     launcher = folder / "launcher"
     launcher.write_text(
         '#!/bin/sh\nfor each; do shift; [ "$each" = -O3 ] || set -- "$@" "$each"; done\nexec "$@"\n'

@@ -51,7 +51,7 @@ DRAWS = 7
 
 
 def assert_calibrated(model: Model, draw: Any, count: int, tests: int) -> None:
-    """Every p-value above the share of `FALSE_ALARM` that is one test's (Bonferroni)."""
+    """Assert that every p-value exceeds one test's share of `FALSE_ALARM` (Bonferroni)."""
     found = calibrate(model, draw, Design(count, DRAWS), seed=4)
     low = {c.statistic: (c.p, c.histogram) for c in found if c.p < FALSE_ALARM / tests}
     assert not low
@@ -76,7 +76,7 @@ def test_other_ways_are_calibrated_on_the_linear_model(draw: Any) -> None:
 
 
 class Widened:
-    """Exact posterior draws of the linear model, their deviation times a factor."""
+    """Posterior draws of the linear model whose standard deviation is wrong by a factor."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor

@@ -43,7 +43,7 @@ VECTORS: list[tuple[str, str, dict[str, Any]]] = [
 
 
 class Malicious:
-    """Unpickled carelessly, it runs a shell command."""
+    """An object whose pickle runs a shell command when it is read by `pickle.load`."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -59,7 +59,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write_gan_zoo(content: dict[str, Any], path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Save with the configuration an object of the foreign class, which exists only meanwhile."""
+    """Save a file whose configuration is an object of the other program's class."""
     name = "models.utils.config"
     foreign = type("BaseConfig", (), {"__module__": name})
     config = foreign()

@@ -80,7 +80,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Name of a user's module in the current folder, which is on nobody's path."""
+    """The name of a user's module in the current folder, which is not on the import path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     name = f"user_code_{tmp_path.name}"
@@ -113,7 +113,7 @@ def inpaint(generator: str, picture: str, out: Path, *more: str) -> int:
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr, and nothing on stdout."""
+    """The error, which must be one line on stderr, with nothing on stdout."""
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.startswith("cogen-fast: error: ") and told.err.count("\n") == 1
@@ -585,7 +585,7 @@ def test_generator_that_makes_no_images(
 
 @pytest.fixture
 def interrupted(code: str) -> Callable[[int], str]:
-    """The user's generator that presses Ctrl-C once, at its n-th call."""
+    """A user's generator that raises KeyboardInterrupt once, at its n-th call."""
 
     def at(call: int) -> str:
         module = types.ModuleType(code)

@@ -108,7 +108,7 @@ def process(
 
 @pytest.fixture(scope="module")
 def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study by one process that nobody disturbed."""
+    """An uninterrupted study by one process."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
@@ -123,7 +123,7 @@ def timeless(text: str) -> str:
 
 
 def assert_same_study(out: Path, other: Path) -> None:
-    """Byte for byte, but for what a clock measured."""
+    """Assert that two studies are equal byte for byte, except measured times."""
     names = {str(path.relative_to(other)) for path in other.rglob("*") if path.is_file()}
     assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == names
     for name in names:
@@ -137,7 +137,7 @@ def assert_same_study(out: Path, other: Path) -> None:
 
 
 def finished(out: Path) -> dict[Path, tuple[int, bytes]]:
-    """What is done: when it was written, and what is in it."""
+    """The files of finished groups: when each was written, and its content."""
     found = [*out.glob("*/group-*.jsonl"), *out.glob("*/tuning.json")]
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
 
@@ -254,7 +254,7 @@ def test_given_rates_are_not_tuned(tmp_path: Path) -> None:
 def test_images_that_rates_were_tuned_on_are_not_evaluated(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of pictures whose last is corrupt: image 4 is the last that can be read."""
+    """The last picture is corrupt, so image 4 is the last one that can be read."""
     options = (f"--data={folder}", "--methods=gd", "--tuning-images=1")
     assert main(command(tmp_path / "out", *options, "--images=4")) == 0
     capsys.readouterr()
@@ -308,7 +308,7 @@ def test_grids_name_what_is_wrong(settings: dict[str, Any], message: str) -> Non
 def test_a_rate_at_the_edge_of_the_grid_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One step with the largest of Adam's rates is less than a descent wants."""
+    """With a single step the best of Adam's rates is the largest of the grid."""
     assert main(command(tmp_path, "--methods=adam", "--images=2", "--budget=2")) == 0
     found = json.loads((tmp_path / "adam" / "tuning.json").read_text())["learning_rate"]
     assert found == 1.0
@@ -377,7 +377,7 @@ def test_two_processes_give_the_study_of_one(whole: Path, tmp_path: Path) -> Non
 
 
 def apart(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
-    """This process is one of two, whose waits end at once: the other is to run before or after."""
+    """Make this process one of two whose waits end at once, so that they can run in turn."""
 
     @contextmanager
     def process_group(_: object) -> Iterator[Processes]:
@@ -427,7 +427,7 @@ def test_files_of_others_may_be_late(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_does_not_wait_for_a_dead_one(rank: int, tmp_path: Path) -> None:
-    """Nobody but the two: torchrun would end the other one."""
+    """The two processes run without torchrun, which would end the other one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -499,7 +499,7 @@ def test_what_killed_processes_left_is_removed(whole: Path, tmp_path: Path) -> N
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six pictures, the third and the last of them no pictures."""
+    """Six files, of which the third and the last are not pictures."""
     pixels = discs(6).pixels
     (tmp_path / "pictures").mkdir()
     for number, image in enumerate(pixels):

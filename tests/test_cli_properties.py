@@ -123,7 +123,7 @@ def write_pictures(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Shop:
-    """Where the files lie: generators and pictures, by what they are."""
+    """The paths of generators and pictures, by their kinds."""
 
     folder: Path
     generators: dict[str, str]
@@ -170,7 +170,7 @@ BAD_GENERATORS = [
 
 
 def contents(*folders: Path) -> dict[str, str]:
-    """Every file below the folders, and what is in it."""
+    """Every file below the folders, and its content."""
     found = {}
     for path in itertools.chain.from_iterable(f.rglob("*") for f in folders):
         if "__pycache__" not in path.parts:
@@ -219,7 +219,7 @@ SWITCHES = ["--quiet", "--overwrite"]
 
 @dataclass(frozen=True)
 class Line:
-    """A command line that is right but for ``wrong``, the names of what is not."""
+    """A command line, which is valid except for the options named in ``wrong``."""
 
     command: str
     values: dict[str, list[str]]
@@ -227,7 +227,7 @@ class Line:
     wrong: list[str]
 
     def argv(self, shop: Shop, out: Path) -> list[str]:
-        """As the shell hands it over; files are named by what they are until then."""
+        """The words of the command line, with paths in place of the kinds of files."""
         found = {**shop.generators, **shop.good, **shop.bad}
         parts = [[name, *(found.get(v, v) for v in vs)] for name, vs in self.values.items()]
         return [self.command, *itertools.chain(*parts), "--out", str(out), *self.switches]
@@ -245,7 +245,7 @@ def some_options(draw: st.DrawFn, *tables: dict[str, tuple[list[str], list[str]]
 
 @st.composite
 def right_lines(draw: st.DrawFn) -> Line:
-    """A command for each of the two tasks, with everything in it right."""
+    """Valid commands of both tasks."""
     values: dict[str, list[str]] = {"--generator": [draw(st.sampled_from(FINE_GENERATORS))]}
     names = sorted(good_pictures())
     switches = draw(st.lists(st.sampled_from(SWITCHES), unique=True))
@@ -318,7 +318,7 @@ def wrong_values(line: Line, name: str) -> list[str]:
 
 @st.composite
 def wrong_lines(draw: st.DrawFn) -> Line:
-    """A right command in which one thing, seldom two, is made wrong."""
+    """A valid command in which one option, seldom two, is made invalid."""
     line = draw(right_lines())
     files = [n for n in line.values if n not in TABLES]
     name = st.one_of(st.sampled_from(files), st.sampled_from(sorted(TABLES)))
@@ -372,7 +372,7 @@ OF_GENERATORS = ("G: ", "latent_shape: ", "safetensors: ")
 
 
 def blamed(line: str, wrong: list[str], argv: list[str]) -> bool:
-    """Whether one of the wrong options is named, as typed or as in Python, or what stands in it."""
+    """Whether an error names one of the invalid options, as typed or as in Python, or its value."""
     for option in wrong:
         name = option.removeprefix("--").replace("-", "_")
         if f"{option}: " in line or f"{name}: " in line:
@@ -388,7 +388,7 @@ def blamed(line: str, wrong: list[str], argv: list[str]) -> bool:
 
 
 class Desk:
-    """A new empty folder as the current one, for each example."""
+    """Makes a new empty folder the current one for each example."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.monkeypatch, self.count = folder, monkeypatch, 0
@@ -449,7 +449,7 @@ def decoded(path: str) -> npt.NDArray[np.float64]:
 
 
 def assert_right(line: Line, shop: Shop, out: Path, count: int) -> None:
-    """What was seen, from the picture file by other means; and images that agree with it."""
+    """Assert that the observation is that of the picture file, and that images agree with it."""
     result = cogen_fast.Result.load(out)
     assert result.energies.shape == (1, count)
     filled = [Image.open(out / f"chain_{i:03}.png") for i in range(count)]
@@ -557,7 +557,7 @@ def damaged_pictures(draw: st.DrawFn) -> tuple[str, bytes]:
 def test_damaged_pictures_are_read_or_refused(
     shop: Shop, desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Either of the two, and by name: decoders raise anything."""
+    """Decoders may raise any exception; the command must end with an error that names the file."""
 
     @search(120)
     @given(damaged_pictures(), st.sampled_from(["--image", "--mask"]))
@@ -608,7 +608,7 @@ WORDS = [
 
 @st.composite
 def any_lines(draw: st.DrawFn) -> list[str]:
-    """Options and words in any order, or a right line with some of them thrown in."""
+    """Options and words in any order, or a valid command with some of them inserted."""
     tokens = st.sampled_from([*ALL_OPTIONS, *WORDS, *WORDS])
     text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5)
     thrown_in = draw(st.lists(st.one_of(tokens, tokens, text), max_size=6))
@@ -626,7 +626,7 @@ def any_lines(draw: st.DrawFn) -> list[str]:
 def test_any_command_line_ends_well(
     shop: Shop, desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Done, or one line and nothing written."""
+    """A command succeeds, or prints one line of error and writes nothing."""
 
     @search(150)
     @given(any_lines())

@@ -27,7 +27,7 @@ def run(generator: nn.Module, **options: Any) -> Result:
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, function: Any) -> list[Any]:
-    """What `torch.compile`, with ``function`` in its place, was asked to compile."""
+    """Replace `torch.compile` by ``function``, and list what it is asked to compile."""
     seen: list[Any] = []
 
     def compiling(generator: Any, **_: Any) -> Any:
@@ -153,5 +153,5 @@ def compile_and_compare() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_what_torch_compiles_is_the_same_run_but_for_rounding() -> None:
-    """In a new process: some versions of setuptools fail torch.compile after other imports."""
+    """In a new process, as some versions of setuptools make torch.compile fail after imports."""
     in_a_process(__file__, "compile_and_compare")

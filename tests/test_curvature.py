@@ -39,12 +39,12 @@ NONE_FORGOTTEN = torch.zeros(1, dtype=F64)
 
 @pytest.fixture(autouse=True, params=[bases.WHOLE, 0], ids=["whole", "sketch"])
 def few_or_many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All sizes as small ones, then all as large ones, whose matrices are never made."""
+    """Treat all sizes as small, then all as large ones, for which no d x d matrix is made."""
     monkeypatch.setattr(bases, "WHOLE", request.param)
 
 
 def known(mean: Tensor, inverse_count: float = 0.0) -> Curvature:
-    """A mean over so many gradients that none of it is noise, or over few."""
+    """An estimate with this mean, from so many gradients that it has no noise, or from few."""
     count = torch.full_like(mean[:, 0, 0], inverse_count)
     if bases.WHOLE:
         return Curvature(mean, count)
@@ -54,7 +54,7 @@ def known(mean: Tensor, inverse_count: float = 0.0) -> Curvature:
 
 
 def mean_of(seen: Curvature) -> Tensor:
-    """The running mean, as a matrix."""
+    """The running mean as a matrix, also where there is a sketch of it."""
     if seen.mean is not None:
         return seen.mean
     assert seen.sketch is not None
@@ -63,7 +63,7 @@ def mean_of(seen: Curvature) -> Tensor:
 
 
 def whole(directions: Tensor) -> Tensor:
-    """The basis that begins with them, as a matrix."""
+    """The basis that begins with these directions, as a matrix."""
     found = bases.from_directions(directions)
     assert (found.whole is None) == (bases.WHOLE == 0)
     rows, size, _ = directions.shape
@@ -78,7 +78,7 @@ def tensor(*values: float) -> Tensor:
 
 
 def covariance(grad: Tensor) -> Tensor:
-    """Of gradients ``(B, N, d)``, N - 1 the divisor."""
+    """The covariance of gradients ``(B, N, d)``, with divisor N - 1."""
     return torch.stack([torch.cov(each.double().T) for each in grad])
 
 
@@ -169,7 +169,7 @@ def test_what_others_have_seen_is_a_mean_over_more_gradients(count: int) -> None
 
 
 def of_spikes(spikes: list[float], size: int, gradients: int, seed: int) -> Tensor:
-    """Descending eigenvalues of the mean of g g' of ``gradients``, noise of 1 beside the spikes."""
+    """Descending eigenvalues of the mean of g g', for spikes in noise of variance 1."""
     scale = torch.ones(size, dtype=F64)
     scale[: len(spikes)] = tensor(*spikes)
     drawn = normal(gradients, size, seed=seed) * scale.sqrt()
@@ -234,7 +234,7 @@ def test_nothing_known_and_everything_known() -> None:
 
 
 def spiked(spike: float) -> Tensor:
-    """A mean in 20 dimensions, of 1 but for one direction."""
+    """A mean in 20 dimensions that is 1 except in one direction."""
     axes, values = rotation(20, seed=1), torch.ones(20, dtype=F64)
     values[0] = spike
     return (axes * values) @ axes.T
@@ -369,7 +369,7 @@ def test_many_dimensions_have_new_directions_less_often(d: int, every: int) -> N
 
 
 def turned_choice(b: int, d: int, k: int, step_size: float, length: int, moves: int) -> Choice:
-    """Any basis, any mass: what a temperature at beta = 0.4 and on might be done with."""
+    """A choice for a temperature near beta = 0.4 with an arbitrary basis and mass."""
     return Choice(
         active=torch.ones(b, dtype=torch.bool),
         kept=torch.full((b,), 0.5, dtype=F64),

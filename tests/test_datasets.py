@@ -28,7 +28,7 @@ FASHION = "t10k-images-idx3-ubyte.gz"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where images go by default."""
+    """The default folder for decoded images."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     return tmp_path / "xdg" / "cogen-fast" / "datasets"
 
@@ -263,7 +263,7 @@ def palette_image() -> Image.Image:
 
 
 def image_of_mode(mode: str) -> tuple[str, Image.Image, np.ndarray, dict[str, Any]]:
-    """Ending, image, its pixels (C, 8, 8) to be, options of saving."""
+    """File ending, image, the expected pixels (C, 8, 8), and options of saving."""
     grey, colour = LEVELS[None], COLOURS.transpose(2, 0, 1)
     inks = [Image.fromarray(ink) for ink in (*(255 - colour), 0 * LEVELS)]
     rgba = np.concatenate([COLOURS, ALPHA[..., None]], axis=-1)
@@ -474,7 +474,7 @@ def test_decompression_bomb_counts_as_corrupt(
 def test_a_file_that_cannot_be_read_is_no_corrupt_file(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a passing failure of the disk would be kept in the cache."""
+    """Otherwise a temporary failure of the disk would be kept in the cache."""
     save_each(folder, noise(2, 8, 8))
 
     def failing(name: str, path: Path) -> io.BufferedReader:
@@ -491,7 +491,7 @@ def test_a_file_that_cannot_be_read_is_no_corrupt_file(
 
 
 def test_a_file_that_goes_away_is_no_corrupt_file(folder: Path) -> None:
-    """Else what somebody moves about meanwhile would be left out for good."""
+    """Otherwise a file that is moved during the reading would be left out for good."""
     save_each(folder, noise(2, 8, 8))
     names = datasets.image_files(folder)
     (folder / names[1]).unlink()
@@ -947,7 +947,7 @@ def test_wrong_pixels(pixels: np.ndarray) -> None:
 
 
 def numbered(count: int) -> Images:
-    """Image i is all i."""
+    """Images of which image i has the value i in every pixel."""
     return Images(np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(4, 2).repeat(4, 3))
 
 
@@ -963,7 +963,7 @@ def test_split_is_disjoint_and_exhaustive() -> None:
 
 
 def test_split_never_changes() -> None:
-    """Also not with other versions of NumPy: what was held out must stay held out."""
+    """Images that were held out stay held out, also with other versions of NumPy."""
     train, held_out = numbered(10).split(3)
     assert numbers(train) == [2, 8, 4, 9, 1, 6, 7]
     assert numbers(held_out) == [3, 0, 5]

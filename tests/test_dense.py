@@ -60,7 +60,7 @@ def problem(
 
 
 def assert_close(found: Any, expected: Any, tolerance: float = 1e-9, name: str = "") -> None:
-    """Dataclasses of tensors, to a relative error; integers and flags exactly."""
+    """Assert that dataclasses of tensors agree to a relative error, integers and flags exactly."""
     if is_dataclass(expected):
         for field in fields(expected):
             first, second = getattr(found, field.name), getattr(expected, field.name)
@@ -168,7 +168,7 @@ def test_every_activation(activation: str, chains: int) -> None:
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 @pytest.mark.parametrize("hidden", [16, 20, 32])
 def test_independent_chains_of_known_widths(hidden: int, activation: str, isa: str) -> None:
-    """Whose numbers stay in registers: masks, weights of entries, the paper's form."""
+    """These widths are compiled with all numbers in registers; masks, weights and forms vary."""
     net, x = network((2, hidden, hidden, 2), activation), np.array([[0.3, -0.2], [-0.5, 0.4]])
     native.extension().set_isa(isa)
     try:
@@ -231,7 +231,7 @@ def test_proposals_that_are_not_finite_are_counted(chains: int, per_chain: bool)
 
 
 def first_chains(state: ais.AISState, count: int) -> ais.AISState:
-    """The same state with no others than the first chains of each observation."""
+    """The state with only the first chains of each observation."""
 
     def cut(value: Any) -> Any:
         if is_dataclass(value):
@@ -269,7 +269,7 @@ def test_chains_that_adapt_by_themselves_know_of_no_others(
 def test_calls_of_any_length_make_the_same_run(
     chains: int, per_chain: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """To the bit, through a checkpoint in the middle too."""
+    """The results are equal bit for bit, also through a checkpoint in the middle."""
     moves = replace(OWN_STEPS, adaptation=replace(OWN_RULE, per_chain=per_chain))
     betas = np.linspace(0.05, 1.0, 20)
     calls: list[int] = []
@@ -283,7 +283,7 @@ def test_calls_of_any_length_make_the_same_run(
     with problem(network((3, 16, 5)).float(), observations=2) as found:
         assert found.dense is not None
         whole = dense.ais_run(found.dense, betas, moves, begun(found, moves, chains, 20))
-        monkeypatch.setattr(dense, "MOST_PER_CHAIN", 4 * chains)  # two temperatures of both
+        monkeypatch.setattr(dense, "_MOST_PER_CHAIN", 4 * chains)  # two temperatures of both
         calls.clear()
         half = dense.ais_run(found.dense, betas[:9], moves, begun(found, moves, chains, 20))
         assert not per_chain or max(calls) <= 2
@@ -346,7 +346,7 @@ def test_results_are_those_of_the_general_path(how: dict[str, Any]) -> None:
 @adaptations
 @pytest.mark.parametrize("chains", [1, 40])
 def test_threads_change_nothing(chains: int, per_chain: bool) -> None:
-    """Not one bit of any number, in single precision."""
+    """Not a bit of any number changes, in single precision."""
     net = MLPGenerator((2, 20, 20, 2))
     net.load_state_dict(network((2, 20, 20, 2)).state_dict())
     x = torch.tensor([[0.1, 0.0], [0.2, 0.0], [0.3, 0.0]])
@@ -461,7 +461,7 @@ def test_large_networks_take_the_general_path(sizes: tuple[int, ...], reason: st
 
 
 class Lying(nn.Module):
-    """Says that it is what it is not."""
+    """A module whose ``dense_layers`` differ from its ``forward``."""
 
     def forward(self, z: Tensor) -> Tensor:
         return z + 1.0
@@ -491,7 +491,7 @@ def test_a_wish_that_cannot_be_met_is_refused(generator: Any, how: Any, reason: 
 
 
 def test_other_methods_take_the_best_ops_there_are() -> None:
-    """And say so; that they make no whole runs is told before any sampling."""
+    """They say which ops; asking them for whole runs raises an error before any sampling."""
     net, x, mask = network((2, 12, 3)), np.array([0.3, np.nan, -0.2]), np.array([1, 0, 1])
     noise: dict[str, Any] = {"noise_std": 0.3, "seed": 2}
     adam: dict[str, Any] = {"method": "adam", "steps": 3, "learning_rate": 0.1}

@@ -66,7 +66,10 @@ def moments(latents: Tensor) -> Tensor:
 
 
 def worst_moment(latents: Tensor, log_weights: Tensor) -> float:
-    """In standard errors (delta method: a weighted mean's variance is sum w^2 (f - mean)^2)."""
+    """The largest weighted moment, in standard errors.
+
+    By the delta method the variance of a weighted mean is sum w^2 (f - mean)^2.
+    """
     w, values = torch.softmax(log_weights, 0)[:, None], moments(latents)
     found = (w * values).sum(0)
     return float((found.abs() / (w**2 * (values - found) ** 2).sum(0).sqrt()).max())
@@ -113,7 +116,7 @@ def annealed(
 
 
 def evidence_score(state: ais.AISState) -> float:
-    """How many standard errors the log evidence is too high."""
+    """The excess of the log evidence, in standard errors."""
     assert state.log_weights is not None
     constant = -0.5 * int(SEEN.sum()) * math.log(2 * math.pi * NOISE**2)
     found = log_mean_weight(state.log_weights).item() + constant
@@ -129,6 +132,6 @@ def test_fixed_step_sizes_of_chains_bias_nothing() -> None:
 
 @pytest.mark.slow
 def test_quick_adaptation_biases_the_evidence_where_it_is_each_chains_own() -> None:
-    """As the documentation says; the shared step size of as quick a rule does not."""
+    """A shared step size that adapts as quickly does not, as the documentation says."""
     assert abs(evidence_score(annealed(QUICK))) <= 5.0
     assert evidence_score(annealed(replace(QUICK, per_chain=True))) > 10.0

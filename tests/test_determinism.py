@@ -400,7 +400,7 @@ def affine(z: Tensor, scale: float) -> Tensor:
 
 @pytest.mark.parametrize("what", ["generator", "operator", "misfit"])
 def test_functions_that_do_something_else_are_refused(what: str, tmp_path: Path) -> None:
-    """Functions have no weights to compare, yet another function is another run."""
+    """A function has no weights to compare, but a checkpoint of another function is refused."""
     path = tmp_path / "run.safetensors"
 
     def sample(scale: float, stop: bool) -> Result:

@@ -30,7 +30,7 @@ OPS = (
 
 @pytest.fixture
 def no_extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if the extension had not been built."""
+    """Make the extension appear not to have been built."""
     monkeypatch.setattr(native, "loaded", None)
     monkeypatch.setattr(native, "load_error", ImportError("No module named _native"))
     dispatch.forget()
@@ -40,7 +40,7 @@ def no_extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def no_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if Triton were not installed."""
+    """Make Triton appear not to be installed."""
     monkeypatch.delattr(ops, "triton_ops", raising=False)
     for name in ("triton_ops", "triton_kernels"):
         monkeypatch.delitem(sys.modules, f"cogen_fast.ops.{name}", raising=False)

@@ -26,14 +26,14 @@ def prose(document: Path) -> str:
 
 
 def anchors(document: Path) -> set[str]:
-    """What headings are called in links."""
+    """The anchors of the headings, as links name them."""
     headings = re.findall(r"^#+ +(.*)$", prose(document), re.M)
     plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
     return {heading.replace(" ", "-") for heading in plain}
 
 
 def dangling(document: Path) -> list[str]:
-    """Links of a document to files or headings that there are not."""
+    """The links of a document to files or headings that do not exist."""
     lost = []
     for link in LINK.findall(prose(document)):
         if re.match(r"[a-z]+:", link):

@@ -38,7 +38,7 @@ class Many:
         return logs.exp()
 
     def assert_mean(self, values: Tensor, expected: float, within: float) -> None:
-        """Over islands: to four standard errors, which are small enough to say something."""
+        """Assert that the mean over islands is within four standard errors, which must be small."""
         assert_mean(values, expected)
         assert values.std() / math.sqrt(len(values)) < within
 

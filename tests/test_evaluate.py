@@ -53,7 +53,7 @@ QUIET: dict[str, Any] = {"progress": False}
 
 
 class Net(nn.Module):
-    """From 4 latents to images of 16 x 16; counts its calls, and is stopped at one of them."""
+    """A generator of 16 x 16 images from 4 latents that counts its calls and is stopped at one."""
 
     def __init__(self, stop: int | None = None) -> None:
         super().__init__()
@@ -83,14 +83,14 @@ def data(count: int = 5, broken: Sequence[int] = ()) -> Data:
 
 
 def timeless(records: Any) -> Any:
-    """Records without the one thing that may differ from run to run."""
+    """The records without times, which differ from run to run."""
     if isinstance(records, dict):
         return {key: timeless(each) for key, each in records.items() if key != "seconds"}
     return [timeless(each) for each in records] if isinstance(records, list) else records
 
 
 def kept(out: Path) -> Any:
-    """What a folder holds, but for times."""
+    """The content of a folder without times."""
     return timeless(list(gather(out)))
 
 
@@ -239,7 +239,7 @@ def test_a_run_stopped_while_it_reads_goes_on(stop: int, whole: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_a_run_stopped_in_the_generator_goes_on(whole: Path, tmp_path: Path) -> None:
-    """Anywhere: in the checks, in a descent, in the sampler, which has a checkpoint then."""
+    """It is stopped in the checks, in a descent, or in the sampler, which then has a checkpoint."""
     counted = Net()
     evaluate(counted, data(), STUDY, tmp_path / "counted", **QUIET)
     saved = 0
@@ -586,7 +586,7 @@ def test_damaged_pictures_are_told(damage: Any, whole: Path, tmp_path: Path) -> 
 
 
 def inverted(path: Path) -> None:
-    """Other levels beside the digest of those that were there."""
+    """Change the pixels of a file and leave their digest as it was."""
     with np.load(path) as archive:
         held = {name: archive[name] for name in archive.files}
     np.savez_compressed(path, **held | {"best": 255 - held["best"]})

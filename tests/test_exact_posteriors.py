@@ -151,7 +151,7 @@ class Cell:
 
     @property
     def x(self) -> Tensor:
-        """Data, of a repetition each."""
+        """Data sets, one for each repetition."""
         drawn = self.model.data(range(self.repetitions))
         return torch.zeros_like(drawn) if self.centred else drawn
 
@@ -204,7 +204,7 @@ def test_variances_are_exact_in_every_direction(drawn: tuple[LinearGaussian, Res
 
 
 def off(model: LinearGaussian | TwoModes | Elementwise, result: Result) -> Tensor:
-    """Distances of the log evidence to the exact one."""
+    """Differences of the log evidence from the exact one."""
     assert result.log_evidence is not None
     return result.log_evidence - model.log_evidence(result.x_obs)
 
@@ -320,7 +320,7 @@ def learn_from_oneself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def go_on_learning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the posterior itself too."""
+    """Plant a bug: tuning continues at the posterior itself."""
     tune, learn, find = tuning.update, curvature.update, smc.turned
 
     def always(known: Curvature, grad: Tensor, beta: Tensor, active: Tensor) -> Curvature:

@@ -52,7 +52,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fills what is allocated without a value, so that an entry nobody writes shows."""
+    """Fill uninitialised memory with NaN, so that an entry that is never written shows."""
 
     def poisoning(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *args, **kwargs: allocate(*args, **kwargs).fill_(torch.nan)
@@ -66,7 +66,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
 
 
 def assert_close(found: Tensor, expected: Tensor, bound: float) -> None:
-    """Within ``bound`` of the largest entry."""
+    """Assert that tensors agree within ``bound`` times the largest entry."""
     assert found.shape == expected.shape
     size = float(expected.detach().abs().max())
     torch.testing.assert_close(found, expected, rtol=0, atol=bound * size)
@@ -154,7 +154,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def written_out(x: Tensor, kernel: Tensor, bias: Tensor, upsample: bool) -> Tensor:
-    """The layer in torch's own words, images ``(n, S, S, C)``."""
+    """The layer by torch's own functions, for images ``(n, S, S, C)``."""
     image = x.permute(0, 3, 1, 2)
     if upsample:
         image = F.interpolate(image, scale_factor=2, mode="nearest")
@@ -323,7 +323,7 @@ def test_energy_and_grad_are_the_module_s(
 
 
 def test_one_feature_map_is_fine() -> None:
-    """The norm of one map is its sign, but where the map is small, as it is here."""
+    """The norm of a single map is its sign unless the map is small, as it is here."""
     generator = seeded(8, latent_size=5, feature_maps=[1, 1])
     for layer in (generator.base.dense, generator.base.conv, generator.blocks[0].conv0):
         layer.weight.data *= 1e-4

@@ -27,7 +27,7 @@ def age(path: Path, seconds: float) -> Path:
 
 
 def left_of(path: Path, seconds: float = 2 * HOUR, random: str = "ab_0z9xy") -> Path:
-    """What a writer of ``path`` leaves that was killed so long ago."""
+    """A temporary file as a writer of ``path`` leaves it that was killed so many seconds ago."""
     left = path.with_name(f".{path.name}.{random}{path.suffix}")
     left.write_text("half")
     return age(left, seconds)
@@ -74,7 +74,7 @@ def test_paths_that_lead_nowhere_are_told(tmp_path: Path, name: str, message: st
 def test_a_pipe_that_takes_a_file_s_place_does_not_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look at it and the opening."""
+    """The pipe takes its place between the check and the opening."""
     path = tmp_path / "x"
     path.touch()
     look = arguments.path_mode
@@ -189,7 +189,7 @@ def test_other_files_stay_however_old_they_are(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_s_file_survives_a_whole_write(tmp_path: Path) -> None:
-    """Two processes write at the same time: both end, and nothing is left."""
+    """Two processes write at the same time: both succeed, and no temporary file is left."""
     path = tmp_path / "x.json"
 
     def outer(file: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_second_writer_s_file_survives_a_whole_write(tmp_path: Path) -> None:
 def test_the_age_is_told_by_the_folder_s_own_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file server's may be hours off."""
+    """The clock of a file server may be hours off."""
     path = tmp_path / "x.json"
     young = left_of(path, 60.0)
     monkeypatch.setattr(time, "time", lambda: 2e9)

@@ -42,14 +42,14 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
 
 
 def assert_close(found: Tensor, expected: Tensor, bound: float) -> None:
-    """Within ``bound`` of the largest entry."""
+    """Assert that tensors agree within ``bound`` times the largest entry."""
     assert found.shape == expected.shape
     size = float(expected.detach().abs().max())
     torch.testing.assert_close(found, expected, rtol=0, atol=bound * size, check_dtype=False)
 
 
 def assert_near(found: Tensor, expected: Tensor, share: float) -> None:
-    """As vectors: the difference's length within ``share`` of the other's."""
+    """Assert that vectors differ by at most ``share`` of their length."""
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
     assert float((found - expected).norm() / expected.norm()) < share
 
@@ -432,7 +432,7 @@ def test_the_sampler_takes_it_on_a_gpu(half: str) -> None:
 
 
 class Broken(ProgressiveGenerator):
-    """One whose fast path cannot be made."""
+    """A generator whose fast path raises an error when it is made."""
 
     def fast_path(self, *_: Any) -> FastProgressive:
         raise RuntimeError("no such instruction")

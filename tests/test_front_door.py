@@ -57,12 +57,12 @@ def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def mlp() -> nn.Module:
-    """Vectors: 3 -> 5."""
+    """A generator of vectors, from 3 latents to 5 values."""
     return seeded(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5)))
 
 
 def convolutional() -> nn.Module:
-    """Images: (6, 1, 1) -> (3, 4, 4), in [-1, 1], with batch norm."""
+    """A generator of images in [-1, 1] with batch norm: (6, 1, 1) -> (3, 4, 4)."""
     return seeded(
         nn.Sequential(
             nn.ConvTranspose2d(6, 4, 2),
@@ -91,7 +91,7 @@ def vector_run(G: Any = None, **changes: Any) -> Result:
 
 
 class WithSize(nn.Module):
-    """No layer tells the size, an attribute does."""
+    """A generator whose latent size is an attribute, and not that of a layer."""
 
     def __init__(self, name: str, value: Any) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ def test_weights_modes_and_flags_come_back() -> None:
 
 
 def test_weights_modes_and_flags_come_back_after_the_last_of_several_users() -> None:
-    """In whatever order they come and go; one of them holds the generator within another module."""
+    """Users begin and end in any order; one of them holds the generator within another module."""
     G = mixed_modes()
     before, outer = snapshot(G), nn.Sequential(G)
     for order in itertools.permutations(range(3)):
@@ -318,7 +318,7 @@ def test_inputs_are_neither_changed_nor_kept() -> None:
 
 
 class Spoilt(nn.Module):
-    """A linear map with something done to its output."""
+    """A linear map whose output is changed by ``spoil``."""
 
     def __init__(self, spoil: Callable[[Tensor], Any], outputs: int = 5) -> None:
         super().__init__()
@@ -1215,7 +1215,7 @@ def test_the_truth_comes_first_in_the_picture(picture: Result) -> None:
 
 
 def energies_of(z: Tensor, net: nn.Module) -> Tensor:
-    """By hand, noise 0.5, on ``(..., 3)``."""
+    """The energies for noise 0.5 of ``(..., 3)``, computed directly."""
     with torch.no_grad():
         residual = (net(z) - VECTOR)[..., torch.tensor(VECTOR_MASK).bool()].double()
     return 2.0 * (residual**2).sum(-1)

@@ -64,7 +64,7 @@ Array = npt.NDArray[Any]
 
 
 def called(call: Callable[..., Result], G: Any, options: dict[str, Any]) -> Result:
-    """A front door's result with options by name; what is no method's name goes in as it is."""
+    """The result of an entry point; options that belong to a method are put into its settings."""
     method = options.get("method")
     if method is None or isinstance(method, str):
         return call(G, **keywords(options))
@@ -481,7 +481,7 @@ def contents(value: Any) -> Any:
 
 @contextmanager
 def nothing_changes(G: Any, arguments: dict[str, Any]) -> Iterator[None]:
-    """Inside, neither the global state nor G nor the inputs may change, whatever comes of it."""
+    """Assert that the body changes neither global state nor G nor inputs, even if it raises."""
     before = globals_now(), module_now(G), {k: contents(v) for k, v in arguments.items()}
     yield
     after = globals_now(), module_now(G), {k: contents(v) for k, v in arguments.items()}
@@ -489,7 +489,7 @@ def nothing_changes(G: Any, arguments: dict[str, Any]) -> Iterator[None]:
 
 
 def assert_sound(result: Result) -> None:
-    """What holds of any result, whatever was asked."""
+    """Assert what holds for every result."""
     batch, chains = result.energies.shape
     assert result.images.shape[:2] == result.latents.shape[:2] == (batch, chains)
     assert result.energies.dtype == torch.float64
@@ -597,7 +597,7 @@ def assert_right(case: Case, result: Result) -> None:
 
 
 def runs_alone(options: dict[str, Any]) -> bool:
-    """Chains too few to be a population, on a budget too small to make them one."""
+    """Whether the chains are too few for a population, and the budget is too small for more."""
     chains, budget = options.get("chains", POPULATION), options.get("budget")
     if options.get("method") == "paper" or budget is None or chains >= POPULATION:
         return False
@@ -619,7 +619,7 @@ def expected_warnings(case: Case) -> set[str]:
 
 @contextmanager
 def counted_gradients(G: nn.Module) -> Iterator[list[int]]:
-    """Rows that G was asked for with gradients, in a list of one number."""
+    """The number of rows whose gradients were computed, in a list."""
     rows = [0]
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -771,7 +771,7 @@ SHORT_RUNS: list[dict[str, Any]] = [
 def outcome(
     G: Any, arguments: dict[str, Any], call: Callable[..., Result] = cogenerate
 ) -> set[str]:
-    """Nothing, where the call gave a sound result; the names in its refusal otherwise."""
+    """The names in the error message of the call; none if it gave a sound result."""
     with limited(), nothing_changes(G, arguments), warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "(mask|form|x_obs): ", UserWarning)
@@ -853,7 +853,7 @@ def seldom(draw: st.DrawFn) -> bool:
 
 @st.composite
 def any_shape(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """One that fits, a batch of it, one that broadcasts, or one that does none of this."""
+    """A shape that fits, a batch of it, one that broadcasts, or one that does not fit."""
     if seldom(draw):
         return tuple(draw(st.lists(st.integers(0, 5), max_size=5)))
     if draw(st.booleans()):
@@ -986,7 +986,7 @@ SEARCHES: dict[str, Callable[[], None]] = {"anything": search_anything}
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 def test_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
-    """A crash of the interpreter is a failure here, with what it was doing."""
+    """A crash of the interpreter is a failure that shows the last call."""
     command = [sys.executable, "-X", "faulthandler", __file__, name]
     # Not from the checkout's root: there the sources would hide the installed package.
     done = subprocess.run(

@@ -61,7 +61,7 @@ def run(generator: Any, **options: Any) -> Result:
 
 @pytest.fixture
 def tape(monkeypatch: pytest.MonkeyPatch) -> Tape:
-    """In place of CUDA's recorder."""
+    """The tape in place of the recorder of CUDA graphs."""
     made = Tape()
     monkeypatch.setattr(problem, "recorder", lambda _: made)
     monkeypatch.setattr("cogen_fast.problem.density.is_capturing", lambda: made.recording)
@@ -171,7 +171,7 @@ def test_what_is_allocated_otherwise_is_recorded_anew(tape: Tape) -> None:
 
 
 class Waiting(nn.Module):
-    """The network, looking at a number of its latents."""
+    """A network that reads a number from its latents."""
 
     def __init__(self, look: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ def test_a_generator_that_waits_is_noticed(
 
 
 class Baking(nn.Module):
-    """The network, with a shift that Python computes of the latents where torch cannot see it."""
+    """A network with a shift that Python computes from the latents without torch noticing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -311,7 +311,7 @@ def test_memory_that_is_gone_for_something_else_is_told(
 
 
 def test_what_a_recording_reads_stays_where_it_is() -> None:
-    """A graph holds addresses; calls of other shapes must not free what is there."""
+    """A graph holds addresses, so calls of other shapes must not free their memory."""
     seen: list[Tensor] = []
 
     def indexed(rows: Tensor, spec: Any, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,12 +30,12 @@ ROUNDING = {"rtol": 1e-9, "atol": 1e-11}  # float64 over a few dozen operations
 
 
 def bowl(z: Tensor) -> Tensor:
-    """Non-quadratic, coupled, with bounded curvature."""
+    """An energy that is not quadratic and has coupled coordinates and bounded curvature."""
     return torch.cos(2.0 * z[:, 0] + z[:, 1]) + torch.log1p(z.pow(2).sum(-1)) + 0.1 * z.sum(-1)
 
 
 def gradient(energy: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """By autograd on ``(B, N, d)``."""
+    """The gradient by autograd, for ``(B, N, d)``."""
     leaf = z.detach().clone().requires_grad_()
     (grad,) = torch.autograd.grad(energy(leaf.flatten(0, 1)).sum(), leaf)
     return grad
@@ -616,7 +616,7 @@ def test_per_observation_beta_and_step_size() -> None:
 
 @both_backends
 def test_step_sizes_of_chains(backend: str) -> None:
-    """A chain moves by its own step size as all do where it is everybody's."""
+    """A chain with a step size of its own moves as with the same step size for all."""
     start, sizes = latents(2, 3, 2), torch.tensor([[0.05, 0.1, 0.3], [0.3, 0.2, 0.05]])
     state = hmc.init(bumpy, start)
     common: dict[str, Any] = {"leapfrog_steps": 4, "backend": backend}
@@ -857,7 +857,7 @@ def test_a_run_goes_on_where_another_ended() -> None:
 
 
 def test_prior_draws_without_a_finite_energy_are_drawn_again() -> None:
-    """They are draws of the prior where energies are finite, and all others stay as they are."""
+    """The new draws are from the prior where energies are finite; other draws do not change."""
 
     def energy(z: Tensor) -> Tensor:
         return torch.where(z[:, 0] > 0.5, torch.nan, 0.5 * (z**2).sum(-1))

@@ -33,7 +33,7 @@ SHORT = 600  # characters of a message, paths included
 
 
 def assert_told(ended: Ended, name: str | None) -> None:
-    """One clear line that names the argument, from a process that stayed small."""
+    """Assert that the error is one line that names the argument, and that memory stayed small."""
     assert ended.error is not None, "nothing was said"
     assert issubclass(ended.error, ValueError | TypeError | OSError), ended
     assert len(ended.message.splitlines()) == 1 and len(ended.message) < SHORT, ended.message
@@ -90,7 +90,7 @@ def test_a_small_file_does_not_become_a_large_one(bomb: str, bombs: Callable[[st
 
 @pytest.fixture
 def no_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program called gs, first on the path, that leaves a mark where it is started."""
+    """Put a program called gs first on the path, which writes a file if it is started."""
     mark, folder = tmp_path / "was-started", tmp_path / "programs"
     folder.mkdir()
     program = folder / "gs"
@@ -101,7 +101,7 @@ def no_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_pillow_by_itself_would_start_ghostscript(no_ghostscript: Path) -> None:
-    """Else the tests below show nothing."""
+    """If it would not, the tests below would show nothing."""
     with pytest.raises(Exception), Image.open(io.BytesIO(SCRIPTS["plain"])) as image:  # noqa: B017
         image.load()
     assert no_ghostscript.exists()
@@ -207,7 +207,7 @@ WEIGHT, BIAS = "features.1.conv.weight", "features.1.wscale.b"
 
 
 def strange_tensors(w: torch.Tensor) -> dict[str, torch.Tensor]:
-    """In place of a convolution's weights."""
+    """Tensors of unusual kinds, in place of a convolution's weights."""
     return {
         "sparse": w.to_sparse(),
         "meta": torch.empty(w.shape, device="meta"),
@@ -279,7 +279,7 @@ def deep(levels: int) -> list[Any]:
 
 
 def laughing(levels: int) -> list[Any]:
-    """A list that would take ages to be written out."""
+    """A nested list whose text would be extremely long."""
     nest: list[Any] = ["ha"] * 8
     for _ in range(levels):
         nest = [nest] * 8
@@ -340,7 +340,7 @@ def test_json_that_is_nested_too_deep_elsewhere(reader: str, nest: str) -> None:
 
 @pytest.mark.slow
 def test_a_short_search_by_random_damage(tmp_path: Path) -> None:
-    """Of `fuzz_files.py`, which is long and nobody's test otherwise."""
+    """A short search of `fuzz_files.py`, whose long search is not part of the tests."""
     kinds = ("generator", "mlp npz", "run, adaptive", "result.json")
     command = [sys.executable, str(Path(__file__).with_name("fuzz_files.py")), "--mutations", "100"]
     command += ["--kinds", *kinds, "--out", str(tmp_path / "found.jsonl")]

@@ -256,7 +256,7 @@ def test_scores_are_errors_on_the_tuning_images(whole: Path) -> None:
 
 
 class Stop(Exception):
-    """In the place of a kill."""
+    """The exception that stands for a killed process."""
 
 
 @pytest.fixture
@@ -336,7 +336,7 @@ if __name__ == "__main__":
 
 
 def wait_in(piece: int) -> None:
-    """Tell which process this is, and stay."""
+    """Write the number of this process, and wait."""
     Path(os.environ["COGEN_FAST_WAITS"], str(os.getpid())).touch()
     time.sleep(600)
 
@@ -401,7 +401,7 @@ def test_a_folder_holds_one_study_s_images(
 
 
 def test_every_part_is_looked_at_before_work(whole: Path, stopped: Any, tmp_path: Path) -> None:
-    """What is only in the last part is refused, too."""
+    """An error in the last part is found before the first one is run."""
     last = parts()[-1].folder(tmp_path)
     shutil.copytree(parts()[-1].folder(whole), last)
     stopped(0)

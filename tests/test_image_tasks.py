@@ -99,7 +99,7 @@ def corners(hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chi_square(values: Tensor, count: int) -> float:
-    """Of values that should be uniform below ``count``, in its own standard deviations."""
+    """Chi-square of values against uniformity below ``count``, less its mean, in deviations."""
     found = torch.bincount(values, minlength=count).double()
     assert len(found) == count
     expected = len(values) / count

@@ -139,7 +139,7 @@ def drawn(request: pytest.FixtureRequest) -> tuple[Cell, Result]:
 
 
 def chosen(result: Result) -> Tensor:
-    """A chain of each run, by its weight, ``(B,)``."""
+    """The index of a chain of each run, drawn by its weight, ``(B,)``."""
     random = torch.Generator().manual_seed(6)
     return torch.multinomial(result.weights(), 1, generator=random)[:, 0]
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True, params=[bases.WHOLE, 0], ids=["whole", "sketch"])
 def few_or_many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All sizes as small ones, then all as large ones, whose matrices are never made."""
+    """Treat all sizes as small, then all as large ones, for which no d x d matrix is made."""
     monkeypatch.setattr(bases, "WHOLE", request.param)
 
 
@@ -87,7 +87,7 @@ def differ(one: dict[str, Tensor], other: dict[str, Tensor], row: int) -> set[st
 
 
 def under_way(count: int, mass: str, temperatures: int = 6) -> SMCState:
-    """Three observations of some islands each on their way, none of them near the end."""
+    """The state of three observations before the end of the annealing."""
     target = MIXED.rows([1, 2, 2])
     state = begun(target, observations=3, islands=count)
     for _ in range(temperatures):
@@ -97,7 +97,7 @@ def under_way(count: int, mass: str, temperatures: int = 6) -> SMCState:
 
 
 def at_ease(state: SMCState) -> SMCState:
-    """The state had all moves been accepted, and one been enough to forget."""
+    """The state as if all moves had been accepted, and one had removed all correlation."""
     tuned = state.tuning
     tuned = dataclasses.replace(
         tuned, autocorrelation=0.0 * tuned.autocorrelation, acceptance=0.9 + 0.0 * tuned.acceptance
@@ -110,7 +110,7 @@ def annealing(mass: str) -> Annealing:
 
 
 def taught_otherwise(state: SMCState, row: int) -> SMCState:
-    """The state had one row's particles taught something else."""
+    """The state as if the particles of one row had given other estimates."""
 
     def put(values: Tensor, change: Any) -> Tensor:
         values = values.clone()
@@ -159,7 +159,7 @@ def test_what_an_island_has_learnt_is_for_the_others_alone(count: int, mass: str
 
 
 def with_other_particles(state: SMCState, row: int, target: Any) -> SMCState:
-    """The state with one row's particles elsewhere, their weights uneven."""
+    """The state with other particles and uneven weights in one row."""
     chains, weights = state.hmc, state.log_weights.clone()
     weights[row] += 0.3 * normal(weights.shape[1], seed=6)
     moved = 0.5 * chains.latents + 0.4 * normal(*chains.latents.shape, seed=5)

@@ -41,7 +41,7 @@ def ends(study: Callable[[Path], None], out: Path, seconds: float | None) -> boo
 
 
 def plain(path: Path) -> Any:
-    """What a file says, without times and the digests that go with them."""
+    """The content of a file without times and the digests that depend on them."""
     if path.suffix == ".npz":
         with np.load(path) as held:
             return {name: held[name].tolist() for name in held.files}
@@ -57,7 +57,7 @@ def plain(path: Path) -> Any:
 
 
 def files(out: Path) -> dict[str, Any]:
-    """All but what is hidden, which is of writers that were killed."""
+    """All files except hidden ones, which killed writers have left."""
     found = [path for path in out.rglob("*") if path.is_file() and path.name[0] != "."]
     return {str(path.relative_to(out)): plain(path) for path in found}
 

@@ -95,7 +95,7 @@ def worst_of_the_code_as_it_is(check: str) -> float:
 
 
 def with_kicks_of(function: Any, part_of: Callable[[float], float]) -> Callable[..., Any]:
-    """An op whose kicks last another part of a step."""
+    """An op whose kicks take another part of a step."""
     kick = reference.kick
 
     def changed(momentum: Any, position: Any, grad: Any, settings: Any, part: float) -> Any:
@@ -152,7 +152,7 @@ def momenta_of_one_sign(patch: pytest.MonkeyPatch) -> None:
 
 
 def steps_by_the_state(patch: pytest.MonkeyPatch) -> None:
-    """Longer steps farther out: the way back would take other steps."""
+    """Steps are longer farther out, so the reverse trajectory would take other steps."""
     transition = hmc.transition
 
     def jittered(state: Any, potential: Any, settings: Any, *rest: Any) -> Any:

@@ -27,7 +27,7 @@ from cogen_fast.sampler import ais, dense
 
 
 def cases(function: str) -> list[Case]:
-    """Those of one function."""
+    """The cases of one function."""
     found = native_calls.cases(native.extension())
     return [case for case in found if case.function == function]
 
@@ -85,7 +85,7 @@ def test_what_is_said(
 
 
 def test_outputs_without_entries_are_refused() -> None:
-    """Nobody would write their energies."""
+    """Their energies would never be written."""
     case = cases("misfit")[0]
     nothing = {name: case.arguments[name][:, :0] for name in ("target", "mask", "weight")}
     outputs = {name: case.arguments[name][..., :0].contiguous() for name in ("outputs", "grad")}
@@ -127,7 +127,7 @@ def _halved(value: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_a_run_with_other_tensors_is_refused(part: str, name: str, change: Any) -> None:
-    """Such as a file may hold that was changed; nothing is read or written past their ends."""
+    """A changed file may hold such tensors; nothing is read or written beyond their ends."""
     with prepared(
         MLPGenerator((3, 8, 4)), np.zeros((2, 4)), np.ones(4), whole_runs=True, noise_std=0.5
     ) as found:

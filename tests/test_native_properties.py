@@ -44,7 +44,7 @@ Arguments = dict[str, Any]
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Fills what is allocated without a value, so that an entry nobody writes shows."""
+    """Fill uninitialised memory with NaN, so that an entry that is never written shows."""
 
     def poisoning(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def poisoned_allocate(*args: Any, **kwargs: Any) -> Tensor:
@@ -502,7 +502,7 @@ ANY_DTYPE = [
 
 
 def others(value: Any, path: str) -> Iterator[Any]:
-    """What may come in place of a good argument; some of it is just as good."""
+    """Values in place of a valid argument, some of which are valid too."""
     if isinstance(value, int) and not isinstance(value, bool | Purpose):
         # Larger sizes would be allocated before the extension sees them.
         yield from (-1, 2**64, 2**64 - 1) if path == "stream.seed" else (-1, 0, 1, 2, 7)
@@ -714,7 +714,7 @@ SEARCHES: dict[str, Callable[[], None]] = {
 
 @pytest.mark.slow
 def test_bad_arguments_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """A crash of the interpreter is a failure here, with what it was doing."""
+    """A crash of the interpreter is a failure that shows the last call."""
     command = [sys.executable, "-X", "faulthandler", __file__]
     # Not from the checkout's root: there the sources would hide the installed package.
     done = subprocess.run(

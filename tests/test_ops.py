@@ -46,7 +46,7 @@ dtypes = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fills what is allocated without a value, so that an entry nobody writes shows."""
+    """Fill uninitialised memory with NaN, so that an entry that is never written shows."""
 
     def poisoning(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def poisoned_allocate(*args: Any, **kwargs: Any) -> Tensor:
@@ -226,7 +226,7 @@ def test_continue_trajectory_float64(
 
 
 def _assert_selection(case: Case, out: Selected) -> None:
-    """Each chain carries exactly the state that its flag says."""
+    """Assert that each chain has exactly the state that its flag says."""
     keep = out.accepted[..., None]
     assert torch.equal(out.latents, torch.where(keep, case.proposal.position, case.latents))
     assert torch.equal(out.grad, torch.where(keep, case.proposed_grad, case.grad))
@@ -330,7 +330,7 @@ def test_adaptation_by_hand(ops: Any) -> None:
 
 
 def test_adaptation_of_each_chain_by_hand(ops: Any) -> None:
-    """Chains of one observation go their own ways; those of the frozen one stay."""
+    """Each chain adapts by its own acceptance, except those of the inactive observation."""
     step = torch.tensor([[0.01, 0.01, 0.5], [0.02, 0.02, 0.02]], dtype=torch.float64)
     running = torch.tensor([[0.65, 0.66, 0.9], [0.1, 0.9, 0.9]], dtype=torch.float64)
     probability = torch.tensor([[0.6, 1.0, 0.0]] * 2, dtype=torch.float64)

@@ -107,7 +107,7 @@ def test_truncation_holds_in_every_space() -> None:
 
 
 class Conditional(nn.Module):
-    """A linear generator whose outputs a label moves."""
+    """A linear generator whose outputs are shifted by a label."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ PROGRAMS = sorted(set(re.findall(r"python -m (cogen_fast[\w.]*)", TEXT)))
 
 
 def given() -> dict[str, Any]:
-    """What the text says that a reader brings."""
+    """The variables that the text says a reader brings."""
     torch.manual_seed(0)
     mask = torch.ones(1, 8, 8)
     mask[:, 2:6, 2:6] = 0

@@ -96,7 +96,7 @@ def run(kind: str, fused: bool, path: Path | None, seconds: float = 0.0) -> Resu
 
 @cache
 def written(kind: str, fused: bool) -> Content:
-    """What a run that was interrupted has left."""
+    """The file that an interrupted run has left."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path, save = Path(folder) / "run", checkpoint.save
 
@@ -179,7 +179,7 @@ def misshapen(value: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def out_of_range(value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Numbers of every kind that nobody expects."""
+    """Numbers out of range, of every kind."""
     if value.dtype.is_floating_point:
         most = torch.finfo(value.dtype).max
         for number in (torch.nan, torch.inf, most, -1.0):
@@ -201,7 +201,7 @@ def fields(tree: Any, name: str = "run") -> Iterator[tuple[str, Any, Any, Any]]:
 
 
 def few(name: str) -> bool:
-    """Of many temperatures the first is enough."""
+    """The first of many temperatures, which is enough for a test."""
     return not any(part.isdigit() and int(part) > 0 for part in name.split("."))
 
 

@@ -62,7 +62,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A training that nobody disturbed."""
+    """An uninterrupted training."""
     folder = tmp_path_factory.mktemp("whole")
     assert main(command(data, folder)) == 0
     return folder
@@ -87,7 +87,7 @@ def started(launcher: list[str], arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
-    """The log without what a clock measured."""
+    """The log without measured times."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     for line in lines:
         assert line.pop("images_per_second") > 0.0
@@ -210,7 +210,7 @@ def test_a_damaged_checkpoint_is_refused(content: bytes, whole: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_a_flipped_bit_is_refused(whole: Path, tmp_path: Path) -> None:
-    """In values that nothing but a digest can tell from others."""
+    """The bit is in a value for which any other would be valid too; only the digest shows it."""
     good = (whole / "checkpoint.pt").read_bytes()
     state = torch.load(whole / "checkpoint.pt", weights_only=True)
     weights = [state["generator"], state["averaged"], state["discriminator"]]
@@ -361,7 +361,7 @@ def test_a_wrong_argument_is_named(
 
 
 def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch, folder: Path, **other: Any) -> None:
-    """A training that dies in the middle of a step, without a word."""
+    """A training whose process is killed in the middle of a step."""
     original = Trainer.step
 
     def dying(self: Trainer) -> dict[str, torch.Tensor]:

@@ -106,7 +106,7 @@ KERNELS: list[tuple[str, dict[str, Any]]] = [
 
 
 def _types(kernel: str, dtype: str) -> Mapping[str, str]:
-    """Of a kernel's parameters; those not named are sizes."""
+    """The types of a kernel's parameters; those not listed are sizes."""
     outputs = {
         "initial_latents": dtype,
         "observation_uniforms": "*fp64",

@@ -28,7 +28,7 @@ def latents(generator: Any) -> Tensor:
 
 
 def prefixed(content: Any) -> Any:
-    """As DataParallel saves it: every name of a state dict behind `module.`."""
+    """A state dict as DataParallel saves it, with `module.` before every name."""
     if not isinstance(content, Mapping):
         return content
     if any(isinstance(value, Tensor) for value in content.values()):

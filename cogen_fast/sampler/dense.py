@@ -24,7 +24,7 @@ from cogen_fast.sampler.step_size import StepSizeState
 
 _SECONDS = 0.1  # intended duration of a call, so that progress is shown and Ctrl-C works
 # Temperatures times chains per call where each chain has a step size: their records take memory.
-MOST_PER_CHAIN = 1 << 22
+_MOST_PER_CHAIN = 1 << 22
 _RULE = ("target", "decay", "increase", "decrease", "minimum", "maximum")
 
 
@@ -54,7 +54,7 @@ def ais_run(
     progress, length = start, _CallLength()
     most = len(betas)
     if start.state.adaptation.per_chain:
-        most = max(1, MOST_PER_CHAIN // start.state.hmc.energy.numel())
+        most = max(1, _MOST_PER_CHAIN // start.state.hmc.energy.numel())
     while progress.done < len(betas):
 
         def work(count: int) -> None:
