@@ -146,6 +146,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         help="number of random starts of the -multi methods, of which the best is taken, and of "
         "draws of sir (default: 5000)",
     )
+    _add_tuning(add)
+    add_seed(add)
+
+
+def _add_tuning(add: Any) -> None:
     add(
         "--learning-rates",
         type=_rates,
@@ -166,7 +171,6 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of steps of each tuning trial (default: the method's own)",
     )
-    add_seed(add)
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:

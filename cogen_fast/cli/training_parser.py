@@ -161,20 +161,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         metavar="E",
         help="learning rate of Adam (default: 0.001)",
     )
-    add(
-        "--loss",
-        choices=LOSSES,
-        default=TrainingConfig.loss,
-        help="r1: non-saturating loss with a penalty in every 16th step, which is cheaper "
-        "(default: wgan-gp)",
-    )
-    add(
-        "--r1-gamma",
-        type=float,
-        default=TrainingConfig.r1_gamma,
-        metavar="G",
-        help="weight of the penalty of r1 (default: 10)",
-    )
+    _add_loss(add)
     add(
         "--average-decay",
         type=float,
@@ -194,6 +181,23 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="S",
         help="random seed: equal inputs and seeds give equal runs (default: 0)",
+    )
+
+
+def _add_loss(add: Any) -> None:
+    add(
+        "--loss",
+        choices=LOSSES,
+        default=TrainingConfig.loss,
+        help="r1: non-saturating loss with a penalty in every 16th step, which is cheaper "
+        "(default: wgan-gp)",
+    )
+    add(
+        "--r1-gamma",
+        type=float,
+        default=TrainingConfig.r1_gamma,
+        metavar="G",
+        help="weight of the penalty of r1 (default: 10)",
     )
 
 
