@@ -1,6 +1,6 @@
 """Sessions for development: ``nox -s lint types tests docs``; ``nox -l`` lists them.
 
-Each has a virtual environment of its own, with what `constraints.txt` pins.
+Each has a virtual environment of its own; where it has torch, `constraints.txt` pins it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Links of the documents lead somewhere, and the README's snippets run."""
+    """Links, files and commands of the documents exist, and the README's snippets run."""
     _installed(session, "metrics,plots,test", **_ON_CPU)
     documents = ("tests/test_docs.py", "tests/test_readme.py")
     session.run("pytest", "-m", "slow or not slow", *documents, *session.posargs)
