@@ -3,8 +3,8 @@
 Tensors are contiguous. A program that updates chains has a tile of ROWS chains of one observation
 and goes over their dimensions, COLS at a time. Sums have a fixed order and there are no atomics, so
 results are the same each time. Offsets into tensors are 64-bit. Constants that float32 cannot hold
-exactly appear beside float64 tensors only in operators: functions such as ``tl.where`` would round
-them.
+exactly appear beside float64 tensors only in sums and products: functions such as ``tl.where``
+round them, and so do comparisons in some versions of Triton.
 
 A kernel's parameters come in this order, a comment before each group: what it writes, the current
 state of the chains, the proposal, the potential and the step (as in `TransitionSettings`), the
@@ -522,7 +522,9 @@ def _adapted(
     maximum: tl.constexpr,
 ):
     """The next step size and running acceptance rate; the old ones where nothing ``moves``."""
-    new = tl.where(running > target, step * increase, step * decrease)
+    # Not rounded to float32 (as the constant of a comparison is in Triton 3.7): runs begin at it.
+    above = running > tl.full([], target, tl.float64)
+    new = tl.where(above, step * increase, step * decrease)
     new = tl.maximum(new, tl.full([], minimum, tl.float64))
     new = tl.minimum(new, tl.full([], maximum, tl.float64))
     now = decay * running + (1.0 - decay) * seen
