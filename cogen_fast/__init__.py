@@ -32,6 +32,7 @@ from cogen_fast.problem.observation import (
     UnknownNoise,
 )
 from cogen_fast.problem.operators import Blur, Fourier, Luminance, Magnitudes, Matrix
+from cogen_fast.problem.perceptual import Lpips
 from cogen_fast.problem.prior import Prior
 from cogen_fast.results import metrics
 from cogen_fast.results.result import Result
@@ -50,6 +51,7 @@ __all__ = [
     "EvidenceBounds",
     "Fourier",
     "Huber",
+    "Lpips",
     "Luminance",
     "Magnitudes",
     "Mask",

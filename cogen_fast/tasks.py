@@ -52,7 +52,7 @@ def cogenerate(
     polish: int | Literal["auto"] = 0,
     noise_std: Any = None,
     weight: Any = None,
-    misfit: UserMisfit | None = None,
+    misfit: UserMisfit | Literal["lpips"] | None = None,
     latent_shape: Any = None,
     seed: int = 0,
     observation_ids: Sequence[int] | None = None,
@@ -109,8 +109,9 @@ def cogenerate(
             and not with ``evidence="frozen"``).
         weight: factor of the squared error, in place of ``1 / (2 noise_std^2)``; or factor of
             ``misfit`` (then 1 by default).
-        misfit: ``misfit(prediction, target) -> (n,)``, in place of the squared error. Hidden
-            entries of both arguments are set to 0.
+        misfit: ``misfit(prediction, target) -> (n,)``, in place of the squared error: `Huber`,
+            `StudentT`, `Lpips` ("lpips", needs the extra of that name), or a function of your own.
+            Hidden entries of both arguments are set to 0.
         latent_shape: ``d`` or a tuple, where the shape cannot be inferred from ``G``.
         seed: integer from 0 to 2^64 - 1. A run is a pure function of its inputs and the seed.
         observation_ids: integers which identify the observations in the random number streams

@@ -278,7 +278,10 @@ class GeneratorPotential:
         observed = self.observation.observed
         if observed is not None:
             y = torch.where(observed[index], y, 0.0)
-        energy = self.observation.user_misfit(y, self.observation.measured_values[index])
+        if self.observation.bound_misfit is not None:
+            energy = self.observation.bound_misfit(y, index)
+        else:
+            energy = self.observation.user_misfit(y, self.observation.measured_values[index])
         check_energies("misfit", energy, y.shape[0])
         weight = self.observation.spec.weight.reshape(-1).expand(self.observation.count)
         return weight[index] * energy

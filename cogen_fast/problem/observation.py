@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from cogen_fast.ops.spec import MisfitKind, MisfitSpec
+from cogen_fast.problem.perceptual import Lpips
 from cogen_fast.support.arguments import check_count, check_number, shown
 from cogen_fast.support.warnings import warn_user
 
 DEFAULT_IMAGE_NOISE = 0.1
 UserMisfit = Callable[[Tensor, Tensor], Tensor]
+LPIPS = "lpips"
 AUTO = "auto"
 # When a range looks like another one than the generator's: so many observed values, such a share of
 # all, of which none is below 0 where such a share of each of the generator's outputs is.
@@ -286,6 +288,19 @@ def is_unknown(noise_std: Any) -> bool:
     return isinstance(noise_std, UnknownNoise) or (isinstance(noise_std, str) and noise_std == AUTO)
 
 
+@runtime_checkable
+class TargetMisfit(Protocol):
+    """A misfit that computes something of the measurements once, as `Lpips` does."""
+
+    def bind_targets(self, targets: Tensor) -> UserMisfit:
+        """``f(prediction, index) -> (n,)`` for targets ``(B, *measured_shape)``, 0 where hidden.
+
+        Row k of a prediction is of ``targets[index[k]]``. Complex measurements are complex here,
+        and pairs of real numbers in predictions.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Observation:
     """B observations bound to data and noise: what the density and the evidence need.
@@ -295,6 +310,8 @@ class Observation:
     a weight or another misfit is given in place of the noise. ``noise`` describes the noise in
     words. Where the noise is unknown, ``noise_bounds`` are its least and largest standard
     deviations, ``(B,)`` float64 each, and ``spec`` and ``log_noise_constant`` are for the least.
+    ``bound_misfit`` is what a `TargetMisfit` has given, and then takes the place of
+    ``user_misfit``.
     """
 
     operator: MeasurementOperator
@@ -305,6 +322,7 @@ class Observation:
     user_misfit: UserMisfit | None
     noise: str
     noise_bounds: tuple[Tensor, Tensor] | None = None
+    bound_misfit: UserMisfit | None = None
 
     @property
     def count(self) -> int:
@@ -452,7 +470,7 @@ def observe(
     *,
     noise_std: Any = None,
     weight: Any = None,
-    misfit: UserMisfit | None = None,
+    misfit: UserMisfit | str | None = None,
 ) -> Observation:
     """Bind measurements to an operator, and check everything.
 
@@ -462,7 +480,7 @@ def observe(
     neither it is 0.1 for images in [-1, 1]; ``noise_std`` "auto" or an `UnknownNoise` is inferred.
     ``misfit(prediction, target) -> (n,)`` replaces the squared error; both arguments are
     ``(n, *measured_shape)`` with hidden entries set to 0, and its value is multiplied by a scalar
-    ``weight`` (1).
+    ``weight`` (1). "lpips" is `Lpips` with its defaults.
 
     Raises ValueError or TypeError naming the argument, and warns where nothing is observed.
     """
@@ -482,6 +500,7 @@ def observe(
         values = torch.where(observed, values, 0.0)
     _warn_of_another_range(values, observed, operator, output)
     unknown = _unknown(noise_std, weight, misfit)
+    misfit = _as_misfit(misfit)
     bounds, sigma = None, None
     if unknown is not None:
         bounds = unknown.bounds(values, observed)
@@ -491,7 +510,7 @@ def observe(
     elif misfit is None:
         weights, sigma, noise = _noise_weights(noise_std, weight, values, observed, shape, pairs)
     else:
-        weights, noise = _user_weight(misfit, noise_std, weight, values)
+        weights, noise = _user_weight(noise_std, weight, values)
     constant = None
     if sigma is not None:
         logs = torch.log(2.0 * math.pi * sigma**2).expand(values.shape)
@@ -511,10 +530,23 @@ def observe(
         mask=None if mask is None else mask.to(torch.uint8).contiguous(),
         weight=rounded.contiguous(),
     )
-    return Observation(operator, spec, shape, observed.sum(-1), constant, misfit, noise, bounds)
+    bound = None
+    if isinstance(misfit, TargetMisfit):
+        targets = spec.target.reshape(batch, *shape)
+        bound = misfit.bind_targets(torch.view_as_complex(targets) if pairs else targets)
+    count = observed.sum(-1)
+    return Observation(operator, spec, shape, count, constant, misfit, noise, bounds, bound)
 
 
-def _unknown(noise_std: Any, weight: Any, misfit: UserMisfit | None) -> UnknownNoise | None:
+def _as_misfit(misfit: UserMisfit | str | None) -> UserMisfit | None:
+    if isinstance(misfit, str) and misfit == LPIPS:
+        return Lpips()
+    if misfit is not None and not callable(misfit):
+        raise TypeError(f'misfit: expected a callable or "{LPIPS}", got {shown(misfit)}')
+    return misfit
+
+
+def _unknown(noise_std: Any, weight: Any, misfit: Any) -> UnknownNoise | None:
     """The bounds of noise that is to be inferred; None where the noise is given."""
     if not is_unknown(noise_std):
         return None
@@ -524,11 +556,7 @@ def _unknown(noise_std: Any, weight: Any, misfit: UserMisfit | None) -> UnknownN
     return noise_std if isinstance(noise_std, UnknownNoise) else UnknownNoise()
 
 
-def _user_weight(
-    misfit: UserMisfit, noise_std: Any, weight: Any, values: Tensor
-) -> tuple[Tensor, str]:
-    if not callable(misfit):
-        raise TypeError(f"misfit: expected a callable, got {type(misfit).__name__}")
+def _user_weight(noise_std: Any, weight: Any, values: Tensor) -> tuple[Tensor, str]:
     if noise_std is not None:
         raise ValueError(
             f"noise_std: expected none beside a misfit, got {shown(noise_std)}; give weight"

@@ -107,7 +107,7 @@ def prepared(
     *,
     noise_std: Any = None,
     weight: Any = None,
-    misfit: UserMisfit | None = None,
+    misfit: UserMisfit | str | None = None,
     latent_shape: Any = None,
     compute: Compute = DEFAULT,
     whole_runs: bool = False,
