@@ -432,3 +432,18 @@ def test_inputs_are_checked() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_the_filter_keeps_all_digits_in_float64_and_moves_with_the_weights() -> None:
+    generator = StyleGAN2Generator(**(SMALL | {"taps": [1.0, 2.0, 4.0, 3.0]}))
+    z = torch.randn(2, 7, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        generator(z)
+    x = z.clone().requires_grad_()
+    assert torch.autograd.grad(generator(x).sum(), x)[0].isfinite().all()
+    assert generator(z).dtype == torch.float32
+    fresh = StyleGAN2Generator(**generator.config).double()
+    fresh.load_state_dict(generator.double().state_dict())
+    assert torch.equal(generator(z.double()), fresh(z.double()))
+    single = StyleGAN2Generator(**SMALL)
+    assert {each.dtype for each in single.buffers()} == {torch.float32}  # for any device

@@ -301,8 +301,9 @@ class StyleGAN2Generator(nn.Module):
         self.taps_1d = taps
         row = torch.tensor(taps, dtype=torch.float64, device="cpu")
         row = row / row.sum()
-        self.taps: Tensor
-        self.register_buffer("taps", torch.outer(row, row), persistent=False)
+        # No buffer: in float64, which not every device has, it can be rounded to any type, once.
+        self.taps = torch.outer(row, row)
+        self._taps: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self.mapping = Mapping(self.latent_size, self.mapping_sizes, self.classes, self.embedding)
         self.style_mean: Tensor
         self.register_buffer("style_mean", torch.zeros(self.style_size))
@@ -411,20 +412,29 @@ class StyleGAN2Generator(nn.Module):
         styles = self._styles_of_layers(w)
         noises = self._noises(noise, len(w))
         x = self.constant.expand(len(w), -1, -1, -1)
+        taps = self._taps_beside(self.constant)
         image: Tensor | None = None
         place = 0
         for block in self.blocks:
             assert isinstance(block, Block)
             count = len(block.layers)
-            x = block(x, styles[place : place + count], self.taps, noises[:count], self.clamp)
+            x = block(x, styles[place : place + count], taps, noises[:count], self.clamp)
             place, noises = place + count, noises[count:]
             if image is not None:
-                image = upsampled(image, self.taps)
+                image = upsampled(image, taps)
             if block.to_rgb is not None:
-                colours = block.to_rgb(x, styles[place], self.taps, self.clamp)
+                colours = block.to_rgb(x, styles[place], taps, self.clamp)
                 image = colours if image is None else image + colours
         assert image is not None
         return image
+
+    def _taps_beside(self, weights: Tensor) -> Tensor:
+        """The filter on the device and in the type of ``weights``, moved there once."""
+        key = weights.device, weights.dtype
+        if key not in self._taps:
+            with torch.inference_mode(False):  # it may be needed for a gradient later
+                self._taps[key] = self.taps.to(weights.dtype).to(weights.device)
+        return self._taps[key]
 
     def _layers(self) -> list[Layer]:
         return [layer for block in self.blocks for layer in block.layers]  # type: ignore[union-attr]
