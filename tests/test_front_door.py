@@ -838,7 +838,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception] | tuple[type[Exception], ..
     "backend": (bad(backend="fast"), ValueError, "backend: .*reference.*fast"),
     "backend-triton": (bad(backend="triton"), (ValueError, ImportError), "backend: triton"),
     "device-unknown": (bad(device="tpu"), ValueError, "device: .*cpu.*cuda.*tpu"),
-    "device-mps": (bad(device="mps"), ValueError, "device: .*cpu.*cuda.*mps"),
+    "device-absent": (bad(device="hpu"), ValueError, "device: .*present, got hpu; .*0 hpu dev"),
     "device-meta": (bad(device="meta"), ValueError, "device: .*cpu.*cuda.*meta"),
     "seed": (bad(seed=-1), ValueError, "seed: "),
     "seed-text": (bad(seed="1"), ValueError, "seed: "),
@@ -868,7 +868,7 @@ def test_bad_input_names_the_argument(name: str) -> None:
         vector_run(**changes)
 
 
-@pytest.mark.parametrize("device", ["tpu", "mps", "meta"])
+@pytest.mark.parametrize("device", ["tpu", "meta"])
 def test_unknown_devices_are_refused_for_functions_too(device: str) -> None:
     net = mlp()
     with pytest.raises(ValueError, match=f"device: .*cpu.*cuda.*{device}"):

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from cogen_fast.generators import load_generator
 from cogen_fast.generators.pretrained import PRETRAINED, pretrained
-from cogen_fast.problem.adapter import GeneratorAdapter, checked_device, frozen
+from cogen_fast.problem.adapter import GeneratorAdapter, frozen
+from cogen_fast.problem.devices import generator_device
 from cogen_fast.support.arguments import path_mode
 from cogen_fast.support.files import check_readable
 
@@ -33,7 +34,7 @@ def find_generator(text: str, device: str | None) -> Generator:
     By default a generator from a file and a shipped one are put on the GPU, if there is one; a
     generator from code stays on its device.
     """
-    home = None if device is None else checked_device(device)
+    home = None if device is None else generator_device(device)
     path, code = Path(text), _CODE.fullmatch(text)
     mode = path_mode("generator", path)
     script = Path(text.partition(":")[0])

@@ -322,8 +322,8 @@ def _add_running(parser: Parser) -> None:
     add(
         "--device",
         metavar="D",
-        help="cpu, cuda or cuda:N (default: for a FILE or NAME the GPU, if there is one; for your "
-        "own code the generator's device)",
+        help="cpu, cuda or cuda:N; or mps or xpu, on which only the generator runs (default: for a "
+        "FILE or NAME the CUDA GPU, if there is one; for your own code the generator's device)",
     )
     add(
         "--checkpoint",

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cogen_fast.cli.images import numbered_names, write_png
 from cogen_fast.generators import load_generator
 from cogen_fast.generators.progressive import ProgressiveGenerator
-from cogen_fast.problem.adapter import checked_device
+from cogen_fast.problem.devices import checked_device
 from cogen_fast.results import plots
 from cogen_fast.support.arguments import (
     check_count,

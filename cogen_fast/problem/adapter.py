@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast.ops import reference
-from cogen_fast.ops.dispatch import DEVICES
 from cogen_fast.ops.philox import NoiseStream
+from cogen_fast.problem.devices import generator_device, sampler_device
 from cogen_fast.problem.prior import Prior, classes_of, first_by_default
 from cogen_fast.support.arguments import check_count, shown
 from cogen_fast.support.digests import tensor_bytes
@@ -97,8 +97,9 @@ class GeneratorAdapter:
 
     ``latent_shape`` is a number or a tuple; where it is not given, it is found by trial. The checks
     call ``G`` with at most ``max_batch`` latents. Latents are float64 for a float64 generator and
-    float32 otherwise; outputs of half-precision generators are converted to float32. Use it inside
-    `frozen`. Raises TypeError or ValueError naming ``G``, ``latent_shape``, ``device`` or
+    float32 otherwise; outputs of half-precision generators are converted to float32. Latents and
+    outputs are on ``device``, while ``G`` runs on its ``home`` (`devices.sampler_device`). Use it
+    inside `frozen`. Raises TypeError or ValueError naming ``G``, ``latent_shape``, ``device`` or
     ``max_batch``.
     """
 
@@ -121,7 +122,8 @@ class GeneratorAdapter:
         self.generator = generator
         self.per_observation = isinstance(generator, Prior) and generator.per_observation
         self._rows = _PROBE_ROWS if max_batch is None else min(_PROBE_ROWS, max_batch)
-        self.device = _find_device(generator, device)
+        self.home = _find_device(generator, device)
+        self.device = sampler_device(self.home)
         self.input_dtype = _parameter_dtype(generator)
         double = self.input_dtype == torch.float64
         self.dtype = torch.float64 if double else torch.float32
@@ -143,7 +145,7 @@ class GeneratorAdapter:
 
     def _call(self, latents: Tensor, shape: tuple[int, ...], *index: Tensor) -> Tensor:
         # A copy, so that a G that works in place on its input changes nothing but that.
-        rows = latents.to(self.input_dtype, copy=True).reshape(-1, *shape)
+        rows = latents.to(self.home, self.input_dtype, copy=True).reshape(-1, *shape)
         if self.per_observation:
             index = first_by_default(rows, index)
         try:
@@ -152,7 +154,7 @@ class GeneratorAdapter:
             raise _missing_argument(self.generator, error) or error from None
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise _NoTensor(f"G: must return one float tensor, got {_kind(x)}{_part_of(x)}")
-        return x.to(self.dtype)
+        return x.to(self.device, self.dtype)
 
     def _draw(self, size: int) -> Tensor:
         zero = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -324,30 +326,14 @@ def _tensors(generator: Any) -> list[Tensor]:
     return tensors
 
 
-def checked_device(device: torch.device | str) -> torch.device:
-    """``device`` as a torch device; raises ValueError where it is not supported or not present."""
-    try:
-        wanted = torch.device(device)
-    except (RuntimeError, TypeError, ValueError, OverflowError):
-        raise ValueError(f"device: expected cpu or cuda, got {shown(device)}") from None
-    if wanted.type not in DEVICES:
-        raise ValueError(f"device: expected cpu or cuda, got {wanted}")
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device: expected one that is present, got {device}; torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} CUDA devices"
-        )
-    return wanted
-
-
 def _find_device(generator: Any, device: torch.device | str | None) -> torch.device:
-    wanted = None if device is None else checked_device(device)
+    wanted = None if device is None else generator_device(device)
     homes = {t.device for t in _tensors(generator)}
     if len(homes) > 1:
         raise ValueError(f"G: expected weights on one device, got {sorted(map(str, homes))}")
     home = next(iter(homes), None)
     if wanted is None:
-        return home or torch.device("cpu")
+        return torch.device("cpu") if home is None else generator_device(home)
     if home is not None and home.type != wanted.type:
         raise ValueError(
             f"device: expected G's weights on {wanted}, got them on {home}; move it by "

@@ -17,7 +17,9 @@ class Compute:
     """Where and how a run is computed. Defaults are in parentheses.
 
     Args:
-        device: "cpu" or "cuda" (the device of G's weights).
+        device: "cpu", "cuda", or another device of torch's, such as "mps" or "xpu" (the device of
+            G's weights). On devices other than cpu and cuda only G runs, and all else on the CPU;
+            a note of the result says so.
         backend: "auto", "fused", "native" (CPU), "triton" (CUDA) or "reference" ("auto"); see
             `cogen_fast.backends`. "auto" takes "fused" where that supports G: for progressive
             generators the fast path of the gradient with respect to z, and for small generators of

@@ -17,7 +17,12 @@ from cogen_fast.ops.dispatch import Ops
 from cogen_fast.ops.spec import MisfitSpec
 from cogen_fast.problem.graphs import Graphs
 from cogen_fast.problem.observation import Observation
-from cogen_fast.support.memory import is_capturing, is_out_of_memory, rows_that_fit
+from cogen_fast.support.memory import (
+    give_back_unused,
+    is_capturing,
+    is_out_of_memory,
+    rows_that_fit,
+)
 
 Form = Literal["posterior", "paper"]
 FORMS: tuple[str, ...] = get_args(Form)
@@ -211,8 +216,7 @@ class GeneratorPotential:
         self.halvings += 1
         if is_capturing():
             raise error
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back_unused()
 
     def bound_by_memory(self, latent: Tensor) -> int | None:
         """Set ``max_batch``, unless it is set, to the rows whose gradients fit into memory.

@@ -112,7 +112,8 @@ def _potential(
             outputs = generator(latents)
         found = own.of(generator, _in_dtype(own.observation, outputs.dtype))
         found.energy(latents.expand(own.observation.count, -1, -1))
-    except (RuntimeError, TypeError) as error:  # from user code that does not support the type
+    # From user code, or from torch on a device, that does not support the type.
+    except (RuntimeError, TypeError, AssertionError) as error:
         if is_out_of_memory(error):
             raise
         raise ValueError(
@@ -127,7 +128,7 @@ def _in_type(name: str, adapter: GeneratorAdapter, own: LatentMap, dtype: torch.
     """G in another type: itself under autocast, or a copy whose weights are converted."""
     stored = torch.float32 if dtype.itemsize == 2 else dtype
     # ``own`` may be compiled and is used as it is; but a fast path has no half-precision version.
-    generator: LatentMap = own if isinstance(own, GeneratorAdapter) else adapter
+    generator: GeneratorAdapter | Converted = own if isinstance(own, GeneratorAdapter) else adapter
     if adapter.input_dtype != stored:
         if not isinstance(adapter.generator, nn.Module):
             raise ValueError(
@@ -135,7 +136,14 @@ def _in_type(name: str, adapter: GeneratorAdapter, own: LatentMap, dtype: torch.
                 f"converted, got {dtype}"
             )
         generator = Converted(adapter, stored)
-    return Autocast(generator, dtype) if dtype.itemsize == 2 else generator
+    if dtype.itemsize != 2:
+        return generator
+    kind = adapter.home.type
+    with torch.autocast(kind, dtype):
+        enabled = torch.is_autocast_enabled(kind)
+    if not enabled:  # torch may warn and go on without
+        raise ValueError(f"{name}: expected a type of torch's autocast on {kind}, got {dtype}")
+    return Autocast(generator, dtype)
 
 
 class Converted:
@@ -144,27 +152,28 @@ class Converted:
     def __init__(self, adapter: GeneratorAdapter, dtype: torch.dtype) -> None:
         self.module = copy.deepcopy(adapter.generator).to(dtype)  # type: ignore[attr-defined]
         self.latent_shape, self.dtype = adapter.latent_shape, dtype
+        self.home, self.device = adapter.home, adapter.device
         self.per_observation = adapter.per_observation
 
     def __call__(self, z: Tensor, *index: Tensor) -> Tensor:
         """Outputs ``(n, ...)`` of latents ``(n, d)``, in the copy's type."""
+        rows = z.to(self.home, self.dtype).reshape(-1, *self.latent_shape)
         if self.per_observation:
-            index = first_by_default(z, index)
-        outputs: Tensor = self.module(z.to(self.dtype).reshape(-1, *self.latent_shape), *index)
-        return outputs.to(self.dtype)
+            index = first_by_default(rows, index)
+        outputs: Tensor = self.module(rows, *index)
+        return outputs.to(self.device, self.dtype)
 
 
 class Autocast:
     """A float32 generator whose matrix products and convolutions run in a half-precision type."""
 
-    def __init__(self, generator: LatentMap, dtype: torch.dtype) -> None:
-        self.generator: Callable[..., Tensor] = generator
-        self.dtype = dtype
-        self.per_observation = getattr(generator, "per_observation", False)
+    def __init__(self, generator: GeneratorAdapter | Converted, dtype: torch.dtype) -> None:
+        self.generator, self.dtype = generator, dtype
+        self.per_observation = generator.per_observation
 
     def __call__(self, z: Tensor, *index: Tensor) -> Tensor:
         """Outputs ``(n, ...)`` float32 of latents ``(n, d)``."""
-        with torch.autocast(z.device.type, self.dtype):
+        with torch.autocast(self.generator.home.type, self.dtype):
             return self.generator(z, *index).float()
 
 
@@ -211,7 +220,7 @@ def full_precision() -> Iterator[None]:
     """A context in which float32 is float32 (no TF32, no autocast) and autograd is off."""
     with torch.inference_mode(False), torch.no_grad(), _NO_TF32.held(), ExitStack() as stack:
         for device in _AUTOCAST:
-            if torch.is_autocast_enabled(device):
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
@@ -240,7 +249,7 @@ class _NoTF32:
 
 
 _NO_TF32 = _NoTF32()
-_AUTOCAST = ("cpu", "cuda")
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 
 
 @contextmanager

@@ -287,7 +287,8 @@ class Prior(nn.Module):
             count = min(_AT_ONCE, draws - start)
             z = torch.randn(count, G.latent_size, generator=random, device="cpu").to(weights)
             with torch.no_grad():
-                w = G.styles(z, self.conditions_of(z, None), truncation=1.0).double().cpu()
+                w = G.styles(z, self.conditions_of(z, None), truncation=1.0)
+            w = w.cpu().double()  # in this order, as not every device has float64
             v = torch.where(w < 0.0, w / _SLOPE, w)
             total += v.sum(0)
             square += v.T @ v
@@ -296,8 +297,8 @@ class Prior(nn.Module):
         basis = values.flip(0).clamp(min=0.0).sqrt()[:, None] * vectors.flip(1).T
         self.style_centre: Tensor
         self.style_basis: Tensor
-        self.register_buffer("style_centre", mean.to(weights))
-        self.register_buffer("style_basis", basis.to(weights))
+        self.register_buffer("style_centre", mean.to(weights.dtype).to(weights.device))
+        self.register_buffer("style_basis", basis.to(weights.dtype).to(weights.device))
 
 
 def first_by_default(rows: Tensor, index: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.dense import DenseLayers, DenseProblem, dense_layers, forward, hooked, unfit
+from cogen_fast.problem import devices
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
 from cogen_fast.problem.compiled import try_compiling
 from cogen_fast.problem.compute import DEFAULT, Compute, as_compute
@@ -154,6 +155,7 @@ def prepared(
         problem = _bounded(_with_split(problem))
         if isinstance(generator, Prior):
             problem = replace(problem, notes=(*generator.describe(), *problem.notes))
+        problem = replace(problem, notes=(*devices.described(adapter.home), *problem.notes))
         yield _with_graphs(problem) if records and compute.cuda_graphs else problem
 
 
@@ -222,6 +224,10 @@ def _fused(backend: str, problem: Problem, whole_runs: bool) -> Problem:
     """``problem`` with the generator's fast path, or with runs in C++, if ``backend`` permits."""
     adapter, observation = problem.adapter, problem.observation
     if backend not in ("auto", "fused"):
+        return problem
+    if adapter.home != adapter.device:
+        if backend == "fused":
+            raise ValueError(f"backend: fused serves cpu and cuda, got G on {adapter.home}")
         return problem
     fast, notes = _fast_path(adapter)
     if fast is not None:

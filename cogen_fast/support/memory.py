@@ -22,8 +22,19 @@ _SHARE = 0.8  # of the free memory; workspaces and fragmentation take the rest
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out. Of the CPU allocator's error only the text says so."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether memory ran out. Of the CPU's and of MPS' allocator only the text says so."""
+    text = str(error)
+    said = "can't allocate memory" in text or "MPS backend out of memory" in text
+    return said or isinstance(error, torch.OutOfMemoryError)
+
+
+def give_back_unused() -> None:
+    """Return the memory of devices that torch holds but does not use."""
+    for module in (torch.cuda, torch.xpu):
+        if module.is_available():
+            module.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def check_room(

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cogen_fast.problem.adapter import checked_device
+from cogen_fast.problem.devices import checked_device
 
 _Result = TypeVar("_Result")
 # A process may still have hours of work while the others wait. If one ends, the others notice at
