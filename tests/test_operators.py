@@ -185,6 +185,61 @@ def test_arguments_are_checked(make: Any, message: str) -> None:
         make()
 
 
+class Physics(nn.Module):
+    """The interface of a physics of deepinv: `A` measures, and a call measures and adds noise.
+
+    Like deepinv's own, it keeps what it measures with as a buffer, and `A` takes new values of it
+    as keywords. ``weights`` are ``(m, 16)``, real or complex.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weights: Tensor
+        self.register_buffer("weights", weights)
+
+    def A(self, x: Tensor, weights: Tensor | None = None, **kwargs: Any) -> Tensor:
+        used = self.weights if weights is None else weights
+        return x.flatten(1).to(used.dtype) @ used.T
+
+    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+        x: Tensor = (y @ self.weights.conj()).real.reshape(-1, 1, 4, 4)
+        return x
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        measured = self.A(x, **kwargs)
+        return measured + 0.1 * torch.randn_like(measured)
+
+
+@pytest.mark.parametrize("imaginary", [0.0, 1.0])
+def test_a_physics_measures_without_its_noise(imaginary: float) -> None:
+    weights = normal(5, 16)
+    if imaginary:
+        weights = torch.complex(weights, imaginary * normal(5, 16, seed=1))
+    generator, physics = Linear(), Physics(weights)
+    measured = physics(generator(normal(1, 3, seed=5)).detach())
+    options: dict[str, Any] = {"noise_std": 0.1, "budget": 60, "progress": False}
+    by_physics = cogenerate(generator, measured, physics, **options)
+    by_matrix = cogenerate(generator, measured, Matrix(weights), **options)
+    torch.testing.assert_close(by_physics.latents, by_matrix.latents, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(by_physics.energies, by_matrix.energies, rtol=1e-6, atol=1e-6)
+
+
+def test_a_physics_of_several_measurements_is_refused_or_joined() -> None:
+    class Stacked:
+        def A(self, x: Tensor) -> list[Tensor]:
+            return [x.flatten(1)[:, :3], x.flatten(1)[:, 8:]]
+
+    generator, stacked = Linear(), Stacked()
+    x = generator(normal(1, 3, seed=5)).detach()
+    joined = Operator(lambda x: torch.cat(stacked.A(x), dim=1))
+    with pytest.raises(TypeError, match="the operator must return a float tensor, got list"):
+        cogenerate(generator, joined.measure(x), stacked, noise_std=0.1)
+    result = cogenerate(
+        generator, joined.measure(x), joined, noise_std=0.01, budget=100, progress=False
+    )
+    assert (result.mean() - x).abs().max() < 0.1
+
+
 def test_an_operator_without_a_tensor_is_told() -> None:
     with pytest.raises(TypeError, match="the operator must return a float tensor"):
         Operator(lambda x: None).apply(torch.ones(1, 2))  # type: ignore[arg-type, return-value]
