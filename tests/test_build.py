@@ -161,5 +161,6 @@ def test_sdist_can_be_built_from(tmp_path: Path) -> None:
         "csrc/sampler/noise_cuda.cu",
     }
     needed |= {"cogen_fast/ops/native.py", "cogen_fast/ops/_native.pyi", "tests/test_build.py"}
+    needed |= {"examples/report.py", "examples/blur.py", "examples/pictures/blur.png"}
     assert needed <= names
     assert not [n for n in names if n.startswith((".ci", "build/")) or n.endswith((".so", ".pyc"))]

@@ -17,7 +17,7 @@ DOCUMENTS = sorted(
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="needs the source tree")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 # Names of files in the text, of which the first part is a folder at the root.
-NAMED = re.compile(r"`((?:\.ci|benchmarks|cogen_fast|csrc|docs|tests)/[\w./-]*)`")
+NAMED = re.compile(r"`((?:\.ci|benchmarks|cogen_fast|csrc|docs|examples|tests)/[\w./-]*)`")
 
 
 def prose(document: Path) -> str:
