@@ -4,7 +4,7 @@ Either of two will do; both say that their licence is MIT (the faces that they w
 terms of their own), and neither has dependencies that are needed here:
 
     pip install --no-deps gan-face-generate    # 13 MB; rendered faces (DigiFace-1M)
-    pip install --no-deps generateme           # 31 MB; photographs of celebrities
+    pip install --no-deps generateme           # 31 MB; photographs, it does not say which
 
 The middle of a face of the generator's own is hidden and filled in. As latents are 100 and the rest
 of the face is observed without noise, hardly more than one face is possible. Eight samples do not

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 
 import cogen_fast
 
@@ -44,7 +44,9 @@ def error(image: Tensor, truth: Tensor) -> float:
 
 
 @torch.no_grad()
-def prior_mean(generator: nn.Module, latent_size: int = 64, draws: int = 2000) -> Tensor:
+def prior_mean(
+    generator: Callable[[Tensor], Tensor], latent_size: int = 64, draws: int = 2000
+) -> Tensor:
     """The mean of the generator's images: the best guess of one who has observed nothing."""
     random = torch.Generator().manual_seed(0)
     images: Tensor = generator(torch.randn(draws, latent_size, generator=random)).mean(0)
