@@ -103,10 +103,8 @@ def use() -> None:
 def moved(module: nn.Module) -> nn.Module:
     """The module with its weights on the device."""
     for part in module.modules():
-        for name, weight in part._parameters.items():
-            if weight is not None:
-                part._parameters[name] = nn.Parameter(weight.detach().to(NAME))
-        for name, value in part._buffers.items():
-            if value is not None:
-                part._buffers[name] = value.to(NAME)
+        for name, weight in list(part.named_parameters(recurse=False)):
+            part.register_parameter(name, nn.Parameter(weight.detach().to(NAME)))
+        for name, value in list(part.named_buffers(recurse=False)):
+            setattr(part, name, value.to(NAME))
     return module

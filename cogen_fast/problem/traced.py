@@ -60,7 +60,7 @@ def _eligible(adapter: GeneratorAdapter, generator: nn.Module) -> bool:
 
     A module may say that it does not, by the attribute ``traceable``.
     """
-    if hooked(generator) or isinstance(generator, Prior):
+    if hooked(generator) or isinstance(generator, Prior) or adapter.home != adapter.device:
         return False
     if not getattr(generator, "traceable", True):
         return False
