@@ -55,6 +55,7 @@ def spec_of(
         "output_padding": (0, 0),
         "dilation": (1, 1),
         "groups": 1,
+        "folded": False,
         "upsampled": False,
     }
     return ConvolutionSpec(kernel, bias, slope=slope, side=side, **(given | how))  # type: ignore[arg-type]
@@ -189,6 +190,14 @@ def test_few_channels_are_summed_and_many_tiled() -> None:
     for outputs, kind in ((3, SummedTaps), (7, SummedTaps), (8, TiledTaps)):
         spec = four_by_four((1, 4, 4, 2, outputs), F32)
         assert type(layer_of(spec, Workspace(F32))) is kind
+
+
+def test_a_convolution_alone_is_left_to_torch() -> None:
+    kernel, bias = random(7, 5, 3, 3, seed=1, dtype=F32), torch.zeros(7)
+    for work in (Workspace(F32), None):
+        for slope, folded in ((1.0, False), (1.0, True), (0.0, False)):
+            spec = spec_of(kernel, bias, (6, 8), slope=slope, folded=folded)
+            assert (layer_of(spec, work) is None) == (slope == 1.0 and not folded)
 
 
 def test_what_has_no_code_is_left_to_torch() -> None:

@@ -260,8 +260,6 @@ class StyleGAN2Generator(nn.Module):
     Source: Karras et al. 2020, figure 2 and section 2; appendix B for "skip" and "residual".
     """
 
-    traceable = False  # its shapes are checked, and its convolutions have nothing to be fused with
-
     def __init__(
         self,
         resolution: int,

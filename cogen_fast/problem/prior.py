@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
@@ -167,12 +166,6 @@ class Prior(nn.Module):
         self._check_styled()
         size = self._leading_size if self.styled else latents.flatten(1).shape[1]
         return self._styles(latents.flatten(1)[:, :size], self.conditions_of(latents, index))
-
-    def around(self, generator: nn.Module) -> Prior:
-        """The same prior of another generator, which is the same function."""
-        made = copy.copy(self)
-        made._modules = {**self._modules, "generator": generator}
-        return made
 
     def conditions_of(self, latents: Tensor, index: Tensor | int | None) -> Tensor | None:
         """The conditions ``(n, ...)`` of rows of latents; None without any.

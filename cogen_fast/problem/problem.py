@@ -178,7 +178,7 @@ def _traced(problem: Problem) -> Problem:
     adapter = problem.adapter
     if problem.dense is not None or problem.potential.generator is not adapter:
         return problem
-    if not problem.precision.is_own(adapter.input_dtype):
+    if not problem.precision.is_own(adapter.input_dtype) or hasattr(adapter.generator, "fast_path"):
         return problem
     traced, note = try_tracing(adapter)
     if note is not None:

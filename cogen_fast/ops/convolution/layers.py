@@ -28,7 +28,8 @@ class ConvolutionSpec:
 
     ``weight`` is that of `torch.nn.functional.conv2d` or, if ``transposed``, of
     `torch.nn.functional.conv_transpose2d`; ``bias`` is ``(out,)``. ``slope`` is that of the leaky
-    ReLU: 0 for a ReLU, 1 for none. The inputs are ``side`` pixels high and wide, before upsampling.
+    ReLU: 0 for a ReLU, 1 for none. ``folded`` says that a batch norm is in the weights. The inputs
+    are ``side`` pixels high and wide, before upsampling.
     """
 
     weight: Tensor
@@ -40,6 +41,7 @@ class ConvolutionSpec:
     dilation: Pair
     groups: int
     slope: float
+    folded: bool
     upsampled: bool
     side: Pair
 
@@ -82,12 +84,13 @@ class TorchNorms:
 
 
 def layer_of(spec: ConvolutionSpec, work: Workspace | None) -> Layer | None:
-    """The code for a convolution; None where there is none for its upsampling.
+    """The code for a convolution; None where a call of torch is as good.
 
     ``work`` is the scratch memory that layers in C++ share, on the CPU; None elsewhere.
     """
+    by_torch = not spec.upsampled and (spec.folded or spec.slope != 1.0)
     if work is None:
-        return None if spec.upsampled else TorchConvolution(spec, TorchNorms())
+        return TorchConvolution(spec, TorchNorms()) if by_torch else None
     kernel = tuple(spec.weight.shape[2:])
     where = (kernel, spec.stride, spec.padding) if spec.plain else None
     if spec.upsampled:
@@ -99,7 +102,7 @@ def layer_of(spec: ConvolutionSpec, work: Workspace | None) -> Layer | None:
         return kind(spec.weight, spec.bias, spec.slope, work)
     if spec.transposed and where is not None and spec.side == (1, 1) and spec.padding == (0, 0):
         return OnePixel(spec.weight, spec.bias, spec.slope)
-    return TorchConvolution(spec, NativeNorms())
+    return TorchConvolution(spec, NativeNorms()) if by_torch else None
 
 
 class OnePixel:

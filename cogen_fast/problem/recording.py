@@ -1,0 +1,312 @@
+"""What a function of tensors does, as a list of steps that can be repeated with other tensors.
+
+A function is called with tensors that write down every operation of torch on them
+(``__torch_function__``), once for each of two batch sizes. Steps that agree are the recording;
+numbers that grow with the batch are told by it. What depends on the inputs in another way than
+through these operations, such as a branch that looks at numbers, has no recording.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Methods that read numbers, on which the steps may then depend.
+_READS = frozenset(
+    {"__bool__", "__float__", "__int__", "__index__", "__complex__", "item", "tolist", "numpy"}
+)
+
+
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
+
+
+class Unrecordable(ValueError):
+    """A function that is not a fixed list of operations."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The result of step ``step``, or of its ``item``; inputs are the steps -1, -2, ..."""
+
+    step: int
+    item: int | None = None
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """``times`` the number of rows of the batch."""
+
+    times: int
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A constant ``(1, ...)``, repeated for each row of the batch."""
+
+    row: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A call of ``function``; arguments may hold the above, lists and tuples of them."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def mapped(self, change: Callable[[Any], Any]) -> Step:
+        """The same with each argument changed, in lists and tuples too."""
+        return Step(self.function, _mapped(change, self.args), _mapped(change, self.kwargs))
+
+    def places(self) -> Iterator[Place]:
+        """The results that it reads."""
+        yield from _places((self.args, self.kwargs))
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Steps in order, where the result is, and the shapes of steps' results at the first call."""
+
+    steps: list[Step]
+    output: Place
+    shapes: dict[Place, torch.Size]
+
+    def users(self) -> dict[Place, list[int]]:
+        """Which steps read each result; the output is read by the step after the last one."""
+        found: dict[Place, list[int]] = {}
+        for number, step in enumerate(self.steps):
+            for place in step.places():
+                found.setdefault(place, []).append(number)
+        found.setdefault(self.output, []).append(len(self.steps))
+        return found
+
+
+class Replay:
+    """A recording as a function of its inputs; results are let go of after their last reader."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.steps, self._output = tuple(recording.steps), recording.output
+        last: dict[int, int] = {}
+        for place, users in recording.users().items():
+            last[place.step] = max(last.get(place.step, 0), *users)
+        self._done: list[list[int]] = [[] for _ in range(len(self.steps) + 1)]
+        for step, user in last.items():
+            self._done[user].append(step)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The output for inputs whose first dimension is the batch."""
+        rows = len(inputs[0])
+        known: dict[int, Any] = {-1 - k: each for k, each in enumerate(inputs)}
+
+        def value(each: Any) -> Any:
+            if isinstance(each, Place):
+                found = known[each.step]
+                return found if each.item is None else found[each.item]
+            if isinstance(each, Multiple):
+                return rows * each.times
+            return each.row.expand(rows, *each.row.shape[1:]) if isinstance(each, Rows) else each
+
+        for number, step in enumerate(self.steps):
+            args, kwargs = _mapped(value, step.args), _mapped(value, step.kwargs)
+            known[number] = step.function(*args, **kwargs)
+            for each in self._done[number]:
+                del known[each]
+        output: Tensor = value(self._output)
+        return output
+
+
+def record(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Recording:
+    """The steps of ``function`` of tensors whose first dimension is the batch, at least 3 rows.
+
+    It is called twice, with all rows and without the last. Raises `Unrecordable` with the reason
+    where the steps depend on anything but the number of rows, and whatever the function raises.
+    """
+    with torch.no_grad():
+        first, second = (_Recorder(function, [each[:n] for each in inputs]) for n in _sizes(inputs))
+    return _merged(first, second)
+
+
+def _sizes(inputs: Sequence[Tensor]) -> tuple[int, int]:
+    return len(inputs[0]), len(inputs[0]) - 1
+
+
+class _Recorded(Tensor):
+    """A tensor that has its operations written down."""
+
+    recorder: _Recorder
+    plain: Tensor
+    place: Place
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = (args, kwargs or {})
+        recorder = next(each.recorder for each in _leaves(given) if isinstance(each, _Recorded))
+        return recorder.call(func, *given)
+
+
+class _Recorder:
+    """A call of a function, written down."""
+
+    def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> None:
+        self.steps: list[Step] = []
+        self.shapes: dict[Place, torch.Size] = {}
+        self.rows, self.open = len(inputs[0]), True
+        try:
+            output = function(*(self._wrapped(x, Place(-1 - k)) for k, x in enumerate(inputs)))
+        finally:
+            self.open = False  # the function may have kept tensors that point here
+        if not isinstance(output, _Recorded):
+            raise Unrecordable("its output does not come from operations of torch on its inputs")
+        self.output = output.place
+
+    def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = getattr(function, "__name__", "")
+        if not self.open:
+            return function(*_mapped(_plain, args), **_mapped(_plain, kwargs))
+        if function in _DROPOUTS and not _named(function, args, kwargs)["training"]:
+            return args[0]
+        if name in _READS:
+            raise Unrecordable(f"it reads numbers that depend on the latents ({name})")
+        if name == "__iter__":
+            return iter(torch.unbind(args[0]))
+        if name == "__setitem__":
+            return self._item_set(args)
+        result = function(*_mapped(_plain, args), **_mapped(_plain, kwargs))
+        if not any(isinstance(each, Tensor) for each in _leaves(result)):
+            return result  # a shape, a type, a device
+        place = Place(len(self.steps))
+        if args and isinstance(args[0], _Recorded) and result is args[0].plain:
+            self._write(*_out_of_place(function, args, kwargs))
+            args[0].place, self.shapes[place] = place, result.shape
+            return args[0]
+        self._write(function, args, kwargs)
+        if isinstance(result, Tensor):
+            return self._wrapped(result, place)
+        items = [self._wrapped(each, Place(place.step, k)) for k, each in enumerate(result)]
+        return items if isinstance(result, list) else tuple(items)
+
+    def _item_set(self, args: tuple[Any, ...]) -> None:
+        if not isinstance(args[0], _Recorded):
+            raise Unrecordable("it writes what depends on the latents into a tensor that does not")
+        args[0].plain[_mapped(_plain, args[1])] = _plain(args[2])
+        self._write(_with_item, args, {})
+        args[0].place = Place(len(self.steps) - 1)
+
+    def _write(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.steps.append(Step(function, _mapped(_placed, args), _mapped(_placed, kwargs)))
+
+    def _wrapped(self, value: Tensor, place: Place) -> _Recorded:
+        made = value.as_subclass(_Recorded)
+        made.recorder, made.plain, made.place = self, value, place
+        self.shapes[place] = value.shape
+        return made
+
+
+def _named(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, with defaults."""
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _out_of_place(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call that changes its first argument, as one that does not, where there is one."""
+    name = function.__name__
+    if not name.endswith("_"):
+        named = _named(function, args, kwargs) if inspect.isfunction(function) else {}
+        if not named.get("inplace"):
+            return function, args, kwargs  # what returns its argument as it is
+        first = next(iter(named))
+        return function, (named.pop(first),), named | {"inplace": False}
+    homes = (Tensor,) if getattr(function, "__objclass__", None) else (torch, F)
+    other = next((found for home in homes if (found := getattr(home, name[:-1], None))), function)
+    return other, args, kwargs
+
+
+def _with_item(x: Tensor, index: Any, value: Any) -> Tensor:
+    """A copy of ``x`` with ``x[index] = value``."""
+    x = x.clone()
+    x[index] = value
+    return x
+
+
+def _plain(value: Any) -> Any:
+    return value.plain if isinstance(value, _Recorded) else value
+
+
+def _placed(value: Any) -> Any:
+    return value.place if isinstance(value, _Recorded) else value
+
+
+def _merged(first: _Recorder, second: _Recorder) -> Recording:
+    """What two recordings have in common, told by the number of rows."""
+    if len(first.steps) != len(second.steps) or first.output != second.output:
+        raise Unrecordable("its operations depend on the number of latents")
+
+    def common(a: Any, b: Any) -> Any:
+        if type(a) is not type(b):
+            raise Unrecordable("its operations depend on the number of latents")
+        if isinstance(a, tuple | list):
+            if len(a) != len(b):
+                raise Unrecordable("its operations depend on the number of latents")
+            return type(a)([common(x, y) for x, y in zip(a, b, strict=True)])
+        if isinstance(a, dict):
+            return {name: common(value, b[name]) for name, value in a.items()}
+        if isinstance(a, Tensor):
+            return _constant(a, b, first.rows, second.rows)
+        if type(a) is int and a != b and a * second.rows == b * first.rows and a % first.rows == 0:
+            return Multiple(a // first.rows)
+        if a != b:
+            raise Unrecordable(f"it has arguments that depend on the number of latents: {a!r:.50}")
+        return a
+
+    steps = []
+    for one, other in zip(first.steps, second.steps, strict=True):
+        if one.function != other.function or one.kwargs.keys() != other.kwargs.keys():
+            raise Unrecordable("its operations depend on the number of latents")
+        args, kwargs = common(one.args, other.args), common(one.kwargs, other.kwargs)
+        steps.append(Step(one.function, args, kwargs))
+    return Recording(steps, first.output, first.shapes)
+
+
+def _constant(a: Tensor, b: Tensor, rows: int, fewer: int) -> Tensor | Rows:
+    """A tensor that does not depend on the inputs, which may be the same row again and again."""
+    if a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b):
+        return a
+    repeated = a.shape[:1] == (rows,) and b.shape == (fewer, *a.shape[1:])
+    if not repeated or not bool((a == b[:1]).all() and (b == a[:1]).all()):
+        raise Unrecordable("it has constants that depend on the number of latents, or on chance")
+    return Rows(a[:1].clone())
+
+
+def _places(value: Any) -> Iterator[Place]:
+    yield from (each for each in _leaves(value) if isinstance(each, Place))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | list):
+        for each in value:
+            yield from _leaves(each)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    else:
+        yield value
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """``value`` with everything in its tuples, lists and dictionaries changed."""
+    if isinstance(value, tuple):
+        return tuple(_mapped(change, each) for each in value)
+    if isinstance(value, list):
+        return [_mapped(change, each) for each in value]
+    if isinstance(value, dict):
+        return {name: _mapped(change, each) for name, each in value.items()}
+    return change(value)
