@@ -46,7 +46,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_native, module) {
   for (PyMethodDef* methods : {cogen::hmc_methods(), cogen::misfit_methods(), cogen::mlp_methods(),
                                cogen::noise_methods(), cogen::progressive_methods(),
-                               cogen::transposed_methods()}) {
+                               cogen::convolution_methods()}) {
     if (PyModule_AddFunctions(module.ptr(), methods) != 0) throw py::error_already_set();
   }
   module.def("build_info", &cogen::build_info);

@@ -355,17 +355,19 @@ def convolutions(draw: Draws, module: ModuleType) -> Iterator[Case]:
         )
 
 
-def transposed(draw: Draws) -> Iterator[Case]:
-    """Transposed convolutions of stride 2, without their products: 3 images, 5 channels to 7."""
+def tiled(draw: Draws) -> Iterator[Case]:
+    """Convolutions of users' generators without their products: 3 images, 5 channels to 7."""
     count, height, width, inputs, channels = 3, 5, 6, 5, 7
     limits = THREADS | {"top": (-2, 2), "left": (-2, 2), "step": (1, 2), "outputs": (2, 4)}
     limits |= {"high": (1, 2**31 - 1), "wide": (1, 2**31 - 1), "first": (0, 2**31 - 1)}
-    for outputs in (2, 4):
-        grid = {"high": -(-height // outputs), "wide": -(-width // outputs), "outputs": outputs}
-        tiles, slots = count * grid["high"] * grid["wide"], (outputs + 1) ** 2
+    limits |= {"taps": (2, 3)}
+    for taps, outputs in itertools.product((2, 3), (2, 4)):
+        grid = {"high": -(-height // outputs), "wide": -(-width // outputs)}
+        tiles, slots = count * grid["high"] * grid["wide"], (outputs + taps - 1) ** 2
+        grid |= {"taps": taps, "outputs": outputs}
         sizes = frozenset({"x", "out", *grid})
         yield Case(
-            "fill_two_taps",
+            "fill_tiles",
             {
                 "x": draw(count, height, width, inputs),
                 **grid,
@@ -379,7 +381,7 @@ def transposed(draw: Draws) -> Iterator[Case]:
         )
         results, place = draw(slots, tiles, channels), {"step": 2, "top": 1, "left": 0}
         yield Case(
-            "finish_two_taps",
+            "finish_tiles",
             {
                 "results": results,
                 "out": draw.unwritten(count, 2 * height, 2 * width, channels),
@@ -396,7 +398,7 @@ def transposed(draw: Draws) -> Iterator[Case]:
             limits=limits,
         )
         yield Case(
-            "finish_two_taps_grad",
+            "finish_tiles_grad",
             {
                 "results": results[:, :, :inputs].contiguous(),
                 "out": draw(count, height, width, inputs),
@@ -503,7 +505,7 @@ def cases(module: ModuleType) -> Iterator[Case]:
         yield from misfits(draw)
         yield from norms(draw)
         yield from convolutions(draw, module)
-        yield from transposed(draw)
+        yield from tiled(draw)
         yield from dense(draw)
         if module.build_info()["with_cuda"] and torch.cuda.is_available():
             stream = torch.cuda.current_stream().cuda_stream

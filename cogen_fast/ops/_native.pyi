@@ -239,43 +239,46 @@ def upsample_grad(
     arena: Tensor,  # written: as many as `upsample_arena` of `out` inputs and `in` outputs says
     threads: int,
 ) -> None: ...
-def fill_two_taps(
+def fill_tiles(
     *,
     x: Tensor,  # real (n, H, W, C)
     high: int,
     wide: int,
+    taps: int,  # r, 2 or 3
     outputs: int,  # m, 2 or 4
     step: int,  # 1 or 2
     top: int,
     left: int,
-    operands: Tensor,  # written from `first` on: real ((m + 1)^2, n high wide, first + C or more)
+    operands: Tensor,  # written from `first` on: real ((m + r - 1)^2, n high wide, C or more)
     first: int,
     threads: int,
 ) -> None: ...
-def finish_two_taps(
+def finish_tiles(
     *,
-    results: Tensor,  # real ((m + 1)^2, n high wide, C)
+    results: Tensor,  # real ((m + r - 1)^2, n high wide, C)
     out: Tensor,  # written where tiles lie: real (n, H, W, C)
     bias: Tensor,  # real (C,)
     slope: float,
     scale: Tensor | None,  # written likewise: real (n, H, W)
     high: int,
     wide: int,
+    taps: int,
     outputs: int,
     step: int,
     top: int,  # at least 0, as `left`
     left: int,
     threads: int,
 ) -> None: ...
-def finish_two_taps_grad(
+def finish_tiles_grad(
     *,
-    results: Tensor,  # real ((m + 1)^2, n high wide, C)
+    results: Tensor,  # real ((m + r - 1)^2, n high wide, C)
     out: Tensor,  # real (n, H, W, C)
     slope: float,
     scale: Tensor | None,  # real (n, H, W)
     out_grad: Tensor,  # written where tiles lie: as out, whose memory it may be
     high: int,
     wide: int,
+    taps: int,
     outputs: int,
     step: int,
     top: int,

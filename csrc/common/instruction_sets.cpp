@@ -16,15 +16,15 @@ struct Isa {
 
 const Isa kPlain{"plain",
                  {&plain::hmc_float, &plain::misfit_float, &plain::published_float,
-                  &plain::progressive_float, &plain::transposed_float},
+                  &plain::progressive_float, &plain::convolution_float},
                  {&plain::hmc_double, &plain::misfit_double, &plain::published_double,
-                  &plain::progressive_double, &plain::transposed_double}};
+                  &plain::progressive_double, &plain::convolution_double}};
 #if defined(COGEN_WITH_AVX2)
 const Isa kAvx2{"avx2",
                 {&avx2::hmc_float, &avx2::misfit_float, &avx2::published_float,
-                 &avx2::progressive_float, &avx2::transposed_float},
+                 &avx2::progressive_float, &avx2::convolution_float},
                 {&avx2::hmc_double, &avx2::misfit_double, &avx2::published_double,
-                 &avx2::progressive_double, &avx2::transposed_double}};
+                 &avx2::progressive_double, &avx2::convolution_double}};
 #endif
 
 std::vector<const Isa*> built() {

@@ -195,13 +195,14 @@ struct ProgressiveOps {
                         int threads);
 };
 
-// --- transposed convolutions of stride 2 with 4x4 kernels: csrc/convolution -----------------------
+// --- convolutions of users' generators, of channels-last images: csrc/convolution ----------------
 
-// The tiles of `count` images, high x wide for each. A tile has `outputs` x `outputs` pixels after
-// the products, and one more along each side before them: pixel (r, c) of tile (i, j) is in row
-// step (outputs i + r) + top and column step (outputs j + c) + left of its image.
+// The tiles of `count` images, high x wide for each, for correlations with `taps` taps along each
+// side. A tile has `outputs` pixels along each side after the products, and outputs + taps - 1
+// before them: pixel (r, c) of tile (i, j) is in row step (outputs i + r) + top and column step
+// (outputs j + c) + left of its image.
 struct TileGrid {
-  int64_t count, high, wide, outputs;
+  int64_t count, high, wide, taps, outputs;
   int64_t step, top, left;
 
   int64_t tiles() const { return count * high * wide; }
@@ -225,9 +226,10 @@ struct TileImages {
 // a gradient. `zeros` holds a zero for each channel; `pixels` is memory for a tile of each thread.
 //
 // `sum_taps` adds up the products (count, height, width, 16, channels) of each input pixel with the
-// weights in order, to an activation of twice the height and width without a norm.
+// weights of a transposed convolution of stride 2 in order, to an activation of twice the height and
+// width without a norm.
 template <class T>
-struct TransposedOps {
+struct ConvolutionOps {
   void (*fill)(const TileGrid&, const TileImages<T>&, const T* zeros, T* to, int64_t stride,
                int threads);
   void (*finish)(const TileGrid&, const T* results, const PixelNorm<T>&, int64_t height,
@@ -307,7 +309,7 @@ struct CpuOps {
   const MisfitOps<T>* misfit;
   const PublishedOps<T>* published;
   const ProgressiveOps<T>* progressive;
-  const TransposedOps<T>* transposed;
+  const ConvolutionOps<T>* convolution;
 };
 
 // Systematic resampling, see cogen_fast/ops/reference.py; `wanted` is null if all observations are
@@ -325,8 +327,8 @@ void systematic(int64_t observations, int64_t chains, const double* log_weights,
   extern const PublishedOps<double> published_double;     \
   extern const ProgressiveOps<float> progressive_float;   \
   extern const ProgressiveOps<double> progressive_double; \
-  extern const TransposedOps<float> transposed_float;       \
-  extern const TransposedOps<double> transposed_double;     \
+  extern const ConvolutionOps<float> convolution_float;   \
+  extern const ConvolutionOps<double> convolution_double; \
   }
 
 COGEN_DECLARE_ISA(plain)

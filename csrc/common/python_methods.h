@@ -54,6 +54,6 @@ PyMethodDef* misfit_methods();
 PyMethodDef* mlp_methods();
 PyMethodDef* noise_methods();
 PyMethodDef* progressive_methods();
-PyMethodDef* transposed_methods();
+PyMethodDef* convolution_methods();
 
 }  // namespace cogen

@@ -14,7 +14,7 @@ int main(int argc, char** argv) {
   check_anneal();
   check_dense();
   check_progressive();
-  check_transposed();
+  check_convolution();
   for (const auto& isa : usable_isas<float>()) printf("isa: %s\n", isa.name);
   printf("%lld cases, %d failures\n", static_cast<long long>(cases_begun()), failures());
   return failures() == 0 ? 0 : 1;

@@ -182,7 +182,7 @@ void check_misfit();
 void check_anneal();
 void check_dense();
 void check_progressive();
-void check_transposed();
+void check_convolution();
 
 // Planted faults.
 

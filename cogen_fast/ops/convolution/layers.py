@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cogen_fast.ops import reference
 from cogen_fast.ops.convolution.tap_sums import SummedTaps
-from cogen_fast.ops.convolution.two_taps import TiledTaps
+from cogen_fast.ops.convolution.tiles import TiledConvolution, TiledTransposed
 from cogen_fast.ops.progressive import normed
 from cogen_fast.ops.progressive.layers import Layer
 from cogen_fast.ops.progressive.normed import NormedActivation
@@ -91,14 +91,16 @@ def layer_of(spec: ConvolutionSpec, work: Workspace | None) -> Layer | None:
     by_torch = not spec.upsampled and (spec.folded or spec.slope != 1.0)
     if work is None:
         return TorchConvolution(spec, TorchNorms()) if by_torch else None
-    kernel = tuple(spec.weight.shape[2:])
+    kernel, by_tiles = tuple(spec.weight.shape[2:]), len(spec.bias) >= _FEW_CHANNELS
     where = (kernel, spec.stride, spec.padding) if spec.plain else None
     if spec.upsampled:
         if spec.transposed or where != ((3, 3), (1, 1), (1, 1)):
             return None
         return UpsampledConvolution(spec.weight, spec.bias, spec.slope, work, normalise=False)
+    if not spec.transposed and where == ((3, 3), (1, 1), (1, 1)) and by_tiles:
+        return TiledConvolution(spec.weight, spec.bias, spec.slope, work)
     if spec.transposed and where == ((4, 4), (2, 2), (1, 1)):
-        kind = TiledTaps if len(spec.bias) >= _FEW_CHANNELS else SummedTaps
+        kind = TiledTransposed if by_tiles else SummedTaps
         return kind(spec.weight, spec.bias, spec.slope, work)
     if spec.transposed and where is not None and spec.side == (1, 1) and spec.padding == (0, 0):
         return OnePixel(spec.weight, spec.bias, spec.slope)

@@ -20,7 +20,7 @@ from cogen_fast.ops.convolution.layers import (
     layer_of,
 )
 from cogen_fast.ops.convolution.tap_sums import SummedTaps
-from cogen_fast.ops.convolution.two_taps import TiledTaps
+from cogen_fast.ops.convolution.tiles import TiledConvolution, TiledTransposed
 from cogen_fast.ops.progressive.layers import Layer
 from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.progressive.packed import Workspace
@@ -113,9 +113,11 @@ def four_by_four(
 
 @pytest.mark.parametrize("dtype", [F64, F32])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("kind", [TiledTaps, SummedTaps])
+@pytest.mark.parametrize("kind", [TiledTransposed, SummedTaps])
 def test_transposed_convolutions_are_torchs(
-    kind: type[TiledTaps | SummedTaps], size: tuple[int, int, int, int, int], dtype: torch.dtype
+    kind: type[TiledTransposed | SummedTaps],
+    size: tuple[int, int, int, int, int],
+    dtype: torch.dtype,
 ) -> None:
     for slope in (SLOPE, 0.0, 1.0):
         spec = four_by_four(size, dtype, slope)
@@ -123,9 +125,23 @@ def test_transposed_convolutions_are_torchs(
         assert_is(layer, spec, size[0], size[3])
 
 
-@pytest.mark.parametrize("kind", [TiledTaps, SummedTaps])
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_3x3_convolutions_are_torchs(
+    size: tuple[int, int, int, int, int], dtype: torch.dtype
+) -> None:
+    images, height, width, inputs, outputs = size
+    kernel = random(outputs, inputs, 3, 3, seed=1, dtype=dtype)
+    bias = random(outputs, seed=2, dtype=dtype)
+    for slope in (SLOPE, 0.0, 1.0):
+        spec = spec_of(kernel, bias, (height, width), slope=slope, padding=(1, 1))
+        layer = TiledConvolution(kernel, bias, slope, Workspace(dtype))
+        assert_is(layer, spec, images, inputs)
+
+
+@pytest.mark.parametrize("kind", [TiledTransposed, SummedTaps])
 @pytest.mark.parametrize("isa", native.extension().build_info()["isa_usable"])
-def test_every_instruction_set(kind: type[TiledTaps | SummedTaps], isa: str) -> None:
+def test_every_instruction_set(kind: type[TiledTransposed | SummedTaps], isa: str) -> None:
     before = native.extension().build_info()["isa"]
     try:
         native.extension().set_isa(isa)
@@ -136,7 +152,7 @@ def test_every_instruction_set(kind: type[TiledTaps | SummedTaps], isa: str) -> 
 
 
 def test_no_images_at_all() -> None:
-    for kind in (TiledTaps, SummedTaps):
+    for kind in (TiledTransposed, SummedTaps):
         spec = four_by_four((1, 4, 4, 8, 8), F32)
         layer = kind(spec.weight, spec.bias, SLOPE, Workspace(F32))
         found = layer.forward(torch.zeros(0, 4, 4, 8))
@@ -146,7 +162,8 @@ def test_no_images_at_all() -> None:
 
 
 OTHERS = {
-    "3x3": ({"padding": (1, 1)}, (7, 5, 3, 3), TorchConvolution),
+    "3x3": ({"padding": (1, 1)}, (9, 5, 3, 3), TiledConvolution),
+    "3x3 to few": ({"padding": (1, 1)}, (7, 5, 3, 3), TorchConvolution),
     "1x1": ({}, (3, 5, 1, 1), TorchConvolution),
     "strided": ({"stride": (2, 1), "padding": (0, 1)}, (7, 5, 3, 2), TorchConvolution),
     "grouped": ({"groups": 5, "dilation": (2, 2)}, (10, 1, 2, 2), TorchConvolution),
@@ -187,13 +204,13 @@ def test_a_transposed_convolution_of_one_pixel_is_a_dense_layer() -> None:
 
 
 def test_few_channels_are_summed_and_many_tiled() -> None:
-    for outputs, kind in ((3, SummedTaps), (7, SummedTaps), (8, TiledTaps)):
+    for outputs, kind in ((3, SummedTaps), (7, SummedTaps), (8, TiledTransposed)):
         spec = four_by_four((1, 4, 4, 2, outputs), F32)
         assert type(layer_of(spec, Workspace(F32))) is kind
 
 
 def test_a_convolution_alone_is_left_to_torch() -> None:
-    kernel, bias = random(7, 5, 3, 3, seed=1, dtype=F32), torch.zeros(7)
+    kernel, bias = random(7, 5, 1, 1, seed=1, dtype=F32), torch.zeros(7)
     for work in (Workspace(F32), None):
         for slope, folded in ((1.0, False), (1.0, True), (0.0, False)):
             spec = spec_of(kernel, bias, (6, 8), slope=slope, folded=folded)

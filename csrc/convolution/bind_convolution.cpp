@@ -1,4 +1,4 @@
-// Bindings of transposed convolutions of stride 2 with 4x4 kernels. Images are channels last.
+// Bindings of the convolutions of users' generators. Images are channels last.
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -19,6 +19,7 @@ TileGrid grid_of(Arguments& given, std::int64_t count) {
   grid.count = count;
   grid.high = given.integer("high", 1, kMost);
   grid.wide = given.integer("wide", 1, kMost);
+  grid.taps = given.integer("taps", 2, 3);
   grid.outputs = given.integer("outputs", 2, 4);
   if (grid.outputs == 3) throw pybind11::value_error("outputs: expected 2 or 4, got 3");
   grid.step = given.integer("step", 1, 2);
@@ -29,7 +30,7 @@ TileGrid grid_of(Arguments& given, std::int64_t count) {
 
 // Raises ValueError unless `array` is (slots, tiles, C) for that grid.
 void require_slots(const Array& array, const TileGrid& grid) {
-  const std::int64_t slots = (grid.outputs + 1) * (grid.outputs + 1);
+  const std::int64_t side = grid.outputs + grid.taps - 1, slots = side * side;
   array.require_rank(3, "(slots, tiles, C)");
   if (array.size(0) != slots || array.size(1) != grid.tiles() || array.size(2) < 1) {
     array.refuse("shape (" + std::to_string(slots) + ", " + std::to_string(grid.tiles()) + ", C)");
@@ -57,7 +58,7 @@ void fill_operands(Arguments& given) {
     given.finish();
     const pybind11::gil_scoped_release released;
     const std::vector<T> zeros(static_cast<std::size_t>(images.channels));
-    ops<T>().transposed->fill(grid, images, zeros.data(), to + first, stride, threads);
+    ops<T>().convolution->fill(grid, images, zeros.data(), to + first, stride, threads);
   });
 }
 
@@ -91,7 +92,7 @@ void finish_tiles(Arguments& given, const Take& take, const Op& op) {
     const pybind11::gil_scoped_release released;
     const std::int64_t tile = grid.outputs * grid.outputs * to.channels;
     std::vector<T> tiles(static_cast<std::size_t>(threads * tile));
-    op(*ops<T>().transposed)(grid, read, to, out.size(1), out.size(2), tiles.data(), threads);
+    op(*ops<T>().convolution)(grid, read, to, out.size(1), out.size(2), tiles.data(), threads);
   });
 }
 
@@ -128,17 +129,17 @@ void sum_products(Arguments& given) {
     const int threads = given.threads();
     given.finish();
     const pybind11::gil_scoped_release released;
-    ops<T>().transposed->sum_taps(size, read, to, threads);
+    ops<T>().convolution->sum_taps(size, read, to, threads);
   });
 }
 
 }  // namespace
 
-PyMethodDef* transposed_methods() {
+PyMethodDef* convolution_methods() {
   static PyMethodDef methods[] = {
-      method<fill_operands>("fill_two_taps", "The operands of the products of all tiles."),
-      method<finish_activation>("finish_two_taps", "The activation that the results of all tiles give."),
-      method<finish_gradient>("finish_two_taps_grad", "Their gradient, likewise."),
+      method<fill_operands>("fill_tiles", "The operands of the products of all tiles."),
+      method<finish_activation>("finish_tiles", "The activation that the results of all tiles give."),
+      method<finish_gradient>("finish_tiles_grad", "Their gradient, likewise."),
       method<sum_products>("sum_taps", "The activation that products with all weights give."),
       {}};
   return methods;
