@@ -23,7 +23,8 @@ class Compute:
         backend: "auto", "fused", "native" (CPU), "triton" (CUDA) or "reference" ("auto"); see
             `cogen_fast.backends`. "auto" takes "fused" where that supports G: for progressive
             generators the fast path of the gradient with respect to z, and for small generators of
-            dense layers, with the published method, whole runs in one call.
+            dense layers, with the published method, whole runs in one call. Of other modules with
+            convolutions it makes a faster form, where that agrees with the module.
         gradient_dtype: the float type of gradients (G's own type, float32 for most). "bfloat16" and
             "float16" are cheaper on a GPU and leave the posterior exact, because energies are then
             computed by a forward pass of their own. Where the acceptance falls, the run continues
