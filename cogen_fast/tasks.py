@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,12 +34,26 @@ from cogen_fast.problem.problem import prepared
 from cogen_fast.results.result import Result
 from cogen_fast.sampler import curvature
 from cogen_fast.sampler.tuning import POPULATION
-from cogen_fast.support.arguments import check_choice, check_count, check_flag, check_seed, shown
+from cogen_fast.support.arguments import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_seed,
+    names_of,
+    shown,
+)
 from cogen_fast.support.memory import check_room, check_samples
 from cogen_fast.support.warnings import warn_user
 
 # Vectors of latent size that each chain holds: position, gradient, momentum and proposal.
 _VECTORS_PER_CHAIN = 4
+# The options that take settings objects, and the kinds of objects.
+_SETTINGS = (
+    ("method", Adaptive),
+    ("method", Paper),
+    ("compute", Compute),
+    ("checkpoint", Checkpoint),
+)
 
 
 def cogenerate(
@@ -191,7 +206,7 @@ def inpaint(
         raise TypeError(f"mask: expected an array of 0 and 1, got {operator!r}; use cogenerate")
     if operator.mask.numel() and bool(operator.mask.all()):
         warn_user("mask: everything is observed, so nothing is left to fill in")
-    return cogenerate(G, image, operator, **{"polish": "auto"} | options)
+    return cogenerate(G, image, operator, **_checked(options))
 
 
 def super_resolve(
@@ -211,7 +226,20 @@ def super_resolve(
     """
     operators = {"average": AveragePool, "stride": Stride}
     chosen = check_choice("downsample", downsample, tuple(operators))
-    return cogenerate(G, low_res, operators[chosen](factor), **{"polish": "auto"} | options)
+    return cogenerate(G, low_res, operators[chosen](factor), **_checked(options))
+
+
+def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `cogenerate`, with the default of ``polish``; TypeError for other names."""
+    for name in options.keys() - inspect.signature(cogenerate).parameters.keys():
+        homes = [
+            f"{keyword}={kind.__name__}({name}=...)"
+            for keyword, kind in _SETTINGS
+            if name in names_of(kind)
+        ]
+        hint = f"; give {' or '.join(homes)}" if homes else ""
+        raise TypeError(f"{name}: expected an option of cogenerate, got another name{hint}")
+    return {"polish": "auto", **options}
 
 
 def _check_room(

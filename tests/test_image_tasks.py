@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogen_fast import AveragePool, Mask, Paper, Stride, cogenerate, inpaint
+from cogen_fast import AveragePool, Mask, Paper, Stride, cogenerate, inpaint, super_resolve
 from cogen_fast.experiments.evaluate.tasks import (
     PUBLISHED,
     Block,
@@ -290,3 +290,24 @@ def test_a_published_run_goes_through_its_whole_network() -> None:
     assert result.images.shape == (1, preset.chains, 3, 128, 128)
     assert result.settings["form"] == preset.form and result.settings["noise"] == "weight 1"
     assert result.cost == preset.chains * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("populations", r"; give method=Adaptive\(populations=\.\.\.\)$"),
+        (
+            "hmc_steps",
+            r"; give method=Adaptive\(hmc_steps=\.\.\.\) or method=Paper\(hmc_steps=\.\.\.\)$",
+        ),
+        ("backend", r"; give compute=Compute\(backend=\.\.\.\)$"),
+        ("seconds", r"; give checkpoint=Checkpoint\(seconds=\.\.\.\)$"),
+        ("colour", "$"),
+    ],
+)
+def test_a_setting_in_the_wrong_place_is_shown_its_place(name: str, hint: str) -> None:
+    message = f"^{name}: expected an option of cogenerate, got another name{hint}"
+    with pytest.raises(TypeError, match=message):
+        inpaint(lambda z: z, torch.zeros(3), torch.ones(3), **{name: 2})
+    with pytest.raises(TypeError, match=message):
+        super_resolve(lambda z: z, torch.zeros(1, 2, 2), 2, **{name: 2})
