@@ -35,8 +35,9 @@ def after(beta: Tensor, sharpness: Tensor, kept: float = 0.96, count: int = 2) -
 
 @pytest.mark.parametrize("kept", [0.5, 0.9, 0.96])
 def test_gaussian_energies_keep_the_share_asked_for(kept: float) -> None:
-    # Of the conditional effective sample size (E w)^2 / E w^2, with 400,000 energies of standard
-    # deviation 25, by the delta method within four standard errors.
+    # The share is that of the conditional effective sample size, (E w)^2 / E w^2. It is estimated
+    # from 400,000 Gaussian energies of standard deviation 25, with the standard error of the delta
+    # method; the bound is four of these.
     beta, deviation, n = 0.02, 25.0, 400_000
     (there, _) = after(tensor(beta, beta), tensor(beta * deviation, beta * deviation), kept)
     w = (-(there - beta) * deviation * normal(n, seed=1)).exp()
@@ -49,10 +50,12 @@ def test_gaussian_energies_keep_the_share_asked_for(kept: float) -> None:
 
 @pytest.mark.slow
 def test_a_large_run_keeps_the_share_asked_for() -> None:
-    # Energies of 40 measurements are those of a chi square of k = 40 at most: with c^2 =
-    # -log(kept) the share is exp(-c^2 + c^3 sqrt(8 / k)) to the next order, 0.014 more than 0.9;
-    # the deviation is a mean over some three steps, in which it grows. 0.02 beside that is what
-    # 1,000 particles leave of the mean, 0.06 of each.
+    # At equilibrium beta E is half a chi square of k = 40 degrees of freedom at most. With c^2 =
+    # -log(kept) the share is then exp(-c^2 + c^3 sqrt(8 / k)) to the next order, which is 0.014
+    # more than 0.9. The step is made with a mean of beta sd(E) over about three steps, while beta
+    # sd(E) grows, so that steps are a little too large and the share is expected at 0.91. The
+    # bounds allow for the noise of 1,000 particles: 0.02 for the mean over steps, 0.06 for each
+    # step.
     target = LinearGaussian(d=40, measured=40, sigma=0.3)
     how: dict[str, Any] = {"chains": 1000, "latent_size": 40, "keep_trace": True}
     run = sample(target, Annealing(target_cess=0.9, resample_below=0.999), **how)
@@ -66,31 +69,35 @@ def test_a_large_run_keeps_the_share_asked_for() -> None:
         w = (logs - logs.amax(-1, keepdim=True)).exp()
         shares.append(w.mean(-1) ** 2 / (w * w).mean(-1))
         beta = info.choice.beta
-    found = torch.stack(shares[3:])  # the pool's deviation is soon forgotten
+    # the first steps still use the standard deviation of the pool's energies
+    found = torch.stack(shares[3:])
     assert len(found) > 10
     assert (found.mean(0) - 0.91).abs().max() < 0.02
     assert (found - 0.9).abs().max() < 0.06
 
 
 def test_the_next_temperature_by_hand() -> None:
-    # Others' deviations 40 and 20 of energies at 0.1: steps of c over them.
+    # sharpness / beta, the standard deviation of the energies, is 20 and 40. Each island divides c
+    # by the standard deviation of the other one.
     c = math.sqrt(-math.log(0.96))
     assert after(tensor(0.1, 0.1), tensor(2.0, 4.0)) == pytest.approx([0.1 + c / 40, 0.1 + c / 20])
-    # One behind has the others' deviation at its own temperature, one ahead at theirs.
+    # The island behind divides the other's sharpness by its own beta, the island ahead by the
+    # other's smaller beta: by 0.1 in both cases.
     found = after(tensor(0.1, 0.4), tensor(2.0, 2.0))
     assert found == pytest.approx([0.1 + c / 20.0, 0.4 + c / 20.0])
-    # Of several the mean.
+    # With several others, an island takes the mean of their standard deviations.
     found = after(tensor(0.1, 0.2, 0.4), tensor(2.0, 4.0, 8.0), count=3)
     expected = [0.1 + c / 60.0, 0.2 + c / ((20.0 + 40.0) / 2.0), 0.4 + c / 20.0]
     assert found == pytest.approx(expected)
-    # An island alone has its own, and observations nothing of each other.
+    # Observations of one island each take their own standard deviation, and nothing from each
+    # other.
     assert after(tensor(0.1, 0.1), tensor(2.0, 4.0), count=1) == pytest.approx(
         [0.1 + c / 20, 0.1 + c / 40]
     )
 
 
-def test_one_ahead_waits_for_the_others() -> None:
-    # From far apart in log beta, both by the same rule: their ratio goes to 1.
+def test_an_island_ahead_waits_for_the_others() -> None:
+    # Two islands start far apart in log beta and follow the same rule: their ratio must fall to 1.
     beta, sharp = tensor(0.001, 0.02), tensor(3.0, 3.0)
     ratios = []
     for _ in range(60):
@@ -111,7 +118,7 @@ def test_no_temperature_is_beyond_the_end() -> None:
         assert after(tensor(beta, beta), tensor(0.01, 0.01)) == [1.0, 1.0]
 
 
-def test_nothing_kept_is_a_jump_and_who_stands_still_does_not_move() -> None:
+def test_a_kept_share_of_zero_jumps_to_the_end_and_inactive_islands_stay() -> None:
     beta, sharp = tensor(0.1, 0.1, 0.3, 1.0), tensor(1.0, 1.0, 1.0, 1.0)
     kept, active = tensor(0.0, 0.96, 0.0, 0.96), torch.tensor([True, True, False, True])
     found = annealing_plan.next_beta(beta, sharp, kept, 2, active)
@@ -177,11 +184,12 @@ def test_what_is_affordable_fits_and_leaves_something_for_the_posterior() -> Non
             )
             assert spent <= remaining
             assert made > 0 or remaining < (fixed or 1)
-            # A step that does not end the way leaves one more trajectory at least, as does any
-            # where all rounds are missing.
+            # Where more than one step is to come, or where eight rounds are missing, the budget
+            # must afford at least one further trajectory after this temperature.
             if travel > 0.0 and steps > (0.0 if rounds == 8.0 else 1.0):
                 assert remaining - spent >= count
-            # Nobody jumps who has a trajectory of three steps for the way and two for the end.
+            # A jump to beta = 1 (no steps) is allowed only where the budget cannot pay three of the
+            # shortest trajectories: one for the step and two for the reserved rounds.
             assert steps > 0.0 or travel == 0.0 or remaining < 3 * (fixed or min(length, 3))
 
 
@@ -191,7 +199,8 @@ def test_short_budgets_say_that_they_jumped(mass: str) -> None:
     for budget, oversized_steps in ((1, True), (8, True), (400, False)):
         run = sample(MIXED.rows([1]), Annealing(budget=budget, mass=mass))
         assert run.state.oversized_steps.tolist() == [oversized_steps] * 2
-    # Three observations have five steps and two rounds of L = 4 for the way of the sharpest.
+    # The budget pays the first gradient and seven trajectories of L = 4: two reserved rounds, and
+    # five steps that must cover the distance of the sharpest observation.
     annealing = Annealing(budget=1 + 4 * 7, leapfrog_steps=4, mass=mass)
     run = sample(MIXED, annealing, observations=3)
     moving = torch.ones(6, dtype=torch.bool)
@@ -212,8 +221,8 @@ def test_a_small_share_that_was_asked_for_is_no_jump() -> None:
     for budget in (None, 2_000):
         run = sample(MIXED, Annealing(target_cess=0.08, budget=budget), observations=3)
         assert not run.state.oversized_steps.any()
-    assert (run.state.sharpness > 0.0).all()  # such steps teach something too
-    # With seven gradients it takes larger ones.
+    assert (run.state.sharpness > 0.0).all()  # such large steps estimate beta sd(E), too
+    # Seven gradients after the first one force steps that keep even less than 0.08.
     short = sample(MIXED, Annealing(target_cess=0.08, budget=8), observations=3)
     assert short.state.oversized_steps.all()
 
@@ -236,31 +245,33 @@ def test_more_budget_means_smaller_steps_then_more_moves() -> None:
     assert kept[-1] == 0.5
     assert moves[0] == 0
     assert moves[-1] == 8
-    assert moves[kept.index(0.5) - 1] == 1  # steps first, then moves
+    assert moves[kept.index(0.5) - 1] == 1  # the steps become small before M exceeds 1
     how: dict[str, Any] = {"target": MIXED.rows([2])}
     free, ample = sample(**how), sample(**how, annealing=Annealing(budget=3_000))
     assert free.infos[0].choice.kept.tolist() == [Annealing.target_cess] * 2
     assert torch.equal(free.infos[0].choice.beta, ample.infos[0].choice.beta)
 
 
-STEP = math.sqrt(math.log(2.0))  # of the energies' deviation, that keeps half
+STEP = math.sqrt(math.log(2.0))  # a step of STEP / sd(E) keeps half of the CESS
 FITS: dict[str, tuple[int, float, int, int, int, int | None, tuple[int, int, float]]] = {
-    # remaining, travel, L, M, rounds missing, fixed L: 10 steps of the asked share and 5 rounds at
-    # the end, of a third of M moves.
+    # remaining gradients, distance, L, M, rounds missing, fixed L, and the expected (L, M, steps).
+    # With the share asked for, the distance takes 10 steps. A round at beta = 1 has a third of the
+    # M moves, rounded up.
     "all-affordable": (8 * 35, 10 * STEP, 8, 3, 5, None, (8, 3, 10.0)),
     "not-all-moves": (8 * 35 - 1, 10 * STEP, 8, 3, 5, None, (8, 2, 10.0)),
     "one-move": (8 * 15, 10 * STEP, 8, 3, 5, None, (8, 1, 10.0)),
     "larger-steps": (8 * 15 - 1, 10 * STEP, 8, 3, 5, None, (8, 1, 119 / 8 - 4)),
-    # exp(-log 2 (10 / s)^2) >= 0.1 to s = 5.487, so from 75.9 gradients on
-    # with the four rounds that make eight with those made.
+    # s steps keep exp(-log 2 (10 / s)^2), which is at least 0.1 from s = 5.487 on. With four
+    # reserved rounds, which make eight with those already made, L = 8 needs 75.9 gradients for
+    # that.
     "largest-steps": (76, 10 * STEP, 8, 3, 5, None, (8, 1, 76 / 8 - 4)),
     "shorter": (75, 10 * STEP, 8, 3, 5, None, (6, 1, 75 / 6 - 4)),
     "eight-rounds-at-most": (100, 10 * STEP, 8, 3, 9, None, (6, 1, 100 / 6 - 8)),
     "shorter-if-it-may": (75, 10 * STEP, 8, 3, 5, 8, (8, 1, 75 / 8 - 2)),
     "much-shorter": (37, 10 * STEP, 8, 3, 5, None, (3, 1, 37 / 3 - 4)),
-    # Where the least length does not suffice, with two rounds.
+    # Where even L = 3, the least length, has no room for four rounds, two are reserved.
     "fewer-rounds": (28, 10 * STEP, 8, 3, 5, None, (3, 1, 28 / 3 - 2)),
-    # So from 22.5 gradients on in trajectories of three, the least.
+    # With these, L = 3 keeps 0.1 from 22.5 gradients on. Below, steps of any size are taken.
     "too-large-steps": (23, 10 * STEP, 8, 3, 5, None, (3, 1, 23 / 3 - 2)),
     "anything-below": (22, 10 * STEP, 8, 3, 5, None, (6, 1, 22 / 6 - 2)),
     "a-single-step": (9, 10 * STEP, 8, 3, 5, None, (3, 1, 1.0)),
@@ -272,7 +283,7 @@ FITS: dict[str, tuple[int, float, int, int, int, int | None, tuple[int, int, flo
     "nothing-left": (0, 10 * STEP, 8, 3, 5, None, (8, 0, 0.0)),
     "too-little-left": (7, 10 * STEP, 8, 3, 5, 8, (8, 0, 0.0)),
     "at-the-end": (8 * 5 * 2, 0.0, 8, 6, 5, None, (8, 6, 0.0)),
-    # Only the rounds still missing need gradients; there is one at least.
+    # At beta = 1 only the rounds that are missing need gradients, but at least one is planned.
     "two-rounds-missing": (8 * 2 * 2, 0.0, 8, 6, 2, None, (8, 6, 0.0)),
     "not-for-all-their-moves": (8 * 2 * 2 - 1, 0.0, 8, 6, 2, None, (8, 3, 0.0)),
     "the-last-round": (8 * 2, 0.0, 8, 6, 1, None, (8, 6, 0.0)),
@@ -305,13 +316,14 @@ def test_the_way_to_the_posterior_by_hand() -> None:
         )
 
     assert travel(1.0, 3.0) == 0.0
-    assert travel(math.exp(-2.0), 3.0) == pytest.approx(6.0)  # known: 3 steps an e-fold
-    floor = 0.6 * 2.0  # sqrt(8 / 2), nearly
+    assert travel(math.exp(-2.0), 3.0) == pytest.approx(6.0)  # 3 steps for each of two e-folds
+    floor = 0.6 * 2.0  # the least steps per e-fold, 0.6 sqrt(d / 2) with d = 8
     assert travel(math.exp(-2.0), 0.0) == pytest.approx(2.0 * floor)
     assert travel(math.exp(-2.0), 0.1) == pytest.approx(2.0 * floor)
-    assert travel(0.0, 3.0) == pytest.approx(30.0)  # ten e-folds before one is known
+    assert travel(0.0, 3.0) == pytest.approx(30.0)  # at beta = 0 ten e-folds are assumed
     assert travel(math.exp(-3.0), 3.0, math.exp(-1.0)) == pytest.approx(6.0)
-    assert travel(math.exp(-0.5), 3.0, math.exp(-1.0)) == pytest.approx(0.9)  # past the aim
+    # 0.3 e-folds beyond the aim
+    assert travel(math.exp(-0.5), 3.0, math.exp(-1.0)) == pytest.approx(0.9)
 
 
 # --- who chooses it -------------------------------------------------------------------------------
@@ -341,8 +353,9 @@ def standing(**changes: Any) -> AnnealingStatus:
 
 
 def test_the_plan_is_made_for_those_that_move() -> None:
-    # Ratios 16 and 4 (1 for the one that stands still): 8. On the way energies and all latents
-    # count, 0.75 and 0.72: 0.75^6 and 0.72^5 are the first below 0.2.
+    # L is the geometric mean of the ratios 16 and 4 of the two active rows. Before beta = 1 the
+    # larger correlation of energies and of all latents counts, 0.75 and 0.72; 0.75^6 and 0.72^5 are
+    # their first powers below 0.2.
     chosen = annealing_plan.choose(standing(), Annealing(target_cess=0.7))
     assert (chosen.leapfrog_steps, chosen.hmc_steps) == (8, 6)
     assert chosen.moves.tolist() == [6, 5, 0]
@@ -354,7 +367,8 @@ def test_the_plan_is_made_for_those_that_move() -> None:
 
 
 def test_there_are_fewer_moves_where_further_ones_forget_little() -> None:
-    # Of the five and four beyond the first; not at the posterior, where nothing makes up for them.
+    # The moves beyond the first, five and four, are multiplied by the further decorrelation. This
+    # is not done at the posterior, where no weights correct for moves that are left out.
     for forgetting, moves in ((0.5, [3, 3, 0]), (0.0, [1, 1, 0]), (0.7, [5, 4, 0])):
         tuned = dataclasses.replace(
             standing().tuning, further_decorrelation=tensor(*3 * [forgetting])
@@ -365,7 +379,7 @@ def test_there_are_fewer_moves_where_further_ones_forget_little() -> None:
 
 
 def test_poor_moves_are_no_guide_to_how_many_it_takes() -> None:
-    # Accepted less often than every other time: the most moves, but not at the posterior.
+    # Where the acceptance is below 0.5, there are the most moves, 8, but not at the posterior.
     tuned = dataclasses.replace(standing().tuning, acceptance=tensor(0.499, 0.501, 0.1))
     assert annealing_plan.choose(standing(tuning=tuned), Annealing()).moves.tolist() == [8, 5, 0]
     there = standing(tuning=tuned, beta=tensor(1.0, 1.0, 1.0))
@@ -378,19 +392,21 @@ def test_poor_moves_are_no_guide_to_how_many_it_takes() -> None:
 
 
 def test_at_the_posterior_the_slowest_directions_count_too() -> None:
-    # 0.99 and 0.95: eight moves at most, and 0.95^7 is the first below 0.7; a third of these.
+    # At the posterior the largest correlation counts, here 0.99 and 0.95. Below 0.7 they take more
+    # than the eight moves allowed, and seven; a round has a third of these, rounded up.
     there = standing(beta=tensor(1.0, 1.0, 1.0))
     assert annealing_plan.choose(there, Annealing()).moves.tolist() == [3, 3, 0]
     patient = Annealing(rule=TuningRule(most_moves=100))
     assert annealing_plan.choose(there, patient).moves.tolist() == [12, 3, 0]
 
 
-def test_nobody_left_is_an_error() -> None:
+def test_a_plan_without_active_rows_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"^state: expected an observation that is not finished"):
         annealing_plan.choose(standing(active=torch.zeros(3, dtype=torch.bool)), Annealing())
 
 
-# Ways of 0.6 sqrt(8 / 2) times log 10 and log 2; the finished one is not on its way.
+# Distances are 0.6 sqrt(8 / 2) = 1.2 steps per e-fold, times log 10 and log 2 e-folds. The third
+# row is finished and has none.
 WAYS = [1.2 * math.log(10.0), 1.2 * math.log(2.0)]
 
 
@@ -406,8 +422,9 @@ def test_steps_are_planned_for_the_one_farthest_off() -> None:
 
 
 def test_moves_within_a_budget_are_common() -> None:
-    # By the mean of the memories, 0.735: six moves, where 8.5 steps of the farthest of 6 L = 48
-    # gradients and 30 rounds of 2 L are affordable.
+    # M follows from the mean correlation of the active rows, 0.735, which takes six moves. The
+    # budget needed is 8.5 steps of M L = 48 gradients for the longest distance, and 30 rounds of
+    # two moves, 2 L = 16 gradients each.
     least = math.ceil(48.0 * WAYS[0] / math.sqrt(-math.log(0.9)) + 16.0 * 30.0)
     assert least == 889
     for left, moves in ((10**6, 6), (889, 6), (888, 5)):
@@ -418,19 +435,21 @@ def test_moves_within_a_budget_are_common() -> None:
 
 
 def test_rounds_are_planned_for_the_one_with_most_missing() -> None:
-    # At the end: 30 - 3 rounds of 3 L = 24 gradients; the finished one's 28 do not count.
+    # At beta = 1 the row with fewest rounds has made 3 of 30, and a round costs 3 L = 24 gradients.
+    # The finished row, with 28 rounds, does not count.
     there: dict[str, Any] = {"beta": torch.ones(3, dtype=F64), "rounds": torch.tensor([3, 6, 28])}
     for left, moves in ((648, 3), (647, 2), (432, 2), (431, 1), (216, 1)):
         chosen = annealing_plan.choose(standing(**there), Annealing(budget=10 + left))
         assert (chosen.leapfrog_steps, chosen.moves.tolist()) == (8, [moves, moves, 0])
-    # With one more made they are 26.
+    # After one more round of that row 26 rounds are missing.
     there["rounds"] = torch.tensor([4, 6, 28])
     chosen = annealing_plan.choose(standing(**there), Annealing(budget=10 + 624))
     assert chosen.moves.tolist() == [3, 3, 0]
 
 
 def test_rounds_at_the_posterior_are_reserved_once() -> None:
-    # Of eight three-step rounds that fit exactly, each leaves the others what they need.
+    # Eight rounds of L = 3 use 24 gradients exactly. Each call plans one round, and must leave the
+    # gradients that the rounds after it need.
     remaining, lengths = 24, []
     for rounds in range(30, 22, -1):
         length, moves, _ = annealing_plan.fit_budget(
@@ -446,9 +465,10 @@ def test_a_fixed_number_of_moves_is_kept_within_a_budget() -> None:
     for remaining, expected in (
         (8 * 4 * (10 + 9), (8, 4, 10.0)),
         (8 * 4 * (10 + 9) - 1, (8, 4, 607 / 32 - 8)),
-        (3 * 4 * 8, (3, 4, 6.0)),  # 0.1 is kept to s = 5.487, with two rounds
+        # six steps beside two rounds keep more than 0.1, as do all from 5.487 on
+        (3 * 4 * 8, (3, 4, 6.0)),
         (3 * 4, (3, 4, 0.0)),
-        (3, (3, 1, 0.0)),  # less than these cost
+        (3, (3, 1, 0.0)),  # too few for four moves even of L = 1
     ):
         found = annealing_plan.fit_budget(
             annealing_plan.BudgetPlan(remaining, 10 * STEP, 9), 8, 4, annealing

@@ -83,7 +83,9 @@ def covariance(grad: Tensor) -> Tensor:
 
 
 def test_the_first_moves_count_alike() -> None:
-    # Until a mean over all weighs one less than the gain, 0.5 / sqrt(25): ten moves.
+    # Moves have equal weights until a mean over all of them would give each less than the gain, 0.5
+    # / sqrt(25) = 0.1: this is so for the first ten. A move of four particles counts three
+    # gradients.
     grads = [normal(2, 4, 25, seed=k).float() for k in range(10)]
     beta, both = tensor(0.1, 0.7), torch.tensor([True, True])
     found = curvature.init(grads[0])
@@ -96,8 +98,9 @@ def test_the_first_moves_count_alike() -> None:
 
 
 def test_later_moves_count_by_the_gain() -> None:
-    # Weights g (1 - g)^k: the mean follows what has changed, as exp(-g t), and its noise is that
-    # of (2 - g) / g moves.
+    # Later moves have the weights g (1 - g)^k, so that n moves with equal gradients give the share
+    # 1 - (1 - g)^n of their covariance to a mean that starts at 0. The noise of such a mean is that
+    # of (2 - g) / g moves with equal weights.
     size, particles = 16, 4
     gain = curvature.gain(size)
     assert gain == 0.125
@@ -112,7 +115,7 @@ def test_later_moves_count_by_the_gain() -> None:
     assert found.inverse_count.item() == pytest.approx(1.0 / count, rel=1e-9)
 
 
-def test_who_is_not_active_learns_nothing() -> None:
+def test_inactive_rows_learn_nothing() -> None:
     grad, active = normal(3, 4, 5, seed=1), torch.tensor([True, False, True])
     none = curvature.init(grad)
     some = curvature.update(none, grad, tensor(0.1, 0.2, 0.3), torch.tensor([True, True, True]))
@@ -125,9 +128,10 @@ def test_who_is_not_active_learns_nothing() -> None:
 
 @pytest.mark.slow
 def test_the_mean_is_the_hessian_at_equilibrium_where_the_data_decide() -> None:
-    # Of E(z) = k^2 (z - x)^2 / 2 at beta, whose posterior's precision is 1 + beta k^2: beta k^4
-    # times its variance is k^2 times beta k^2 / (1 + beta k^2), wherever its mean is. Squares of n
-    # normals vary by 2 / n.
+    # E(z) = k^2 (z - x)^2 / 2 has gradients k^2 (z - x), and at beta the posterior's precision is 1
+    # + beta k^2. So beta times the variance of the gradients is k^2, the Hessian, times beta k^2 /
+    # (1 + beta k^2), whatever x is. A variance estimated from n normals has the relative variance 2
+    # / n.
     k, x, n = tensor(1.0, 30.0, 1000.0), tensor(3.0, -2.0, 1.0), 100_000
     for beta in (0.01, 1.0):
         data = beta * k * k
@@ -146,7 +150,7 @@ def test_a_single_particle_shows_nothing() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_what_others_have_seen_is_a_mean_over_more_gradients(count: int) -> None:
+def test_the_mean_of_other_islands_counts_all_their_gradients(count: int) -> None:
     root = normal(4, 3, 3, seed=1)
     each = dataclasses.replace(known(root @ root.mT), inverse_count=tensor(0.1, 0.2, 0.3, 0.6))
     found = curvature.mean_of_others(each, count)
@@ -178,24 +182,26 @@ def of_spikes(spikes: list[float], size: int, gradients: int, seed: int) -> Tens
 
 
 @pytest.mark.slow
-def test_spikes_are_told_as_large_as_they_are() -> None:
-    # 200 times as many gradients in 100 dimensions. What shows itself of a spike s has a deviation
-    # of about s sqrt(2 / 200) = 0.1 s, and a mean of 200 one of 0.007 s; beside what is left out of
-    # order 1 / 200.
+def test_denoised_spikes_have_their_true_size() -> None:
+    # Each of 200 repetitions has 200 gradients in 100 dimensions. The apparent size of a spike s
+    # has a standard deviation of about s sqrt(2 / 200) = 0.1 s, and its mean over the repetitions
+    # one of 0.007 s. The correction neglects terms of order 1 / 200 = 0.005.
     spikes = [100.0, 20.0, 5.0]
     raw = torch.stack([of_spikes(spikes, 100, 200, seed) for seed in range(200)])
     found = curvature.denoised(raw, torch.full((200,), 1.0 / 200.0, dtype=F64))
     ratio = found[:, :3].mean(0) / tensor(*spikes)
     assert ((ratio - 1.0).abs() < 4.0 * 0.007 + 0.005).all()
-    assert raw[:, 2].mean() > 1.08 * spikes[2]  # as it shows itself: g / (s - 1) more, g = 1 / 2
-    # All else is noise of 1, but for what the largest of it seems to be one time in five.
+    # uncorrected, s = 5 appears 1 + g / (s - 1) = 1.125 times as large, for g = 1 / 2
+    assert raw[:, 2].mean() > 1.08 * spikes[2]
+    # All other eigenvalues are noise and must become 1, except that in about one repetition of five
+    # the largest of the noise seems to be a spike.
     assert (found[:, 4:] - 1.0).abs().mean() < 0.05
     flat = (found[:, 3:] == found[:, -1:]).all(-1).double().mean()
     assert flat > 0.7
 
 
 def test_a_spike_by_the_closed_form() -> None:
-    # One of s beside d - 1 of 1 shows itself as s (1 + g / (s - 1)), g = (d - 1) / n.
+    # A spike s among d - 1 eigenvalues of 1 appears as s (1 + g / (s - 1)), with g = (d - 1) / n.
     spike = tensor(4.0, 10.0, 1e4)
     for size, gradients in ((20, 40), (20, 1000), (100, 80)):
         share = (size - 1.0) / gradients
@@ -207,7 +213,8 @@ def test_a_spike_by_the_closed_form() -> None:
 
 
 def test_noise_alone_becomes_its_mean() -> None:
-    # Within the edge (1 + sqrt(g))^2 of Marchenko and Pastur; just beyond it something is there.
+    # Eigenvalues below the edge of Marchenko and Pastur, (1 + sqrt(g))^2 = 2.25 for g = 64 / 256,
+    # are noise; one just above it is a spike.
     size, gradients = 64, 256
     edge = 2.25
     below = torch.linspace(edge, 0.25, size, dtype=F64)
@@ -217,17 +224,18 @@ def test_noise_alone_becomes_its_mean() -> None:
     found = curvature.denoised(values[None], one)
     torch.testing.assert_close(found, torch.ones(1, size, dtype=F64))
     values = torch.ones(1, size, dtype=F64)
-    values[0, 0] = 2.31  # with it the mean is a 48th larger
+    values[0, 0] = 2.31  # the mean is then 1 + 1.31 / 64, and the edge 2.30
     found = curvature.denoised(values, one)
-    assert 1.5 < found[0, 0] < 1.9  # a spike of 1 + sqrt(g) is the least that shows
+    assert 1.5 < found[0, 0] < 1.9  # a spike at the edge has the true size 1 + sqrt(g) = 1.5
     assert torch.equal(found[0, 1:], torch.ones(size - 1, dtype=F64))
 
 
-def test_nothing_known_and_everything_known() -> None:
+def test_denoising_without_gradients_and_with_infinitely_many() -> None:
     values = tensor(9.0, 4.0, 2.0, 2.0, 1.0, 0.0)[None]
     everything = curvature.denoised(values, NONE_FORGOTTEN)
     torch.testing.assert_close(everything, values)
-    # As many gradients as one: only what is far above four means stands out.
+    # An estimate without gradients is treated as one of a single gradient, for which g = 6. An
+    # eigenvalue would stand out above (1 + sqrt(6))^2 = 11.9 means, so all become the mean, 3.
     nothing = curvature.denoised(values, torch.full((1,), math.inf, dtype=F64))
     torch.testing.assert_close(nothing, torch.full((1, 6), 3.0, dtype=F64))
     assert (curvature.denoised(0.0 * values, NONE_FORGOTTEN) == 0.0).all()
@@ -240,8 +248,10 @@ def spiked(spike: float) -> Tensor:
     return (axes * values) @ axes.T
 
 
-def test_relatives_are_half_as_many() -> None:
-    # Of 1,000 gradients the edge is at 1.33, of 500 at 1.47: 1.4 is something, or noise.
+def test_particles_that_share_ancestors_count_as_half_as_many() -> None:
+    # In 20 dimensions with a mean of 1.02 the edge is 1.33 for 1,000 gradients and 1.47 for 500, so
+    # that 1.4 is a spike for the former and noise for the latter. Particles share ancestors:
+    # `directions` counts half of the gradients.
     values = torch.ones(1, 20, dtype=F64)
     values[0, 0] = 1.4
     assert curvature.denoised(values, tensor(1.0 / 1000.0))[0, 0] > 1.3
@@ -251,8 +261,10 @@ def test_relatives_are_half_as_many() -> None:
     assert found[0, 0] > 1.3
 
 
-def test_gradients_that_are_alike_are_fewer() -> None:
-    # (1 - c^2) / (1 + c^2) of them where moves keep a correlation of c, at most 0.99.
+def test_autocorrelated_gradients_count_as_fewer() -> None:
+    # Where moves leave a correlation c, from 0 to 0.99, only (1 - c^2) / (1 + c^2) of the gradients
+    # count as independent. With 0.9 or more, 1.5 is therefore noise and becomes part of the mean,
+    # 1.025.
     memory = tensor(-0.5, 0.0, 0.9, 1.0)
     found = curvature.directions(known(spiked(1.5).expand(4, -1, -1), 1.0 / 1000.0), memory).values
     assert torch.equal(found[0], found[1])
@@ -282,7 +294,8 @@ def test_gradients_of_any_size_have_directions() -> None:
 @pytest.mark.parametrize("beta", [0.01, 1.0])
 @pytest.mark.parametrize("d", [2, 7, 30])
 def test_the_mass_is_the_posterior_where_the_hessian_is_known(d: int, beta: float) -> None:
-    # Variances in the turned coordinates, which turned back are the posterior's covariance.
+    # The inverse mass holds variances in the rotated coordinates. Rotated back, they must be the
+    # posterior's covariance.
     target = LinearGaussian(d=d, measured=max(1, d - 2), sigma=0.3)
     found = curvature.directions(known(target.hessian()[None]), NONE_FORGOTTEN)
     turn = whole(found.vectors)
@@ -290,7 +303,7 @@ def test_the_mass_is_the_posterior_where_the_hessian_is_known(d: int, beta: floa
     _, covariance = target.posterior(beta)
     back = (turn[0] * variances[0]) @ turn[0].T
     torch.testing.assert_close(back, covariance, rtol=1e-8, atol=1e-10)
-    assert (found.values.diff() <= 0.0).all()  # the stiffest is first
+    assert (found.values.diff() <= 0.0).all()  # the stiffest direction comes first
 
 
 def test_beyond_the_most_directions_there_is_one_mean() -> None:
@@ -309,7 +322,7 @@ def test_beyond_the_most_directions_there_is_one_mean() -> None:
 
 def test_without_curvature_the_inverse_mass_is_one() -> None:
     latents = normal(3, 4, 6, seed=1)
-    noise = -1e-12 * torch.eye(6, dtype=F64)  # rounding may leave less than nothing
+    noise = -1e-12 * torch.eye(6, dtype=F64)  # rounding can make eigenvalues slightly negative
     found = curvature.directions(known(noise.expand(3, -1, -1)), tensor(0.0, 0.0, 0.0))
     for nothing in (curvature.no_directions(latents), found):
         mass = curvature.inverse_mass(nothing, tensor(0.0, 0.3, 1.0))
@@ -361,7 +374,7 @@ def test_many_dimensions_have_new_directions_less_often(d: int, every: int) -> N
         seen.append(state.directions)
     assert (state.beta < 1.0).all()
     anew = [not torch.equal(a.values, b.values) for a, b in itertools.pairwise(seen)]
-    # The first that is told after the first move is of temperature number `every`.
+    # Temperatures count from 0. Directions are found anew at those that are multiples of `every`.
     assert anew == [number % every == 0 for number in range(1, 7)]
 
 
@@ -387,7 +400,8 @@ def turned_choice(b: int, d: int, k: int, step_size: float, length: int, moves: 
 
 @both_backends
 def test_a_turned_transition_is_one_with_a_dense_mass(backend: str) -> None:
-    # In z throughout: the inverse mass Q diag(m) Q', momenta of the density N(0, Q diag(1 / m) Q').
+    # The expected transition is computed in z, without a rotation: with the dense inverse mass Q
+    # diag(m) Q' and momenta drawn from N(0, Q diag(1 / m) Q').
     b, n, d = 2, 30, 6
     target = LinearGaussian(d=d, measured=4, sigma=4.0)
     state = begun(target, chains=n, latent_size=d, islands=b)
@@ -460,7 +474,8 @@ def test_turning_leaves_refused_chains_as_they_are(backend: str, dtype: torch.dt
     assert torch.equal(after.grad[refused], before.grad[refused])
     assert torch.equal(after.energy[refused], before.energy[refused])
     assert (after.latents[~refused] != before.latents[~refused]).any(-1).all()
-    # Those that moved have the energy of where they are, not of where turning back would round to.
+    # The energy of an accepted chain is that of its latents in z as returned, to the last digits.
+    # It is not that of rotated latents, which differ by rounding.
     energy, _ = target.energy_and_grad(after.latents)
     torch.testing.assert_close(after.energy, energy, rtol=1e-14, atol=0)
 
@@ -468,8 +483,9 @@ def test_turning_leaves_refused_chains_as_they_are(backend: str, dtype: torch.dt
 @pytest.mark.slow
 @both_backends
 def test_a_turned_mass_leaves_exact_draws_exact(backend: str) -> None:
-    # Forty moves at the posterior, whose basis, mass and steps were fixed before: 20,000
-    # independent chains. A leapfrog step without its accept test would be off by a tenth.
+    # 20,000 independent chains start at exact draws from the posterior and make forty moves, with a
+    # basis, mass and step size that do not depend on them. So their moments must stay exact.
+    # Leapfrog steps without the accept test would change them by a tenth.
     b, n, d = 40, 500, 6
     target = LinearGaussian(d=d, measured=4, sigma=2.0)
     mean, covariance = target.posterior()
@@ -492,7 +508,7 @@ def test_a_turned_mass_leaves_exact_draws_exact(backend: str) -> None:
     assert state.log_weights.abs().max() < 1e-14
     z = torch.linalg.solve_triangular(root, (state.hmc.latents - mean).mT, upper=False).mT
     start = torch.linalg.solve_triangular(root, (draws - mean).mT, upper=False).mT
-    assert ((z * start).mean((0, 1)) < 0.1).all()  # nothing is left of the start
+    assert ((z * start).mean((0, 1)) < 0.1).all()  # the moves have forgotten the start
     pairs = (z[..., :, None] * z[..., None, :]).flatten(2)
     for values, expected in ((z, torch.zeros(d)), (pairs, torch.eye(d).flatten())):
         rows = values.flatten(0, 1)
@@ -518,9 +534,10 @@ class Stiff:
 
 @pytest.mark.slow
 def test_one_stiff_direction_does_not_hold_up_the_others() -> None:
-    # 1,000 times narrower, of 30. A leapfrog step is stable below two deviations of the narrowest
-    # direction, 0.002, and tuned ones stay within an update of that, a factor exp(0.5 (1 - 0.9)).
-    # With scales all alike, a standard normal in 30 dimensions takes some 0.5.
+    # One direction of 30 is 1,000 times narrower than the prior. Leapfrog is stable for steps below
+    # two standard deviations of the narrowest direction, 0.002. A tuned step size exceeds that by
+    # one update at most, a factor exp(0.5 (1 - 0.9)). With the curvature mass all scales are equal,
+    # and a standard normal in 30 dimensions allows a step size of about 0.5.
     d, b = 30, 30
     target = Stiff(d, 1000.0**2 - 1.0)
     steps = {}
@@ -533,7 +550,8 @@ def test_one_stiff_direction_does_not_hold_up_the_others() -> None:
         z = run.state.hmc.latents
         along = 1000.0 * (z @ target.v - target.centre * (1.0 - 1e-6))
         across = z - (z @ target.v)[..., None] * target.v
-        # Means of two islands, which are independent of others: 29 directions of variance 1 beside.
+        # The two islands of an observation depend on each other, so that only means over both are
+        # independent. Across the narrow direction there are 29 directions of variance 1.
         for values, expected in (
             (along, 0.0), (along**2, 1.0), ((across**2).sum(-1), 29.0),
         ):  # fmt: skip

@@ -40,7 +40,7 @@ def test_others_by_hand(count: int, expected: list[float]) -> None:
     values = 2.0 ** torch.arange(6, dtype=F64)
     found = islands.mean_of_others(values, count)
     assert found.tolist() == pytest.approx(expected, rel=1e-14)
-    # Whatever stands in the further dimensions.
+    # Further dimensions are averaged entry by entry.
     deep = torch.stack([values, -values], -1)[:, None].expand(-1, 3, -1)
     for column, sign in ((0, 1.0), (1, -1.0)):
         mean = islands.mean_of_others(deep, count)[:, 2, column]
@@ -71,7 +71,7 @@ def test_others_of_pairs_are_others_where_the_pair_does_not_matter(count: int) -
 # --- whose choices they are -----------------------------------------------------------------------
 
 CHOSEN = ("beta", "step_size", "moves", "inverse_mass", "stiff", "kept")
-FIXED = Annealing(leapfrog_steps=4)  # L is common to all rows of a call
+FIXED = Annealing(leapfrog_steps=4)  # L is common to all rows of a call, so it is fixed
 
 
 def choices(state: SMCState, annealing: Annealing) -> dict[str, Tensor]:
@@ -152,7 +152,8 @@ def test_what_an_island_has_learnt_is_for_the_others_alone(count: int, mass: str
         for each in range(3 * count):
             found = differ(before, after, each)
             sibling = each // count == row // count and each != row
-            # Of two others, one that is taught otherwise needs not change a count of moves.
+            # Where an island has two others, a change of one of them need not change the rounded
+            # number of moves that follows from their mean.
             assert expected - {"moves"} <= found <= expected if sibling else found == set()
         moves = {int(m) for m in after["moves"] - before["moves"]}
         assert moves > {0} or count > 2
@@ -178,7 +179,8 @@ def with_other_particles(state: SMCState, row: int, target: Any) -> SMCState:
 @pytest.mark.parametrize("count", [2, 3])
 def test_no_island_is_moved_by_what_its_own_particles_are(count: int, mass: str) -> None:
     target = MIXED.rows([1, 2, 2])
-    # With a single move, others' answers to what they were taught are not back yet.
+    # A temperature has a single move. With several, the answer of the other islands to what they
+    # took from the changed row would come back to it within the temperature.
     state, rule = under_way(count, mass), dataclasses.replace(annealing(mass), hmc_steps=1)
     known = choices(state, rule)
     before = choices(smc.step(state, target, rule)[0], rule)
@@ -198,7 +200,8 @@ def test_no_island_is_moved_by_what_its_own_particles_are(count: int, mass: str)
 @all_masses
 @pytest.mark.parametrize("count", [2, 3])
 def test_later_moves_too_are_by_what_others_have_learnt(count: int, mass: str) -> None:
-    # The second of two has the step size that the first of the others asks for.
+    # Of two moves, the second has the step size that the first moves of the other islands ask for.
+    # So other particles in one row change the recorded step sizes of its siblings only.
     target = MIXED.rows([1, 2, 2])
     state, rule = under_way(count, mass), dataclasses.replace(annealing(mass), hmc_steps=2)
     before = smc.step(state, target, rule)[1].choice.step_size
@@ -211,7 +214,8 @@ def test_later_moves_too_are_by_what_others_have_learnt(count: int, mass: str) -
 
 @all_masses
 def test_the_first_move_is_by_the_step_that_was_chosen(mass: str) -> None:
-    # Islands that are not equally fast on their way have scales that shrink by different factors.
+    # Islands whose betas grow by different factors have scales that shrink by different factors.
+    # The first move must still have the step size that was chosen.
     state = taught_otherwise(under_way(3, mass), 1)
     rule = dataclasses.replace(annealing(mass), hmc_steps=1)
     _, chosen = smc.choose(state, rule)
@@ -242,7 +246,8 @@ def test_nothing_is_learnt_at_the_posterior(count: int, mass: str) -> None:
                 assert "hmc.latents" in found
                 assert not any(name.startswith(learnt) for name in found), found
                 watched += 1
-    # Every row has its rounds there but the one it arrives in.
+    # Each row has `final_rounds` temperatures at beta = 1. The first is the one in which it
+    # arrives, whose state before it was still below.
     assert watched == 3 * count * (Annealing().final_rounds - 1)
     assert taught > 3 * count
 
@@ -256,7 +261,8 @@ def test_independent_chains_go_on_learning() -> None:
 
 
 def test_the_last_lesson_is_of_the_step_before_the_posterior() -> None:
-    # A row that is made to arrive in this step learns nothing by its moves there.
+    # Both rows are placed at beta = 0.9, so that this temperature brings them to 1. Their moves are
+    # then at the posterior and must teach nothing.
     state = begun(MIXED.rows([1]))
     gone = dataclasses.replace(state, beta=torch.full_like(state.beta, 0.9))
     after, choice = smc.choose(gone, FIXED)

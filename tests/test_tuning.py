@@ -77,7 +77,8 @@ def test_the_start_suits_a_standard_normal() -> None:
 
 @pytest.mark.parametrize("n", [4, 15, 16, 100])
 def test_the_step_follows_the_acceptance_by_hand(n: int) -> None:
-    # From what was used, not from what was known; by less where few chains tell.
+    # The step size changes from the one that the move used, 0.2, and not from the known one, 5. The
+    # change is smaller where fewer than 16 chains estimate the acceptance.
     before, after, info, settings = some_move(2, n, 3)
     used, both = tuned(0.2, count=2), torch.tensor([True, True])
     known = tuned(5.0, count=2)
@@ -88,8 +89,9 @@ def test_the_step_follows_the_acceptance_by_hand(n: int) -> None:
     assert change.abs().min() > 1e-3
 
 
-def test_what_is_remembered_by_hand() -> None:
-    # Columns of 17 latents: all, the first three and the last three.
+def test_autocorrelations_by_hand() -> None:
+    # The statistics are the energies, all 17 latents, and the stiffest and the softest eighth of
+    # these: the first three columns and the last three.
     before, after, info, settings = some_move(2, 30, 17)
     known, both = tuned(0.1, memory=0.3, count=2), torch.tensor([True, True])
     found = tuning.update(known, tuned(0.1, memory=0.9, count=2), before, after, info, settings, 3,
@@ -105,7 +107,7 @@ def test_what_is_remembered_by_hand() -> None:
         assert len(set(expected)) == 4
 
 
-def test_the_acceptance_known_is_a_running_mean_by_hand() -> None:
+def test_the_mean_acceptance_by_hand() -> None:
     before, after, info, settings = some_move(2, 30, 3)
     known, both = tuned(0.1, count=2), torch.tensor([True, True])
     rule = TuningRule(memory_gain=0.25)
@@ -114,9 +116,11 @@ def test_the_acceptance_known_is_a_running_mean_by_hand() -> None:
     torch.testing.assert_close(found.acceptance, expected, **ROUNDING)
 
 
-def test_what_further_moves_forget_by_hand() -> None:
-    # Rows: each forgets alike; none does; half of what could be is; the latents are slower; more
-    # than all; a single move; one that does not learn.
+def test_further_decorrelation_by_hand() -> None:
+    # In order, the rows are: every move reduces the correlation by the same factor; moves after the
+    # first reduce nothing; they reduce half of what is possible; the latents are the slower
+    # statistic; the moves reduce more than is possible; there is a single move; the row does not
+    # learn.
     one = torch.tensor(
         [[0.9, 0.1], [0.9, 0.1], [0.8, 0.1], [0.1, 0.8], [0.5, 0.1], [0.9, 0], [0.9, 0]]
     )
@@ -145,8 +149,9 @@ def test_what_further_moves_forget_by_hand() -> None:
     assert {f for r in range(7) for f in changed(known, after, r)} == {"further_decorrelation"}
 
 
-def test_forgetting_is_told_by_the_first_move_and_by_all() -> None:
-    # Of the same state: a single move is the first of four.
+def test_further_decorrelation_compares_the_first_move_with_all_moves() -> None:
+    # Two steps start from one state with the same random numbers, so that the single move of one is
+    # the first of the four moves of the other. Their correlations give the expected update.
     target = LinearGaussian(sigma=0.1)
     state = begun(target, observations=2)
     for _ in range(5):
@@ -166,7 +171,9 @@ def test_forgetting_is_told_by_the_first_move_and_by_all() -> None:
 
 
 def test_correlations_are_those_of_what_was_kept() -> None:
-    # z' = c z + sqrt(1 - c^2) x, c by direction: of 20,000 chains to four (1 - c^2) / sqrt(n).
+    # z' = c z + sqrt(1 - c^2) x has the correlation c, which differs by direction. Estimated from n
+    # = 20,000 chains it has a standard error of (1 - c^2) / sqrt(n), at most 1 / sqrt(n); the bound
+    # is four of these.
     n = 20_000
     state = some_state(1, n, 16)
     kept = torch.linspace(0.9, 0.1, 16, dtype=F64)
@@ -176,7 +183,7 @@ def test_correlations_are_those_of_what_was_kept() -> None:
     assert found.tolist() == pytest.approx([float(e) for e in expected], abs=4.0 / math.sqrt(n))
 
 
-def test_what_does_not_vary_has_forgotten_nothing() -> None:
+def test_values_that_do_not_vary_have_a_correlation_of_one() -> None:
     state = some_state(1, 8, 3)
     alike = dataclasses.replace(state, latents=state.latents[:, :1].expand(-1, 8, -1) / 3.0)
     for before, after in ((state, alike), (alike, state), (alike, alike)):
@@ -184,7 +191,7 @@ def test_what_does_not_vary_has_forgotten_nothing() -> None:
     assert tuning.correlations(state, state)[0].tolist() == pytest.approx([1.0] * 4)
 
 
-def test_who_does_not_learn_stays_as_known() -> None:
+def test_rows_that_do_not_learn_keep_their_estimates() -> None:
     before, after, info, settings = some_move(3, 20, 3)
     known, used = tuned(0.1, 0.5, 0.3, count=3), tuned(0.2, 0.9, 0.4, count=3)
     learns = torch.tensor([True, False, True])
@@ -212,7 +219,7 @@ def test_what_others_have_learnt_is_their_mean(count: int) -> None:
 
 
 def leapfrog_turn(length: float, steps: int) -> Array:
-    """The matrix of ``(z, v)`` to ``(z', v)``, v before its last half kick, at a scale of 1."""
+    """The matrix from ``(z, v)`` to ``(z', v')`` on a scale of 1, v' before its last half kick."""
     eps = length / steps
     zv = np.eye(2)
     zv[1] -= 0.5 * eps * zv[0]
@@ -224,7 +231,7 @@ def leapfrog_turn(length: float, steps: int) -> Array:
 
 
 def exact_slope(length: float, steps: int) -> float:
-    """Of the log ChEES criterion over the root of the length, by log length, in one dimension.
+    """The slope of ``log(ChEES / sqrt(length))`` by log length, in one dimension.
 
     With ``change = z'^2 - z^2``: ``4 length E[change z' v] / E[change^2] - 1 / 2``, by the moments
     of jointly Gaussian numbers (Isserlis).
@@ -236,13 +243,14 @@ def exact_slope(length: float, steps: int) -> float:
     return float(4.0 * length * gain / criterion - 0.5)
 
 
-BEST = 1.39325  # tan x = 4 x
+BEST = 1.39325  # solves tan x = 4 x: the best trajectory length of the exact flow
 
 
 @pytest.mark.parametrize("length", [0.3, 0.8, BEST, 1.5])
 def test_the_slope_of_the_length_is_that_of_the_closed_form(length: float) -> None:
-    # One dimension, exact draws; steps fine enough that all are accepted. Delta method for the
-    # ratio of means. In the limit of fine steps it is 2 x cot x - 1 / 2, 0 where tan x = 4 x.
+    # Chains are exact draws in one dimension, and steps so short that all are accepted. The slope
+    # is a ratio of means, whose standard error is by the delta method. In the limit of short steps
+    # it is 2 x cot x - 1 / 2 for the length x, which is 0 where tan x = 4 x.
     n, steps = 20_000, 64
     state = hmc.init(nothing, normal(1, n, 1, seed=9), seed=9)
     settings = dataclasses.replace(AT_ONCE, step_size=length / steps * ONE)
@@ -256,7 +264,8 @@ def test_the_slope_of_the_length_is_that_of_the_closed_form(length: float) -> No
     assert abs(found - exact_slope(length, steps)) <= 4.0 * error
     assert error < 0.05
     limit = 2.0 * length / math.tan(length) - 0.5
-    # The velocity is half a step old: 2 x sin(h) more, for h = x / (2 L), and cos(h).
+    # The velocity is taken before the last half kick, half a step too early. With h = x / (2 L) the
+    # slope is then 2 x (cot x cos h + sin h) - 1 / 2, so the first-order difference is 2 x h.
     assert abs(exact_slope(length, steps) - limit) < 2.0 * length * (length / (2 * steps)) * 1.1
 
 
@@ -264,9 +273,10 @@ def test_the_slope_of_the_length_is_that_of_the_closed_form(length: float) -> No
 @pytest.mark.parametrize("d", [1, 3])
 @pytest.mark.parametrize("start", [0.3, 1.9])
 def test_the_length_goes_to_the_best_jump_per_root_of_a_gradient(d: int, start: float) -> None:
-    # A scale of 1, exact draws for every move, 16 steps of length / 16. The slope falls by about
-    # 2.5 per unit of length at the optimum, so that averaged lengths have the deviation of averaged
-    # slopes over 2.5; the slope of 2,000 chains has one of 0.06 at most (delta method, above).
+    # Every move starts from exact draws of scale 1 and has 16 leapfrog steps. Near the optimum the
+    # slope falls by about 2.5 per unit of length, so that the mean of the lengths has the standard
+    # deviation of the mean of the slopes, divided by 2.5. The slope of 2,000 chains has a standard
+    # deviation of 0.06 at most (by the delta method, as above).
     steps, chains = 16, 2000
     rule = TuningRule(step_gain=0.0, length_gain=0.2)
     now = tuned(0.07, start)
@@ -282,15 +292,17 @@ def test_the_length_goes_to_the_best_jump_per_root_of_a_gradient(d: int, start: 
     while high - low > 1e-9:
         middle = 0.5 * (low + high)
         low, high = (middle, high) if exact_slope(middle, steps) > 0.0 else (low, middle)
-    assert abs(found - low) < 4.0 * 0.06 / 2.5 / math.sqrt(40) + 0.01  # and of order 1 / chains
-    # The optimum of the exact flow; a velocity half a step old adds x^2 / L to a slope that falls
-    # by 2.5: less than 0.05.
+    # 0.01: a bias of order 1 / chains
+    assert abs(found - low) < 4.0 * 0.06 / 2.5 / math.sqrt(40) + 0.01
+    # BEST is the optimum of the exact flow. The velocity, taken half a step too early, adds about
+    # x^2 / L = 0.12 to a slope that falls by 2.5 per unit, so the optimum is less than 0.05 larger.
     assert math.tan(BEST) == pytest.approx(4 * BEST, rel=1e-4)
     assert 0.0 < low - BEST < 0.05
 
 
 def test_the_slope_is_in_units_of_the_mass() -> None:
-    # Coordinates k times as wide, moved by an inverse mass of k^2, are the same move.
+    # Coordinates multiplied by k and an inverse mass multiplied by k^2 give the same move, so that
+    # the slope must not change.
     before, _, info, settings = some_move(2, 20, 3)
     plain = tuning.length_slope(before, info, settings, 5)
     k = 7.0
@@ -328,11 +340,12 @@ def test_lengths_stay_within_what_the_ladder_can_do() -> None:
     for eps, length, expected in (
         (0.1, 0.01, 0.1 * 0.7),
         (0.01, 1.9, 0.01 * 1.4 * 32),
-        (1.0, 40.0, 16.0),  # a scale of 1 is crossed by far
+        (1.0, 40.0, 16.0),  # the longest, about ten times pi / 2, which crosses a scale of 1
         (0.1, 1.0, 1.0),
     ):
         start = tuned(eps, length)
-        # Proposals that stay where they were have no slope, and forget nothing.
+        # Proposals equal to the start have a slope of 0 and a correlation of 1, of which the gain
+        # 0.3 enters the running mean.
         found = tuning.update(start, start, state, state, info, AT_ONCE, 4, rule, LEARNS)
         assert found.log_length.exp().item() == pytest.approx(expected, rel=1e-12)
         assert found.autocorrelation[0].tolist() == pytest.approx([0.3] * 4)
@@ -358,15 +371,16 @@ def test_without_a_slope_the_length_goes_back_to_where_it_started() -> None:
 
 @pytest.mark.slow
 def test_the_step_size_goes_to_the_target_from_both_sides() -> None:
-    # Exact draws of a standard normal in 20 dimensions for every move: acceptance is a function of
-    # the step size but for the noise of 3,000 chains. It falls all along for one leapfrog step; if
-    # several cross a Gaussian in half a period it rises again.
+    # Every move starts from exact draws of a standard normal in 20 dimensions, so that the
+    # acceptance is a function of the step size, except for the noise of 3,000 chains. For one
+    # leapfrog step it decreases throughout; for several it would rise again where they cross the
+    # Gaussian in half a period.
     rule, d, chains = TuningRule(), 20, 3000
     ends = []
     for start in (1e-1, 1.8):
         now = tuning.init(1, d, start, torch.device("cpu"))
         path = []
-        for k in range(90):  # a step 6 times too short grows by exp(0.05) at most in each
+        for k in range(90):  # a step size 6 times too small grows by exp(0.05) at most per move
             state = hmc.init(nothing, normal(1, chains, d, seed=k), seed=k)
             settings = dataclasses.replace(AT_ONCE, step_size=now.log_step.exp())
             after, info = hmc.transition(state, hmc.as_potential(nothing), settings, 1, native())
@@ -376,17 +390,19 @@ def test_the_step_size_goes_to_the_target_from_both_sides() -> None:
         towards = np.diff([math.log(start), *steps[:5]])
         assert (towards > 0).all() if start < 0.2 else (towards < 0).all()
         ends.append(steps[-1])
-        # A mean acceptance has a deviation below 0.3 / sqrt(3000) = 0.006; over 20 moves the mean
-        # misses the target by the way of the log step over 20 gains, which is of that size too.
+        # The mean acceptance of a move has a standard deviation below 0.3 / sqrt(3000) = 0.006. The
+        # mean over the last 20 moves differs from the target by the change of the log step size
+        # over these moves, divided by 20 gains, which is of that size too.
         assert abs(np.mean([rate for _, rate in path[-20:]]) - 0.9) < 0.009
-    # Each end has the deviation gain 0.006 / sqrt(1 - (1 - gain slope)^2), which for slopes of
-    # acceptance by log step from 0.3 to 1 is below 0.006: five of the difference of two.
+    # At the end the log step size has the standard deviation gain 0.006 / sqrt(1 - (1 - gain
+    # slope)^2), which is below 0.006 if the acceptance falls by 0.3 to 1 per unit of log step size.
+    # The bound is five standard deviations of the difference of two ends.
     assert abs(ends[0] - ends[1]) < 5.0 * 0.006 * math.sqrt(2.0)
 
 
 def test_a_step_shrinks_with_the_scale_by_hand() -> None:
-    # Half a log of the beta ratio, by how far the step is below a standard normal's: 1 - step^2
-    # sqrt(d).
+    # As beta grows by 4, the step size is multiplied by 0.5^share. The share is 1 - step^2 sqrt(d),
+    # within [0, 1]: how far the step size is below that of a standard normal.
     step = torch.tensor([0.01, 0.5, 0.9, 0.01], dtype=F64)
     before = tuned(step, count=4)
     beta = torch.tensor([0.1, 0.1, 0.1, 0.0], dtype=F64)
@@ -394,15 +410,16 @@ def test_a_step_shrinks_with_the_scale_by_hand() -> None:
     shares = [1.0 - 2.0 * 1e-4, 0.5, 0.0]
     expected = [s * 0.5**share for s, share in zip(step.tolist(), shares, strict=False)]
     assert sharper.log_step.exp()[:3].tolist() == pytest.approx(expected, rel=1e-12)
-    # Nothing is known of the way from 0.
+    # Growth from beta = 0 has no ratio, so that the step size does not change.
     first = tuning.shrink_step_size(before, beta, beta + 0.2, 4)
     assert first.log_step[3] == before.log_step[3]
 
 
 def test_the_step_size_to_repeat_is_that_of_the_last_move() -> None:
-    # Moves that were refused shrink it; an observation that moves less often keeps its own.
+    # The first step size, 300, is far too large, so that every refused move shrinks it. A choice
+    # must record the step size of each row's last move: rows with fewer moves keep a larger one.
     state = begun(MIXED, observations=3, step_size_start=300)
-    memory = torch.tensor([0.0, 0.71, 0.75], dtype=F64)  # for M of 1, 5 and 6
+    memory = torch.tensor([0.0, 0.71, 0.75], dtype=F64)  # for one, five and six moves
     memory = memory.repeat_interleave(2)[:, None].expand(-1, 4)
     state = dataclasses.replace(
         state, tuning=dataclasses.replace(state.tuning, autocorrelation=memory)
@@ -441,7 +458,8 @@ def test_lengths_of_the_ladder_by_hand(ratios: list[float], expected: int) -> No
     ids=str,
 )  # fmt: skip
 def test_moves_needed_by_hand(memory: float, left: float, expected: int) -> None:
-    # One where memory <= 0.7, else the least M with memory^M <= left, at most 8.
+    # Expected is 1 where the correlation is at most 0.7, else the least M with memory^M <= left, at
+    # most 8.
     assert tuning.moves_needed(memory, left, TuningRule()) == expected
 
 
@@ -452,7 +470,8 @@ def test_moves_of_other_rules_by_hand() -> None:
 
 @pytest.mark.slow
 def test_tuned_runs_take_their_length_from_the_ladder() -> None:
-    # The first moves are refused, so that there are more of them.
+    # The first step size is too large for sigma = 0.01. While moves are refused the number of moves
+    # is at its maximum, so that it varies within the run.
     run = sample(LinearGaussian(sigma=0.01), Annealing(mass="identity"), observations=3)
     lengths = [info.choice.leapfrog_steps for info in run.infos]
     assert set(lengths) <= set(LADDER)
@@ -464,7 +483,8 @@ def test_tuned_runs_take_their_length_from_the_ladder() -> None:
 
 @pytest.mark.parametrize("start", [0.003, 3.0], ids=["accepted", "refused"])
 def test_the_first_temperature_has_a_single_move(start: float) -> None:
-    # Nothing is known to be remembered, whatever becomes of it.
+    # The running correlations start at 0, so that one move is planned, whether it is then accepted
+    # or refused.
     target = LinearGaussian(sigma=0.01)
     state = begun(target, observations=2, step_size_start=start)
     _, info = smc.step(state, target, Annealing())
@@ -503,6 +523,6 @@ def test_a_tuning_rule_names_the_argument_at_fault(name: str, value: Any) -> Non
         TuningRule(**{name: value})
 
 
-def test_nothing_is_a_gain_and_a_jitter_too() -> None:
+def test_gains_and_jitter_may_be_zero() -> None:
     rule = TuningRule(step_gain=0.0, length_gain=0.0, jitter=0.0)
     assert (rule.step_gain, rule.length_gain, rule.jitter) == (0.0, 0.0, 0.0)
