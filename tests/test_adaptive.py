@@ -145,7 +145,7 @@ def test_without_a_method_the_run_is_adaptive() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_asked_for_is_used() -> None:
+def test_given_settings_are_used() -> None:
     result = run(
         target_cess=0.8, mass="identity", leapfrog_steps=5, hmc_steps=2, step_size=0.07, budget=900
     )
@@ -154,7 +154,7 @@ def test_what_is_asked_for_is_used() -> None:
     assert result.gradients == 1 + 10 * len(result.betas)
     chosen = {k: result.settings[k] for k in ("target_cess", "mass", "leapfrog_steps", "hmc_steps")}
     assert chosen == {"target_cess": 0.8, "mass": "identity", "leapfrog_steps": 5, "hmc_steps": 2}
-    # The first move is made with the step given; after one update the second has changed.
+    # The first move is made with the step size given; a second would have an updated one.
     first = run(target_cess=0.8, leapfrog_steps=5, hmc_steps=1, step_size=0.07, budget=400)
     assert first.step_size[0].tolist() == pytest.approx([0.07] * 4, rel=1e-12)
     free = once()
@@ -174,7 +174,7 @@ def test_betas_rise_to_one_and_stay(backend: str) -> None:
     assert ((betas == 1.0) & moving).sum(0).tolist() == [Annealing().final_rounds] * 4
     assert (~moving).any()
     assert torch.equal(moving, result.energy_history.isfinite())
-    assert (moving.double().diff(dim=0) <= 0.0).all()  # who is finished stays finished
+    assert (moving.double().diff(dim=0) <= 0.0).all()  # finished rows stay finished
 
 
 # --- populations and chains -----------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_betas_rise_to_one_and_stay(backend: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("evidence", ["consistent", "frozen"])
 def test_one_population_is_two_islands_of_half_its_particles(evidence: Any) -> None:
-    # Only the numbers by which a user asks differ.
+    # The results are equal except for the settings by which they were asked for.
     how: dict[str, Any] = {"evidence": evidence, "keep_trace": True}
     one, two = run(chains=32, **how), run(chains=16, populations=2, **how)
     assert_same(one, two, but=("settings",))
@@ -197,13 +197,13 @@ def test_rows_of_a_batch_keep_their_populations_together() -> None:
     result = run(batch=3, populations=2, chains=16, keep_trace=True)
     assert result.trace is not None
     for row in range(3):
-        # An observation begins from the same draws whoever is beside it.
+        # An observation begins from the same draws whatever is beside it in the batch.
         alone = run(
             x_obs=x_obs(3)[row : row + 1], populations=2, keep_trace=True, observation_ids=[row]
         )
         assert alone.trace is not None
         assert torch.equal(result.trace[0, row], alone.trace[0, 0])
-    # A root is the index of a prior draw among all of its observation.
+    # A root is the index of a prior draw among all draws of its observation.
     pool = 16 * 64
     assert result.settings["draws"] == 2 * pool
     for r in range(2):
@@ -241,8 +241,9 @@ def test_returned_chains_are_spread_over_the_particles(chains: int) -> None:
 
 @pytest.mark.parametrize("chains", [1, 3, 7])
 def test_every_particle_has_the_same_chance_to_be_returned(chains: int) -> None:
-    # 4,000 draws of the uniform; a particle is taken with probability chains / 16, its count
-    # binomial with a deviation of sqrt(4000 p (1 - p)): five of them.
+    # 4,000 populations draw a uniform each. A particle is taken with probability p = chains / 16,
+    # so that its count is binomial with a standard deviation of sqrt(4000 p (1 - p)); the bound is
+    # five of these.
     count, p = 4000, chains / 16
     plan = AdaptivePlan(
         chains=chains, populations=count, annealing=Annealing(), budget=None, evidence="consistent",
@@ -257,7 +258,7 @@ def test_every_particle_has_the_same_chance_to_be_returned(chains: int) -> None:
 
 
 def test_the_choice_of_chains_shares_no_draw_with_the_resampling() -> None:
-    # Nor where the last temperature resampled and the budget left no move after it.
+    # This matters where the last temperature resampled and the budget left no move after it.
     stream = NoiseStream(0, torch.tensor([5]), torch.tensor([0]))
     drawn = {purpose: uniforms(stream, purpose, 1, F64).item() for purpose in Purpose}
     assert len(set(drawn.values())) == len(Purpose)
@@ -269,8 +270,8 @@ def test_the_choice_of_chains_shares_no_draw_with_the_resampling() -> None:
 @pytest.mark.slow
 @both_backends
 def test_evidence_of_a_linear_model(backend: str) -> None:
-    # 400 populations: the mean of their normalisers is unbiased with frozen choices; its standard
-    # error is theirs over 20.
+    # With frozen choices the mean of 400 populations' normalisers is unbiased. Its standard error
+    # is their standard deviation over sqrt(400) = 20.
     frozen = linear_run(
         populations=400, chains=16, evidence="frozen", target_cess=0.7, backend=backend
     )
@@ -287,7 +288,8 @@ def test_evidence_of_a_linear_model(backend: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"populations": 4}], ids=["one", "four"])
 def test_the_exact_evidence_is_within_two_errors(how: dict[str, Any]) -> None:
-    # 200 repetitions; at 90 % 167 or more are, but for 1e-3 of seeds.
+    # If the error bars covered with a probability of 90 %, 167 or more of 200 repetitions would be
+    # covered for all but 1e-3 of seeds.
     x = LINEAR_X.expand(200, -1)
     result = linear_run(x_obs=x, **how)
     error = result.log_normaliser_error
@@ -296,19 +298,20 @@ def test_the_exact_evidence_is_within_two_errors(how: dict[str, Any]) -> None:
     assert error.isfinite().all()
     gap = result.log_evidence - log_evidence_of_the_linear_model()
     assert (gap.abs() <= 2.0 * error).sum() >= 167
-    # An error that says too much would say nothing: the standard deviation is known to 5 %.
+    # Errors that are far too large would cover, too. The standard deviation of 200 gaps is known to
+    # 5 %, so that it can bound them.
     assert error.median() < 2.0 * gap.std()
 
 
 def easy_and_hard(**changes: Any) -> Result:
-    """Two observations, the second of a noise that the budget is much too small for."""
+    """Two observations; the budget is much too small for the noise of the second."""
     noise = torch.tensor([[1.0], [0.001]], dtype=F64)
     return linear_run(
         **{"x_obs": LINEAR_X.expand(2, -1), "noise_std": noise, "budget": 60} | changes
     )
 
 
-def test_an_error_that_is_not_known_is_none_with_the_reason() -> None:
+def test_an_unknown_error_is_none_with_the_reason() -> None:
     unknown = easy_and_hard(x_obs=LINEAR_X, noise_std=0.001)
     assert unknown.log_normaliser_error is None
     assert unknown.log_normaliser is not None
@@ -320,7 +323,7 @@ def test_an_error_that_is_not_known_is_none_with_the_reason() -> None:
     assert "log_normaliser_error" not in known.reasons
 
 
-def test_an_error_that_is_not_known_of_some_is_nan_there() -> None:
+def test_an_error_that_is_unknown_for_some_observations_is_nan_there() -> None:
     result = easy_and_hard()
     assert result.log_normaliser_error is not None
     assert result.log_normaliser_error.isnan().tolist() == [False, True]
@@ -337,14 +340,14 @@ def test_nothing_is_wrong_with_a_default_run_of_an_easy_problem(seed: int) -> No
 
 
 @pytest.mark.slow
-def test_frozen_evidence_is_another_run_and_tells_the_same() -> None:
+def test_frozen_evidence_is_of_another_run_and_agrees() -> None:
     how: dict[str, Any] = {"populations": 30, "chains": 64, "target_cess": 0.8}
     consistent, frozen = (linear_run(evidence=e, **how) for e in ("consistent", "frozen"))
     assert consistent.log_evidence is not None
     assert frozen.log_evidence is not None
     assert (consistent.latents != frozen.latents).any()
     assert consistent.log_evidence.item() != frozen.log_evidence.item()
-    # Same choices throughout.
+    # The second run repeats the choices of the first.
     for name in ("betas", "leapfrog_steps", "hmc_steps"):
         assert torch.equal(getattr(consistent, name), getattr(frozen, name))
     assert frozen.gradients == 2 * consistent.gradients
@@ -372,7 +375,8 @@ def test_the_second_run_has_another_seed_and_repeats_the_first(
         return runs[-1]
 
     monkeypatch.setattr(smc, "run", kept)
-    result = run(evidence="frozen", seed=2**64 - 3, backend="native")  # the other seed wraps round
+    # so that the other seed wraps round at 2^64
+    result = run(evidence="frozen", seed=2**64 - 3, backend="native")
     pilot, again = runs
     assert pilot.repeats is None
     assert again.repeats == pilot.choices
@@ -405,7 +409,8 @@ def counted(**how: Any) -> tuple[Result, int, int]:
     """A run, with how many gradients and forwards of latents it took."""
     generator = Counted()
     result = run(generator, **how)
-    # The checks of G take gradients at four latents; outputs are a forward of each chain.
+    # The checks of G take gradients at four latents. Computing the outputs takes a forward of each
+    # chain.
     checked = Counted()
     with prepared(checked, x_obs(len(result.energies)), MASK, noise_std=0.3):
         pass
@@ -432,9 +437,10 @@ def test_gradients_and_forwards_are_counted_and_within_the_budget(how: dict[str,
         populations = how.get("populations", 1)
         particles = 2 * populations * result.settings["particles"]
         assert gradients == particles * result.gradients
-        # Independent chains share their starts: a share is rounded up.
+        # Independent chains share their starts, and the count per chain is rounded up.
         assert 0 <= particles * result.forwards - forwards < particles
-        # A prior draw costs half of a gradient; an odd one of a run is not counted.
+        # A forward costs half a gradient. The odd forward of a particle may exceed the budget, once
+        # in each run.
         chains, runs = 2 * populations * how["chains"], 2 if "evidence" in how else 1
         assert gradients + forwards // 2 <= budget * chains + runs * particles // 2
         assert result.cost == populations * result.settings["particles"] * (
@@ -445,12 +451,13 @@ def test_gradients_and_forwards_are_counted_and_within_the_budget(how: dict[str,
 
 @pytest.mark.parametrize("chains", [1, 2, 5, 15])
 def test_the_smallest_budgets_of_independent_chains_are_kept(chains: int) -> None:
-    # They share up to 16 starts, and an eighth of the budget where that is less.
+    # The chains share 16 starts, or an eighth of the budget where that is less, but have at least
+    # one each.
     for budget in (1, 2, 3, 4, 7, 15, 16, 17, 23):
         result, gradients, forwards = counted(batch=1, chains=chains, budget=budget)
         assert forwards == min(16, max(budget * chains // 8, chains))
         assert gradients == chains * result.gradients
-        # A scored draw and a gradient are one and a half.
+        # A chain needs a scored draw and a gradient at least, which cost one and a half gradients.
         assert gradients + forwards / 2 <= max(budget, 1.5) * chains
         assert result.beta_reached == 1.0
         assert result.latents.isfinite().all()
@@ -463,8 +470,8 @@ def test_the_smallest_budgets_of_independent_chains_are_kept(chains: int) -> Non
     ("budget", "draws"), [(None, 64), (1200, 256), (400, 100), (40, 16), (10, 14), (3, 2)]
 )
 def test_notes_and_settings_tell_of_the_prior_draws(budget: int | None, draws: int) -> None:
-    # Without a budget 64 for each particle; with one seven tenths of its forwards, but no more than
-    # 16 if that is more than an eighth, and all but two gradients.
+    # Without a budget there are 64 draws for each particle. With one, draws take seven tenths of
+    # its forwards, but more than an eighth only up to 16 draws, and leave at least two gradients.
     result, _, forwards = counted(batch=1, chains=16, budget=budget)
     assert forwards == result.settings["draws"] == 16 * draws
     assert result.forwards == draws
@@ -479,7 +486,7 @@ def test_two_runs_need_a_budget_of_two() -> None:
         run(batch=1, evidence="frozen", budget=1)
 
 
-# --- chains that are no population ----------------------------------------------------------------
+# --- independent chains ---------------------------------------------------------------------------
 
 
 def test_few_chains_and_a_small_budget_run_alone() -> None:
@@ -495,7 +502,8 @@ def test_few_chains_and_a_small_budget_run_alone() -> None:
     assert result.effective_sample_size is None
     with pytest.raises(ValueError, match=r"weighted: .*fewer than 16 chains"):
         result.weights()
-    # Each is its own ancestor, the first of 16 draws of each population.
+    # Every chain keeps its own prior draw as its root; chains are the first of the 16 draws of
+    # their population.
     assert result.settings["draws"] == 32
     assert result.roots.tolist() == [[0, 1, 2, 16, 17, 18]] * 2
     assert result.surviving_roots.tolist() == [3] * 4
@@ -514,7 +522,7 @@ def test_few_chains_and_a_small_budget_run_alone() -> None:
     ids=str,
 )  # fmt: skip
 def test_which_chains_run_independently(chains: int, budget: int | None, independent: bool) -> None:
-    # Sixteen particles need thirty gradients each: 480 for all chains together.
+    # A population needs sixteen particles with thirty gradients each: 480 for all chains together.
     plan = AdaptivePlan(
         chains=chains, populations=1, annealing=Annealing(), budget=budget, evidence="consistent",
         step_size=None, seed=0, keep_trace=False, max_batch=None,
@@ -594,10 +602,10 @@ def test_bad_settings_name_the_argument(name: str) -> None:
     generator = Failing()
     with pytest.raises(ValueError, match=f"^{message}"):
         run(generator, **changes)
-    assert generator.calls == 0 or name.startswith("ids")  # refused before G is asked
+    assert generator.calls == 0 or name.startswith("ids")  # settings are refused before G is called
 
 
-def test_what_belongs_to_both_is_refused_by_neither() -> None:
+def test_settings_of_both_methods_are_accepted_by_both() -> None:
     assert run(leapfrog_steps=2, step_size=0.1, budget=60).complete
     assert run(method="paper", ais_steps=3, chains=2, hmc_steps=1, leapfrog_steps=2).complete
 
@@ -620,12 +628,14 @@ FITS = ("fit_images", "fit_latents", "fit_energies")
     ids=["default", "independent", "frozen", "paper"],
 )
 def test_fits_are_beside_the_samples_and_fit_better(how: dict[str, Any]) -> None:
-    more = {"budget": how["budget"] + 40} if "budget" in how else {}  # polishing is paid from it
+    # the budget pays for polishing
+    more = {"budget": how["budget"] + 40} if "budget" in how else {}
     plain, polished = once(**how), run(polish=40, **how | more)
     shown = (*FITS, "gradients", "settings", "notes", "reasons")
     assert_same(polished, plain, but=shown)
     assert polished.fit_energies is not None and polished.fit_latents is not None
-    started = plain.energies.sort(-1).values  # from the samples in the order of their energies
+    # fits start from the samples, in ascending order of their energies
+    started = plain.energies.sort(-1).values
     assert (polished.fit_energies <= started).all()
     assert (polished.fit_energies < started).double().mean() > 0.9
     assert polished.fit_energies.mean() < 0.7 * started.mean()
@@ -658,7 +668,8 @@ def test_fits_count_by_their_misfit_in_the_estimate() -> None:
     made = replace(result, fit_images=images, fit_energies=energies, energies=energies + 1e-3)
     expected = (1 / 4 + 2 / 16) / (1 + 1 / 4 + 1 / 16)
     assert made.estimate[0].tolist() == pytest.approx([expected] * 4, rel=1e-3)
-    # Far below the samples' misfit all are exact fits.
+    # All fits are far below the misfit of the samples here, so that they count as exact and have
+    # equal weights.
     assert made.estimate[1].tolist() == pytest.approx([0.5] * 4, abs=1e-3)
 
 
@@ -668,7 +679,8 @@ def test_fits_without_a_misfit_are_alike_in_the_estimate() -> None:
         result = run(mask=np.zeros_like(MASK), polish=3)
     assert result.fit_images is not None
     torch.testing.assert_close(result.estimate, result.fit_images.mean(1))
-    # Nor is the place of 0 known of a misfit of one's own.
+    # A misfit of the user's own may have another least value than 0, so that its fits have equal
+    # weights, too.
     offset = {"misfit": lambda a, b: ((a - b) ** 2).flatten(1).sum(1) - 3.0, "noise_std": None}
     result = run(polish=3, **offset)
     assert result.fit_images is not None
@@ -687,11 +699,11 @@ def test_fits_within_a_budget(chains: int) -> None:
     result = run(batch=1, chains=chains, budget=80, polish="auto")
     made, independent = result.settings, chains < 16
     spent = made["polish"] * made["fits"] + made["fit_draws"] // 2
-    share = 0.55 if independent else 0.4  # one deep fit is worth more of so few gradients
+    share = 0.55 if independent else 0.4  # of so few gradients more go to a single deep fit
     assert share * whole - made["polish"] <= spent <= share * whole
     assert result.cost <= 2 * whole
     assert result.cost >= 0.9 * 2 * whole
-    # At least 30 gradients each: the data decide two directions of four.
+    # A fit has at least 30 gradients.
     assert 30 <= made["polish"] < 60
     assert result.fit_energies is not None
     assert result.fit_energies.shape == (1, made["fits"])
@@ -707,7 +719,8 @@ def test_a_deep_fit_has_more_of_a_small_budget() -> None:
         assert fitting is not None and fitting.spend is not None and left is not None
         assert left == budget - -(-fitting.spend // 16)
         shares[budget] = fitting.spend / (16 * budget)
-    # 240 gradients, if that is no more than 11 of 20 parts; two fifths at least.
+    # Fits are given 240 gradients if these are at most 11 / 20 of the budget, and two fifths of it
+    # in any case.
     expected = {8: 70 / 128, 15: 132 / 240, 20: 176 / 320, 40: 256 / 640, 200: 0.4}
     assert shares == pytest.approx(expected, rel=1e-12)
 
@@ -745,7 +758,7 @@ def test_fits_begin_from_the_best_prior_draws_too(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(AdaptivePlan, "outcome", lucky)
     run(batch=12, budget=8, polish="auto", noise_std=0.01)
     assert (started[1][0][:, 0] == 0.5).all()
-    # Fits of all samples are of these alone.
+    # Where all samples are fitted, prior draws are not used.
     run(batch=12, polish=3)
     assert not (started[2][0] == 0.5).any()
 
@@ -793,13 +806,14 @@ def test_ctrl_c_while_polishing_returns_the_samples(tmp_path: Path) -> None:
     assert result.notes[-1] == note
     assert note not in polished.notes
     assert result.settings["polish"] == 0
-    # With a checkpoint the run is saved before: polishing can start from it again.
+    # With a checkpoint the run is saved before polishing, which can then start from it again.
     path = tmp_path / "run.safetensors"
     with pytest.raises(KeyboardInterrupt):
         run(Failing(whole.calls - 5), polish=20, checkpoint=path)
     generator = Failing()
     assert_same(run(generator, polish=20, checkpoint=path), polished)
-    assert generator.calls == 5 + 20 + 2  # the checks of G, the steps, the outputs of both
+    # the checks of G, 20 steps, and the outputs of samples and of fits
+    assert generator.calls == 5 + 20 + 2
 
 
 # --- seeds ----------------------------------------------------------------------------------------
@@ -822,7 +836,7 @@ def test_same_seed_same_result(kind: str, backend: str) -> None:
     how = KINDS[kind] | {"backend": backend, "keep_trace": True}
     if backend == "native":
         first = whole(kind).result
-    else:  # three times as slow: of fewer temperatures
+    else:  # the reference is three times as slow, so it runs fewer temperatures
         how |= {"target_cess": 0.8}
         first = run(**how)
     assert_same(first, run(**how))
@@ -831,13 +845,14 @@ def test_same_seed_same_result(kind: str, backend: str) -> None:
     if "evidence" not in how:
         assert first.trace is not None
         assert other.trace is not None
-        assert (first.trace[0] != other.trace[0]).all()  # the draws from the prior already
+        assert (first.trace[0] != other.trace[0]).all()  # the prior draws differ already
 
 
 @pytest.mark.slow
 def test_backends_tell_the_same() -> None:
-    # Rounding differs, and trajectories with it after some temperatures: posterior means of 30
-    # populations within four standard errors of their difference, and equal prior draws.
+    # Rounding differs between the backends, so that trajectories part after some temperatures. The
+    # prior draws must be equal, and posterior means of 30 populations equal within four standard
+    # errors of their difference.
     results = [
         linear_run(backend=b, populations=30, chains=64, keep_trace=True)
         for b in ("reference", "native")
@@ -908,7 +923,8 @@ def whole(kind: str) -> Whole:
 @kinds
 @pytest.mark.parametrize("part", [0.0, 0.2, 0.5, 0.55, 0.8, 1.0], ids=lambda p: f"{p:.0%}")
 def test_an_interrupted_run_goes_on_bit_for_bit(kind: str, part: float, tmp_path: Path) -> None:
-    # With a checkpoint one call more finds out about G; the last gives the outputs.
+    # With a checkpoint there is one call more, which fingerprints G. The last call gives the
+    # outputs.
     expected = whole(kind).result
     calls, first = whole(kind).calls + 1, whole(kind).begun + 2
     path = tmp_path / "run.safetensors"
@@ -919,8 +935,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(kind: str, part: float, tmp_path
     generator = Failing()
     resumed = run(generator, checkpoint=path, keep_trace=True, **KINDS[kind])
     assert_same(resumed, expected)
-    # What was done is not done again: but for five checks of G, and the temperature, or the start
-    # of the second run, that it was in.
+    # Resuming may repeat only five checks of G and the temperature in which the run was
+    # interrupted, or the start of the second run.
     redone = int((expected.hmc_steps * expected.leapfrog_steps).max())
     if kind == "frozen":
         redone = max(redone, whole(kind).begun)
@@ -935,7 +951,7 @@ def test_a_run_interrupted_many_times_goes_on_bit_for_bit(kind: str, tmp_path: P
     longest = int((expected.hmc_steps * expected.leapfrog_steps).max())
     at = whole(kind).begun + 2 + 2 * longest
     result = None
-    for _ in range(60):  # a few temperatures at a time
+    for _ in range(60):  # each call gets a few temperatures further
         try:
             result = run(Failing(at), checkpoint=path, keep_trace=True, **KINDS[kind])
         except KeyboardInterrupt:
@@ -1042,7 +1058,7 @@ def test_ctrl_c_without_a_checkpoint_returns_what_is_there(kind: str, part: floa
     assert "INTERRUPTED at beta" in repr(result)
     torch.testing.assert_close(result.images, network()(result.latents).detach())
     if kind == "frozen" and part < 0.5:
-        return  # of the pilot; the whole run tells of its repetition
+        return  # the samples are those of the pilot, while the whole run returns its repetition
     for name in ("betas", "acceptance", "step_size", "energy_history", "leapfrog_steps"):
         np.testing.assert_array_equal(getattr(result, name), getattr(expected, name)[:done])
     assert expected.trace is not None
@@ -1077,7 +1093,7 @@ def test_a_result_comes_back_from_disk(kind: str, tmp_path: Path) -> None:
     assert_same(Result.load(result.save(tmp_path / "result")), result)
 
 
-def test_what_cannot_be_told_is_null_in_json(tmp_path: Path) -> None:
+def test_unknown_values_are_null_in_json(tmp_path: Path) -> None:
     def refuse_constant(name: str) -> None:
         raise AssertionError(f"JSON knows no {name}")
 
@@ -1107,11 +1123,12 @@ def test_polished_and_interrupted_results_come_back_too(tmp_path: Path) -> None:
         assert_same(Result.load(result.save(tmp_path / str(number))), result)
 
 
-# --- what the loop is given -----------------------------------------------------------------------
+# --- the potential of the loop --------------------------------------------------------------------
 
 
 def test_a_potential_is_asked_for_the_right_observation() -> None:
-    # Populations of an observation are neighbouring rows: each has the energies of its own data.
+    # The populations of an observation are neighbouring rows, and each has the energies of its own
+    # observation's data.
     with prepared(network(), x_obs(3), MASK, noise_std=0.3) as problem:
         plan = AdaptivePlan(
             chains=16, populations=2, annealing=Annealing(), budget=None, evidence="consistent",

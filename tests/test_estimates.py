@@ -1,4 +1,4 @@
-"""What many independent populations say together: normalisers, their errors, and moments."""
+"""Estimates of many independent populations together: normalisers, their errors, and moments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Many:
     def ratios(self) -> Tensor:
         """Estimated over exact normaliser, of each island of the repetition.
 
-        Whatever the pilot has chosen, those are independent, with a mean of 1.
+        They are independent, with a mean of 1, whatever the pilot has chosen.
         """
         logs = log_mean_weight(self.again.state.log_weights) - self.target.log_normaliser()
         return logs.exp()
@@ -55,25 +55,25 @@ def many(observations: int, chains: int, annealing: Annealing, **model: Any) -> 
 
 @pytest.fixture(scope="module")
 def usual() -> Many:
-    """1,500 islands of 16 with every default."""
+    """1,500 islands of 16 particles with default settings."""
     return many(750, 16, Annealing())
 
 
 @pytest.fixture(scope="module")
 def plain() -> Many:
-    """1,000 of unit mass."""
+    """1,000 islands with a unit mass."""
     return many(500, 16, Annealing(mass="identity"))
 
 
 @pytest.fixture(scope="module")
 def turned() -> Many:
-    """800 in six dimensions, in large steps."""
+    """800 islands in six dimensions, with large steps of beta."""
     return many(400, 16, Annealing(target_cess=0.7), d=6, measured=3)
 
 
 @pytest.fixture(scope="module")
 def fine() -> Many:
-    """500 of 64, often resampled."""
+    """500 islands of 64 particles, which are resampled often."""
     return many(250, 64, Annealing(target_cess=0.9, resample_below=0.9))
 
 
@@ -95,8 +95,8 @@ def test_a_repetition_estimates_the_normaliser_without_bias(
 def test_islands_weighted_by_their_normalisers_have_the_posterior_moments(
     setting: str, request: pytest.FixtureRequest
 ) -> None:
-    # Estimate of the normaliser times an island's mean of f is unbiased for the exact product (Del
-    # Moral 2004, theorem 7.4.2), however small the islands.
+    # An island's estimate of the normaliser times its mean of f is unbiased for the exact product
+    # (Del Moral 2004, theorem 7.4.2), however few particles it has.
     found: Many = request.getfixturevalue(setting)
     z, ratios = found.target.standardised(found.again.state.hmc.latents), found.ratios()
     size = z.shape[-1]
@@ -108,11 +108,11 @@ def test_islands_weighted_by_their_normalisers_have_the_posterior_moments(
 
 @pytest.mark.slow
 @every_setting
-def test_an_island_tells_the_variance_of_its_normaliser(
+def test_an_island_estimates_the_variance_of_its_normaliser(
     setting: str, request: pytest.FixtureRequest
 ) -> None:
-    # E[Z^2 V] is Var(Z) to first order: what is left out is V times V, below 0.04 of it here beside
-    # four standard errors.
+    # E[Z^2 V] is Var(Z) to first order in V. What is neglected is about V times V, below 0.04 of it
+    # here, and is allowed for beside four standard errors.
     found: Many = request.getfixturevalue(setting)
     ratios, variance = found.ratios(), found.again.state.variance
     excess = ratios**2 * variance - (ratios - 1.0) ** 2
@@ -123,9 +123,9 @@ def test_an_island_tells_the_variance_of_its_normaliser(
 
 
 @pytest.mark.slow
-def test_without_their_ancestors_slow_particles_would_tell_too_little() -> None:
-    # Each factor's variance alone, as if it were independent of those before, where a move of one
-    # leapfrog step is made between them.
+def test_without_lineages_slow_moves_would_give_too_small_a_variance() -> None:
+    # Without lineages, the variances of the factors are summed as if these were independent. They
+    # are not: between two factors there is one move of a single leapfrog step.
     slow = Annealing(target_cess=0.9, leapfrog_steps=1, hmc_steps=1, mass="identity")
     found = many(200, 64, slow, sigma=0.3)
     state = begun(found.target, **found.how)
@@ -135,7 +135,8 @@ def test_without_their_ancestors_slow_particles_would_tell_too_little() -> None:
     assert torch.equal(state.log_weights, found.again.state.log_weights)
     ratios = found.ratios()
     alone, told = ((ratios**2 * v).mean() for v in (state.variance, found.again.state.variance))
-    # The variance of 400 numbers is known to about 7 %.
+    # The variance of 400 numbers has a relative standard error of about 7 %; the bound is four of
+    # these.
     assert alone < 0.5 * ratios.var()
     assert abs(told / ratios.var() - 1.0) < 0.28
 
@@ -147,8 +148,9 @@ def test_without_their_ancestors_slow_particles_would_tell_too_little() -> None:
 @both_backends
 @all_masses
 def test_large_populations_have_the_posterior_moments(backend: str, mass: str) -> None:
-    # As they stand: 40 populations of two islands, whose means are independent. The bias of a
-    # population of N is of order 1 / N, well below these errors.
+    # The particles' means are taken without weights. Only means over the two islands of an
+    # observation are independent, 40 of them. The bias of N particles is of order 1 / N, well below
+    # the errors of these means.
     target = LinearGaussian(sigma=0.2)
     annealing = Annealing(mass=mass, target_cess=0.8)
     run = sample(target, annealing, chains=500, observations=40, backend=backend)
@@ -168,7 +170,7 @@ def test_large_populations_have_the_posterior_moments(backend: str, mass: str) -
 def test_any_noise_level_without_another_setting(sigma: float, mass: str) -> None:
     target = LinearGaussian(sigma=sigma)
     run = sample(target, Annealing(mass=mass), chains=100, observations=30, seed=6)
-    z = target.standardised(run.state.hmc.latents)  # sharp and wide directions alike
+    z = target.standardised(run.state.hmc.latents)  # sharp and wide directions get the same scale
     values = torch.cat([z, z**2], -1).mean(1).reshape(30, 2, -1).mean(1)
     expected = torch.tensor([0.0] * 3 + [1.0] * 3, dtype=torch.float64)
     errors = values.std(0) / math.sqrt(30)
@@ -190,8 +192,8 @@ class Isotropic:
 @pytest.mark.slow
 @all_masses
 def test_small_islands_are_right_in_more_dimensions_than_they_have_particles(mass: str) -> None:
-    # 150 pairs of eight particles in 20 dimensions: the mean energy is d r / (1 + r) / 2 for r =
-    # 1 / sigma^2, the log normaliser -d log(1 + r) / 2.
+    # 150 observations have two islands of eight particles each in 20 dimensions. With r = 1 /
+    # sigma^2 the mean energy is d r / (1 + r) / 2 and the log normaliser -d log(1 + r) / 2.
     d, r = 20, 100.0
     how: dict[str, Any] = {"chains": 8, "latent_size": d, "observations": 150}
     state = sample(Isotropic(0.1), Annealing(mass=mass), **how).state

@@ -1,4 +1,4 @@
-"""Chains that are no population: temperatures by each one's own energies."""
+"""Independent chains: too few to be a population, tempered by each one's own energies."""
 
 from __future__ import annotations
 
@@ -47,15 +47,17 @@ def test_independent_chains_follow_their_own_energies(backend: str) -> None:
     assert (run.state.resamplings == 0).all()
     moved = sum(info.choice.leapfrog_steps * info.choice.hmc_steps for info in run.infos)
     assert run.state.spent == 1 + moved
-    assert run.state.forwards == 6  # 16 starts, shared by 3 chains
-    assert all(info.choice.inverse_mass is None for info in run.infos)  # no population, no mass
+    # 16 scored prior draws are shared by 3 chains: 16 / 3, rounded up
+    assert run.state.forwards == 6
+    # too few chains to estimate a mass
+    assert all(info.choice.inverse_mass is None for info in run.infos)
 
 
 @pytest.mark.slow
 def test_independent_chains_reach_the_posterior() -> None:
-    # Two chains each for 400 independent runs. Nothing makes such chains exact: they are held to a
-    # tenth of a posterior deviation and 15 % of a variance, beside 4 standard errors of the runs'
-    # own spread.
+    # 400 independent runs have two chains each. Such chains are not exact, because they tune
+    # themselves. Means may be off by a tenth of a posterior deviation and variances by 15 %, beside
+    # four standard errors of the mean over runs.
     target = LinearGaussian(sigma=0.2)
     run = sample(target, Annealing(target_cess=0.8), chains=2, observations=400, **INDEPENDENT)
     z = target.standardised(run.state.hmc.latents)
@@ -80,7 +82,7 @@ def test_the_chains_are_the_first_of_their_starts(chains: int, starts: int, draw
     assert (state.spent, state.forwards) == (1, math.ceil(drawn / chains))
     assert target.scored == 2 * drawn
     assert state.spread is not None
-    # One energy is taken for its own deviation.
+    # A single energy has no variance, and its square is taken.
     spread = all_drawn.energy.var(-1, keepdim=True) if drawn > 1 else all_drawn.energy**2
     torch.testing.assert_close(state.spread.variance, spread.expand(-1, chains), **ROUNDING)
 

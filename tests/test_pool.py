@@ -28,7 +28,7 @@ from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEEP = LinearGaussian(sigma=0.05)
-"""So sharp that no pool of hundreds reaches the cap."""
+"""An energy so sharp that no pool of some hundreds of draws reaches the largest first beta."""
 
 
 def started(
@@ -54,8 +54,9 @@ def scored(rows: int, size: int, target: LinearGaussian = STEEP, seed: int = 1) 
 
 
 @pytest.mark.parametrize(("particles", "draws"), [(8, 64), (16, 64), (16, 16), (16, 8), (16, 2)])
-def test_a_pool_goes_as_far_as_enough_of_it_count(particles: int, draws: int) -> None:
-    # An effective four for each particle, at most half of the pool.
+def test_a_pool_goes_as_far_as_its_effective_sample_size_allows(particles: int, draws: int) -> None:
+    # The first beta is the one at which the pool's effective sample size is four for each particle,
+    # but half of the pool at most.
     size = particles * draws
     energy = scored(3, size)
     found = started(energy, particles, count=1)
@@ -108,12 +109,12 @@ def test_the_best_draw_is_kept(bad: float) -> None:
 # --- what it estimates ----------------------------------------------------------------------------
 
 
-def test_what_a_pool_says_of_itself_by_hand() -> None:
+def test_the_estimates_of_a_pool_by_hand() -> None:
     energy, beta = scored(4, 50), torch.tensor([1e-3, 0.01, 0.05, 0.0], dtype=F64)
     found = started(energy, 8, beta=beta)
     w = (-beta[:, None] * energy).exp()
     torch.testing.assert_close(found.log_normaliser, w.mean(-1).log(), **ROUNDING)
-    # Relative variance of a mean, its own population taken for all.
+    # The relative variance of a mean of n weights, with the sample variance that divides by n.
     variance = w.var(-1, correction=0) / w.mean(-1) ** 2 / 50.0
     torch.testing.assert_close(found.variance, variance, **ROUNDING)
     share = w / w.sum(-1, keepdim=True)
@@ -126,21 +127,23 @@ def test_what_a_pool_says_of_itself_by_hand() -> None:
     "given", [pytest.param(True, marks=pytest.mark.slow), False], ids=["given", "by-the-others"]
 )
 def test_the_mean_weight_of_a_pool_is_unbiased(given: bool) -> None:
-    # 40,000 pools of 16 draws. By the others' draws or beforehand: either is none of its own.
+    # 40,000 pools have 16 draws each. Their betas are given, or follow from the draws of the other
+    # island; in neither case do they depend on the pool's own draws.
     beta = torch.full((40_000,), 2e-3, dtype=F64) if given else None
     found = started(scored(40_000, 16), 2, beta=beta)
     ratios = (found.log_normaliser - STEEP.log_normaliser(found.beta)).exp()
     assert_mean(ratios, 1.0)
     assert ratios.std() / math.sqrt(len(ratios)) < 0.002
-    # Its square times the variance that is told is a population's variance: 15 parts in 16.
+    # The squared ratio times the reported relative variance is unbiased but for the divisor n = 16,
+    # where n - 1 = 15 is right.
     excess = (ratios - 1.0) ** 2 - ratios**2 * found.variance * 16.0 / 15.0
     assert_mean(excess, 0.0)
     assert excess.std() / math.sqrt(len(ratios)) < 0.05 * ratios.var()
 
 
 @pytest.mark.slow
-def test_its_own_draws_would_choose_a_temperature_with_a_bias() -> None:
-    # What the test above can tell: an island alone has none but its own.
+def test_a_beta_that_follows_from_its_own_draws_gives_a_bias() -> None:
+    # This shows that the test above can fail: a single island must use its own draws.
     found = started(scored(40_000, 16), 2, count=1)
     ratios = (found.log_normaliser - STEEP.log_normaliser(found.beta)).exp()
     assert abs(ratios.mean() - 1.0) > 8.0 * ratios.std() / math.sqrt(len(ratios))
@@ -148,7 +151,8 @@ def test_its_own_draws_would_choose_a_temperature_with_a_bias() -> None:
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_particles_weighted_by_the_mean_weight_are_draws_at_their_temperature(count: int) -> None:
-    # Mean weight times a mean over resampled particles is unbiased for the exact product.
+    # The mean weight of the pool times a mean over resampled particles is an unbiased estimate of
+    # the normaliser times the exact mean.
     beta = torch.full((6000,), 0.01, dtype=F64)
     state = begun(
         STEEP, observations=6000 // count, islands=count, chains=4, draws=8, first_beta=beta
@@ -165,7 +169,7 @@ def test_particles_weighted_by_the_mean_weight_are_draws_at_their_temperature(co
 
 
 def test_draws_are_taken_as_often_as_their_weights_say() -> None:
-    # Systematically: each N w times, one more or one less.
+    # Systematic resampling takes a draw of share w either floor(N w) or ceil(N w) times.
     energy = scored(500, 40)
     found = started(energy, 24)
     assert found.roots.dtype is torch.int64
@@ -173,7 +177,9 @@ def test_draws_are_taken_as_often_as_their_weights_say() -> None:
     share = torch.softmax(-found.beta[:, None] * energy, -1)
     counts = torch.stack([(found.roots == k).sum(-1) for k in range(40)], -1)
     assert ((counts - 24.0 * share).abs() < 1.0).all()
-    # On average exactly as often: the mean over rows of a difference bounded by 1.
+    # The expected number is N w exactly. A count differs from it by less than 1, with a standard
+    # deviation of at most 0.5, so that this bounds the mean over 500 rows; 40 draws are compared,
+    # hence 4.5 standard errors.
     rest = (counts - 24.0 * share).mean(0)
     assert (rest.abs() < 4.5 * 0.5 / math.sqrt(500)).all()
 
@@ -245,7 +251,7 @@ def test_a_state_begins_at_its_pool(backend: str) -> None:
     w = torch.softmax(logs, -1)
     deviation = ((w * drawn.energy**2).sum(-1) - (w * drawn.energy).sum(-1) ** 2).sqrt()
     torch.testing.assert_close(state.sharpness, state.beta * deviation, rtol=1e-8, atol=0)
-    # A forward for each draw, then a gradient for each particle.
+    # Each draw costs a forward, then each particle a gradient.
     assert (state.spent, state.forwards) == (1, 10)
     assert not state.finished.any()
 
@@ -259,7 +265,7 @@ def test_every_draw_costs_a_forward_and_every_particle_a_gradient() -> None:
 
 
 def test_draws_of_an_island_are_by_its_observation_and_its_place() -> None:
-    # Whatever batch it stands in.
+    # Draws depend on the observation's id and the island's place, not on the batch.
     together = begun(MIXED, observations=3, islands=2, observation_ids=[5, 0, 9])
     for row, name in enumerate([5, 0, 9]):
         alone = begun(MIXED.rows([row]), islands=2, observation_ids=[name])
@@ -282,7 +288,7 @@ def test_given_latents_are_the_pool() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_draws_that_are_not_finite_have_no_weight(bad: float) -> None:
-    # The others are all alike, so their share is the normaliser.
+    # All finite energies are 0, so that the normaliser is the share of draws that have one.
     def energy(z: Tensor) -> Tensor:
         return torch.where(z[..., 0] > 0.5, bad, 0.0 * z.sum(-1))
 
@@ -298,7 +304,7 @@ def test_draws_that_are_not_finite_have_no_weight(bad: float) -> None:
     assert state.sharpness.tolist() == [0.0] * 2
 
 
-@pytest.mark.parametrize("scale", [math.inf, 1e200])  # 1e200 is finite, its square is not
+@pytest.mark.parametrize("scale", [math.inf, 1e200])  # 1e200 is finite, but its square is not
 @pytest.mark.parametrize("alone", [False, True])
 def test_draws_of_which_none_is_finite_are_refused(scale: float, alone: bool) -> None:
     def energy(z: Tensor) -> Tensor:
@@ -309,7 +315,7 @@ def test_draws_of_which_none_is_finite_are_refused(scale: float, alone: bool) ->
         smc.init(energy, latent_size=2, chains=16, **how)
 
 
-# --- independent chains have none ----------------------------------------------------------------
+# --- independent chains have no pool --------------------------------------------------------------
 
 
 def test_independent_chains_begin_at_the_prior() -> None:

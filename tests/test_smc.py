@@ -1,4 +1,4 @@
-"""The adaptive loop by itself, on known energies: weights, who moves, what it costs, repeats."""
+"""The adaptive loop by itself, on known energies: weights, active rows, costs and repetitions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def test_weights_grow_by_the_energies_before_the_move(backend: str, below: float
         drift = max(drift, float((step * (after.hmc.energy - before.hmc.energy)).abs().max()))
         effective = effective_sample_size(logs)
         torch.testing.assert_close(info.effective_sample_size, effective, **ROUNDING)
-        # Resampling keeps the mean weight and makes all even; at the posterior they are.
+        # Resampling keeps the mean weight and makes all weights equal. It is always done on arrival
+        # at beta = 1.
         torch.testing.assert_close(log_mean_weight(after.log_weights), log_mean_weight(logs))
         taken, arrives = info.choice.resampled, (info.choice.beta == 1.0) & (step[:, 0] > 0.0)
         assert torch.equal(taken, arrives | (effective < below * 64))
@@ -63,14 +64,14 @@ def test_weights_grow_by_the_energies_before_the_move(backend: str, below: float
         own = torch.arange(64).expand(int((~taken).sum()), -1)
         assert torch.equal(info.ancestors[~taken], own)
         resampled, steps = resampled + int(taken.sum()), steps + int((step > 0.0).sum())
-    assert drift > 1.0  # with the energies after the move the weights would have been others
+    assert drift > 1.0  # weights by the energies after the move would differ by this much
     assert resampled == int(run.state.resamplings.sum())
     usual = {1e-9: (4, 4), 0.5: (5, steps - 8), 0.95: (steps - 4, steps)}
     assert usual[below][0] <= resampled <= usual[below][1]
 
 
 @pytest.mark.slow
-def test_what_is_told_of_a_temperature() -> None:
+def test_the_info_of_a_temperature() -> None:
     for state, info in _steps(MIXED, observations=3):
         moves = info.choice.active
         energy = state.hmc.energy
@@ -88,16 +89,17 @@ def _steps(target: Any, **how: Any) -> list[tuple[SMCState, smc.SMCInfo]]:
     return found
 
 
-def test_copies_of_one_particle_part_in_their_first_move() -> None:
+def test_copies_of_one_particle_separate_in_their_first_move() -> None:
     state = begun(MIXED, chains=9, observations=3)
     heir = state.hmc.energy.argmin(-1)
     _, choice = smc.choose(state, Annealing(mass="identity"))
-    one = torch.full((6,), 1e6, dtype=F64)  # so large a step leaves one with all the weight
+    one = torch.full((6,), 1e6, dtype=F64)  # so large a step gives one particle all the weight
     choice = dataclasses.replace(
         choice, beta=one, resampled=torch.ones(6, dtype=torch.bool), step_size=0.01 / one.sqrt()
     )
     after, info = smc.step(state, MIXED, Annealing(), choice=choice)
-    # The heir, or another that the pool has made of the same draw.
+    # All particles descend from the particle of least energy, or from another that the pool made of
+    # the same prior draw.
     taken, best = state.roots.gather(1, info.ancestors), state.roots.gather(1, heir[:, None])
     assert torch.equal(taken, best.expand(-1, 9))
     assert info.acceptance.min() > 0.9
@@ -105,7 +107,7 @@ def test_copies_of_one_particle_part_in_their_first_move() -> None:
         assert len(after.hmc.latents[b].unique(dim=0)) >= 7
 
 
-def test_what_is_known_of_the_past_follows_ancestors() -> None:
+def test_roots_and_lineages_follow_ancestors() -> None:
     target = LinearGaussian(sigma=0.05)
     state = begun(target, chains=40, observations=2)
     while not state.finished.all():
@@ -115,7 +117,7 @@ def test_what_is_known_of_the_past_follows_ancestors() -> None:
         for name in ("roots", "lineage"):
             old, new = getattr(weighed, name), getattr(state, name)
             assert torch.equal(new, old.gather(1, info.ancestors)), name
-    assert state.resamplings.sum() > 4  # more often than at the end
+    assert state.resamplings.sum() > 4  # there are more than the four at beta = 1
     counts = [len(set(row)) for row in state.roots.tolist()]
     assert surviving_roots(state.roots).tolist() == counts
     assert max(counts) < 30
@@ -153,7 +155,7 @@ PACES = {
 def test_an_observation_does_not_depend_on_its_batch_mates(
     backend: str, mass: str, pace_name: str
 ) -> None:
-    # Where L is fixed and there is no budget: these are common to all.
+    # This holds without a budget and with a fixed L, which all observations would share.
     annealing = dataclasses.replace(PACES[pace_name], mass=mass)
     common: dict[str, Any] = {"seed": 11, "backend": backend}
     together = sample(MIXED, annealing, observations=3, observation_ids=[5, 0, 9], **common)
@@ -179,7 +181,8 @@ def test_an_observation_does_not_depend_on_its_batch_mates(
 
 @all_masses
 def test_backends_agree_over_a_few_temperatures(mass: str) -> None:
-    # In float64; later rounding grows with the moves.
+    # Rounding errors grow with the number of moves, so that float64 results agree over a few
+    # temperatures only.
     target = LinearGaussian(sigma=0.3)
     states = []
     for backend in ("reference", "native"):
@@ -243,7 +246,7 @@ def test_every_gradient_is_counted(annealing: Annealing) -> None:
     target = LinearGaussian(sigma=0.1)
     calls: list[int] = []
     run = sample(target, annealing, on_step=lambda _: calls.append(target.calls))
-    # One at the start, then M L with one L at each temperature.
+    # The start takes one gradient, and a temperature M L of them.
     each = [i.choice.leapfrog_steps * i.choice.hmc_steps for i in run.infos]
     assert calls == (1 + np.cumsum(each)).tolist()
     assert run.state.spent == target.calls
@@ -252,7 +255,7 @@ def test_every_gradient_is_counted(annealing: Annealing) -> None:
 
 
 @pytest.mark.slow
-def test_whoever_moves_costs_a_gradient_of_all() -> None:
+def test_every_move_costs_a_gradient_of_all_rows() -> None:
     target = MIXED.rows([0, 1, 2])
     spent, moved = 1, torch.zeros(6, dtype=torch.int64)
     for state, info in _steps(target, observations=3):
@@ -273,7 +276,7 @@ def test_proposals_that_are_not_finite_are_counted_and_stay_out() -> None:
             energy, grad = super().energy_and_grad(z)
             beyond = z[..., 0] > 2.0
             if self.calls == 1:
-                beyond &= False  # prior draws may start there
+                beyond &= False  # so that prior draws may start there
             return torch.where(beyond, torch.nan, energy), grad
 
     run = sample(Cliff(sigma=1.0), chains=200, annealing=Annealing(hmc_steps=2))
@@ -304,8 +307,9 @@ def test_the_same_choices_under_the_same_seed_are_the_same_run(mass: str) -> Non
 @all_masses
 @pytest.mark.parametrize("moves", [3, None], ids=["three-moves", "tuned-moves"])
 def test_repeats_are_made_of_the_same_choices(mass: str, moves: int | None) -> None:
-    # Where a temperature has several moves, a repetition makes all with the last one's step size,
-    # and a repetition of the repetition is the same to the last bit.
+    # A temperature of several moves is recorded with the step size of its last move. A repetition
+    # makes all moves with it, so that it differs from the pilot, but a repetition of the repetition
+    # is the same to the last bit.
     annealing = Annealing(hmc_steps=moves, mass=mass)
     how: dict[str, Any] = {"target": MIXED, "annealing": annealing, "observations": 3}
     pilot = sample(**how)
@@ -375,7 +379,7 @@ def test_init_names_the_argument_at_fault(how: dict[str, Any], message: str) -> 
 
 
 def test_the_last_number_that_names_an_observation() -> None:
-    # Each island has one of 2^32.
+    # Every island has a random number stream of its own, of 2^32.
     state = begun(LinearGaussian(), islands=4, observation_ids=[2**30 - 1])
     assert state.hmc.stream.observation.tolist() == [2**32 - 4 + k for k in range(4)]
 
@@ -386,7 +390,7 @@ def test_a_finished_state_takes_no_step() -> None:
     assert run.done
     with pytest.raises(ValueError, match=r"^state: expected an observation that is not finished"):
         smc.step(run.state, MIXED, Annealing())
-    # One that is not is enough.
+    # A single row that is not finished is enough for a step.
     last = torch.arange(6) == 5
     some = dataclasses.replace(run.state, finished=~last)
     after, info = smc.step(some, MIXED, Annealing())
@@ -407,9 +411,10 @@ def test_a_run_that_goes_on_takes_nothing_anew(given: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["population", "independent-chains"])
-def test_energies_that_are_all_alike_say_nothing(alone: bool) -> None:
-    # By e-folds from 0.05, or in one step, to the posterior, which is the prior; its normaliser is
-    # exp(-3) exactly.
+def test_constant_energies_need_no_annealing(alone: bool) -> None:
+    # The energy is constant, so that the posterior is the prior, the normaliser is exp(-3) exactly,
+    # and no step of beta loses weight. Beta grows by the largest factor, e, from 0.05, or for
+    # independent chains in one step.
     how = {"chains": 3, **INDEPENDENT} if alone else {"draws": 1}
     run = sample(lambda z: 0.0 * z.sum(-1) + 3.0, **how)
     way = [] if alone else [0.05 * math.e, 0.05 * math.e**2]
@@ -428,15 +433,16 @@ def test_plain_functions_are_targets_too() -> None:
 
     function: Callable[[Tensor], Tensor] = energy
     run = smc.run(function, latent_size=2, dtype=F64, chains=250)
-    # Posterior precision 17, mean 8 / 17; five standard errors of 500 draws.
+    # The posterior has precision 1 + 16 = 17 and mean 8 / 17. The bound is five standard errors of
+    # a mean over 500 particles.
     error = math.sqrt(1.0 / 17.0 / 500.0)
     assert (run.state.hmc.latents.mean((0, 1)) - 8.0 / 17.0).abs().max() < 5.0 * error
 
 
 @pytest.mark.slow
 def test_copies_of_one_point_become_draws_again() -> None:
-    # Eight copies on each of 200 pairs of islands at a low temperature: the same posterior as from
-    # the prior.
+    # On each of 200 pairs of islands, all eight particles are put on one point at a low beta. The
+    # moves must separate them, and reach the posterior as they do from the prior.
     target = LinearGaussian(sigma=0.1)
     state = begun(target, chains=8, observations=200)
     first = state.hmc
@@ -451,7 +457,8 @@ def test_copies_of_one_point_become_draws_again() -> None:
     run = smc.run(target, start=Run(state))
     assert all(len(row.unique(dim=0)) == 8 for row in run.state.hmc.latents)
     means = target.standardised(run.state.hmc.latents).mean(1).reshape(200, 2, 3).mean(1)
-    # A small population's bias is below a tenth of a deviation, beside 4 standard errors.
+    # A tenth of a standard deviation is allowed for the bias of a small population, beside four
+    # standard errors.
     errors = means.std(0) / math.sqrt(200)
     assert (means.mean(0).abs() <= 0.1 + 4.0 * errors).all()
     assert (errors < 0.1).all()

@@ -1,4 +1,4 @@
-"""Weights and what they tell of the normaliser's error, by hand and by closed forms."""
+"""Weights, and the errors of the normaliser that follow from them: by hand and closed forms."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tensor(*values: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("level", [0.0, -900.0, 900.0])
-def test_weights_count_as_many_as_they_are_worth(level: float) -> None:
+def test_the_effective_sample_size_and_the_mean_weight_by_hand(level: float) -> None:
     logs = torch.stack([tensor(1, 1, 1, 1), tensor(3, 1, 1, 1), tensor(1, 0, 0, 0)]).log() + level
     assert effective_sample_size(logs).tolist() == pytest.approx([4.0, 36.0 / 12.0, 1.0])
     expected = [level, level + math.log(1.5), level - math.log(4.0)]
@@ -46,18 +46,20 @@ def test_surviving_roots_by_hand() -> None:
 
 
 def test_second_order_by_hand() -> None:
-    # 0.2 and a tenth more for 20 particles: 0.22, and half its square.
+    # For 20 particles the variance 0.2 is increased by a tenth, 2 / N, to 0.22, and half of its
+    # square is added.
     assert second_order(tensor(0.0, 0.2), 20).tolist() == pytest.approx([0.0, 0.22 + 0.5 * 0.0484])
 
 
 def test_second_order_is_the_variance_of_a_product_of_many_factors() -> None:
-    # exp(v) - 1, but for the third order of v.
+    # With many particles it is v + v^2 / 2, which differs from exp(v) - 1 by the third order of v.
     v = tensor(0.01, 0.1, 0.3)
     assert ((second_order(v, 10**9) - v.expm1()).abs() < 0.2 * v**3).all()
 
 
 def test_the_variance_between_estimates_by_hand() -> None:
-    # Of R independent numbers, that of their mean over its square.
+    # The relative variance of the mean of R independent numbers is their variance over R and over
+    # the squared mean.
     values = torch.stack([tensor(1, 2, 6), tensor(4, 4, 4)])
     expected = values.var(-1) / 3.0 / values.mean(-1) ** 2
     for level in (0.0, -5000.0):
@@ -70,7 +72,8 @@ def test_the_variance_between_estimates_by_hand() -> None:
 
 
 def test_the_deviation_of_a_mean_by_hand() -> None:
-    # Logarithms: unlike the relative variance of weights it has no bound.
+    # The numbers are logarithms. Unlike the relative variance of weights, the error of their mean
+    # has no bound.
     found = deviation_of_mean(torch.stack([tensor(1, 3, 5, 7), tensor(-40, 40, -40, 40)]))
     expected = [math.sqrt(20.0 / 3.0 / 4.0), math.sqrt(6400.0 / 3.0 / 4.0)]
     assert found.tolist() == pytest.approx([expected[0], 20.0 * math.sqrt(16.0 / 12.0)])
@@ -79,8 +82,9 @@ def test_the_deviation_of_a_mean_by_hand() -> None:
 
 
 def test_the_variance_between_estimates_is_unbiased_to_first_order() -> None:
-    # 20,000 times eight numbers with a relative deviation of 0.1: E[m^2 V] is the variance of the
-    # mean m, 0.1^2 / 8, exactly. Four standard errors: one of 16,000 fails.
+    # Each of 20,000 repetitions has eight numbers with a relative deviation of 0.1. With m their
+    # mean and V the relative variance that is estimated, E[m^2 V] is the variance of m, 0.1^2 / 8,
+    # exactly. The bound is four standard errors, which one seed of 16,000 exceeds.
     values = 1.0 + 0.1 * normal(20_000, 8, seed=1)
     found = values.mean(-1) ** 2 * variance_between(values.log())
     error = float(found.std()) / math.sqrt(len(found))
@@ -89,32 +93,33 @@ def test_the_variance_between_estimates_is_unbiased_to_first_order() -> None:
 
 
 @pytest.mark.parametrize("size", [4, 16, 100])
-def test_an_effective_two_roots_tell_their_variance(size: int) -> None:
-    # k of N equal weights are an effective k.
+def test_a_variance_is_reliable_from_an_effective_two_roots_on(size: int) -> None:
+    # k equal weights of N have an effective sample size of k.
     least = math.ceil(2.0 * math.sqrt(size))
     for k in range(1, size + 1):
         logs = torch.full((1, size), -math.inf, dtype=F64)
         logs[0, :k] = 3.0
-        if k != least:  # equality is for rounding to decide
+        if k != least:  # whether equality counts depends on rounding
             assert variance_is_reliable(logs).tolist() == [k > least]
 
 
 def test_the_error_of_a_logarithm_by_hand() -> None:
-    # Variance v and a bias of minus half of it.
+    # The root mean square error combines the variance v and the bias -v / 2.
     assert error_of_log(tensor(0.0, 0.09, 4.0)).tolist() == pytest.approx(
         [0.0, math.hypot(0.3, 0.045), math.hypot(2.0, 2.0)]
     )
 
 
 def test_the_error_of_a_logarithm_is_that_of_a_log_normal_mean() -> None:
-    # W = exp(s x - s^2 / 2) has mean 1, relative variance exp(s^2) - 1, and the log the variance
-    # s^2 and the bias -s^2 / 2: the same to second order of s^2.
+    # W = exp(s x - s^2 / 2) has mean 1 and relative variance exp(s^2) - 1. Its logarithm has the
+    # variance s^2 and the bias -s^2 / 2. The error that follows from the former must agree with
+    # that of the latter to second order of s^2.
     for s in (0.05, 0.2, 0.4):
         exact = math.hypot(s, 0.5 * s**2)
         assert error_of_log(tensor(math.expm1(s**2))).item() == pytest.approx(exact, rel=0.4 * s**2)
 
 
-def test_errors_are_told_where_they_are_known() -> None:
+def test_errors_are_nan_where_they_are_unknown_and_none_if_everywhere() -> None:
     error = tensor(0.1, 0.2)
     found = nan_where_unknown(error, torch.tensor([False, True]))
     assert found is not None
@@ -123,18 +128,19 @@ def test_errors_are_told_where_they_are_known() -> None:
 
 
 def test_the_robust_deviation_by_hand() -> None:
-    # Median 3, distances 2 1 0 1 97, of which the median is 1: at most 3 * 1.4826 of it counts.
+    # The distances from the median, 3, are 2, 1, 0, 1 and 97, and their median is 1, so that a
+    # distance counts as 3 * 1.4826 at most.
     found = robust_deviation(tensor(1, 2, 3, 4, 100))
     assert found.item() == pytest.approx(math.sqrt((4.0 + 1.0 + 1.0 + 4.4478**2) / 4.0))
     assert robust_deviation(tensor(7.0)).item() == 0.0
     assert robust_deviation(tensor(2.0, 2.0, 2.0)).item() == 0.0
-    # Most alike: the distances' median says nothing, and all count.
+    # Most values are equal, so the median distance is 0 and limits nothing.
     assert robust_deviation(tensor(2.0, 2.0, 2.0, 4.0)).item() == pytest.approx(math.sqrt(4 / 3))
 
 
 def test_the_robust_deviation_is_that_of_a_gaussian() -> None:
-    # Of 100,000: the standard error is sigma / sqrt(2 n), 0.0022 sigma, and the distances beyond
-    # three deviations are 0.5 % of the variance longer than that.
+    # The relative standard error of n = 100,000 is 1 / sqrt(2 n) = 0.0022. Limiting distances to
+    # three standard deviations takes 0.5 % off the variance, 0.25 % off the standard deviation.
     values = 5.0 + 3.0 * normal(2, 100_000, seed=1)
     found = robust_deviation(values)
     assert ((found / 3.0 - 0.9975).abs() < 4.0 * 0.0023).all()
@@ -148,7 +154,8 @@ def test_the_robust_deviation_is_that_of_a_gaussian() -> None:
 
 @pytest.mark.parametrize("betas", [(0.3,), (0.01, 0.3), (0.02, 0.05, 0.11, 0.3)])
 def test_without_resampling_the_variance_is_that_of_a_mean(betas: tuple[float, ...]) -> None:
-    # However many steps the weights have grown in: of N independent ones, var(w) / N / mean(w)^2.
+    # The weights of N independent particles have a mean of relative variance var(w) / N /
+    # mean(w)^2, in however many steps they have been accumulated.
     target = LinearGaussian(sigma=0.7)
     zeros, fast = torch.zeros(4, dtype=F64), torch.zeros(4, dtype=torch.bool)
     state = begun(target, observations=2, first_beta=zeros, draws=1)
@@ -158,14 +165,15 @@ def test_without_resampling_the_variance_is_that_of_a_mean(betas: tuple[float, .
     weights = (-0.3 * state.hmc.energy).exp()
     expected = weights.var(-1) / 16.0 / weights.mean(-1) ** 2
     torch.testing.assert_close(state.variance, expected, rtol=1e-10, atol=0)
-    if len(betas) == 1:  # nothing to be related to
+    if len(betas) == 1:  # there is no earlier factor to be correlated with
         torch.testing.assert_close(state.expected_variance, expected, rtol=1e-10, atol=0)
     assert (expected > 0.005).all()
 
 
 @pytest.mark.parametrize("level", [0.0, 7.0])
-def test_what_ancestors_have_contributed_counts_again(level: float) -> None:
-    # Twice the covariance of this factor with what came before, less what all share.
+def test_the_variance_includes_the_covariance_with_the_ancestors_factors(level: float) -> None:
+    # A further factor adds its own variance and twice its covariance with what the ancestors
+    # contributed. A part that all particles share has no covariance.
     state = begun(LinearGaussian(sigma=0.7), islands=1, first_beta=torch.zeros(1, dtype=F64))
     past, beta = normal(1, 16, seed=1), tensor(0.1)
     after = smc.weigh(dataclasses.replace(state, lineage=past + level), beta, beta > 1.0)
@@ -176,19 +184,20 @@ def test_what_ancestors_have_contributed_counts_again(level: float) -> None:
     torch.testing.assert_close(after.lineage, past + level + own)
 
 
-def test_what_moves_retain_counts_where_they_are_slow_by_hand() -> None:
-    # (1 + r) / (1 - r) for r within [0, 0.99].
+def test_the_expected_variance_of_slow_moves_by_hand() -> None:
+    # A slow row's variance is multiplied by (1 + r) / (1 - r), with r limited to [0, 0.99].
     state = begun(LinearGaussian(sigma=0.7), islands=4, first_beta=torch.zeros(4, dtype=F64))
     state = dataclasses.replace(state, retained=tensor(0.5, 0.6, -0.3, 1.0))
     for slow in (True, False):
         after = smc.weigh(state, 0.3 + state.beta, torch.full((4,), slow))
-        alone = after.variance  # nothing came before
+        alone = after.variance  # there was no earlier factor
         factors = tensor(3.0, 4.0, 1.0, 199.0) if slow else 1.0
         torch.testing.assert_close(after.expected_variance, factors * alone, rtol=1e-10, atol=0)
 
 
-def test_what_a_temperature_retains_is_a_running_mean() -> None:
-    # Of the correlations over all its moves; nothing at the posterior, and nothing of who is done.
+def test_the_correlation_over_a_temperature_is_a_running_mean() -> None:
+    # The correlation of energies over all moves of a temperature enters a running mean, with gain
+    # 0.3 after the first. Temperatures at beta = 1 and finished rows do not change it.
     target, annealing = LinearGaussian(sigma=0.05), Annealing(hmc_steps=3)
     state = begun(target, observations=2)
     known = torch.zeros(4, dtype=F64)
