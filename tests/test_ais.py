@@ -113,7 +113,8 @@ def closed_form(case: Case, y: Tensor, beta: float = 1.0) -> tuple[Tensor, Tenso
     precision = beta / case.sigma.double().expand(len(y)) ** 2
     covariance = torch.linalg.inv(torch.eye(D).double() + a.T @ (precision[:, None] * a))
     mean = covariance @ (a.T @ (precision * (y - b)))
-    # The marginal of y - b is N(0, A A' + 1 / precision); without its noise's own constant:
+    # The marginal of y - b is N(0, A A' + 1 / precision). The normaliser lacks the constant of the
+    # noise's density.
     marginal = a @ a.T + torch.diag(1.0 / precision)
     residual = y - b
     quadratic = residual @ torch.linalg.solve(marginal, residual)
@@ -184,7 +185,8 @@ def test_linear_gaussian_posterior_and_evidence(name: str, adaptation: Any, back
 @both_backends
 @pytest.mark.parametrize("name", CASES)
 def test_energies_and_gradients_are_those_of_the_formula(name: str, backend: str) -> None:
-    # A wrong gradient would leave the posterior exact and only cost acceptance: it is held here.
+    # A wrong gradient would leave the posterior exact and only lower the acceptance, so gradients
+    # are compared here.
     case, net = CASES[name], linear_generator()
     with prepared(
         net, case.x_obs(5), case.mask, noise_std=case.noise, compute=Compute(backend=backend)
@@ -243,7 +245,7 @@ def test_images_and_their_weighted_mean_are_those_of_the_posterior(backend: str)
     found = result.mean(weighted=True)
     error = (w[:, None, None, None] ** 2 * (values - found) ** 2).sum(0).sqrt()
     assert ((found - expected).abs() <= 5.0 * error).all()
-    # Standard deviation: its relative error is near sqrt(1 / (2 ESS)) for Gaussian outputs.
+    # The relative error of a standard deviation is near sqrt(1 / (2 ESS)) for Gaussian outputs.
     ess = float(1.0 / (w * w).sum())
     ratio = result.std(weighted=True).flatten() / spread
     assert ((ratio - 1.0).abs() <= 5.0 * math.sqrt(0.5 / ess)).all()
@@ -270,7 +272,7 @@ def test_a_raw_schedule_estimates_the_normaliser_at_its_last_temperature(backend
     assert_weighted_moments(result.latents[0], result.log_weights[0], mean, covariance)
     error = log_mean_error(result.log_weights[0])
     assert abs(result.log_normaliser.item() - log_normaliser) <= 5.0 * error
-    # Leaving out the term from beta_0 = 0 to the first beta would be seen:
+    # An estimate without the term from beta_0 = 0 to the first beta would fail:
     first = float(result.betas[0]) * closed_form(case, case.measure(5), beta=1e-6)[2] / 1e-6
     assert abs(first) > 5.0 * error
     assert result.log_evidence is None
@@ -357,7 +359,7 @@ def test_the_trace_starts_at_the_prior() -> None:
     )
     assert result.trace is not None
     start = result.trace[0, 0]
-    # 12,000 standard normals: means within 5 / sqrt(n), second moments within 5 sqrt(2 / n).
+    # 4,000 standard normals have means within 5 / sqrt(n) and second moments within 5 sqrt(2 / n).
     assert (start.mean(0).abs() < 5.0 / math.sqrt(4000)).all()
     assert ((start**2).mean(0) - 1.0).abs().max() < 5.0 * math.sqrt(2.0 / 4000)
 
@@ -402,7 +404,8 @@ def published_rule(
 def test_step_size_follows_the_published_rule(
     rule: Any, increase: float, start: float, backend: str
 ) -> None:
-    # A flat target accepts all, so that the step hits 0.5; else the two observations differ.
+    # For the start 0.45 the misfit is so flat that all proposals are accepted and the step grows to
+    # its largest value, 0.5. Otherwise the two observations must have different steps.
     levels = [30.0, 30.0] if start == 0.45 else [0.4, 4.0]
     noise = torch.tensor(levels).reshape(2, 1, 1, 1)
     result = cogenerate(
@@ -475,8 +478,8 @@ def test_every_one_of_m_transitions_adapts_the_step() -> None:
         progress=False,
     )
     factors = result.step_size[:, 0] / 0.02
-    # The first of all transitions shrinks the step (the rate starts *at* the target); nearly all
-    # proposals are accepted at this step, so the next ones grow it.
+    # The running rate starts at the target and not above it, so that the first transition shrinks
+    # the step. Nearly all proposals are accepted at this step size, so the next ones let it grow.
     assert factors[0].item() == pytest.approx(0.98 * 1.02, rel=1e-12)
     assert factors[1].item() == pytest.approx(0.98 * 1.02**4, rel=1e-12)
 
@@ -531,8 +534,8 @@ def test_no_warning_without_a_reason(form: Any, schedule: str) -> None:
 
 def test_paper_form_samples_its_own_density() -> None:
     # At beta the paper form's density is exp(-beta E - (1 - beta) |z|^2 / 2), here a Gaussian of
-    # precision beta A' A / sigma^2 + 1 - beta. Long annealing at a stable step brings the chains
-    # there; they are independent, so unweighted moments have plain standard errors.
+    # precision beta A' A / sigma^2 + 1 - beta. A long annealing at a stable step brings the chains
+    # to it. They are independent, so unweighted moments have plain standard errors.
     case, beta = CASES["mask"], 0.8
     target = torch.full((40,), beta)
     result = cogenerate(
@@ -557,7 +560,7 @@ def test_paper_form_samples_its_own_density() -> None:
 # --- presets ------------------------------------------------------------------------------------
 
 TWO_D, IMAGES = Sigmoid(-10.0, 2.0, normalised=False), Sigmoid(-5.0, 5.0, normalised=False)
-# chains, T, L, step, schedule, form, weight, growth of the step
+# The columns are chains, T, L, step size, schedule, form, weight and growth of the step.
 PUBLISHED: dict[str, tuple[Any, ...]] = {
     "five-gaussians": (100, 9999, 20, 0.01, TWO_D, "posterior", 1e4, 1.02),
     "five-gaussians-paper": (100, 6000, 10, 0.01, TWO_D, "posterior", 1e4, 1.021),

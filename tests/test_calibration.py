@@ -1,4 +1,4 @@
-"""The samples are those of the posterior: calibration, and what is known exactly of small models.
+"""The samples follow the posterior: calibration, and exact values of small models.
 
 Seeds are fixed. Each bound states its share of false alarms among seeds, for correct code.
 """
@@ -99,9 +99,10 @@ def test_p_values_by_hand() -> None:
     design = Design(40, 3)
     ranks = torch.tensor([0] * 16 + [1] * 8 + [2] * 8 + [3] * 8)
     assert design.bins == 4
-    # Chi-square (36 + 3 * 4) / 10 = 4.8 with 3 degrees of freedom: a table's 0.187.
+    # Expected are 10 ranks in each bin. Chi square is (36 + 3 * 4) / 10 = 4.8, which with 3 degrees
+    # of freedom has the p-value 0.187 in a table.
     assert p_chi_square(ranks, design) == pytest.approx(0.1870, abs=5e-4)
-    # The distribution function is 0.4 where 0.25 is expected.
+    # After the first bin the distribution function is 0.4, where 0.25 is expected.
     assert p_ecdf(ranks, design) == pytest.approx(2.0 * math.exp(-2.0 * 40 * 0.15**2))
     assert p_chi_square(torch.arange(40) % 4, design) == 1.0
     assert p_ecdf(torch.arange(40) % 4, design) == 1.0
@@ -120,7 +121,7 @@ def test_particles_are_chosen_by_their_weights() -> None:
         torch.bincount(one_per_population(latents, weights, 1).flatten().long(), minlength=4)
         / 20_000
     )
-    # Standard errors are at most sqrt(0.24 / 20,000) = 0.0035: five of them.
+    # The standard errors are at most sqrt(0.24 / 20,000) = 0.0035; the bound is five of these.
     torch.testing.assert_close(shares, weights[0, 0], rtol=0.0, atol=0.0175)
     assert shares[1] == 0.0
 
@@ -132,7 +133,7 @@ def test_a_design_names_the_argument_at_fault(arguments: tuple[int, int], name: 
 
 
 # --- parts ----------------------------------------------------------------------------------------
-# Scores are within 4.5 but for 7e-6 of seeds each, 6e-5 for nine.
+# One score exceeds 4.5 for 7e-6 of seeds, and one of nine for 6e-5.
 
 
 @both_backends
@@ -164,8 +165,9 @@ def test_z_scores_by_hand() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("chains", [16, 64])
 def test_the_misfit_of_the_samples_is_that_of_the_posterior(chains: int) -> None:
-    # Every particle counts here; means over data sets are independent. To stop a population where
-    # its energies look settled shifted this by 0.07 (16) and 0.04 (64), eight standard errors.
+    # All particles enter, and only the means over data sets are independent. A rule that stopped a
+    # population where its energies look settled would shift the mean by 0.07 (16 particles) or 0.04
+    # (64), which is eight standard errors.
     model, populations = linear_gaussian(), 4
     _, x = model.simulate(300, 5)
     result = cogenerate(
@@ -179,7 +181,7 @@ def test_the_misfit_of_the_samples_is_that_of_the_posterior(chains: int) -> None
         progress=False,
     )
     means = result.energies.mean(-1) - mean_misfit(model, x)
-    # A finite population has a bias of order 1 / N beside the sampling error; 0.1 / N is allowed.
+    # A finite population has a bias of order 1 / N; 0.1 / N is allowed beside four standard errors.
     error = float(means.std()) / len(means) ** 0.5
     assert abs(float(means.mean())) < 4.0 * error + 0.1 / chains
 
@@ -199,7 +201,7 @@ def test_the_mean_misfit_is_that_of_exact_draws() -> None:
 
 # --- the 2-D GAN against quadrature ---------------------------------------------------------------
 
-OBSERVED = 0.309  # cos 72 degrees: two of the five Gaussians fit
+OBSERVED = 0.309  # cos 72 degrees, which is x1 of two of the five Gaussians
 EDGES = np.linspace(-1.4, 1.4, 29)
 
 
@@ -245,9 +247,10 @@ def sample_plane(**options: Any) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("chains", [100, 1000, 10_000])
 def test_the_hidden_coordinate_comes_nearer_with_more_particles(chains: int, exact: Exact) -> None:
-    # N independent draws have a total variation of sum_b sqrt(p_b (1 - p_b) / (2 pi N)) in the
-    # mean, as E|error| = sd sqrt(2 / pi). Particles share ancestors: about a third as many roots
-    # are left, so up to sqrt(3) times that; 2.5 leaves room for its own scatter.
+    # With E|error| = sd sqrt(2 / pi), N independent draws have a mean total variation distance of
+    # sum_b sqrt(p_b (1 - p_b) / (2 pi N)). Particles share ancestors: about a third as many roots
+    # are left, so that the distance is up to sqrt(3) times as large. The factor 2.5 leaves room for
+    # its own scatter.
     result = sample_plane(chains=chains, seed=1)
     hidden = result.images[0, :, 1].double().numpy()
     distance = 0.5 * np.abs(exact.bins(hidden, np.ones(chains)) - exact.shares).sum()
@@ -257,9 +260,9 @@ def test_the_hidden_coordinate_comes_nearer_with_more_particles(chains: int, exa
 
 @pytest.mark.slow
 def test_modes_are_kept_in_their_shares(exact: Exact) -> None:
-    # 400 independent populations of 32: their own scatter is the standard error.
+    # The standard error follows from the scatter of 400 independent populations of 32.
     populations, chains = 400, 32
-    assert (exact.modes > 0.1).all()  # two modes that count
+    assert (exact.modes > 0.1).all()  # both modes have a considerable share
     result = sample_plane(chains=chains, populations=populations, seed=2)
     hidden = result.images[0, :, 1].double().reshape(populations, chains)
     shares = torch.stack([(hidden < -0.5), (hidden > 0.5)], -1).double().mean(1)
@@ -268,8 +271,8 @@ def test_modes_are_kept_in_their_shares(exact: Exact) -> None:
 
 @pytest.mark.slow
 def test_frozen_evidence_is_unbiased_on_the_plane(exact: Exact) -> None:
-    # One population has an error of some tens of percent; their mean over 400 observations, all
-    # alike but for their noise, is that of independent unbiased estimates.
+    # One population's estimate has an error of some tens of percent. 400 observations, equal except
+    # for their random numbers, give the mean of 400 independent unbiased estimates.
     model = five_gaussians()
     known = np.tile(np.array([OBSERVED, np.nan], dtype=np.float32), (400, 1))
     result = cogenerate(

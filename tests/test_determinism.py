@@ -62,7 +62,7 @@ def test_other_seed_other_result() -> None:
     first, second = run(seed=4), run(seed=5)
     assert first.trace is not None
     assert second.trace is not None
-    assert (first.trace[0] != second.trace[0]).all()  # the draws from the prior already
+    assert (first.trace[0] != second.trace[0]).all()  # the prior draws differ already
     assert (first.latents != second.latents).all()
 
 
@@ -124,8 +124,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
 ) -> None:
     path = tmp_path / "run.safetensors"
     how = {"adaptation": adaptation, "backend": backend}
-    # Calls: 1 to find the latents' shape, 3 to check, 1 to tell it from other functions, 1 start,
-    # then 3 per temperature.
+    # Calls of the generator: one finds the shape of latents, three check it, one tells it from
+    # other functions, one starts the chains, and then there are three per temperature.
     with pytest.raises(KeyboardInterrupt):
         run(Failing(at), checkpoint=path, **how)
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
@@ -162,7 +162,7 @@ def test_a_finished_run_is_read_back_without_moving(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_several_temperatures_share_is_saved_once(tmp_path: Path) -> None:
-    # In 130 latents directions are looked for at every third temperature.
+    # In 130 latents directions are found anew at every third temperature only.
     path = tmp_path / "run.safetensors"
     how: dict[str, Any] = {"noise_std": 1.0, "latent_shape": 130, "progress": False}
     result = cogenerate(
@@ -188,7 +188,8 @@ def test_a_checkpoint_is_saved_as_often_as_asked(tmp_path: Path) -> None:
         generator = Looking()
         generator.seen = []
         run(generator, checkpoint=Checkpoint(path, seconds))
-        # At the start, so that the path is known to be good, and after each temperature.
+        # The run is saved at its start, which shows that the path can be written, and after each
+        # temperature.
         times = {when for when in generator.seen[:-4] if when}  # before the last temperature
         assert len(times) >= expected
         assert seconds == 0.0 or len(times) == expected
@@ -225,13 +226,13 @@ def test_a_run_that_cannot_be_saved_is_not_lost(
     monkeypatch.setattr(checkpoint, "save", full_disk(after))
     with pytest.warns(UserWarning, match=r"^checkpoint: .*run could not be written .*No space"):
         assert_same(run(Failing(), checkpoint=Checkpoint(path, 0.0)), expected)
-    # Nor is one that was interrupted: what there is comes back.
+    # An interrupted run is returned, too.
     path.unlink()
     monkeypatch.setattr(checkpoint, "save", full_disk(after))
     with pytest.warns(UserWarning, match=r"^checkpoint: "):
         found = run(Failing(25), checkpoint=Checkpoint(path, 0.0))
     assert not found.complete
-    # What was written before the disk was full can be gone on from.
+    # A later run can continue from what was written before the disk was full.
     monkeypatch.undo()
     assert_same(run(Failing(), checkpoint=path), expected)
 
@@ -308,7 +309,7 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, str(script), str(path)], cwd=tmp_path)
     try:
         wait_until(path.exists, child)
-        seen = set()  # the start of the run, and what it was replaced with
+        seen = set()  # the first file, and those that replaced it
 
         def replaced() -> bool:
             seen.add(path.stat().st_mtime_ns)

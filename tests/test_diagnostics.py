@@ -1,4 +1,4 @@
-"""What a run says about itself: `diagnose` in words, ArviZ, and evidence from both sides."""
+"""Diagnostics of runs: `diagnose` in words, ArviZ, and evidence from both sides."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ def test_a_real_run_with_defaults_is_healthy(seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("chains", [16, 17])
 def test_halves_in_different_modes_are_told_of_a_real_run(chains: int) -> None:
-    # Two modes so sharp that each particle keeps its own, and some halves of eight hold one alone.
+    # Both modes are so narrow that no particle leaves its own, and some islands of eight have
+    # particles in one mode only.
     x = torch.full((96, 1), 4.0)
     how: dict[str, Any] = {"latent_shape": 1, "noise_std": 0.01, "progress": False}
     result = cogenerate(lambda z: z**2, x, torch.ones(1), **keywords({"chains": chains, **how}))
@@ -187,7 +188,7 @@ SICK: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("change", "words"), SICK.values(), ids=SICK)
-def test_each_illness_is_told_alone(change: dict[str, Any], words: str) -> None:
+def test_each_problem_is_diagnosed_alone(change: dict[str, Any], words: str) -> None:
     import re
 
     found = diagnose(replace(healthy(), **change))
@@ -198,7 +199,8 @@ def test_each_illness_is_told_alone(change: dict[str, Any], words: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("chains", [3, 15, 16])
 def test_unequal_islands_are_told_of_a_real_run(chains: int) -> None:
-    # A needle that some islands find, and others do not: outputs are flat elsewhere.
+    # The observed region is so small that some islands find it and others do not; elsewhere the
+    # outputs are flat.
     x = torch.full((48, 2), 0.5)
     how: dict[str, Any] = {"latent_shape": 2, "noise_std": 0.1, "progress": False}
     result = cogenerate(
@@ -212,7 +214,8 @@ def test_unequal_islands_are_told_of_a_real_run(chains: int) -> None:
 
 @pytest.mark.slow
 def test_the_lead_is_that_of_the_log_evidence_by_hand() -> None:
-    result = run(chains=5)  # three particles of either island at most: 0, 1 and 3, 4
+    # five of six particles: 0 and 1 are of the first island, 3 and 4 of the second
+    result = run(chains=5)
     log_weights = torch.tensor([[0.0, 0.0, 50.0, 3.0, 3.0], [9.0, 9.0, -50.0, 1.0, 1.0]])
     lead = replace(result, log_weights=log_weights.double()).diagnostic_inputs().evidence_lead
     assert lead is not None and lead.tolist() == pytest.approx([3.0, 8.0])
@@ -234,15 +237,17 @@ def test_populations_are_named() -> None:
             oversized_steps=torch.tensor([True] * 8),
         )
     )
-    assert "observation 1 population 3" not in one[0]  # four are named, the rest are dots
+    # the message names four populations and ends in dots
+    assert "observation 1 population 3" not in one[0]
     assert "observation 0 population 3, ...)" in one[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chains", [1, 4, 16])
 def test_exact_runs_are_seldom_called_unsettled(chains: int) -> None:
-    # One observation, many times: each has noise of its own. Of 200 right runs at most 2 % may be
-    # called wrong, and 1 % of 200 is exceeded by 4 more with a chance of 0.05.
+    # 200 observations are equal except for their random numbers. A correct run may be called
+    # unsettled with a probability of 1 %; with that, more than four of 200 are with a probability
+    # of 0.05.
     x = torch.tensor([1.5, 0.0]).expand(200, 2)
     result = cogenerate(
         lambda z: 1.0 * z, x, MASK, latent_shape=2, noise_std=0.1, chains=chains, progress=False
@@ -252,15 +257,16 @@ def test_exact_runs_are_seldom_called_unsettled(chains: int) -> None:
     assert not any(", ...)" in line for line in unsettled)
 
 
-def test_an_energy_that_falls_by_chance_is_no_illness() -> None:
-    # sd / sqrt(8) is 0.21 here, that of the difference of means of two rounds as much, and that of
-    # the sum over two islands 0.3; six are allowed, for rounds and relatives are not independent.
+def test_an_energy_that_falls_by_chance_is_not_diagnosed() -> None:
+    # A round's mean over 8 particles has a standard error of 0.6 / sqrt(8) = 0.21, and so has the
+    # difference between means over two rounds each; the sum over two islands has one of 0.3. The
+    # diagnosis allows six of these, because neither rounds nor particles are independent.
     history = changed(healthy().energy_history, slice(6, 8), 2, 1.0 + 1.7)
     assert diagnose(replace(healthy(), energy_history=history)) == []
 
 
 def test_a_last_row_without_moves_is_no_round() -> None:
-    # Two rounds that fall, and a row that a budget left no move for.
+    # Energies fall in two rounds, and are followed by a row for which the budget left no move.
     sick = replace(
         healthy(),
         energy_history=changed(healthy().energy_history, 7, 2, 4.0),
@@ -403,8 +409,8 @@ def test_reverse_runs_estimate_the_reciprocal_without_bias() -> None:
         return 0.5 * ((rows @ a.T - target) ** 2).sum(-1) / NOISE**2
 
     how: dict[str, Any] = {"latent_size": SIZE, "observations": SETS, "dtype": torch.float64}
-    # Small steps of the temperature, so that reciprocal weights have a moderate variance.
-    # And no pool: backwards, from where it leads to the prior is one step.
+    # Small steps of beta keep the variance of the reciprocal weights moderate. There is no pool,
+    # because a reverse run would go from its beta to the prior in a single step.
     pilot = smc.run(
         energy, Annealing(target_cess=0.99, hmc_steps=4), chains=8, draws=1, seed=3, **how
     )
@@ -436,7 +442,8 @@ def test_bounds_enclose_the_exact_evidence_of_a_generator() -> None:
         ]
     )
     below, above = found.lower - exact, found.upper - exact
-    # Markov: either is on the wrong side by b with a chance of at most exp(-b).
+    # By Markov's inequality each bound is on the wrong side by more than b with a probability of
+    # exp(-b) at most.
     assert float(below.max()) < math.log(40 * 1000)
     assert float(above.min()) > -math.log(40 * 1000)
     error = [float(side.std()) / math.sqrt(40) for side in (below, above)]

@@ -44,7 +44,8 @@ F64 = torch.float64
 
 @pytest.mark.parametrize("name", SCALES)
 def test_linear_models_by_exact_draws(name: str) -> None:
-    # By the textbook's formulas for ``x = A z + noise``, which know of no turned coordinates.
+    # Expected moments follow from the textbook's formulas for ``x = A z + noise``, without rotated
+    # coordinates.
     model = LinearGaussian.named(name, 12, 0.3)
     x, unit = model.data(range(4000)).double(), torch.eye(12, dtype=F64)
     matrix = (model.rotation * model.scales).T
@@ -84,7 +85,8 @@ def test_no_axis_is_special() -> None:
 
 
 def test_two_modes_by_their_closed_form() -> None:
-    # Each half is the line of its mode to within exp(-100): Gaussian marginals of noise and prior.
+    # Each half of the line belongs to one mode, except for exp(-100). There x is Gaussian, with the
+    # variance of the noise and of the prior scaled by the slope.
     def density(x: float, variance: float) -> float:
         return math.exp(-0.5 * x * x / variance) / math.sqrt(2.0 * math.pi * variance)
 
@@ -120,7 +122,8 @@ def test_two_modes_by_prior_draws(name: str) -> None:
 
 
 def test_jackknife_errors() -> None:
-    # Of 400 even weights both have a deviation that theory tells; a jackknife's own is 4 %.
+    # Both estimates are means of 400 values, whose standard errors theory gives. A jackknife
+    # estimate of these has a relative error of about 4 %.
     random = torch.Generator().manual_seed(6)
     weights = 1.0 + 0.2 * torch.randn(400, generator=random, dtype=F64)
     log_mean, error = log_mean_and_error(weights.log())
@@ -143,7 +146,7 @@ class Cell:
     size: int
     noise: float
     repetitions: int
-    centred: bool = False  # data of 0, whose posterior is about the prior's mean
+    centred: bool = False  # the data are 0, so that the posterior is centred at the prior's mean
 
     @property
     def model(self) -> LinearGaussian:
@@ -195,8 +198,8 @@ def test_variances_are_exact_in_every_direction(drawn: tuple[LinearGaussian, Res
     chains = result.energies.shape[1]
     scores = {}
     for name, found in model.relative_variances(result.latents, result.x_obs).items():
-        # Means of squares are skewed: few that are small by chance have a small spread too. It is
-        # no smaller than that of independent draws.
+        # Means of squares are skewed: if a few of them are small by chance, their spread is small,
+        # too. A spread below that of independent draws is therefore replaced by the latter.
         squares = chains * (model.size if name == "all" else 1)
         spread = max(float(found.std()), math.sqrt(2.0 / squares))
         scores[name] = (float(found.mean()) - 1.0) / (spread / math.sqrt(len(found)))
@@ -212,7 +215,7 @@ def off(model: LinearGaussian | TwoModes | Elementwise, result: Result) -> Tenso
 def test_evidence_is_exact(drawn: tuple[LinearGaussian, Result]) -> None:
     together, error = log_mean_and_error(off(*drawn))
     assert abs(together) < EVIDENCE_BOUND * error
-    assert error < 0.5  # or the bound would say nothing
+    assert error < 0.5  # a larger error would make the bound meaningless
 
 
 def test_errors_of_evidence_cover_it(drawn: tuple[LinearGaussian, Result]) -> None:
@@ -248,7 +251,8 @@ FLAT_CELLS = (
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "size", "populations"), FLAT_CELLS)
 def test_evidence_of_generators_that_are_flat(name: str, size: int, populations: int) -> None:
-    # Its distribution is skewed, so that no sample mean of it tells whether it is unbiased.
+    # The distribution of the evidence is skewed here, so that a sample mean cannot show whether it
+    # is unbiased; the median is tested.
     model, count = Elementwise(name, size), 96 if populations == 1 else 32
     result = draws(model, range(count), method=Adaptive(populations=populations))
     told(model, result)
@@ -259,9 +263,9 @@ def test_evidence_of_generators_that_are_flat(name: str, size: int, populations:
 @pytest.mark.parametrize(
     ("name", "size", "populations"), [("abs", 4, 1), ("abs", 20, 1), ("sine", 8, 1), ("abs", 20, 8)]
 )
-def test_modes_that_moves_do_not_join(name: str, size: int, populations: int) -> None:
-    # They are alike, so that particles which stay in theirs are samples as good as any, and the
-    # evidence is known as well as with one mode.
+def test_equal_modes_between_which_no_move_leads(name: str, size: int, populations: int) -> None:
+    # The modes are equal, so that particles which stay in theirs are correct samples, and the error
+    # of the evidence must not be larger than with one mode.
     model, count = Elementwise(name, size), 96 if populations == 1 else 32
     result = draws(model, range(count), method=Adaptive(populations=populations))
     found = off(model, result)
@@ -299,7 +303,7 @@ def test_modes_have_their_masses(name: str) -> None:
     right = (result.latents[..., 0] >= 0.0).double().reshape(-1, 16)
     log_weights = result.log_weights.reshape(-1, 16)
     shares = (torch.softmax(log_weights, -1) * right).sum(-1)
-    # Less what is exact: so that the four data sets count alike.
+    # The exact evidence is subtracted, so that the four data sets have equal weights.
     exact = model.log_evidence(result.x_obs).repeat_interleave(populations)
     relative = torch.logsumexp(log_weights, -1) - exact
     share, error = share_and_error(shares, relative)
@@ -337,7 +341,8 @@ def go_on_learning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_mean_gradient_taken_for_curvature_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    # It makes the way to the data's place slow: in 64 latents the evidence scatters by 5 nats.
+    # The mean gradient then counts as curvature and increases the mass along the direction in which
+    # the density moves. In 64 latents the evidence scatters by 5 nats.
     learn = curvature.update
 
     def about_zero(known: Curvature, grad: Tensor, beta: Tensor, active: Tensor) -> Curvature:
@@ -353,7 +358,8 @@ PLANTED = Cell("decay", 20, 0.1, 240, centred=True)
 
 @pytest.mark.slow
 def test_step_size_and_length_of_ones_own_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of two islands either has half of these from itself, by way of the other; here all.
+    # With two islands, half of the corrections of an island's step size and length come from its
+    # own moves, by way of the other island. Here all of them do.
     of_others = tuning.mean_of_others
 
     def own(known: tuning.Tuning, count: int) -> tuning.Tuning:
@@ -382,7 +388,7 @@ def test_islands_that_learn_from_themselves_are_found(monkeypatch: pytest.Monkey
 def test_samples_by_the_old_rule_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     learn_from_oneself(monkeypatch)
     go_on_learning(monkeypatch)
-    # In 20 latents moves forget so fast by now that it does no harm that shows.
+    # In 20 latents moves decorrelate so fast that no bias can be found, so 64 stiff ones are used.
     cell = Cell("stiff", 64, 0.1, 32)
     result = cell.run()
     energy = result.energies.mean(1) - cell.model.mean_energy(result.x_obs)

@@ -108,7 +108,7 @@ def test_a_trajectory_runs_back_to_where_it_came_from(backend: str, mass: str | 
         v = v / inverse_mass.sqrt()[:, None]
     there, momentum = finish(ops.begin_trajectory(z, energy, grad(z), s, stream), grad, s, 25, ops)
     back, reversed_momentum = trajectory(there, -momentum, grad, s, 25, ops)
-    assert (there - z).abs().min() > 1e-3  # it went somewhere
+    assert (there - z).abs().min() > 1e-3  # the trajectory has moved every chain
     torch.testing.assert_close(back, z, **ROUNDING)
     torch.testing.assert_close(reversed_momentum, -v, **ROUNDING)
 
@@ -130,9 +130,9 @@ def test_energy_error_is_of_second_order_in_the_step(backend: str) -> None:
 @both_backends
 @pytest.mark.parametrize("frequency", [1.0, 3.0])
 def test_harmonic_orbit_is_the_closed_form_one(backend: str, frequency: float) -> None:
-    # U = w^2 |z|^2 / 2 by beta = w^2 - 1 on E = |z|^2 / 2 beside the prior. Leapfrog turns (w z, v)
-    # by the angle theta, cos(theta) = 1 - (w eps)^2 / 2, on an ellipse with one axis shortened by
-    # sqrt(1 - (w eps)^2 / 4).
+    # The potential is w^2 |z|^2 / 2: the prior beside beta E with E = |z|^2 / 2 and beta = w^2 - 1.
+    # Leapfrog turns (w z, v) by the angle theta with cos(theta) = 1 - (w eps)^2 / 2, on an ellipse
+    # whose one axis is shorter by the factor sqrt(1 - (w eps)^2 / 4).
     eps, steps = 0.05, 40
     ops = dispatch.resolve(backend, CPU)
     z = latents(1, 6, 2)
@@ -150,8 +150,8 @@ def test_harmonic_orbit_is_the_closed_form_one(backend: str, frequency: float) -
 
 @both_backends
 def test_a_trajectory_preserves_volume(backend: str) -> None:
-    # Central differences of step h leave errors near h^2 = 1e-10 and 1e-16 / h = 1e-11 in each
-    # entry; the determinant of a 6 x 6 matrix of entries of order 1 adds a factor of some tens.
+    # Central differences of step h have errors near h^2 = 1e-10 and 1e-16 / h = 1e-11 in each
+    # entry. The determinant of a 6 x 6 matrix with entries of order 1 increases these by some tens.
     ops = dispatch.resolve(backend, CPU)
     d, h = 3, 1e-5
     s = settings([0.2], [0.9], [0.5], torch.tensor([[0.5, 1.0, 2.0]], dtype=torch.float64))
@@ -163,7 +163,7 @@ def test_a_trajectory_preserves_volume(backend: str) -> None:
 
     shift = h * torch.eye(2 * d, dtype=torch.float64)
     jacobian = (flow(point + shift) - flow(point - shift)) / (2.0 * h)
-    assert (jacobian - torch.eye(2 * d)).abs().max() > 0.1  # no trivial map
+    assert (jacobian - torch.eye(2 * d)).abs().max() > 0.1  # the map is not the identity
     assert torch.linalg.det(jacobian).item() == pytest.approx(1.0, abs=1e-8)
 
 
@@ -225,7 +225,7 @@ def transition_by_hand(
 @pytest.mark.parametrize(
     ("form", "prior"), [("posterior", 1.0), ("paper", 1.0 - 0.7)], ids=["posterior", "paper"]
 )
-def test_a_transition_is_the_written_one(
+def test_a_transition_equals_one_written_out_in_numpy(
     backend: str, form: Any, prior: float, scaled: bool
 ) -> None:
     state = hmc.init(bowl, latents(1, 30, 3), seed=12, backend=backend)
@@ -257,8 +257,8 @@ def test_a_transition_is_the_written_one(
 
 
 def test_forms_differ_by_the_weight_of_the_prior() -> None:
-    # With E = 0 the potential is the prior's share alone, 1 - beta in the paper form: at beta = 1
-    # the chain flies straight, to z + L eps v.
+    # With E = 0 the potential is that of the prior, with the weight 1 - beta in the paper form. At
+    # beta = 1 there is no force, and a chain moves in a straight line to z + L eps v.
     def nothing(z: Tensor) -> Tensor:
         return 0.0 * z.sum(-1)
 
@@ -308,13 +308,13 @@ def assert_moments(draws: Tensor, mean: Tensor, covariance: Tensor) -> None:
 
 @both_backends
 def test_mean_of_exp_minus_energy_change_is_one(backend: str) -> None:
-    # Exact draws, one trajectory: E[exp(-dH)] = 1 for any step. Bound: 5 standard errors of the
-    # sample itself, whose exp(-dH) has a standard deviation of the order of 1.
+    # E[exp(-dH)] = 1 holds for exact draws and any step size. The bound is five standard errors of
+    # the sample, in which exp(-dH) has a standard deviation of order 1.
     target = LinearGaussian()
     state = hmc.init(target, target.draws(40_000, 0.8, seed=1)[None], seed=9, backend=backend)
     _, info = hmc.step(state, target, step_size=0.3, leapfrog_steps=4, beta=0.8, backend=backend)
     values = torch.exp(-info.energy_change[0])
-    assert values.std() > 0.05  # the step is coarse enough to say something
+    assert values.std() > 0.05  # the step is so coarse that dH varies
     assert abs(values.mean().item() - 1.0) < 5.0 * values.std().item() / math.sqrt(40_000)
     assert info.acceptance_probability.mean().item() < 0.99
 
@@ -341,7 +341,7 @@ def test_exact_draws_stay_exact(
             state, target, step_size=eps, leapfrog_steps=3, beta=beta, form=form, backend=backend
         )
         accepted += info.accepted.double().mean().item() / 4
-    assert 0.3 < accepted < 0.95  # without the accept test the moments would be off
+    assert 0.3 < accepted < 0.95  # without the accept test the moments would be wrong
     assert_moments(state.latents[0], *target.posterior(beta, prior))
 
 
@@ -359,13 +359,13 @@ def test_beta_zero_leaves_the_prior(backend: str) -> None:
             state, target, step_size=0.8, leapfrog_steps=3, beta=0.0, backend=backend
         )
     assert (state.latents - before).abs().mean() > 0.3
-    assert info.energy_change.abs().max() < 10  # E, of order 1e4 here, plays no part
+    assert info.energy_change.abs().max() < 10  # E, of order 1e4 here, does not enter dH
     assert_moments(state.latents[0], zero, eye)
 
 
 def test_inverse_mass_moves_a_badly_scaled_gaussian() -> None:
-    # Posterior precisions are 1 + k; with the inverse mass at the variances all axes are alike and
-    # leapfrog is stable up to a step of 2, with unit mass only up to 2 / 100.
+    # Posterior precisions are 1 + k. If the inverse mass holds the variances, all axes have the
+    # same scale, and leapfrog is stable up to a step of 2; with a unit mass only up to 2 / 100.
     k = torch.tensor([0.0, 99.0, 9999.0], dtype=torch.float64)
     variance = 1.0 / (1.0 + k)
 
@@ -404,8 +404,9 @@ def test_inactive_observations_keep_state_and_noise(backend: str) -> None:
     assert not info.non_finite[1].any()
     assert torch.equal(info.acceptance_probability[1], torch.zeros(8, dtype=torch.float64))
     everyone, _ = hmc.step(state, target, **common)
-    assert torch.equal(everyone.latents[0], after.latents[0])  # the others do as they would have
-    later, _ = hmc.step(after, target, **common)  # and the frozen one resumes its own noise
+    # the other observations move as with everyone active
+    assert torch.equal(everyone.latents[0], after.latents[0])
+    later, _ = hmc.step(after, target, **common)  # the frozen one resumes with its own noise
     assert torch.equal(later.latents[1], everyone.latents[1])
 
 
@@ -490,7 +491,7 @@ def test_non_finite_proposals_are_counted_and_shrink_the_step(backend: str) -> N
     for beta in (0.1, 0.2, 0.3):
         state, info = ais.step(state, target, beta, moves, backend=backend)
         counted = counted + info.last.non_finite
-        # As acceptance 0 they are part of the mean over all 50 chains.
+        # Non-finite proposals count as acceptance 0 in the mean over all 50 chains.
         finite = info.last.acceptance_probability[~info.last.non_finite]
         running = 0.9 * running + 0.1 * finite.sum().item() / 50
         assert state.adaptation.running_acceptance.item() == pytest.approx(running, rel=1e-12)
@@ -762,7 +763,7 @@ def banana(z: Tensor) -> Tensor:
 
 
 def funnel(z: Tensor) -> Tensor:
-    """Scale of the second coordinate set by the first."""
+    """An energy in which the first coordinate sets the scale of the second."""
     return 0.5 * (z[:, 1] - 0.5) ** 2 * torch.exp(-2.0 * z[:, 0]) + z[:, 0]
 
 
@@ -795,8 +796,8 @@ def test_annealed_chains_agree_with_quadrature(
     logs = run.state.log_weights
     assert logs is not None
     w = torch.softmax(logs[0], 0)
-    # Delta method: the weighted mean's variance is sum w^2 (f - mean)^2; the log mean weight's is
-    # sum w^2 - 1 / N for normalised weights.
+    # Delta method: with normalised weights, the variance of a weighted mean is sum w^2 (f -
+    # mean)^2, and that of the log of the mean weight is sum w^2 - 1 / N.
     values = statistics(run.state.hmc.latents[0])
     mean = (w[:, None] * values).sum(0)
     errors = (w[:, None] ** 2 * (values - mean) ** 2).sum(0).sqrt()
@@ -809,9 +810,9 @@ def test_annealed_chains_agree_with_quadrature(
 
 @pytest.mark.slow
 def test_a_loop_of_ones_own_reaches_the_target() -> None:
-    # init and step alone, no annealing: 3,000 chains from the prior. The chains are independent, so
-    # plain standard errors hold. The banana's steepest curvature is (1 + 4 z_0^2) / 0.3^2: a step
-    # of 0.05 is stable up to |z_0| = 6, beyond all starts.
+    # 3,000 chains start from the prior and use init and step alone, without annealing. They are
+    # independent, so that plain standard errors hold. The banana's steepest curvature is (1 + 4
+    # z_0^2) / 0.3^2: a step of 0.05 is stable up to |z_0| = 6, beyond all starts.
     state = hmc.init(banana, chains=3000, latent_size=2, dtype=torch.float64, seed=1)
     for _ in range(80):
         state, _ = hmc.step(state, banana, step_size=0.05, leapfrog_steps=20)
@@ -871,7 +872,8 @@ def test_prior_draws_without_a_finite_energy_are_drawn_again() -> None:
         state = hmc.init(energy, **how)
     assert torch.equal(state.latents[~bad], before[~bad])
     assert state.energy.isfinite().all()
-    # The truncated normal's mean, within four standard errors; all else as before.
+    # The first coordinate has the mean of a normal truncated at 0.5, within four standard errors;
+    # the other coordinates are still standard normal.
     found, normal = state.latents[..., 0], torch.distributions.Normal(0.0, 1.0)
     mean = -normal.log_prob(torch.tensor(0.5)).exp() / normal.cdf(torch.tensor(0.5))
     assert found.max() <= 0.5

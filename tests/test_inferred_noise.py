@@ -1,4 +1,4 @@
-"""Noise that is inferred with the latents: exact where that is known, whole, and clear of misuse.
+"""Noise that is inferred with the latents: against exact posteriors, in whole runs, and misuse.
 
 The posterior of a linear model's noise is known up to an integral over one number, which a grid
 does. Runs are independent, so that a chain of each, chosen by its weight, has a rank among the
@@ -28,7 +28,7 @@ from cogen_fast.sampler import noise_level
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 BOUND, EVIDENCE_BOUND = 4.5, 5.0
-CHI_SQUARE = 36.0  # 7 degrees of freedom
+CHI_SQUARE = 36.0  # with 7 degrees of freedom it is larger for 7e-6 of seeds
 F64 = torch.float64
 LOW, HIGH = 0.03, 3.0
 
@@ -39,7 +39,8 @@ LOW, HIGH = 0.03, 3.0
 @pytest.mark.parametrize("count", [1.0, 5.0, 64.0, 3072.0])
 @pytest.mark.parametrize("where", ["inside", "below", "above", "far below", "far above"])
 def test_the_noise_given_latents_is_a_truncated_gamma(count: float, where: str) -> None:
-    # ``beta^(n/2 - 1) exp(-beta E)`` between two bounds, by the incomplete gamma function.
+    # The density ``beta^(n/2 - 1) exp(-beta E)`` between two bounds is compared by its distribution
+    # function, the incomplete gamma function.
     least, half = 1e-4, 0.5 * count
     likeliest = {"inside": 0.02, "below": 1.1e-4, "above": 0.8, "far below": 4e-5, "far above": 3.0}
     energy = half / likeliest[where]
@@ -58,7 +59,7 @@ def test_the_noise_given_latents_is_a_truncated_gamma(count: float, where: str) 
     def above(x: Tensor) -> Tensor:
         return torch.special.gammaincc(every(half), energy * x)
 
-    law = above if below(every(least)).min() > 0.5 else below  # the one that is not all rounding
+    law = above if below(every(least)).min() > 0.5 else below  # the tail that float64 resolves
     first, last = law(every(least)), law(every(1.0))
     if abs(float(last[0] - first[0])) < 1e-12:
         pytest.skip("nothing of the gamma distribution lies between the bounds in float64")
@@ -158,7 +159,8 @@ def test_the_noise_is_calibrated(drawn: tuple[Cell, Result]) -> None:
 
 
 def test_latents_are_exact_whatever_the_noise(drawn: tuple[Cell, Result]) -> None:
-    # Their squares' mean, which is that of the posterior at each noise averaged over it.
+    # The expected squared norm of the latents is that of the posterior at each noise level,
+    # averaged over the levels.
     cell, result = drawn
     levels, posterior, _ = cell.exact()
     x = cell.x.double().reshape(cell.repetitions, cell.copies, cell.size).mean(1)
@@ -226,7 +228,7 @@ def test_each_observation_has_its_own_noise() -> None:
     result = run()
     assert result.noise_std is not None
     assert result.noise_std.shape == result.energies.shape
-    # Of 20 degrees of freedom a standard deviation is known to 1 / sqrt(40).
+    # With 20 measurements the log of a standard deviation has a standard error of 1 / sqrt(40).
     found = result.noise_std.log().mean(1)
     assert (found - torch.tensor([0.1, 0.5], dtype=F64).log()).abs().max() < 4.0 / math.sqrt(40.0)
     assert result.diagnose() == []
@@ -242,7 +244,7 @@ def test_energies_are_those_at_the_mean_precision() -> None:
     assert result.noise_std is not None
     squares = ((result.images - result.x_obs[:, None]) ** 2).sum(-1).double()
     precision = 2.0 * result.energies / squares
-    assert precision.std() < 1e-4 * precision.mean()  # the same for all chains
+    assert precision.std() < 1e-4 * precision.mean()  # all chains have the same precision
     each = result.noise_std**-2
     assert each.min() < precision.mean() < each.max()
 
@@ -290,7 +292,7 @@ class Stopping:
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [30, 120, 10**6])
 def test_an_interrupted_run_goes_on_bit_for_bit(at: int, tmp_path: Path) -> None:
-    # In the annealing, and in the rounds: the last but two calls.
+    # The run is interrupted in the annealing, or in the rounds, a few calls before the end.
     counted = Stopping()
     whole = run(counted)
     path = tmp_path / "run.safetensors"
@@ -311,8 +313,8 @@ def test_a_trace_has_the_rounds_too() -> None:
 
 
 @pytest.mark.slow
-def test_little_is_known_of_an_exact_fit() -> None:
-    # An output of G itself: down to the least noise, and no further.
+def test_data_without_noise_lead_to_the_least_noise() -> None:
+    # The data are an output of G without noise: the posterior is at the least noise of the bounds.
     result = run(noise=(0.0,))
     assert result.noise_std is not None
     low = float(x_obs(0.0).std(correction=0)) / 100
@@ -322,10 +324,12 @@ def test_little_is_known_of_an_exact_fit() -> None:
 
 @pytest.mark.slow
 def test_no_level_is_passed_over() -> None:
-    # By itself the pool would begin at less noise than the largest.
+    # The pool must begin at the beta of the largest noise. Without that rule it would begin at a
+    # smaller noise.
     result = run(noise_std=UnknownNoise(0.01, 100.0))
     assert result.noise_std is not None
-    unit = (0.01 / result.noise_std).square().mean(1)  # of the inverse temperatures that are told
+    # turns the reported betas into multiples of the beta of the least noise
+    unit = (0.01 / result.noise_std).square().mean(1)
     first = result.betas[0].reshape(2, 2) * unit[:, None]
     assert (first < 3.0 * (0.01 / 100.0) ** 2).all()
     assert result.forwards == result.settings["draws"] // 16
@@ -361,7 +365,7 @@ def test_a_budget_buys_rounds() -> None:
     ],
     ids=["low", "high"],
 )
-def test_noise_at_a_bound_is_told(bounds: tuple[float, float], words: str) -> None:
+def test_noise_at_a_bound_is_diagnosed(bounds: tuple[float, float], words: str) -> None:
     result = run(noise_std=UnknownNoise(*bounds))
     assert result.noise_bounds is not None
     assert result.noise_bounds.tolist() == [list(bounds)] * 2
@@ -369,7 +373,7 @@ def test_noise_at_a_bound_is_told(bounds: tuple[float, float], words: str) -> No
 
 
 @pytest.mark.slow
-def test_noise_between_the_bounds_is_no_illness() -> None:
+def test_noise_between_the_bounds_is_not_diagnosed() -> None:
     assert not any("bound" in line for line in run(noise=(0.1, 0.3)).diagnose())
     narrow = run(noise=(0.1,), noise_std=UnknownNoise(0.098, 0.104))
     assert not any("bound" in line for line in narrow.diagnose())

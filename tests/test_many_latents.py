@@ -1,4 +1,4 @@
-"""More latents than matrices of them can be had for: sketches, reflections, and whole runs."""
+"""So many latents that no d x d matrix is made: sketches, reflections, and whole runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MANY = bases.WHOLE + 1
 
 
 def grown(columns: Tensor, every: int, kept: float = 1.0) -> Sketch:
-    """So many columns at a time; what is known counts ``kept`` times each time."""
+    """A sketch of columns added ``every`` at a time; before, it is multiplied by ``kept``."""
     found = sketches.init(columns.mT)
     share = torch.full((len(columns),), kept, dtype=F64)
     for part in columns.split(every, -1):
@@ -39,7 +39,7 @@ def grown(columns: Tensor, every: int, kept: float = 1.0) -> Sketch:
 
 
 def fading(columns: Tensor, every: int, kept: float) -> Tensor:
-    """The same sum, as matrices."""
+    """The same sum as a matrix, without dropping anything."""
     total = torch.zeros(len(columns), columns.shape[1], columns.shape[1], dtype=F64)
     for part in columns.split(every, -1):
         total = kept * total + part @ part.mT
@@ -47,7 +47,7 @@ def fading(columns: Tensor, every: int, kept: float) -> Tensor:
 
 
 def some_columns(rows: int, size: int, count: int) -> Tensor:
-    """A few directions stand out, by up to 100 times."""
+    """Columns in which a few directions stand out, by a factor of up to 100."""
     scales = torch.linspace(100.0, 1.0, 10, dtype=F64).sqrt()
     scales = torch.cat([scales, torch.ones(size, dtype=F64)])[:size]
     return normal(rows, size, count, seed=1) * scales[:, None]
@@ -69,8 +69,9 @@ def test_nothing_is_dropped_while_there_is_room(size: int, count: int, every: in
 
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [8, 700])
-def test_what_is_dropped_is_counted_and_is_all_that_is_wrong(every: int) -> None:
-    # Weyl: an eigenvalue of a sum lies between one of a part and that plus the other part's trace.
+def test_a_sketch_is_wrong_by_no_more_than_the_tail_that_it_counts(every: int) -> None:
+    # By Weyl's inequality an eigenvalue of a sum lies between that of one part and the same plus
+    # the trace of the other part.
     columns = some_columns(2, 400, 700)
     found, exact = grown(columns, every, kept=0.99), fading(columns, every, 0.99)
     trace = exact.diagonal(dim1=1, dim2=2).sum(-1)
@@ -131,7 +132,8 @@ def both_kinds(directions: Tensor, patch: pytest.MonkeyPatch) -> tuple[Tensor, T
 @pytest.mark.parametrize(("size", "count"), [(2, 1), (3, 3), (9, 4), (200, 128)])
 def test_reflections_are_the_matrix(size: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     directions = torch.stack([rotation(size, seed)[:, :count] for seed in (1, 2)])
-    # Directions that are axes already, of which there is nothing to reflect.
+    # In the second row the first direction is an axis already, for which there is nothing to
+    # reflect.
     directions[1, :, 0] = torch.eye(size, dtype=F64)[0]
     directions[1, 0, 1:] = 0.0
     whole, reflected = both_kinds(directions, monkeypatch)
@@ -160,7 +162,8 @@ def measured(size: int, outputs: int) -> tuple[nn.Linear, Tensor]:
 
 
 def test_a_run_goes_as_one_with_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Rounding differs, and grows from one accept test to the next: some temperatures are alike.
+    # Rounding differs, and its effect grows with every accept test, so that only some temperatures
+    # are compared.
     g, x = measured(40, 12)
     weight = g.weight.double()
 
@@ -183,7 +186,7 @@ def test_a_run_goes_as_one_with_matrices(monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(choice.inverse_mass, other.inverse_mass, rtol=1e-6, atol=1e-9)
     assert first.curvature.sketch is None
     assert second.curvature.mean is None
-    assert first.directions.values[:, 0].min() > 100.0  # the mass is none of 1
+    assert first.directions.values[:, 0].min() > 100.0  # the mass differs from 1
 
 
 @pytest.mark.slow
@@ -194,7 +197,8 @@ def test_samples_and_evidence_of_many_latents_are_right(size: int) -> None:
     result = cogenerate(
         g, x, torch.ones(20), method=Adaptive(populations=2), noise_std=0.1, seed=2, progress=False
     )
-    # In the row space of G, of basis Q, the posterior is one of 20 numbers; elsewhere the prior.
+    # In the row space of G, with basis Q, the posterior is that of 20 numbers. Orthogonal to it, it
+    # is the prior.
     covariance = weight @ weight.T + 0.01 * torch.eye(20, dtype=F64)
     marginal = torch.distributions.MultivariateNormal(torch.zeros(20, dtype=F64), covariance)
     assert result.log_evidence is not None
@@ -207,7 +211,8 @@ def test_samples_and_evidence_of_many_latents_are_right(size: int) -> None:
     latents = result.latents[0].double()
     seen = latents @ q - mean
     free = latents - latents @ q @ q.T
-    # Of squares of normals, 4 standard errors, were all chains independent.
+    # Sums of squares of normals are compared within four standard errors, as if all chains were
+    # independent.
     for squares, number in (
         ((seen @ precision * seen).sum(), 20 * len(latents)),
         (free.square().sum(), (size - 20) * len(latents)),
@@ -286,8 +291,8 @@ def test_masses_are_kept_only_to_be_repeated(evidence: str) -> None:
 
 @pytest.mark.slow
 @needs_linux
-def test_no_matrix_is_made_of_thousands_of_latents() -> None:
-    # Of 18 layers of 512 one alone would have 680 MB.
+def test_thousands_of_latents_need_no_matrix() -> None:
+    # A single matrix of 9216 x 9216 latents (18 layers of 512) would take 680 MB.
     ended = confined(hostile.run_with, "long_latents", {"latent_shape": 9216, "budget": 3})
     assert ended.error is None, ended.trace
     assert ended.grew < 9216**2 * 8

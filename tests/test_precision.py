@@ -48,7 +48,7 @@ def seeded(*shape: int, seed: int = 0) -> Tensor:
 
 
 def dense(sizes: tuple[int, ...] = (3, 16, 6)) -> nn.Sequential:
-    """A small network with a bend."""
+    """A small nonlinear network."""
     layers: list[nn.Module] = []
     for i, (before, after) in enumerate(pairwise(sizes)):
         layer = nn.Linear(before, after)
@@ -111,7 +111,7 @@ def test_energies_of_reduced_precision_would_be_noticed() -> None:
 
 def linear_run(**options: Any) -> tuple[Result, Tensor, Tensor]:
     """A published run on the linear model; the exact posterior mean and log evidence."""
-    # Of a noise at which 1,000 chains' weights are even enough to tell the error.
+    # At this noise the weights of 1,000 chains are even enough to estimate their own error.
     model = replace(linear_gaussian(), noise=0.2)
     _, x = model.simulate(2, seed=6)
     mean, _, ratio = linear_posterior(model, x)
@@ -144,14 +144,14 @@ def test_evidence_and_means_are_those_of_the_closed_form(half: str) -> None:
     assert float(scores.abs().max()) < BOUND
     weights = result.weights().double()[..., None]
     found = (weights * result.latents).sum(1)
-    # Of a self-normalised mean: the weighted deviations' sum of squares.
+    # The variance of a self-normalised mean is the sum of squares of the weighted deviations.
     error = ((weights * (result.latents - found[:, None])) ** 2).sum(1).sqrt()
     assert float(((found - mean) / error).abs().max()) < BOUND
 
 
 @pytest.mark.slow
 @halves
-def test_a_bent_posterior_is_that_of_the_float32_run(half: str) -> None:
+def test_a_nonlinear_posterior_is_that_of_the_float32_run(half: str) -> None:
     generator = dense()
     x = generator(seeded(1, 3, seed=7)).detach()
     runs = [
@@ -223,7 +223,7 @@ def test_float64_energies_are_those_of_a_copy_in_float64() -> None:
     with torch.no_grad():
         outputs = dense().double()(result.latents.double())
     exact = 0.5 / 0.3**2 * ((outputs - x[:, None].double()) ** 2).sum(-1)
-    # The weight is rounded to float32.
+    # The weight 0.5 / 0.3^2 is rounded to float32.
     torch.testing.assert_close(result.energies, exact, rtol=2.0**-24, atol=0)
     assert result.images.dtype == torch.float32
 
@@ -302,7 +302,7 @@ def test_a_misfit_of_the_user_s_own_is_scaled_too() -> None:
 
 
 class Distant(nn.Module):
-    """Outputs so far from 0 that bfloat16 tells none of them apart: gradients are worth nothing."""
+    """Outputs so far from 0 that they are equal in bfloat16, which makes its gradients useless."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -338,17 +338,18 @@ def test_gradients_become_finer_where_acceptance_is_low() -> None:
     assert WINDOW <= after < 30
     low = result.acceptance[after - WINDOW : after].mean()
     assert float(low) < 0.3 < float(result.acceptance[after:].mean())
-    # One more gradient where they became finer, and no forwards beside the gradients since.
+    # Changing the gradients costs one further gradient. Since then no forwards beside the gradients
+    # are needed for energies.
     assert result.gradients == 1 + 40 * 8 + 1
     assert result.forwards == 1 + after
-    # With energies of a type of their own these go on.
+    # If the energies have a type of their own, forwards for them go on.
     result = distant_run(method="paper", energy_dtype="float64")
     assert refined_after(result) > 0
     assert result.forwards == 1 + 40 + 1
 
 
 def test_the_finer_type_is_taken_for_energies_too() -> None:
-    """Both ends of the next trajectory have their energies from one function."""
+    """The energies at both ends of the next trajectory come from the same function."""
     with problem_of(Distant(), torch.full((6,), 1000.0), gradient="bfloat16") as p:
         marked = replace_energies(p.split, 7.0)
         state = hmc.init(marked, seeded(1, 4, 3))
@@ -375,7 +376,8 @@ def test_a_frozen_run_keeps_to_what_its_pilot_chose() -> None:
     assert refined_after(result) == 0
     coarse = distant_run(method="adaptive", chains=16)
     assert refined_after(coarse) > 0
-    # The pilot is that run: its forwards, and of the second run's own those of its prior draws.
+    # The pilot is the same run as `coarse`. The second run makes no forwards but those of its 64
+    # prior draws.
     assert result.forwards == coarse.forwards + 64
 
 
@@ -409,7 +411,7 @@ def test_a_run_goes_on_bit_for_bit_before_and_after(
 
 
 def test_forwards_are_counted_beside_gradients() -> None:
-    generator = Failing()  # of nothing: a counter
+    generator = Failing()  # it does not fail here, but counts calls
     result = cogenerate(
         generator,
         seeded(1, 5),
@@ -448,7 +450,8 @@ def test_the_adaptive_method_counts_them_too() -> None:
     )
     moves = int(result.hmc_steps.sum())
     assert moves == 2 * len(result.hmc_steps)
-    assert result.forwards == 64 + 1 + moves  # of the prior draws, the start and each move
+    # those of the prior draws, of the start, and of each move
+    assert result.forwards == 64 + 1 + moves
 
 
 def test_a_progressive_generator_keeps_its_fast_path_for_energies() -> None:
@@ -573,7 +576,7 @@ def test_tf32_comes_back_with_the_last_of_several_threads() -> None:
     with full_precision():
         thread.start()
         assert entered.wait(10)
-    seen.append(flags())  # this thread has left, the other one has not
+    seen.append(flags())  # this thread has left `full_precision`, the other one has not
     leave.set()
     thread.join()
     assert seen == [(False, "highest", True)] * 2
