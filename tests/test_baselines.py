@@ -113,7 +113,8 @@ def test_the_best_visited_point_is_kept_also_where_descent_diverges() -> None:
     wild = solve("gd", learning_rate=1.5, steps=40, chains=4)
     start = Energy().energy_and_grad(draws_of(4))[0]
     last = gradient_descent(Energy(), draws_of(4), 40, 1.5)[1]
-    # But for float32's rounding, which differs between processors for other numbers of rows.
+    # The factor allows for float32 rounding, which on some processors depends on the number of
+    # rows.
     assert (wild.energies <= start * (1.0 + 1e-6)).all()
     assert (wild.energies < last).any()
 
@@ -156,14 +157,15 @@ def test_resampling_gives_the_posterior_and_its_evidence() -> None:
         linear(), x, [0, 1], noise_std=1.0, method="sir", starts=draws, chains=samples, seed=4
     )
     first, second = result.latents[0].unbind(-1)
-    # Of the weights of N(x2 / 2, 1 / 2) under N(0, 1) an effective share of 0.8 is left, so that
-    # the pool's own error is that of some 16,000 draws, beside that of 4,000 samples.
+    # Weighting N(0, 1) to N(x2 / 2, 1 / 2) leaves an effective share of 0.8 of the draws, so that
+    # the pool's error is that of about 16,000 draws (0.7 of them are counted to be safe). The error
+    # of 4,000 samples is added.
     for values, mean, variance in ((first, 0.0, 1.0), (second, seen / 2, 0.5)):
         error = math.sqrt(variance * (1 / samples + 1 / (0.7 * draws)))
         assert abs(float(values.mean()) - mean) < 4 * error
         spread = variance * math.sqrt(2.0 * (1 / samples + 1 / (0.7 * draws)))
         assert abs(float(values.var()) - variance) < 4 * spread
-    exact = -0.5 * math.log(2 * math.pi * 2.0) - seen**2 / 4  # x2 ~ N(0, 2)
+    exact = -0.5 * math.log(2 * math.pi * 2.0) - seen**2 / 4  # the marginal of x2 is N(0, 2)
     assert result.log_evidence is not None and result.log_normaliser_error is not None
     error = float(result.log_normaliser_error[0])
     assert 0.0 < error < 0.01
@@ -178,7 +180,7 @@ def test_resampling_takes_draws_by_their_weights() -> None:
     energy = 0.3 / WEIGHT * Energy().energy_and_grad(draws_of(6))[0][0]
     shares = torch.bincount(result.roots[0], minlength=6) / 20_000
     expected = torch.softmax(-energy, 0)
-    assert expected.max() < 0.9  # else there is nothing to compare
+    assert expected.max() < 0.9  # no draw has nearly all the weight
     error = (expected * (1 - expected) / 20_000).sqrt()
     assert ((shares - expected).abs() < 4.5 * error + 1e-12).all()
     assert torch.equal(result.latents[0], draws_of(6)[0][result.roots[0]])
@@ -198,7 +200,7 @@ def test_what_is_not_finite_is_neither_chosen_nor_kept() -> None:
     calls = 0
     net = network().float()
 
-    def broken(z: Tensor) -> Tensor:  # beyond the few latents of the checks
+    def broken(z: Tensor) -> Tensor:  # fails after the few calls of the checks
         nonlocal calls
         calls += 1
         return torch.where((z[:, :1] > 0.5) & (calls > 3), torch.nan, net(z))

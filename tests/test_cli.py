@@ -1,4 +1,4 @@
-"""The command line as a stranger uses it: right, wrong, and interrupted."""
+"""The command line as a new user meets it: successes, mistakes, and interruptions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from cogen_fast.sampler.annealing_plan import Annealing
 SIDE = 16
 BOX = ["--box", "3", "5", "6", "4"]
 QUICK = ["--method", "paper", "--chains", "2", "--ais-steps", "2", "--leapfrog-steps", "2"]
-QUICK += ["--step-size", "0.0003"]  # at which chains move
+QUICK += ["--step-size", "0.0003"]  # a step size at which chains move
 USER_CODE = """
 import torch
 from torch import nn
@@ -209,7 +209,7 @@ def test_types_are_those_asked_for(checkpoint: str, picture: str, tmp_path: Path
     result = cogen_fast.Result.load(tmp_path / "out")
     assert result.settings["gradient_dtype"] == "bfloat16"
     assert result.settings["energy_dtype"] == "float64"
-    assert result.settings["compile"] is True  # and not needed: there is a fast path
+    assert result.settings["compile"] is True  # accepted, although the fast path does not need it
     assert result.forwards == 1 + len(result.betas)
 
 
@@ -282,10 +282,10 @@ def test_resize_crops_at_the_centre_and_takes_the_mask_along(
     assert result.observed is not None
     seen = result.observed[0, 0]
     assert not seen[4:8, :8].any()
-    # Scaling reaches three pixels far, also past the edge of the crop.
+    # Scaling mixes pixels up to three apart, also across the edge of the crop.
     assert seen[:1, 3:].all() and seen[11:, 3:].all() and seen[:, 12:].all()
     levels = (result.x_obs[0, 0] + 1) * 127.5
-    # Away from edges, where scaling mixes both sides.
+    # Farther from edges the levels are those of the picture.
     assert torch.allclose(levels[11:, 3:5], torch.tensor(100.0), atol=0.5)
     assert torch.allclose(levels[8:, 11:13], torch.tensor(0.0), atol=0.5)
 
@@ -303,7 +303,7 @@ def test_hidden_pixels_do_not_leak_into_observed_ones(checkpoint: str, tmp_path:
         result = cogen_fast.Result.load(out)
         assert result.observed is not None and result.observed.float().mean() > 0.5
         seen.append(result.x_obs)
-    # Values from -1 to 1, of which at most 1 percent may come from hidden pixels.
+    # Values lie in [-1, 1], and at most 1 percent of one may come from hidden pixels.
     assert (seen[0] - seen[1]).abs().max() <= 0.01 * 2.0 + 1e-6
 
 
@@ -634,7 +634,7 @@ def test_ctrl_c_with_a_checkpoint_goes_on_later(
     assert resumed.complete and torch.equal(resumed.latents, whole.latents)
 
 
-@pytest.mark.parametrize("call", [1, 5])  # the command looks at the generator, then the library
+@pytest.mark.parametrize("call", [1, 5])  # call 1 is made by the command, call 5 by the library
 @pytest.mark.parametrize("more", [[], ["--checkpoint", "run.safetensors"]])
 def test_ctrl_c_before_the_first_step(
     interrupted: Callable[[int], str],
@@ -774,7 +774,7 @@ def test_help_leaves_rare_options_to_help_all(
     assert named | {"--no-cuda-graphs", "--latent-shape"} <= every
     assert few & named == {"--device"}
     assert {"--chains", "--budget", "--noise-std", "--seed", "--method", "--help-all"} <= few
-    # What is hidden is known all the same.
+    # Options that the help hides are accepted.
     assert main([command, "--target-cess", "0.9"]) == 2
     assert "--target-cess" not in capsys.readouterr().err
 
@@ -806,7 +806,8 @@ def test_is_a_module_to_run(
 @pytest.mark.slow
 def test_runs_as_a_module(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cogen_fast", "--version"]
-    # Not from the checkout's root: there the sources would hide the installed package.
+    # The current folder is not the checkout's root, where the sources would hide the installed
+    # package.
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"cogen-fast {cogen_fast.__version__}\n"

@@ -1,4 +1,4 @@
-"""`cogen-fast evaluate` as a stranger uses it: alone, by several processes, killed, and wrong."""
+"""`cogen-fast evaluate` as users run it: one process, several, killed ones, and mistakes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from cogen_fast.training.distributed import Processes
 pytest.importorskip("pytorch_msssim")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# A generator that kills or interrupts its own process in the middle of a group, if it is told to.
+# If told to, this generator kills or interrupts its own process in the middle of a group.
 USER_CODE = """
 import os, signal
 from pathlib import Path
@@ -194,7 +194,8 @@ def test_pictures_are_those_asked_for(whole: Path, tmp_path: Path) -> None:
 def test_own_images_are_the_generator_s(tmp_path: Path) -> None:
     assert main(command(tmp_path, "--data=own", "--methods=sir", "--images=3")) == 0
     assert [record["name"] for record in gather(tmp_path)] == ["own-0", "own-1", "own-2"]
-    assert main(command(tmp_path, "--data=own", "--methods=sir,ais", "--images=4")) == 0  # more
+    # more methods and images than before
+    assert main(command(tmp_path, "--data=own", "--methods=sir,ais", "--images=4")) == 0
     assert [set(record["methods"]) for record in gather(tmp_path)] == [{"sir", "ais"}] * 4
 
 
@@ -267,7 +268,7 @@ def test_trials_have_steps_of_their_own(tmp_path: Path) -> None:
     assert main(command(tmp_path, *options)) == 0
     found = json.loads((tmp_path / "gd" / "tuning.json").read_text())
     assert found["plan"]["options"] == {"chains": 2, "steps": 20}
-    assert found["cost"] == len(found["log"]) * 2 * 2 * (3 + 1)  # two chains, gradients count 2
+    assert found["cost"] == len(found["log"]) * 2 * 2 * (3 + 1)  # two chains; a gradient costs 2
     run = next(gather(tmp_path))["methods"]["gd"]
     assert run["cost"] == 2 * 2 * (20 + 1)
 
@@ -522,7 +523,7 @@ def test_a_corrupt_image_is_reported_and_skipped(
     assert ["error" in record for record in records] == [False, False, True, False]
     assert all(set(records[i]["methods"]) == {"gd", "sir"} for i in (0, 1, 3))
     log = json.loads((tmp_path / "out" / "gd" / "tuning.json").read_text())
-    assert log["images"] == [4]  # 5 is corrupt too
+    assert log["images"] == [4]  # image 5 is corrupt, too
     with Image.open(tmp_path / "out" / "grid-000000.png") as grid:
         assert grid.height == 3 * (112 + 4 + 18) + 4
 

@@ -1,4 +1,4 @@
-"""The command line under random arguments: done, or one line about what is wrong, and no trace.
+"""The command line under random arguments: success, or a single line of error and no traceback.
 
 Examples are the same in every run. ``COGEN_FAST_PROPERTY_EFFORT=20 pytest tests/`` makes 20 times
 as many of these, new ones every time.
@@ -181,7 +181,7 @@ def contents(*folders: Path) -> dict[str, str]:
 
 # --- arguments ----------------------------------------------------------------------------------
 
-# Right and wrong values of each option, whatever stands beside it.
+# Valid and invalid values of each option, whatever the other options are.
 OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "--chains": (["1", "2", "3"], ["0", "-1", "two", "1.5", "", "nan", "٣ ٣"]),
     "--polish": (["0", "1", "2"], ["-1", "x", "0.5"]),
@@ -300,7 +300,7 @@ BAD_BOXES = [
 BAD_FACTORS = ["0", "-2", "3", "x", "", "2.0", str(2**70)]
 
 
-# Of no size that any generator here makes or any factor of it.
+# The size of these is neither one that a generator here makes nor a factor of it.
 MISFITS = ["wide-RGB.png", "line-L.png", "wide-photo.jpg"]
 
 
@@ -338,13 +338,13 @@ def run(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
 
     Short runs may end with chains that are no samples; where that is said, they count as done.
     """
-    torch.manual_seed(1)  # no state that a command could leave by seeding
+    torch.manual_seed(1)  # a state that no command could leave by seeding
     before = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
     capsys.readouterr()
     try:
         with limited():
             status = main(list(argv))
-    except SystemExit as stop:  # --help and --version
+    except SystemExit as stop:  # raised by --help and --version
         assert stop.code == 0
         status = DONE
     told = capsys.readouterr()
@@ -367,7 +367,7 @@ def assert_a_mistake_is_told(status: int, out: str, lines: list[str]) -> None:
     assert out == ""
 
 
-# Said of a generator once it is there.
+# These errors are about a generator that has been loaded.
 OF_GENERATORS = ("G: ", "latent_shape: ", "safetensors: ")
 
 
@@ -382,7 +382,8 @@ def blamed(line: str, wrong: list[str], argv: list[str]) -> bool:
             return True
         if option == "--generator" and any(text in line for text in OF_GENERATORS):
             return True
-        if option == "--factor" and "image: " in line:  # it does not fit one or the other
+        # the factor does not fit the image, or the image the factor
+        if option == "--factor" and "image: " in line:
             return True
     return False
 
@@ -406,7 +407,7 @@ class Desk:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the command adds the current folder
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the command adds the current folder to it
     return Desk(tmp_path, monkeypatch)
 
 
@@ -459,7 +460,7 @@ def assert_right(line: Line, shop: Shop, out: Path, count: int) -> None:
         np.testing.assert_allclose(result.x_obs[0].numpy(), levels / 127.5 - 1.0, atol=1e-6)
         return
     if levels.shape[1:] != (SIDE, SIDE):
-        return  # scaled: `test_cli` looks at some
+        return  # the picture was scaled, which `test_cli` tests
     seen = np.ones((SIDE, SIDE), bool)
     if "--box" in line.values:
         x, y, width, height = (int(n) for n in line.values["--box"])
@@ -540,12 +541,12 @@ def damaged_pictures(draw: st.DrawFn) -> tuple[str, bytes]:
     stream = io.BytesIO()
     image = Image.fromarray(pixels(SIDE, SIDE))
     exif = image.getexif()
-    exif[0x0112] = draw(st.integers(1, 8))  # to be turned
+    exif[0x0112] = draw(st.integers(1, 8))  # a picture that must be turned
     image.save(stream, format=kind, exif=exif) if kind != "BMP" else image.save(stream, "BMP")
     content = bytearray(stream.getvalue())
     if draw(st.booleans()):
         del content[draw(st.integers(0, len(content))) :]
-    # Sizes stand in the first bytes: a picture of gigabytes would be another test.
+    # The first bytes hold the picture's size, which must not be changed to gigabytes here.
     first = {"BMP": 30, "GIF": 50, "WEBP": 40}.get(kind, 0)
     for _ in range(draw(st.integers(0, 4))):
         if len(content) > first:
@@ -630,7 +631,7 @@ def test_any_command_line_ends_well(
 
     @search(150)
     @given(any_lines())
-    # A checkpoint converted to where it can be written, and onto what is there already.
+    # A checkpoint is converted to a new file, and onto an existing one.
     @example(["convert", "g", "new.safetensors"])
     @example(["convert", "g", "taken.safetensors", "--overwrite"])
     @example(["convert", "g", "old"])

@@ -114,7 +114,7 @@ def test_pixels_are_mapped_and_read_only(folder: Path) -> None:
 @pytest.mark.parametrize("shape", [(3, 8, 8), (3, 8, 8, 1), (3, 8, 8, 3)], ids=str)
 def test_idx(tmp_path: Path, pack: Callable[[bytes], bytes], shape: tuple[int, ...]) -> None:
     pixels = noise(*shape)
-    # The name says nothing.
+    # The format must not be recognised by the name, which is wrong.
     images = read(write(tmp_path / "images.png", pack(idx(pixels))))
     expected = np.moveaxis(pixels.reshape(3, 8, 8, -1), -1, 1)
     np.testing.assert_array_equal(images.pixels, expected)
@@ -353,7 +353,7 @@ def test_channels_convert(folder: Path) -> None:
     grey = read(folder, channels=1).pixels
     assert grey.shape == (2, 1, 8, 8)
     np.testing.assert_array_equal(grey[0, 0], LEVELS)
-    assert set(grey[1].flat) == {76}  # 0.299 of 255
+    assert set(grey[1].flat) == {76}  # 0.299 * 255, the grey value of red
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -399,7 +399,7 @@ def test_corrupt_file_is_left_out_with_a_warning(folder: Path, name: str) -> Non
     write(folder / f"04-{name}", BAD[name])
     with pytest.warns(UserWarning, match="corrupt") as caught:
         images = read(folder, bad_share=0.1)
-    # Ten files, nine images: the file's header is a digit shorter than at first.
+    # The shape in the header, of nine images instead of ten, has one digit less.
     np.testing.assert_array_equal(images.pixels, pixels.transpose(0, 3, 1, 2))
     (warning,) = caught
     assert str(warning.message) == (

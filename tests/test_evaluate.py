@@ -149,7 +149,7 @@ def test_records_are_what_direct_calls_give(whole: Path) -> None:
                 assert found["acceptance"] == [pytest.approx(float(sampled.acceptance[-1, b]))]
                 share = metrics.coverage(result.images[b], images[b], hidden, weights=weights)
                 assert found["coverage"]["0.5"] in (None, float(share[0]))
-                assert found["coverage"]["0.95"] is None  # three samples
+                assert found["coverage"]["0.95"] is None  # three samples are too few for 95 %
     with np.load(whole / "gd" / "group-000001.npz") as pictures:
         assert pictures["image"].tolist() == [2, 3]
         levels = ((fit.best_images.clamp(-1, 1) + 1) * 127.5).round().numpy()
@@ -214,9 +214,9 @@ def test_what_is_there_is_not_done_again(whole: Path, tmp_path: Path) -> None:
     run(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     net = Net()
-    evaluate(net, data(broken=range(5)), STUDY, tmp_path, **QUIET)  # not even read
+    evaluate(net, data(broken=range(5)), STUDY, tmp_path, **QUIET)  # the images are not even read
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert net.calls <= 4  # to find the latent's shape, and the checks
+    assert net.calls <= 4  # one call finds the latent's shape, the others are checks
 
 
 @pytest.mark.slow
@@ -269,7 +269,8 @@ def test_a_group_that_was_not_full_is_done_again_with_more_images(
     assert run(tmp_path) == kept(whole)
     assert {path: path.stat().st_mtime_ns for path in first} == first
     counted = Net()
-    evaluate(counted, data(), STUDY, tmp_path, images=3, **QUIET)  # fewer: all is there
+    # all of these fewer images have been evaluated
+    evaluate(counted, data(), STUDY, tmp_path, images=3, **QUIET)
     assert counted.calls <= 4
 
 
@@ -303,7 +304,7 @@ t.evaluate(t.Net(), t.data(), t.STUDY, Path({out!r}), progress=False)
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_process_loses_nothing_that_was_done(whole: Path, tmp_path: Path) -> None:
     code = _KILLED.format(tests=str(Path(__file__).parent), out=str(tmp_path))
-    # Not from here, where the package has no extension.
+    # The current folder is not the checkout's root, whose sources have no compiled extension.
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*/group-*.jsonl")) and time.monotonic() < deadline:
@@ -327,7 +328,8 @@ def test_a_corrupt_image_is_reported_and_left_out(whole: Path, tmp_path: Path) -
     }  # fmt: skip
     others = [record for record in kept(whole) if record["image"] != 3]
     assert [record["image"] for record in records if "methods" in record] == [0, 1, 2, 4]
-    # Groups without it have the same calls; its own group has a smaller one, which rounds anew.
+    # Groups without the image have equal calls. Its own group is one image smaller, so that
+    # rounding differs.
     for found, expected in zip([r for r in records if "methods" in r], others, strict=True):
         assert found["methods"]["gd"]["energies"] == pytest.approx(
             expected["methods"]["gd"]["energies"], rel=1e-4
@@ -336,7 +338,7 @@ def test_a_corrupt_image_is_reported_and_left_out(whole: Path, tmp_path: Path) -
     assert "left out: own-3: image 3 cannot be read" in text
 
 
-@pytest.mark.parametrize("number", [1, 4])  # to be evaluated, to be tuned on
+@pytest.mark.parametrize("number", [1, 4])  # an evaluated image, and one used for tuning
 def test_an_image_that_cannot_be_read_now_is_not_given_up(number: int, tmp_path: Path) -> None:
     images = data()
 
@@ -438,7 +440,7 @@ def test_records_are_read_group_by_group(whole: Path, monkeypatch: pytest.Monkey
     records = gather(whole)
     for number, groups in enumerate((1, 1, 2, 2, 3)):
         assert next(records)["image"] == number
-        assert len(seen) == 3 * groups  # a file of each method
+        assert len(seen) == 3 * groups  # a group has one file for each method
     assert next(records, None) is None
 
 
@@ -452,7 +454,8 @@ def test_the_table_is_of_images_that_every_method_has_done(whole: Path) -> None:
 def test_pictures_show_truth_observed_and_the_best_of_each_method(whole: Path) -> None:
     picture = np.asarray(draw(data(), STUDY, whole, [3, 0]))
     case = pose(STUDY.task, torch.stack([data().load(3)]), [3], seed=5)
-    factor, cell = 7, 4 + 7 * SIDE  # tiles of 16 pixels grow to 112; columns and rows have gaps
+    # tiles of 16 pixels are enlarged to 112; columns and rows have gaps
+    factor, cell = 7, 4 + 7 * SIDE
     assert picture.shape == (2 * (cell + 18) + 4, 5 * cell + 4, 3)
 
     def tile(row: int, column: int) -> Any:
@@ -553,7 +556,8 @@ def test_files_in_the_place_of_others_are_told(damage: Any, whole: Path, tmp_pat
 
 
 def test_nesting_of_any_depth_is_told() -> None:
-    # JSON is written with a little more of the stack than it is read with.
+    # Writing JSON uses slightly more of the stack than reading it, so that nesting near the limit
+    # fails in one of them only.
     for depth in (*range(900, 1001), 100_000):
         text = '{"x": ' + "[" * depth + "]" * depth + "}"
         with pytest.raises(ValueError, match=r"^file"):
@@ -600,7 +604,8 @@ def test_a_digit_that_has_changed_is_told(name: str, tmp_path: Path) -> None:
     text = path.read_text()
     digits = [i for i, c in enumerate(text) if c.isdigit()]
     for place in digits[:: max(1, len(digits) // 40)]:
-        # By five: the last digit of a number that is written out may be of no account.
+        # Digits change by five, because a change by one in the last digit may round to the same
+        # number.
         path.write_text(text[:place] + str((int(text[place]) + 5) % 10) + text[place + 1 :])
         with pytest.raises(ValueError, match=r"^out: .*"):
             list(gather(tmp_path))

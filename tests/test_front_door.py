@@ -1,4 +1,4 @@
-"""What users hand over, and what they get back: shapes, promises about G, refusals, results."""
+"""The arguments and results of the front door: shapes, promises about G, refusals, results."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def assert_unchanged(G: nn.Module, before: tuple[dict[str, Tensor], Any, Any]) -
 
 
 def mixed_modes() -> nn.Module:
-    """Training mode but for one layer, gradients but for one parameter."""
+    """All but one layer are in training mode, and all but one parameter require gradients."""
     G = convolutional().train()
     G.get_submodule("3").eval()
     G.get_parameter("0.weight").requires_grad_(False)
@@ -218,7 +218,7 @@ def test_threads_may_share_a_generator() -> None:
 
 
 SURROUNDINGS = {
-    # On which a tensor that is made without a device would be.
+    # tensors that are made without a device would be on this one
     "default device": lambda: torch.device("meta"),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
 }
@@ -370,7 +370,8 @@ def test_a_generator_that_is_no_function_is_refused_with_the_cause(
     message: str,
     latent_shape: int | None,
 ) -> None:
-    # Where the shape must be found out first, the error may be about that, but names the cause too.
+    # Where the latent shape must be found out first, the error may be about that, but it also names
+    # the cause.
     cause = message if latent_shape else message.removeprefix("G: ")
     errors = error if latent_shape else (TypeError, ValueError)
     with pytest.raises(errors, match=cause):
@@ -404,7 +405,7 @@ def test_dropout_modules_are_functions_in_eval_mode() -> None:
 
 
 def test_an_output_that_only_its_weights_reach_is_refused() -> None:
-    net = mlp()  # inside a function, so its weights still ask for gradients
+    net = mlp()  # made outside of G, so that its weights still require gradients
     with pytest.raises(ValueError, match=r"G: .*differentiable"):
         vector_run(lambda z: net(z.detach()), latent_shape=3)
 
@@ -416,7 +417,8 @@ def test_g_must_be_callable(G: Any) -> None:
 
 
 def test_a_generator_not_finite_at_some_prior_draws_has_others() -> None:
-    # Finite at the four probes, NaN for one of 500 draws in a few: the prior's far tail.
+    # G is finite at the four latents of the checks, but NaN for z_0 > 2.5, as for a few of 500
+    # prior draws.
     net = mlp()
 
     def G(z: Tensor) -> Tensor:
@@ -451,7 +453,8 @@ def test_a_generator_not_finite_later_names_the_chain() -> None:
 
 
 def test_non_finite_proposals_are_counted_in_the_result() -> None:
-    # Chains start at |z_0| < 2.5 (seed 0 has no other among 3) and are pulled out by x = z_0 = 6.
+    # The chains start at |z_0| < 2.5 (those of seed 0 do), and the observation x = z_0 = 6 pulls
+    # them beyond.
     def G(z: Tensor) -> Tensor:
         return torch.where(z[:, :1] > 2.5, torch.nan, z)
 
@@ -550,7 +553,7 @@ def test_float64_generators_sample_in_float64() -> None:
 
 @pytest.mark.parametrize("name", ["noise_std", "weight"])
 def test_plain_numbers_keep_their_precision(name: str) -> None:
-    # 0.3 is no float32; with a float64 generator it must not pass through one.
+    # The number 0.3 has no exact float32, so with a float64 generator it must stay a float64.
     settings: dict[str, Any] = {"noise_std": None, name: 0.3}
     number = vector_run(mlp().double(), **settings)
     settings[name] = torch.tensor(0.3, dtype=torch.float64)
@@ -962,7 +965,8 @@ def test_out_of_memory_halves_the_batch(
     expected = vector_run(roomy, **settings)
     torch.testing.assert_close(result.latents, expected.latents, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(result.energies, expected.energies, rtol=1e-9, atol=1e-11)
-    assert [n for n in G.rows if n > most] == refused  # halved until it fits, then for good
+    # batches are halved until they fit, and stay so
+    assert [n for n in G.rows if n > most] == refused
     assert f"Memory ran out, so max_batch was lowered to {size}." in result.notes
     assert not any("Memory ran out" in note for note in expected.notes)
 
@@ -1154,8 +1158,8 @@ def test_means_and_deviations_by_hand(picture: Result) -> None:
 def test_the_grid_has_a_tile_for_everything(
     picture: Result, tmp_path: Path, tiles: int, columns: int
 ) -> None:
-    # Observed, up to `tiles` of 3 chains, mean, spread; images of 4 x 4 are enlarged to 112, tiles
-    # are 4 apart and have 18 for the label.
+    # A row shows the observation, up to `tiles` of 3 chains, the mean and the spread. Images of 4 x
+    # 4 are enlarged to 112; tiles have a gap of 4 and 18 pixels for the label.
     file = tmp_path / "grid.png"
     drawn = picture.grid(file, tiles=tiles)
     size = (columns * (112 + 4) + 4, 2 * (112 + 18 + 4) + 4)
@@ -1180,7 +1184,7 @@ def test_the_grid_shows_the_estimate_where_there_are_fits(picture: Result) -> No
     polished = inpaint(convolutional(), image(2), mask, polish=3, **FAST)
     pixels = np.asarray(polished.grid())
     assert pixels.shape[1] == np.asarray(picture.grid()).shape[1] + 116
-    place = 4 + 4 * 116  # after what was observed and three chains
+    place = 4 + 4 * 116  # the tile after the observation and three chains
     tile = pixels[4 + 18 : 4 + 18 + 112, place : place + 112]
     estimate = polished.pasted(polished.estimate)[0].clamp(-1.0, 1.0)
     expected = ((estimate + 1.0) * 127.5).round().permute(1, 2, 0).numpy()
@@ -1289,7 +1293,8 @@ def test_cost_counts_forwards_and_gradients(starts: int) -> None:
     none = descend(G, latent_shape=3, starts=starts, steps=1)
     base_forwards, base_gradients = forwards, gradients
     many = descend(G, latent_shape=3, starts=starts, steps=8)
-    # Seven more steps are seven more gradients of 2 each; the checks of G are the same.
+    # Seven more steps take seven more gradients, each at the cost of 2. The checks of G cost the
+    # same in both runs.
     assert gradients - 2 * base_gradients == 7
     assert many.cost - none.cost == 2 * 7
     scored = forwards - base_forwards - 4 - 1 - 1  # without the two checks and the outputs
@@ -1306,7 +1311,7 @@ def test_a_start_that_is_not_finite_is_never_the_best(starts: int) -> None:
     net = mlp()
 
     def G(z: Tensor) -> Tensor:
-        return torch.where(z[:, :1] > 1.5, torch.nan, net(z))  # 7 % of the prior
+        return torch.where(z[:, :1] > 1.5, torch.nan, net(z))  # NaN for 7 % of the prior draws
 
     found = descend(G, latent_shape=3, starts=starts, steps=2, learning_rate=1e-3)
     assert found.energies.isfinite().all()

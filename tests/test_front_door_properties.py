@@ -1,4 +1,4 @@
-"""The front door under random input: a right answer, or a refusal that names the argument.
+"""The front door under random input: a correct result, or a refusal that names the argument.
 
 Three kinds of search, all over tiny generators and budgets. Valid problems in every form that data
 and settings come in must give what an independent computation gives. Every keyword is given every
@@ -57,7 +57,8 @@ FIELDS = set(OPTIONS)
 KEYWORDS = [*inspect.signature(cogenerate).parameters, *sorted(FIELDS)]
 ARGUMENTS = {name for f in FRONT_DOOR for name in inspect.signature(f).parameters} - {"options"}
 ARGUMENTS |= FIELDS
-# Energies that are not finite before the first move are refused under this name, with the chain.
+# Energies that are not finite at the start are refused under this name, with the number of the
+# chain.
 START = "energy"
 
 Array = npt.NDArray[Any]
@@ -343,7 +344,7 @@ def run_options(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def data_of(draw: st.DrawFn, batch: int, shape: tuple[int, ...], repeated: bool) -> Tensor:
-    """Values in [-1, 1] or far outside, rows all the same where they must share memory."""
+    """Values in [-1, 1] or far outside; all rows are equal where they must share memory."""
     values = torch.tanh(normals((1 if repeated else batch, *shape), draw(st.integers(0, 99))))
     return values.expand(batch, *shape)
 
@@ -364,7 +365,7 @@ def cases(draw: st.DrawFn) -> Case:
     task = draw(
         st.sampled_from(["cogenerate", "inpaint", "pool", "stride"] if image else ["vector"])
     )
-    options = {"polish": 0} | draw(run_options())  # "auto" by default of some front doors
+    options = {"polish": 0} | draw(run_options())  # some front doors have "auto" as their default
     options["latent_shape"] = (latent, 1, 1) if image else draw(shaped_like(latent))
     if image and draw(st.booleans()):
         options["latent_shape"] = None
@@ -389,7 +390,7 @@ def cases(draw: st.DrawFn) -> Case:
     form = draw(st.sampled_from([*sorted(forms), "expanded"]))
     scale = draw(st.sampled_from([1.0, 1.0, 1.0, 30.0, 1e4, 1e30, 1e140]))
     if torch.float16 in (given_dtype, dtype):
-        scale = min(scale, 30.0)  # beyond it gradients overflow
+        scale = min(scale, 30.0)  # beyond it float16 gradients overflow
     elif {given_dtype, dtype} != {torch.float64}:
         scale = min(scale, 1e30)
     x = (scale * data_of(draw, batch, measured, form == "expanded")).to(given_dtype)
@@ -508,7 +509,7 @@ def assert_sound(result: Result) -> None:
         assert ess is not None
         assert ((ess > 1 - 1e-9) & (ess < chains + 1e-9)).all()
     if result.log_normaliser is not None:
-        # Energies are not negative, so no weight is above 1.
+        # Energies are not negative, so that no weight and no mean weight is above 1.
         assert (result.log_normaliser <= 1e-9).all()
     assert ((result.betas >= 0) & (result.betas <= 1)).all()
     assert (result.betas.diff(dim=0) >= 0).all()
@@ -528,7 +529,7 @@ def assert_sound(result: Result) -> None:
 
 
 def assert_right(case: Case, result: Result) -> None:
-    """Against shapes and dtypes as documented, and energies computed here with NumPy."""
+    """Compare shapes and dtypes with the documented ones, and energies with those of NumPy."""
     options, batch = case.options, len(case.target)
     chains = options.get("chains", 4) * options.get("populations", 1)
     dtype = next(case.G.parameters()).dtype
@@ -543,7 +544,7 @@ def assert_right(case: Case, result: Result) -> None:
         rows = rows[..., None, None]
     with torch.no_grad():
         direct = copy.deepcopy(case.G).eval()(rows).to(wide).reshape(result.images.shape)
-    # Other batch sizes round differently, in every layer.
+    # Batches of other sizes are rounded differently in every layer.
     slack = 8.0 * EPS[dtype] * float(direct.abs().max())
     torch.testing.assert_close(result.images, direct, rtol=0.0, atol=slack)
 
@@ -557,7 +558,7 @@ def assert_right(case: Case, result: Result) -> None:
     energy = (weight[:, None] * residual**2).sum(axes)
     slack_of_energy = (weight[:, None] * (2.0 * np.abs(residual) + bound) * bound).sum(axes)
     error = np.abs(energy - result.energies.numpy())
-    # Tiny weights and squares vanish in the outputs' type.
+    # The last term is for weights and squares so small that they vanish in the outputs' type.
     assert (error <= slack_of_energy + 8.0 * EPS[wide] * energy + 1e-30).all()
 
     if case.observed is None:
@@ -597,7 +598,7 @@ def assert_right(case: Case, result: Result) -> None:
 
 
 def runs_alone(options: dict[str, Any]) -> bool:
-    """Whether the chains are too few for a population, and the budget is too small for more."""
+    """Whether the chains are too few for a population, and the budget too small to run more."""
     chains, budget = options.get("chains", POPULATION), options.get("budget")
     if options.get("method") == "paper" or budget is None or chains >= POPULATION:
         return False
@@ -633,7 +634,7 @@ def counted_gradients(G: nn.Module) -> Iterator[list[int]]:
 def assert_gradients_are_told(case: Case, result: Result, rows: int) -> None:
     """The result says how many there were, and they are within the budget."""
     options, populations = case.options, case.options.get("populations", 1)
-    rows -= min(4, options.get("max_batch", 4))  # a look at G, in the beginning
+    rows -= min(4, options.get("max_batch", 4))  # the checks of G
     rows_of_one, rest = divmod(rows, len(case.target) * populations)
     assert rest == 0
     chains = options.get("chains", 4)
@@ -672,12 +673,12 @@ def test_valid_problems_are_answered_rightly_in_every_form(case: Case) -> None:
         with nothing_changes(case.G, case.arguments), counted_gradients(case.G) as rows:
             result = called(case.call, case.G, case.arguments)
     assert_gradients_are_told(case, result, rows[0])
-    # Random data may look as if they were in another range than the outputs.
+    # Random data may look as if their range differed from that of the outputs.
     warned = {str(w.message).split(":")[0] for w in caught} - {"x_obs"}
     assert warned == expected_warnings(case)
     assert_sound(result)
     assert_right(case, result)
-    # Forms, and what stands in hidden places, are no part of the input.
+    # The form of the arguments and the values at hidden places must not change the result.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         again = called(cogenerate, case.G, case.plain)
@@ -693,7 +694,7 @@ def test_what_is_observed_must_be_finite(case: Case, junk: float, place: int) ->
     assume(len(places) > 0)
     x = case.target.clone()
     x.view(-1)[places[place % len(places)]] = junk
-    # A budget may be too small for frozen choices, or for polishing, which is said first.
+    # A budget that is too small for frozen choices or for polishing would be refused first.
     arguments = case.plain | {"x_obs": x, "polish": 0}
     arguments.pop("evidence", None)
     message = "^x_obs: expected finite values where observed, got 1 "
@@ -754,7 +755,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "module": nn.Identity,
     "path": lambda: Path("no/such/folder/file"),
 }
-# What may be named in place of the argument, where two contradict each other.
+# Where two arguments contradict each other, the other one may be named.
 CONTRADICTED = {
     "G": {"latent_shape"},
     "method": {"ais_steps", "budget"},
@@ -808,8 +809,10 @@ def assert_refused_by_name_or_sound(name: str, kinds: list[str]) -> None:
 def test_wrong_values_are_refused_by_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # a word is a fine name for a checkpoint
-    monkeypatch.setattr(torch, "compile", lambda G, **_: G)  # True is fine, and takes a minute
+    # any word is a valid name of a checkpoint, which would be written here
+    monkeypatch.chdir(tmp_path)
+    # True is valid, but compiling takes a minute
+    monkeypatch.setattr(torch, "compile", lambda G, **_: G)
     assert_refused_by_name_or_sound(name, list(KINDS))
 
 
@@ -818,7 +821,7 @@ def test_wrong_values_are_refused_by_name(
 
 def spoilt(G: nn.Module, how: str) -> Any:
     """A generator that should be refused, or whose output is odd."""
-    own = torch.Generator().manual_seed(0)  # the global state must stay as it is
+    own = torch.Generator().manual_seed(0)  # the global state must not change
     return {
         "noise": lambda z: G(z) + torch.randn((), generator=own),
         "numpy": lambda z: G(z).detach().numpy(),
@@ -899,7 +902,8 @@ def anything(draw: st.DrawFn) -> tuple[Callable[..., Result], Any, dict[str, Any
     while draw(st.integers(0, 2)) == 0:
         name, kind = draw(st.sampled_from(KEYWORDS[3:])), draw(UNHEARD_OF)
         options[name] = KINDS[kind]()
-    options.pop("checkpoint", None)  # would write files; `test_cli_properties` looks at them
+    # a checkpoint would write files; `test_cli_properties` tests that
+    options.pop("checkpoint", None)
     options["progress"] = False
     call = draw(st.sampled_from(FRONT_DOOR if image else [cogenerate]))
     if call is super_resolve:
@@ -988,7 +992,8 @@ SEARCHES: dict[str, Callable[[], None]] = {"anything": search_anything}
 def test_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
     """A crash of the interpreter is a failure that shows the last call."""
     command = [sys.executable, "-X", "faulthandler", __file__, name]
-    # Not from the checkout's root: there the sources would hide the installed package.
+    # The current folder is not the checkout's root, where the sources would hide the installed
+    # package.
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, timeout=300 * EFFORT, check=False
     )

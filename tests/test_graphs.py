@@ -30,7 +30,7 @@ from cogen_fast.support import memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# The native ops are no calls that torch sees, and so a tape does not hold them.
+# The native ops are not calls that torch sees, so a tape cannot hold them.
 BACKEND = "triton" if INTERPRETED else "reference"
 SHOWN = ("settings", "notes")
 RUNS: dict[str, dict[str, Any]] = {
@@ -44,7 +44,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "fixed-step": {"method": "paper", "ais_steps": 6, "adaptation": None, "leapfrog_steps": 2},
     "per-chain": {"method": "paper", "ais_steps": 6, "adaptation": "per-chain"},
 }
-# The interpreter takes milliseconds for each launch.
+# The interpreter of Triton takes milliseconds for each launch.
 FEW = ("paper", "fixed-step", "alone") if INTERPRETED else tuple(RUNS)
 REPLAYED = "CUDA graphs: moves were replayed from"
 
@@ -98,7 +98,8 @@ def test_gradients_of_another_type_are_replayed(gradient: str, tape: Tape) -> No
 
 @pytest.mark.skipif(INTERPRETED, reason="the ops are the same ones")
 def test_finer_gradients_are_replayed_too(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fallback, "LEAST_ACCEPTANCE", 1.1)  # falls back as soon as it may
+    # gradients become finer as soon as this is allowed
+    monkeypatch.setattr(fallback, "LEAST_ACCEPTANCE", 1.1)
     options = {"gradient_dtype": "bfloat16", "method": "paper", "ais_steps": 14}
     replayed = run(network(), **options)
     assert tape.made == 2
@@ -254,7 +255,7 @@ def test_whole_runs_in_one_call_need_none(tape: Tape) -> None:
     assert found.settings["backend"] == "fused"
     assert tape.made == 0
     assert not any("CUDA" in note for note in found.notes)
-    found = run(network(), backend="auto")  # which is not made in one call
+    found = run(network(), backend="auto")  # an adaptive run is not made in one call
     assert any("CUDA" in note for note in found.notes)
 
 
@@ -288,7 +289,7 @@ class Small(nn.Module):
 
 
 def test_moves_are_recorded_anew_after_memory_ran_out_while_recording(tape: Tape) -> None:
-    # The pool of the recordings leaves room for three rows, of eight.
+    # The memory of the recordings leaves room for three of eight rows.
     G = Small(lambda: 3 if tape.recording else 8)
     found = run(G, **RUNS["paper"], chains=4)
     assert G.refused == [8, 4]
@@ -315,7 +316,7 @@ def test_what_a_recording_reads_stays_where_it_is() -> None:
     seen: list[Tensor] = []
 
     def indexed(rows: Tensor, spec: Any, index: Tensor) -> tuple[Tensor, Tensor]:
-        seen.append(index)  # kept, so that nothing else is put in its place
+        seen.append(index)  # kept, so that its memory is not reused
         return torch.zeros(len(rows), dtype=torch.float64), torch.zeros_like(rows)
 
     net = network()
@@ -402,7 +403,7 @@ def test_calls_are_as_large_as_measured_memory_holds(monkeypatch: pytest.MonkeyP
     assert asked == [6]
     assert set(seen[seen.index(6) + 1 :]) == {5, 3}
     seen.clear()
-    found = run(G, **RUNS["paper"], chains=4, max_batch=7)  # one's own word counts
+    found = run(G, **RUNS["paper"], chains=4, max_batch=7)  # a max_batch that is given is used
     assert asked == [6]
     assert not any("measured" in note for note in found.notes)
     assert {7, 1} <= set(seen)

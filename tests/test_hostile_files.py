@@ -1,4 +1,4 @@
-"""Files from strangers: none hangs, grows, crashes or starts a program; each is told in a line.
+"""Hostile files: none hangs, grows, crashes or starts a program; each gives one line of error.
 
 Every call runs in a process of its own, whose time and memory are measured.
 """
@@ -28,7 +28,7 @@ from cogen_fast.support import pictures
 from cogen_fast.training.datasets import image_files, open_images
 
 pytestmark = needs_linux
-MOST_GROWTH = 200 * 2**20  # bytes: a small run included
+MOST_GROWTH = 200 * 2**20  # bytes, including those of a small run
 SHORT = 600  # characters of a message, paths included
 
 
@@ -42,7 +42,7 @@ def assert_told(ended: Ended, name: str | None) -> None:
     assert ended.grew < MOST_GROWTH, ended
 
 
-# What is there under a name that is written, but not read as a file, is replaced or made anew.
+# At these places a file is written without being read, so that what is there is replaced.
 REPLACED = {("evaluate, records", "loop of links"), ("train, checkpoint", "loop of links")}
 REPLACED |= {("train, log", "loop of links")}
 
@@ -55,7 +55,7 @@ def test_what_is_no_regular_file_is_not_read(reader: str, kind: str) -> None:
     if (reader, kind) in REPLACED:
         assert ended.error is None, ended
     elif (reader, kind) == ("swd", "folder") or (reader, kind) == ("open_images", "folder"):
-        assert_told(ended, None)  # an empty one of the right kind
+        assert_told(ended, None)  # an empty folder, which is of the right kind
     else:
         assert_told(ended, READERS[reader][0])
 
@@ -101,7 +101,7 @@ def no_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_pillow_by_itself_would_start_ghostscript(no_ghostscript: Path) -> None:
-    """If it would not, the tests below would show nothing."""
+    """Otherwise the tests below would show nothing."""
     with pytest.raises(Exception), Image.open(io.BytesIO(SCRIPTS["plain"])) as image:  # noqa: B017
         image.load()
     assert no_ghostscript.exists()
@@ -137,7 +137,7 @@ def test_only_formats_that_are_named_are_read(tmp_path: Path) -> None:
         try:
             Image.fromarray(pixels).save(content, kind)
         except (OSError, ValueError):
-            continue  # not of this mode, or not built
+            continue  # Pillow cannot write this mode, or was built without this format
         written.add(kind)
         try:
             pictures.open_picture(io.BytesIO(content.getvalue())).load()
@@ -172,7 +172,7 @@ def test_a_strange_member_of_a_folder_is_left_out_by_name(kind: str, channels: i
 
 @pytest.mark.slow
 def test_large_images_are_not_decoded_all_at_once(tmp_path: Path) -> None:
-    """However many processors there are."""
+    """The memory is bounded for any number of processors."""
     for number in range(8):
         (tmp_path / f"{number}.png").write_bytes(hostile.png(9_000, 9_000))
     ended = confined(hostile.decode_by_many, tmp_path)
@@ -183,7 +183,7 @@ def test_large_images_are_not_decoded_all_at_once(tmp_path: Path) -> None:
 def test_images_that_the_disk_cannot_hold_are_refused_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A byte for each here, and a megabyte in the cache."""
+    """Pictures that take a byte each in the file, and a megabyte in the cache."""
     np.savez(path := tmp_path / "x.npz", np.zeros((4, 1, 1), np.uint8))
     cache = tmp_path / "cache"
     free = shutil.disk_usage(tmp_path)._replace(free=4 * 2**20 - 1)
@@ -236,7 +236,7 @@ def test_tensors_that_are_no_weights_are_named(data_dir: Path, tmp_path: Path, k
 
 
 def test_tensors_that_share_their_memory_are_named(data_dir: Path, tmp_path: Path) -> None:
-    """Copies of one can be as many as there are layers."""
+    """A shared tensor could stand for as many copies as there are layers."""
     content = torch.load(data_dir / KARRAS, weights_only=True)
     content["features.2.wscale.b"] = content[BIAS]
     torch.save(content, path := tmp_path / "x.pth")

@@ -84,7 +84,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     pytest.importorskip("matplotlib")
     out = tmp_path_factory.mktemp("study")
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", ".*learning rate")  # the report tells, and nothing else
+        # only the report may mention a learning rate
+        warnings.filterwarnings("error", ".*learning rate")
         (out / "told.txt").write_text(run(out))
     return out
 
@@ -122,7 +123,7 @@ def test_the_paper_s_method_has_the_paper_s_settings() -> None:
     assert Effort().starts == 5_000
     assert [str(task) for task in TASKS] == ["block", "average-4", "average-8"]
     block: Any = TASKS[0]
-    assert block.bounds(32) == (8, 15)  # 30-60 of 128
+    assert block.bounds(32) == (8, 15)  # a block side of 30 to 60 pixels at 128
 
 
 def test_the_shipped_stages_are_the_curve() -> None:
@@ -151,7 +152,7 @@ def test_kinds_are_what_they_are_called() -> None:
         image = part.data.load(1)
         if part.kind == "real":
             assert torch.equal(image, list(held_out_images("fashion-32").values())[1])
-        else:  # in the range of the snapshot that it is evaluated on
+        else:  # images in the range of the snapshot that they are evaluated on
             other = SNAPSHOTS[0 if part.snapshot is SNAPSHOTS[1] else 1]
             own = image_study.data_of("own", part.snapshot, part.data, 0).load(1)
             assert torch.equal(image, own)
@@ -198,7 +199,7 @@ def test_every_method_has_the_paper_s_cost(results: list[PartResults]) -> None:
             costs = {name: run["cost"] for name, run in record["methods"].items()}
             assert costs["paper"] == TINY.budget == 2 * (1 + 12 * 5)
             for name, cost in costs.items():
-                # So little is not much for 16 particles.
+                # 16 particles spend so small a budget only in part.
                 least = 0.5 if name in ("adaptive", DEFAULT) else 0.98
                 assert least * TINY.budget <= cost <= TINY.budget
 
@@ -602,7 +603,8 @@ def test_another_generator_is_studied_on_its_own_images(tmp_path: Path) -> None:
 
 def test_another_generator_is_studied_on_photographs_too(tmp_path: Path) -> None:
     scope = image_study.of_one(network(3), photographs=True)
-    assert isinstance(scope.snapshots[0].generator, ProgressiveGenerator)  # not held up by another
+    # this generator is not held up by another
+    assert isinstance(scope.snapshots[0].generator, ProgressiveGenerator)
     np.savez(tmp_path / "some.npz", np.zeros((5, 32, 32), np.uint8))
     real = image_study.real_images(tmp_path / "some.npz", scope)
     found_parts = image_study.plan(scope, real, TINY, seed=0)

@@ -41,7 +41,7 @@ def test_squared_errors_are_those_of_known_differences() -> None:
     )
     expected = torch.tensor([math.inf, 10 * math.log10(16.0), 10 * math.log10(64.0)], dtype=F64)
     torch.testing.assert_close(metrics.psnr(images, truth), expected)
-    # In [0, 255] the same error in levels has the same ratio to the range.
+    # In the range [0, 255] the same error has the same ratio to the range.
     levels = metrics.psnr((images + 1) * 127.5, (truth + 1) * 127.5, data_range=(0, 255))
     torch.testing.assert_close(levels, expected)
 
@@ -138,7 +138,7 @@ def test_similarity_is_the_formula(kind: Any, side: int, span: float) -> None:
 def test_hidden_similarity_is_the_mean_of_the_map_there(kind: Any, side: int) -> None:
     truth, images = pictures(1, 2, 18, 15)[0], pictures(2, 2, 18, 15, seed=1)
     hidden = torch.zeros(2, 18, 15)
-    hidden[0, :, 9:] = 1  # to the border, where no window lies
+    hidden[0, :, 9:] = 1  # reaches the border, where no window has its centre
     hidden[1, 3, 7] = 1
     margin = side // 2
     inner = hidden.amax(0)[margin:-margin, margin:-margin].bool().numpy()
@@ -199,7 +199,8 @@ def test_five_scales_are_the_library_s(shape: tuple[int, int]) -> None:
 
     truth, images = pictures(1, 3, *shape)[0], pictures(2, 3, *shape, seed=1)
     images[0] = 0.9 * truth + 0.1 * images[0]
-    away = torch.arange(11, dtype=F64) - 5  # its own window is rounded to float32
+    # the window of pytorch_msssim is rounded to float32, so it gets this one
+    away = torch.arange(11, dtype=F64) - 5
     window = torch.softmax(-(away**2) / (2 * 1.5**2), 0).repeat(3, 1, 1, 1)
     expected = pytorch_msssim.ms_ssim(
         images + 1.0, (truth + 1.0).expand_as(images), 2.0, size_average=False, win=window
@@ -284,7 +285,7 @@ def test_the_best_needs_no_truth_and_the_oracle_does() -> None:
 # --- coverage -------------------------------------------------------------------------------------
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-WIDE = (-1e3, 1e3)  # nothing is clipped
+WIDE = (-1e3, 1e3)  # so wide that nothing is clipped
 
 
 def coverage(*given: Any, **options: Any) -> Tensor:
@@ -321,7 +322,7 @@ def test_ends_are_known_quantiles() -> None:
     truth = torch.tensor([0.99, 1.0, 4.99, 5.0, 15.0, 15.01, 19.0, 19.01])[None, None]
     found = coverage(images, truth, torch.ones(8), levels=[0.5, 0.9])
     assert found.tolist() == [2 / 8, 6 / 8]
-    # Half-way between two samples, for a level between those that samples stand at.
+    # For a level between those of the samples, an end lies half-way between two of them.
     between = torch.tensor([4.49, 4.5, 15.5, 15.51])[None, None]
     found = coverage(images[..., :4], between, torch.ones(4), levels=[0.55])
     assert found.tolist() == [2 / 4]
@@ -358,12 +359,13 @@ def test_weights_turn_samples_of_one_density_into_another_s() -> None:
     weights = torch.where(wide, 1.0 - share, share)
     hidden = torch.ones(100, 100)
     found = coverage(images, truth, hidden, levels=LEVELS, weights=weights)
-    # Some 600 effective samples place an interval's ends with errors that differ from entry to
-    # entry, and so add nothing to that of counting 10,000 of them but a curvature of order 1 / 600.
+    # With about 600 effective samples the ends of an interval have errors. These differ from entry
+    # to entry, so that over 10,000 entries they average out, except for a bias of order 1 / 600.
+    # The bound adds this to four standard errors of counting the entries.
     for value, level in zip(found.tolist(), LEVELS, strict=True):
         assert abs(value - level) < 4.0 * math.sqrt(level * (1 - level) / entries) + 1 / 600
     plain = coverage(images, truth, hidden, levels=LEVELS)
-    assert plain[0] > 0.5 + 0.1  # without weights: far too wide
+    assert plain[0] > 0.5 + 0.1  # without weights the intervals are far too wide
 
 
 def test_equal_weights_are_none_and_zero_weights_are_absent() -> None:

@@ -1,4 +1,4 @@
-"""The native ops under random input: the definition's answer, or a refusal that names the argument.
+"""The native ops under random input: the definition's result, or a refusal that names the argument.
 
 Shapes, types, layouts and values are random; what is bad reaches the extension in a process of its
 own, so that a crash of the interpreter would be a failed test and not the end of pytest.
@@ -34,11 +34,11 @@ from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 F64 = torch.float64
-# Error of a normal draw against the exact one, where it is at most 1; relative above.
+# The largest error of a normal draw: absolute where the draw is at most 1, relative above.
 NORMAL_ERROR = {torch.float32: 2e-6, F64: 1e-13}
-# A few roundings of the working type, in units of the largest term.
+# A bound of a few roundings of the working type, in units of the largest term.
 ROUNDING = {torch.float32: 16 * 2.0**-24, F64: 16 * 2.0**-53}
-SUM = 1e-13  # of the float64 sums, whose order is free
+SUM = 1e-13  # bound for float64 sums, which may be added in any order
 Arguments = dict[str, Any]
 
 
@@ -82,7 +82,7 @@ def permuted(x: Tensor) -> Tensor:
 
 
 def off_by_one(x: Tensor) -> Tensor:
-    """Contiguous, but one element behind where vectors would be aligned."""
+    """Contiguous memory that begins one element after an aligned address."""
     return torch.cat([x.new_zeros(1), x.flatten()])[1:].reshape(x.shape)
 
 
@@ -145,7 +145,7 @@ class Maker:
 
 
 def sizes(draw: st.DrawFn) -> tuple[int, int, int]:
-    """B, N and d: none, one, and on both sides of vectors' lengths."""
+    """B, N and d: 0, 1, and values just below and above the lengths of vector registers."""
     return (
         draw(st.integers(0, 3)),
         draw(st.integers(0, 5)),
@@ -248,7 +248,7 @@ def misfits(draw: st.DrawFn, odd: bool) -> Arguments:
     factor = draw(st.sampled_from([1, 2, 3, 4, 8]))
     c, high, wide = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 5))
     if draw(st.integers(0, 9)) == 0:
-        high, wide = 35, 61  # more entries than are summed in one go
+        high, wide = 35, 61  # more entries than one block of the sum has
     shape: tuple[int, ...] = (c, high * factor, wide * factor)
     measured = c * high * wide
     if kind == "stride":
@@ -263,7 +263,7 @@ def misfits(draw: st.DrawFn, odd: bool) -> Arguments:
     mask = None
     if draw(st.booleans()):
         seen = make.between(0.0, 1.0, draw(st.sampled_from([1, b])), measured) > 0.4
-        # Anything but 0 is observed.
+        # Any value other than 0 means observed.
         mask = make.layout(seen.to(torch.uint8) * draw(st.sampled_from([1, 255])))
     index = draw(st.lists(st.integers(0, b - 1), min_size=n, max_size=n))
     spec = MisfitSpec(
@@ -285,7 +285,7 @@ def misfits(draw: st.DrawFn, odd: bool) -> Arguments:
 
 
 def agree(ours: Tensor, exact: Tensor, bound: Tensor | float) -> None:
-    """NaN and infinities in the same places, the rest within a bound (where it is a number)."""
+    """Assert that NaN and infinities are in the same places, and the rest is within bounds."""
     assert ours.shape == exact.shape
     ours, exact = ours.detach().double(), exact.detach().double()
     assert torch.equal(ours.isnan(), exact.isnan())
@@ -300,7 +300,7 @@ def agree(ours: Tensor, exact: Tensor, bound: Tensor | float) -> None:
 
 
 def per_entry(values: Tensor) -> Tensor:
-    """Of observations or of chains, beside entries ``(B, N, d)``."""
+    """Values of observations or of chains, in a shape that broadcasts to ``(B, N, d)``."""
     values = values.detach()
     return values[..., None] if values.ndim == 2 else values[:, None, None]
 
@@ -311,7 +311,7 @@ def mass_of(s: TransitionSettings, like: Tensor) -> Tensor:
 
 
 def kick_size(z: Tensor, v: Tensor, g: Tensor, s: TransitionSettings, part: float) -> Tensor:
-    """The terms of a kick, one by one as large as they are."""
+    """The magnitudes of the terms of a kick."""
     z, v, g = (x.detach().double() for x in (z, v, g))
     span = part * per_entry(s.step_size)
     misfit, prior = span * per_entry(s.beta) * g, span * per_entry(s.prior_weight) * z
@@ -421,7 +421,7 @@ def check_misfit(a: Arguments) -> None:
     exact = reference.misfit(x, spec, index)
     area = spec.factor**2 if spec.kind == "pool" else 1
     wide = dataclasses.replace(spec, target=spec.target.double())
-    read = area * reference.measure(x.double().abs(), wide)  # a sum of as many terms
+    read = area * reference.measure(x.double().abs(), wide)  # the sum has as many terms
     target = spec.target.double()[index]
     residual = (reference.measure(x.double(), wide) - target).abs()
     error = ROUNDING[x.dtype] * (read + target.abs())
@@ -504,7 +504,7 @@ ANY_DTYPE = [
 def others(value: Any, path: str) -> Iterator[Any]:
     """Values in place of a valid argument, some of which are valid too."""
     if isinstance(value, int) and not isinstance(value, bool | Purpose):
-        # Larger sizes would be allocated before the extension sees them.
+        # The extension would see larger sizes only after they have been allocated.
         yield from (-1, 2**64, 2**64 - 1) if path == "stream.seed" else (-1, 0, 1, 2, 7)
     if not isinstance(value, Tensor):
         return
@@ -533,7 +533,7 @@ def names_of(arguments: Arguments) -> set[str]:
 
 
 def copied(arguments: Arguments) -> Arguments:
-    """The same call, in which what changes in place is another's."""
+    """The same call with copies of the tensors that change in place."""
     if "proposal" not in arguments:
         return arguments
     proposal = arguments["proposal"]
@@ -561,7 +561,7 @@ def assert_refused_by_name_or_right(op: str, arguments: Arguments) -> bool:
         OPS[op][1](arguments)
     except (ValueError, TypeError) as error:
         named = str(error).split(":")[0]
-        # Of outputs without observations it is only said that there is nothing to read, see below.
+        # Outputs without observations are refused under the name "misfit", see below.
         nothing = {"misfit"} if op == "misfit" else set()
         assert named in names_of(arguments) | nothing, f"{op}: {error}"
         assert contents(arguments) == before
@@ -716,7 +716,8 @@ SEARCHES: dict[str, Callable[[], None]] = {
 def test_bad_arguments_in_a_process_of_its_own(tmp_path: Path) -> None:
     """A crash of the interpreter is a failure that shows the last call."""
     command = [sys.executable, "-X", "faulthandler", __file__]
-    # Not from the checkout's root: there the sources would hide the installed package.
+    # The current folder is not the checkout's root, where the sources would hide the installed
+    # package.
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, timeout=300 * EFFORT, check=False
     )

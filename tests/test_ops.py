@@ -136,7 +136,7 @@ def _kick_bound(z: Tensor, v: Tensor, grad: Tensor, s: TransitionSettings, part:
 
 
 def _drift_bound(z: Tensor, v: Tensor, momentum_bound: Tensor, s: TransitionSettings) -> Tensor:
-    """Rounding of ``z + eps m v`` in float32, with what ``v`` brings along."""
+    """Rounding of ``z + eps m v`` in float32, including the error of ``v``."""
     mass = 1.0 if s.inverse_mass is None else s.inverse_mass[:, None, :]
     step = _steps(s)[..., None] * mass
     return 5 * U * (z.abs() + (step * v).abs()) + step * momentum_bound * (1 + 5 * U)
@@ -226,7 +226,7 @@ def test_continue_trajectory_float64(
 
 
 def _assert_selection(case: Case, out: Selected) -> None:
-    """Assert that each chain has exactly the state that its flag says."""
+    """Assert that each chain has exactly the state, old or proposed, that its flag says."""
     keep = out.accepted[..., None]
     assert torch.equal(out.latents, torch.where(keep, case.proposal.position, case.latents))
     assert torch.equal(out.grad, torch.where(keep, case.proposed_grad, case.grad))
@@ -291,7 +291,7 @@ def test_non_finite_proposals_are_rejected(
         beta=torch.full((2,), beta, dtype=torch.float64),
         prior_weight=torch.full((2,), 1.0 - beta, dtype=torch.float64),
     )
-    # Every other chain is accepted for certain, so that a rejection is the spoiled chain's own.
+    # Every other chain is certain to be accepted, so that a rejection is due to what was spoiled.
     case.proposal.hamiltonian.add_(1e3)
     spoil(case)
     out = ops.accept_select(*case._replace(settings=settings))
@@ -321,7 +321,8 @@ def test_adaptation_by_hand(ops: Any) -> None:
     new_step, new_running = ops.adapt_step_size(
         step, running, probability, active, AdaptationRule()
     )
-    # At the target the step shrinks; above it grows; both ends hold; the frozen one stays.
+    # In order: a rate at the target shrinks the step, one above it lets it grow, both bounds are
+    # kept, and the inactive observation keeps its step.
     expected = torch.tensor([0.0098, 0.0102, 0.5, 1e-4, 0.02], dtype=torch.float64)
     torch.testing.assert_close(new_step, expected, rtol=1e-15, atol=0.0)
     expected = torch.tensor([0.665, 0.674, 0.89, 0.17, 0.9], dtype=torch.float64)
@@ -357,7 +358,7 @@ def test_adaptation_matches_reference(fast: Any, chains: int, per_chain: bool) -
 
 
 def test_results_do_not_depend_on_threads(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # More entries than the threshold below which one thread is used.
+    # There are more entries than those up to which a single thread is used.
     case = _case((4, 65, 1031), torch.float32, (True, False, False))
     x = torch.randn(3, 3, 200, 200, generator=torch.Generator().manual_seed(0))
     spec = _spec("pool", (3, 200, 200), 5, torch.float32, "full", "full")
@@ -446,7 +447,7 @@ def test_misfit_float32(
     assert grad.dtype is torch.float32
     wide = _double_spec(spec)
     exact_energy, exact_grad = reference.misfit(x.double(), wide, observation)
-    # A measured value sums factor^2 terms; a residual is one more rounding, a weight two.
+    # A measured value is a sum of factor^2 terms, a residual one more rounding, and a weight two.
     target = wide.target.nan_to_num()[observation]
     size = reference.measure(x.double().abs(), wide) + target.abs()
     w = wide.weight.expand(3, -1)[observation]
@@ -537,7 +538,7 @@ def test_misfit_of_no_rows(
 
 
 def test_misfit_sums_large_energies_in_float64(fast: Any) -> None:
-    # 2^20 equal residuals of 1 and one of 2^-8, which float32 sums would lose.
+    # The residuals are 2^20 ones and a single 2^-8, which a float32 sum would lose.
     x = torch.ones(1, (1 << 20) + 1)
     x[0, 5] = 2.0**-8
     spec = MisfitSpec("mask", (x.shape[1],), 1, torch.zeros_like(x), None, torch.ones(1, 1))
@@ -609,14 +610,14 @@ def test_each_particle_gets_its_share_of_children_rounded(
         assert ancestors.min() >= 0
         assert ancestors.max() < n
         children = torch.zeros(b, n).scatter_add(-1, ancestors, torch.ones(b, n)).double()
-        # Shares carry the rounding of N sums.
+        # 1e-9 allows for the rounding of N sums.
         assert (children >= (expected - 1e-9).floor()).all()
         assert (children <= (expected + 1e-9).ceil()).all()
 
 
 def test_systematic_resampling_is_fair_over_its_uniform(ops: Any) -> None:
-    # The number of children is a step function of the uniform with two jumps at most, so that the
-    # mean over K midpoints misses its integral, N w, by 1 / K at most.
+    # As a function of the uniform, the number of children is a step function with two jumps at
+    # most, so that its mean over K midpoints differs from its integral, N w, by at most 1 / K.
     points = 500
     log_weights = _uneven(1, 7, 1.5).expand(points, -1).contiguous()
     uniform = (torch.arange(points, dtype=torch.float64) + 0.5) / points
@@ -671,7 +672,8 @@ def test_observation_uniforms_match_reference(fast: Any, count: int, purpose: Pu
 
 
 def test_uniforms_for_resampling_and_jitter_repeat_no_other_draw(ops: Any) -> None:
-    # Of 180 uniforms on a grid of 2^23, two are equal by chance in 2 of 1000 seeds: not in this.
+    # Of 180 uniforms on a grid of 2^23 points, two are equal for 2 of 1000 seeds, but not for this
+    # one.
     drawn = []
     for transition in range(6):
         stream = NoiseStream(3, torch.full((3,), transition), torch.tensor([0, 1, 7]))

@@ -52,7 +52,8 @@ class Quadratic:
     def energy_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         self.seen.append(z.clone())
         away = (z.double() - self.centre)[..., None, :]
-        grad = (away * self.precision).sum(-1)  # row by row: no product whose rounding knows B or N
+        # summed row by row, so that rounding does not depend on B or N
+        grad = (away * self.precision).sum(-1)
         return 0.5 * (away[..., 0, :] * grad).sum(-1) + 0.7, grad.to(z.dtype)
 
 
@@ -83,7 +84,8 @@ def test_gradient_descent_is_a_power_of_its_matrix() -> None:
 
 
 def test_gradient_descent_reaches_the_minimum() -> None:
-    # The slowest direction, of precision 1, shrinks by 1 - 0.05 a step: 0.95^600 < 1e-13.
+    # Along the slowest direction, of precision 1, each step multiplies the distance by 1 - 0.05,
+    # and 0.95^600 < 1e-13.
     target = Quadratic.random()
     end, energy = gradient_descent(target, normal(2, 3, 4, seed=1), 600, learning_rate=0.05)
     assert (end - target.centre).abs().max() < 1e-11
@@ -118,11 +120,13 @@ def test_adam_is_the_written_one() -> None:
 
 
 def test_adam_comes_close_to_the_minimum() -> None:
-    # The rate ends at 0, so that its jitter does too; 1,000 steps of 0.2 at most are way enough.
+    # The rate falls to 0, so that the steps stop fluctuating. 1,000 steps of up to 0.2 reach the
+    # minimum from any start.
     target = Quadratic.random()
     end, energy = adam(target, normal(2, 3, 4, seed=1), 1000, learning_rate=0.2)
     assert (energy - 0.7).abs().max() < 1e-6
-    assert (end - target.centre).abs().max() < 2e-3  # energies of 1e-6 at a precision of 1
+    # an energy of 1e-6 at precision 1 is a distance of 1.4e-3
+    assert (end - target.centre).abs().max() < 2e-3
     _, energy = adam(Rosenbrock(), 0.5 * normal(2, 3, 2, seed=1), 1500, learning_rate=0.05)
     assert energy.max() < 1e-3
 
@@ -139,7 +143,8 @@ def test_lbfgs_reaches_the_minimum_of_a_bent_valley() -> None:
     end, energy = lbfgs(Rosenbrock(), 0.5 * normal(2, 3, 2, seed=1), 120)
     assert energy.max() < 1e-12
     assert (end - 1.0).abs().max() < 1e-5
-    # Where gradient descent of as many steps, at a rate near the largest stable one, is far off.
+    # Gradient descent with as many steps, at a rate near the largest stable one, does not get
+    # there.
     _, slow = gradient_descent(Rosenbrock(), 0.5 * normal(2, 3, 2, seed=1), 120, 2e-3)
     assert slow.min() > 1e-4
 
@@ -197,7 +202,7 @@ def test_the_first_step_has_a_length_of_a_tenth_prior_deviation() -> None:
 def test_adam_makes_steps_of_its_rate() -> None:
     target, start = Quadratic.random(), normal(1, 5, 4, seed=2)
     adam(target, start, 2)
-    # Adam's first step has the size of its rate in every coordinate.
+    # Adam's first step is as large as its rate in every coordinate.
     assert ((target.seen[1] - target.seen[0]).abs() - 0.01).abs().max() < 1e-6
 
 
@@ -211,7 +216,7 @@ def test_a_chain_goes_its_way_whatever_its_neighbours(
 ) -> None:
     d = 4 if make is not Rosenbrock else 2
     start = normal(2, 5, d, seed=6)
-    start[0, 1] *= 30.0  # one that has to backtrack
+    start[0, 1] *= 30.0  # a chain that has to backtrack
     together = make()
     end, energy = optimiser(together, start, 40)
     for row, chain in ((0, 0), (0, 1), (1, 4)):
@@ -226,7 +231,7 @@ def test_a_chain_goes_its_way_whatever_its_neighbours(
 
 
 class Walled(Quadratic):
-    """Not finite, in one of several ways, where the first coordinate is below ``wall``."""
+    """A quadratic that is not finite, in one of several ways, below ``wall`` in z_0."""
 
     def __init__(self, energy: float | None, grad: float | None, wall: float = -0.2) -> None:
         super().__init__(torch.eye(2, dtype=F64) * 4.0, torch.tensor([-1.0, 0.5], dtype=F64))
@@ -251,7 +256,7 @@ bad = pytest.mark.parametrize(
 
 
 def behind_a_wall() -> Tensor:
-    """Starts on the good side, with the minimum beyond, and one that never gets there."""
+    """Starts on the good side of the wall, with the minimum beyond it."""
     start = normal(1, 6, 2, seed=7).abs() + 0.5
     return start
 
@@ -267,7 +272,7 @@ def test_what_is_not_finite_is_left_behind(
     target.seen.clear()
     end, found = optimiser(target, start, steps)
     reached = torch.stack(target.seen)[..., 0].min()
-    assert reached < target.wall  # the way led there
+    assert reached < target.wall  # some points beyond the wall were evaluated
     assert end.isfinite().all()
     assert found.isfinite().all()
     assert (found < before).all()
@@ -276,7 +281,7 @@ def test_what_is_not_finite_is_left_behind(
         value = Walled(None, None).energy_and_grad(end)[0]
         torch.testing.assert_close(found, value, rtol=1e-12, atol=0)
     if optimiser is lbfgs:
-        # Backtracking goes on from the good side: as near to the wall as halving comes.
+        # Backtracking halves the step, so that chains stay on the good side of the wall.
         assert (end[..., 0] >= target.wall).all()
 
 
@@ -285,7 +290,7 @@ def test_what_is_not_finite_is_left_behind(
 def test_a_chain_that_is_not_finite_troubles_no_other(
     optimiser: Optimiser, energy: float | None, grad: float | None
 ) -> None:
-    # One of them starts where nothing is finite; the others never come near.
+    # One chain starts where nothing is finite; the others do not come near the wall.
     start = torch.tensor([[[-5.0, 0.0], [3.0, 1.0], [4.0, -1.0]]], dtype=F64)
     broken, sound = Walled(energy, grad, wall=-4.0), Walled(None, None)
     end, found = optimiser(broken, start, 30)
@@ -305,9 +310,9 @@ def test_gradient_descent_stays_where_the_gradient_is_not_finite(
     end, _ = gradient_descent(target, start, 50, learning_rate=0.1)
     assert end.isfinite().all()
     if grad is None:
-        assert (end[..., 0] < target.wall).all()  # the energy alone does not stop it
+        assert (end[..., 0] < target.wall).all()  # gradient descent does not look at the energy
         return
-    # The first point beyond the wall is where a chain stays.
+    # A chain stops at the first point beyond the wall.
     free = Walled(None, None)
     gradient_descent(free, start, 50, learning_rate=0.1)
     path = torch.stack(free.seen)
@@ -324,14 +329,14 @@ def test_nothing_ends_worse_than_it_started(
 ) -> None:
     target = make()
     start = normal(2, 20, 4 if make is not Rosenbrock else 2, seed=9) * 2.0
-    # Some start at the minimum, where the only way is up.
+    # Some chains start at the minimum, from which every step goes up.
     start[0, 0] = target.centre if make is not Rosenbrock else 1.0
     before = target.energy_and_grad(start)[0]
     target.seen.clear()
     end, energy = optimiser(target, start, steps)
     assert (energy <= before).all()
     assert torch.equal(target.energy_and_grad(end)[0], energy)
-    # It is the best of all that was looked at.
+    # The result is the best of all points that were evaluated.
     seen = [make().energy_and_grad(z)[0] for z in target.seen[:steps]]
     torch.testing.assert_close(energy, torch.stack(seen).min(0).values, rtol=1e-12, atol=0)
 
@@ -365,7 +370,8 @@ def test_starts_keep_shape_type_and_values(optimiser: Optimiser, dtype: torch.dt
 
 @all_three
 def test_float32_chains_come_down_as_well(optimiser: Optimiser) -> None:
-    # Within float32's share of the start's energy of what float64 reaches.
+    # float32 must reach the energy of float64 up to its rounding error relative to the first
+    # energy.
     start = normal(2, 3, 4, seed=1)
     wide = optimiser(Quadratic.random(), start, 50)[1]
     narrow = optimiser(Quadratic.random(), start.float(), 50)[1]

@@ -37,7 +37,7 @@ def normal(*shape: int, seed: int = 0, **options: Any) -> Tensor:
 
 
 def noise(count: int, channels: int, side: int, seed: int) -> Tensor:
-    """White noise that all but never leaves [-1, 1]."""
+    """White noise that almost never leaves [-1, 1]."""
     return (0.15 * normal(count, channels, side, side, seed=seed)).clamp(-1.0, 1.0)
 
 
@@ -165,7 +165,7 @@ def test_all_places_are_equally_likely() -> None:
     first = descriptors(level, 9000, seeded())[:, 0]
     counts = torch.bincount(first.long(), minlength=81).reshape(9, 9)
     assert counts.sum() == counts[:3, :3].sum()
-    # Binomial(9000, 1/9): standard deviation 29.8.
+    # A count is binomial with n = 9000 and p = 1/9, so its standard deviation is 29.8.
     assert (counts[:3, :3] - 1000).abs().max() < 5 * 29.8
 
 
@@ -175,7 +175,7 @@ def test_all_places_are_equally_likely() -> None:
 def test_in_one_dimension_it_is_the_mean_difference_of_sorted_values() -> None:
     a = torch.tensor([[3.0], [0.0], [10.0]])
     b = torch.tensor([[-1.0], [4.0], [1.0]])
-    # -1, 1, 4 against 0, 3, 10.
+    # Sorted, the projections are -1, 1, 4 and 0, 3, 10.
     for sign in (1.0, -1.0):
         assert sliced_wasserstein(a, b, torch.tensor([[sign]])).item() == pytest.approx(9.0 / 3.0)
 
@@ -281,7 +281,7 @@ def test_other_streams_and_seeds_give_other_places() -> None:
         return gathered.finish()[16]
 
     assert torch.equal(drawn(seed=5), drawn(seed=5))
-    # torch's own generator would not tell the last seed from 5.
+    # The seed 5 + 2^32 would give the same draws as 5 if only 32 bits of the seed were used.
     for options in ({"seed": 5, "stream": 1}, {"seed": 6}, {"seed": 5 + 2**32}):
         assert not torch.equal(drawn(seed=5), drawn(**options))
 
@@ -298,8 +298,8 @@ def test_the_distance_of_white_noise_is_its_sampling_error() -> None:
         per_image=1,
         projections=projections,
     )
-    # Two empirical laws differ at x by about a normal number of variance 2 F (1 - F) / count: this
-    # is the mean and the variance of the integral of its modulus.
+    # At x, two empirical distribution functions differ by approximately a normal number of variance
+    # 2 F (1 - F) / count. The mean and the variance of the integral of its absolute value follow.
     x = torch.linspace(-6.0, 6.0, 601, dtype=torch.float64)
     f = torch.special.ndtr(x)
     low, high = torch.minimum(f[:, None], f), torch.maximum(f[:, None], f)
@@ -310,8 +310,9 @@ def test_the_distance_of_white_noise_is_its_sampling_error() -> None:
     scale = 1000.0 * math.sqrt(2.0 / count)
     mean = scale * math.sqrt(2.0 / math.pi) * root_variance_integral()
     deviation = scale * math.sqrt(float(covariance.sum()) * 0.02**2)
-    # Directions share their data: the mean cosine squared of two of them is 1 / dimension. The
-    # normalisation takes away at most 1 / dimension of the distance.
+    # Directions share their data: two of them have a mean squared cosine of 1 / dimension, by which
+    # their distances are correlated. The normalisation reduces the distance by at most 1 /
+    # dimension.
     bound = 4.0 * deviation * math.sqrt(1.0 / projections + 1.0 / dimension) + mean / dimension
     assert bound < 0.25 * mean
     assert distance == {7: pytest.approx(mean, abs=bound)}
@@ -326,7 +327,7 @@ def test_the_distance_of_white_noise_and_single_grey_values_is_that_of_the_two_l
     )
     law = math.sqrt(2.0 / math.pi) * (1.0 - unit_rows(100_000, 49).sum(1).abs()).abs()
     of_directions = 4.0 * float(law.std()) * math.sqrt(1.0 / projections + 1.0 / 100_000)
-    # An empirical law is no further from its own, on average, than that integral says.
+    # On average, an empirical distribution is no farther from its own law than this integral.
     of_images = 2.0 * root_variance_integral() / math.sqrt(count)
     bound = 1000.0 * (of_directions + of_images)
     assert bound < 200.0
@@ -335,7 +336,7 @@ def test_the_distance_of_white_noise_and_single_grey_values_is_that_of_the_two_l
 
 @pytest.mark.slow
 def test_halves_of_one_set_are_near_and_noise_moves_them_apart_step_by_step() -> None:
-    """At the finest level, to which white noise belongs."""
+    """White noise is found at the finest level."""
     real, fake = stripes(150, 0), stripes(150, 1)
     noisy = [(fake + amount * noise(150, 1, 32, 2)).clamp(-1.0, 1.0) for amount in (0, 1, 2, 4)]
     steps = [swd([real], [images], per_image=32)[32] for images in noisy]

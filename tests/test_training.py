@@ -149,7 +149,7 @@ def test_wgan_gp_of_a_linear_discriminator() -> None:
     expected = fake.mean() - real.mean() + 10.0 * (w.norm() - 1.0) ** 2 + 1e-3 * (real**2).mean()
     torch.testing.assert_close(loss, expected.float(), check_dtype=False, rtol=1e-6, atol=0)
     torch.testing.assert_close(apart, (real.mean() - fake.mean()).detach(), check_dtype=False)
-    # The penalty's own gradient: that of the formula.
+    # The loss must also have the gradient of the formula.
     found = torch.autograd.grad(loss, critic.w)[0]
     (true,) = torch.autograd.grad(expected, critic.w)
     torch.testing.assert_close(found, true, rtol=1e-5, atol=1e-6)
@@ -183,7 +183,7 @@ def test_the_generator_wants_high_scores(loss: str, formula: Callable[[Tensor], 
     critic, generator = Linear(), nn.Unflatten(1, (2, 3, 3))
     z = seeded((5, 18), 7) / 4
     module = GeneratorLoss(generator, critic, loss)
-    assert not list(module.parameters())  # the critic's are not the generator's
+    assert not list(module.parameters())  # the critic's parameters are not among them
     with without_gradients(critic):
         found = module(z.requires_grad_(True))
         found.backward()
@@ -333,7 +333,8 @@ def test_the_average_follows_the_generator() -> None:
 
 
 def test_what_has_been_learnt_stays_when_a_resolution_is_added() -> None:
-    found = run(trainer(learning_rate=1e-12), 4)  # 8 px, grown: steps too small to see
+    # 8 px, fully faded in; the steps are too small to change the output
+    found = run(trainer(learning_rate=1e-12), 4)
     assert found.phase == Phase(8, False, 32, 16) or found.shown == 32
     run(found, 2)
     z = torch.randn(5, 6, generator=torch.Generator().manual_seed(3))
@@ -353,7 +354,8 @@ def test_adam_starts_anew_with_each_resolution_only() -> None:
         found.step()
         state = found.state()
         steps.append({int(s["step"]) for s in state["generator_adam"]["state"].values()})
-    # 4 px: 2 steps; 8 px: 4, the colour layer of the fade-in learning in its first 2; 16 px: 6.
+    # Adam's steps are 2 at 4 px, 4 at 8 px (the colour layer that fades out learns in the first 2)
+    # and 6 at 16 px.
     assert [max(s) for s in steps] == [1, 2, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6]
     assert min(steps[5]) == 2 and min(steps[11]) == 2
 
@@ -393,7 +395,7 @@ def test_flips_mirror_about_half_of_the_images() -> None:
     mirrored = (other == plain.flip(-1)).all(-1).all(-1).flatten()
     assert bool((as_is | mirrored).all())
     symmetric = int((as_is & mirrored).sum())
-    # Binomial(96, 1/2): five standard deviations are 25.
+    # Binomial(96, 1/2) has a standard deviation of 4.9, five of which are 25.
     assert abs(int(mirrored.sum()) - symmetric / 2 - 48) < 25
 
 
@@ -440,7 +442,7 @@ def test_half_precision_gives_nearly_the_same_losses() -> None:
 
 def test_real_images_fade_with_the_weight_of_the_new_resolution() -> None:
     found = run(trainer(phase_images=32, total_images=192), 5)
-    real = seen_by_the_critic(found, 1)[0]  # alpha was 1 / 4
+    real = seen_by_the_critic(found, 1)[0]  # alpha was 1 / 4 in this step
     sharp = discs().batch(torch.arange(96), 8)
     mixed = 0.25 * sharp + 0.75 * upsample(F.avg_pool2d(sharp, 2))
     assert (real[:, None] - mixed[None]).abs().amax((2, 3, 4)).amin(1).max() < 1e-5
@@ -450,7 +452,8 @@ def test_the_critics_step_keeps_no_graph_of_the_generator() -> None:
     found, kept = trainer(loss="r1"), []
     found.discriminator.register_forward_pre_hook(lambda _, x: kept.append(x[0].requires_grad))
     found.step()
-    assert kept == [True, False, True]  # real ones, penalised; generated; the generator's turn
+    # real images, for the penalty; generated ones; those of the generator's loss
+    assert kept == [True, False, True]
 
 
 @pytest.mark.parametrize(("loss", "share"), [("wgan-gp", 1.0), ("r1", 16 / 17)])
