@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 SECONDS = 20.0  # a call that takes longer counts as hanging
-SPACE = 3 * 2**30  # bytes of address space, beside what the package itself takes
+SPACE = 3 * 2**30  # bytes of address space beyond those of the package itself
 
 needs_linux = pytest.mark.skipif(
     sys.platform != "linux", reason="the peak of a process's memory is read from /proc"
@@ -51,7 +51,7 @@ def confined(call: Callable[..., Any], *arguments: Any, seconds: float = SECONDS
     process.start()
     there.close()
     try:
-        # The first process waits for the package to be imported.
+        # The first process waits until the package has been imported.
         assert here.poll(60.0) and here.recv() == "begins", "the process did not start"
         assert here.poll(seconds), f"{call.__name__}{arguments}: still running after {seconds} s"
         ended: Ended = here.recv()
@@ -86,7 +86,7 @@ def _run(pipe: Connection, call: Callable[..., Any], arguments: tuple[Any, ...])
         warnings.simplefilter("always")
         try:
             call(*arguments)
-        except BaseException as raised:  # the caller looks at it, whatever it is
+        except BaseException as raised:  # the caller examines any exception
             error, message = type(raised), str(raised)
             trace = traceback.format_exc(-4)[-4000:]
     told = tuple(str(warning.message) for warning in caught)

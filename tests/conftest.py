@@ -11,9 +11,9 @@ from typing import Any
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has one core; torch reads this when it is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Where pytest-timeout is installed, as by the extra `test`, a test that hangs fails and shows where
-# it is. An entry of pyproject.toml would be an error where it is not. Some tests take minutes on
-# cores that others use too.
+# Where pytest-timeout is installed, which the extra `test` does, a test that hangs fails and shows
+# where it is. Without it, an entry of pyproject.toml would be an error. The time is long because
+# some tests take minutes on cores that others use too.
 os.environ.setdefault("PYTEST_TIMEOUT", "900")
 
 import pytest
@@ -21,8 +21,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# `python -m pytest` puts the checkout first on the path, where the package has no extension:
-# the tests are about the installed package.
+# `python -m pytest` puts the checkout first on the path, where the package has no extension. The
+# tests must import the installed package.
 sys.path[:] = [p for p in sys.path if Path(p or os.getcwd()).resolve() != ROOT]
 
 from implementations import EVERY, FAST, ISAS, implementation  # noqa: E402
@@ -34,7 +34,8 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"cogen_fast {cogen_fast.__version__} from {Path(cogen_fast.__file__).parent}"
 
 
-# Files that take minutes are begun first: begun last, one process would run them alone at the end.
+# Files that take minutes are started first. Started last, one process would run them alone at the
+# end.
 SLOWEST = {
     *("test_sanitizers.py", "test_exact_posteriors.py", "test_calibration.py", "test_adaptive.py"),
     *("test_triton.py", "test_image_study.py", "test_training_run.py", "test_resume_files.py"),
@@ -42,7 +43,7 @@ SLOWEST = {
 }
 
 
-# Fixtures that make whole studies or long runs; all tests that use them are slow.
+# These fixtures make whole studies or long runs, so all tests that use them are slow.
 SLOW_FIXTURES = {
     "test_image_study.py": "whole",
     "test_inferred_noise.py": "drawn",

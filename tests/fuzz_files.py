@@ -47,7 +47,7 @@ from cogen_fast.generators import MLPGenerator, load_generator, save_generator
 from cogen_fast.support.digests import digest_of_tree
 
 _SECONDS, _BYTES = 10.0, 2**30
-_AT_ONCE = 50  # the number of mutations that one process makes
+_AT_ONCE = 50  # mutations per process
 _DATA = Path(os.environ.get("COGEN_FAST_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
 _NAMED = (ValueError, TypeError, OSError)
 
@@ -362,7 +362,7 @@ def _outcome(kind: Kind, path: Path, whole: Any) -> str:
         if told and (kind.argument in told[0] or str(path) in told[0]):
             return ""
         return f"an error without {kind.argument!r}: {type(error).__name__}: {error!s:.150}"
-    except BaseException as error:  # it is reported, whatever it is
+    except BaseException as error:  # any exception is reported
         where = "".join(traceback.format_tb(error.__traceback__)[-2:])
         return f"{type(error).__name__}: {error!s:.150} {where}"
     return "another result without an error" if kind.sealed and found != whole else ""

@@ -53,7 +53,7 @@ MISTAKE = 2
 
 def _socket(path: Path) -> None:
     with tempfile.TemporaryDirectory() as short, socket.socket(socket.AF_UNIX) as server:
-        server.bind(f"{short}/s")  # names of sockets are short
+        server.bind(f"{short}/s")  # a socket's name must be short
         os.rename(f"{short}/s", path)
 
 
@@ -190,7 +190,8 @@ def trained(out: Path) -> None:
     train(Images(pixels), config, out, progress=False)
 
 
-# The argument that errors name, the call, and the name that the file has to have (None: any).
+# The columns are the argument that errors name, the call, and the name that the file must have
+# (None: any).
 READERS: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     "load_generator": ("path", load, None),
     "inpaint --generator": ("generator", lambda p: inpaint(p.parent, generator=p), None),
@@ -324,7 +325,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def huge_picture(path: Path) -> None:
-    path.write_bytes(png(12_840, 12_850))  # of 165 million pixels, at which Pillow only warns
+    path.write_bytes(png(12_840, 12_850))  # 165 million pixels, at which Pillow only warns
 
 
 def huge_webp(path: Path) -> None:
@@ -355,7 +356,7 @@ def sparse_idx(path: Path) -> None:
 _PACKED = "expected at most 268,435,456 bytes in a compressed file"
 _PIXELS = "expected at most 89,478,485 pixels, got 12840 x 12850"
 _MEMORY = "that fits into memory, which is"
-# The reader, the file that is given to it, and what is said.
+# The columns are the reader, the file that is given to it, and what the error says.
 BOMBS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "generator: npz": ("load_generator", generator_npz_bomb, _PACKED),
     "generator: images in an npz": ("load_generator", images_npz_bomb, _PACKED),

@@ -607,8 +607,8 @@ def _odd(value: Tensor) -> Tensor:
 # --- calls --------------------------------------------------------------------------------------
 
 
-# Histories have observations second, and operands of products tiles; the rest belongs to layers, or
-# to the schedule.
+# The observation is the second dimension of histories, and the tile that of operands of products.
+# Those in _WHOLE belong to layers or to the schedule.
 _SECOND = {"acceptance", "step_used", "energy_mean", "energy_std", "trace", "operands", "results"}
 _WHOLE = {"bias", "kernel", "arena", "rgb_weight", "rgb_bias", "betas"}
 
@@ -658,7 +658,8 @@ def assert_refused(module: ModuleType, case: Case, name: str, what: str, wrong: 
     except (TypeError, ValueError) as error:
         blamed, _, text = str(error).partition(":")
         named = blamed.partition("[")[0]
-        sizes = {"chains", "size", "height", "width", "inputs", "outputs"}  # of a leading tensor
+        # These are sizes of the tensors named in `leading`.
+        sizes = {"chains", "size", "height", "width", "inputs", "outputs"}
         allowed = {*case.arguments, *sizes} if name in case.leading else {name}
         assert named in allowed, f"{about}: {error}"
         assert "expected" in text and "got" in text, f"{about}: {error}"
@@ -750,7 +751,8 @@ def in_a_process(
     """The output of this file as a script; fails with the last call made if the script fails."""
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", __file__, *options],
-        # Not from the checkout's root: there the sources would hide the installed package.
+        # The current folder is not the checkout's root, where the sources would hide the installed
+        # package.
         cwd=folder,
         env={**os.environ, **(environment or {})},
         capture_output=True,

@@ -59,14 +59,14 @@ def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if strangers:
             raise RuntimeError(f"{name}: expected all tensors on {NAME}, got one on the CPU")
     for each in tensors:
-        if onto and each.dtype in _ABSENT:  # a device may convert after the copy
+        if onto and each.dtype in _ABSENT:  # a conversion after the copy to the device is allowed
             raise TypeError(f"{NAME} has no {each.dtype}")
     CALLS[name] += onto
     plain_args, plain = tree_map(_raw, args), tree_map(_raw, kwargs)
     if wanted is not None and torch.device(wanted).type == NAME:
         plain["device"] = torch.device("cpu")
     out = func(*plain_args, **plain)
-    if name.endswith("_") and not name.endswith("__"):  # in place: the same tensor as before
+    if name.endswith("_") and not name.endswith("__"):  # an op in place returns the same tensor
         return args[0]
     return tree_map(lambda t: Held(t) if isinstance(t, Tensor) else t, out) if onto else out
 
@@ -85,7 +85,7 @@ def _empty_strided(
     return Held(torch.empty_strided(size, stride, dtype=dtype))
 
 
-_LIBRARIES: list[torch.library.Library] = []  # which last as long as the process
+_LIBRARIES: list[torch.library.Library] = []  # registrations must last as long as the process
 
 
 def use() -> None:
@@ -93,7 +93,8 @@ def use() -> None:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend(NAME)
-    # All other functions come to `Held`; these make its tensors, for copies from the CPU, too.
+    # All other functions arrive at `Held`. These two make its tensors, also for copies from the
+    # CPU.
     library = torch.library.Library("aten", "IMPL")
     library.impl("empty.memory_format", _empty, "PrivateUse1")
     library.impl("empty_strided", _empty_strided, "PrivateUse1")

@@ -78,7 +78,7 @@ def _put(values: Any, there: Any) -> None:
 @contextmanager
 def _launches(writing: _Writing) -> Iterator[None]:
     """Records launches of Triton's kernels, in place of the torch ops of its interpreter."""
-    if not INTERPRETED:  # then no Triton kernel runs on the CPU
+    if not INTERPRETED:  # without the interpreter no Triton kernel runs on the CPU
         yield
         return
     from cogen_fast.ops import triton_ops

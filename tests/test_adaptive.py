@@ -375,7 +375,7 @@ def test_the_second_run_has_another_seed_and_repeats_the_first(
         return runs[-1]
 
     monkeypatch.setattr(smc, "run", kept)
-    # so that the other seed wraps round at 2^64
+    # The seed is so large that the other seed wraps around 2^64.
     result = run(evidence="frozen", seed=2**64 - 3, backend="native")
     pilot, again = runs
     assert pilot.repeats is None
@@ -628,13 +628,13 @@ FITS = ("fit_images", "fit_latents", "fit_energies")
     ids=["default", "independent", "frozen", "paper"],
 )
 def test_fits_are_beside_the_samples_and_fit_better(how: dict[str, Any]) -> None:
-    # the budget pays for polishing
+    # The budget pays for polishing.
     more = {"budget": how["budget"] + 40} if "budget" in how else {}
     plain, polished = once(**how), run(polish=40, **how | more)
     shown = (*FITS, "gradients", "settings", "notes", "reasons")
     assert_same(polished, plain, but=shown)
     assert polished.fit_energies is not None and polished.fit_latents is not None
-    # fits start from the samples, in ascending order of their energies
+    # Fits start from the samples, in ascending order of their energies.
     started = plain.energies.sort(-1).values
     assert (polished.fit_energies <= started).all()
     assert (polished.fit_energies < started).double().mean() > 0.9
@@ -812,7 +812,7 @@ def test_ctrl_c_while_polishing_returns_the_samples(tmp_path: Path) -> None:
         run(Failing(whole.calls - 5), polish=20, checkpoint=path)
     generator = Failing()
     assert_same(run(generator, polish=20, checkpoint=path), polished)
-    # the checks of G, 20 steps, and the outputs of samples and of fits
+    # These are the checks of G, 20 steps, and the outputs of samples and of fits.
     assert generator.calls == 5 + 20 + 2
 
 

@@ -69,7 +69,7 @@ def test_a_large_run_keeps_the_share_asked_for() -> None:
         w = (logs - logs.amax(-1, keepdim=True)).exp()
         shares.append(w.mean(-1) ** 2 / (w * w).mean(-1))
         beta = info.choice.beta
-    # the first steps still use the standard deviation of the pool's energies
+    # The first steps still use the standard deviation of the pool's energies.
     found = torch.stack(shares[3:])
     assert len(found) > 10
     assert (found.mean(0) - 0.91).abs().max() < 0.02
@@ -77,8 +77,8 @@ def test_a_large_run_keeps_the_share_asked_for() -> None:
 
 
 def test_the_next_temperature_by_hand() -> None:
-    # sharpness / beta, the standard deviation of the energies, is 20 and 40. Each island divides c
-    # by the standard deviation of the other one.
+    # The standard deviations of the energies, sharpness / beta, are 20 and 40. Each island divides
+    # c by that of the other one.
     c = math.sqrt(-math.log(0.96))
     assert after(tensor(0.1, 0.1), tensor(2.0, 4.0)) == pytest.approx([0.1 + c / 40, 0.1 + c / 20])
     # The island behind divides the other's sharpness by its own beta, the island ahead by the
@@ -254,7 +254,7 @@ def test_more_budget_means_smaller_steps_then_more_moves() -> None:
 
 STEP = math.sqrt(math.log(2.0))  # a step of STEP / sd(E) keeps half of the CESS
 FITS: dict[str, tuple[int, float, int, int, int, int | None, tuple[int, int, float]]] = {
-    # remaining gradients, distance, L, M, rounds missing, fixed L, and the expected (L, M, steps).
+    # Columns: remaining gradients, distance, L, M, rounds missing, fixed L; expected (L, M, steps).
     # With the share asked for, the distance takes 10 steps. A round at beta = 1 has a third of the
     # M moves, rounded up.
     "all-affordable": (8 * 35, 10 * STEP, 8, 3, 5, None, (8, 3, 10.0)),
@@ -465,7 +465,7 @@ def test_a_fixed_number_of_moves_is_kept_within_a_budget() -> None:
     for remaining, expected in (
         (8 * 4 * (10 + 9), (8, 4, 10.0)),
         (8 * 4 * (10 + 9) - 1, (8, 4, 607 / 32 - 8)),
-        # six steps beside two rounds keep more than 0.1, as do all from 5.487 on
+        # Six steps beside two rounds keep more than 0.1, as do all from 5.487 on.
         (3 * 4 * 8, (3, 4, 6.0)),
         (3 * 4, (3, 4, 0.0)),
         (3, (3, 1, 0.0)),  # too few for four moves even of L = 1

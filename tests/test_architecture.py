@@ -13,7 +13,7 @@ import cogen_fast
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECK = "from importlinter.cli import lint_imports_command; lint_imports_command()"
-# Where, what, and the contract that it breaks.
+# The columns are the module, the planted line, and the contract that it breaks.
 PLANTED = (
     ("problem/density", "from cogen_fast.sampler import hmc", "never go upward"),
     ("problem/observation", "import cogen_fast.tasks", "never go upward"),

@@ -1,4 +1,4 @@
-"""What the build decides, what the wheel holds, and what importing the package does not do."""
+"""The build's decisions, the wheel's content, and what importing the package must not do."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_import_loads_neither_triton_nor_the_extension() -> None:
         "import sys, torch; before = 'triton' in sys.modules; import cogen_fast;"
         "print('cogen_fast.ops._native' in sys.modules, ('triton' in sys.modules) != before)"
     )
-    # Isolated: neither the checkout nor the working folder is on the import path.
+    # With -I neither the checkout nor the working folder is on the import path.
     done = subprocess.run(
         [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
     )

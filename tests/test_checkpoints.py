@@ -94,7 +94,7 @@ def test_loaded_generator_is_ready_for_sampling(data_dir: Path, file: str) -> No
 
 
 def test_fading_weight_is_turned_round_and_may_be_overridden(data_dir: Path) -> None:
-    # The file says 0.35, the weight of the old resolution.
+    # The file holds 0.35, which is the weight of the old resolution.
     assert load_generator(data_dir / FADING).config["alpha"] == pytest.approx(0.65)
     assert load_generator(data_dir / FADING, alpha=0.2).config["alpha"] == 0.2
     assert load_generator(data_dir / FADING, resolution=8).config["alpha"] == 1.0

@@ -194,7 +194,7 @@ def test_pictures_are_those_asked_for(whole: Path, tmp_path: Path) -> None:
 def test_own_images_are_the_generator_s(tmp_path: Path) -> None:
     assert main(command(tmp_path, "--data=own", "--methods=sir", "--images=3")) == 0
     assert [record["name"] for record in gather(tmp_path)] == ["own-0", "own-1", "own-2"]
-    # more methods and images than before
+    # This command has more methods and images than the first one.
     assert main(command(tmp_path, "--data=own", "--methods=sir,ais", "--images=4")) == 0
     assert [set(record["methods"]) for record in gather(tmp_path)] == [{"sir", "ais"}] * 4
 

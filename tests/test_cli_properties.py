@@ -382,7 +382,7 @@ def blamed(line: str, wrong: list[str], argv: list[str]) -> bool:
             return True
         if option == "--generator" and any(text in line for text in OF_GENERATORS):
             return True
-        # the factor does not fit the image, or the image the factor
+        # Where factor and image do not fit each other, either may be named.
         if option == "--factor" and "image: " in line:
             return True
     return False

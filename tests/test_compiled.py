@@ -52,7 +52,7 @@ class Counted:
 
 def test_the_compiled_generator_is_the_one_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Counted] = []
-    generator = Failing()  # of nothing: no network that C++ would take
+    generator = Failing()  # never fails; it is no network that C++ code would take
 
     def compiling(generator: Any) -> Counted:
         made.append(Counted(generator))
@@ -62,11 +62,12 @@ def test_the_compiled_generator_is_the_one_that_is_called(monkeypatch: pytest.Mo
     seen = asked(monkeypatch, compiling)
     found = run(generator, backend="native", compile=True)
     assert seen == [generator]
-    assert made[0].calls == 1 + 1 + 3 * 2 + 1  # tried, gradients, images
+    assert made[0].calls == 1 + 1 + 3 * 2 + 1  # a trial, the start, 3 x 2 gradients, the images
     assert_same(found, plain, but=("settings", "notes"))
     assert "generator: compiled by torch.compile" in found.notes
     assert found.settings["compile"] is True
-    # Gradients of half precision call it too: tried there twice, and once more for each energy.
+    # With gradients in half precision there are two trials more, and a further call for the
+    # energies at the start and at each of three temperatures.
     run(generator, backend="native", compile=True, gradient_dtype="bfloat16")
     assert made[1].calls == 1 + 2 + (1 + 3 * 2) + (1 + 3) + 1
 

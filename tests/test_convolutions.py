@@ -1,4 +1,4 @@
-"""Convolutions of users' generators in our code, held to torch's in float64 and float32."""
+"""Our convolutions for users' generators, compared with torch's in float64 and float32."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from cogen_fast.ops.progressive.upsampled import UpsampledConvolution
 
 F32, F64 = torch.float32, torch.float64
 SLOPE = 0.2
-# Relative to the largest number: rounding, which tiles of four make several times larger.
+# Bounds of rounding, relative to the largest number. Tiles of four make rounding errors several
+# times larger.
 BOUNDS = {F64: 1e-13, F32: 5e-5}
-# Images, height, width, channels before and after.
+# The columns are images, height, width, and channels before and after.
 SIZES = [(1, 1, 1, 1, 1), (2, 4, 4, 5, 7), (1, 3, 5, 8, 9), (3, 8, 8, 16, 24), (2, 9, 13, 33, 17)]
 
 
@@ -256,7 +257,7 @@ def test_a_chain_is_its_layers_one_after_the_other(contiguous: bool) -> None:
     grad = random(*found.shape, seed=6, dtype=F64)
     both = [torch.autograd.grad(each, z, grad, retain_graph=True)[0] for each in (found, expected)]
     assert_close(*both)
-    # A second pass over what was kept gives the same: nothing of it was overwritten.
+    # A second backward pass gives the same gradient, so the first has overwritten nothing.
     assert torch.equal(torch.autograd.grad(found, z, grad)[0], both[0])
 
 

@@ -1,4 +1,4 @@
-"""The whole way on a CUDA device, against the same run on the CPU."""
+"""Whole runs on a CUDA device, compared with the same runs on the CPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ SHORT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("settings", SHORT.values(), ids=SHORT)
 def test_a_short_run_equals_the_one_on_the_cpu(settings: dict[str, Any]) -> None:
-    # A few transitions in float64: rounding differs between devices, and HMC amplifies it.
+    # The run has few transitions, in float64, because rounding differs between devices and HMC
+    # amplifies it.
     mask = torch.tensor([1, 1, 0, 1, 0, 1, 1, 0, 1])
     x_obs = torch.linspace(-0.5, 0.5, 9, dtype=torch.float64)
     runs = [
@@ -89,7 +90,7 @@ def test_a_run_in_one_launch_equals_the_one_on_the_cpu(
     adaptation: str,
     dtype: torch.dtype,
 ) -> None:
-    """Chains by warps and by threads, an observation in a block and over many."""
+    """Chains are computed by warps or threads, an observation by one block or by many."""
     if sizes[-1] == 100 and chains > 100:
         chains = 200
     net = _network(sizes, activation).to(dtype)
@@ -112,7 +113,7 @@ def test_a_run_in_one_launch_equals_the_one_on_the_cpu(
         cogenerate(net.to(device), x_obs, mask, **keywords({"chains": chains, **options}))
         for device in ("cpu", "cuda")
     ]
-    if dtype == torch.float32:  # a chain whose verdict rounding decides goes elsewhere
+    if dtype == torch.float32:  # a chain whose accept test depends on rounding goes elsewhere
         same = torch.isclose(runs[0].latents, runs[1].latents, rtol=0, atol=1e-3)
         assert same.float().mean() > 0.99
         return

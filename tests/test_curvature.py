@@ -191,7 +191,7 @@ def test_denoised_spikes_have_their_true_size() -> None:
     found = curvature.denoised(raw, torch.full((200,), 1.0 / 200.0, dtype=F64))
     ratio = found[:, :3].mean(0) / tensor(*spikes)
     assert ((ratio - 1.0).abs() < 4.0 * 0.007 + 0.005).all()
-    # uncorrected, s = 5 appears 1 + g / (s - 1) = 1.125 times as large, for g = 1 / 2
+    # Uncorrected, s = 5 appears 1 + g / (s - 1) = 1.125 times as large, for g = 1 / 2.
     assert raw[:, 2].mean() > 1.08 * spikes[2]
     # All other eigenvalues are noise and must become 1, except that in about one repetition of five
     # the largest of the noise seems to be a spike.

@@ -1,4 +1,4 @@
-"""Whole runs in C++ for generators of dense layers, held to the general path state by state."""
+"""Whole runs in C++ for generators of dense layers, compared with the general path."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ SHAPES = [
     (7, 64, 65),
 ]
 BETAS = np.array([0.003, 0.01, 0.1, 0.1, 0.5])
-# So quick that chains part at once.
+# This rule adapts so quickly that chains soon have different step sizes.
 OWN_RULE = AdaptationRule(0.9, 0.5, 1.3, 0.7, per_chain=True)
 OWN_STEPS = ais.Moves(hmc_steps=2, leapfrog_steps=3, adaptation=OWN_RULE)
 adaptations = pytest.mark.parametrize("per_chain", [False, True], ids=["shared", "per-chain"])
@@ -127,7 +127,7 @@ def begun(
 def published(
     found: Problem, moves: ais.Moves, chains: int, keep_trace: bool = False
 ) -> tuple[ais.Run, ais.Run]:
-    """The same run by the extension and by the general path."""
+    """The same run, once by the extension and once by the general path."""
     starts = [begun(found, moves, chains, len(BETAS), keep_trace) for _ in range(2)]
     assert found.dense is not None
     ours = dense.ais_run(found.dense, BETAS, moves, starts[0])
@@ -259,7 +259,8 @@ def test_chains_that_adapt_by_themselves_know_of_no_others(
             run = ais.Run(state, history, 0)
             runs[chains] = dense.ais_run(found.dense, betas, OWN_STEPS, run).state
     assert_close(runs[few], first_chains(runs[many], few), 0.0)
-    if dtype == torch.float64:  # in float32 the layouts' rounding grows until a verdict is another
+    # In float32 rounding grows until an accept test of some chain has another result.
+    if dtype == torch.float64:
         assert_close(runs[1], first_chains(runs[many], 1), 1e-9)
     assert (runs[many].adaptation.step_size.std(-1) > 0.01).all()
 
@@ -283,7 +284,8 @@ def test_calls_of_any_length_make_the_same_run(
     with problem(network((3, 16, 5)).float(), observations=2) as found:
         assert found.dense is not None
         whole = dense.ais_run(found.dense, betas, moves, begun(found, moves, chains, 20))
-        monkeypatch.setattr(dense, "_MOST_PER_CHAIN", 4 * chains)  # two temperatures of both
+        # A call covers two temperatures of two observations.
+        monkeypatch.setattr(dense, "_MOST_PER_CHAIN", 4 * chains)
         calls.clear()
         half = dense.ais_run(found.dense, betas[:9], moves, begun(found, moves, chains, 20))
         assert not per_chain or max(calls) <= 2
@@ -511,5 +513,5 @@ def test_other_methods_take_the_best_ops_there_are() -> None:
                 r"cpu: auto, reference, native$",
             ),
         ):
-            patch.setattr(hmc, "noise_stream", None)  # without noise nothing is sampled
+            patch.setattr(hmc, "noise_stream", None)  # sampling would fail without noise
             method(compute=Compute(backend="fused"))

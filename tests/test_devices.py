@@ -213,7 +213,7 @@ def refusals() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             run(**compute)
-    # What the device itself refuses.
+    # The device itself refuses these.
     held = torch.ones(2).to("pretended")
     with pytest.raises(TypeError, match=r"pretended has no torch\.float64"):
         held.double()
@@ -262,11 +262,11 @@ def test_a_device_that_torch_sees_is_taken(name: str, monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match=f"present, got {name}:1; torch .* sees 1 {name} devices"):
         generator_device(f"{name}:1")
     with pytest.raises(ValueError, match=f"^device: expected cpu or cuda, got {name}$"):
-        checked_device(name)  # for training
+        checked_device(name)  # which training uses
 
 
 def test_a_half_precision_that_torch_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Instead of an error torch may warn and go on in float32.
+    # Instead of raising an error, torch may warn and continue in float32.
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     compute = Compute(gradient_dtype="float16")
     message = r"^gradient_dtype: expected .*autocast .* cpu, got torch\.float16$"

@@ -214,7 +214,7 @@ def test_unequal_islands_are_told_of_a_real_run(chains: int) -> None:
 
 @pytest.mark.slow
 def test_the_lead_is_that_of_the_log_evidence_by_hand() -> None:
-    # five of six particles: 0 and 1 are of the first island, 3 and 4 of the second
+    # Five of six particles are returned: 0 and 1 of the first island, 3 and 4 of the second.
     result = run(chains=5)
     log_weights = torch.tensor([[0.0, 0.0, 50.0, 3.0, 3.0], [9.0, 9.0, -50.0, 1.0, 1.0]])
     lead = replace(result, log_weights=log_weights.double()).diagnostic_inputs().evidence_lead
@@ -237,7 +237,7 @@ def test_populations_are_named() -> None:
             oversized_steps=torch.tensor([True] * 8),
         )
     )
-    # the message names four populations and ends in dots
+    # The message names four populations and ends in dots.
     assert "observation 1 population 3" not in one[0]
     assert "observation 0 population 3, ...)" in one[0]
 

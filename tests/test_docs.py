@@ -16,7 +16,7 @@ DOCUMENTS = sorted(
 )
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="needs the source tree")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-# Names of files in the text, of which the first part is a folder at the root.
+# Names of files in the text, whose first part is a folder at the root of the repository.
 NAMED = re.compile(r"`((?:\.ci|benchmarks|cogen_fast|csrc|docs|examples|tests)/[\w./-]*)`")
 
 
@@ -37,7 +37,7 @@ def dangling(document: Path) -> list[str]:
     lost = []
     for link in LINK.findall(prose(document)):
         if re.match(r"[a-z]+:", link):
-            continue  # to somewhere else
+            continue  # a link to another site
         name, _, anchor = link.partition("#")
         target = (document.parent / name).resolve() if name else document
         known = target.exists() and (not anchor or anchor in anchors(target))

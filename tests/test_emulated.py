@@ -27,7 +27,7 @@ pytestmark = [
 
 
 def _run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
-    # No search for leaks: it fails where a container forbids ptrace.
+    # Leaks are not searched for, because that fails where a container forbids ptrace.
     settings = {
         **os.environ,
         "ASAN_OPTIONS": "detect_leaks=0",

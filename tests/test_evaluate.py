@@ -269,7 +269,7 @@ def test_a_group_that_was_not_full_is_done_again_with_more_images(
     assert run(tmp_path) == kept(whole)
     assert {path: path.stat().st_mtime_ns for path in first} == first
     counted = Net()
-    # all of these fewer images have been evaluated
+    # All of these fewer images have been evaluated.
     evaluate(counted, data(), STUDY, tmp_path, images=3, **QUIET)
     assert counted.calls <= 4
 
@@ -454,7 +454,7 @@ def test_the_table_is_of_images_that_every_method_has_done(whole: Path) -> None:
 def test_pictures_show_truth_observed_and_the_best_of_each_method(whole: Path) -> None:
     picture = np.asarray(draw(data(), STUDY, whole, [3, 0]))
     case = pose(STUDY.task, torch.stack([data().load(3)]), [3], seed=5)
-    # tiles of 16 pixels are enlarged to 112; columns and rows have gaps
+    # Tiles of 16 pixels are enlarged to 112; columns and rows have gaps.
     factor, cell = 7, 4 + 7 * SIDE
     assert picture.shape == (2 * (cell + 18) + 4, 5 * cell + 4, 3)
 

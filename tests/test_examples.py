@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="needs the source tree")
 SHARED = "report.py"
-# The largest error of any picture that a script reports one of.
+# For each script, the largest error allowed of any picture for which it reports one.
 BOUNDS = {
     "blur": 0.2,
     "colourise": 0.1,
@@ -35,7 +35,7 @@ BOUNDS = {
     "super_resolution": 0.3,
     "unknown_noise": 0.15,
 }
-# Examples with a generator of others, which is in one of these packages; they have no picture here.
+# These examples need a generator from one of these packages, and have no picture here.
 NEEDS = {"faces": ("gan_face_generate", "generateme")}
 ERROR = re.compile(r"error of the (.+): ([\d.]+) \(of the prior's mean image: ([\d.]+)\)")
 MOST_BYTES, MOST_BYTES_TOGETHER = 60_000, 300_000

@@ -92,7 +92,8 @@ def test_norm(shape: tuple[int, ...], normalise: bool, slope: float) -> None:
         assert found.scale is None
     else:
         torch.testing.assert_close(found.scale, scale, rtol=1e-13, atol=0)
-    # Three roundings before the squares, whose sum has at most C, then root, quotient and product.
+    # There are three roundings before the squares, up to C in their sum, and those of root,
+    # quotient and product.
     single = norm(x.float(), bias.float(), slope, normalise)
     expected, _ = reference.norm(x.float().double(), bias.float().double(), slope, normalise)
     rounding = (x.abs() + bias.abs()) * (1.0 if scale is None else scale[..., None])
@@ -111,7 +112,7 @@ def test_norm_grad(shape: tuple[int, ...], normalise: bool, slope: float) -> Non
     (expected,) = torch.autograd.grad(out, read, grad)
     out, scale = out.detach(), None if scale is None else scale.detach()
     defined = reference.norm_grad(grad, out, scale, slope)
-    # What cancels: g and its part along the output.
+    # The terms that cancel are g and its part along the output.
     size = float((grad.abs() * (1.0 if scale is None else scale[..., None])).max())
     torch.testing.assert_close(defined, expected, rtol=0, atol=1e-14 * size * shape[-1])
     found = norm_grad(grad.clone(), NormedActivation(out, scale, slope))
@@ -136,7 +137,8 @@ def test_norm_names_what_is_wrong() -> None:
         norm(random(6, 5).half(), random(5).half(), SLOPE, True)
 
 
-# Images, side, channels before and after; whole images in a band, rows of one, and a rest of each.
+# The columns are images, side, and channels before and after. Bands hold whole images, rows of one,
+# or a remainder of either.
 SIZES = [
     (1, 4, 1, 1),
     (3, 4, 3, 5),
@@ -171,7 +173,7 @@ def test_layers(size: tuple[int, int, int, int], upsample: bool) -> None:
     kind: Any = UpsampledConvolution if upsample else WinogradConvolution
     layer = kind(kernel, bias, SLOPE, Workspace(F64))
 
-    # The layer's input is itself the output of an activation.
+    # The input of the layer is the output of an activation.
     read = random(images, side, side, before, seed=2).requires_grad_()
     x, scale = reference.norm(read, torch.zeros(before, dtype=F64), SLOPE, True)
     activation = NormedActivation(x.detach(), scale.detach(), SLOPE)
@@ -184,7 +186,7 @@ def test_layers(size: tuple[int, int, int, int], upsample: bool) -> None:
     loss = (expected * grad).sum() + (x * extra).sum()
     by_x, by_read = torch.autograd.grad(loss, (x, read))
     arguments = {"extra": extra} if upsample else {}
-    # One channel's norm is its sign: its gradient is what rounding leaves of `by_x`.
+    # The norm of one channel is its sign, so that its gradient is what rounding leaves of `by_x`.
     bound = 1e-12 * float((by_x * activation.scale[..., None]).abs().max())
     by_conv = norm_grad(grad, found)
     kept = layer.backward(by_conv, activation, False, **arguments)
@@ -226,7 +228,7 @@ kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("rows", [0, 1, 2], ids=["no-mask", "one-mask", "masks"])
 @pytest.mark.parametrize("bounded", [False, True], ids=["linear", "tanh"])
 def test_to_rgb_misfit(kind: tuple[MisfitKind, int], rows: int, bounded: bool) -> None:
-    # 144 lines of 16 pixels: two bands and a rest.
+    # There are 144 lines of 16 pixels: two bands and a remainder.
     for colours, channels in ((1, 1), (3, 5), (2, 17)):
         spec = observed(*kind, (colours, 272, 16), 2, rows, rows)
         observation = torch.tensor([1, 0, 1])

@@ -1,4 +1,4 @@
-"""The progressive generator's fast path for GPUs, held to the module.
+"""The progressive generator's fast path for GPUs, compared with the module.
 
 The network, folded convolutions included, runs here on the CPU in plain torch; the Triton kernels
 run in Triton's interpreter, in a process of their own, and are compiled for a GPU that need not be
@@ -195,7 +195,7 @@ HALF_ERRORS = {torch.float16: 0.01, torch.bfloat16: 0.08}
 @pytest.mark.parametrize("dtype", HALF_ERRORS, ids=str)
 @pytest.mark.parametrize("name", ["fading-tanh", "64px"])
 def test_half_precision_is_near(dtype: torch.dtype, name: str) -> None:
-    """Eight times as near in float16, whose mantissa has three bits more."""
+    """float16 is eight times as accurate as bfloat16: its mantissa has three bits more."""
     generator = seeded(**NETWORKS[name], dtype=F32)
     spec = single(observed(("mask", 1), generator.output_shape))
     observation, z = torch.tensor([1, 0, 1]), random(3, generator.latent_size, dtype=F32)
@@ -204,7 +204,7 @@ def test_half_precision_is_near(dtype: torch.dtype, name: str) -> None:
     _, grad = module_s(generator, z, spec, observation)
     found = fast.energy_and_grad(z, spec, observation)[1]
     assert found.dtype == F32
-    # Where a leaky ReLU's argument is 0 but for rounding, its slope may be another.
+    # Where the argument of a leaky ReLU is 0 up to rounding, the two may use different slopes.
     assert_near(found, grad, 4 * HALF_ERRORS[dtype])
 
 
@@ -235,7 +235,7 @@ def compare_kernels() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtypes = {F64: 1e-12, F32: 1e-5, torch.float16: 2e-3}
     if device == "cuda":
-        dtypes[torch.bfloat16] = 2e-2  # which the interpreter does not have
+        dtypes[torch.bfloat16] = 2e-2  # the interpreter has no bfloat16
     for dtype, bound in dtypes.items():
         wide = F64 if dtype == F64 else F32
         for pixels, channels in ((1, 1), (7, 3), (130, 5), (3, 513)):
@@ -251,7 +251,7 @@ def compare_kernels() -> None:
                 if scale is not None and found is not None:
                     assert_close(found, scale, 1e-12 if dtype == F64 else 1e-5)
                 back = TorchNorms.norm_grad(grad, out, found, SLOPE)
-                # One channel's norm is its sign: what is left of its gradient is rounding.
+                # The norm of one channel is its sign, so that its gradient is nothing but rounding.
                 size = float(grad.abs().max()) * (1.0 if found is None else float(found.max()))
                 given = kernels.norm_grad(grad.clone(), out, found, SLOPE)
                 torch.testing.assert_close(given, back, rtol=0, atol=bound * size)

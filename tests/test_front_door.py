@@ -218,7 +218,7 @@ def test_threads_may_share_a_generator() -> None:
 
 
 SURROUNDINGS = {
-    # tensors that are made without a device would be on this one
+    # Tensors that are made without a device would be on this one.
     "default device": lambda: torch.device("meta"),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
 }
@@ -965,7 +965,7 @@ def test_out_of_memory_halves_the_batch(
     expected = vector_run(roomy, **settings)
     torch.testing.assert_close(result.latents, expected.latents, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(result.energies, expected.energies, rtol=1e-9, atol=1e-11)
-    # batches are halved until they fit, and stay so
+    # Batches are halved until they fit, and stay so.
     assert [n for n in G.rows if n > most] == refused
     assert f"Memory ran out, so max_batch was lowered to {size}." in result.notes
     assert not any("Memory ran out" in note for note in expected.notes)

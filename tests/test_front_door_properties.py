@@ -809,7 +809,7 @@ def assert_refused_by_name_or_sound(name: str, kinds: list[str]) -> None:
 def test_wrong_values_are_refused_by_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # any word is a valid name of a checkpoint, which would be written here
+    # Any word is a valid name of a checkpoint, which would be written here.
     monkeypatch.chdir(tmp_path)
     # True is valid, but compiling takes a minute
     monkeypatch.setattr(torch, "compile", lambda G, **_: G)
@@ -902,7 +902,7 @@ def anything(draw: st.DrawFn) -> tuple[Callable[..., Result], Any, dict[str, Any
     while draw(st.integers(0, 2)) == 0:
         name, kind = draw(st.sampled_from(KEYWORDS[3:])), draw(UNHEARD_OF)
         options[name] = KINDS[kind]()
-    # a checkpoint would write files; `test_cli_properties` tests that
+    # A checkpoint would write files; `test_cli_properties` tests that.
     options.pop("checkpoint", None)
     options["progress"] = False
     call = draw(st.sampled_from(FRONT_DOOR if image else [cogenerate]))

@@ -123,7 +123,8 @@ def test_another_range_than_the_generator_s_is_warned_of(
     ("x", "mask"),
     [
         (of_range(-1.0, 1.0), torch.ones(8, 8)),
-        (of_range(0.0, 1.0), torch.cat([torch.ones(4, 8), torch.zeros(4, 8)])),  # few values
+        # Too few values are observed.
+        (of_range(0.0, 1.0), torch.cat([torch.ones(4, 8), torch.zeros(4, 8)])),
     ],
 )
 def test_the_generator_s_own_range_is_not(x: Tensor, mask: Tensor) -> None:

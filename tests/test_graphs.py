@@ -98,7 +98,7 @@ def test_gradients_of_another_type_are_replayed(gradient: str, tape: Tape) -> No
 
 @pytest.mark.skipif(INTERPRETED, reason="the ops are the same ones")
 def test_finer_gradients_are_replayed_too(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
-    # gradients become finer as soon as this is allowed
+    # Gradients become finer as soon as this is allowed.
     monkeypatch.setattr(fallback, "LEAST_ACCEPTANCE", 1.1)
     options = {"gradient_dtype": "bfloat16", "method": "paper", "ais_steps": 14}
     replayed = run(network(), **options)

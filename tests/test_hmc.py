@@ -404,7 +404,7 @@ def test_inactive_observations_keep_state_and_noise(backend: str) -> None:
     assert not info.non_finite[1].any()
     assert torch.equal(info.acceptance_probability[1], torch.zeros(8, dtype=torch.float64))
     everyone, _ = hmc.step(state, target, **common)
-    # the other observations move as with everyone active
+    # The other observations move as if all were active.
     assert torch.equal(everyone.latents[0], after.latents[0])
     later, _ = hmc.step(after, target, **common)  # the frozen one resumes with its own noise
     assert torch.equal(later.latents[1], everyone.latents[1])

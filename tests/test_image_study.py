@@ -84,7 +84,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     pytest.importorskip("matplotlib")
     out = tmp_path_factory.mktemp("study")
     with warnings.catch_warnings():
-        # only the report may mention a learning rate
+        # The report mentions learning rates; a warning about them would be an error here.
         warnings.filterwarnings("error", ".*learning rate")
         (out / "told.txt").write_text(run(out))
     return out
@@ -603,7 +603,7 @@ def test_another_generator_is_studied_on_its_own_images(tmp_path: Path) -> None:
 
 def test_another_generator_is_studied_on_photographs_too(tmp_path: Path) -> None:
     scope = image_study.of_one(network(3), photographs=True)
-    # this generator is not held up by another
+    # A progressive generator is taken as it is, and not wrapped in `OnRows`.
     assert isinstance(scope.snapshots[0].generator, ProgressiveGenerator)
     np.savez(tmp_path / "some.npz", np.zeros((5, 32, 32), np.uint8))
     real = image_study.real_images(tmp_path / "some.npz", scope)

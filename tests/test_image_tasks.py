@@ -114,7 +114,7 @@ def test_sides_and_places_of_blocks_are_uniform() -> None:
         for side in (4, 9):
             places = first[sides[:, axis] == side, axis]  # about 1,000
             assert abs(chi_square(places, length - side + 1)) < 4.0
-    # Height and width, and side and place, know nothing of one another.
+    # Height and width are uncorrelated, and so are the two coordinates of the place.
     pairs = torch.stack([*sides.T, *first.T]).double()
     spread = 1.0 / 6000**0.5
     assert abs(float(torch.corrcoef(pairs)[0, 1])) < 4.0 * spread

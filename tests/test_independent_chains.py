@@ -49,7 +49,7 @@ def test_independent_chains_follow_their_own_energies(backend: str) -> None:
     assert run.state.spent == 1 + moved
     # 16 scored prior draws are shared by 3 chains: 16 / 3, rounded up
     assert run.state.forwards == 6
-    # too few chains to estimate a mass
+    # Too few chains to estimate a mass.
     assert all(info.choice.inverse_mass is None for info in run.infos)
 
 

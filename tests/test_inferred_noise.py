@@ -328,7 +328,7 @@ def test_no_level_is_passed_over() -> None:
     # smaller noise.
     result = run(noise_std=UnknownNoise(0.01, 100.0))
     assert result.noise_std is not None
-    # turns the reported betas into multiples of the beta of the least noise
+    # Turns the reported betas into multiples of the beta of the least noise.
     unit = (0.01 / result.noise_std).square().mean(1)
     first = result.betas[0].reshape(2, 2) * unit[:, None]
     assert (first < 3.0 * (0.01 / 100.0) ** 2).all()

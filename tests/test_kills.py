@@ -23,7 +23,7 @@ pytest.importorskip("pytorch_msssim")
 pytest.importorskip("matplotlib")
 pytestmark = [pytest.mark.slow, needs_linux]
 
-_TIMED = ("report.md", "table.txt")  # texts with times in them
+_TIMED = ("report.md", "table.txt")  # texts that contain times
 _KILLS = int(os.environ.get("COGEN_FAST_KILLS", "1"))
 
 

@@ -17,7 +17,7 @@ GROWTH = 150 * 2**20
 PAPER = {"method": "paper"}
 SIR = {"method": "sir", "learning_rate": None, "steps": None}
 
-# The argument that is named, the call, and what it is given.
+# The columns are the argument that the error names, the call, and its arguments.
 LARGE: list[tuple[str, str, dict[str, Any]]] = [
     ("populations", "small_run", {"populations": MOST}),
     ("populations", "small_run", {"populations": MOST, "chains": 2, "budget": 3}),
@@ -59,7 +59,7 @@ def test_a_count_that_cannot_fit_is_refused_by_name(
 
 
 def test_counts_that_fit_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The estimate is a lower bound: a run is not refused for what it may take beside."""
+    """The estimate is a lower bound: a run is not refused for memory that it only may need."""
     monkeypatch.setattr(memory, "main_memory", lambda: 200_000)
     hostile.small_run(chains=16, budget=20)
     hostile.small_run(method="paper", ais_steps=100, chains=100)

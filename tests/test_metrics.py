@@ -199,7 +199,7 @@ def test_five_scales_are_the_library_s(shape: tuple[int, int]) -> None:
 
     truth, images = pictures(1, 3, *shape)[0], pictures(2, 3, *shape, seed=1)
     images[0] = 0.9 * truth + 0.1 * images[0]
-    # the window of pytorch_msssim is rounded to float32, so it gets this one
+    # The window of pytorch_msssim is rounded to float32, so it gets this one.
     away = torch.arange(11, dtype=F64) - 5
     window = torch.softmax(-(away**2) / (2 * 1.5**2), 0).repeat(3, 1, 1, 1)
     expected = pytorch_msssim.ms_ssim(

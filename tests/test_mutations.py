@@ -48,7 +48,8 @@ def joint() -> Tensor:
 
 
 def weights() -> Tensor:
-    # One short move a temperature: particles stay near where the weights have put them.
+    # Each temperature has one short move, so that the positions of particles still depend on the
+    # weights.
     annealing = Annealing(target_cess=0.7, hmc_steps=1, leapfrog_steps=4, final_rounds=1)
     return frozen_evidence("reference", annealing=annealing, particles=32)
 
@@ -95,7 +96,7 @@ def worst_of_the_code_as_it_is(check: str) -> float:
 
 
 def with_kicks_of(function: Any, part_of: Callable[[float], float]) -> Callable[..., Any]:
-    """An op whose kicks take another part of a step."""
+    """An op whose kicks cover another share of a step."""
     kick = reference.kick
 
     def changed(momentum: Any, position: Any, grad: Any, settings: Any, part: float) -> Any:
@@ -152,7 +153,7 @@ def momenta_of_one_sign(patch: pytest.MonkeyPatch) -> None:
 
 
 def steps_by_the_state(patch: pytest.MonkeyPatch) -> None:
-    """Steps are longer farther out, so the reverse trajectory would take other steps."""
+    """Steps grow with the distance from 0, so that the reverse trajectory has other steps."""
     transition = hmc.transition
 
     def jittered(state: Any, potential: Any, settings: Any, *rest: Any) -> Any:
@@ -222,7 +223,7 @@ def test_the_code_as_it_is_passes(check: str) -> None:
 @pytest.mark.parametrize("name", PLANTS)
 def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, check = PLANTS[name]
-    as_it_is = worst_of_the_code_as_it_is(check)  # before the plant
+    as_it_is = worst_of_the_code_as_it_is(check)  # before the bug is planted
     plant(monkeypatch)
     found = worst(check)
     print(f"{name}: {check} {found:.1f}, as it is {as_it_is:.1f}")

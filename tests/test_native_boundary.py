@@ -1,4 +1,4 @@
-"""What the extension says of arguments that it cannot take, and that no such call is made.
+"""Invalid arguments of the extension: what the errors say, and that no such call is made.
 
 `native_calls` has the table of valid calls and every way to make them invalid. It runs in a process
 of its own, so that a crash of the interpreter is a failed test. It runs a second time with tensors
@@ -158,7 +158,7 @@ def test_a_run_with_other_tensors_is_refused(part: str, name: str, change: Any) 
 def test_every_spoilt_call_is_refused_however_tensors_are_described(tmp_path: Path) -> None:
     printed = native_calls.in_a_process(tmp_path)
     native_calls.assert_all_refused(printed, native.extension())
-    # The same calls refused, and the same numbers written to the last bit.
+    # Both runs refuse the same calls and write the same numbers to the last bit.
     assert native_calls.in_a_process(tmp_path, "--older-torch") == printed
 
 

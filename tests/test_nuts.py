@@ -1,4 +1,4 @@
-"""NUTS from many starts, as a rival: its gradients, its draws, and what it refuses."""
+"""NUTS from many starts, for comparison: its gradients, its draws, and its refusals."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_it_draws_from_the_posterior_in_twenty_latents() -> None:
     ids = range(10)
     result, x = run(ids=ids), MODEL.data(ids)
     assert result.energies.shape == (10, DRAWS)
-    # Chains are independent: their means scatter by what is left of their correlation.
+    # Chains are independent, and the scatter of their means includes the effect of autocorrelation.
     off = result.energies.mean(1) - MODEL.mean_energy(x)
     assert abs(float(off.mean())) < 4.0 * float(off.std()) / 10**0.5
     assert float(off.std()) < 1.5

@@ -279,7 +279,8 @@ def test_wrong_arguments_between_moves(fast: Any, op: str, path: str) -> None:
     def call(value: Any) -> None:
         function(**_replaced(arguments, path, value))
 
-    # The first argument gives the sizes: a longer one puts the next in the wrong.
+    # The first argument determines the sizes, so that with a longer one the next argument is at
+    # fault.
     next_ones = {"log_weights": "uniform", "stream.transition": "stream.observation"}
     blamed = next_ones.get(path, path)
     with pytest.raises(ValueError, match=_message(blamed, "shape", "")):

@@ -53,7 +53,8 @@ def test_a_gaussian_blur_keeps_brightness_and_spreads_by_its_deviation() -> None
     place = torch.arange(41.0, dtype=F64) - 20
     assert float(y.sum()) == pytest.approx(1.0)
     variance = float((y.sum(0) * place**2).sum())
-    assert variance == pytest.approx(4.0, rel=0.05)  # the tails are cut at three deviations
+    # The kernel is cut off at three standard deviations.
+    assert variance == pytest.approx(4.0, rel=0.05)
 
 
 def test_a_matrix_multiplies_flat_outputs() -> None:

@@ -52,7 +52,7 @@ class Quadratic:
     def energy_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         self.seen.append(z.clone())
         away = (z.double() - self.centre)[..., None, :]
-        # summed row by row, so that rounding does not depend on B or N
+        # Summed row by row, so that rounding does not depend on B or N.
         grad = (away * self.precision).sum(-1)
         return 0.5 * (away[..., 0, :] * grad).sum(-1) + 0.7, grad.to(z.dtype)
 
@@ -125,7 +125,7 @@ def test_adam_comes_close_to_the_minimum() -> None:
     target = Quadratic.random()
     end, energy = adam(target, normal(2, 3, 4, seed=1), 1000, learning_rate=0.2)
     assert (energy - 0.7).abs().max() < 1e-6
-    # an energy of 1e-6 at precision 1 is a distance of 1.4e-3
+    # An energy of 1e-6 at precision 1 is a distance of 1.4e-3.
     assert (end - target.centre).abs().max() < 2e-3
     _, energy = adam(Rosenbrock(), 0.5 * normal(2, 3, 2, seed=1), 1500, learning_rate=0.05)
     assert energy.max() < 1e-3

@@ -1,4 +1,4 @@
-"""Noise: the published Philox vectors, our uniforms and normals, and native against reference."""
+"""Noise: published Philox vectors, our uniforms and normals, native code against the reference."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def test_normals_match_reference(isa: str, shape: tuple[int, int, int], dtype: t
     out = torch.full(shape, torch.nan, dtype=dtype)
     ours = _native("normals", stream, Purpose.MOMENTUM, out).double()
     exact = normals(stream, Purpose.MOMENTUM, shape[1], shape[2], torch.float64)
-    # The float maps are accurate to about 2 roundings (6e-8) each of radius and angle, and the
-    # radius is below 6; double differs by the libraries' last bits.
+    # The float maps have errors of about 2 roundings (6e-8) each of radius and angle, and the
+    # radius is below 6. Normals in double differ by the last bits of the libraries' functions.
     bound = 1e-6 if dtype is torch.float32 else 1e-14
     assert ((ours - exact).abs() / exact.abs().clamp(min=1.0)).max() <= bound
 
@@ -157,7 +157,8 @@ def test_draws_are_standard_normal(isa: str) -> None:
     n = 1 << 20
     x = torch.empty(1, n // 64, 64, dtype=torch.float32)
     x = _native("normals", _stream(1), 0, x).double().flatten()
-    # Five standard errors: of the mean 1/n, of the variance 2/n, of skewness 6/n, of kurtosis 24/n.
+    # The bounds are five standard errors: the variances of the estimated mean, variance, third and
+    # fourth moment are 1/n, 2/n, 15/n and 96/n.
     five = 5.0 / math.sqrt(n)
     assert abs(x.mean()) < five
     assert abs(x.var() - 1.0) < five * math.sqrt(2.0)

@@ -109,7 +109,7 @@ def test_a_storage_is_no_larger_than_its_bytes() -> None:
 def test_one_storage_may_not_be_claimed_over_and_over() -> None:
     content = storage(1000)
     load = named("torch.storage", "_load_from_bytes")
-    # The bytes stand there once, and are loaded a hundred times by the number they are known by.
+    # The bytes are in the file once, and are loaded a hundred times by reference.
     first = load + b"B" + struct.pack("<I", len(content)) + content + b"q\x01\x85R"
     with pytest.raises(ValueError, match="expected tensors of at most the file's size"):
         read(b"\x80\x03(" + first + (load + b"h\x01\x85R") * 100 + b"t.")

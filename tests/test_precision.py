@@ -450,7 +450,7 @@ def test_the_adaptive_method_counts_them_too() -> None:
     )
     moves = int(result.hmc_steps.sum())
     assert moves == 2 * len(result.hmc_steps)
-    # those of the prior draws, of the start, and of each move
+    # Those of the prior draws, of the start, and of each move.
     assert result.forwards == 64 + 1 + moves
 
 

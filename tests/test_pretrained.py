@@ -145,7 +145,7 @@ def test_demo_draws_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     told = demo.run(folder, "sandal", progress=False)
     assert [path.name for path in folder.iterdir()] == ["demo.png"]
     with Image.open(folder / "demo.png") as picture:
-        tiles = demo.CHAINS + 5  # truth, observed, estimate, mean, spread
+        tiles = demo.CHAINS + 5  # the truth, the observation, the estimate, the mean and the spread
         assert picture.size[0] > 112 * tiles
     truth = cogen_fast.held_out_images("fashion-32")["sandal"]
     result = demo.complete(truth, progress=False)

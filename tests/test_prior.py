@@ -56,7 +56,7 @@ def test_coordinates_of_w_are_white_and_give_back_every_style() -> None:
     y = coordinates(prior, generator.styles(z))
     bound = 5.0 * math.sqrt(1 / 20_000 + 1 / 50_000)
     assert y.mean(0).abs().max() < bound
-    # A fourth moment of the coordinates, 3 for a Gaussian, says how their squares scatter.
+    # The fourth moment of the coordinates (3 for a Gaussian) gives the variance of their squares.
     spread = ((y**4).mean() - 1.0).sqrt()
     assert (torch.cov(y.T) - torch.eye(6)).abs().max() < float(spread) * bound
     torch.testing.assert_close(prior(y[:4]), generator(z[:4]))

@@ -141,7 +141,7 @@ def test_equalised_weights_keep_the_signal_at_unit_scale(resolution: int) -> Non
     before_norm: list[float] = []
     generator.base.conv.register_forward_hook(lambda *io: before_norm.append(io[2].std().item()))
     image = generator(torch.randn(64, 64, dtype=torch.float64))
-    # Unit-variance input and weights times sqrt(2 / fan_in) give a variance of at most 2.
+    # Inputs of unit variance and weights times sqrt(2 / fan_in) give a variance of 2 at most.
     assert 0.7 < before_norm[0] < 1.5
     assert 0.4 < image.std().item() < 3.0
 

@@ -61,7 +61,7 @@ DAMAGE: dict[str, Callable[[Array], Array]] = {
     "twice as long": lambda array: np.concatenate([array, array]),
     "objects": lambda array: array.astype(object),
 }
-# A run may be of any length; a trace, measurements and outputs of any shape, as far as they agree.
+# A run may have any length. A trace, measurements and outputs may have any shape, if these agree.
 FREE = {("trace", "one row less"), ("trace", "twice as long"), ("trace", "empty")}
 
 

@@ -62,7 +62,7 @@ CASES = [
 ]
 
 
-# What can be read runs on to its end: fewer kinds.
+# Where a file can be read, the run goes on to its end, so there are fewer kinds.
 OF_GENERAL = ("adaptive", "many latents", "frozen", "noise, in the rounds")
 RUN = [("paper", "fused"), *((kind, "general") for kind in OF_GENERAL)]
 
@@ -125,7 +125,7 @@ def laid_out(tensors: dict[str, Tensor]) -> LaidOut:
 
 @cache
 def laid_out_once(kind: str, fused: bool) -> LaidOut:
-    """The same of the tensors of an interrupted run."""
+    """The header and the rest of a file with the tensors of an interrupted run."""
     return laid_out(written(kind, fused)[1])
 
 
@@ -179,7 +179,7 @@ def misshapen(value: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def out_of_range(value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Numbers out of range, of every kind."""
+    """Every kind of number out of range for a tensor."""
     if value.dtype.is_floating_point:
         most = torch.finfo(value.dtype).max
         for number in (torch.nan, torch.inf, most, -1.0):
@@ -190,7 +190,7 @@ def out_of_range(value: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def fields(tree: Any, name: str = "run") -> Iterator[tuple[str, Any, Any, Any]]:
-    """Of a tree: each value's name, what holds it, its key there, and itself."""
+    """The values of a tree: the name of each, its container, its key there, and the value."""
     if isinstance(tree, dict) and "tensor" in tree:
         return
     items = enumerate(tree) if isinstance(tree, list) else tree.items()

@@ -20,7 +20,7 @@ def sigmoid(s: float) -> float:
 
 
 def test_raw_sigmoid_skips_the_first_of_its_points() -> None:
-    betas = Sigmoid(-2.0, 2.0, normalised=False).betas(4)  # s = -2, -1, 0, 1, 2
+    betas = Sigmoid(-2.0, 2.0, normalised=False).betas(4)  # the points are s = -2, -1, 0, 1, 2
     expected = [0.2689414213699951, 0.5, 0.7310585786300049, 0.8807970779778823]
     np.testing.assert_allclose(betas, expected, rtol=1e-15)
 
@@ -41,7 +41,7 @@ def test_program_schedule_of_the_2d_study_has_ten_thousand_points() -> None:
     assert betas.dtype == np.float64
     np.testing.assert_allclose(betas, points[1:], rtol=1e-11)
     assert betas[0] > sigmoid(-10.0)  # the first point is skipped
-    assert betas[-1] == pytest.approx(0.8807970779778823, rel=1e-14)  # raw: it stays below 1
+    assert betas[-1] == pytest.approx(0.8807970779778823, rel=1e-14)  # a raw schedule ends below 1
 
 
 def test_program_schedule_of_the_image_runs() -> None:

@@ -147,7 +147,8 @@ def written_out(generator: StyleGAN2Generator, z: Tensor, labels: Tensor | None 
             side = one.shape[-1]
             sparse = torch.zeros(1, one.shape[1], 2 * side + 3, 2 * side + 3, dtype=x.dtype)
             sparse[..., 2 : 2 * side + 2 : 2, 2 : 2 * side + 2 : 2] = one
-            wide = F.conv2d(sparse, kernel.flip(2, 3))  # (2 side + 1)^2: a transposed convolution
+            # A transposed convolution, of side 2 side + 1.
+            wide = F.conv2d(sparse, kernel.flip(2, 3))
             extra = len(taps) - 4
             before, after = 1 + (extra + 1) // 2, 1 + extra // 2
             padded = F.pad(wide, [before, after, before, after])
@@ -446,4 +447,5 @@ def test_the_filter_keeps_all_digits_in_float64_and_moves_with_the_weights() -> 
     fresh.load_state_dict(generator.double().state_dict())
     assert torch.equal(generator(z.double()), fresh(z.double()))
     single = StyleGAN2Generator(**SMALL)
-    assert {each.dtype for each in single.buffers()} == {torch.float32}  # for any device
+    # So that they can move to any device.
+    assert {each.dtype for each in single.buffers()} == {torch.float32}

@@ -82,7 +82,7 @@ def distance_to_means(generator: nn.Module) -> float:
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_stages_come_nearer_to_the_data(variance: float) -> None:
     distances = [distance_to_means(pretrained(f"five-gaussians-{variance}-{n}")) for n in STAGES]
-    # A draw of the data is sqrt(pi / 2) deviations from its mean on average.
+    # On average, a draw of the data is sqrt(pi / 2) standard deviations from its mean.
     assert distances[-1] < 1.5 * math.sqrt(math.pi / 2.0 * variance)
     assert distances[0] > 1.5 * distances[-1]
     assert max(distances) == distances[0]
@@ -128,7 +128,7 @@ def test_importance_resampling_draws_from_a_known_posterior() -> None:
     x = np.array([np.nan, 1.0], dtype=np.float32)
     ends = importance_resampling(identity, x, MASK, noise_std=1.0, draws=200, runs=2000, seed=3)
     assert ends.cost == 200 and ends.latents.shape == (1, 2000, 2)
-    free, seen = ends.latents[0].double().unbind(-1)  # N(0, 1), and N(1/2, 1/2)
+    free, seen = ends.latents[0].double().unbind(-1)  # posteriors N(0, 1) and N(1/2, 1/2)
     assert abs(float(free.mean())) < 4 / math.sqrt(2000)
     assert float(seen.mean()) == pytest.approx(0.5, abs=4 * math.sqrt(0.5 / 2000) + 0.01)
     assert float(seen.var()) == pytest.approx(0.5, abs=0.08)
@@ -291,7 +291,7 @@ def test_exact_shares_of_a_posterior_that_is_known() -> None:
     tilted = MLPGenerator((2, 2))
     tilted.layers[0].weight.data = torch.tensor([[0.3, 0.0], [0.0, 0.02]])
     tilted.layers[0].bias.data = torch.tensor([1.0, 0.0])
-    # x1 = 1 + 0.3 z1 does not depend on what is known; x2 adds next to nothing to the error.
+    # x1 = 1 + 0.3 z1 does not depend on the observed x2, whose own error is negligible.
     expected = [math.erf(math.sqrt(2.0 * limit) / 0.3 / math.sqrt(2.0)) for limit in (0.01, 0.05)]
     assert exact_shares(tilted, 1001) == pytest.approx(expected, abs=0.01)
 
@@ -363,7 +363,7 @@ def test_figures_are_written_and_not_blank(written: Path) -> None:
             pixels = np.asarray(image.convert("RGB"))
         height, width, _ = pixels.shape
         assert 900 < height < 3000 and 900 < width < 3000
-        # Something is drawn in every ninth of it, and in more than shades of grey.
+        # Each ninth of the picture must have content, and the picture must have colours.
         for part in (p for rows in np.array_split(pixels, 3) for p in np.array_split(rows, 3, 1)):
             assert part.std() > 5.0
         assert (np.ptp(pixels.astype(int), axis=2) > 60).mean() > 0.002

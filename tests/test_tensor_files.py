@@ -30,7 +30,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 def test_the_library_by_itself_writes_metadata_in_any_order() -> None:
-    """If it would not, the tests below would show nothing."""
+    """Otherwise the tests below would show nothing."""
     plain = {name: value.contiguous() for name, value in tensors().items()}
     assert len({save(plain, METADATA) for _ in range(20)}) > 1
 

@@ -1,4 +1,4 @@
-"""Users' modules whose convolutions are found in a recording: the same function, or left alone."""
+"""Users' modules whose convolutions are found in a recording: same function, or not used."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def traced(
 
 
 def gradient(adapter: GeneratorAdapter, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs, and the gradient of half their squares by latents."""
+    """Outputs, and the gradient of half the sum of their squares with respect to the latents."""
     rows = z.clone().requires_grad_()
     x = adapter(rows)
     return x.detach(), torch.autograd.grad(x, rows, x.detach())[0]
@@ -198,7 +198,8 @@ def chains(adapter: GeneratorAdapter | None) -> list[int]:
 
 
 def test_neighbours_are_one_chain() -> None:
-    # An ELU stands between, dropout does not; pixel norm; an output with two readers.
+    # "Mixed" has an ELU between two chains, while dropout does not separate layers. "Equalised" has
+    # pixel norm, and "ReadTwice" an output with two readers.
     for name, expected in (("Mixed", [2, 1]), ("Equalised", [2, 2]), ("ReadTwice", [2, 1])):
         with traced(made(MODULES[name])) as (_, found, _):
             assert chains(found) == expected, name
@@ -215,7 +216,7 @@ def test_the_module_is_as_it_was() -> None:
 
 
 class Branching(nn.Module):
-    """Looks at numbers, which no trace can follow."""
+    """Branches on the values of tensors, which no trace can follow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +228,7 @@ class Branching(nn.Module):
 
 
 class Counting(nn.Module):
-    """Adds a number that is another one at each call, and takes it away again."""
+    """Adds a random number, different at each call, and subtracts it again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,7 +254,7 @@ class Written(nn.Module):
 
 
 class Scripted(nn.Module):
-    """A part that is compiled, whose operations nobody sees."""
+    """A compiled part, whose operations a recording does not see."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -288,7 +289,7 @@ def test_a_scripted_part_is_left_alone_or_the_same() -> None:
 
 
 class Aliased(nn.Module):
-    """Changes a part of a tensor in place, of which the recording knows nothing."""
+    """Changes a part of a tensor in place, which the recording does not contain."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -351,7 +352,7 @@ def test_what_has_no_convolutions_is_not_traced() -> None:
         assert (found, note) == (None, None)
     with traced(lambda z: z.exp(), latent_shape=3) as (_, found, note):
         assert (found, note) == (None, None)
-    # Weights of four dimensions that are those of no convolution.
+    # These weights have four dimensions, but are not those of a convolution.
 
     class Products(nn.Module):
         def __init__(self) -> None:
@@ -385,7 +386,7 @@ def test_a_run_uses_the_trace_and_says_so() -> None:
     by_default, plain = solved(module), solved(module, compute=Compute(backend="reference"))
     assert TRACED in by_default.notes
     assert not any("trace" in note for note in plain.notes)
-    # The same first prior draws: energies differ by rounding alone.
+    # Both runs start from the same prior draws, so that the first energies differ by rounding only.
     first, second = by_default.energy_history[0], plain.energy_history[0]
     torch.testing.assert_close(first, second, rtol=1e-4, atol=0.0)
     again = solved(module)
@@ -438,7 +439,7 @@ def test_a_conditional_generator_is_traced_within_its_prior() -> None:
             assert found is not None
             z = adapter.probe_latents
             torch.testing.assert_close(gradient(found, z), gradient(adapter, z))
-            # Of the observation that the rows belong to.
+            # The rows belong to the last observation, whose condition must be used.
             index = torch.full((len(z),), len(conditions) - 1)
             torch.testing.assert_close(found(z, index), adapter(z, index))
         assert prior.generator is module

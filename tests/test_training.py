@@ -452,7 +452,7 @@ def test_the_critics_step_keeps_no_graph_of_the_generator() -> None:
     found, kept = trainer(loss="r1"), []
     found.discriminator.register_forward_pre_hook(lambda _, x: kept.append(x[0].requires_grad))
     found.step()
-    # real images, for the penalty; generated ones; those of the generator's loss
+    # Real images, for the penalty; generated ones; those of the generator's loss.
     assert kept == [True, False, True]
 
 

@@ -75,7 +75,7 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
 
 
 def started(launcher: list[str], arguments: list[str]) -> subprocess.Popen[str]:
-    # What the checkout holds beside the package must not shadow the installed one.
+    # The working folder is not the checkout, whose sources must not shadow the installed package.
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "cogen_fast", *arguments],
         cwd=Path(__file__).parent,
@@ -176,7 +176,7 @@ def test_two_processes_make_the_steps_of_one(data: Path, tmp_path: Path) -> None
         for name in ("two", "one")
     )
     apart = torch.cat([(two[name] - one[name]).abs().flatten() for name in one])
-    assert float((apart < 1e-5).float().mean()) > 0.98  # a step moves a weight by 1e-3
+    assert float((apart < 1e-5).float().mean()) > 0.98  # a step of Adam moves a weight by 1e-3
     assert apart.max() > 0.0
 
 
@@ -187,7 +187,7 @@ def test_snapshots_come_at_the_counts_asked_for(tmp_path: Path) -> None:
     counts = ["000000104", "000000320", "000000960"]
     assert names == [f"{count}-average.safetensors" for count in counts]
     assert outcome.complete and outcome.shown == 960
-    # At 104 images the network has 4 px; it is a generator all the same.
+    # At 104 images the network still has 4 px, and is a valid generator.
     assert load_generator(outcome.snapshots[0]).output_shape == (1, 4, 4)
 
 
@@ -258,7 +258,7 @@ def test_a_log_of_something_else_is_told(line: str, tmp_path: Path) -> None:
 
 
 def spoilt(value: Any) -> Iterator[Any]:
-    """Other values in the place of one of a checkpoint."""
+    """Other values in place of a value of a checkpoint."""
     yield from ("text", -1, None, [], 1.5)
     if isinstance(value, Tensor):
         yield value[None].clone()
@@ -267,7 +267,7 @@ def spoilt(value: Any) -> Iterator[Any]:
 
 
 def leaves(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """What holds each value of a checkpoint, and its key there."""
+    """Each value of a checkpoint, as the container that holds it and its key there."""
     for key, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
         if isinstance(value, dict | list):
             yield from leaves(value)
@@ -296,7 +296,7 @@ def test_whatever_else_a_checkpoint_holds_is_refused(whole: Path, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0, 600])
 def test_divergence_is_told_and_spoils_nothing(seconds: float, tmp_path: Path) -> None:
-    """Also between two lines of the log, and at the end."""
+    """Divergence is noticed between two lines of the log and at the end, too."""
     settings = config(learning_rate=1e5, phase_images=80, total_images=320)
     with pytest.raises(ValueError, match=r"^learning_rate: training has diverged, "):
         train(discs(side=8), settings, tmp_path, checkpoint_seconds=seconds, progress=False)
@@ -335,7 +335,7 @@ def test_the_speed_after_a_resume_is_that_of_its_steps(
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     train(discs(side=8), config(), tmp_path, progress=False, checkpoint_seconds=1e9)
     line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
-    # Ten steps of eight images; the clock ticks once a step and a few times beside.
+    # A step has eight images. The clock ticks once per step and a few times more.
     assert 4.0 < line["images_per_second"] <= 8.0
 
 
@@ -474,7 +474,7 @@ def test_only_the_first_process_writes(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["wgan-gp", "r1"])
 def test_training_brings_images_nearer_to_the_real_ones(loss: str, tmp_path: Path) -> None:
-    """To less than half of where it started; chance alone moves it by a few per cent."""
+    """The distance falls below half of its start; by chance it changes by a few per cent only."""
     images = discs(512, side=8)
     settings = config(loss=loss, phase_images=4000, total_images=20_000, learning_rate=2e-3)
     outcome = train(images, settings, tmp_path, snapshots=(12_016,), progress=False)
@@ -523,7 +523,7 @@ def test_swd_has_a_row_per_snapshot_and_one_of_real_images(
         "real images",
     ]
     assert all(row["images"] == 48 and row["mean"] == row["8 px"] > 0.0 for row in rows)
-    assert rows[0]["mean"] > 2.0 * rows[1]["mean"]  # it was hardly trained
+    assert rows[0]["mean"] > 2.0 * rows[1]["mean"]  # the first snapshot was hardly trained
     text = capsys.readouterr().out
     assert "real images" in text and f"{rows[0]['mean']}" in text
 
@@ -626,7 +626,8 @@ def test_every_option_of_train_arrives(
     monkeypatch.undo()
     monkeypatch.setattr(cli_training, "train", spied)
     assert main(command(data, tmp_path)) == 2
-    assert seen["config"] == config(channels=None)  # what is not given is the library's default
+    # An option that is not given has the library's default.
+    assert seen["config"] == config(channels=None)
 
 
 def distinct(images: torch.Tensor) -> set[bytes]:
@@ -654,5 +655,6 @@ def test_swd_with_held_out_compares_with_those(
     assert distinct(real) <= allowed and distinct(others) <= allowed
     assert len(real) == 15 and torch.equal(real, again) and not torch.equal(real, others)
     levels = (fake + 1.0) * 127.5
-    assert (levels - levels.round()).abs().max() < 1e-3  # of 8 bits, as the real ones
+    # Generated images are rounded to 8 bits, as real ones are.
+    assert (levels - levels.round()).abs().max() < 1e-3
     assert not torch.equal(fake, pairs[2][1])

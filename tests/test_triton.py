@@ -29,7 +29,8 @@ pytestmark = [
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERPRETED_FILES = ("test_ops.py", "test_op_checks.py", "test_hmc.py", "test_graphs.py")
-# Many chains or many calls: the interpreter takes half a millisecond for each device function.
+# These have many chains or many calls, while the interpreter takes half a millisecond for each
+# device function.
 TOO_LONG = (
     "exact_draws_stay_exact",
     "mean_of_exp_minus",
@@ -48,7 +49,7 @@ def test_the_tests_of_the_ops_pass_under_the_interpreter() -> None:
         "no:cacheprovider",
         "-W",
         "ignore::RuntimeWarning",
-    ]  # NumPy's, of infinities that are asked for
+    ]  # NumPy warns about infinities that the tests ask for
     files = [str(ROOT / "tests" / name) for name in INTERPRETED_FILES]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -141,7 +142,7 @@ def test_a_kernel_compiles_for_a_gpu(name: str, constants: dict[str, Any], dtype
     ptx = compiled.asm["ptx"]
     assert ".target sm_90" in ptx
     assert compiled.asm["cubin"]
-    # Of float32, approximate functions would change the noise, and fused products the sums.
+    # In float32, approximate functions would change the noise, and fused multiplications the sums.
     assert not re.search(r"\.approx\.(ftz\.)?f32|div\.full|fma\.rn\.(ftz\.)?f32", ptx)
 
 
