@@ -1,7 +1,7 @@
-// A device of many threads, for code that is written for one: each thread is a coroutine of this
-// program, which runs until it has to wait for others. Who may go on goes on at once, and the
-// caller says who is first: the others are then as far behind as the meetings allow, so that one
-// that is missing shows.
+// A device of many threads. Each thread is a coroutine of this program and runs until it has to
+// wait for others. Of the threads that can continue, the caller decides which one does so first;
+// the others then lag behind as far as the synchronisation allows, so that a missing
+// synchronisation shows.
 #pragma once
 
 #include <sanitizer/common_interface_defs.h>
@@ -25,7 +25,7 @@ enum class Wait { none, warp, block, grid, end };
 
 class Grid;
 
-// What the code sees.
+// The interface that the device code uses.
 struct EmulatedMachine {
   Grid* grid;
   int thread, threads;
@@ -38,7 +38,7 @@ struct EmulatedMachine {
   double warp_sum(double value) const;
 };
 
-// `blocks` blocks of `threads` threads, each block with so many bytes of shared memory.
+// `blocks` blocks of `threads` threads, each block with `shared_bytes` bytes of shared memory.
 class Grid {
  public:
   Grid(int blocks, int threads, int64_t shared_bytes, Order order)
@@ -50,7 +50,7 @@ class Grid {
     sums_.resize(fibers_.size());
   }
 
-  // Whether all threads came to the end of `body`.
+  // Runs `body` on all threads; returns whether all of them reached its end.
   bool run(const std::function<void(const EmulatedMachine&)>& body) {
     body_ = &body;
     for (Fiber& fiber : fibers_) begin(fiber);
@@ -74,7 +74,8 @@ class Grid {
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
   }
 
-  // As a warp's shuffles would: in halves, pairs of lanes adding the same two numbers.
+  // Adds as the shuffles of a warp do: in halves, where both lanes of a pair add the same two
+  // numbers.
   double warp_sum(double value) {
     const size_t here = static_cast<size_t>(current_), lane = here % kLanesOfWarp;
     sums_[here] = value;
@@ -90,7 +91,8 @@ class Grid {
   }
 
  private:
-  // Four times what is used. AddressSanitizer clears what it knows of a stack at each switch to it.
+  // This is four times what is used. AddressSanitizer clears its records of a stack at each switch
+  // to it, so that a larger stack would be slower.
   static constexpr size_t kStackBytes = 64 << 10;
 
   struct Fiber {
@@ -135,13 +137,13 @@ class Grid {
     return true;
   }
 
-  // Lets `count` threads from `first` on go on, if that is what all of them wait for.
+  // Lets the `count` threads from `first` on continue, if all of them wait for `what`.
   void release(size_t first, size_t count, Wait what) {
     if (!all_wait(first, first + count, what)) return;
     for (size_t i = first; i < first + count; ++i) fibers_[i].waits = Wait::none;
   }
 
-  // Who goes on; -1 where nobody can.
+  // The number of the thread that continues, or -1 where none can.
   int chosen(Random& random) const {
     const int count = static_cast<int>(fibers_.size());
     const int first = static_cast<int>(random.below(static_cast<uint64_t>(count)));

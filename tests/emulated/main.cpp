@@ -1,5 +1,5 @@
-// Runs what a CUDA device would run on an emulated one, against the CPU. Status 1 and a line for
-// each failed case.
+// Runs the code of a CUDA device on an emulated one and compares it with the CPU. The status is 1,
+// with a line for each failed case, if any case fails.
 #include <cstdio>
 
 #include "checks.h"

@@ -1,6 +1,6 @@
-// Runs the published run of a CUDA device (csrc/mlp/device_*.h) on an emulated one, and
-// compares it with the same run on the CPU: chains by threads and by warps, an observation in a
-// block and over several, threads in several orders.
+// Runs the published run of a CUDA device (csrc/mlp/device_*.h) on an emulated device and compares
+// it with the run on the CPU: with chains computed by threads and by warps, observations in one
+// block and in several, and threads in several orders.
 #define COGEN_CHAIN_PER_THREAD
 #include "mlp/device_layout.h"
 #include "mlp/device_own_step.h"
@@ -13,7 +13,7 @@ namespace cogen {
 namespace driver {
 namespace {
 
-// Relative to 1 and the largest value: a run's sums have another order.
+// The tolerance relative to 1 and to the largest value, since the device adds in another order.
 template <class T>
 constexpr double kDifference = sizeof(T) == sizeof(double) ? 1e-10 : 5e-3;
 
@@ -29,7 +29,7 @@ class Compared {
 
   const Mlp<T> net() const { return problem_.mlp(); }
 
-  // By threads or warps that make tiles of so many chains.
+  // Runs with threads or warps that compute tiles of `tile_chains` chains.
   template <class Chain>
   void on_device(const char* name, int64_t tile_chains) const {
     int number = 0;
@@ -87,7 +87,7 @@ class Compared {
     expect(ended, "threads wait for one another");
   }
 
-  // One block after the other, as a device may that is not told that blocks meet.
+  // Runs one block after the other, as a device may do unless it is told that blocks synchronise.
   template <class Chain>
   void launch_apart(DeviceRun<T>& device, int blocks, Order order) const {
     const MlpRun<T>& run = device.run;
@@ -142,7 +142,7 @@ void compare_both_types(const PublishedCase& c) {
   compare<float>(c);
 }
 
-// Widths that the compiler knows.
+// Compares the versions whose widths are known to the compiler.
 template <class T, int kHidden, int kDepth, Activation kKind>
 void compare_known(PublishedCase c) {
   c.dense.widths.assign(kDepth + 2, kHidden);

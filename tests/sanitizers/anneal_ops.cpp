@@ -9,7 +9,7 @@ namespace {
 
 struct AnnealCase {
   int64_t observations, chains;
-  double spread;  // of the logarithms of weights
+  double spread;  // standard deviation of the log weights
   bool ragged, wanted, extreme;
 };
 
@@ -73,7 +73,7 @@ void check_systematic(const Inputs& in) {
       counts[static_cast<size_t>(ancestor)] += 1.0;
     }
     if (!in.resampled(b) || c.extreme) continue;
-    // Each particle as often as its share of N, rounded up or down.
+    // A particle has as many children as its share of N, rounded up or down.
     for (size_t n = 0; n < weights.size(); ++n) {
       const double share = weights[n] * static_cast<double>(c.chains);
       expect(std::fabs(counts[n] - share) < 1.0 + 1e-9, "number of descendants");

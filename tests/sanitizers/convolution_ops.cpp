@@ -11,10 +11,10 @@ namespace {
 using Numbers = std::vector<double>;
 
 constexpr double kSlope = 0.2;
-constexpr int64_t kTaps = 4;  // of the kernel along each side
+constexpr int64_t kTaps = 4;  // taps of the kernel along each side
 
 struct Case {
-  int64_t images, height, width;  // before
+  int64_t images, height, width;  // size of the input
   int64_t in, out;                // channels
   bool ragged;
 
@@ -44,7 +44,7 @@ struct Inputs {
 
   explicit Inputs(const Case& layer) : c(layer) {
     Random random(static_cast<uint64_t>(c.images * 100 + c.in * 10 + c.out));
-    const auto numbers = [&](int64_t size) {  // those that T holds exactly
+    const auto numbers = [&](int64_t size) {  // numbers that T represents exactly
       Array<T> array(size, false);
       fill_uniform(array, random, -1.0, 1.0);
       return Numbers(array.begin(), array.end());
@@ -57,7 +57,7 @@ struct Inputs {
   }
 };
 
-// Calls body(input, output, weight) for every product of the convolution, by places in the arrays.
+// Calls body(input, output, weight) with the array indices of every product of the convolution.
 template <class T, class Body>
 void for_each_product(const Inputs<T>& in, const Body& body) {
   const Case& c = in.c;
@@ -116,7 +116,7 @@ int64_t slots_of(const TileGrid& grid) {
 // The weights of the taps of both parities.
 constexpr int64_t kThere[2][2] = {{3, 1}, {2, 0}}, kBack[2][2] = {{1, 3}, {0, 2}};
 
-// The weight of slot `slot` from those of the taps, weight(row, column).
+// The transformed weight of slot `slot`; weight(row, column) gives those of the taps.
 template <class Weight>
 double transformed(const TileGrid& grid, int64_t slot, const Weight& weight) {
   const auto* t = transform(grid);
@@ -157,7 +157,7 @@ Array<T> zeros_of(const Case& c) {
   return array_of<T>(Numbers(static_cast<size_t>(std::max(c.in, c.out))), c.ragged);
 }
 
-// Numbers that transforms make several times larger are summed and subtracted.
+// The bound allows for sums and differences of numbers that transforms make several times larger.
 template <class T>
 double bound(const Case& c) {
   return 64.0 * static_cast<double>(kTaps * std::max(c.in, c.out)) * rounding_bound<T>();
@@ -352,7 +352,7 @@ void check_convolution() {
       run_case<double>(c, {3});
     }
   }
-  // Enough entries for several threads.
+  // This case has enough entries for several threads.
   run_case<float>({3, 24, 24, 16, 16, true}, {1, 3});
   run_case<double>({3, 24, 24, 16, 16, true}, {1, 3});
 }

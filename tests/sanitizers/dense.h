@@ -1,8 +1,8 @@
-// For the checks of runs for generators of dense layers: cases, a generator and what is observed of
-// it, and a transition, both in plain loops in double.
+// Helpers for the checks of runs of dense layers: cases, a generator with its observations, and a
+// transition, all in plain loops in double.
 //
-// Cases are dealt from decks: every value of every choice comes up, in combinations that are the
-// same everywhere.
+// Cases are dealt from decks: every value of every choice occurs, in combinations that are the same
+// on all platforms.
 #pragma once
 
 #include <algorithm>
@@ -19,18 +19,19 @@ constexpr uint64_t kSeedLimit = std::numeric_limits<uint64_t>::max();
 constexpr int64_t kWordLimit = 0xFFFFFFFF;
 inline const std::vector<int> kThreads{1, 2, 3};
 
-// Relative to 1 and the largest of the values compared; and of an acceptance probability.
+// The tolerance of values, relative to 1 and to the largest of them, and that of an acceptance
+// probability.
 template <class T>
 constexpr double kTolerance = sizeof(T) == sizeof(double) ? 1e-9 : 2e-3;
 template <class T>
 constexpr double kProbabilitySlack = sizeof(T) == sizeof(double) ? 1e-8 : 2e-2;
-// Nearer to its kink than this, rounding says on which side of it a unit is.
+// If a unit's input is nearer to its kink than this, rounding decides on which side it is.
 template <class T>
 constexpr double kKink = sizeof(T) == sizeof(double) ? 1e-12 : 1e-5;
 
 // Cases.
 
-// Values in a random order, again and again.
+// Deals the given values in a random order, again and again.
 template <class V>
 class Deck {
  public:
@@ -53,7 +54,7 @@ struct DenseCase {
   int64_t observations, chains;
   std::vector<int> widths;
   std::vector<Activation> activations;
-  int mask, weight;  // 0 for none or a single number; bit 0: of entries, bit 1: of each observation
+  int mask, weight;  // 0: none or a single number; bit 0: for entries, bit 1: for observations
   bool ragged, extreme;
   uint64_t seed;
 
@@ -109,7 +110,7 @@ class Dealer {
   Deck<uint64_t> seeds_{{0, 12345, kSeedLimit}};
 };
 
-// A generator and what is observed of it.
+// A generator and its observations.
 
 inline double function_of(Activation kind, double slope, double x) {
   switch (kind) {
@@ -141,7 +142,7 @@ inline double slope_of(Activation kind, double slope, double x) {
 struct Evaluation {
   double energy;
   std::vector<double> grad;
-  bool doubtful;  // a unit is at its kink
+  bool doubtful;  // some unit is at its kink
 };
 
 inline int64_t padded(int64_t width) { return (width + kPadding - 1) / kPadding * kPadding; }
@@ -157,7 +158,7 @@ class Problem {
     return {target_.data(), c.mask ? mask_.data() : nullptr, c.mask & 2 ? all : 0, weight_.data(),
             c.weight & 2 ? weights : 0, (c.weight & 1) != 0};
   }
-  // Of observation b.
+  // Energy and gradient of observation b.
   Evaluation evaluate(int64_t b, const std::vector<double>& z) const;
 
   DenseCase c;
@@ -367,7 +368,7 @@ inline double hamiltonian(const MoveOf& move, const Chain& chain,
   return move.beta * chain.energy + move.prior_weight * 0.5 * prior + 0.5 * kinetic;
 }
 
-// Chain `number` of observation b.
+// The proposal of chain `number` of observation b.
 template <class T>
 Proposed propose(const Problem<T>& problem, int64_t b, int64_t number, const Chain& start,
                  const MoveOf& move) {
@@ -411,8 +412,8 @@ void check_chain(const Chain& before, const Chain& after, const Proposed& propos
   expect_close({"grad", after.grad}, proposed.end.grad, kTolerance<T>);
 }
 
-// The mean acceptance probability of an observation, checked with all its chains. `starts` tells a
-// chain's state before the transition, `moves` what it is made with.
+// Checks all chains of an observation and returns their mean acceptance probability. `starts` gives
+// a chain's state before the transition, `moves` the settings of its move.
 template <class T, class Starts, class Moves>
 void check_transition(const Problem<T>& problem, int64_t b, const Starts& starts,
                       const std::vector<int64_t>& non_finite, const Chains<T>& after,
@@ -453,8 +454,8 @@ inline double deviation(const double* x, int64_t count) {
   return std::sqrt(sum / static_cast<double>(count));
 }
 
-// A run in memory of exactly the size that it asks for. What is in it differs with the number of
-// threads: a number that is read before it is written makes the results differ too.
+// Makes a run in memory of exactly the size that it asks for. The memory's content differs with the
+// number of threads, so that results differ if a number is read before it has been written.
 template <class Ops, class Run>
 void call(const Ops& ops, const Run& run, int threads) {
   static constexpr int kFillings[] = {0xff, 0x00, 0x5a};  // the first is NaN
@@ -465,7 +466,8 @@ void call(const Ops& ops, const Run& run, int threads) {
   ops.anneal(run, arena.data(), threads);
 }
 
-// States and histories are structs of arrays, whose with_each(a, b, f) calls f(name, a's, b's).
+// States and histories are structs of arrays; with_each(a, b, f) calls f with the name, a's array
+// and b's array of each member.
 
 template <class State>
 void copy(State& to, const State& from) {

@@ -1,6 +1,6 @@
 // The published run for generators of dense layers. It is made in one call, with several numbers of
-// threads, and again with one transition a call, which is compared with plain loops in double. Both
-// ways must end with the same bits, but for sums over several moves of chains that adapt by
+// threads, and again with a call for each transition, which is compared with plain loops in double.
+// Both must end with the same bits, except for sums over several moves of chains that adapt by
 // themselves.
 #include "published.h"
 
@@ -28,7 +28,7 @@ class Published {
     return all_of(state, history);
   }
 
-  // One transition a call.
+  // The run with one transition in each call.
   Outputs in_parts() const {
     PublishedState<T> state(c_);
     PublishedHistory<T> history(c_.dense, c_.steps());
@@ -64,7 +64,8 @@ class Published {
     copy(before, state);
     const double beta = c_.betas[static_cast<size_t>(t) + 1];
     const double from = m == 0 ? c_.betas[static_cast<size_t>(t)] : beta;
-    // 0 times an infinite energy would be NaN: only the first transition of a temperature weighs.
+    // Only the first transition of a temperature adds to the log weights: for the others the factor
+    // of the energy is 0, and 0 times an infinite energy would be NaN.
     const bool weighs = c_.weights && m == 0;
     call(ops_, run_of(c_, problem_, state, now, from, betas_of(t + 1, 1), 1, weighs), 1);
     const double increment = beta - from;
@@ -145,7 +146,7 @@ class Published {
     expect_close({"running", {after.running[b]}}, {running}, rounding_bound<double>());
   }
 
-  // Each chain's follows what it did itself, whose probability the plain loops tell.
+  // The step size of each chain follows its own acceptance, whose probability the plain loops give.
   void check_own_steps(int64_t b, const PublishedState<T>& before, const PublishedState<T>& after,
                        const PublishedHistory<T>& now, double beta) const {
     const int64_t chains = c_.dense.chains;
@@ -163,7 +164,7 @@ class Published {
     }
   }
 
-  // Number `at` of the step sizes.
+  // Checks step size number `at`.
   void check_step(const PublishedState<T>& before, const PublishedState<T>& after,
                   int64_t at) const {
     double step = before.step_size[at];
@@ -204,7 +205,7 @@ void run_both_types(const PublishedCase& c) {
 void check_dense() {
   PublishedDealer dealer;
   for (int k = 0; k < 48; ++k) run_both_types(dealer.deal());
-  // The hidden widths that the compiler knows, of one chain at a time.
+  // The hidden widths for which the compiler knows the sizes, with one chain at a time.
   for (const int hidden : {16, 20, 32}) {
     for (const int layers : {2, 3, 5}) {
       PublishedCase c = dealer.deal();
@@ -216,7 +217,7 @@ void check_dense() {
       run_both_types(c);
     }
   }
-  // Those of independent chains that stay in registers.
+  // The same for independent chains, whose numbers stay in registers.
   for (const int hidden : {16, 20, 32}) {
     for (const Activation kind : {Activation::relu, Activation::leaky_relu}) {
       PublishedCase c = dealer.deal();
@@ -226,7 +227,7 @@ void check_dense() {
       run_both_types(c);
     }
   }
-  // Trajectories that overflow.
+  // Cases whose trajectories overflow.
   for (const int64_t chains : {1, 5}) {
     PublishedCase c = dealer.deal();
     c.dense.chains = chains;

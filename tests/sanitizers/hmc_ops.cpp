@@ -19,7 +19,7 @@ struct HmcCase {
   uint64_t seed;
   bool ragged, mass, active, extreme, per_chain;
 
-  // Step sizes of an observation.
+  // The number of step sizes of an observation.
   int64_t steps_each() const { return per_chain ? shape.chains : 1; }
 };
 
@@ -119,7 +119,8 @@ Inputs<T>::Inputs(const HmcCase& hmc_case)
     fill_values(*each, random, c.extreme);
   }
   fill_uniform(probability, random, 0.0, 1.0);
-  // About the Hamiltonian at the end, so that some proposals are accepted and some are not.
+  // The Hamiltonian at the start is near that at the end, so that some proposals are accepted and
+  // others are not.
   for (int64_t row = 0; row < rows; ++row) start[row] += 1.5 * static_cast<double>(size);
   fill_draws();
 }
@@ -160,7 +161,7 @@ void Inputs<T>::fill_draws() {
   }
 }
 
-// What the ops should write, in double.
+// What the ops should write, computed in double.
 
 // Momentum of a chain after a kick over `part` of a step.
 template <class T>
@@ -313,7 +314,7 @@ struct Selection {
             probability.data(), accepted.data(), change.data()};
   }
 
-  // The row is that of the state that was kept, to the bit: NaN may stand in it.
+  // The row equals the state that was kept bit for bit, since it may contain NaN.
   bool is_copied(const Inputs<T>& in, int64_t row) const {
     const State<T> kept = accepted[row] ? in.proposed() : in.current();
     const int64_t at = row * in.size;
@@ -350,7 +351,7 @@ Outputs check_accept_select(const HmcOps<T>& ops, const Inputs<T>& in, int threa
   for (int64_t row = 0; row < in.rows; ++row) {
     selection.check_verdict(in, row);
     const double change = in.moves(row / in.chains) ? ends[row] - in.start[row] : 0.0;
-    // Not finite, whatever made it so, counts as +inf: its probability is 0.
+    // A change that is not finite, for whatever reason, counts as +inf: its probability is 0.
     changes.push_back(std::isfinite(change) ? change : kInfinity);
   }
   Outputs outputs{output("change", selection.change)};
@@ -363,7 +364,7 @@ template <class T>
 Outputs check_adapt_step_size(const HmcOps<T>& ops, const Inputs<T>& in, int) {
   Array<double> step(in.observations, in.c.ragged), running(in.observations, in.c.ragged);
   const double target = 0.65, decay = 0.9, increase = 1.02, decrease = 0.98;
-  const double minimum = 0.08, maximum = 0.15;  // both clamp some of the steps
+  const double minimum = 0.08, maximum = 0.15;  // both bounds apply to some of the steps
   ops.adapt_step_size(
       in.observations, in.chains,
       {in.step_size.data(), in.running.data(), in.probability.data(), in.settings().active, target,
@@ -383,7 +384,8 @@ Outputs check_adapt_step_size(const HmcOps<T>& ops, const Inputs<T>& in, int) {
   return outputs;
 }
 
-// A few steps forth, the momentum turned round, as many steps back: that is where it began.
+// A trajectory of a few steps, with the momentum reversed at its end and as many steps again, must
+// return to its start.
 template <class T>
 class Trajectory {
  public:
@@ -430,7 +432,7 @@ Outputs check_reversal(const HmcOps<T>& ops, const Inputs<T>& in, int threads) {
     last_position.copy_from(trajectory.position);
     trajectory.step();
   }
-  // A step ends with its drift. The way back begins with a kick, at the position before the drift.
+  // A step ends with its drift, and the way back begins with a kick at the position before it.
   trajectory.position.copy_from(last_position);
   trajectory.turn_round();
   for (int k = 0; k < kSteps; ++k) trajectory.step();
@@ -498,9 +500,10 @@ void check_small_shapes() {
       for (const int64_t size : {1, 2, 3, 4, 5, 7, 33, 100}) {
         for (int flags = 0; flags < 8; ++flags) {
           const bool mass = flags & 1, active = flags & 2, extreme = flags & 4;
-          // Half of all choices; any three of the four appear together in every way.
+          // This makes half of all cases ragged. Any three of the four flags occur in every
+          // combination.
           const bool ragged = (mass != active) != extreme;
-          // Both for each number of chains and dimensions.
+          // Both values occur for each number of chains and of dimensions.
           const bool per_chain = (count / 8 + count / 64 + count / 256) % 2;
           const HmcCase c{{observations, chains, size},
                           seeds[count++ % 3],
@@ -516,8 +519,8 @@ void check_small_shapes() {
   }
 }
 
-// More than 2^18 entries, so that threads are used: short chains, odd ones, and chains that are
-// longer than a unit of work.
+// More than 2^18 entries, so that threads are used: with short chains, with odd lengths, and with
+// chains that are longer than a unit of work.
 void check_large_shapes() {
   run_both_types({{2, 131075, 1}, 0, false, false, false, false, false}, {1, 3});
   run_both_types({{2, 131075, 1}, 0, true, false, false, false, true}, {1, 3});
@@ -530,7 +533,7 @@ struct KnownAnswer {
   uint32_t counter[4], words[4];
 };
 
-// From the known-answer tests of Random123 for philox4x32-10.
+// These are known-answer tests of Random123 for philox4x32-10.
 const KnownAnswer kKnownAnswers[] = {
     {0, {0, 0, 0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
     {kSeedLimit,

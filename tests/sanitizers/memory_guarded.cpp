@@ -1,4 +1,4 @@
-// Arrays that end where a page begins that may not be touched, for kernels without a sanitizer.
+// Arrays that end at a page whose access faults, for kernels that are built without a sanitizer.
 #include <stdint.h>
 #include <sys/mman.h>
 #include <unistd.h>

@@ -40,7 +40,7 @@ std::string describe(const MisfitCase& c) {
   return text;
 }
 
-// The entries of an output that measured value m is the mean of.
+// The entries of an output whose mean is measured value m.
 std::vector<int64_t> entries_of(const MisfitCase& c, int64_t m) {
   const int64_t line = m / c.values();
   const int64_t top = line % c.lines() * c.factor, left = m % c.values() * c.factor;
@@ -58,17 +58,17 @@ int64_t rows_of(const MisfitCase& c, Rows rows) { return rows == Rows::own ? c.o
 template <class T>
 struct Inputs {
   MisfitCase c;
-  std::vector<std::vector<int64_t>> entries;  // of each measured value
+  std::vector<std::vector<int64_t>> entries;  // those of each measured value
   Array<T> outputs;
   Array<int64_t> observation;
   Array<T> target;
   Array<uint8_t> mask;
   Array<T> weight;
-  std::vector<double> energy, grad;  // expected
+  std::vector<double> energy, grad;  // expected results
 
   explicit Inputs(const MisfitCase& misfit_case);
 
-  // A problem without its outputs.
+  // The problem, without its outputs.
   Misfit<T> problem() const;
 
  private:
@@ -100,7 +100,7 @@ Inputs<T>::Inputs(const MisfitCase& misfit_case)
   fill_uniform(weight, random, 0.5, 2.0);
   const uint8_t values[] = {0, 1, 255};
   for (int64_t m = 0; m < mask.size(); ++m) mask[m] = values[random.below(3)];
-  // The last observation first, so that the end of every array is reached.
+  // Observations are in descending order, so that the first row reads to the end of every array.
   for (int64_t row = 0; row < c.rows; ++row) {
     observation[row] = c.observations - 1 - row % c.observations;
   }
@@ -108,7 +108,7 @@ Inputs<T>::Inputs(const MisfitCase& misfit_case)
   for (int64_t row = 0; row < c.rows; ++row) add_expected(row);
 }
 
-// NaN where nothing is observed: it must have no effect.
+// Sets entries that are not observed to NaN, which must have no effect.
 template <class T>
 void Inputs<T>::hide_what_is_not_read() {
   std::vector<bool> is_read(static_cast<size_t>(outputs.size()), false);
@@ -170,7 +170,7 @@ Misfit<T> Inputs<T>::problem() const {
 static_assert(sizeof(MisfitOps<float>) == 2 * sizeof(&check_misfit),
               "MisfitOps has changed: each op needs a check");
 
-// Both ops: `segments` sizes the partial sums that `misfit` writes.
+// Checks both ops; `segments` is the number of partial sums that `misfit` writes.
 template <class T>
 Outputs check_misfit_ops(const MisfitOps<T>& ops, const Inputs<T>& in, int threads) {
   const MisfitCase& c = in.c;
@@ -229,7 +229,7 @@ std::vector<ImageShape> small_shapes() {
   return shapes;
 }
 
-// Every choice of mask, weight, alignment and values.
+// All combinations of mask, weight, alignment and values.
 void run_choices(const ImageShape& shape, int64_t rows, int64_t observations,
                  const std::vector<int>& thread_counts) {
   for (const Rows mask : {Rows::none, Rows::shared, Rows::own}) {

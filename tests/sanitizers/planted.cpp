@@ -1,4 +1,4 @@
-// Faults on purpose, which show that the checks can fail.
+// Planted faults, which show that the checks can fail.
 //
 //   overrun     an output one entry too short: AddressSanitizer, or the page after it, must see the
 //               kernel write
@@ -16,7 +16,7 @@ namespace {
 constexpr Shape kShape{2, 5, 7};
 constexpr int64_t kChains = kShape.observations * kShape.chains, kEntries = kChains * kShape.size;
 
-// Normals into `out`, for the planted faults of outputs.
+// Writes normals to `out`, for the planted faults of outputs.
 void write_normals(const HmcOps<float>& hmc, float* out) {
   Array<int64_t> counters(kShape.observations, false);
   for (int64_t b = 0; b < kShape.observations; ++b) counters[b] = b;

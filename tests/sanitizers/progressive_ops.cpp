@@ -41,7 +41,7 @@ struct Images {
   }
 };
 
-// (out, in, 3, 3).
+// A kernel in the order (out, in, 3, 3).
 struct Kernel {
   int64_t out, in;
   Numbers values;
@@ -154,7 +154,7 @@ Numbers numbers_of(const Array<T>& array) {
   return {array.begin(), array.end()};
 }
 
-// Values that T holds exactly, so that the double computation begins with the same.
+// Numbers that T represents exactly, so that the computation in double begins with the same values.
 template <class T>
 Numbers random_numbers(int64_t size, Random& random) {
   Array<T> array(size, false);
@@ -193,14 +193,15 @@ struct Inputs {
   }
 };
 
-// Sums of 9 products for each channel, of numbers that additions have made up to 4 times larger on
-// either side; the norm of few channels divides by what may be small.
+// The bound of a layer: sums of 9 products for each channel, of numbers that additions on either
+// side have made up to 4 times larger. The norm of few channels divides by numbers that may be
+// small.
 template <class T>
 double layer_bound(const Case& c) {
   return 16.0 * static_cast<double>(9 * std::max(c.before, c.after)) * rounding_bound<T>();
 }
 
-// t k t' for rows u and v of a (rows, 3) matrix t.
+// Entry (u, v) of t k t' for a (rows, 3) matrix t.
 template <size_t kRows>
 double transformed(const Kernel& k, int64_t o, int64_t i, const double (&t)[kRows][3], int64_t u,
                    int64_t v) {
@@ -230,7 +231,7 @@ struct Target {
   }
 };
 
-// Entries weight(i, o) of an (in, out) matrix in panels of 64 bytes, appended.
+// Appends the entries weight(i, o) of an (in, out) matrix in panels of 64 bytes.
 template <class T, class Weight>
 void pack(std::vector<T>& packed, int64_t in, int64_t out, const Weight& weight) {
   constexpr int64_t kPanel = 64 / sizeof(T);
@@ -243,7 +244,7 @@ void pack(std::vector<T>& packed, int64_t in, int64_t out, const Weight& weight)
   }
 }
 
-// 16 matrices, of a kernel as it is or turned round.
+// The 16 matrices of tiles, of a kernel as it is or rotated by 180 degrees.
 template <class T>
 Array<T> packed_tiles(const Kernel& kernel, bool ragged) {
   std::vector<T> packed;
@@ -262,7 +263,7 @@ int64_t horizontal(int k, int64_t part) {
   return k % 2 == 0 ? 0 : k == 1 ? 1 + part : 1 + part % 2;
 }
 
-// 9 matrices one way; the other way those of an image as one.
+// The 9 matrices of the forward direction; backward, the matrices of an image are joined into one.
 template <class T>
 Array<T> packed_differences(const Kernel& kernel, bool back, bool ragged) {
   std::vector<T> packed;
@@ -284,7 +285,7 @@ Array<T> packed_differences(const Kernel& kernel, bool back, bool ragged) {
   return array_of<T>({packed.begin(), packed.end()}, ragged);
 }
 
-// What a layer reads and writes.
+// The arrays that a layer reads and writes.
 template <class T>
 struct Layer {
   Array<T> x, dy, bias, zeros, out, scale;
@@ -372,8 +373,8 @@ Outputs pixels(const ProgressiveOps<T>& ops, const Inputs<T>& in, bool normalise
   return outputs;
 }
 
-// Images of 2 height x 2 width with `after` channels, from `before` channels, against every pixel,
-// means of 2x2, or every third pixel; half the measured values are hidden.
+// Images of 2 height x 2 width with `after` channels are made from `before` channels. All pixels
+// are compared, or means of 2x2, or every third pixel; half of the measured values are hidden.
 template <class T>
 Outputs to_rgb(const ProgressiveOps<T>& ops, const Inputs<T>& in, MisfitKind kind, bool bounded,
                int threads) {
@@ -477,7 +478,7 @@ void check_progressive() {
       run_case<double>(c, {3});
     }
   }
-  // Enough entries for several threads, and bands of an image.
+  // These cases have enough entries for several threads, and bands that are parts of an image.
   run_case<float>({2, 40, 40, 88, 1, true}, {1, 3});
   run_case<double>({2, 40, 40, 1, 88, true}, {1, 3});
 }

@@ -1,5 +1,5 @@
-// The published run for generators of dense layers, for those who check it: cases, what a run reads
-// and writes, and where it begins.
+// The published run for generators of dense layers, for the programs that check it: cases, the
+// arrays that a run reads and writes, and its start.
 #pragma once
 
 #include "dense.h"
@@ -9,12 +9,12 @@ namespace driver {
 
 struct PublishedCase {
   DenseCase dense;
-  std::vector<double> betas;  // the first is where the run stands
+  std::vector<double> betas;  // the first is that at which the run starts
   int64_t hmc_steps, leapfrog_steps;
   bool weights, rule, paper, per_chain, trace, overflow;
 
   int64_t steps() const { return static_cast<int64_t>(betas.size()) - 1; }
-  // Step sizes of an observation.
+  // The number of step sizes of an observation.
   int64_t steps_each() const { return per_chain ? dense.chains : 1; }
 };
 
@@ -77,7 +77,7 @@ struct PublishedHistory {
 
 constexpr StepRule kRule{0.65, 0.8, 1.1, 0.8, 0.02, 0.3};
 
-// Where a run begins.
+// The state at which a run begins.
 template <class T>
 void start(const PublishedCase& c, const Problem<T>& problem, PublishedState<T>& state) {
   Random random(c.dense.seed + 1);
@@ -93,7 +93,7 @@ void start(const PublishedCase& c, const Problem<T>& problem, PublishedState<T>&
     state.transition[b] = counters[(b + c.dense.chains) % 3];
     state.observation[b] = b == 1 ? kWordLimit : 5 * b;
   }
-  // A Hamiltonian that is infinite at the start: another way not to be finite.
+  // A Hamiltonian that is infinite at the start is another case that is not finite.
   if (c.dense.extreme) state.chains.energy[c.dense.chains - 1] = kInfinity;
 }
 

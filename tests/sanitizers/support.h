@@ -24,8 +24,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 void* allocate(size_t bytes);
 void release(void* block, size_t bytes);
 
-// An array that ends where its allocation ends, so that one entry too many is seen. On the heap it
-// begins at a multiple of 64 bytes or, if `ragged`, one entry later.
+// An array that ends at the end of its allocation, so that an access to one entry too many is
+// found. On the heap it begins at a multiple of 64 bytes or, if `ragged`, one entry later.
 template <class T>
 class Array {
  public:
@@ -81,7 +81,7 @@ class Random {
   uint64_t word();
   double uniform(double low, double high);
   uint64_t below(uint64_t limit) { return word() % limit; }
-  // A value in [-2, 2) or, if `extreme`, one in four times NaN, infinite or of the order of 1e30.
+  // A value in [-2, 2). If `extreme`, one in four is NaN, infinite or of the order of 1e30.
   double value(bool extreme);
 
  private:
@@ -99,8 +99,8 @@ void fill_values(Array<T>& out, Random& random, bool extreme) {
   for (int64_t i = 0; i < out.size(); ++i) out[i] = static_cast<T>(random.value(extreme));
 }
 
-// What one op wrote, by name, for comparisons between instruction sets and thread counts. `scale`
-// is the size of what the values are differences of, where that may be larger than the values.
+// What one op wrote, by name, to compare instruction sets and thread counts. Where values are
+// differences of larger numbers, `scale` is the size of the latter.
 struct Output {
   const char* name;
   std::vector<double> values;
@@ -128,8 +128,8 @@ constexpr const char* type_name() {
   return sizeof(T) == sizeof(float) ? "float" : "double";
 }
 
-// The roundings that two computations of the same finite value may differ by. It covers the
-// polynomials of the float normals, sums in another order and fused multiplications.
+// The number of roundings by which two computations of the same finite value may differ. It covers
+// the polynomials of the float normals, other orders of summation, and fused multiplications.
 constexpr double kRoundings = 32;
 
 template <class T>
@@ -137,7 +137,8 @@ constexpr double rounding_bound() {
   return kRoundings * static_cast<double>(std::numeric_limits<T>::epsilon());
 }
 
-// A sum in two levels: a plain sum of many thousand values would round more than the ops do.
+// A sum in two levels, because a plain sum of many thousand values would round more than the ops
+// do.
 class Sum {
  public:
   void add(double value) {
@@ -155,7 +156,7 @@ class Sum {
 
 // Failures.
 
-// Names the case that later failures, and an abort by a sanitizer, belong to.
+// Sets the name of the case to which later failures, and an abort by a sanitizer, belong.
 void begin_case(std::string name);
 void print_current_case();
 void fail(const std::string& what);
@@ -165,13 +166,13 @@ int64_t cases_begun();
 
 double largest_finite(const std::vector<double>& values);
 
-// |got - expected| <= bound (1 + scale) for every entry, scale being at least the largest finite
-// |expected|; a NaN or an infinity equals only its like.
+// Asserts |got - expected| <= bound (1 + scale) for every entry, where scale is at least the
+// largest finite |expected|. NaN and infinities must be equal.
 void expect_close(const Output& got, const std::vector<double>& expected, double bound);
-// The same for all outputs of an op; 0 demands equality.
+// The same for all outputs of an op; with bound 0 they must be equal.
 void expect_close(const Outputs& got, const Outputs& expected, double bound);
 
-// What `run` returns for the first number of threads; the others must give the same bits.
+// Returns the outputs of `run` for the first number of threads; the others must give the same bits.
 Outputs across_threads(const std::string& name, const std::vector<int>& thread_counts,
                        const std::function<Outputs(int threads)>& run);
 
@@ -188,9 +189,9 @@ void check_convolution();
 
 constexpr int kUsageStatus = 2, kUnusableStatus = 77;
 
-// One small case of every op of a table that is not one of the package's.
+// Checks one small case of every op of a table that is not one of the package's.
 void check_hmc_table(const HmcOps<float>& ops);
-// The status of the process, where the fault has not ended it.
+// Returns the exit status, where the fault has not ended the process.
 int run_planted(const std::string& fault, const std::string& isa);
 
 }  // namespace driver
