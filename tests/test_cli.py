@@ -779,6 +779,15 @@ def test_help_leaves_rare_options_to_help_all(
     assert "--target-cess" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [[], ["evaluate"], ["train"], ["sample"], ["convert"]])
+def test_without_rare_options_both_helps_are_the_same(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [_help(capsys, *command, each) for each in HELPS]
+    assert texts[0] == texts[1]
+    assert "--help-all" not in texts[0]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
 def test_a_reader_may_stop_reading(tmp_path: Path) -> None:

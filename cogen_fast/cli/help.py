@@ -36,22 +36,20 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Raises ValueError for mistakes, as the rest of the package does; it is shown as one line.
 
-    ``--help`` leaves out the groups which `rare_group` has added; ``--help-all`` shows them.
+    ``--help`` leaves out the groups which `rare_group` has added; ``--help-all`` shows them. Where
+    there are none, both show the same.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._rare: list[Any] = []
+        self._help_all = self.add_argument(
+            "--help-all", action=_HelpAll, nargs=0, help=argparse.SUPPRESS
+        )
 
     def rare_group(self, title: str, description: str | None = None) -> Any:
-        """Add a group of rarely needed options; the first one adds ``--help-all``, too."""
-        if not self._rare:
-            self.add_argument(
-                "--help-all",
-                action=_HelpAll,
-                nargs=0,
-                help="show all options, also rarely used ones, and exit",
-            )
+        """Add a group of rarely needed options; with the first one, help names ``--help-all``."""
+        self._help_all.help = "show all options, also rarely used ones, and exit"
         group = self.add_argument_group(title, description)
         self._rare.append(group)
         return group
