@@ -193,7 +193,7 @@ def test_one_population_is_two_islands_of_half_its_particles(evidence: Any) -> N
 
 
 @pytest.mark.slow
-def test_rows_of_a_batch_keep_their_populations_together() -> None:
+def test_populations_of_an_observation_are_neighbouring_rows() -> None:
     result = run(batch=3, populations=2, chains=16, keep_trace=True)
     assert result.trace is not None
     for row in range(3):
@@ -849,7 +849,7 @@ def test_same_seed_same_result(kind: str, backend: str) -> None:
 
 
 @pytest.mark.slow
-def test_backends_tell_the_same() -> None:
+def test_backends_agree_on_posterior_means() -> None:
     # Rounding differs between the backends, so that trajectories part after some temperatures. The
     # prior draws must be equal, and posterior means of 30 populations equal within four standard
     # errors of their difference.

@@ -113,7 +113,7 @@ def test_no_step_is_larger_than_an_e_fold() -> None:
     assert after(tensor(0.5, 0.01), tensor(0.0, 0.0)) == pytest.approx([1.0, 0.01 * math.e])
 
 
-def test_no_temperature_is_beyond_the_end() -> None:
+def test_no_inverse_temperature_exceeds_one() -> None:
     for beta in (0.37, 0.9, 0.999999, 1.0):
         assert after(tensor(beta, beta), tensor(0.01, 0.01)) == [1.0, 1.0]
 
@@ -195,7 +195,7 @@ def test_what_is_affordable_fits_and_leaves_something_for_the_posterior() -> Non
 
 @pytest.mark.slow
 @all_masses
-def test_short_budgets_say_that_they_jumped(mass: str) -> None:
+def test_short_budgets_report_oversized_steps(mass: str) -> None:
     for budget, oversized_steps in ((1, True), (8, True), (400, False)):
         run = sample(MIXED.rows([1]), Annealing(budget=budget, mass=mass))
         assert run.state.oversized_steps.tolist() == [oversized_steps] * 2
@@ -214,7 +214,7 @@ def test_short_budgets_say_that_they_jumped(mass: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_small_share_that_was_asked_for_is_no_jump() -> None:
+def test_a_small_share_that_was_asked_for_is_not_an_oversized_step() -> None:
     assert annealing_plan.least_kept(Annealing()) == 0.1
     assert annealing_plan.least_kept(Annealing(target_cess=0.1)) == pytest.approx(0.1)
     assert annealing_plan.least_kept(Annealing(target_cess=0.02)) == pytest.approx(0.02)
@@ -309,7 +309,7 @@ def test_the_share_that_steps_keep_by_hand() -> None:
     assert annealing_plan.share_kept(10 * STEP, 10.0) == pytest.approx(0.5, rel=1e-12)
 
 
-def test_the_way_to_the_posterior_by_hand() -> None:
+def test_the_distance_to_the_posterior_by_hand() -> None:
     def travel(beta: float, sharpness: float, aim: float = 1.0) -> float:
         return annealing_plan.distance_left(
             annealing_plan.IslandStatus(True, 0.0, 0.5, 0.9, 1.0, beta, sharpness, 0.0, aim), 8
@@ -352,7 +352,7 @@ def standing(**changes: Any) -> AnnealingStatus:
     return AnnealingStatus(**values | changes)
 
 
-def test_the_plan_is_made_for_those_that_move() -> None:
+def test_the_plan_depends_on_active_rows_only() -> None:
     # L is the geometric mean of the ratios 16 and 4 of the two active rows. Before beta = 1 the
     # larger correlation of energies and of all latents counts, 0.75 and 0.72; 0.75^6 and 0.72^5 are
     # their first powers below 0.2.
@@ -378,7 +378,7 @@ def test_there_are_fewer_moves_where_further_ones_forget_little() -> None:
         assert annealing_plan.choose(there, Annealing()).moves.tolist() == [3, 3, 0]
 
 
-def test_poor_moves_are_no_guide_to_how_many_it_takes() -> None:
+def test_rejected_moves_do_not_tell_how_many_are_needed() -> None:
     # Where the acceptance is below 0.5, there are the most moves, 8, but not at the posterior.
     tuned = dataclasses.replace(standing().tuning, acceptance=tensor(0.499, 0.501, 0.1))
     assert annealing_plan.choose(standing(tuning=tuned), Annealing()).moves.tolist() == [8, 5, 0]
@@ -410,7 +410,7 @@ def test_a_plan_without_active_rows_is_an_error() -> None:
 WAYS = [1.2 * math.log(10.0), 1.2 * math.log(2.0)]
 
 
-def test_steps_are_planned_for_the_one_farthest_off() -> None:
+def test_steps_are_planned_for_the_row_with_the_longest_distance() -> None:
     annealing = Annealing(target_cess=0.9, budget=10 + 120)
     chosen = annealing_plan.choose(standing(), annealing)
     steps = 120 / 8 - 8.0
@@ -434,7 +434,7 @@ def test_moves_within_a_budget_are_common() -> None:
         assert chosen.hmc_steps == moves
 
 
-def test_rounds_are_planned_for_the_one_with_most_missing() -> None:
+def test_rounds_are_planned_for_the_row_that_misses_most() -> None:
     # At beta = 1 the row with fewest rounds has made 3 of 30, and a round costs 3 L = 24 gradients.
     # The finished row, with 28 rounds, does not count.
     there: dict[str, Any] = {"beta": torch.ones(3, dtype=F64), "rounds": torch.tensor([3, 6, 28])}

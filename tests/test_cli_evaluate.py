@@ -330,7 +330,7 @@ def test_a_rate_at_the_edge_of_the_grid_is_told(
         ("sir", "sir", {"chains": 3, "starts": 9}),
     ],
 )
-def test_methods_take_what_is_theirs(name: str, solver: str, options: dict[str, Any]) -> None:
+def test_methods_get_their_own_options(name: str, solver: str, options: dict[str, Any]) -> None:
     method = method_named(name, preset="celeba-128", chains=3, budget=100, starts=9)
     assert (method.name, method.solver, method.options) == (name, solver, options)
     polish = {"polish": 500} if name == "adaptive-polish" else {}

@@ -133,7 +133,7 @@ def test_dense_layers_are_compiled_where_no_whole_run_is_made(
     assert "generator: compiled by torch.compile" in found.notes
 
 
-def test_it_is_yes_or_no() -> None:
+def test_compile_must_be_a_boolean() -> None:
     with pytest.raises(TypeError, match=r"^compile: expected True or False, got 'yes'"):
         run(network(), compile="yes")
 

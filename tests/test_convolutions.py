@@ -210,7 +210,7 @@ def test_few_channels_are_summed_and_many_tiled() -> None:
         assert type(layer_of(spec, Workspace(F32))) is kind
 
 
-def test_a_convolution_alone_is_left_to_torch() -> None:
+def test_a_convolution_without_an_activation_is_left_to_torch() -> None:
     kernel, bias = random(7, 5, 1, 1, seed=1, dtype=F32), torch.zeros(7)
     for work in (Workspace(F32), None):
         for slope, folded in ((1.0, False), (1.0, True), (0.0, False)):

@@ -245,7 +245,7 @@ def first_chains(state: ais.AISState, count: int) -> ais.AISState:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("few", "many"), [(2, 3), (8, 19), (16, 40), (19, 33)])
-def test_chains_that_adapt_by_themselves_know_of_no_others(
+def test_chains_that_adapt_by_themselves_do_not_depend_on_others(
     few: int, many: int, dtype: torch.dtype
 ) -> None:
     """The first chains of many equal those of few bit for bit, and a single chain nearly."""
@@ -444,7 +444,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("generator", OTHERS.values(), ids=OTHERS)
-def test_anything_else_is_not(generator: Any) -> None:
+def test_other_generators_are_not_taken_for_dense_layers(generator: Any) -> None:
     assert dense_layers(generator) is None
 
 
@@ -481,7 +481,7 @@ class Lying(nn.Module):
         (network((2, 3, 2)), {"misfit": lambda y, x: (y - x).abs().sum(-1)}, "another misfit"),
     ],
 )
-def test_a_wish_that_cannot_be_met_is_refused(generator: Any, how: Any, reason: str) -> None:
+def test_fused_is_refused_where_it_cannot_serve(generator: Any, how: Any, reason: str) -> None:
     noise = {} if "misfit" in how else {"noise_std": 0.5}
     options: dict[str, Any] = {"method": "paper", "ais_steps": 3, "progress": False, **noise, **how}
     with pytest.raises(ValueError, match=f"^backend: fused serves .*{reason}"):

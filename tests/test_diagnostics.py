@@ -92,7 +92,7 @@ def test_a_real_run_with_defaults_is_healthy(seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chains", [16, 17])
-def test_halves_in_different_modes_are_told_of_a_real_run(chains: int) -> None:
+def test_islands_in_different_modes_are_diagnosed_in_a_real_run(chains: int) -> None:
     # Both modes are so narrow that no particle leaves its own, and some islands of eight have
     # particles in one mode only.
     x = torch.full((96, 1), 4.0)
@@ -101,7 +101,7 @@ def test_halves_in_different_modes_are_told_of_a_real_run(chains: int) -> None:
     assert any(line.startswith("islands disagree: ") for line in result.diagnose())
 
 
-def test_independent_chains_are_told_of_a_real_run() -> None:
+def test_independent_chains_are_diagnosed_in_a_real_run() -> None:
     assert any(
         line.startswith("independent chains: ") for line in run(chains=3, budget=100).diagnose()
     )
@@ -198,7 +198,7 @@ def test_each_problem_is_diagnosed_alone(change: dict[str, Any], words: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chains", [3, 15, 16])
-def test_unequal_islands_are_told_of_a_real_run(chains: int) -> None:
+def test_unequal_islands_are_diagnosed_in_a_real_run(chains: int) -> None:
     # The observed region is so small that some islands find it and others do not; elsewhere the
     # outputs are flat.
     x = torch.full((48, 2), 0.5)

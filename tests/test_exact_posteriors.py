@@ -385,7 +385,7 @@ def test_islands_that_learn_from_themselves_are_found(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_samples_by_the_old_rule_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_tuning_at_the_posterior_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     learn_from_oneself(monkeypatch)
     go_on_learning(monkeypatch)
     # In 20 latents moves decorrelate so fast that no bias can be found, so 64 stiff ones are used.

@@ -234,7 +234,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     "sampler", [pytest.param(s, marks=pytest.mark.slow) if s == "noise" else s for s in SAMPLERS]
 )
-def test_what_surrounds_a_call_does_not_reach_it(sampler: str, surroundings: str) -> None:
+def test_surrounding_contexts_do_not_affect_a_call(sampler: str, surroundings: str) -> None:
     how = SAMPLERS[sampler]
     if "method" in how:
         how = {"ais_steps": None, "leapfrog_steps": None, "step_size": None} | how
@@ -1114,7 +1114,7 @@ def test_arrays_that_are_missing_are_damage(picture: Result, tmp_path: Path) -> 
         Result.load(tmp_path)
 
 
-def test_no_result_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_without_a_result_is_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Result.load(tmp_path)
 

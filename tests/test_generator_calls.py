@@ -127,7 +127,7 @@ def test_another_range_than_the_generator_s_is_warned_of(
         (of_range(0.0, 1.0), torch.cat([torch.ones(4, 8), torch.zeros(4, 8)])),
     ],
 )
-def test_the_generator_s_own_range_is_not(x: Tensor, mask: Tensor) -> None:
+def test_data_in_the_generator_s_own_range_give_no_warning(x: Tensor, mask: Tensor) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run_images(images, x, mask)

@@ -264,7 +264,7 @@ def test_the_cpu_has_none() -> None:
     assert not any("CUDA" in note for note in run(network(), **RUNS["paper"]).notes)
 
 
-def test_it_is_yes_or_no() -> None:
+def test_cuda_graphs_must_be_a_boolean() -> None:
     with pytest.raises(TypeError, match=r"^cuda_graphs: expected True or False, got 1"):
         run(network(), cuda_graphs=1)
 

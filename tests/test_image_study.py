@@ -126,7 +126,7 @@ def test_the_paper_s_method_has_the_paper_s_settings() -> None:
     assert block.bounds(32) == (8, 15)  # a block side of 30 to 60 pixels at 128
 
 
-def test_the_shipped_stages_are_the_curve() -> None:
+def test_the_curve_has_the_shipped_stages() -> None:
     assert tuple(snapshot.shown for snapshot in image_study.shipped().snapshots) == FASHION_STAGES
 
 

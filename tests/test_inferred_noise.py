@@ -323,7 +323,7 @@ def test_data_without_noise_lead_to_the_least_noise() -> None:
 
 
 @pytest.mark.slow
-def test_no_level_is_passed_over() -> None:
+def test_the_pool_begins_at_the_largest_noise() -> None:
     # The pool must begin at the beta of the largest noise. Without that rule it would begin at a
     # smaller noise.
     result = run(noise_std=UnknownNoise(0.01, 100.0))
@@ -422,7 +422,7 @@ def test_a_checkpoint_belongs_to_its_bounds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_observed_of_one_does_no_harm_to_another() -> None:
+def test_an_observation_without_entries_does_not_affect_another() -> None:
     x, mask = x_obs(0.1, 0.1), torch.ones(2, 30)
     mask[0] = 0.0
     with pytest.warns(UserWarning, match="nothing of observation 0 is observed"):
@@ -444,7 +444,7 @@ def test_a_fixed_length_is_kept_in_the_rounds() -> None:
     assert result.leapfrog_steps.unique().tolist() == [10]
 
 
-def test_numbers_that_cannot_name_every_chain_are_refused() -> None:
+def test_observation_ids_too_large_for_every_chain_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^observation_ids: expected numbers below 268435456 "):
         run(observation_ids=[5, 2**28])
 
@@ -484,7 +484,7 @@ def test_values_that_are_all_alike_have_no_scale() -> None:
         cogenerate(generator, tenth, torch.ones(30), noise_std="auto", latent_shape=10)
 
 
-def test_others_than_the_adaptive_method_want_a_number() -> None:
+def test_other_methods_need_a_given_noise() -> None:
     how: dict[str, Any] = {"noise_std": "auto", "latent_shape": 10}
     with pytest.raises(ValueError, match="noise_std: expected a number"):
         reconstruct(

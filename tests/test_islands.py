@@ -36,7 +36,7 @@ def few_or_many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         (6, [12.4, 12.2, 11.8, 11.0, 9.4, 6.2]),
     ],
 )
-def test_others_by_hand(count: int, expected: list[float]) -> None:
+def test_means_of_others_by_hand(count: int, expected: list[float]) -> None:
     values = 2.0 ** torch.arange(6, dtype=F64)
     found = islands.mean_of_others(values, count)
     assert found.tolist() == pytest.approx(expected, rel=1e-14)
@@ -53,14 +53,14 @@ def test_pairs_by_hand() -> None:
     assert each.tolist() == [[[0.0, 1.0, 2.0]], [[3.0, 4.0, 5.0]]]
 
 
-def test_others_of_pairs_by_hand() -> None:
+def test_pairwise_means_of_others_by_hand() -> None:
     table = torch.tensor([[[100.0, 1.0, 2.0], [3.0, 100.0, 5.0], [7.0, 11.0, 100.0]]])
     assert islands.mean_of_others_pairwise(table).tolist() == [1.5, 4.0, 9.0]
     assert islands.mean_of_others_pairwise(torch.tensor([[[3.0]], [[4.0]]])).tolist() == [3.0, 4.0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_others_of_pairs_are_others_where_the_pair_does_not_matter(count: int) -> None:
+def test_pairwise_means_equal_means_where_the_pair_does_not_matter(count: int) -> None:
     values = normal(10, seed=1)
     table = islands.pairs(values, count)[1].expand(-1, count, -1)
     torch.testing.assert_close(
@@ -141,7 +141,7 @@ def taught_otherwise(state: SMCState, row: int) -> SMCState:
 
 @all_masses
 @pytest.mark.parametrize("count", [2, 3])
-def test_what_an_island_has_learnt_is_for_the_others_alone(count: int, mass: str) -> None:
+def test_an_islands_estimates_change_other_islands_only(count: int, mass: str) -> None:
     state, rule = at_ease(under_way(count, mass)), annealing(mass)
     before = choices(state, rule)
     expected = {"beta", "step_size", "moves"}
@@ -177,7 +177,7 @@ def with_other_particles(state: SMCState, row: int, target: Any) -> SMCState:
 
 @all_masses
 @pytest.mark.parametrize("count", [2, 3])
-def test_no_island_is_moved_by_what_its_own_particles_are(count: int, mass: str) -> None:
+def test_an_islands_own_particles_do_not_change_its_moves(count: int, mass: str) -> None:
     target = MIXED.rows([1, 2, 2])
     # A temperature has a single move. With several, the answer of the other islands to what they
     # took from the changed row would come back to it within the temperature.
@@ -199,7 +199,7 @@ def test_no_island_is_moved_by_what_its_own_particles_are(count: int, mass: str)
 
 @all_masses
 @pytest.mark.parametrize("count", [2, 3])
-def test_later_moves_too_are_by_what_others_have_learnt(count: int, mass: str) -> None:
+def test_later_moves_use_the_estimates_of_other_islands_too(count: int, mass: str) -> None:
     # Of two moves, the second has the step size that the first moves of the other islands ask for.
     # So other particles in one row change the recorded step sizes of its siblings only.
     target = MIXED.rows([1, 2, 2])
@@ -213,7 +213,7 @@ def test_later_moves_too_are_by_what_others_have_learnt(count: int, mass: str) -
 
 
 @all_masses
-def test_the_first_move_is_by_the_step_that_was_chosen(mass: str) -> None:
+def test_the_first_move_has_the_step_size_that_was_chosen(mass: str) -> None:
     # Islands whose betas grow by different factors have scales that shrink by different factors.
     # The first move must still have the step size that was chosen.
     state = taught_otherwise(under_way(3, mass), 1)
@@ -260,7 +260,7 @@ def test_independent_chains_go_on_learning() -> None:
         assert {"tuning.log_step", "tuning.autocorrelation"} <= changed(before, after, 0)
 
 
-def test_the_last_lesson_is_of_the_step_before_the_posterior() -> None:
+def test_moves_of_the_temperature_that_reaches_the_posterior_teach_nothing() -> None:
     # Both rows are placed at beta = 0.9, so that this temperature brings them to 1. Their moves are
     # then at the posterior and must teach nothing.
     state = begun(MIXED.rows([1]))

@@ -57,7 +57,7 @@ def some_columns(rows: int, size: int, count: int) -> Tensor:
     ("size", "count", "every"),
     [(3, 40, 8), pytest.param(300, 255, 8, marks=pytest.mark.slow), (300, 8, 1)],
 )
-def test_nothing_is_dropped_while_there_is_room(size: int, count: int, every: int) -> None:
+def test_a_sketch_with_enough_columns_drops_nothing(size: int, count: int, every: int) -> None:
     columns = some_columns(2, size, count)
     found = grown(columns, every, kept=0.9)
     torch.testing.assert_close(found.factor @ found.factor.mT, fading(columns, every, 0.9))
@@ -140,7 +140,7 @@ def test_reflections_are_the_matrix(size: int, count: int, monkeypatch: pytest.M
     torch.testing.assert_close(whole, reflected)
 
 
-def test_no_directions_turn_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_directions_the_basis_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     latents = normal(2, 5, 7, seed=1).float()
     for limit in (7, 6):
         monkeypatch.setattr(bases, "WHOLE", limit)
@@ -161,7 +161,7 @@ def measured(size: int, outputs: int) -> tuple[nn.Linear, Tensor]:
     return g, x
 
 
-def test_a_run_goes_as_one_with_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_sketches_equals_one_with_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     # Rounding differs, and its effect grows with every accept test, so that only some temperatures
     # are compared.
     g, x = measured(40, 12)

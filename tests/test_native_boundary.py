@@ -76,7 +76,7 @@ INVALID: list[tuple[str, str, Any, type[Exception], str]] = [
 @pytest.mark.parametrize(
     ("function", "name", "value", "kind", "message"), INVALID, ids=lambda v: v if v is str else None
 )
-def test_what_is_said(
+def test_errors_say_what_was_expected(
     function: str, name: str, value: Any, kind: type[Exception], message: str
 ) -> None:
     case = cases(function)[0]

@@ -68,13 +68,13 @@ def test_gradients_are_counted() -> None:
 
 
 @pytest.mark.slow
-def test_a_chain_is_by_its_observation_alone() -> None:
+def test_a_chain_depends_on_its_observation_only() -> None:
     together, alone = run(gradients=300), run(ids=range(1, 2), gradients=300)
     torch.testing.assert_close(together.latents[1:2], alone.latents)
     assert not torch.equal(together.latents, run(gradients=300, seed=1).latents)
 
 
-def test_no_moves_are_the_best_start() -> None:
+def test_without_moves_every_draw_is_the_best_start() -> None:
     result = run(gradients=1)
     assert (result.latents == result.latents[:, :1]).all()
 

@@ -264,7 +264,7 @@ def test_every_draw_costs_a_forward_and_every_particle_a_gradient() -> None:
     assert state.forwards == 7
 
 
-def test_draws_of_an_island_are_by_its_observation_and_its_place() -> None:
+def test_draws_depend_on_the_observation_and_the_islands_place_only() -> None:
     # Draws depend on the observation's id and the island's place, not on the batch.
     together = begun(MIXED, observations=3, islands=2, observation_ids=[5, 0, 9])
     for row, name in enumerate([5, 0, 9]):

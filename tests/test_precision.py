@@ -242,7 +242,7 @@ def test_a_float64_generator_may_have_cheaper_gradients() -> None:
             assert 0.0 < error < (1e-5 if gradient == "float32" else 0.05)
 
 
-def test_its_own_type_changes_nothing() -> None:
+def test_naming_the_types_of_the_generator_changes_nothing() -> None:
     x, how = seeded(2, 6), {"method": "paper", "ais_steps": 6, "progress": False}
     usual, named = (
         cogenerate(

@@ -378,7 +378,7 @@ def test_init_names_the_argument_at_fault(how: dict[str, Any], message: str) -> 
         sample(LinearGaussian(), **how)
 
 
-def test_the_last_number_that_names_an_observation() -> None:
+def test_the_largest_observation_id() -> None:
     # Every island has a random number stream of its own, of 2^32.
     state = begun(LinearGaussian(), islands=4, observation_ids=[2**30 - 1])
     assert state.hmc.stream.observation.tolist() == [2**32 - 4 + k for k in range(4)]
@@ -401,7 +401,7 @@ def test_a_finished_state_takes_no_step() -> None:
 @pytest.mark.parametrize(
     "given", [{"repeats": ()}, {"keep_trace": True}, {"chains": 16}, {"seed": 3, "latent_size": 3}]
 )
-def test_a_run_that_goes_on_takes_nothing_anew(given: dict[str, Any]) -> None:
+def test_a_continued_run_refuses_arguments_of_a_start(given: dict[str, Any]) -> None:
     target = LinearGaussian()
     start = Run(begun(target))
     if "repeats" in given:
@@ -440,7 +440,7 @@ def test_plain_functions_are_targets_too() -> None:
 
 
 @pytest.mark.slow
-def test_copies_of_one_point_become_draws_again() -> None:
+def test_copies_of_one_point_separate_into_posterior_draws() -> None:
     # On each of 200 pairs of islands, all eight particles are put on one point at a low beta. The
     # moves must separate them, and reach the posterior as they do from the prior.
     target = LinearGaussian(sigma=0.1)

@@ -331,7 +331,7 @@ def test_in_place_operations_and_items_are_followed() -> None:
                 assert (ours - theirs).abs().max() <= BOUNDS[dtype] * theirs.abs().max()
 
 
-def test_what_a_module_keeps_is_harmless() -> None:
+def test_a_module_may_keep_its_activations() -> None:
     class Keeping(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -399,7 +399,7 @@ def problem_of(module: Any, **how: Any) -> Iterator[Any]:
         yield found
 
 
-def test_who_asks_for_something_else_gets_that() -> None:
+def test_other_settings_of_compute_prevent_the_trace() -> None:
     module = made(Mixed, F32)
     for compute in (
         Compute(backend="native"),

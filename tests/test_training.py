@@ -457,7 +457,7 @@ def test_the_critics_step_keeps_no_graph_of_the_generator() -> None:
 
 
 @pytest.mark.parametrize(("loss", "share"), [("wgan-gp", 1.0), ("r1", 16 / 17)])
-def test_the_lazy_penalty_is_made_up_for(loss: str, share: float) -> None:
+def test_adams_settings_account_for_the_lazy_penalty(loss: str, share: float) -> None:
     state = trainer(loss=loss, r1_gamma=3.0, learning_rate=0.01).state()
     for player, part in (("generator", 1.0), ("discriminator", share)):
         (group,) = state[f"{player}_adam"]["param_groups"]
@@ -467,7 +467,7 @@ def test_the_lazy_penalty_is_made_up_for(loss: str, share: float) -> None:
         assert trainer(loss=loss, r1_gamma=3.0).discriminator_loss.r1_gamma == 48.0
 
 
-def test_both_players_and_the_average_grow_from_themselves() -> None:
+def test_both_networks_and_the_average_grow_from_their_own_weights() -> None:
     found = run(trainer(average_decay=0.9, learning_rate=1e-2), 2)
     mean = found.averaged.base.dense.weight.clone()
     critic = found.discriminator.head.dense.weight.detach().clone()

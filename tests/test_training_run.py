@@ -430,7 +430,7 @@ def test_the_second_signal_has_its_usual_effect() -> None:
 
 
 @pytest.mark.parametrize(("here", "there"), [(True, False), (False, True)])
-def test_a_team_hears_of_one_stop(here: bool, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_of_one_stops_all(here: bool, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch.distributed as dist
 
     def reduced(told: torch.Tensor, op: Any) -> None:

@@ -170,7 +170,7 @@ def test_further_decorrelation_compares_the_first_move_with_all_moves() -> None:
     assert (found.further_decorrelation < 1.0).any()
 
 
-def test_correlations_are_those_of_what_was_kept() -> None:
+def test_correlations_are_those_of_constructed_moves() -> None:
     # z' = c z + sqrt(1 - c^2) x has the correlation c, which differs by direction. Estimated from n
     # = 20,000 chains it has a standard error of (1 - c^2) / sqrt(n), at most 1 / sqrt(n); the bound
     # is four of these.
@@ -201,7 +201,7 @@ def test_rows_that_do_not_learn_keep_their_estimates() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_what_others_have_learnt_is_their_mean(count: int) -> None:
+def test_the_estimates_of_other_islands_are_averaged(count: int) -> None:
     each = Tuning(
         normal(6, seed=1),
         normal(6, seed=2),
@@ -272,7 +272,7 @@ def test_the_slope_of_the_length_is_that_of_the_closed_form(length: float) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 3])
 @pytest.mark.parametrize("start", [0.3, 1.9])
-def test_the_length_goes_to_the_best_jump_per_root_of_a_gradient(d: int, start: float) -> None:
+def test_the_length_maximises_chees_over_its_square_root(d: int, start: float) -> None:
     # Every move starts from exact draws of scale 1 and has 16 leapfrog steps. Near the optimum the
     # slope falls by about 2.5 per unit of length, so that the mean of the lengths has the standard
     # deviation of the mean of the slopes, divided by 2.5. The slope of 2,000 chains has a standard
