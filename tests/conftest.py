@@ -96,7 +96,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """For small batches: threads would spend their time waiting for each other."""
+    """Use one thread: for small batches, several would mostly wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

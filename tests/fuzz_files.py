@@ -156,7 +156,7 @@ def _read_training(path: Path) -> Any:
 
 @cache
 def _evaluation() -> dict[str, bytes]:
-    """Every file of one, by its name in the folder."""
+    """Every file of an evaluation, by its name in the folder."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         hostile.evaluated(out)

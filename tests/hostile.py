@@ -140,7 +140,7 @@ def saved_result(folder: Path, **options: Any) -> Path:
 
 
 def load_result(path: Path) -> None:
-    """Load a result, one of whose files is the one at ``path``."""
+    """Load a result in which the file at ``path`` takes the place of one of its files."""
     there = saved_result(path.parent) / path.name
     there.unlink()
     os.rename(path, there)
@@ -148,7 +148,7 @@ def load_result(path: Path) -> None:
 
 
 def evaluation(path: Path) -> None:
-    """Continue an evaluation, one of whose files is the one at ``path``."""
+    """Continue an evaluation in which the file at ``path`` takes the place of one of its files."""
     G = ProgressiveGenerator(SIDE, feature_maps=[4, 4, 4], latent_size=3).eval()
     method = Method("gd", "gd", {"steps": 2, "learning_rate": 0.1})
     study = Study(Block(), (method,), {"noise_std": 0.1}, group=1)
@@ -176,7 +176,7 @@ def evaluated(out: Path) -> Any:
 
 
 def training(path: Path) -> None:
-    """Continue a training, one of whose files is the one at ``path``."""
+    """Continue a training in which the file at ``path`` takes the place of one of its files."""
     out = path.parent / "training"
     out.mkdir()
     os.rename(path, out / path.name)

@@ -221,7 +221,7 @@ def between_transitions(draw: Draws) -> Iterator[Case]:
 
 
 def observed(draw: Draws, measured: int) -> Arguments:
-    """What is observed of B outputs, each with a mask and weights of its own."""
+    """Observations of B outputs, each with a mask and weights of its own."""
     return {
         "target": draw(B, measured),
         "mask": draw.flags(B, measured, dtype=U8),
@@ -271,7 +271,7 @@ def misfits(draw: Draws) -> Iterator[Case]:
 
 
 def norms(draw: Draws) -> Iterator[Case]:
-    """Calls of what follows a convolution: bias, leaky ReLU and pixel norm."""
+    """Calls of the ops that follow a convolution: bias, leaky ReLU and pixel norm."""
     shape, channels = (2, 3, 4), 5
     scale = 0.5 + draw.rates(*shape).to(draw.real)
     yield Case(

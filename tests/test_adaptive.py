@@ -406,7 +406,7 @@ class Counted(Failing):
 
 
 def counted(**how: Any) -> tuple[Result, int, int]:
-    """A run, with how many gradients and forwards of latents it took."""
+    """A run, and the numbers of gradients and forwards of latents that it took."""
     generator = Counted()
     result = run(generator, **how)
     # The checks of G take gradients at four latents. Computing the outputs takes a forward of each
@@ -892,7 +892,7 @@ def test_global_generators_are_neither_read_nor_written() -> None:
 
 @dataclass(frozen=True)
 class Whole:
-    """An uninterrupted run, its number of calls of the generator, and that of its start."""
+    """An uninterrupted run, the number of calls of its generator, and that until it had started."""
 
     result: Result
     calls: int

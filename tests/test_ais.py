@@ -67,7 +67,7 @@ MIXING = normal(5, 16, seed=3) / 4.0
 
 @dataclass(frozen=True)
 class Case:
-    """One way to observe a 4 x 4 image: the argument, its matrix, shapes, noise per entry."""
+    """A way to observe a 4 x 4 image: the argument, its matrix, shapes, and noise of entries."""
 
     mask: Any
     matrix: Tensor
@@ -380,7 +380,7 @@ def test_diagnostics_by_hand() -> None:
 def published_rule(
     start: float, acceptance: list[float], increase: float, target: float = 0.65
 ) -> list[float]:
-    """The step sizes used, from method notes: compare the running rate *before* its update."""
+    """The step sizes by the published rule, which compares the running rate *before* its update."""
     used, step, running = [], start, target
     for rate in acceptance:
         used.append(step)
@@ -592,7 +592,7 @@ def test_no_preset_is_unpublished() -> None:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The settings that the loop is really run with; no sampling."""
+    """The settings with which the loop would be run; nothing is sampled."""
     calls: list[dict[str, Any]] = []
 
     def run(target: Any, betas: Any, steps: int, moves: ais.Moves, **how: Any) -> ais.Run:

@@ -1,4 +1,4 @@
-"""The baselines behind the front door: what they give, what they cost, and what they refuse."""
+"""The baselines behind the front door: results, costs and refusals."""
 
 from __future__ import annotations
 
@@ -384,7 +384,7 @@ def test_a_score_that_is_not_finite_never_wins() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["gd", "adam", "lbfgs"])
 def test_the_default_grids_serve_images(method: str) -> None:
-    """On the shipped garments the best rate lies inside, at the paper's weight."""
+    """At the paper's weight, the best rate for the shipped garments is within the grid."""
     generator = pretrained("fashion-32")
     with torch.no_grad():
         truth = generator(torch.randn(1, 64, generator=torch.Generator().manual_seed(1)))

@@ -1,4 +1,4 @@
-"""Loading what other programs wrote, refusing what is unsafe or unknown, saving our own."""
+"""Loading files of other programs, refusing unsafe or unknown ones, saving our own."""
 
 from __future__ import annotations
 

@@ -378,7 +378,7 @@ def test_two_processes_give_the_study_of_one(whole: Path, tmp_path: Path) -> Non
 
 
 def apart(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
-    """Make this process one of two whose waits end at once, so that they can run in turn."""
+    """Make this process one of two that never wait for each other, so that they can run in turn."""
 
     @contextmanager
     def process_group(_: object) -> Iterator[Processes]:

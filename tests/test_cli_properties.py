@@ -442,7 +442,7 @@ def test_right_command_lines_are_carried_out(
 
 
 def decoded(path: str) -> npt.NDArray[np.float64]:
-    """Brightness ``(3, H, W)`` by Pillow alone; 16 bits as parts of 255."""
+    """Brightness ``(3, H, W)`` from 0 to 255, also of 16 bits, by Pillow alone."""
     with Image.open(path) as image:
         if image.mode.startswith("I;16"):
             return np.stack([np.asarray(image, np.float64) / 257.0] * 3)

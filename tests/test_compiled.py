@@ -1,4 +1,4 @@
-"""`torch.compile` of a user's generator: taken where it works, told where it does not."""
+"""`torch.compile` of a user's generator: used where it works, and noted where it does not."""
 
 from __future__ import annotations
 
@@ -154,5 +154,5 @@ def compile_and_compare() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_what_torch_compiles_is_the_same_run_but_for_rounding() -> None:
-    """In a new process, as some versions of setuptools make torch.compile fail after imports."""
+    """With some versions of setuptools, torch.compile only works in a new process."""
     in_a_process(__file__, "compile_and_compare")

@@ -79,7 +79,7 @@ def by_torch(spec: ConvolutionSpec, x: Tensor) -> Tensor:
 
 
 def assert_is(layer: Layer, spec: ConvolutionSpec, images: int, channels: int) -> None:
-    """The layer computes the convolution, its activation, and the gradient by its input."""
+    """Assert that the layer computes the convolution, its activation, and the input's gradient."""
     dtype = spec.weight.dtype
     before = random(images, channels, *spec.side, seed=3, dtype=dtype).requires_grad_()
     x = F.leaky_relu(before, SLOPE)
@@ -228,7 +228,7 @@ def test_what_has_no_code_is_left_to_torch() -> None:
 
 
 def chain_of(contiguous: bool) -> tuple[ConvolutionChain, list[ConvolutionSpec]]:
-    """Three layers: a dense one, tiles, and sums."""
+    """Three layers: a dense one, a tiled one, and one that sums over taps."""
     zeros, ones = torch.zeros(9, dtype=F64), torch.ones(8, dtype=F64)
     dense = spec_of(
         random(6, 9, 4, 4, seed=1, dtype=F64), zeros, (1, 1), transposed=True, slope=0.0

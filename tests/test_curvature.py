@@ -1,4 +1,4 @@
-"""The mass from curvature: what gradients show, what of it is noise, and moves in its basis."""
+"""The mass from curvature: estimates from gradients, their noise, and moves in the basis."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def few_or_many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def known(mean: Tensor, inverse_count: float = 0.0) -> Curvature:
-    """An estimate with this mean, from so many gradients that it has no noise, or from few."""
+    """An estimate with this mean. An ``inverse_count`` of 0 stands for one without noise."""
     count = torch.full_like(mean[:, 0, 0], inverse_count)
     if bases.WHOLE:
         return Curvature(mean, count)

@@ -332,7 +332,7 @@ def test_values_of_unknown_range_count_as_corrupt(folder: Path, kind: type) -> N
 
 @pytest.mark.parametrize("ending", ["png", "tiff", "jpg"])
 def test_exif_orientation_is_obeyed(folder: Path, ending: str) -> None:
-    """6: the camera was turned, so the image is shown turned clockwise by 90 degrees."""
+    """Orientation 6: the camera was turned, so the image must be turned clockwise by 90 degrees."""
     upright = np.zeros((8, 8), np.uint8)
     upright[:, 4:] = 200
     upright[:4] += 50
@@ -448,7 +448,7 @@ def test_too_many_corrupt_files_are_refused(
 
 
 def test_a_share_of_corrupt_files_is_allowed_exactly(folder: Path) -> None:
-    """0.29 * 100 is below 29 in floating point."""
+    """The share must be exact: 0.29 * 100 is below 29 in floating point."""
     for number in range(100):
         write(folder / f"{number:03}.bmp", b"bad")
     for number in range(71):
@@ -705,7 +705,7 @@ def test_failed_decoding_leaves_what_was_there(
 
 
 def test_two_threads_at_once(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both decode at the same time, to the same name."""
+    """Two threads decode at the same time, into a file of the same name."""
     make_folder(folder)
     both, write_cache = threading.Barrier(2, timeout=10), datasets.write_cache
 

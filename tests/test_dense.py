@@ -215,7 +215,7 @@ def test_weights_of_entries_and_nothing_hidden(chains: int) -> None:
 @adaptations
 @pytest.mark.parametrize("chains", [1, 9])
 def test_proposals_that_are_not_finite_are_counted(chains: int, per_chain: bool) -> None:
-    """A step size at which trajectories overflow: identity layers amplify without bound."""
+    """The step size makes trajectories overflow, because identity layers amplify without bound."""
     net = network((3, 8, 8, 2), "identity")
     rule = replace(OWN_RULE, maximum=1e4) if per_chain else None
     moves = ais.Moves(leapfrog_steps=100, adaptation=rule)
@@ -493,7 +493,7 @@ def test_fused_is_refused_where_it_cannot_serve(generator: Any, how: Any, reason
 
 
 def test_other_methods_take_the_best_ops_there_are() -> None:
-    """They say which ops; asking them for whole runs raises an error before any sampling."""
+    """Their results name the ops, and asking for whole runs raises an error before any sampling."""
     net, x, mask = network((2, 12, 3)), np.array([0.3, np.nan, -0.2]), np.array([1, 0, 1])
     noise: dict[str, Any] = {"noise_std": 0.3, "seed": 2}
     adam: dict[str, Any] = {"method": "adam", "steps": 3, "learning_rate": 0.1}

@@ -58,7 +58,7 @@ def log_evidence() -> float:
 
 
 def moments(latents: Tensor) -> Tensor:
-    """First and second moments of each chain, less their expectations: means 0."""
+    """First and second moments of each chain minus their expectations, with means of 0."""
     mean, covariance = posterior()
     centred = latents - mean
     products = centred[:, :, None] * centred[:, None, :] - covariance
@@ -100,7 +100,7 @@ QUICK = AdaptationRule(0.9, 0.5, 1.3, 0.7, maximum=1.0)
 def annealed(
     rule: AdaptationRule | None, step_sizes: tuple[float, float] | None = None
 ) -> ais.AISState:
-    """20,000 chains; their step sizes begin between ``step_sizes``, where there are some."""
+    """A run of 20,000 chains, whose step sizes begin between ``step_sizes`` if these are given."""
     chains, moves = 20_000, ais.Moves(leapfrog_steps=3, adaptation=rule)
     with prepared(layer(), X, MASK, noise_std=NOISE, whole_runs=True) as found:
         assert found.dense is not None
@@ -132,6 +132,6 @@ def test_fixed_step_sizes_of_chains_bias_nothing() -> None:
 
 @pytest.mark.slow
 def test_quick_adaptation_biases_the_evidence_where_it_is_each_chains_own() -> None:
-    """A shared step size that adapts as quickly does not, as the documentation says."""
+    """As the documentation says, a shared step size that adapts as quickly gives no bias."""
     assert abs(evidence_score(annealed(QUICK))) <= 5.0
     assert evidence_score(annealed(replace(QUICK, per_chain=True))) > 10.0

@@ -1,4 +1,4 @@
-"""What the documents refer to is there: links, anchors, files, commands of the command line."""
+"""References in the documents exist: links, anchors, files, commands of the command line."""
 
 from __future__ import annotations
 

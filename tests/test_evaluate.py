@@ -239,7 +239,7 @@ def test_a_run_stopped_while_it_reads_goes_on(stop: int, whole: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_a_run_stopped_in_the_generator_goes_on(whole: Path, tmp_path: Path) -> None:
-    """It is stopped in the checks, in a descent, or in the sampler, which then has a checkpoint."""
+    """The run is stopped in the checks, in a descent, or in the sampler, which has a checkpoint."""
     counted = Net()
     evaluate(counted, data(), STUDY, tmp_path / "counted", **QUIET)
     saved = 0
@@ -513,7 +513,7 @@ def test_another_plan_is_refused(change: dict[str, Any], message: str, whole: Pa
 
 
 def exchange(folder: Path, one: str, other: str) -> None:
-    """The first lines of two files of records, of which each keeps its digest."""
+    """Exchange the first lines of two files of records; each record keeps its digest."""
     rows = [(folder / name).read_text().splitlines(keepends=True) for name in (one, other)]
     rows[0][0], rows[1][0] = rows[1][0], rows[0][0]
     for name, lines in zip((one, other), rows, strict=True):

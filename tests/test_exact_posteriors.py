@@ -140,7 +140,7 @@ def test_jackknife_errors() -> None:
 
 @dataclass(frozen=True)
 class Cell:
-    """A linear model, and how many repetitions of a default run."""
+    """A linear model, and the number of repetitions of a default run."""
 
     name: str
     size: int

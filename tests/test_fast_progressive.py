@@ -345,7 +345,7 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
 @each_isa
 @pytest.mark.parametrize("name", ["grey", "64px", "fading-tanh"])
 def test_float32_is_as_near_to_float64_as_the_module(name: str) -> None:
-    """Winograd's sums of inputs add a few roundings: a factor of 4, and at most 1e-4 in all."""
+    """Winograd's sums add roundings: a factor of 4 is allowed, and 1e-4 at most in all."""
     generator = seeded(**NETWORKS[name], dtype=torch.float32)
     z = random(16, generator.latent_size, dtype=torch.float32)
     found, module = generator.fast_path()(z).double(), generator(z).double()
@@ -418,7 +418,7 @@ def test_it_keeps_the_weights_of_its_making() -> None:
 
 
 def saved_numbers(function: Callable[[Tensor], Tensor], z: Tensor) -> int:
-    """How many numbers autograd keeps for the gradient, each memory counted once."""
+    """The number of entries that autograd keeps for the gradient; shared memory counts once."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -575,7 +575,7 @@ def test_a_short_run_is_the_ordinary_one(name: str, misfit: Any) -> None:
 
 @pytest.mark.slow
 def test_a_whole_run_has_the_ordinary_statistics() -> None:
-    """In float32 with other noise: evidence and mean energy, chains being independent here."""
+    """float32 runs with other noise agree in evidence and mean energy of independent chains."""
     generator = seeded(8, torch.float32, latent_size=6, feature_maps=[8, 4], channels=1)
     x = generator(random(1, 6, seed=1, dtype=torch.float32))
     mask = np.ones((8, 8))

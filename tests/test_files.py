@@ -27,7 +27,7 @@ def age(path: Path, seconds: float) -> Path:
 
 
 def left_of(path: Path, seconds: float = 2 * HOUR, random: str = "ab_0z9xy") -> Path:
-    """A temporary file as a writer of ``path`` leaves it that was killed so many seconds ago."""
+    """A temporary file of a writer of ``path`` that was killed so many seconds ago."""
     left = path.with_name(f".{path.name}.{random}{path.suffix}")
     left.write_text("half")
     return age(left, seconds)
@@ -230,7 +230,7 @@ write_atomically(Path(sys.argv[1]), slow)
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_process_that_is_killed_leaves_what_is_found_later(tmp_path: Path) -> None:
-    """The name is the one that is looked for."""
+    """A killed writer leaves a file of the name that later writers remove."""
     path = tmp_path / "out.json"
     command = [sys.executable, "-c", WRITER, str(path)]
     folder = Path(__file__).parent  # not the checkout's root, where the package has no extension

@@ -159,7 +159,7 @@ def module_s(
 def posed(
     options: dict[str, Any], kind: tuple[MisfitKind, int]
 ) -> tuple[ProgressiveGenerator, MisfitSpec, Tensor, Tensor, Tensor, Tensor]:
-    """A generator, what is observed of whom, latents, and the module's energies and gradients."""
+    """A generator, observations, latents, and the module's energies and gradients."""
     generator = seeded(**options)
     spec, observation = observed(kind, generator.output_shape), torch.tensor([1, 0, 1])
     z = random(3, generator.latent_size)
@@ -327,7 +327,7 @@ def test_the_network_in_the_interpreter() -> None:
 
 
 def compile_kernels() -> None:
-    """Each kernel for sm_90, in each type: as far as PTX, which needs no GPU."""
+    """Compile each kernel in each type for sm_90, as far as PTX, which needs no GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -194,7 +194,7 @@ def test_weights_modes_and_flags_come_back() -> None:
 
 
 def test_weights_modes_and_flags_come_back_after_the_last_of_several_users() -> None:
-    """Users begin and end in any order; one of them holds the generator within another module."""
+    """Several users begin and end in any order; one has the generator within another module."""
     G = mixed_modes()
     before, outer = snapshot(G), nn.Sequential(G)
     for order in itertools.permutations(range(3)):

@@ -102,7 +102,7 @@ class Vectors(nn.Module):
 
 
 def generator(latent: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> nn.Module:
-    """One with random weights, in training mode but for some layers, and some weights frozen."""
+    """A generator with random weights, some of them frozen; most layers are in training mode."""
     G = (Images if len(shape) == 3 else Vectors)(latent, shape)
     numbers = torch.Generator().manual_seed(seed)
     for i, parameter in enumerate(G.parameters()):
@@ -241,7 +241,7 @@ def spread_over(value: Tensor, batch: int, shape: tuple[int, ...]) -> Tensor:
 
 @st.composite
 def masks(draw: st.DrawFn, shape: tuple[int, ...], batch: int) -> tuple[Any, Tensor, bool]:
-    """A mask as users write it, as bool over the batch, and whether nothing is seen somewhere."""
+    """A mask as users write it, as bool over the batch, and whether some row observes nothing."""
     size = draw(broadcastable(shape, batch))
     fill = draw(st.sampled_from(["some", "some", "some", "all", "none"]))
     seen = normals(size, draw(st.integers(0, 99))) > -0.3
@@ -445,7 +445,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def globals_now() -> tuple[Any, ...]:
-    """What a library must leave alone: random states and torch's switches."""
+    """Global state that a library must not change: random states and torch's switches."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return (
         torch.get_rng_state().numpy().tobytes(),
@@ -469,7 +469,7 @@ def module_now(G: Any) -> tuple[Any, ...]:
 
 
 def contents(value: Any) -> Any:
-    """Something that differs where an input was written to."""
+    """A value of the inputs that changes if one of them is written to."""
     if isinstance(value, Mask):
         value = value.mask
     if isinstance(value, Tensor) and value.device.type == "cpu" and not value.is_sparse:
@@ -632,7 +632,7 @@ def counted_gradients(G: nn.Module) -> Iterator[list[int]]:
 
 
 def assert_gradients_are_told(case: Case, result: Result, rows: int) -> None:
-    """The result says how many there were, and they are within the budget."""
+    """Assert that the result has the right number of gradients, within the budget."""
     options, populations = case.options, case.options.get("populations", 1)
     rows -= min(4, options.get("max_batch", 4))  # the checks of G
     rows_of_one, rest = divmod(rows, len(case.target) * populations)
@@ -646,7 +646,7 @@ def assert_gradients_are_told(case: Case, result: Result, rows: int) -> None:
 
 
 def wrong_together(options: dict[str, Any]) -> set[str]:
-    """Arguments that are valid alone, but not beside the others."""
+    """Arguments that are valid alone, but not together."""
     frozen, polish = options.get("evidence") == "frozen", options.get("polish", 0)
     wrong: set[str] = set()
     if "budget" in options:
@@ -885,7 +885,7 @@ def anything_like_data(draw: st.DrawFn, shape: tuple[int, ...], *, zero_or_one: 
 
 @st.composite
 def anything(draw: st.DrawFn) -> tuple[Callable[..., Result], Any, dict[str, Any]]:
-    """A call with any number of things wrong, or none."""
+    """A call with any number of errors, or none."""
     image = draw(st.booleans())
     shape = (3, 4, 2) if image else (5,)
     G: Any = generator(3, shape, draw(st.sampled_from(list(EPS))), draw(st.integers(0, 99)))

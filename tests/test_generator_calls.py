@@ -1,4 +1,4 @@
-"""What is said of generators and data that are not called or scaled as expected."""
+"""Messages about generators and data that are not called or scaled as expected."""
 
 from __future__ import annotations
 

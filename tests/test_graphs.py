@@ -1,4 +1,4 @@
-"""Moves recorded and replayed: the same runs, and what happens where that cannot be.
+"""Moves recorded and replayed: the same runs, and what happens where this is impossible.
 
 On the CPU a tape stands in for CUDA's graphs (`tape`); the tests that need a GPU take those.
 """
@@ -312,7 +312,7 @@ def test_memory_that_is_gone_for_something_else_is_told(
 
 
 def test_what_a_recording_reads_stays_where_it_is() -> None:
-    """A graph holds addresses, so calls of other shapes must not free their memory."""
+    """A graph refers to memory by its address, so calls of other shapes must not free it."""
     seen: list[Tensor] = []
 
     def indexed(rows: Tensor, spec: Any, index: Tensor) -> tuple[Tensor, Tensor]:

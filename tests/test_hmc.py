@@ -71,7 +71,7 @@ def first_drift(v: Tensor, z: Tensor, s: TransitionSettings) -> Tensor:
 def trajectory(
     z: Tensor, v: Tensor, grad: Grad, s: TransitionSettings, steps: int, ops: Any
 ) -> tuple[Tensor, Tensor]:
-    """From a momentum of our own: the first half kick and drift here, the rest by the op."""
+    """A trajectory from a given momentum: half kick and drift are made here, the rest by the op."""
     v = half_kick(v, z, grad(z), s)
     proposal = Proposal(first_drift(v, z, s), v.clone(), torch.zeros(z.shape[:2]))
     return finish(proposal, grad, s, steps, ops)
@@ -80,7 +80,7 @@ def trajectory(
 def finish(
     proposal: Proposal, grad: Grad, s: TransitionSettings, steps: int, ops: Any
 ) -> tuple[Tensor, Tensor]:
-    """Steps 2 .. L by the op, and the last half kick."""
+    """Steps 2 to L by the op, and the last half kick."""
     for _ in range(steps - 1):
         ops.continue_trajectory(proposal, grad(proposal.position), s)
     z = proposal.position
@@ -200,7 +200,7 @@ def test_annealing_costs_m_times_l_gradients_per_temperature() -> None:
 def transition_by_hand(
     z: Array, v: Array, u: float, beta: float, prior: float, eps: float, steps: int, mass: Array
 ) -> tuple[Array, float, float]:
-    """One chain on `bowl` in NumPy: where it ends, acceptance probability, energy change."""
+    """One chain on `bowl` in NumPy: its end, acceptance probability and change of energy."""
 
     def total(position: Array) -> tuple[float, Array]:
         leaf = torch.tensor(position[None], requires_grad=True)

@@ -150,7 +150,7 @@ def test_only_formats_that_are_named_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_large_photograph_stays_below_a_gigabyte_and_a_bit(tmp_path: Path) -> None:
-    """Just within the limit on pixels."""
+    """The photograph is just within the limit on pixels."""
     Image.new("RGB", (9_400, 9_400)).save(path := tmp_path / "x.png", compress_level=1)
     ended = confined(hostile.shrink, path)
     assert ended.error is None, ended

@@ -138,7 +138,7 @@ def test_every_kind_of_images_has_all_tasks_and_the_curve_s_snapshots() -> None:
 
 @pytest.mark.slow
 def test_rates_are_tuned_on_images_that_are_not_evaluated(whole: Path) -> None:
-    """The last two; the plan leaves them out, however many are evaluated."""
+    """These are the last two; the plan leaves them out, however many images are evaluated."""
     for part in parts():
         for name in set(part.methods) & set(OPTIMISERS):
             tuning = json.loads((part.folder(whole) / name / "tuning.json").read_text())
@@ -262,7 +262,7 @@ class Stop(Exception):
 
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A function that lets so many pieces of work through, and stops the next."""
+    """A function that allows so many pieces of work, and stops before the next one."""
     solve, tune = evaluate.Method.solve, evaluation_tuning.tune
 
     def stop_at(pieces: int) -> list[int]:
@@ -337,7 +337,7 @@ if __name__ == "__main__":
 
 
 def wait_in(piece: int) -> None:
-    """Write the number of this process, and wait."""
+    """Write the id of this process, and wait."""
     Path(os.environ["COGEN_FAST_WAITS"], str(os.getpid())).touch()
     time.sleep(600)
 

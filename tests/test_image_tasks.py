@@ -1,4 +1,4 @@
-"""What is hidden of an image: where, how much, from which noise; and that solvers take it."""
+"""Hidden parts of images: their places, sizes and random numbers, and that solvers accept them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def corners(hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chi_square(values: Tensor, count: int) -> float:
-    """Chi-square of values against uniformity below ``count``, less its mean, in deviations."""
+    """The z-score of the chi-square of values that should be uniform below ``count``."""
     found = torch.bincount(values, minlength=count).double()
     assert len(found) == count
     expected = len(values) / count

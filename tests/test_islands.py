@@ -1,4 +1,4 @@
-"""Islands: what each moves by comes from the others, and from nobody at the posterior."""
+"""Islands: each is tuned by the others, and at the posterior nothing is tuned."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ FIXED = Annealing(leapfrog_steps=4)  # L is common to all rows of a call, so it 
 
 
 def choices(state: SMCState, annealing: Annealing) -> dict[str, Tensor]:
-    """What each row would do next, without resampling, which is by each one's own weights."""
+    """The choices for each row's next temperature; resampling follows its own weights."""
     after, choice = smc.choose(state, annealing)
     found = {name: getattr(choice, name) for name in CHOSEN}
     found["directions"] = after.directions.values
@@ -110,7 +110,7 @@ def annealing(mass: str) -> Annealing:
 
 
 def taught_otherwise(state: SMCState, row: int) -> SMCState:
-    """The state as if the particles of one row had given other estimates."""
+    """The state with other estimates in one row, as if its particles had given them."""
 
     def put(values: Tensor, change: Any) -> Tensor:
         values = values.clone()

@@ -1,4 +1,4 @@
-"""Studies whose process is killed at any moment, again and again, end as if nobody had.
+"""Studies whose process is killed repeatedly, at any moment, end as uninterrupted ones do.
 
 ``COGEN_FAST_KILLS`` says how many kills there are of each study (1).
 """

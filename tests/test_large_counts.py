@@ -1,4 +1,4 @@
-"""Counts that no memory holds: refused by name, before anything is made."""
+"""Counts too large for any memory are refused by name, before anything is allocated."""
 
 from __future__ import annotations
 

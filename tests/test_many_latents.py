@@ -117,7 +117,7 @@ def test_the_others_of_a_sketch_count_what_each_has_dropped() -> None:
 
 
 def both_kinds(directions: Tensor, patch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
-    """The basis as a matrix and as reflections, turning the unit vectors."""
+    """The unit vectors rotated by the basis as a matrix, and by the basis as reflections."""
     unit = torch.eye(directions.shape[1], dtype=F64).expand(len(directions), -1, -1)
     found = []
     for limit in (directions.shape[1], directions.shape[1] - 1):

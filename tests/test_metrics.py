@@ -22,7 +22,7 @@ Array = npt.NDArray[np.float64]
 
 
 def pictures(count: int, *shape: int, seed: int = 0) -> Tensor:
-    """Smooth ones in [-1, 1], with some noise."""
+    """Smooth pictures in [-1, 1], with some noise."""
     random = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, shape[0], 5, 5, generator=random, dtype=F64)
     smooth = torch.nn.functional.interpolate(coarse, shape[1:], mode="bicubic") * 2.0 - 1.0
@@ -307,7 +307,7 @@ def normal(*shape: int, seed: int) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("chains", [39, 199])
 def test_intervals_of_exchangeable_samples_cover_as_often_as_they_say(chains: int) -> None:
-    """All ends are at ``i / (N + 1)``, so the coverage is the level, whatever N."""
+    """Intervals end at quantiles ``i / (N + 1)``, so the coverage is the level for any N."""
     images, truth = normal(chains, 1, 200, 200, seed=1), normal(1, 200, 200, seed=2)
     found = coverage(images, truth, torch.ones(200, 200), levels=LEVELS)
     for share, level in zip(found.tolist(), LEVELS, strict=True):

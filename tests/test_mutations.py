@@ -193,7 +193,7 @@ def resampling_by_no_weights(patch: pytest.MonkeyPatch) -> None:
 
 
 def learning_from_ones_own_gradients(patch: pytest.MonkeyPatch) -> None:
-    """A particle's large gradient makes its direction heavy, so that it stays."""
+    """A particle's own large gradient increases the mass along it, so that the particle stays."""
     patch.setattr(islands, "mean_of_others", lambda values, count: values)
 
 

@@ -85,7 +85,7 @@ def test_errors_say_what_was_expected(
 
 
 def test_outputs_without_entries_are_refused() -> None:
-    """Their energies would never be written."""
+    """The op would never write the energies of such outputs."""
     case = cases("misfit")[0]
     nothing = {name: case.arguments[name][:, :0] for name in ("target", "mask", "weight")}
     outputs = {name: case.arguments[name][..., :0].contiguous() for name in ("outputs", "grad")}

@@ -527,7 +527,7 @@ def others(value: Any, path: str) -> Iterator[Any]:
 
 
 def names_of(arguments: Arguments) -> set[str]:
-    """What a refusal may begin with: an argument as Python knows it, or as the extension does."""
+    """Names with which a refusal may begin: an argument's name in Python or in the extension."""
     paths = set(leaves(arguments)) | {"chains, size"}
     return paths | {path.rpartition(".")[2] for path in paths} | {"observations", "chains", "size"}
 
@@ -555,7 +555,7 @@ def numpy_has(value: Tensor) -> bool:
 
 
 def assert_refused_by_name_or_right(op: str, arguments: Arguments) -> bool:
-    """Whether it was refused; then nothing has changed."""
+    """Whether the call was refused, which must not change any argument."""
     before = contents(arguments)
     try:
         OPS[op][1](arguments)
@@ -579,7 +579,7 @@ def in_use(op: str, arguments: Arguments) -> list[str]:
 
 
 def search_one_by_one() -> None:
-    """Each argument of an op, replaced by each of its others."""
+    """Replace each argument of an op by each of its `others`."""
     for op, (strategy, check) in OPS.items():
 
         @search(6)

@@ -161,7 +161,7 @@ def two_loops_by_hand(grad: Array, pairs: list[tuple[Array, Array]]) -> Array:
 
 
 def test_lbfgs_directions_are_those_of_the_inverse_update() -> None:
-    """Every point after a success is the last one plus the textbook's direction."""
+    """After a successful step, the next point is the last one plus the textbook's direction."""
     target = Quadratic.random()
     lbfgs(target, normal(1, 1, 4, seed=2), 12)
     points = [z[0, 0].numpy() for z in target.seen]

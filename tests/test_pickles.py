@@ -1,4 +1,4 @@
-"""Plain pickles of networks: nothing in them is run, and nothing in them costs more than it is."""
+"""Plain pickles of networks: nothing in them is run, or takes more memory than its size."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_deep_nests_are_no_keys(wraps: bytes) -> None:
 
 
 def test_shared_tuples_are_no_keys() -> None:
-    """Hashes of tuples within tuples would take twice the time at each level."""
+    """Computing the hash of nested shared tuples would take twice the time at each level."""
     doubled = b"K\x01K\x02\x86" + b"2\x86" * 60  # each level is the one before it twice
     with pytest.raises(ValueError, match="expected a text or a whole number as key"):
         read(b"\x80\x02}" + doubled + b"Ns.")

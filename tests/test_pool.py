@@ -39,7 +39,7 @@ def started(
     seed: int = 0,
     furthest: Tensor | None = None,
 ) -> Start:
-    """A start from draws whose values are their indices."""
+    """A start from draws whose values are their indices, so that roots can be read off."""
     rows, size = energy.shape
     draws = torch.arange(size, dtype=F64).expand(rows, -1)[..., None].contiguous()
     stream = hmc.noise_stream(seed, rows, torch.device("cpu"))

@@ -76,7 +76,8 @@ def problem_of(
 def drift(half: str, by_reduced_energies: bool = False) -> Tensor:
     """Twenty transitions from exact draws of a linear-Gaussian posterior: z-scores of moments.
 
-    Of standard normal coordinates, of their squares, and of the misfit; chains are independent.
+    The moments are of standard normal coordinates, of their squares, and of the misfit; chains are
+    independent.
     """
     model, chains = replace(linear_gaussian(), noise=0.02), 10_000
     _, x = model.simulate(1, seed=3)

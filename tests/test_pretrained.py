@@ -1,4 +1,4 @@
-"""What comes with the package: generators, held-out images, and the demo that uses both."""
+"""Data of the package: generators, held-out images, and the demo that uses both."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_fashion_is_half_precision_that_plain_safetensors_reads(stage: int) -> N
 
 
 def test_stages_of_fashion_are_one_training(generator: nn.Module) -> None:
-    """The same latents give other images at each stage, and at the last one the generator's."""
+    """The same latents give other images at each stage; the last stage is the generator."""
     stages = [samples(cogen_fast.pretrained(f"fashion-32-{stage}")) for stage in FASHION_STAGES]
     assert torch.equal(stages[-1], samples(generator))
     far = [float((images - stages[-1]).square().mean()) for images in stages]

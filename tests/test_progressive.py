@@ -25,7 +25,7 @@ def seeded(resolution: int = 16, **options: Any) -> ProgressiveGenerator:
 
 
 def written_out(generator: ProgressiveGenerator, z: Tensor, rgb: str = "to_rgb") -> Tensor:
-    """The network once more from method and state dict alone, sharing no code with the module."""
+    """The network, computed from the method and the state dict without code of the module."""
     state = generator.state_dict()
 
     def norm(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Arrays and summary of a run that has all that there can be."""
+    """Arrays and summary of a run that has every optional part."""
     folder = saved_result(tmp_path_factory.mktemp("saved"))
     with np.load(folder / "result.npz") as file:
         arrays = {name: file[name] for name in file.files}
@@ -85,7 +85,7 @@ def test_an_array_that_does_not_fit_is_named(
 
 
 def _shares(name: str, dimensions: str) -> bool:
-    """Where sizes disagree, the array that is told is one of those that have the size."""
+    """Where sizes disagree, the error names one of the arrays that share the size."""
     return bool(set(LAYOUT[name][1].split()) & set(dimensions.split()))
 
 
@@ -209,7 +209,7 @@ def test_what_fits_is_read(tmp_path: Path, saved: tuple[dict[str, Array], dict[s
 
 
 def test_a_file_of_another_run_or_a_digit_that_changed_is_told(tmp_path: Path) -> None:
-    """What fits, but is not what was written."""
+    """Such content is valid, but is not what was written."""
     folder = saved_result(tmp_path)
     text = (folder / "result.json").read_text()
     before = json.loads(text)["gradients"]

@@ -142,7 +142,7 @@ def write(content: Content, path: Path, laid: LaidOut | None = None) -> None:
 
 @cache
 def asked(kind: str, fused: bool) -> tuple[Any, ...]:
-    """What a resumed run tells of itself when it reads its file."""
+    """The settings by which a resumed run checks its file."""
     found: list[tuple[Any, ...]] = []
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path, load = Path(folder) / "run", checkpoint.load
@@ -158,7 +158,7 @@ def asked(kind: str, fused: bool) -> tuple[Any, ...]:
 
 
 def resumed(content: Content, kind: str, fused: bool, path: Path) -> Result:
-    """From a file of this content; what cannot be read is found out without G."""
+    """A run resumed from a file of this content; unreadable files are refused without G."""
     same = content[1] is written(kind, fused)[1]
     write(content, path, laid_out_once(kind, fused) if same else None)
     checkpoint.load(path, *asked(kind, fused))

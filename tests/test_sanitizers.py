@@ -117,7 +117,7 @@ def test_a_planted_fault_is_reported(programs: Path, program: str, fault: str, i
 
 
 def _under_python(compiler: str) -> dict[str, str]:
-    """Settings for a Python that loads the sanitizers first, and C++, which they look into."""
+    """Settings for a Python that first loads the sanitizers, and the C++ library they need."""
     found = []
     for name in ("libasan.so", "libubsan.so", "libstdc++.so"):
         path = Path(_run([compiler, f"-print-file-name={name}"]).stdout.strip())

@@ -1,4 +1,4 @@
-"""Schedules: hand numbers, the point that is beta_0's, and every refusal."""
+"""Schedules: values by hand, the point that stands for beta_0, and every refusal."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_a_file_without_noise_is_read_with_none(data_dir: Path, tmp_path: Path) 
 
 
 def up_by_zeros(x: Tensor, taps: Tensor, after_kernel: int = 0) -> Tensor:
-    """Twice the side by a matrix for each axis, written down tap by tap."""
+    """Enlargement by 2 with a matrix for each axis, written out tap by tap."""
     side, size = x.shape[-1], len(taps)
     matrix = torch.zeros(2 * side, side, dtype=x.dtype)
     shift = (size + 1) // 2 - after_kernel
@@ -116,7 +116,7 @@ def up_by_zeros(x: Tensor, taps: Tensor, after_kernel: int = 0) -> Tensor:
 
 
 def written_out(generator: StyleGAN2Generator, z: Tensor, labels: Tensor | None = None) -> Tensor:
-    """The network from the paper: a kernel for each image, and no code of the module."""
+    """The network from the paper, with a kernel for each image and without code of the module."""
     state, taps = generator.state_dict(), torch.tensor(generator.config["taps"]).double()
     taps = taps / taps.sum()
 

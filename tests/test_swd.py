@@ -290,7 +290,7 @@ def test_other_streams_and_seeds_give_other_places() -> None:
 
 
 def test_the_distance_of_white_noise_is_its_sampling_error() -> None:
-    """7 x 7 images are one patch each: projections are independent draws of one normal law."""
+    """Images of 7 x 7 are one patch each, so that projections are independent standard normals."""
     count, dimension, projections = 2000, 49, 512
     distance = swd(
         noise(count, 1, 7, 0).split(500),

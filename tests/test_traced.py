@@ -144,7 +144,7 @@ MODULES: dict[str, type[nn.Module]] = {
 
 
 def made(kind: type[nn.Module], dtype: torch.dtype = F64) -> nn.Module:
-    """A module whose batch norms have statistics of a training, evaluating."""
+    """A module in eval mode, whose batch norms have statistics as after a training."""
     torch.manual_seed(0)
     module = kind()
     for each in module.modules():
@@ -228,7 +228,7 @@ class Branching(nn.Module):
 
 
 class Counting(nn.Module):
-    """Adds a random number, different at each call, and subtracts it again."""
+    """Adds a number that differs at each call, and subtracts it again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,7 +241,7 @@ class Counting(nn.Module):
 
 
 class Written(nn.Module):
-    """Writes what depends on the latents into a tensor of its own."""
+    """Writes a function of the latents into a tensor of its own."""
 
     def __init__(self) -> None:
         super().__init__()

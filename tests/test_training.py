@@ -299,7 +299,7 @@ def run(found: Trainer, steps: int) -> Trainer:
 @pytest.mark.parametrize("loss", ["wgan-gp", "r1"])
 @pytest.mark.parametrize("split", [1, 2, 3, 4, 6, 7, 8, 11])
 def test_a_restored_trainer_makes_the_same_steps(loss: str, split: int) -> None:
-    """In every phase and on every border between two; 12 steps are the whole of it."""
+    """It is saved within every phase and at every border; the whole training has 12 steps."""
     straight = run(trainer(loss=loss, flips=True), 12)
     first = run(trainer(loss=loss, flips=True), split)
     file = io.BytesIO()

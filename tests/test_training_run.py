@@ -159,8 +159,8 @@ def test_a_finished_training_is_not_done_again(whole: Path, data: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_make_the_steps_of_one(data: Path, tmp_path: Path) -> None:
-    """But for rounding, at which Adam's first steps may turn the sign of a weight that hardly
-    matters.
+    """They agree except for rounding, at which Adam's first steps may have the other sign for
+    weights that hardly matter.
 
     Every second image goes to each process, which is how one process groups eight for the
     minibatch deviation, so the gradients are the same.

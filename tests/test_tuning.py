@@ -1,4 +1,4 @@
-"""Moves that tune themselves: step size, trajectory length and how many a temperature needs."""
+"""Moves that tune themselves: step size, trajectory length, and moves for each temperature."""
 
 from __future__ import annotations
 

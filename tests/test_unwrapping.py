@@ -1,4 +1,4 @@
-"""Files as they lie around: wrapped, prefixed, without their configuration, of older versions."""
+"""Files in forms found in practice: wrapped, prefixed, without configuration, older versions."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_generator_s_tensors_alone_are_enough(
 
 
 def unequalised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same network as one trained without equalised learning rates holds it."""
+    """The state dict of the same network, as if trained without equalised learning rates."""
     found = {}
     for name, tensor in state.items():
         transposed = name == "layers.0.conv_1.weight"
@@ -85,7 +85,7 @@ def unequalised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("equalised", [True, False])
 def test_version_2_of_pro_gan_pth(equalised: bool, data_dir: Path, tmp_path: Path) -> None:
-    """Its first block has another name, and latents are not normalised."""
+    """In this version the first block has another name, and latents are not normalised."""
     state = content_of(data_dir / PRO_GAN)["shadow_generator"]["state_dict"]
     older = {}
     for name, tensor in (state if equalised else unequalised(state)).items():
