@@ -46,7 +46,7 @@ from cogen_fast.training.run import train
 SIDE = 16
 MUCH = (
     320 * 2**20
-)  # bytes of zeros: more than any file may unpack to, and yet few enough for a test that fails
+)  # bytes of zeros: more than any file may unpack to, but not too many for a test that fails
 MISTAKE = 2
 # --- what is no file ----------------------------------------------------------------------------
 

@@ -254,7 +254,7 @@ def test_images_and_their_weighted_mean_are_those_of_the_posterior(backend: str)
 @both_backends
 def test_a_raw_schedule_estimates_the_normaliser_at_its_last_temperature(backend: str) -> None:
     case = CASES["mask"]
-    schedule = Sigmoid(-4.0, 0.0, normalised=False)  # beta from above 0.018 to 0.5
+    schedule = Sigmoid(-4.0, 0.0, normalised=False)  # betas from just above 0.018 to 0.5
     result = cogenerate(
         linear_generator(),
         case.x_obs(5),

@@ -120,7 +120,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
     return told.err
 
 
-# What is written
+# Output
 
 
 def test_inpaint_writes_result_and_one_picture_per_chain(

@@ -197,7 +197,7 @@ def test_other_convolutions_are_torchs(name: str, dtype: torch.dtype) -> None:
 
 def test_a_transposed_convolution_of_one_pixel_is_a_dense_layer() -> None:
     kernel, bias = random(6, 5, 3, 4, seed=1, dtype=F64), random(5, seed=2, dtype=F64)
-    for stride in ((1, 1), (2, 3)):  # of one pixel the stride is of no account
+    for stride in ((1, 1), (2, 3)):  # for one pixel the stride does not matter
         spec = spec_of(kernel, bias, (1, 1), transposed=True, stride=stride)
         layer = layer_of(spec, Workspace(F64))
         assert isinstance(layer, OnePixel)

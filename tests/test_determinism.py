@@ -131,7 +131,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
     generator = Failing()
     resumed = run(generator, checkpoint=path, **how)
-    assert generator.calls == 5 + 3 * left + 1  # the last one for the outputs
+    assert generator.calls == 5 + 3 * left + 1  # the last call is for the outputs
     assert_same(resumed, run(Failing(), **how))
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
 

@@ -302,7 +302,7 @@ def test_a_study_stopped_at_times_goes_on(whole: Path, stopped: Any, tmp_path: P
             run(tmp_path)
         except Stop:
             stops += 1
-    assert stops == 4 and left[0] > 900  # the last run had less to do than all
+    assert stops == 4 and left[0] > 900  # the last run needed less than 100 pieces
     assert timeless(tmp_path) == timeless(whole)
 
 

@@ -269,7 +269,7 @@ def test_directions_are_found_anew_as_often(size: int, monkeypatch: pytest.Monke
     for _ in range(17):
         state, _ = smc.step(state, energy, Annealing(leapfrog_steps=1, hmc_steps=1))
     assert (state.beta < 1.0).all()
-    assert len(count) == 3  # at the start, and every eight temperatures
+    assert len(count) == 3  # at the start, and at every eighth temperature
 
 
 @pytest.mark.slow

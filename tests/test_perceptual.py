@@ -128,7 +128,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     asked: list[str] = []
 
     def make(net: str, verbose: bool) -> StandIn:
-        torch.randn(3)  # as layers draw weights
+        torch.randn(3)  # as layers do for their weights
         assert not verbose
         asked.append(net)
         return StandIn()

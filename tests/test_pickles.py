@@ -35,7 +35,7 @@ def called(module: str, name: str, *arguments: Any) -> bytes:
 def storage(numbers: int, compress: bool = False) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # such storages are what older programs saved
+        warnings.simplefilter("ignore")  # older programs saved such storages
         torch.save(torch.zeros(numbers).storage(), buffer)
     if not compress:
         return buffer.getvalue()

@@ -282,7 +282,7 @@ def test_a_basis_that_is_not_orthogonal_is_named(
     kind: str, field: str, factor: float, tmp_path: Path
 ) -> None:
     texts, tensors = written(kind, fused=False)
-    if kind == "many latents":  # what it begins with is no turn at all
+    if kind == "many latents":  # it starts as 0, which rotates nothing
         assert (tensors[field] != 0.0).any()
     content = texts, tensors | {field: factor * tensors[field]}
     told = rf"^checkpoint: .* is damaged: {field.rsplit('.', 1)[0]}: expected an orthogonal basis"
