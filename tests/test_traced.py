@@ -1,11 +1,13 @@
-"""Users' modules whose convolutions are found in a recording: same function, or not used."""
+"""Users' modules whose convolutions are found in a recording: the same function, or left alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -144,7 +146,7 @@ MODULES: dict[str, type[nn.Module]] = {
 
 
 def made(kind: type[nn.Module], dtype: torch.dtype = F64) -> nn.Module:
-    """A module in eval mode, whose batch norms have statistics as after a training."""
+    """A module whose batch norms have statistics of a training, evaluating."""
     torch.manual_seed(0)
     module = kind()
     for each in module.modules():
@@ -169,7 +171,7 @@ def traced(
 
 
 def gradient(adapter: GeneratorAdapter, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs, and the gradient of half the sum of their squares with respect to the latents."""
+    """Outputs, and the gradient of half their squares by latents."""
     rows = z.clone().requires_grad_()
     x = adapter(rows)
     return x.detach(), torch.autograd.grad(x, rows, x.detach())[0]
@@ -198,8 +200,7 @@ def chains(adapter: GeneratorAdapter | None) -> list[int]:
 
 
 def test_neighbours_are_one_chain() -> None:
-    # "Mixed" has an ELU between two chains, while dropout does not separate layers. "Equalised" has
-    # pixel norm, and "ReadTwice" an output with two readers.
+    # An ELU stands between, dropout does not; pixel norm; an output with two readers.
     for name, expected in (("Mixed", [2, 1]), ("Equalised", [2, 2]), ("ReadTwice", [2, 1])):
         with traced(made(MODULES[name])) as (_, found, _):
             assert chains(found) == expected, name
@@ -216,7 +217,7 @@ def test_the_module_is_as_it_was() -> None:
 
 
 class Branching(nn.Module):
-    """Branches on the values of tensors, which no trace can follow."""
+    """Looks at numbers, which no trace can follow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,7 +229,7 @@ class Branching(nn.Module):
 
 
 class Counting(nn.Module):
-    """Adds a number that differs at each call, and subtracts it again."""
+    """Adds a number that is another one at each call, and takes it away again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,7 +242,7 @@ class Counting(nn.Module):
 
 
 class Written(nn.Module):
-    """Writes a function of the latents into a tensor of its own."""
+    """Writes what depends on the latents into a tensor of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,7 +255,7 @@ class Written(nn.Module):
 
 
 class Scripted(nn.Module):
-    """A compiled part, whose operations a recording does not see."""
+    """A part that is compiled, whose operations nobody sees."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -288,23 +289,160 @@ def test_a_scripted_part_is_left_alone_or_the_same() -> None:
             torch.testing.assert_close(found(adapter.probe_latents), adapter.probe_output)
 
 
-class Aliased(nn.Module):
-    """Changes a part of a tensor in place, which the recording does not contain."""
+class WithoutGradient(nn.Module):
+    """Stops a gradient, of which the recording knows nothing."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.main = nn.Sequential(nn.ConvTranspose2d(5, 3, 4), nn.BatchNorm2d(3))
+        self.main = nn.Sequential(nn.ConvTranspose2d(5, 8, 4), nn.BatchNorm2d(8))
 
     def forward(self, z: Tensor) -> Tensor:
         images: Tensor = self.main(z)
-        images[:, 0].mul_(3.0)
-        return images
+        with torch.no_grad():
+            scale = images.square().mean((1, 2, 3), keepdim=True)
+        return images / scale
 
 
-def test_a_recording_with_other_outputs_is_not_used() -> None:
-    with traced(made(Aliased)) as (_, found, note):
+def test_a_recording_with_other_gradients_is_not_used() -> None:
+    with traced(made(WithoutGradient)) as (_, found, note):
         assert found is None
         assert note == f"{AS_IT_IS}its recording gave other outputs"
+
+
+Forward = Callable[[nn.Sequential, Tensor], Tensor]
+
+
+def with_forward(forward: Forward) -> nn.Module:
+    """A transposed convolution and another one, called by ``forward``."""
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main = nn.Sequential(
+                nn.ConvTranspose2d(5, 8, 4), nn.ConvTranspose2d(8, 8, 4, 2, 1)
+            )
+
+        def forward(self, z: Tensor) -> Tensor:
+            return forward(self.main, z)
+
+    return made(Small, F32)
+
+
+def _clamped_in_part(main: nn.Sequential, z: Tensor) -> Tensor:
+    x = main[0](z)
+    x[:, 0].clamp_(-50.0, 50.0)
+    return F.relu(main[1](x))
+
+
+def _clamped_without_autograd(main: nn.Sequential, z: Tensor) -> Tensor:
+    images: Tensor = main(z)
+    images.data.clamp_(-50.0, 50.0)
+    return images
+
+
+def _noisy(main: nn.Sequential, z: Tensor) -> Tensor:
+    torch.manual_seed(0)  # which no recording repeats
+    x = main[0](z)
+    return F.relu(main[1](x + 1e-5 * torch.randn_like(x[:1])))
+
+
+def _is_small(z: Tensor) -> Tensor:
+    return (z.abs() < 50.0).to(z.dtype).mean()
+
+
+def _with_scripted(main: nn.Sequential, z: Tensor) -> Tensor:
+    return main(z) * _scripted()(z)
+
+
+@cache
+def _scripted() -> Callable[[Tensor], Tensor]:
+    return torch.jit.script(_is_small)
+
+
+# Each is the same function as its recording at the probe latents, but not at large ones, or not for
+# other numbers of them.
+ELSEWHERE: dict[str, tuple[Forward, str]] = {
+    "allclose": (
+        lambda main, z: main(z) if torch.allclose(z, z.clamp(-50, 50)) else main(0.1 * z),
+        "it reads numbers that depend on the latents (allclose)",
+    ),
+    "equal": (
+        lambda main, z: main(z) if z.equal(z.clamp(-50, 50)) else main(0.1 * z),
+        "it reads numbers that depend on the latents (equal)",
+    ),
+    "numpy": (
+        lambda main, z: main(z) if np.abs(np.asarray(z.detach())).max() < 50 else main(0.1 * z),
+        "it reads numbers that depend on the latents (__array__)",
+    ),
+    "nonzero": (
+        lambda main, z: main(z) if len((z.abs() > 50).nonzero()) == 0 else main(0.1 * z),
+        "it reads numbers that depend on the latents (nonzero)",
+    ),
+    "mask": (
+        lambda main, z: main(z) if len(z[z.abs() > 50]) == 0 else main(0.1 * z),
+        "it reads numbers that depend on the latents (__getitem__)",
+    ),
+    "scripted": (_with_scripted, "The following operation failed in the"),
+    "part": (_clamped_in_part, "it changes a part of a tensor in place"),
+    "data": (_clamped_without_autograd, "it changes a part of a tensor in place"),
+    "noise": (_noisy, "it draws random numbers (randn_like)"),
+    "split": (
+        lambda main, z: torch.cat([main(each) for each in z.split(8)]),
+        "it takes the batch apart",
+    ),
+    "chunk": (
+        lambda main, z: torch.cat([main(each) for each in torch.chunk(z, 2, dim=-4)]),
+        "it takes the batch apart",
+    ),
+    "slice": (
+        lambda main, z: torch.cat([main(z[n : n + 8]) for n in range(0, len(z), 8)]),
+        "it takes the batch apart",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_is_another_function_elsewhere_is_not_recorded(name: str) -> None:
+    forward, reason = ELSEWHERE[name]
+    with traced(with_forward(forward), latent_shape=(5, 1, 1)) as (_, found, note):
+        assert found is None
+        assert note is not None
+        assert note.startswith(f"{AS_IT_IS}it has no recording: {reason}")
+
+
+def _sliced_in_place(main: nn.Sequential, z: Tensor) -> Tensor:
+    x = main[0](z)
+    x[:, 0] += 1.0
+    x[:, ::2] *= 0.5
+    padded = x.new_zeros(len(x), 8, 6, 6)
+    padded[:, :, 1:-1, 1:-1] = x
+    x = F.relu(main[1](padded))
+    first, second = x.view(len(x), 2, 4, 12, 12).permute(1, 0, 2, 3, 4).unbind(0)
+    return first + second
+
+
+def _in_place_on_latents(main: nn.Sequential, z: Tensor) -> Tensor:
+    z.mul_(0.5)
+    return F.relu(main(z))
+
+
+FOLLOWED: dict[str, Forward] = {
+    "slices": _sliced_in_place,
+    "latents": _in_place_on_latents,
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_the_same_for_one_latent_and_for_many(name: str) -> None:
+    with traced(with_forward(FOLLOWED[name]), latent_shape=(5, 1, 1)) as (adapter, found, note):
+        assert note == TRACED
+        assert found is not None
+        assert torch.equal(adapter(adapter.probe_latents), adapter.probe_output)
+        for rows in (1, 2, 9):
+            z = torch.randn(rows, 5, generator=torch.Generator().manual_seed(rows))
+            for ours, theirs in zip(gradient(found, z), gradient(adapter, z), strict=True):
+                assert (ours - theirs).abs().max() <= BOUNDS[F32] * theirs.abs().max()
 
 
 def test_in_place_operations_and_items_are_followed() -> None:
@@ -331,7 +469,7 @@ def test_in_place_operations_and_items_are_followed() -> None:
                 assert (ours - theirs).abs().max() <= BOUNDS[dtype] * theirs.abs().max()
 
 
-def test_a_module_may_keep_its_activations() -> None:
+def test_what_a_module_keeps_is_harmless() -> None:
     class Keeping(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -352,7 +490,7 @@ def test_what_has_no_convolutions_is_not_traced() -> None:
         assert (found, note) == (None, None)
     with traced(lambda z: z.exp(), latent_shape=3) as (_, found, note):
         assert (found, note) == (None, None)
-    # These weights have four dimensions, but are not those of a convolution.
+    # Weights of four dimensions that are those of no convolution.
 
     class Products(nn.Module):
         def __init__(self) -> None:
@@ -386,7 +524,7 @@ def test_a_run_uses_the_trace_and_says_so() -> None:
     by_default, plain = solved(module), solved(module, compute=Compute(backend="reference"))
     assert TRACED in by_default.notes
     assert not any("trace" in note for note in plain.notes)
-    # Both runs start from the same prior draws, so that the first energies differ by rounding only.
+    # The same first prior draws: energies differ by rounding alone.
     first, second = by_default.energy_history[0], plain.energy_history[0]
     torch.testing.assert_close(first, second, rtol=1e-4, atol=0.0)
     again = solved(module)
@@ -399,7 +537,7 @@ def problem_of(module: Any, **how: Any) -> Iterator[Any]:
         yield found
 
 
-def test_other_settings_of_compute_prevent_the_trace() -> None:
+def test_who_asks_for_something_else_gets_that() -> None:
     module = made(Mixed, F32)
     for compute in (
         Compute(backend="native"),
@@ -439,7 +577,7 @@ def test_a_conditional_generator_is_traced_within_its_prior() -> None:
             assert found is not None
             z = adapter.probe_latents
             torch.testing.assert_close(gradient(found, z), gradient(adapter, z))
-            # The rows belong to the last observation, whose condition must be used.
+            # Of the observation that the rows belong to.
             index = torch.full((len(z),), len(conditions) - 1)
             torch.testing.assert_close(found(z, index), adapter(z, index))
         assert prior.generator is module

@@ -16,12 +16,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-# Methods that read numbers, on which the steps may then depend.
+# Functions that read numbers, or make shapes of them, on which the steps may then depend.
 _READS = frozenset(
-    {"__bool__", "__float__", "__int__", "__index__", "__complex__", "item", "tolist", "numpy"}
+    (
+        *("__bool__", "__float__", "__int__", "__index__", "__complex__", "item", "tolist"),
+        *("numpy", "__array__", "__dlpack__", "__contains__", "equal", "allclose", "is_nonzero"),
+        *("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive"),
+    )
 )
-
+_RANDOM = frozenset(
+    (
+        *("rand_like", "randn_like", "randint_like", "bernoulli", "multinomial", "normal"),
+        *("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_"),
+        *("cauchy_", "geometric_", "poisson", "gumbel_softmax"),
+    )
+)
+# Functions whose results are as many as a dimension has pieces.
+_SPLITS = frozenset({"split", "chunk", "tensor_split", "split_with_sizes", "unsafe_chunk"})
 
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
 
@@ -127,8 +140,10 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Recording:
     It is called twice, with all rows and without the last. Raises `Unrecordable` with the reason
     where the steps depend on anything but the number of rows, and whatever the function raises.
     """
-    with torch.no_grad():
-        first, second = (_Recorder(function, [each[:n] for each in inputs]) for n in _sizes(inputs))
+    with torch.no_grad(), _Seen():  # type: ignore[no-untyped-call]
+        first, second = (
+            _Recorder(function, [each[:n].clone() for each in inputs]) for n in _sizes(inputs)
+        )
     return _merged(first, second)
 
 
@@ -136,20 +151,38 @@ def _sizes(inputs: Sequence[Tensor]) -> tuple[int, int]:
     return len(inputs[0]), len(inputs[0]) - 1
 
 
+class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operations that were not written down, such as those of a compiled function."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        # What is written down is computed with the plain tensors.
+        if any(isinstance(each, _Recorded) and each.open for each in _leaves((args, kwargs or {}))):
+            raise Unrecordable(f"it has operations that cannot be seen ({func})")
+        return func(*args, **(kwargs or {}))
+
+
 class _Recorded(Tensor):
-    """A tensor that has its operations written down."""
+    """A tensor that has its operations written down; ``time`` is the step that last wrote to it."""
 
     recorder: _Recorder
     plain: Tensor
     place: Place
+    time: int
+
+    @property
+    def open(self) -> bool:
+        """Whether its call goes on: a function may keep tensors from others."""
+        return self.recorder.open
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         given = (args, kwargs or {})
-        recorder = next(each.recorder for each in _leaves(given) if isinstance(each, _Recorded))
-        return recorder.call(func, *given)
+        recorders = [each.recorder for each in _leaves(given) if isinstance(each, _Recorded)]
+        return next((each for each in recorders if each.open), recorders[0]).call(func, *given)
 
 
 class _Recorder:
@@ -158,6 +191,8 @@ class _Recorder:
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> None:
         self.steps: list[Step] = []
         self.shapes: dict[Place, torch.Size] = {}
+        # The last two steps that wrote into a memory, by its address.
+        self._writes: dict[int, tuple[int, int]] = {}
         self.rows, self.open = len(inputs[0]), True
         try:
             output = function(*(self._wrapped(x, Place(-1 - k)) for k, x in enumerate(inputs)))
@@ -165,7 +200,7 @@ class _Recorder:
             self.open = False  # the function may have kept tensors that point here
         if not isinstance(output, _Recorded):
             raise Unrecordable("its output does not come from operations of torch on its inputs")
-        self.output = output.place
+        self.output: Place = self._placed(output)
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(function, "__name__", "")
@@ -173,8 +208,10 @@ class _Recorder:
             return function(*_mapped(_plain, args), **_mapped(_plain, kwargs))
         if function in _DROPOUTS and not _named(function, args, kwargs)["training"]:
             return args[0]
-        if name in _READS:
+        if name in _READS or (name == "__getitem__" and _masks(args[1])):
             raise Unrecordable(f"it reads numbers that depend on the latents ({name})")
+        if name in _RANDOM:
+            raise Unrecordable(f"it draws random numbers ({name})")
         if name == "__iter__":
             return iter(torch.unbind(args[0]))
         if name == "__setitem__":
@@ -184,30 +221,72 @@ class _Recorder:
             return result  # a shape, a type, a device
         place = Place(len(self.steps))
         if args and isinstance(args[0], _Recorded) and result is args[0].plain:
-            self._write(*_out_of_place(function, args, kwargs))
-            args[0].place, self.shapes[place] = place, result.shape
+            changes = _out_of_place(function, args, kwargs)
+            self._write(*changes)
+            self._move(args[0], place, wrote=name.endswith("_") or changes[2] is not kwargs)
             return args[0]
         self._write(function, args, kwargs)
         if isinstance(result, Tensor):
             return self._wrapped(result, place)
-        items = [self._wrapped(each, Place(place.step, k)) for k, each in enumerate(result)]
-        return items if isinstance(result, list) else tuple(items)
+        items = [
+            self._wrapped(each, Place(place.step, k)) if isinstance(each, Tensor) else each
+            for k, each in enumerate(result)
+        ]
+        # Some results are named tuples.
+        return items if isinstance(result, list) else type(result)(items)
 
     def _item_set(self, args: tuple[Any, ...]) -> None:
         if not isinstance(args[0], _Recorded):
             raise Unrecordable("it writes what depends on the latents into a tensor that does not")
-        args[0].plain[_mapped(_plain, args[1])] = _plain(args[2])
+        images, index, value = args
+        if isinstance(value, _Recorded) and _memory(value) == _memory(images):
+            # x[i] += y changes x[i] in place, and then sets it.
+            last, before = self._writes.get(_memory(images), (-1, -1))
+            if value.time == last and images.time >= before:
+                images.time = last
+        images.plain[_mapped(_plain, index)] = _plain(value)
         self._write(_with_item, args, {})
-        args[0].place = Place(len(self.steps) - 1)
+        self._move(images, Place(len(self.steps) - 1), wrote=True)
+
+    def _move(self, value: _Recorded, place: Place, wrote: bool) -> None:
+        """``value`` is the result of a step now, which may have written into its memory."""
+        value.place, self.shapes[place] = place, value.plain.shape
+        if wrote:
+            value.time = place.step
+            last, _ = self._writes.get(_memory(value), (-1, -1))
+            self._writes[_memory(value)] = place.step, last
 
     def _write(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.steps.append(Step(function, _mapped(_placed, args), _mapped(_placed, kwargs)))
+        self.steps.append(
+            Step(function, _mapped(self._placed, args), _mapped(self._placed, kwargs))
+        )
+
+    def _placed(self, value: Any) -> Any:
+        if not isinstance(value, _Recorded):
+            return value
+        if value.recorder is not self:
+            return value.plain  # kept from another call
+        if self._writes.get(_memory(value), (-1, -1))[0] > value.time:
+            raise Unrecordable("it changes a part of a tensor in place")
+        return value.place
 
     def _wrapped(self, value: Tensor, place: Place) -> _Recorded:
         made = value.as_subclass(_Recorded)
-        made.recorder, made.plain, made.place = self, value, place
+        made.recorder, made.plain, made.place, made.time = self, value, place, max(place.step, -1)
         self.shapes[place] = value.shape
         return made
+
+
+def _memory(value: _Recorded) -> int:
+    return value.plain.untyped_storage().data_ptr()
+
+
+def _masks(index: Any) -> bool:
+    """Whether an index has a mask that depends on the inputs."""
+    return any(
+        isinstance(each, _Recorded) and each.plain.dtype in (torch.bool, torch.uint8)
+        for each in _leaves(index)
+    )
 
 
 def _named(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -220,6 +299,8 @@ def _named(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
 def _out_of_place(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A call that changes its first argument, as one that does not, where there is one."""
     name = function.__name__
+    if name.startswith("__i") and hasattr(Tensor, f"__{name[3:]}"):
+        return getattr(Tensor, f"__{name[3:]}"), args, kwargs
     if not name.endswith("_"):
         named = _named(function, args, kwargs) if inspect.isfunction(function) else {}
         if not named.get("inplace"):
@@ -227,8 +308,8 @@ def _out_of_place(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         first = next(iter(named))
         return function, (named.pop(first),), named | {"inplace": False}
     homes = (Tensor,) if getattr(function, "__objclass__", None) else (torch, F)
-    other = next((found for home in homes if (found := getattr(home, name[:-1], None))), function)
-    return other, args, kwargs
+    found = [each for home in homes if callable(each := getattr(home, name[:-1], None))]
+    return (found or [function])[0], args, kwargs
 
 
 def _with_item(x: Tensor, index: Any, value: Any) -> Tensor:
@@ -240,10 +321,6 @@ def _with_item(x: Tensor, index: Any, value: Any) -> Tensor:
 
 def _plain(value: Any) -> Any:
     return value.plain if isinstance(value, _Recorded) else value
-
-
-def _placed(value: Any) -> Any:
-    return value.place if isinstance(value, _Recorded) else value
 
 
 def _merged(first: _Recorder, second: _Recorder) -> Recording:
@@ -272,9 +349,28 @@ def _merged(first: _Recorder, second: _Recorder) -> Recording:
     for one, other in zip(first.steps, second.steps, strict=True):
         if one.function != other.function or one.kwargs.keys() != other.kwargs.keys():
             raise Unrecordable("its operations depend on the number of latents")
+        if _takes_apart(one, first.shapes, second.shapes):
+            raise Unrecordable("it takes the batch apart")
         args, kwargs = common(one.args, other.args), common(one.kwargs, other.kwargs)
         steps.append(Step(one.function, args, kwargs))
     return Recording(steps, first.output, first.shapes)
+
+
+def _takes_apart(step: Step, *shapes: dict[Place, torch.Size]) -> bool:
+    """Whether a step splits or cuts a dimension of a size that depends on the number of rows."""
+    name = getattr(step.function, "__name__", "")
+    if not step.args or not isinstance(step.args[0], Place):
+        return False
+    one, other = (each[step.args[0]] for each in shapes)
+    if name in _SPLITS:
+        by_position = step.args[2] if len(step.args) > 2 else 0
+        dim = step.kwargs.get("dim", by_position)
+        return bool(one[dim] != other[dim])
+    if name != "__getitem__":
+        return False
+    index = step.args[1] if isinstance(step.args[1], tuple) else step.args[1:]
+    cut = [isinstance(each, slice) and each != slice(None) for each in index]
+    return any(here and m != n for here, m, n in zip(cut, one, other, strict=False))
 
 
 def _constant(a: Tensor, b: Tensor, rows: int, fewer: int) -> Tensor | Rows:
