@@ -427,9 +427,16 @@ def _in_place_on_latents(main: nn.Sequential, z: Tensor) -> Tensor:
     return F.relu(main(z))
 
 
+def _normalised(main: nn.Sequential, z: Tensor) -> Tensor:
+    x = F.relu(main[1](F.instance_norm(F.relu(main[0](z)))))
+    return x + x.max(dim=1, keepdim=True).values
+
+
 FOLLOWED: dict[str, Forward] = {
     "slices": _sliced_in_place,
     "latents": _in_place_on_latents,
+    # Of one image, torch's instance norm takes gradients of one memory layout only.
+    "instance norm": _normalised,
 }
 
 

@@ -66,7 +66,7 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, chain: ConvolutionChain) -> Tensor:
         found = chain.activations(x)
-        ctx.chain, ctx.shape = chain, x.shape
+        ctx.chain, ctx.shape, ctx.contiguous = chain, x.shape, x.is_contiguous()
         ctx.slopes = [each.slope for each in found]
         ctx.save_for_backward(*(each.out for each in found))
         return found[-1].out.permute(0, 3, 1, 2)
@@ -76,7 +76,9 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         saved = zip(ctx.saved_tensors, ctx.slopes, strict=True)
         found = [NormedActivation(out, None, slope) for out, slope in saved]
-        return ctx.chain.vjp(grad, found, ctx.shape), None
+        grad = ctx.chain.vjp(grad, found, ctx.shape)
+        # As torch gives it: of one image, torch's instance norm takes no other layout the way back.
+        return grad.contiguous() if ctx.contiguous else grad, None
 
 
 def _channels_last(x: Tensor) -> Tensor:
