@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -378,6 +378,10 @@ ELSEWHERE: dict[str, tuple[Forward, str]] = {
         lambda main, z: main(z) if len((z.abs() > 50).nonzero()) == 0 else main(0.1 * z),
         "it reads numbers that depend on the latents (nonzero)",
     ),
+    "where": (
+        lambda main, z: main(z) if len(torch.where(z > 50)[0]) == 0 else main(0.1 * z),
+        "it reads numbers that depend on the latents (where)",
+    ),
     "mask": (
         lambda main, z: main(z) if len(z[z.abs() > 50]) == 0 else main(0.1 * z),
         "it reads numbers that depend on the latents (__getitem__)",
@@ -422,6 +426,12 @@ def _sliced_in_place(main: nn.Sequential, z: Tensor) -> Tensor:
     return first + second
 
 
+def _in_another_type(main: nn.Sequential, z: Tensor) -> Tensor:
+    weight = cast(Tensor, main[1].weight)
+    x = F.relu(F.conv_transpose2d(main[0](z).double(), weight.double(), None, 2, 1))
+    return main[1](x.float()).relu()
+
+
 def _in_place_on_latents(main: nn.Sequential, z: Tensor) -> Tensor:
     z.mul_(0.5)
     return F.relu(main(z))
@@ -435,6 +445,7 @@ def _normalised(main: nn.Sequential, z: Tensor) -> Tensor:
 FOLLOWED: dict[str, Forward] = {
     "slices": _sliced_in_place,
     "latents": _in_place_on_latents,
+    "another type": _in_another_type,
     # Of one image, torch's instance norm takes gradients of one memory layout only.
     "instance norm": _normalised,
 }
@@ -514,6 +525,10 @@ def test_what_has_no_convolutions_is_not_traced() -> None:
 def test_hooks_and_half_precision_are_left_alone() -> None:
     module = made(Mixed)
     module.main[0].register_forward_hook(lambda *_: None)  # type: ignore[index,operator,union-attr]
+    with traced(module) as (_, found, note):
+        assert (found, note) == (None, None)
+    module = made(Mixed)
+    module.main[0].register_full_backward_hook(lambda *_: None)  # type: ignore[index,operator,union-attr]
     with traced(module) as (_, found, note):
         assert (found, note) == (None, None)
     with traced(made(Mixed, torch.bfloat16)) as (_, found, note):

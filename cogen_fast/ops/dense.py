@@ -203,13 +203,15 @@ def _padded(rows: Tensor) -> Tensor:
 
 
 def hooked(generator: nn.Module) -> bool:
-    """Whether calling a module, or a module within it, does more than its ``forward``."""
+    """Whether a module, or a module within it, does more than its ``forward``, or its gradient."""
     return any(
         len(hooks) > 0
         for module in generator.modules()
         for hooks in (
             module._forward_hooks,
             module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
             getattr(module, "parametrizations", ()),
         )
     )

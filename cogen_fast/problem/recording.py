@@ -208,7 +208,7 @@ class _Recorder:
             return function(*_mapped(_plain, args), **_mapped(_plain, kwargs))
         if function in _DROPOUTS and not _named(function, args, kwargs)["training"]:
             return args[0]
-        if name in _READS or (name == "__getitem__" and _masks(args[1])):
+        if name in _READS or _finds(name, args):
             raise Unrecordable(f"it reads numbers that depend on the latents ({name})")
         if name in _RANDOM:
             raise Unrecordable(f"it draws random numbers ({name})")
@@ -281,11 +281,13 @@ def _memory(value: _Recorded) -> int:
     return value.plain.untyped_storage().data_ptr()
 
 
-def _masks(index: Any) -> bool:
-    """Whether an index has a mask that depends on the inputs."""
-    return any(
+def _finds(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether a call finds where something is so, or takes what is there: ``x[mask]``."""
+    if name == "where":
+        return len(args) == 1
+    return name == "__getitem__" and any(
         isinstance(each, _Recorded) and each.plain.dtype in (torch.bool, torch.uint8)
-        for each in _leaves(index)
+        for each in _leaves(args[1])
     )
 
 

@@ -86,8 +86,11 @@ class TorchNorms:
 def layer_of(spec: ConvolutionSpec, work: Workspace | None) -> Layer | None:
     """The code for a convolution; None where a call of torch is as good.
 
-    ``work`` is the scratch memory that layers in C++ share, on the CPU; None elsewhere.
+    ``work`` is the scratch memory that layers in C++ share, on the CPU, where weights of another
+    type are left to torch; None elsewhere.
     """
+    if work is not None and spec.weight.dtype != work.dtype:
+        return None
     by_torch = not spec.upsampled and (spec.folded or spec.slope != 1.0)
     if work is None:
         return TorchConvolution(spec, TorchNorms()) if by_torch else None

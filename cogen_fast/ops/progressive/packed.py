@@ -38,6 +38,11 @@ class Workspace:
     def __init__(self, dtype: torch.dtype) -> None:
         self._memory = torch.empty(0, dtype=dtype, device="cpu")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its numbers."""
+        return self._memory.dtype
+
     def at_least(self, size: int) -> Tensor:
         """``size`` numbers or more that may be overwritten; the next call may return the same."""
         if len(self._memory) < size:
