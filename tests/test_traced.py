@@ -289,22 +289,21 @@ def test_a_scripted_part_is_left_alone_or_the_same() -> None:
             torch.testing.assert_close(found(adapter.probe_latents), adapter.probe_output)
 
 
-class WithoutGradient(nn.Module):
-    """Stops a gradient, of which the recording knows nothing."""
+class Coarse(nn.Module):
+    """Computes in another precision, of which the recording knows nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.main = nn.Sequential(nn.ConvTranspose2d(5, 8, 4), nn.BatchNorm2d(8))
 
     def forward(self, z: Tensor) -> Tensor:
-        images: Tensor = self.main(z)
-        with torch.no_grad():
-            scale = images.square().mean((1, 2, 3), keepdim=True)
-        return images / scale
+        with torch.autocast("cpu", torch.bfloat16):
+            images: Tensor = self.main(z)
+        return images.float()
 
 
-def test_a_recording_with_other_gradients_is_not_used() -> None:
-    with traced(made(WithoutGradient)) as (_, found, note):
+def test_a_recording_with_other_outputs_is_not_used() -> None:
+    with traced(made(Coarse, F32)) as (_, found, note):
         assert found is None
         assert note == f"{AS_IT_IS}its recording gave other outputs"
 
@@ -344,6 +343,24 @@ def _noisy(main: nn.Sequential, z: Tensor) -> Tensor:
     torch.manual_seed(0)  # which no recording repeats
     x = main[0](z)
     return F.relu(main[1](x + 1e-5 * torch.randn_like(x[:1])))
+
+
+def _without_gradient(main: nn.Sequential, z: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = 1.0 + 1e-6 * z.square().mean()
+    return main(z) * scale
+
+
+class _Clamp(torch.autograd.Function):
+    """A clamp whose gradient is that of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clamp(-50.0, 50.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
 
 
 def _is_small(z: Tensor) -> Tensor:
@@ -389,6 +406,11 @@ ELSEWHERE: dict[str, tuple[Forward, str]] = {
     "scripted": (_with_scripted, "The following operation failed in the"),
     "part": (_clamped_in_part, "it changes a part of a tensor in place"),
     "data": (_clamped_without_autograd, "it changes a part of a tensor in place"),
+    "no gradient": (_without_gradient, "it computes without gradients, or with gradients of its"),
+    "its own gradient": (
+        lambda main, z: _Clamp.apply(main(z)),
+        "it computes without gradients, or with gradients of its own",
+    ),
     "noise": (_noisy, "it draws random numbers (randn_like)"),
     "split": (
         lambda main, z: torch.cat([main(each) for each in z.split(8)]),
@@ -442,9 +464,12 @@ def _normalised(main: nn.Sequential, z: Tensor) -> Tensor:
     return x + x.max(dim=1, keepdim=True).values
 
 
+_UNKNOWN = torch.full((8, 1, 1), 0.4, requires_grad=True)
 FOLLOWED: dict[str, Forward] = {
     "slices": _sliced_in_place,
     "latents": _in_place_on_latents,
+    # Of weights that no module knows, which require gradients.
+    "unknown": lambda main, z: F.relu(main(z) * (_UNKNOWN * 2.0)),
     "another type": _in_another_type,
     # Of one image, torch's instance norm takes gradients of one memory layout only.
     "instance norm": _normalised,

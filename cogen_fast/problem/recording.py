@@ -140,7 +140,7 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Recording:
     It is called twice, with all rows and without the last. Raises `Unrecordable` with the reason
     where the steps depend on anything but the number of rows, and whatever the function raises.
     """
-    with torch.no_grad(), _Seen():  # type: ignore[no-untyped-call]
+    with torch.enable_grad(), _Seen():  # type: ignore[no-untyped-call]
         first, second = (
             _Recorder(function, [each[:n].clone() for each in inputs]) for n in _sizes(inputs)
         )
@@ -210,6 +210,8 @@ class _Recorder:
             return args[0]
         if name in _READS or _finds(name, args):
             raise Unrecordable(f"it reads numbers that depend on the latents ({name})")
+        if not torch.is_grad_enabled():
+            raise Unrecordable("it computes without gradients, or with gradients of its own")
         if name in _RANDOM:
             raise Unrecordable(f"it draws random numbers ({name})")
         if name == "__iter__":
@@ -378,11 +380,11 @@ def _takes_apart(step: Step, *shapes: dict[Place, torch.Size]) -> bool:
 def _constant(a: Tensor, b: Tensor, rows: int, fewer: int) -> Tensor | Rows:
     """A tensor that does not depend on the inputs, which may be the same row again and again."""
     if a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b):
-        return a
+        return a.detach() if a.requires_grad else a
     repeated = a.shape[:1] == (rows,) and b.shape == (fewer, *a.shape[1:])
     if not repeated or not bool((a == b[:1]).all() and (b == a[:1]).all()):
         raise Unrecordable("it has constants that depend on the number of latents, or on chance")
-    return Rows(a[:1].clone())
+    return Rows(a[:1].detach().clone())
 
 
 def _places(value: Any) -> Iterator[Place]:
