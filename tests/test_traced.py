@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import Thread
 from typing import Any, cast
 
 import numpy as np
@@ -526,6 +527,27 @@ def test_what_a_module_keeps_is_harmless() -> None:
     with traced(module) as (_, found, note):
         assert (note == TRACED) == (found is not None)
     assert type(module.kept) is Tensor
+
+
+def test_other_threads_may_use_what_a_module_keeps() -> None:
+    begun: list[Thread] = []
+    looked: list[bool] = []
+
+    def look(x: Tensor) -> None:
+        looked.append(bool((x * 2.0).isfinite().all()))
+
+    def forward(main: nn.Sequential, z: Tensor) -> Tensor:
+        x = main[0](z)
+        begun.append(Thread(target=look, args=(x,)))
+        begun[-1].start()
+        begun[-1].join()
+        return F.relu(main[1](x))
+
+    with traced(with_forward(forward), latent_shape=(5, 1, 1)) as (adapter, found, note):
+        assert note == TRACED
+        assert found is not None
+        torch.testing.assert_close(found(adapter.probe_latents), adapter.probe_output)
+    assert looked == [True] * len(begun)
 
 
 def test_what_has_no_convolutions_is_not_traced() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -193,14 +194,20 @@ class _Recorder:
         self.shapes: dict[Place, torch.Size] = {}
         # The last two steps that wrote into a memory, by its address.
         self._writes: dict[int, tuple[int, int]] = {}
-        self.rows, self.open = len(inputs[0]), True
+        self._thread = get_ident()
+        self.rows, self._open = len(inputs[0]), True
         try:
             output = function(*(self._wrapped(x, Place(-1 - k)) for k, x in enumerate(inputs)))
         finally:
-            self.open = False  # the function may have kept tensors that point here
-        if not isinstance(output, _Recorded):
+            self._open = False  # the function may have kept tensors that point here
+        if not isinstance(output, _Recorded) or output.recorder is not self:
             raise Unrecordable("its output does not come from operations of torch on its inputs")
         self.output: Place = self._placed(output)
+
+    @property
+    def open(self) -> bool:
+        """Whether the call goes on, in this thread: others may meet tensors that it has kept."""
+        return self._open and get_ident() == self._thread
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(function, "__name__", "")
