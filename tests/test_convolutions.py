@@ -216,6 +216,20 @@ def test_a_convolution_without_an_activation_is_left_to_torch() -> None:
         for slope, folded in ((1.0, False), (1.0, True), (0.0, False)):
             spec = spec_of(kernel, bias, (6, 8), slope=slope, folded=folded)
             assert (layer_of(spec, work) is None) == (slope == 1.0 and not folded)
+    for channels, kind in ((127, type(None)), (128, TiledConvolution)):
+        kernel = random(channels, channels, 3, 3, seed=1, dtype=F32)
+        spec = spec_of(kernel, torch.zeros(channels), (6, 8), slope=1.0, padding=(1, 1))
+        assert type(layer_of(spec, Workspace(F32))) is kind
+
+
+def test_wide_kernels_have_small_tiles_as_their_matrices_are_large() -> None:
+    for inputs, slots in ((256, 36), (257, 16)):
+        kernel = random(256, inputs, 3, 3, seed=1, dtype=F32)
+        layer = TiledConvolution(kernel, torch.zeros(256), 1.0, Workspace(F32))
+        x = random(1, 8, 8, inputs, seed=2, dtype=F32)
+        expected = F.conv2d(x.permute(0, 3, 1, 2), kernel, padding=1)
+        assert_close(layer.forward(x).out.permute(0, 3, 1, 2), expected)
+        assert [len(each) for pair in layer.matrices.values() for each in pair] == [slots, slots]
 
 
 def test_what_has_no_code_is_left_to_torch() -> None:

@@ -15,14 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cogen_fast
+import cogen_fast.problem.traced
 from cogen_fast import Compute, Prior
 from cogen_fast.generators import ProgressiveGenerator, StyleGAN2Generator
+from cogen_fast.ops.convolution import layers
 from cogen_fast.ops.convolution.chain import ConvolutionChain
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
 from cogen_fast.problem.problem import prepared
 from cogen_fast.problem.traced import try_tracing
 
 F32, F64 = torch.float32, torch.float64
+
+
+@pytest.fixture(autouse=True)
+def _small_networks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cogen_fast.problem.traced, "LEAST_PRODUCTS", 1)
+
+
 TRACED = (
     "generator: its convolutions are computed by faster code for gradients with respect to the "
     "latent"
@@ -202,9 +211,36 @@ def chains(adapter: GeneratorAdapter | None) -> list[int]:
 
 def test_neighbours_are_one_chain() -> None:
     # An ELU stands between, dropout does not; pixel norm; an output with two readers.
-    for name, expected in (("Mixed", [2, 1]), ("Equalised", [2, 2]), ("ReadTwice", [2, 1])):
+    for name, expected in (("Mixed", [2, 1]), ("Equalised", [1, 2]), ("ReadTwice", [2, 1])):
         with traced(made(MODULES[name])) as (_, found, _):
             assert chains(found) == expected, name
+
+
+def test_networks_of_few_products_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 32 -> 24 channels with 16 weights at 4 x 4 pixels, 24 -> 16 with 9 at 8 x 8, and 16 -> 1 with
+    # 16 at 16 x 16, the convolutions of `Mixed` for which there is code.
+    products = 16 * 32 * 24 * 16 + 64 * 24 * 16 * 9 + 256 * 16 * 16
+    for least, expected in ((products, TRACED), (products + 1, None)):
+        monkeypatch.setattr(cogen_fast.problem.traced, "LEAST_PRODUCTS", least)
+        with traced(made(Mixed)) as (_, found, note):
+            assert note == expected
+            assert (found is None) == (expected is None)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("old", [True, False], ids=["hooks", "parametrizations"])
+def test_norms_of_weights_are_followed(old: bool) -> None:
+    module = made(Mixed)
+    norms = nn.utils if old else nn.utils.parametrizations
+    norms.spectral_norm(module.main[0], dim=1)  # type: ignore[index,operator]
+    norms.weight_norm(module.main[4])  # type: ignore[index,operator]
+    module.double().eval()
+    with traced(module) as (adapter, found, note):
+        assert note == TRACED
+        assert found is not None
+        z = torch.randn(5, 12, generator=torch.Generator().manual_seed(2)).double()
+        for ours, theirs in zip(gradient(found, z), gradient(adapter, z), strict=True):
+            assert (ours - theirs).abs().max() <= BOUNDS[F64] * theirs.abs().max()
 
 
 def test_the_module_is_as_it_was() -> None:
@@ -653,7 +689,8 @@ def test_a_conditional_generator_is_traced_within_its_prior() -> None:
 
 
 @pytest.mark.parametrize("space", ["z", "w", "w+"])
-def test_a_stylegan2_is_traced_in_each_space(space: str) -> None:
+def test_a_stylegan2_is_traced_in_each_space(space: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "MANY_CHANNELS", 1)
     torch.manual_seed(0)
     generator = StyleGAN2Generator(
         16, latent_size=8, mapping=(8, 8), feature_maps=(8, 8, 8), architecture="residual"

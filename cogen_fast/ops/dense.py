@@ -6,7 +6,7 @@ run, which `cogen_fast.sampler.ais` defines, on a dictionary of tensors that it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,17 +204,20 @@ def _padded(rows: Tensor) -> Tensor:
 
 def hooked(generator: nn.Module) -> bool:
     """Whether a module, or a module within it, does more than its ``forward``, or its gradient."""
-    return any(
-        len(hooks) > 0
-        for module in generator.modules()
+    parametrised = any(hasattr(module, "parametrizations") for module in generator.modules())
+    return parametrised or any(True for _ in hooks_of(generator))
+
+
+def hooks_of(generator: nn.Module) -> Iterator[Any]:
+    """Everything that is registered to be called with a module, or a module within it."""
+    for module in generator.modules():
         for hooks in (
             module._forward_hooks,
             module._forward_pre_hooks,
             module._backward_hooks,
             module._backward_pre_hooks,
-            getattr(module, "parametrizations", ()),
-        )
-    )
+        ):
+            yield from hooks.values()
 
 
 def _of_sequence(modules: Iterable[nn.Module]) -> DenseLayers | None:

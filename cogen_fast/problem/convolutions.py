@@ -49,11 +49,15 @@ _ANY_LAYOUT = frozenset(
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution in a recording: where its images come from, its last step, and its code."""
+    """A convolution in a recording: where its images come from, its last step, and its code.
+
+    ``products`` are the multiply-adds of an image.
+    """
 
     source: Place
     last: int
     layer: Layer
+    products: int
 
 
 def find(
@@ -146,7 +150,7 @@ class _Finder:
             spec = _spec(given, 1.0 if slope is None else slope, self._shapes[images], upsampled)
             layer = self._layer_of(spec)
             if layer is not None:
-                yield Convolution(images, last, layer)
+                yield Convolution(images, last, layer, spec.products)
                 return
 
     def _with_norm(self, given: _Arguments, number: int) -> tuple[_Arguments, int]:

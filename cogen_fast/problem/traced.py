@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cogen_fast.ops.convolution.chain import ConvolutionChain
 from cogen_fast.ops.convolution.layers import NativeNorms, TorchNorms, layer_of
-from cogen_fast.ops.dense import hooked
+from cogen_fast.ops.dense import hooks_of
 from cogen_fast.ops.native import extension
 from cogen_fast.ops.progressive.packed import Workspace
 from cogen_fast.problem import convolutions
@@ -27,6 +27,8 @@ from cogen_fast.support.memory import is_out_of_memory
 _NAME = "generator: its convolutions"
 _GRADIENTS_AGREE = 1e-2  # a ReLU at its kink may switch by rounding, so gradients differ by more
 _LEAST_ROWS = 3
+LEAST_PRODUCTS = 4_000_000
+"""Multiply-adds of an image: with fewer, calls from Python take longer than convolutions."""
 
 
 def try_tracing(adapter: GeneratorAdapter) -> tuple[GeneratorAdapter | None, str | None]:
@@ -58,12 +60,18 @@ def try_tracing(adapter: GeneratorAdapter) -> tuple[GeneratorAdapter | None, str
 def _eligible(adapter: GeneratorAdapter) -> bool:
     """Whether a recording may pay: weights of convolutions, in a type for which there is code."""
     generator = adapter.generator
-    if not isinstance(generator, nn.Module) or hooked(generator):
+    if not isinstance(generator, nn.Module) or _watched(generator):
         return False
     if adapter.input_dtype not in (torch.float32, torch.float64) or adapter.home != adapter.device:
         return False
     enough = len(adapter.probe_latents) >= _LEAST_ROWS
     return enough and any(weight.ndim == 4 for weight in generator.parameters())
+
+
+def _watched(generator: nn.Module) -> bool:
+    """Whether calls of modules are hooked, by others than torch's norms of weights."""
+    modules = (type(hook).__module__ for hook in hooks_of(generator))
+    return not all(name.startswith("torch.nn.utils.") for name in modules)
 
 
 def _replay(adapter: GeneratorAdapter) -> Replay | None:
@@ -76,7 +84,7 @@ def _replay(adapter: GeneratorAdapter) -> Replay | None:
         extension()
     work = Workspace(adapter.input_dtype) if native else None
     found = convolutions.find(recording, partial(layer_of, work=work))
-    if not found:
+    if sum(each.products for each in found) < LEAST_PRODUCTS:
         return None
     norms = NativeNorms() if native else TorchNorms()
     return Replay(

@@ -20,6 +20,8 @@ from cogen_fast.ops.progressive.upsampled import UpsampledConvolution
 
 Pair = tuple[int, int]
 _FEW_CHANNELS = 8  # below this, tiles would waste most of their products
+MANY_CHANNELS = 128
+"""From here on, tiles pay where nothing is joined with the convolution."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,14 @@ class ConvolutionSpec:
     def plain(self) -> bool:
         """Whether it has one group and no dilation or output padding."""
         return self.groups == 1 and self.dilation == (1, 1) and self.output_padding == (0, 0)
+
+    @property
+    def products(self) -> int:
+        """The multiply-adds of an image, as the convolution is written."""
+        pixels = self.side[0] * self.side[1] * (4 if self.upsampled else 1)
+        if not self.transposed:
+            pixels = -(-pixels // (self.stride[0] * self.stride[1]))
+        return pixels * self.weight.numel()
 
 
 class Norms(Protocol):
@@ -91,7 +101,8 @@ def layer_of(spec: ConvolutionSpec, work: Workspace | None) -> Layer | None:
     """
     if work is not None and spec.weight.dtype != work.dtype:
         return None
-    by_torch = not spec.upsampled and (spec.folded or spec.slope != 1.0)
+    joined = spec.folded or spec.slope != 1.0
+    by_torch = joined and not spec.upsampled
     if work is None:
         return TorchConvolution(spec, TorchNorms()) if by_torch else None
     kernel, by_tiles = tuple(spec.weight.shape[2:]), len(spec.bias) >= _FEW_CHANNELS
@@ -100,7 +111,8 @@ def layer_of(spec: ConvolutionSpec, work: Workspace | None) -> Layer | None:
         if spec.transposed or where != ((3, 3), (1, 1), (1, 1)):
             return None
         return UpsampledConvolution(spec.weight, spec.bias, spec.slope, work, normalise=False)
-    if not spec.transposed and where == ((3, 3), (1, 1), (1, 1)) and by_tiles:
+    wide = min(spec.weight.shape[:2]) >= MANY_CHANNELS
+    if not spec.transposed and where == ((3, 3), (1, 1), (1, 1)) and by_tiles and (joined or wide):
         return TiledConvolution(spec.weight, spec.bias, spec.slope, work)
     if spec.transposed and where == ((4, 4), (2, 2), (1, 1)):
         kind = TiledTransposed if by_tiles else SummedTaps

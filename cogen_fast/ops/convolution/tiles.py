@@ -43,7 +43,9 @@ _PARITIES = tuple(product((0, 1), (0, 1)))
 # The weights of the taps for outputs of even and odd parity, and for the gradient that those give.
 _TAPS = ((3, 1), (2, 0))
 _TAPS_BACK = ((1, 3), (0, 2))
-_LEAST_SIDE = 8  # for tiles of four: for fewer pixels their many products have too few rows
+# Tiles of four are for images of this side at least, as products of fewer pixels have too few rows,
+# and for at most so many weights a tap: their matrices take 8 to 12.5 times the kernel's memory.
+_LEAST_SIDE, _MOST_WEIGHTS = 8, 2**16
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ class _Grid:
     wide: int
 
     @classmethod
-    def over(cls, taps: int, images: int, height: int, width: int) -> _Grid:
-        outputs = 4 if min(height, width) >= _LEAST_SIDE else 2
+    def over(cls, kernel: Tensor, taps: int, images: int, height: int, width: int) -> _Grid:
+        narrow = kernel.shape[0] * kernel.shape[1] <= _MOST_WEIGHTS
+        outputs = 4 if narrow and min(height, width) >= _LEAST_SIDE else 2
         return cls(taps, outputs, images, -(-height // outputs), -(-width // outputs))
 
     def size(self, channels: int) -> tuple[int, int, int]:
@@ -84,7 +87,8 @@ class _Tiled:
     """What convolutions by tiles share; ``bias`` ``(out,)`` and a leaky ReLU follow.
 
     Images are channels last, float32 or float64 on the CPU. ``slope`` is that of the leaky ReLU; 1
-    for none. Layers may share ``work``.
+    for none. Layers may share ``work``. ``matrices`` are those of the products that have been made,
+    forward and backward, by the number of a tile's outputs.
     """
 
     _taps: int
@@ -92,15 +96,15 @@ class _Tiled:
     def __init__(self, kernel: Tensor, bias: Tensor, slope: float, work: Workspace) -> None:
         self._kernel, self._bias, self._slope = kernel, bias.contiguous(), slope
         self._work = work
-        self._matrices: dict[int, tuple[Tensor, Tensor]] = {}
+        self.matrices: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _products(self, outputs: int) -> tuple[Tensor, Tensor]:
         """The matrices of the products, forward and backward, which are made at the first use."""
-        if outputs not in self._matrices:
+        if outputs not in self.matrices:
             there, back = self._made(outputs, self._kernel.double())
             dtype = self._kernel.dtype
-            self._matrices[outputs] = there.to(dtype).contiguous(), back.to(dtype).contiguous()
-        return self._matrices[outputs]
+            self.matrices[outputs] = there.to(dtype).contiguous(), back.to(dtype).contiguous()
+        return self.matrices[outputs]
 
     def _made(self, outputs: int, kernel: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -147,7 +151,7 @@ class TiledConvolution(_Tiled):
 
     def forward(self, x: Tensor) -> NormedActivation:
         """The activation ``(n, H, W, out)`` of images ``(n, H, W, in)``."""
-        grid = _Grid.over(3, *x.shape[:3])
+        grid = _Grid.over(self._kernel, 3, *x.shape[:3])
         matrices, _ = self._products(grid.outputs)
         found = self._activation((*x.shape[:3], matrices.shape[2]), x.dtype)
         self._finish(self._multiplied(x, matrices, grid), found, grid.how(1, 0, 0))
@@ -159,7 +163,7 @@ class TiledConvolution(_Tiled):
         ``grad`` ``(n, H, W, out)`` is that with respect to the output of the convolution. With
         ``overwrite`` the result takes the memory of ``preceding.out``.
         """
-        grid = _Grid.over(3, *grad.shape[:3])
+        grid = _Grid.over(self._kernel, 3, *grad.shape[:3])
         _, matrices = self._products(grid.outputs)
         results = self._multiplied(grad, matrices, grid)
         return self._finish_grad(results, preceding, overwrite, grid.how(1, 0, 0))
@@ -185,7 +189,7 @@ class TiledTransposed(_Tiled):
     def forward(self, x: Tensor) -> NormedActivation:
         """The activation ``(n, 2 H, 2 W, out)`` of images ``(n, H, W, in)``."""
         n, height, width, inputs = x.shape
-        grid = _Grid.over(2, n, height, width)
+        grid = _Grid.over(self._kernel, 2, n, height, width)
         matrices, _ = self._products(grid.outputs)
         found = self._activation((n, 2 * height, 2 * width, matrices.shape[3]), x.dtype)
         operands, results = self._scratch(grid, inputs, matrices.shape[3])
@@ -200,7 +204,7 @@ class TiledTransposed(_Tiled):
         ``grad`` ``(n, 2 H, 2 W, out)`` is that with respect to the output of the convolution. With
         ``overwrite`` the result takes the memory of ``preceding.out``.
         """
-        grid, outputs = _Grid.over(2, *preceding.out.shape[:3]), grad.shape[-1]
+        grid, outputs = _Grid.over(self._kernel, 2, *preceding.out.shape[:3]), grad.shape[-1]
         _, matrices = self._products(grid.outputs)
         operands, results = self._scratch(grid, matrices.shape[1], matrices.shape[2])
         for number, (a, b) in enumerate(_PARITIES):
