@@ -169,3 +169,16 @@ def test_every_spoilt_call_is_refused_however_tensors_are_described(tmp_path: Pa
 def test_every_spoilt_call_for_a_device_is_refused_without_one(tmp_path: Path) -> None:
     refused = native_calls.refusals(native_calls.in_a_process(tmp_path, "--without-device"))
     assert refused.keys() == native_calls.ON_CUDA and min(refused.values()) > 50, refused
+
+
+def test_a_number_of_tiles_that_overflows_is_refused() -> None:
+    # Modulo 2^64 the product of 8, `high` and `wide` is the number of tiles that there is room for.
+    high, wide, tiles = 2**30 + 23170, 2**31 - 46339, 537552
+    assert (8 * high * wide) % 2**64 == tiles
+    operands = torch.zeros(9, tiles, 1)
+    with pytest.raises(ValueError, match=r"^operands: expected shape \(9, 8 \* 1073764994 \* "):
+        native.extension().fill_tiles(
+            x=torch.zeros(8, 2, 2, 1), high=high, wide=wide, taps=2, outputs=2, step=1, top=0,
+            left=0, operands=operands, first=0, threads=1,
+        )  # fmt: skip
+    assert not operands.any()

@@ -28,12 +28,19 @@ TileGrid grid_of(Arguments& given, std::int64_t count) {
   return grid;
 }
 
+// Whether `tiles` is the number of all tiles, by divisions: a product of any sizes may overflow.
+bool has_tiles(std::int64_t tiles, const TileGrid& grid) {
+  const std::int64_t lines = tiles / grid.wide;
+  return tiles % grid.wide == 0 && lines % grid.high == 0 && lines / grid.high == grid.count;
+}
+
 // Raises ValueError unless `array` is (slots, tiles, C) for that grid.
 void require_slots(const Array& array, const TileGrid& grid) {
   const std::int64_t side = grid.outputs + grid.taps - 1, slots = side * side;
   array.require_rank(3, "(slots, tiles, C)");
-  if (array.size(0) != slots || array.size(1) != grid.tiles() || array.size(2) < 1) {
-    array.refuse("shape (" + std::to_string(slots) + ", " + std::to_string(grid.tiles()) + ", C)");
+  if (array.size(0) != slots || !has_tiles(array.size(1), grid) || array.size(2) < 1) {
+    array.refuse("shape (" + std::to_string(slots) + ", " + std::to_string(grid.count) + " * " +
+                 std::to_string(grid.high) + " * " + std::to_string(grid.wide) + ", C)");
   }
 }
 
