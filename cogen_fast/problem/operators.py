@@ -80,13 +80,12 @@ class Blur(Operator):
             x = F.pad(x, pad, mode="replicate")
         elif self.border == "zeros":
             x = F.pad(x, pad)
-        n, channels, *side = x.shape
-        if side[0] < height or side[1] < width:
+        if x.shape[2] < height or x.shape[3] < width:
             raise ValueError(
                 f"kernel: expected one no larger than the image, got {height} x {width}"
             )
-        y = F.conv2d(x.reshape(n * channels, 1, *side), taps[None, None])
-        return y.reshape(n, channels, *y.shape[2:])
+        channels = x.shape[1]
+        return F.conv2d(x, taps.expand(channels, 1, -1, -1), groups=channels)
 
     def __repr__(self) -> str:
         return f"Blur({tuple(self._taps.value.shape)}, border={self.border!r})"
