@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "pretended"
@@ -85,7 +85,7 @@ def _empty_strided(
     return Held(torch.empty_strided(size, stride, dtype=dtype))
 
 
-_LIBRARIES: list[torch.library.Library] = []  # registrations must last as long as the process
+_LIBRARIES: list[library.Library] = []  # registrations must last as long as the process
 
 
 def use() -> None:
@@ -95,10 +95,10 @@ def use() -> None:
     _setup_privateuseone_for_python_backend(NAME)
     # All other functions arrive at `Held`. These two make its tensors, also for copies from the
     # CPU.
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("empty.memory_format", _empty, "PrivateUse1")
-    library.impl("empty_strided", _empty_strided, "PrivateUse1")
-    _LIBRARIES.append(library)
+    registered = library.Library("aten", "IMPL")
+    registered.impl("empty.memory_format", _empty, "PrivateUse1")
+    registered.impl("empty_strided", _empty_strided, "PrivateUse1")
+    _LIBRARIES.append(registered)
 
 
 def moved(module: nn.Module) -> nn.Module:
