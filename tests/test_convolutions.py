@@ -13,15 +13,14 @@ from cogen_fast.ops import native
 from cogen_fast.ops.convolution.chain import ConvolutionChain
 from cogen_fast.ops.convolution.layers import (
     ConvolutionSpec,
-    NativeNorms,
     OnePixel,
     TorchConvolution,
-    TorchNorms,
     layer_of,
 )
 from cogen_fast.ops.convolution.tap_sums import SummedTaps
 from cogen_fast.ops.convolution.tiles import TiledConvolution, TiledTransposed
-from cogen_fast.ops.progressive.layers import Layer
+from cogen_fast.ops.progressive.folded import FoldedLayers, TorchNorms
+from cogen_fast.ops.progressive.layers import Layer, NativeLayers
 from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.progressive.packed import Workspace
 from cogen_fast.ops.progressive.upsampled import UpsampledConvolution
@@ -37,6 +36,10 @@ SIZES = [(1, 1, 1, 1, 1), (2, 4, 4, 5, 7), (1, 3, 5, 8, 9), (3, 8, 8, 16, 24), (
 
 def random(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+
+
+def by_torch_alone(dtype: torch.dtype) -> FoldedLayers:
+    return FoldedLayers(dtype, TorchNorms())
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:
@@ -184,10 +187,10 @@ def test_other_convolutions_are_torchs(name: str, dtype: torch.dtype) -> None:
     outputs = shape[1] if how.get("transposed") else shape[0]
     bias = random(outputs, seed=2, dtype=dtype)
     spec = spec_of(random(*shape, seed=1, dtype=dtype), bias, (6, 8), **how)
-    layer = layer_of(spec, Workspace(dtype))
+    layer = layer_of(spec, NativeLayers(dtype))
     assert type(layer) is kind
     assert_is(layer, spec, 3, 5)
-    on_other_devices = layer_of(spec, None)
+    on_other_devices = layer_of(spec, by_torch_alone(dtype))
     if spec.upsampled:
         assert on_other_devices is None
     else:
@@ -199,7 +202,7 @@ def test_a_transposed_convolution_of_one_pixel_is_a_dense_layer() -> None:
     kernel, bias = random(6, 5, 3, 4, seed=1, dtype=F64), random(5, seed=2, dtype=F64)
     for stride in ((1, 1), (2, 3)):  # for one pixel the stride does not matter
         spec = spec_of(kernel, bias, (1, 1), transposed=True, stride=stride)
-        layer = layer_of(spec, Workspace(F64))
+        layer = layer_of(spec, NativeLayers(F64))
         assert isinstance(layer, OnePixel)
         assert_is(layer, spec, 3, 6)
 
@@ -207,19 +210,19 @@ def test_a_transposed_convolution_of_one_pixel_is_a_dense_layer() -> None:
 def test_few_channels_are_summed_and_many_tiled() -> None:
     for outputs, kind in ((3, SummedTaps), (7, SummedTaps), (8, TiledTransposed)):
         spec = four_by_four((1, 4, 4, 2, outputs), F32)
-        assert type(layer_of(spec, Workspace(F32))) is kind
+        assert type(layer_of(spec, NativeLayers(F32))) is kind
 
 
 def test_a_convolution_without_an_activation_is_left_to_torch() -> None:
     kernel, bias = random(7, 5, 1, 1, seed=1, dtype=F32), torch.zeros(7)
-    for work in (Workspace(F32), None):
+    for layers in (NativeLayers(F32), by_torch_alone(F32)):
         for slope, folded in ((1.0, False), (1.0, True), (0.0, False)):
             spec = spec_of(kernel, bias, (6, 8), slope=slope, folded=folded)
-            assert (layer_of(spec, work) is None) == (slope == 1.0 and not folded)
+            assert (layer_of(spec, layers) is None) == (slope == 1.0 and not folded)
     for channels, kind in ((127, type(None)), (128, TiledConvolution)):
         kernel = random(channels, channels, 3, 3, seed=1, dtype=F32)
         spec = spec_of(kernel, torch.zeros(channels), (6, 8), slope=1.0, padding=(1, 1))
-        assert type(layer_of(spec, Workspace(F32))) is kind
+        assert type(layer_of(spec, NativeLayers(F32))) is kind
 
 
 def test_wide_kernels_have_small_tiles_as_their_matrices_are_large() -> None:
@@ -235,10 +238,10 @@ def test_wide_kernels_have_small_tiles_as_their_matrices_are_large() -> None:
 def test_what_has_no_code_is_left_to_torch() -> None:
     spec = four_by_four((1, 4, 4, 2, 8), F32)
     odd = spec_of(spec.weight, spec.bias, (4, 4), transposed=True, stride=(2, 2), padding=(0, 0))
-    assert type(layer_of(odd, Workspace(F32))) is TorchConvolution
+    assert type(layer_of(odd, NativeLayers(F32))) is TorchConvolution
     kernel, bias = random(4, 2, 5, 5, seed=1, dtype=F32), torch.zeros(4)
     wide = spec_of(kernel, bias, (4, 4), upsampled=True, padding=(2, 2))
-    assert layer_of(wide, Workspace(F32)) is None
+    assert layer_of(wide, NativeLayers(F32)) is None
 
 
 def chain_of(contiguous: bool) -> tuple[ConvolutionChain, list[ConvolutionSpec]]:
@@ -251,9 +254,9 @@ def chain_of(contiguous: bool) -> tuple[ConvolutionChain, list[ConvolutionSpec]]
     tiles = spec_of(random(9, 8, 4, 4, seed=2, dtype=F64), ones, (4, 4), **how)
     sums = spec_of(random(8, 2, 4, 4, seed=3, dtype=F64), ones[:2], (8, 8), slope=1.0, **how)
     specs = [dense, tiles, sums]
-    work = Workspace(F64)
-    layers = [layer for spec in specs if (layer := layer_of(spec, work)) is not None]
-    return ConvolutionChain(layers, NativeNorms(), contiguous), specs
+    by = NativeLayers(F64)
+    layers = [layer for spec in specs if (layer := layer_of(spec, by)) is not None]
+    return ConvolutionChain(layers, by, contiguous), specs
 
 
 @pytest.mark.parametrize("contiguous", [True, False])
@@ -277,8 +280,8 @@ def test_a_chain_is_its_layers_one_after_the_other(contiguous: bool) -> None:
 
 def test_a_chain_ends_in_an_activation_of_its_own() -> None:
     spec = four_by_four((2, 4, 4, 5, 8), F64)
-    for norms in (NativeNorms(), TorchNorms()):
-        layer = layer_of(spec, Workspace(F64))
+    for norms in (NativeLayers(F64), by_torch_alone(F64)):
+        layer = layer_of(spec, NativeLayers(F64))
         assert layer is not None
         x = random(2, 5, 4, 4, seed=5, dtype=F64).requires_grad_()
         expected = F.leaky_relu(by_torch(spec, x), SLOPE)

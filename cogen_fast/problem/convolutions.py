@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -187,7 +186,7 @@ class _Finder:
         step = self._steps[place.step]
         if step.function is not F.interpolate:
             return None
-        how = _bound(F.interpolate, step)
+        how = step.named(F.interpolate)
         twice = how["scale_factor"] in (2, (2, 2), [2, 2])
         nearest = how["size"] is None and how["mode"] in ("nearest", "nearest-exact") and twice
         return how["input"] if nearest else None
@@ -214,7 +213,7 @@ def _convolution(step: Step) -> _Arguments | None:
     """The arguments of a convolution of images with constant weights; None for another step."""
     if step.function not in _CONVOLUTIONS:
         return None
-    given = {"output_padding": 0, **_bound(_CONVOLUTIONS[step.function], step)}
+    given = {"output_padding": 0, **step.named(_CONVOLUTIONS[step.function])}
     given["transposed"] = step.function in _TRANSPOSED
     constant = isinstance(given["weight"], Tensor) and isinstance(given["bias"], Tensor | None)
     images = isinstance(given["input"], Place) and not isinstance(given["padding"], str)
@@ -225,7 +224,7 @@ def _batch_norm(step: Step) -> _Arguments | None:
     """Statistics and weights of a batch norm by running statistics; None for another step."""
     if step.function is not F.batch_norm:
         return None
-    given = _bound(F.batch_norm, step)
+    given = step.named(F.batch_norm)
     constants = [given[name] for name in ("running_mean", "running_var", "weight", "bias")]
     if given["training"] or not all(isinstance(each, Tensor | None) for each in constants):
         return None
@@ -238,15 +237,8 @@ def _slope(step: Step) -> float | None:
         return 0.0
     if step.function not in (F.leaky_relu, F.leaky_relu_):
         return None
-    slope = _bound(F.leaky_relu, step)["negative_slope"]
+    slope = step.named(F.leaky_relu)["negative_slope"]
     return float(slope) if isinstance(slope, int | float) and slope >= 0 else None
-
-
-def _bound(signature: Callable[..., Any], step: Step) -> _Arguments:
-    """The arguments of a call by name, with defaults."""
-    bound = inspect.signature(signature).bind(*step.args, **step.kwargs)
-    bound.apply_defaults()
-    return bound.arguments
 
 
 def _pair(value: Any) -> Pair:

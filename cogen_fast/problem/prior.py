@@ -150,7 +150,7 @@ class Prior(nn.Module):
         observation has a condition of its own. Raises ValueError where it is missing, TypeError
         where ``output`` finds no tensor.
         """
-        labels = self.conditions_of(latents, index)
+        labels = self._labels(latents, index)
         if not self.styled:
             inputs = (latents,) if labels is None else (latents, labels)
             return self._picked(self.generator(*inputs))
@@ -165,9 +165,9 @@ class Prior(nn.Module):
         """
         self._check_styled()
         size = self._leading_size if self.styled else latents.flatten(1).shape[1]
-        return self._styles(latents.flatten(1)[:, :size], self.conditions_of(latents, index))
+        return self._styles(latents.flatten(1)[:, :size], self._labels(latents, index))
 
-    def conditions_of(self, latents: Tensor, index: Tensor | int | None) -> Tensor | None:
+    def _labels(self, latents: Tensor, index: Tensor | int | None) -> Tensor | None:
         """The conditions ``(n, ...)`` of rows of latents; None without any.
 
         ``index`` is as in `forward`; raises ValueError where it is missing.
@@ -280,7 +280,7 @@ class Prior(nn.Module):
             count = min(_AT_ONCE, draws - start)
             z = torch.randn(count, G.latent_size, generator=random, device="cpu").to(weights)
             with torch.no_grad():
-                w = G.styles(z, self.conditions_of(z, None), truncation=1.0)
+                w = G.styles(z, self._labels(z, None), truncation=1.0)
             w = w.cpu().double()  # in this order, as not every device has float64
             v = torch.where(w < 0.0, w / _SLOPE, w)
             total += v.sum(0)

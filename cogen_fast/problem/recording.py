@@ -80,7 +80,11 @@ class Step:
 
     def places(self) -> Iterator[Place]:
         """The results that it reads."""
-        yield from _places((self.args, self.kwargs))
+        yield from (each for each in _leaves((self.args, self.kwargs)) if isinstance(each, Place))
+
+    def named(self, signature: Callable[..., Any]) -> dict[str, Any]:
+        """The arguments by the names that they have in ``signature``, with defaults."""
+        return _named(signature, self.args, self.kwargs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,14 +146,9 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Recording:
     where the steps depend on anything but the number of rows, and whatever the function raises.
     """
     with torch.enable_grad(), _Seen():  # type: ignore[no-untyped-call]
-        first, second = (
-            _Recorder(function, [each[:n].clone() for each in inputs]) for n in _sizes(inputs)
-        )
+        first = _Recorder(function, [each.clone() for each in inputs])
+        second = _Recorder(function, [each[:-1].clone() for each in inputs])
     return _merged(first, second)
-
-
-def _sizes(inputs: Sequence[Tensor]) -> tuple[int, int]:
-    return len(inputs[0]), len(inputs[0]) - 1
 
 
 class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -392,10 +391,6 @@ def _constant(a: Tensor, b: Tensor, rows: int, fewer: int) -> Tensor | Rows:
     if not repeated or not bool((a == b[:1]).all() and (b == a[:1]).all()):
         raise Unrecordable("it has constants that depend on the number of latents, or on chance")
     return Rows(a[:1].detach().clone())
-
-
-def _places(value: Any) -> Iterator[Place]:
-    yield from (each for each in _leaves(value) if isinstance(each, Place))
 
 
 def _leaves(value: Any) -> Iterator[Any]:

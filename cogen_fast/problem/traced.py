@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast.ops.convolution.chain import ConvolutionChain
-from cogen_fast.ops.convolution.layers import NativeNorms, TorchNorms, layer_of
+from cogen_fast.ops.convolution.layers import layer_of
 from cogen_fast.ops.dense import hooks_of
 from cogen_fast.ops.native import extension
-from cogen_fast.ops.progressive.packed import Workspace
+from cogen_fast.ops.progressive.folded import FoldedLayers, TorchNorms
+from cogen_fast.ops.progressive.layers import Layers, NativeLayers
 from cogen_fast.problem import convolutions
 from cogen_fast.problem.adapter import GeneratorAdapter
 from cogen_fast.problem.recording import Replay, record
@@ -81,23 +82,27 @@ def _replay(adapter: GeneratorAdapter) -> Replay | None:
     z = adapter.probe_latents.to(adapter.input_dtype).reshape(-1, *adapter.latent_shape)
     index = torch.zeros(len(z), dtype=torch.int64, device=z.device)
     recording = record(adapter.generator, [z, index] if adapter.per_observation else [z])
-    native = adapter.device.type == "cpu"
-    if native:
-        extension()
-    work = Workspace(adapter.input_dtype) if native else None
-    found = convolutions.find(recording, partial(layer_of, work=work))
+    layers = _layers(adapter)
+    found = convolutions.find(recording, partial(layer_of, layers=layers))
     if sum(each.products for each in found) < LEAST_PRODUCTS:
         return None
-    norms = NativeNorms() if native else TorchNorms()
     return Replay(
         convolutions.replaced(
             recording,
             found,
             lambda run, contiguous: ConvolutionChain(
-                [each.layer for each in run], norms, contiguous
+                [each.layer for each in run], layers, contiguous
             ),
         )
     )
+
+
+def _layers(adapter: GeneratorAdapter) -> Layers:
+    """In C++ on the CPU, which raises ImportError without the extension; by torch elsewhere."""
+    if adapter.device.type != "cpu":
+        return FoldedLayers(adapter.input_dtype, TorchNorms())
+    extension()
+    return NativeLayers(adapter.input_dtype)
 
 
 def _agrees(adapter: GeneratorAdapter, made: GeneratorAdapter) -> bool:
@@ -106,20 +111,20 @@ def _agrees(adapter: GeneratorAdapter, made: GeneratorAdapter) -> bool:
     Gradients are compared at each of them alone too, for some operations are others there.
     """
     rows = adapter.probe_latents
-    if not adapter.agrees(_gradient(made, rows)[0]):
+    outputs, ours = _gradient(made, rows)
+    if not adapter.agrees(outputs) or not _gradients_agree(ours, _gradient(adapter, rows)[1]):
         return False
-    for batches in ([rows], list(rows[:, None])):
-        errors = torch.cat([_gradient_errors(adapter, made, z) for z in batches])
-        if not bool(errors.median() <= _GRADIENTS_AGREE and errors.max() <= _AT_A_KINK):
-            return False
-    return True
+    ours, theirs = (
+        torch.cat([_gradient(each, z)[1] for z in rows[:, None]]) for each in (made, adapter)
+    )
+    return _gradients_agree(ours, theirs)
 
 
-def _gradient_errors(adapter: GeneratorAdapter, made: GeneratorAdapter, latents: Tensor) -> Tensor:
-    """The largest difference of each row's gradients, relative to the largest entry, ``(n,)``."""
-    ours, theirs = _gradient(made, latents)[1], _gradient(adapter, latents)[1]
+def _gradients_agree(ours: Tensor, theirs: Tensor) -> bool:
+    """By the largest difference of each row ``(n, d)``, relative to the row's largest entry."""
     sizes = theirs.abs().amax(-1).clamp(min=torch.finfo(theirs.dtype).tiny)
-    return (ours - theirs).abs().amax(-1) / sizes
+    errors = (ours - theirs).abs().amax(-1) / sizes
+    return bool(errors.median() <= _GRADIENTS_AGREE and errors.max() <= _AT_A_KINK)
 
 
 def _gradient(adapter: GeneratorAdapter, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cogen_fast.ops.convolution.layers import Norms
-from cogen_fast.ops.progressive.layers import Layer
+from cogen_fast.ops.progressive.layers import Layer, Layers, channels_first, channels_last
 from cogen_fast.ops.progressive.normed import NormedActivation
 
 
@@ -19,10 +18,11 @@ class ConvolutionChain(nn.Module):
 
     A call is differentiable once, with respect to the images alone, and keeps nothing but the
     activation of each layer. The layers share scratch memory, so only one thread may use it at a
-    time. ``contiguous`` says whether the result is; otherwise it is a view of channels-last images.
+    time. ``norms`` go back through the last activation. ``contiguous`` says whether the result is;
+    otherwise it is a view of channels-last images.
     """
 
-    def __init__(self, layers: Sequence[Layer], norms: Norms, contiguous: bool) -> None:
+    def __init__(self, layers: Sequence[Layer], norms: Layers, contiguous: bool) -> None:
         super().__init__()
         self.layers, self.norms, self.contiguous = tuple(layers), norms, contiguous
 
@@ -35,14 +35,14 @@ class ConvolutionChain(nn.Module):
         return images.contiguous() if self.contiguous else images
 
     def _images(self, x: Tensor) -> Tensor:
-        out = _channels_last(x)
+        out = channels_last(x)
         for layer in self.layers:
             out = layer.forward(out).out
-        return out.permute(0, 3, 1, 2)
+        return channels_first(out)
 
     def activations(self, x: Tensor) -> list[NormedActivation]:
         """What each layer makes of images, channels last."""
-        out, found = _channels_last(x), []
+        out, found = channels_last(x), []
         for layer in self.layers:
             found.append(layer.forward(out))
             out = found[-1].out
@@ -54,10 +54,10 @@ class ConvolutionChain(nn.Module):
         # The images were not kept: any finite numbers do where no activation has to be undone.
         first = NormedActivation(grad.new_zeros(n, height, width, channels), None, 1.0)
         before = [first, *found[:-1]]
-        grad = self.norms.norm_grad(_channels_last(grad), found[-1], False)
+        grad = self.norms.norm_grad(channels_last(grad), found[-1], False)
         for layer, preceding in zip(reversed(self.layers), reversed(before), strict=True):
             grad = layer.backward(grad, preceding, preceding is first)
-        return grad.permute(0, 3, 1, 2)
+        return channels_first(grad)
 
 
 class _Chain(torch.autograd.Function):
@@ -69,7 +69,7 @@ class _Chain(torch.autograd.Function):
         ctx.chain, ctx.shape, ctx.contiguous = chain, x.shape, x.is_contiguous()
         ctx.slopes = [each.slope for each in found]
         ctx.save_for_backward(*(each.out for each in found))
-        return found[-1].out.permute(0, 3, 1, 2)
+        return channels_first(found[-1].out)
 
     @staticmethod
     @once_differentiable
@@ -79,7 +79,3 @@ class _Chain(torch.autograd.Function):
         grad = ctx.chain.vjp(grad, found, ctx.shape)
         # As torch gives it: of one image, torch's instance norm takes no other layout the way back.
         return grad.contiguous() if ctx.contiguous else grad, None
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).contiguous()

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogen_fast.ops import reference
 from cogen_fast.ops.convolution.tap_sums import SummedTaps
 from cogen_fast.ops.convolution.tiles import TiledConvolution, TiledTransposed
 from cogen_fast.ops.progressive import normed
-from cogen_fast.ops.progressive.layers import Layer
+from cogen_fast.ops.progressive.layers import (
+    Layer,
+    Layers,
+    NativeLayers,
+    channels_first,
+    channels_last,
+)
 from cogen_fast.ops.progressive.normed import NormedActivation
-from cogen_fast.ops.progressive.packed import Workspace
 from cogen_fast.ops.progressive.upsampled import UpsampledConvolution
 
 Pair = tuple[int, int]
@@ -61,50 +65,19 @@ class ConvolutionSpec:
         return pixels * self.weight.numel()
 
 
-class Norms(Protocol):
-    """Bias and leaky ReLU after a convolution, and the way back through them."""
-
-    def norm(self, x: Tensor, bias: Tensor, slope: float) -> NormedActivation: ...
-
-    def norm_grad(self, grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor: ...
-
-
-class NativeNorms:
-    """In C++ on the CPU."""
-
-    @staticmethod
-    def norm(x: Tensor, bias: Tensor, slope: float) -> NormedActivation:
-        return normed.norm(x, bias, slope, False)
-
-    @staticmethod
-    def norm_grad(grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor:
-        return normed.norm_grad(grad, preceding, overwrite)
-
-
-class TorchNorms:
-    """The reference, on any device."""
-
-    @staticmethod
-    def norm(x: Tensor, bias: Tensor, slope: float) -> NormedActivation:
-        return NormedActivation(*reference.norm(x, bias, slope, False), slope)
-
-    @staticmethod
-    def norm_grad(grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor:
-        return reference.norm_grad(grad, preceding.out, None, preceding.slope)
-
-
-def layer_of(spec: ConvolutionSpec, work: Workspace | None) -> Layer | None:
+def layer_of(spec: ConvolutionSpec, layers: Layers) -> Layer | None:
     """The code for a convolution; None where a call of torch is as good.
 
-    ``work`` is the scratch memory that layers in C++ share, on the CPU, where weights of another
-    type are left to torch; None elsewhere.
+    ``layers`` are what activations of other layers are computed by: in C++, where weights of
+    another type are left to torch, or by torch.
     """
+    work = layers.work if isinstance(layers, NativeLayers) else None
     if work is not None and spec.weight.dtype != work.dtype:
         return None
     joined = spec.folded or spec.slope != 1.0
     by_torch = joined and not spec.upsampled
     if work is None:
-        return TorchConvolution(spec, TorchNorms()) if by_torch else None
+        return TorchConvolution(spec, layers) if by_torch else None
     kernel, by_tiles = tuple(spec.weight.shape[2:]), len(spec.bias) >= _FEW_CHANNELS
     where = (kernel, spec.stride, spec.padding) if spec.plain else None
     if spec.upsampled:
@@ -119,7 +92,7 @@ def layer_of(spec: ConvolutionSpec, work: Workspace | None) -> Layer | None:
         return kind(spec.weight, spec.bias, spec.slope, work)
     if spec.transposed and where is not None and spec.side == (1, 1) and spec.padding == (0, 0):
         return OnePixel(spec.weight, spec.bias, spec.slope)
-    return TorchConvolution(spec, NativeNorms()) if by_torch else None
+    return TorchConvolution(spec, layers) if by_torch else None
 
 
 class OnePixel:
@@ -147,9 +120,9 @@ class OnePixel:
 class TorchConvolution:
     """Any convolution by torch, of channels-last images, without gradients of its weights."""
 
-    def __init__(self, spec: ConvolutionSpec, norms: Norms) -> None:
+    def __init__(self, spec: ConvolutionSpec, layers: Layers) -> None:
         self._weight = spec.weight.contiguous(memory_format=torch.channels_last)
-        self._bias, self._slope, self._norms = spec.bias.contiguous(), spec.slope, norms
+        self._bias, self._slope, self._layers = spec.bias.contiguous(), spec.slope, layers
         self._how: dict[str, Any] = {
             "stride": spec.stride,
             "padding": spec.padding,
@@ -160,19 +133,19 @@ class TorchConvolution:
 
     def forward(self, x: Tensor) -> NormedActivation:
         """See `Layer`."""
-        images = x.permute(0, 3, 1, 2)
+        images = channels_first(x)
         if self._transposed:
             how = {**self._how, "output_padding": self._output_padding}
             out = F.conv_transpose2d(images, self._weight, **how)
         else:
             out = F.conv2d(images, self._weight, **self._how)
-        return self._norms.norm(_channels_last(out), self._bias, self._slope)
+        return self._layers.norm(channels_last(out), self._bias, self._slope, False)
 
     def backward(self, grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor:
         """See `Layer`."""
-        images = preceding.out.permute(0, 3, 1, 2)
+        images = channels_first(preceding.out)
         by_input, _, _ = torch.ops.aten.convolution_backward(
-            grad.permute(0, 3, 1, 2),
+            channels_first(grad),
             images,  # for its shape and layout alone
             self._weight,
             None,
@@ -184,9 +157,4 @@ class TorchConvolution:
             self._how["groups"],
             (True, False, False),
         )
-        return self._norms.norm_grad(_channels_last(by_input), preceding, overwrite)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """``(n, C, H, W)`` as a contiguous ``(n, H, W, C)``: a view where torch kept that layout."""
-    return x.permute(0, 2, 3, 1).contiguous()
+        return self._layers.norm_grad(channels_last(by_input), preceding, overwrite)

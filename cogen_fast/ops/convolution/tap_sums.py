@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogen_fast.ops.native import extension
+from cogen_fast.ops.progressive.layers import channels_first, channels_last
 from cogen_fast.ops.progressive.normed import NormedActivation, norm_grad
 from cogen_fast.ops.progressive.packed import Workspace
 
@@ -18,7 +19,7 @@ from cogen_fast.ops.progressive.packed import Workspace
 class SummedTaps:
     """A transposed convolution of stride 2, padding 1 and a 4x4 kernel; bias and leaky ReLU follow.
 
-    Arguments and shapes are those of `two_taps.TiledTransposed`.
+    Arguments and shapes are those of `tiles.TiledTransposed`.
     """
 
     def __init__(self, kernel: Tensor, bias: Tensor, slope: float, work: Workspace) -> None:
@@ -33,12 +34,10 @@ class SummedTaps:
         found = NormedActivation.empty(
             (n, 2 * height, 2 * width, outputs), x.dtype, self._slope, normalise=False
         )
-        pixels = n * height * width
-        products = self._work.at_least(pixels * 16 * outputs)[: pixels * 16 * outputs]
-        products = products.view(pixels, 16 * outputs)
-        torch.mm(x.flatten(0, 2), self._products, out=products)
+        (products,) = self._work.tensors((n, height, width, 16, outputs))
+        torch.mm(x.flatten(0, 2), self._products, out=products.flatten(0, 2).flatten(1))
         extension().sum_taps(
-            products=products.view(n, height, width, 16, outputs),
+            products=products,
             out=found.out,
             bias=self._bias,
             slope=self._slope,
@@ -48,5 +47,5 @@ class SummedTaps:
 
     def backward(self, grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor:
         """The gradient with respect to the pre-activation of ``preceding``, ``(n, H, W, in)``."""
-        by_input = F.conv2d(grad.permute(0, 3, 1, 2), self._kernel, stride=2, padding=1)
-        return norm_grad(by_input.permute(0, 2, 3, 1).contiguous(), preceding, overwrite)
+        by_input = F.conv2d(channels_first(grad), self._kernel, stride=2, padding=1)
+        return norm_grad(channels_last(by_input), preceding, overwrite)

@@ -13,7 +13,6 @@ m = 2, and 25/64 with m = 4.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -58,12 +57,6 @@ class _Grid:
     high: int
     wide: int
 
-    @classmethod
-    def over(cls, kernel: Tensor, taps: int, images: int, height: int, width: int) -> _Grid:
-        narrow = kernel.shape[0] * kernel.shape[1] <= _MOST_WEIGHTS
-        outputs = 4 if narrow and min(height, width) >= _LEAST_SIDE else 2
-        return cls(taps, outputs, images, -(-height // outputs), -(-width // outputs))
-
     def size(self, channels: int) -> tuple[int, int, int]:
         """The shape of operands or results."""
         slots = (self.outputs + self.taps - 1) ** 2
@@ -98,6 +91,11 @@ class _Tiled:
         self._work = work
         self.matrices: dict[int, tuple[Tensor, Tensor]] = {}
 
+    def _grid(self, images: int, height: int, width: int) -> _Grid:
+        narrow = self._kernel.shape[0] * self._kernel.shape[1] <= _MOST_WEIGHTS
+        outputs = 4 if narrow and min(height, width) >= _LEAST_SIDE else 2
+        return _Grid(self._taps, outputs, images, -(-height // outputs), -(-width // outputs))
+
     def _products(self, outputs: int) -> tuple[Tensor, Tensor]:
         """The matrices of the products, forward and backward, which are made at the first use."""
         if outputs not in self.matrices:
@@ -116,10 +114,7 @@ class _Tiled:
 
     def _scratch(self, grid: _Grid, *channels: int) -> list[Tensor]:
         """Memory for operands and results of so many channels."""
-        shapes = [grid.size(each) for each in channels]
-        sizes = [math.prod(shape) for shape in shapes]
-        pieces = torch.split(self._work.at_least(sum(sizes))[: sum(sizes)], sizes)
-        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        return self._work.tensors(*(grid.size(each) for each in channels))
 
     def _activation(self, shape: Sequence[int], dtype: torch.dtype) -> NormedActivation:
         return NormedActivation.empty(tuple(shape), dtype, self._slope, normalise=False)
@@ -151,7 +146,7 @@ class TiledConvolution(_Tiled):
 
     def forward(self, x: Tensor) -> NormedActivation:
         """The activation ``(n, H, W, out)`` of images ``(n, H, W, in)``."""
-        grid = _Grid.over(self._kernel, 3, *x.shape[:3])
+        grid = self._grid(*x.shape[:3])
         matrices, _ = self._products(grid.outputs)
         found = self._activation((*x.shape[:3], matrices.shape[2]), x.dtype)
         self._finish(self._multiplied(x, matrices, grid), found, grid.how(1, 0, 0))
@@ -163,7 +158,7 @@ class TiledConvolution(_Tiled):
         ``grad`` ``(n, H, W, out)`` is that with respect to the output of the convolution. With
         ``overwrite`` the result takes the memory of ``preceding.out``.
         """
-        grid = _Grid.over(self._kernel, 3, *grad.shape[:3])
+        grid = self._grid(*grad.shape[:3])
         _, matrices = self._products(grid.outputs)
         results = self._multiplied(grad, matrices, grid)
         return self._finish_grad(results, preceding, overwrite, grid.how(1, 0, 0))
@@ -189,7 +184,7 @@ class TiledTransposed(_Tiled):
     def forward(self, x: Tensor) -> NormedActivation:
         """The activation ``(n, 2 H, 2 W, out)`` of images ``(n, H, W, in)``."""
         n, height, width, inputs = x.shape
-        grid = _Grid.over(self._kernel, 2, n, height, width)
+        grid = self._grid(n, height, width)
         matrices, _ = self._products(grid.outputs)
         found = self._activation((n, 2 * height, 2 * width, matrices.shape[3]), x.dtype)
         operands, results = self._scratch(grid, inputs, matrices.shape[3])
@@ -204,7 +199,7 @@ class TiledTransposed(_Tiled):
         ``grad`` ``(n, 2 H, 2 W, out)`` is that with respect to the output of the convolution. With
         ``overwrite`` the result takes the memory of ``preceding.out``.
         """
-        grid, outputs = _Grid.over(self._kernel, 2, *preceding.out.shape[:3]), grad.shape[-1]
+        grid, outputs = self._grid(*preceding.out.shape[:3]), grad.shape[-1]
         _, matrices = self._products(grid.outputs)
         operands, results = self._scratch(grid, matrices.shape[1], matrices.shape[2])
         for number, (a, b) in enumerate(_PARITIES):

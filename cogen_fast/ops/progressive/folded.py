@@ -19,7 +19,12 @@ from torch import Tensor
 
 from cogen_fast.ops import dispatch, reference
 from cogen_fast.ops.checks import check
-from cogen_fast.ops.progressive.layers import Layer, UpsamplingLayer
+from cogen_fast.ops.progressive.layers import (
+    Layer,
+    UpsamplingLayer,
+    channels_first,
+    channels_last,
+)
 from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.progressive.to_rgb import ToRGB
 from cogen_fast.ops.spec import MisfitSpec
@@ -153,13 +158,13 @@ class _SameSize:
 
     def forward(self, x: Tensor) -> NormedActivation:
         """See `Layer`."""
-        images = F.conv2d(_channels_first(x), self._forward_kernel, padding=1)
-        return self._layers.norm(_channels_last(images), self._bias, self._slope, True)
+        images = F.conv2d(channels_first(x), self._forward_kernel, padding=1)
+        return self._layers.norm(channels_last(images), self._bias, self._slope, True)
 
     def backward(self, grad: Tensor, preceding: NormedActivation, overwrite: bool) -> Tensor:
         """See `Layer`."""
-        by_input = F.conv2d(_channels_first(grad), self._backward_kernel, padding=1)
-        return self._layers.norm_grad(_channels_last(by_input), preceding, overwrite)
+        by_input = F.conv2d(channels_first(grad), self._backward_kernel, padding=1)
+        return self._layers.norm_grad(channels_last(by_input), preceding, overwrite)
 
 
 class _Upsampled:
@@ -214,12 +219,12 @@ class _Transposed(_Upsampled):
         self._kernel = _rounded_kernel(folded, self._layers.dtype)
 
     def _convolved(self, x: Tensor) -> Tensor:
-        return _channels_last(
-            F.conv_transpose2d(_channels_first(x), self._kernel, stride=2, padding=1)
+        return channels_last(
+            F.conv_transpose2d(channels_first(x), self._kernel, stride=2, padding=1)
         )
 
     def _adjoint(self, grad: Tensor) -> Tensor:
-        return _channels_last(F.conv2d(_channels_first(grad), self._kernel, stride=2, padding=1))
+        return channels_last(F.conv2d(channels_first(grad), self._kernel, stride=2, padding=1))
 
 
 class _Phases(_Upsampled):
@@ -241,7 +246,7 @@ class _Phases(_Upsampled):
 
     def _convolved(self, x: Tensor) -> Tensor:
         return _pixel_view(
-            _channels_last(F.conv2d(_channels_first(x), self._forward_kernel, padding=1))
+            channels_last(F.conv2d(channels_first(x), self._forward_kernel, padding=1))
         )
 
     def _adjoint(self, grad: Tensor) -> Tensor:
@@ -249,7 +254,7 @@ class _Phases(_Upsampled):
         half = side // 2
         phases = grad.new_zeros(n, half + 1, half + 1, 4 * channels)
         _pixel_view(phases).copy_(grad.reshape(n, half, 2, half, 2, channels))
-        return _channels_last(F.conv2d(_channels_first(phases), self._backward_kernel))
+        return channels_last(F.conv2d(channels_first(phases), self._backward_kernel))
 
 
 def _pixel_view(phases: Tensor) -> Tensor:
@@ -266,13 +271,3 @@ def _pixel_view(phases: Tensor) -> Tensor:
 def _rounded_kernel(kernel: Tensor, dtype: torch.dtype) -> Tensor:
     """A kernel rounded once, in the memory layout for channels-last images."""
     return kernel.to(dtype).contiguous(memory_format=torch.channels_last)
-
-
-def _channels_first(x: Tensor) -> Tensor:
-    """The same images with the axes in the order of torch's convolutions: a view."""
-    return x.permute(0, 3, 1, 2)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """The inverse, contiguous: a view where the convolution kept the layout."""
-    return x.permute(0, 2, 3, 1).contiguous()

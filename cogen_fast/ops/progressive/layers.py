@@ -23,6 +23,16 @@ from cogen_fast.ops.progressive.winograd import WinogradConvolution
 from cogen_fast.ops.spec import MisfitSpec
 
 
+def channels_first(x: Tensor) -> Tensor:
+    """``(n, H, W, C)`` with the axes in the order of torch's convolutions: a view."""
+    return x.permute(0, 3, 1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The inverse, contiguous: a view where the convolution kept the layout."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
 class Layer(Protocol):
     """A 3x3 convolution that keeps the side, followed by leaky ReLU and pixel norm."""
 
@@ -103,15 +113,15 @@ class NativeLayers:
     """Layers in C++ on the CPU, in float32 or float64."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype, self._work = dtype, Workspace(dtype)
+        self.dtype, self.work = dtype, Workspace(dtype)
 
     def convolution(self, kernel: Tensor, bias: Tensor, slope: float) -> Layer:
         """A convolution by Winograd's algorithm."""
-        return WinogradConvolution(kernel, bias, slope, self._work)
+        return WinogradConvolution(kernel, bias, slope, self.work)
 
     def upsampled(self, kernel: Tensor, bias: Tensor, slope: float) -> UpsamplingLayer:
         """Upsampling and a convolution in one, with 9 products in place of 36 per pixel."""
-        return UpsampledConvolution(kernel, bias, slope, self._work)
+        return UpsampledConvolution(kernel, bias, slope, self.work)
 
     def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> NormedActivation:
         """See `normed.norm`."""

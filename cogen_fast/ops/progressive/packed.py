@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -48,3 +49,9 @@ class Workspace:
         if len(self._memory) < size:
             self._memory = torch.empty(size, dtype=self._memory.dtype, device="cpu")
         return self._memory
+
+    def tensors(self, *shapes: tuple[int, ...]) -> list[Tensor]:
+        """Tensors of those shapes side by side in the memory of `at_least`."""
+        sizes = [math.prod(shape) for shape in shapes]
+        pieces = torch.split(self.at_least(sum(sizes))[: sum(sizes)], sizes)
+        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
