@@ -549,20 +549,52 @@ def test_in_place_operations_and_items_are_followed() -> None:
                 assert (ours - theirs).abs().max() <= BOUNDS[dtype] * theirs.abs().max()
 
 
-def test_what_a_module_keeps_is_harmless() -> None:
-    class Keeping(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.main, self.kept = nn.ConvTranspose2d(5, 8, 4), torch.zeros(())
+class Keeping(nn.Module):
+    """Keeps what it computes at the first call with each number of latents, and the last images."""
 
-        def forward(self, z: Tensor) -> Tensor:
-            self.kept = F.relu(self.main(z))
-            return self.kept + 1.0
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.tables = nn.ConvTranspose2d(5, 8, 4), {0: torch.zeros(())}
+        self.last, self.flat = torch.zeros(()), torch.zeros(())
 
-    module = made(Keeping)
-    with traced(module) as (_, found, note):
-        assert (note == TRACED) == (found is not None)
-    assert type(module.kept) is Tensor
+    def forward(self, z: Tensor) -> Tensor:
+        if len(z) not in self.tables:
+            self.tables[len(z)] = z.new_ones(len(z), 1, 4, 4)
+        self.last = F.relu(self.main(z))
+        self.flat = self.last.clone().unsqueeze_(0)
+        return self.last + self.tables[len(z)]
+
+
+class Failing(Keeping):
+    """Ends in an error where autograd records, once it has been called."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        images = super().forward(z)
+        if len(self.tables) > 3:
+            raise RuntimeError("too many tables")
+        return images
+
+
+@pytest.mark.parametrize("kind", [Keeping, Failing])
+def test_what_a_module_keeps_is_a_plain_tensor(kind: type[Keeping]) -> None:
+    module = made(kind)
+    with frozen(module):
+        found, note = try_tracing(GeneratorAdapter(module))
+    assert (note == TRACED) == (found is not None)
+    kept = [module.last, module.flat, *module.tables.values()]
+    assert len(kept) >= 6  # of the probes, one of them alone, and the recording's other number
+    for each in kept:
+        assert type(each) is Tensor
+        assert vars(each) == {}
+    assert all(module.tables[n].shape == (n, 1, 4, 4) for n in module.tables if n)
+    assert module.flat.shape == (1, *module.last.shape)
+    assert torch.equal(module.flat[0], module.last)
+    # The tables serve calls, and their gradients, as before.
+    for n in (each for each in module.tables if each):
+        z = torch.randn(n, 5, 1, 1, dtype=F64, requires_grad=True)
+        (grad,) = torch.autograd.grad(Keeping.forward(module, z).sum(), z)
+        assert type(grad) is Tensor
+        assert grad.isfinite().all()
 
 
 def test_other_threads_may_use_what_a_module_keeps() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -142,8 +143,9 @@ class Replay:
 def record(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Recording:
     """The steps of ``function`` of tensors whose first dimension is the batch, at least 3 rows.
 
-    It is called twice, with all rows and without the last. Raises `Unrecordable` with the reason
-    where the steps depend on anything but the number of rows, and whatever the function raises.
+    It is called twice, with all rows and without the last; tensors that it keeps are plain ones
+    afterwards. Raises `Unrecordable` with the reason where the steps depend on anything but the
+    number of rows, and whatever the function raises.
     """
     with torch.enable_grad(), _Seen():  # type: ignore[no-untyped-call]
         first = _Recorder(function, [each.clone() for each in inputs])
@@ -173,8 +175,16 @@ class _Recorded(Tensor):
 
     @property
     def open(self) -> bool:
-        """Whether its call goes on: a function may keep tensors from others."""
+        """Whether its call goes on in this thread."""
         return self.recorder.open
+
+    def become_plain(self) -> None:
+        """Be what the operations alone would have made, wherever the function has kept it."""
+        plain = self.plain
+        self.__dict__.clear()
+        self.__class__ = Tensor  # type: ignore[assignment]
+        if self.shape != plain.shape or self.stride() != plain.stride():
+            self.data = plain.data  # its shape was changed in place
 
     @classmethod
     def __torch_function__(
@@ -193,15 +203,22 @@ class _Recorder:
         self.shapes: dict[Place, torch.Size] = {}
         # The last two steps that wrote into a memory, by its address.
         self._writes: dict[int, tuple[int, int]] = {}
+        self._made: list[ref[_Recorded]] = []
         self._thread = get_ident()
         self.rows, self._open = len(inputs[0]), True
         try:
             output = function(*(self._wrapped(x, Place(-1 - k)) for k, x in enumerate(inputs)))
+            if not isinstance(output, _Recorded) or output.recorder is not self:
+                raise Unrecordable(
+                    "its output does not come from operations of torch on its inputs"
+                )
+            self.output: Place = self._placed(output)
         finally:
-            self._open = False  # the function may have kept tensors that point here
-        if not isinstance(output, _Recorded) or output.recorder is not self:
-            raise Unrecordable("its output does not come from operations of torch on its inputs")
-        self.output: Place = self._placed(output)
+            self._open = False
+            for each in self._made:
+                if (made := each()) is not None:
+                    made.become_plain()
+            self._made.clear()
 
     @property
     def open(self) -> bool:
@@ -273,7 +290,7 @@ class _Recorder:
         if not isinstance(value, _Recorded):
             return value
         if value.recorder is not self:
-            return value.plain  # kept from another call
+            return value.plain  # of a call that goes on in another thread
         if self._writes.get(_memory(value), (-1, -1))[0] > value.time:
             raise Unrecordable("it changes a part of a tensor in place")
         return value.place
@@ -282,6 +299,7 @@ class _Recorder:
         made = value.as_subclass(_Recorded)
         made.recorder, made.plain, made.place, made.time = self, value, place, max(place.step, -1)
         self.shapes[place] = value.shape
+        self._made.append(ref(made))
         return made
 
 
