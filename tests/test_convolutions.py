@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -115,6 +116,14 @@ def four_by_four(
     )
 
 
+def layer_by(
+    kind: type[TiledTransposed | SummedTaps], spec: ConvolutionSpec
+) -> TiledTransposed | SummedTaps:
+    """The layer of a transposed convolution by that code."""
+    given = (spec.weight, spec.bias, spec.slope, Workspace(spec.weight.dtype))
+    return TiledTransposed(*given, spec.side) if kind is TiledTransposed else SummedTaps(*given)
+
+
 @pytest.mark.parametrize("dtype", [F64, F32])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("kind", [TiledTransposed, SummedTaps])
@@ -125,7 +134,7 @@ def test_transposed_convolutions_are_torchs(
 ) -> None:
     for slope in (SLOPE, 0.0, 1.0):
         spec = four_by_four(size, dtype, slope)
-        layer = kind(spec.weight, spec.bias, spec.slope, Workspace(dtype))
+        layer = layer_by(kind, spec)
         assert_is(layer, spec, size[0], size[3])
 
 
@@ -139,7 +148,7 @@ def test_3x3_convolutions_are_torchs(
     bias = random(outputs, seed=2, dtype=dtype)
     for slope in (SLOPE, 0.0, 1.0):
         spec = spec_of(kernel, bias, (height, width), slope=slope, padding=(1, 1))
-        layer = TiledConvolution(kernel, bias, slope, Workspace(dtype))
+        layer = TiledConvolution(kernel, bias, slope, Workspace(dtype), (height, width))
         assert_is(layer, spec, images, inputs)
 
 
@@ -150,7 +159,7 @@ def test_every_instruction_set(kind: type[TiledTransposed | SummedTaps], isa: st
     try:
         native.extension().set_isa(isa)
         spec = four_by_four((2, 9, 13, 33, 17), F32)
-        assert_is(kind(spec.weight, spec.bias, SLOPE, Workspace(F32)), spec, 2, 33)
+        assert_is(layer_by(kind, spec), spec, 2, 33)
     finally:
         native.extension().set_isa(before)
 
@@ -158,7 +167,7 @@ def test_every_instruction_set(kind: type[TiledTransposed | SummedTaps], isa: st
 def test_no_images_at_all() -> None:
     for kind in (TiledTransposed, SummedTaps):
         spec = four_by_four((1, 4, 4, 8, 8), F32)
-        layer = kind(spec.weight, spec.bias, SLOPE, Workspace(F32))
+        layer = layer_by(kind, spec)
         found = layer.forward(torch.zeros(0, 4, 4, 8))
         assert found.out.shape == (0, 8, 8, 8)
         preceding = NormedActivation(torch.zeros(0, 4, 4, 8), None, 1.0)
@@ -228,11 +237,21 @@ def test_a_convolution_without_an_activation_is_left_to_torch() -> None:
 def test_wide_kernels_have_small_tiles_as_their_matrices_are_large() -> None:
     for inputs, slots in ((256, 36), (257, 16)):
         kernel = random(256, inputs, 3, 3, seed=1, dtype=F32)
-        layer = TiledConvolution(kernel, torch.zeros(256), 1.0, Workspace(F32))
+        layer = TiledConvolution(kernel, torch.zeros(256), 1.0, Workspace(F32), (8, 8))
         x = random(1, 8, 8, inputs, seed=2, dtype=F32)
         expected = F.conv2d(x.permute(0, 3, 1, 2), kernel, padding=1)
         assert_close(layer.forward(x).out.permute(0, 3, 1, 2), expected)
-        assert [len(each) for pair in layer.matrices.values() for each in pair] == [slots, slots]
+        assert [len(each) for each in layer.matrices] == [slots, slots]
+
+
+def test_tiles_do_not_keep_the_kernel() -> None:
+    for kind, shape in ((TiledTransposed, (9, 8, 4, 4)), (TiledConvolution, (8, 9, 3, 3))):
+        kernel = random(*shape, seed=1, dtype=F32)
+        gone = ref(kernel)
+        layer = kind(kernel, torch.zeros(8), 1.0, Workspace(F32), (8, 8))
+        del kernel
+        assert gone() is None
+        assert layer.forward(random(1, 8, 8, 9, seed=2, dtype=F32)).out.isfinite().all()
 
 
 def test_what_has_no_code_is_left_to_torch() -> None:

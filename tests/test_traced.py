@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import in_a_process
 from torch import Tensor, nn
 
 import cogen_fast
@@ -22,6 +24,7 @@ from cogen_fast.ops.convolution import layers
 from cogen_fast.ops.convolution.chain import ConvolutionChain
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
 from cogen_fast.problem.problem import prepared
+from cogen_fast.problem.recording import record
 from cogen_fast.problem.traced import try_tracing
 
 F32, F64 = torch.float32, torch.float64
@@ -573,6 +576,34 @@ class Failing(Keeping):
         if len(self.tables) > 3:
             raise RuntimeError("too many tables")
         return images
+
+
+def record_a_convolution() -> None:
+    recording = record(nn.ConvTranspose2d(5, 8, 4), [torch.zeros(4, 5, 1, 1)])
+    assert len(recording.steps) == 1
+    assert "torch._dynamo" not in sys.modules
+
+
+@pytest.mark.slow
+def test_a_recording_does_not_load_the_compiler() -> None:
+    # Which takes more memory than most generators.
+    in_a_process(__file__, "record_a_convolution")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
+def test_a_part_compiled_by_torch_is_left_alone_or_the_same() -> None:
+    parts: dict[int, Callable[[Tensor], Tensor]] = {}
+
+    def forward(main: nn.Sequential, z: Tensor) -> Tensor:
+        part = parts.setdefault(id(main), torch.compile(main, backend="eager"))
+        return F.relu(part(z))
+
+    with traced(with_forward(forward), latent_shape=(5, 1, 1)) as (adapter, found, note):
+        assert (found is None) == (note != TRACED)
+        if found is not None:
+            torch.testing.assert_close(found(adapter.probe_latents), adapter.probe_output)
+        torch.testing.assert_close(adapter(adapter.probe_latents), adapter.probe_output)
 
 
 @pytest.mark.parametrize("kind", [Keeping, Failing])

@@ -156,13 +156,18 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Recording:
 class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses operations that were not written down, such as those of a compiled function."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        # What is written down is computed with the plain tensors.
-        if any(isinstance(each, _Recorded) and each.open for each in _leaves((args, kwargs or {}))):
-            raise Unrecordable(f"it has operations that cannot be seen ({func})")
-        return func(*args, **(kwargs or {}))
+
+def _refuse_unseen(
+    mode: Any, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+) -> Any:
+    # What is written down is computed with the plain tensors.
+    if any(isinstance(each, _Recorded) and each.open for each in _leaves((args, kwargs or {}))):
+        raise Unrecordable(f"it has operations that cannot be seen ({func})")
+    return func(*args, **(kwargs or {}))
+
+
+# Of a method in the class's body torch makes one that imports its compiler, some 100 MiB.
+_Seen.__torch_dispatch__ = _refuse_unseen  # type: ignore[method-assign]
 
 
 class _Recorded(Tensor):

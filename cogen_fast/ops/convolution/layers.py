@@ -86,10 +86,11 @@ def layer_of(spec: ConvolutionSpec, layers: Layers) -> Layer | None:
         return UpsampledConvolution(spec.weight, spec.bias, spec.slope, work, normalise=False)
     wide = min(spec.weight.shape[:2]) >= MANY_CHANNELS
     if not spec.transposed and where == ((3, 3), (1, 1), (1, 1)) and by_tiles and (joined or wide):
-        return TiledConvolution(spec.weight, spec.bias, spec.slope, work)
+        return TiledConvolution(spec.weight, spec.bias, spec.slope, work, spec.side)
     if spec.transposed and where == ((4, 4), (2, 2), (1, 1)):
-        kind = TiledTransposed if by_tiles else SummedTaps
-        return kind(spec.weight, spec.bias, spec.slope, work)
+        if not by_tiles:
+            return SummedTaps(spec.weight, spec.bias, spec.slope, work)
+        return TiledTransposed(spec.weight, spec.bias, spec.slope, work, spec.side)
     if spec.transposed and where is not None and spec.side == (1, 1) and spec.padding == (0, 0):
         return OnePixel(spec.weight, spec.bias, spec.slope)
     return TorchConvolution(spec, layers) if by_torch else None

@@ -45,6 +45,7 @@ _TAPS_BACK = ((1, 3), (0, 2))
 # Tiles of four are for images of this side at least, as products of fewer pixels have too few rows,
 # and for at most so many weights a tap: their matrices take 8 to 12.5 times the kernel's memory.
 _LEAST_SIDE, _MOST_WEIGHTS = 8, 2**16
+_LINES = 32  # of a kernel that are transformed at once
 
 
 @dataclass(frozen=True)
@@ -79,38 +80,42 @@ class _Grid:
 class _Tiled:
     """What convolutions by tiles share; ``bias`` ``(out,)`` and a leaky ReLU follow.
 
-    Images are channels last, float32 or float64 on the CPU. ``slope`` is that of the leaky ReLU; 1
-    for none. Layers may share ``work``. ``matrices`` are those of the products that have been made,
-    forward and backward, by the number of a tile's outputs.
+    Images are channels last, float32 or float64 on the CPU, and ``side`` pixels high and wide.
+    ``slope`` is that of the leaky ReLU; 1 for none. Layers may share ``work``. ``matrices`` are
+    those of the products, forward and backward; the kernel is not kept.
     """
 
     _taps: int
 
-    def __init__(self, kernel: Tensor, bias: Tensor, slope: float, work: Workspace) -> None:
-        self._kernel, self._bias, self._slope = kernel, bias.contiguous(), slope
-        self._work = work
-        self.matrices: dict[int, tuple[Tensor, Tensor]] = {}
+    def __init__(
+        self, kernel: Tensor, bias: Tensor, slope: float, work: Workspace, side: tuple[int, int]
+    ) -> None:
+        self._bias, self._slope, self._work = bias.contiguous(), slope, work
+        narrow = kernel.shape[0] * kernel.shape[1] <= _MOST_WEIGHTS
+        self._outputs = 4 if narrow and min(side) >= _LEAST_SIDE else 2
+        self.matrices = self._made(kernel)
 
     def _grid(self, images: int, height: int, width: int) -> _Grid:
-        narrow = self._kernel.shape[0] * self._kernel.shape[1] <= _MOST_WEIGHTS
-        outputs = 4 if narrow and min(height, width) >= _LEAST_SIDE else 2
+        outputs = self._outputs
         return _Grid(self._taps, outputs, images, -(-height // outputs), -(-width // outputs))
 
-    def _products(self, outputs: int) -> tuple[Tensor, Tensor]:
-        """The matrices of the products, forward and backward, which are made at the first use."""
-        if outputs not in self.matrices:
-            there, back = self._made(outputs, self._kernel.double())
-            dtype = self._kernel.dtype
-            self.matrices[outputs] = there.to(dtype).contiguous(), back.to(dtype).contiguous()
-        return self.matrices[outputs]
-
-    def _made(self, outputs: int, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    def _made(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
+        """The matrices of a kernel, in its type."""
         raise NotImplementedError
 
-    def _transformed(self, outputs: int, taps: Tensor) -> Tensor:
-        """Taps ``(K, N, r, r)`` to the matrices ``(slots, K, N)``."""
-        g = torch.tensor(_KERNEL_TRANSFORMS[self._taps, outputs], dtype=torch.float64, device="cpu")
-        return torch.einsum("us,kost,vt->uvko", g, taps, g).flatten(0, 1)
+    @property
+    def _slots(self) -> int:
+        return (self._outputs + self._taps - 1) ** 2
+
+    def _transform(self, taps: Tensor, out: Tensor) -> None:
+        """Write the matrices of taps ``(K, N, r, r)`` to ``out`` ``(slots, K, N)``.
+
+        They are computed in float64, a few lines at a time to save memory.
+        """
+        transform = _KERNEL_TRANSFORMS[self._taps, self._outputs]
+        g = torch.tensor(transform, dtype=torch.float64, device="cpu")
+        for some, into in zip(torch.split(taps, _LINES), torch.split(out, _LINES, 1), strict=True):
+            into.copy_(torch.einsum("us,kost,vt->uvko", g, some.double(), g).flatten(0, 1))
 
     def _scratch(self, grid: _Grid, *channels: int) -> list[Tensor]:
         """Memory for operands and results of so many channels."""
@@ -146,8 +151,7 @@ class TiledConvolution(_Tiled):
 
     def forward(self, x: Tensor) -> NormedActivation:
         """The activation ``(n, H, W, out)`` of images ``(n, H, W, in)``."""
-        grid = self._grid(*x.shape[:3])
-        matrices, _ = self._products(grid.outputs)
+        grid, matrices = self._grid(*x.shape[:3]), self.matrices[0]
         found = self._activation((*x.shape[:3], matrices.shape[2]), x.dtype)
         self._finish(self._multiplied(x, matrices, grid), found, grid.how(1, 0, 0))
         return found
@@ -159,8 +163,7 @@ class TiledConvolution(_Tiled):
         ``overwrite`` the result takes the memory of ``preceding.out``.
         """
         grid = self._grid(*grad.shape[:3])
-        _, matrices = self._products(grid.outputs)
-        results = self._multiplied(grad, matrices, grid)
+        results = self._multiplied(grad, self.matrices[1], grid)
         return self._finish_grad(results, preceding, overwrite, grid.how(1, 0, 0))
 
     def _multiplied(self, x: Tensor, matrices: Tensor, grid: _Grid) -> Tensor:
@@ -168,9 +171,13 @@ class TiledConvolution(_Tiled):
         extension().fill_tiles(x=x, operands=operands, first=0, **grid.how(1, -1, -1))
         return torch.bmm(operands, matrices, out=results)
 
-    def _made(self, outputs: int, kernel: Tensor) -> tuple[Tensor, Tensor]:
-        there, back = kernel.transpose(0, 1), kernel.flip(2, 3)
-        return self._transformed(outputs, there), self._transformed(outputs, back)
+    def _made(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, inputs = kernel.shape[:2]
+        there = kernel.new_empty(self._slots, inputs, outputs)
+        back = kernel.new_empty(self._slots, outputs, inputs)
+        self._transform(kernel.transpose(0, 1), there)
+        self._transform(kernel.flip(2, 3), back)
+        return there, back
 
 
 class TiledTransposed(_Tiled):
@@ -184,8 +191,7 @@ class TiledTransposed(_Tiled):
     def forward(self, x: Tensor) -> NormedActivation:
         """The activation ``(n, 2 H, 2 W, out)`` of images ``(n, H, W, in)``."""
         n, height, width, inputs = x.shape
-        grid = self._grid(n, height, width)
-        matrices, _ = self._products(grid.outputs)
+        grid, matrices = self._grid(n, height, width), self.matrices[0]
         found = self._activation((n, 2 * height, 2 * width, matrices.shape[3]), x.dtype)
         operands, results = self._scratch(grid, inputs, matrices.shape[3])
         for (a, b), each in zip(_PARITIES, matrices, strict=True):
@@ -200,7 +206,7 @@ class TiledTransposed(_Tiled):
         ``overwrite`` the result takes the memory of ``preceding.out``.
         """
         grid, outputs = self._grid(*preceding.out.shape[:3]), grad.shape[-1]
-        _, matrices = self._products(grid.outputs)
+        matrices = self.matrices[1]
         operands, results = self._scratch(grid, matrices.shape[1], matrices.shape[2])
         for number, (a, b) in enumerate(_PARITIES):
             first = number * outputs
@@ -208,11 +214,13 @@ class TiledTransposed(_Tiled):
         torch.bmm(operands, matrices, out=results)
         return self._finish_grad(results, preceding, overwrite, grid.how(1, 0, 0))
 
-    def _made(self, outputs: int, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    def _made(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
         """``(4, slots, in, out)``, and ``(slots, 4 out, in)``, whose products add up parities."""
-        there = [kernel[:, :, _TAPS[a]][:, :, :, _TAPS[b]] for a, b in _PARITIES]
-        back = [kernel[:, :, _TAPS_BACK[a]][:, :, :, _TAPS_BACK[b]] for a, b in _PARITIES]
-        return (
-            torch.stack([self._transformed(outputs, each) for each in there]),
-            torch.cat([self._transformed(outputs, each).mT for each in back], 1),
-        )
+        inputs, outputs = kernel.shape[:2]
+        there = kernel.new_empty(len(_PARITIES), self._slots, inputs, outputs)
+        back = kernel.new_empty(self._slots, len(_PARITIES), outputs, inputs)
+        for number, (a, b) in enumerate(_PARITIES):
+            self._transform(kernel[:, :, _TAPS[a]][:, :, :, _TAPS[b]], there[number])
+            taps = kernel[:, :, _TAPS_BACK[a]][:, :, :, _TAPS_BACK[b]]
+            self._transform(taps, back[:, number].mT)
+        return there, back.flatten(1, 2)
