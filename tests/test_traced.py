@@ -205,6 +205,21 @@ def test_the_recording_is_the_same_function(name: str, dtype: torch.dtype) -> No
                 assert (ours - theirs).abs().max() <= BOUNDS[dtype] * theirs.abs().max()
 
 
+@pytest.mark.parametrize("scale", [1e20, 1e36, 1e38])
+@pytest.mark.parametrize("name", MODULES)
+def test_far_away_it_is_the_same_function_or_not_finite(name: str, scale: float) -> None:
+    # An output of 1e38 is near the largest float32, 3.4e38, and tiles add several of them up.
+    with traced(made(MODULES[name], F32)) as (adapter, found, _):
+        assert found is not None
+        z = scale * torch.randn(64, adapter.latent_size, generator=torch.Generator().manual_seed(1))
+        for ours, theirs in zip(gradient(found, z), gradient(adapter, z), strict=True):
+            there = ours.isfinite()
+            assert theirs[there].isfinite().all()
+            assert torch.equal(there, theirs.isfinite()) or scale == 1e38
+            largest = theirs[theirs.isfinite()].abs().max()
+            assert ((ours - theirs)[there].abs() <= BOUNDS[F32] * largest).all()
+
+
 def chains(adapter: GeneratorAdapter | None) -> list[int]:
     """The numbers of layers of all chains of a recording."""
     assert adapter is not None

@@ -4,6 +4,11 @@ Batch norms are folded into the convolutions before them. A convolution is repla
 upsampling before it and an activation after it, and neighbours become one `ConvolutionChain`, which
 keeps one activation for each layer and computes gradients with respect to the latent alone. All
 other operations remain what they are.
+
+Tiles add up numbers that are several times as large as the module's. Where those come near the
+largest one of their type, outputs or gradients may be infinite or NaN that the module would still
+have as numbers: a proposal so far away is rejected, as any that is not finite. No number is another
+one than the module's.
 """
 
 from __future__ import annotations
