@@ -65,9 +65,9 @@ def split(
 ) -> SplitPotential | None:
     """The potential that ``precision`` asks for; None where that is ``own``, of G's own type.
 
-    ``half`` gives the generator in a half-precision type; where it gives None, autocast is used.
-    Raises ValueError naming ``gradient_dtype`` or ``energy_dtype`` where G cannot be computed in
-    that type.
+    Gradients of a float16 G are those of scaled energies where they would overflow. ``half`` gives
+    the generator in a half-precision type; where it gives None, autocast is used. Raises ValueError
+    naming ``gradient_dtype`` or ``energy_dtype`` where G cannot be computed in that type.
     """
     gradient, energy = (
         adapter.input_dtype if name is None else DTYPES[name]
@@ -78,7 +78,11 @@ def split(
         energies = _potential("energy_dtype", adapter, own, energy)
         best = SplitPotential(energies, own)
     if gradient == adapter.input_dtype:
-        return best
+        if gradient != torch.float16 or _gradients_fit(own, adapter.probe_latents).all():
+            return best
+        power = _scale(own, adapter.probe_latents)
+        scaled = own.of(own.generator, _weighted(own.observation, power))
+        return SplitPotential(energies, scaled, power)
     if gradient.itemsize == 2 and (cheap := half(gradient)) is not None:
         field = own.of(cheap, own.observation)
     else:
@@ -96,8 +100,11 @@ def described(target: SplitPotential | None, precision: Precision) -> tuple[str,
     if target is None:
         return ()
     gradient, energy = (name or "G's own type" for name in precision.settings().values())
+    scaled = precision.gradient is None and target.scale is not None
+    reason = " of scaled energies, as they would overflow in float16" if scaled else ""
     return (
-        f"gradients are computed in {gradient}, and energies in {energy} by a forward of their own",
+        f"gradients are computed in {gradient}{reason}, and energies in {energy} by a forward of "
+        "their own",
     )
 
 
@@ -197,12 +204,10 @@ def _scale(field: GeneratorPotential, probes: Tensor) -> Tensor:
     power, up to 2^40, at which the gradients at the probe latents (prior draws) do not overflow.
     """
     count = field.observation.count
-    latents = probes.expand(count, -1, -1)
 
     def fits(exponent: Tensor) -> Tensor:
         scaled = _weighted(field.observation, torch.exp2(exponent))
-        _, grad = field.of(field.generator, scaled).energy_and_grad(latents)
-        return grad.isfinite().flatten(1).all(1)
+        return _gradients_fit(field.of(field.generator, scaled), probes)
 
     below = torch.full((count,), -float(_LARGEST_EXPONENT), device=probes.device)
     above = torch.full_like(below, _LARGEST_EXPONENT + 1.0)
@@ -213,6 +218,12 @@ def _scale(field: GeneratorPotential, probes: Tensor) -> Tensor:
         fine = fits(middle)
         below, above = torch.where(fine, middle, below), torch.where(fine, above, middle)
     return torch.exp2(below - _HEADROOM)
+
+
+def _gradients_fit(field: GeneratorPotential, probes: Tensor) -> Tensor:
+    """Whether all gradients at the probe latents are finite, ``(B,)``."""
+    _, grad = field.energy_and_grad(probes.expand(field.observation.count, -1, -1))
+    return grad.isfinite().flatten(1).all(1)
 
 
 @contextmanager
