@@ -32,6 +32,7 @@ BOUNDS = {
     "outliers": 0.27,
     "own_generator": 0.25,
     "phase_retrieval": 0.25,
+    "stylegan2": 0.15,
     "super_resolution": 0.3,
     "unknown_noise": 0.15,
 }
