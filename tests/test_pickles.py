@@ -130,6 +130,51 @@ def test_shared_tuples_are_no_keys() -> None:
         read(b"\x80\x02}" + doubled + b"Ns.")
 
 
+def doubled_key(levels: int) -> bytes:
+    """A mapping whose key is a pair of one pair twice, and so on, as torch's reader takes it."""
+    pairs = b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(levels))
+    return b"\x80\x02}K\x01K\x02\x86" + pairs + b"Ns."
+
+
+def in_torch_file(pickled: bytes, path: Path, zipped: bool) -> Path:
+    """A file of `torch.save` with another pickle in the place of its own."""
+    if not zipped:
+        head = io.BytesIO()
+        torch.save({}, head, _use_new_zipfile_serialization=False)
+        first = pickle.dumps({}, 2)
+        at = head.getvalue().rindex(first)
+        path.write_bytes(head.getvalue()[:at] + pickled + head.getvalue()[at + len(first) :])
+        return path
+    whole = io.BytesIO()
+    torch.save({}, whole)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w") as target:
+        for member in source.infolist():
+            own = member.filename.endswith("data.pkl")
+            target.writestr(member.filename, pickled if own else source.read(member))
+    return path
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_shared_tuples_are_no_keys_of_torchs_files_either(tmp_path: Path, zipped: bool) -> None:
+    # With 60 levels torch's own reader would take 2^60 steps; with 5 it reads the file.
+    path = in_torch_file(doubled_key(5), tmp_path / "few.pt", zipped)
+    key = (1, 2)
+    for _ in range(5):
+        key = (key, key)  # type: ignore[assignment]
+    assert torch.load(path, weights_only=True) == {key: None}
+    with pytest.raises(ValueError, match="got a torch file, with keys"):
+        load_generator(path)
+    path = in_torch_file(doubled_key(60), tmp_path / "many.pt", zipped)
+    with pytest.raises(ValueError, match="expected tuples of at most 4,096 values, got one of"):
+        load_generator(path)
+
+
+def test_a_storage_with_shared_tuples_is_refused(tmp_path: Path) -> None:
+    content = in_torch_file(doubled_key(60), tmp_path / "storage", zipped=False).read_bytes()
+    with pytest.raises(ValueError, match="expected tuples of at most 4,096 values"):
+        read(called("torch.storage", "_load_from_bytes", content))
+
+
 def test_what_takes_no_room_in_a_file_takes_none_in_memory() -> None:
     assert read(b"\x80\x02Nr" + struct.pack("<I", 2**31 - 1) + b".") is None
     text = b"X" + struct.pack("<I", 10_000) + b"a" * 10_000 + b"q\x01"

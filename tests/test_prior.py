@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from runs import assert_same
 from torch import Tensor, nn
 
-from cogen_fast import Compute, Prior, cogenerate
+from cogen_fast import Checkpoint, Compute, Paper, Prior, cogenerate
 from cogen_fast.generators import StyleGAN2Generator
 from cogen_fast.problem.problem import prepared
 
@@ -293,3 +295,48 @@ def test_scaled_gradients_of_a_float16_network_are_those_of_float64() -> None:
     # Half precision has a relative error of 5e-4 for each of some ten layers of operations.
     errors = (grads[1] - grads[0]).norm(dim=1) / grads[0].norm(dim=1)
     assert errors.max() < 0.05
+
+
+class Breaking(StyleGAN2Generator):
+    """Ends a run at call number ``at`` of its synthesis."""
+
+    calls, at = 0, 0
+
+    def synthesise(self, w: Tensor, **how: Any) -> Tensor:
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return super().synthesise(w, **how)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["paper", "adaptive"])
+@pytest.mark.parametrize("share", [0.4, 0.7])
+def test_a_run_in_w_goes_on_bit_for_bit(method: str, share: float, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"latent_size": 5, "mapping": [12, 6], "feature_maps": [4, 3]}
+    generator = Breaking(8, **settings).double()
+    generator.load_state_dict(styled().state_dict())
+    x_obs = generator(draws(1, 5))[0].detach()
+    prior = Prior(generator, space="w", draws=1000)
+    how: dict[str, Any] = {"noise_std": 0.3, "chains": 3, "seed": 2, "progress": False}
+    if method == "paper":
+        how |= {"method": Paper(ais_steps=12, leapfrog_steps=3)}
+    else:
+        how |= {"budget": 60}
+    mask = torch.ones(x_obs.shape)
+    generator.calls = 0
+    whole = cogenerate(prior, x_obs, mask, **how)
+    count = generator.calls
+    generator.at = count + int(share * count)
+    file = tmp_path / "run.safetensors"
+    how |= {"checkpoint": Checkpoint(file, seconds=0.0)}
+    with pytest.raises(KeyboardInterrupt):
+        cogenerate(prior, x_obs, mask, **how)
+    assert file.exists()
+    # The whitening is fitted again: it is the same, as its draws have a seed of their own.
+    again = Prior(generator, space="w", draws=1000)
+    before = generator.calls
+    assert_same(cogenerate(again, x_obs, mask, **how), whole)
+    assert generator.calls - before < count, "it went on, and did not begin anew"
+    with pytest.raises(ValueError, match="checkpoint"):
+        cogenerate(Prior(generator), x_obs, mask, **how)

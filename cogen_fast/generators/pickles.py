@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cogen_fast.generators.checks import FLOATS
+from cogen_fast.generators.pickled_tuples import check_tuples
 from cogen_fast.support.arguments import abbreviated
 
 _NUMBERS = {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}
@@ -311,6 +312,7 @@ class _Machine:
                     f"expected storages that are not compressed, got {unpacked:,} bytes in "
                     f"{len(content):,}"
                 )
+        check_tuples(io.BytesIO(content))
         storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if not isinstance(storage, torch.storage.TypedStorage):
             raise _Refused(f"expected a storage, got {type(storage).__name__}")

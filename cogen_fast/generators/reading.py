@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cogen_fast.generators.checks import is_plain
+from cogen_fast.generators.pickled_tuples import TooLargeTuple, check_tuples
 from cogen_fast.support.archives import array_of, opened_npz
 from cogen_fast.support.files import size_of
 
@@ -113,10 +114,12 @@ def read_torch(file: BinaryIO, stand_ins: Sequence[tuple[type, str]] = ()) -> An
         ValueError: the file is damaged, or asks for any other Python object (nothing of which is
             run).
     """
-    file.seek(0)
     try:
+        check_tuples(file)
         with _stand_in_lock, torch.serialization.safe_globals(list(stand_ins)):
             content = torch.load(file, map_location="cpu", weights_only=True)
+    except TooLargeTuple:
+        raise
     except Exception as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cogen_fast.generators import save_generator
+from cogen_fast.generators.pickled_tuples import check_tuples
 from cogen_fast.generators.progressive import RESOLUTIONS, ProgressiveGenerator
 from cogen_fast.results import plots
 from cogen_fast.support.arguments import check_count, check_flag, check_folder, check_number, shown
@@ -312,6 +313,7 @@ def sample_batches(generator: ProgressiveGenerator, count: int, seed: int) -> It
 def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     with open_regular("out", path) as file:
         try:
+            check_tuples(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
             known = content["format"] == _FORMAT
             whole = not known or content.pop("digest") == digest_of_tree(content)
