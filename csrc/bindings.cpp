@@ -19,6 +19,7 @@ py::dict build_info() {
   py::list archs;
 #if defined(COGEN_WITH_CUDA)
   info["with_cuda"] = true;
+  info["without_cuda"] = "";
   const std::string text = COGEN_CUDA_ARCHS;
   for (std::size_t begin = 0, end = 0; begin < text.size(); begin = end + 1) {
     end = std::min(text.find(',', begin), text.size());
@@ -26,6 +27,7 @@ py::dict build_info() {
   }
 #else
   info["with_cuda"] = false;
+  info["without_cuda"] = COGEN_WITHOUT_CUDA;
 #endif
   info["cuda_archs"] = py::tuple(archs);
 #if defined(_OPENMP)

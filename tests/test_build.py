@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import cogen_fast
 from cogen_fast.ops import native
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,8 +35,12 @@ def test_build_info_is_consistent() -> None:
 
 
 def test_extension_without_cuda_says_so() -> None:
-    if native.extension().build_info()["with_cuda"]:
+    info = native.extension().build_info()
+    assert bool(info["without_cuda"]) != info["with_cuda"]
+    if info["with_cuda"]:
         pytest.skip("this extension was built with CUDA")
+    assert info["without_cuda"].startswith(("COGEN_FAST_CUDA=OFF", "COGEN_FAST_CUDA=AUTO found"))
+    assert f"without CUDA ({info['without_cuda']})" in str(cogen_fast.backends())
     for call in (native.extension().noise_cuda, native.extension().anneal_mlp_cuda):
         with pytest.raises(RuntimeError, match="built without CUDA"):
             call()
@@ -66,9 +71,10 @@ def _tools(folder: Path) -> dict[str, str]:
     return {**kept, "PATH": str(folder)}
 
 
-def _configure(tmp_path: Path, cuda: str) -> subprocess.CompletedProcess[str]:
+def _configure(tmp_path: Path, cuda: str, *defines: str) -> subprocess.CompletedProcess[str]:
+    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path / "build")]
     return subprocess.run(
-        ["cmake", "-S", str(ROOT), "-B", str(tmp_path / "build"), f"-DCOGEN_FAST_CUDA={cuda}"],
+        [*command, f"-DCOGEN_FAST_CUDA={cuda}", *defines],
         env=_tools(tmp_path / "bin"),
         capture_output=True,
         text=True,
@@ -94,6 +100,32 @@ def test_cuda_on_fails_clearly_without_a_compiler(tmp_path: Path) -> None:
     assert done.returncode != 0
     message = " ".join(done.stderr.split())
     assert "COGEN_FAST_CUDA=ON, but no working CUDA compiler was found" in message
+
+
+@pytest.mark.slow
+@needs_source
+@needs_cmake
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler named c++")
+@pytest.mark.skipif(importlib.util.find_spec("pybind11") is None, reason="needs pybind11")
+@pytest.mark.parametrize(
+    ("value", "reason"), [("OFF", "COGEN_FAST_CUDA=OFF"), ("AUTO", "COGEN_FAST_CUDA=AUTO found ")]
+)
+def test_why_cuda_is_left_out_goes_into_the_extension(
+    tmp_path: Path, value: str, reason: str
+) -> None:
+    where = subprocess.run(
+        [sys.executable, "-m", "pybind11", "--cmakedir"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    defines = (f"-Dpybind11_DIR={where.stdout.strip()}", f"-DPython_EXECUTABLE={sys.executable}")
+    done = _configure(tmp_path, value, *defines)
+    assert done.returncode == 0, done.stderr
+    assert f"CUDA kernels OFF ({reason}" in done.stdout
+    files = [path for path in (tmp_path / "build").rglob("*") if path.is_file()]
+    made = [path.read_text() for path in files if path.name in ("flags.make", "build.ninja")]
+    assert any("COGEN_WITHOUT_CUDA=" in text and reason in text for text in made)
 
 
 def _unoptimised(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 class BuildInfo(TypedDict):
     with_cuda: bool
+    without_cuda: str  # the reason
     cuda_archs: tuple[str, ...]
     openmp: bool
     compiler: str

@@ -245,11 +245,12 @@ class BackendReport:
     """What was built, what this machine has, and which backend "auto" takes on each device.
 
     ``extension_failure`` is None if the extension is loaded. Only then do ``compiler``, ``isa``
-    (instruction set in use), ``isa_built``, ``openmp``, ``built_with_cuda`` and ``cuda_archs`` have
-    a meaning. ``cuda_device`` is the name of torch's current CUDA device, or None. ``auto`` maps
-    each device to a backend, ``rejected`` each device to the other backends and the reasons why
-    they are not taken. ``fused`` lists the devices on which the extension has whole-run kernels,
-    which make a whole run of the paper's method for a generator of dense layers in one call.
+    (instruction set in use), ``isa_built``, ``openmp``, ``built_with_cuda``, ``cuda_archs`` and
+    ``built_without_cuda`` (the reason, empty with CUDA) have a meaning. ``cuda_device`` is the name
+    of torch's current CUDA device, or None. ``auto`` maps each device to a backend, ``rejected``
+    each device to the other backends and the reasons why they are not taken. ``fused`` lists the
+    devices on which the extension has whole-run kernels, which make a whole run of the paper's
+    method for a generator of dense layers in one call.
     """
 
     extension_failure: str | None
@@ -259,6 +260,7 @@ class BackendReport:
     openmp: bool
     built_with_cuda: bool
     cuda_archs: tuple[str, ...]
+    built_without_cuda: str
     threads: int
     torch_version: str
     torch_cuda: str | None
@@ -282,7 +284,8 @@ class BackendReport:
         if self.extension_failure is not None:
             return f"not loaded: {self.extension_failure}"
         openmp = "with OpenMP" if self.openmp else "without OpenMP"
-        archs = f"CUDA {', '.join(self.cuda_archs)}" if self.built_with_cuda else "without CUDA"
+        cuda = f"without CUDA ({self.built_without_cuda})"
+        archs = f"CUDA {', '.join(self.cuda_archs)}" if self.built_with_cuda else cuda
         built = ", ".join(self.isa_built)
         return f"{self.isa} (built for: {built}), {self.compiler}, {openmp}, {archs}"
 
@@ -310,6 +313,7 @@ def backends() -> BackendReport:
         openmp=info.get("openmp", False),
         built_with_cuda=info.get("with_cuda", False),
         cuda_archs=info.get("cuda_archs", ()),
+        built_without_cuda=info.get("without_cuda", ""),
         threads=torch.get_num_threads(),
         torch_version=str(torch.__version__),
         torch_cuda=torch.version.cuda,
