@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from cogen_fast.problem.operators import LUMA
 from cogen_fast.results.plots import to_pixels
 from cogen_fast.support.files import open_regular, size_of, write_atomically
 from cogen_fast.support.pictures import formats, most_bytes, open_picture
@@ -25,7 +26,7 @@ _HIDDEN_SHARE = 0.01
 _GREY_8 = ("1", "L", "LA", "La")
 _COLOUR_8 = ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr", "HSV")
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_SHARES = np.array(LUMA, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _grey(levels: Levels) -> npt.NDArray[np.float32]:
     """Luma ``(H, W)`` of colours ``(3, H, W)``, computed row by row to save memory."""
     grey = np.empty(levels.shape[1:], np.float32)
     for y in range(len(grey)):
-        grey[y] = np.tensordot(_LUMA, levels[:, y].astype(np.float32), axes=1)
+        grey[y] = np.tensordot(_SHARES, levels[:, y].astype(np.float32), axes=1)
     return grey
 
 

@@ -14,7 +14,8 @@ from cogen_fast.support.arguments import check_choice, check_count, check_number
 
 Border = Literal["replicate", "zeros", "valid"]
 BORDERS = ("replicate", "zeros", "valid")
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+LUMA = (0.299, 0.587, 0.114)
+"""The shares of red, green and blue in a grey value (ITU-R BT.601)."""
 
 
 class _Constant:
@@ -177,7 +178,7 @@ class Luminance(Operator):
     """Grey values of an RGB image (ITU-R BT.601): colourisation. ``(3, H, W)`` to ``(1, H, W)``."""
 
     def __init__(self) -> None:
-        self._weights = _Constant(torch.tensor(_LUMA, dtype=torch.float64, device="cpu"))
+        self._weights = _Constant(torch.tensor(LUMA, dtype=torch.float64, device="cpu"))
         super().__init__(self._grey)
 
     def _grey(self, x: Tensor) -> Tensor:
