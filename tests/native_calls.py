@@ -355,64 +355,73 @@ def convolutions(draw: Draws, module: ModuleType) -> Iterator[Case]:
         )
 
 
-def tiled(draw: Draws) -> Iterator[Case]:
-    """Convolutions of users' generators without their products: 3 images, 5 channels to 7."""
-    count, height, width, inputs, channels = 3, 5, 6, 5, 7
+_IMAGES, _INPUTS, _CHANNELS = (3, 5, 6), 5, 7  # of convolutions by tiles, and their outputs
+
+
+def of_tiles(draw: Draws, taps: int, outputs: int) -> Iterator[Case]:
+    """To tiles of so many outputs, and back in both directions."""
+    (count, height, width), inputs, channels = _IMAGES, _INPUTS, _CHANNELS
     limits = THREADS | {"top": (-2, 2), "left": (-2, 2), "step": (1, 2), "outputs": (2, 4)}
     limits |= {"high": (1, 2**31 - 1), "wide": (1, 2**31 - 1), "first": (0, 2**31 - 1)}
     limits |= {"taps": (2, 3)}
+    grid = {"high": -(-height // outputs), "wide": -(-width // outputs)}
+    tiles, slots = count * grid["high"] * grid["wide"], (outputs + taps - 1) ** 2
+    grid |= {"taps": taps, "outputs": outputs}
+    sizes = frozenset({"x", "out", *grid})
+    yield Case(
+        "fill_tiles",
+        {
+            "x": draw(count, height, width, inputs),
+            **grid,
+            **{"step": 1, "top": -1, "left": 0},
+            "operands": draw.unwritten(slots, tiles, 2 + inputs),
+            **{"first": 2, "threads": 1},
+        },
+        sizes | {"first"},
+        {"x": (1, 2, 3), "operands": (2,)},
+        limits=limits,
+    )
+    results, place = draw(slots, tiles, channels), {"step": 2, "top": 1, "left": 0}
+    yield Case(
+        "finish_tiles",
+        {
+            "results": results,
+            "out": draw.unwritten(count, 2 * height, 2 * width, channels),
+            "bias": draw(channels),
+            "slope": 0.2,
+            "scale": draw.unwritten(count, 2 * height, 2 * width),
+            **grid,
+            **place,
+            "threads": 1,
+        },
+        sizes | {"results", "top", "left"},
+        {"out": (1, 2)},
+        optional=("scale",),
+        limits=limits,
+    )
+    yield Case(
+        "finish_tiles_grad",
+        {
+            "results": results[:, :, :inputs].contiguous(),
+            "out": draw(count, height, width, inputs),
+            "slope": 0.2,
+            "scale": 0.5 + draw.rates(count, height, width).to(draw.real),
+            "out_grad": draw.unwritten(count, height, width, inputs),
+            **grid,
+            **{"step": 1, "top": 0, "left": 0, "threads": 1},
+        },
+        sizes | {"results", "top", "left"},
+        {"out": (1, 2)},
+        optional=("scale",),
+        limits=limits,
+    )
+
+
+def tiled(draw: Draws) -> Iterator[Case]:
+    """Convolutions of users' generators without their products: 3 images, 5 channels to 7."""
+    (count, height, width), channels = _IMAGES, _CHANNELS
     for taps, outputs in itertools.product((2, 3), (2, 4)):
-        grid = {"high": -(-height // outputs), "wide": -(-width // outputs)}
-        tiles, slots = count * grid["high"] * grid["wide"], (outputs + taps - 1) ** 2
-        grid |= {"taps": taps, "outputs": outputs}
-        sizes = frozenset({"x", "out", *grid})
-        yield Case(
-            "fill_tiles",
-            {
-                "x": draw(count, height, width, inputs),
-                **grid,
-                **{"step": 1, "top": -1, "left": 0},
-                "operands": draw.unwritten(slots, tiles, 2 + inputs),
-                **{"first": 2, "threads": 1},
-            },
-            sizes | {"first"},
-            {"x": (1, 2, 3), "operands": (2,)},
-            limits=limits,
-        )
-        results, place = draw(slots, tiles, channels), {"step": 2, "top": 1, "left": 0}
-        yield Case(
-            "finish_tiles",
-            {
-                "results": results,
-                "out": draw.unwritten(count, 2 * height, 2 * width, channels),
-                "bias": draw(channels),
-                "slope": 0.2,
-                "scale": draw.unwritten(count, 2 * height, 2 * width),
-                **grid,
-                **place,
-                "threads": 1,
-            },
-            sizes | {"results", "top", "left"},
-            {"out": (1, 2)},
-            optional=("scale",),
-            limits=limits,
-        )
-        yield Case(
-            "finish_tiles_grad",
-            {
-                "results": results[:, :, :inputs].contiguous(),
-                "out": draw(count, height, width, inputs),
-                "slope": 0.2,
-                "scale": 0.5 + draw.rates(count, height, width).to(draw.real),
-                "out_grad": draw.unwritten(count, height, width, inputs),
-                **grid,
-                **{"step": 1, "top": 0, "left": 0, "threads": 1},
-            },
-            sizes | {"results", "top", "left"},
-            {"out": (1, 2)},
-            optional=("scale",),
-            limits=limits,
-        )
+        yield from of_tiles(draw, taps, outputs)
     yield Case(
         "sum_taps",
         {

@@ -349,40 +349,33 @@ def data_of(draw: st.DrawFn, batch: int, shape: tuple[int, ...], repeated: bool)
     return values.expand(batch, *shape)
 
 
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    """A valid problem: every argument in some form, and the answer's ingredients."""
-    image = draw(st.booleans())
+def shape_of(draw: st.DrawFn, image: bool) -> tuple[int, ...]:
+    """The shape of an output."""
+    if not image:
+        return draw(st.sampled_from([(1,), (2,), (5,), (9,), (2, 3), (1, 2, 1, 2)]))
     sides = [(1, 1), (1, 4), (2, 2), (4, 2), (4, 4), (3, 5)]
-    height, width = draw(st.sampled_from(sides)) if image else (0, 0)
-    if image:
-        shape: tuple[int, ...] = (draw(st.integers(1, 3)), height, width)
-    else:
-        shape = draw(st.sampled_from([(1,), (2,), (5,), (9,), (2, 3), (1, 2, 1, 2)]))
-    latent = draw(st.integers(1, 4))
-    dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.float64, *EPS]))
-    G = generator(latent, shape, dtype, draw(st.integers(0, 999)))
-    task = draw(
-        st.sampled_from(["cogenerate", "inpaint", "pool", "stride"] if image else ["vector"])
-    )
+    height, width = draw(st.sampled_from(sides))
+    return draw(st.integers(1, 3)), height, width
+
+
+def options_of(draw: st.DrawFn, latent: int, batch: int, image: bool) -> dict[str, Any]:
+    """Options of a run, the form of a latent and the numbers of observations among them."""
     options = {"polish": 0} | draw(run_options())  # some front doors have "auto" as their default
     options["latent_shape"] = (latent, 1, 1) if image else draw(shaped_like(latent))
     if image and draw(st.booleans()):
         options["latent_shape"] = None
-    batch = draw(st.integers(1, 3))
     if draw(st.booleans()):
         ids = draw(
             st.lists(st.integers(0, 2**32 // 3 - 1), min_size=batch, max_size=batch, unique=True)
         )
         options["observation_ids"] = draw(st.sampled_from([list, tuple, np.array]))(ids)
+    return options
 
-    measured, measure, factor = shape, (lambda x: x), 1
-    if task in ("pool", "stride"):
-        whole = [k for k in (1, 2, 4) if height % k == 0 and width % k == 0]
-        factor = draw(st.sampled_from(whole if task == "pool" else [1, 2, 3, 7]))
-        measured = (shape[0], -(-height // factor), -(-width // factor))
-        measure = pooled(factor) if task == "pool" else every(factor)
 
+def scaled_data(
+    draw: st.DrawFn, dtype: torch.dtype, batch: int, measured: tuple[int, ...]
+) -> tuple[str, float, Tensor]:
+    """The form in which data are given, their scale, and the data, for a generator of ``dtype``."""
     given_dtype = draw(
         st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])
     )
@@ -393,7 +386,46 @@ def cases(draw: st.DrawFn) -> Case:
         scale = min(scale, 30.0)  # beyond it float16 gradients overflow
     elif {given_dtype, dtype} != {torch.float64}:
         scale = min(scale, 1e30)
-    x = (scale * data_of(draw, batch, measured, form == "expanded")).to(given_dtype)
+    return form, scale, (scale * data_of(draw, batch, measured, form == "expanded")).to(given_dtype)
+
+
+def measured_by(
+    draw: st.DrawFn, task: str, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], Callable[[Any], Any], int]:
+    """The shape of what is measured, the measurement, and the factor of its resolution."""
+    if task not in ("pool", "stride"):
+        return shape, lambda x: x, 1
+    height, width = shape[1:]
+    whole = [k for k in (1, 2, 4) if height % k == 0 and width % k == 0]
+    factor = draw(st.sampled_from(whole if task == "pool" else [1, 2, 3, 7]))
+    measured = (shape[0], -(-height // factor), -(-width // factor))
+    return measured, pooled(factor) if task == "pool" else every(factor), factor
+
+
+def at_low_resolution(arguments: dict[str, Any], task: str, factor: int) -> dict[str, Any]:
+    """The arguments of `cogenerate` as those of `super_resolve`."""
+    others = {name: value for name, value in arguments.items() if name not in ("mask", "x_obs")}
+    how = "average" if task == "pool" else "stride"
+    return others | {"low_res": arguments["x_obs"], "factor": factor, "downsample": how}
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """A valid problem: every argument in some form, and the answer's ingredients."""
+    image = draw(st.booleans())
+    shape = shape_of(draw, image)
+    latent = draw(st.integers(1, 4))
+    dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.float64, *EPS]))
+    G = generator(latent, shape, dtype, draw(st.integers(0, 999)))
+    task = draw(
+        st.sampled_from(["cogenerate", "inpaint", "pool", "stride"] if image else ["vector"])
+    )
+    batch = draw(st.integers(1, 3))
+    options = options_of(draw, latent, batch, image)
+
+    measured, measure, factor = measured_by(draw, task, shape)
+    form, scale, x = scaled_data(draw, dtype, batch, measured)
+    given_dtype, forms = x.dtype, forms_for(x.dtype)
     target = x.to(torch.float64 if dtype == torch.float64 else torch.float32)
     mask: Any = None
     observed: Tensor | None = None
@@ -429,10 +461,7 @@ def cases(draw: st.DrawFn) -> Case:
         plain["mask"] = arguments["mask"] = operator
         if draw(st.booleans()):
             call = super_resolve
-            del arguments["mask"]
-            arguments["low_res"] = arguments.pop("x_obs")
-            how = "average" if task == "pool" else "stride"
-            arguments |= {"factor": factor, "downsample": how}
+            arguments = at_low_resolution(arguments, task, factor)
     notes = [task, f"{latent} to {shape}", str(dtype), f"{given_dtype} {form}", f"scale {scale}"]
     if nothing:
         notes.append("nothing observed")
@@ -538,7 +567,14 @@ def assert_right(case: Case, result: Result) -> None:
     assert result.latents.shape == (batch, chains, case.latent)
     assert result.latents.dtype == result.images.dtype == result.x_obs.dtype == wide
     assert torch.equal(result.x_obs, case.target)
+    assert_energies(case, result, wide)
+    assert_completed(case, result)
+    assert_constant(case, result)
+    assert_optional(case, result)
 
+
+def assert_energies(case: Case, result: Result, wide: torch.dtype) -> None:
+    dtype = next(case.G.parameters()).dtype
     rows = result.latents.flatten(0, 1).to(dtype)
     if len(case.shape) == 3:
         rows = rows[..., None, None]
@@ -561,6 +597,8 @@ def assert_right(case: Case, result: Result) -> None:
     # The last term is for weights and squares so small that they vanish in the outputs' type.
     assert (error <= slack_of_energy + 8.0 * EPS[wide] * energy + 1e-30).all()
 
+
+def assert_completed(case: Case, result: Result) -> None:
     if case.observed is None:
         assert result.completed is None and result.observed is None
     else:
@@ -571,15 +609,21 @@ def assert_right(case: Case, result: Result) -> None:
         assert torch.equal(result.completed[seen], pasted[seen])
         assert torch.equal(result.completed[~seen], result.images[~seen])
 
+
+def assert_constant(case: Case, result: Result) -> None:
     if result.log_evidence is not None:
         assert result.log_normaliser is not None and case.sigma is not None
         logs = np.log(2.0 * math.pi * case.sigma**2)
         if case.observed is not None:
             logs = np.where(case.observed.numpy(), logs, 0.0)
-        constant = -0.5 * logs.reshape(batch, -1).sum(-1)
+        constant = -0.5 * logs.reshape(len(case.target), -1).sum(-1)
         found = (result.log_evidence - result.log_normaliser).numpy()
         scale = np.abs(result.log_normaliser.numpy()) + np.abs(constant) + 1.0
         assert (np.abs(found - constant) <= 1e-12 * scale).all()
+
+
+def assert_optional(case: Case, result: Result) -> None:
+    options, batch = case.options, len(case.target)
     weightless = options.get("form") == "paper"
     assert (result.log_weights is None) == (weightless or runs_alone(options))
     if options.get("polish", 0) > 0:
@@ -634,12 +678,19 @@ def counted_gradients(G: nn.Module) -> Iterator[list[int]]:
 def assert_gradients_are_told(case: Case, result: Result, rows: int) -> None:
     """Assert that the result has the right number of gradients, within the budget."""
     options, populations = case.options, case.options.get("populations", 1)
-    rows -= min(4, options.get("max_batch", 4))  # the checks of G
-    rows_of_one, rest = divmod(rows, len(case.target) * populations)
-    assert rest == 0
+    probes, observations = min(4, options.get("max_batch", 4)), len(case.target)
+    rows -= probes  # the checks of G
     chains = options.get("chains", 4)
     particles = result.settings.get("particles", chains)
-    assert rows_of_one == result.gradients * particles + chains * options["polish"]
+    told = result.gradients * particles + chains * options["polish"]
+    if next(case.G.parameters()).dtype == torch.float16:
+        # A look whether gradients overflow, and if so a search among 81 scales by halving.
+        looks, rest = divmod(rows - told * observations * populations, probes * observations)
+        assert rest == 0 and 1 <= looks <= 9
+        rows -= looks * probes * observations
+    rows_of_one, rest = divmod(rows, observations * populations)
+    assert rest == 0
+    assert rows_of_one == told
     if "budget" in options:
         starts = 2 if options.get("evidence") == "frozen" else 1
         assert rows_of_one <= max(options["budget"] * chains, starts * particles)

@@ -115,77 +115,88 @@ def up_by_zeros(x: Tensor, taps: Tensor, after_kernel: int = 0) -> Tensor:
     return torch.einsum("oi,nciw,pw->ncop", matrix, x, matrix)
 
 
-def written_out(generator: StyleGAN2Generator, z: Tensor, labels: Tensor | None = None) -> Tensor:
-    """The network from the paper, with a kernel for each image and without code of the module."""
-    state, taps = generator.state_dict(), torch.tensor(generator.config["taps"]).double()
-    taps = taps / taps.sum()
+def norm(x: Tensor) -> Tensor:
+    return x / (x.pow(2).mean(1, keepdim=True) + 1e-8).sqrt()
 
-    def norm(x: Tensor) -> Tensor:
-        return x / (x.pow(2).mean(1, keepdim=True) + 1e-8).sqrt()
 
-    def act(x: Tensor, gain: float = 1.0) -> Tensor:
+class Written:
+    """The layers from the paper, with a kernel for each image and without code of the module."""
+
+    def __init__(self, generator: StyleGAN2Generator) -> None:
+        self.state, self.clamp = generator.state_dict(), generator.clamp
+        taps = torch.tensor(generator.config["taps"]).double()
+        self.taps = taps / taps.sum()
+
+    def act(self, x: Tensor, gain: float = 1.0) -> Tensor:
         x = torch.where(x > 0, x, 0.2 * x) * math.sqrt(2.0) * gain
-        clamp = generator.clamp
+        clamp = self.clamp
         return x if clamp is None else x.clamp(-clamp * gain, clamp * gain)
 
-    def kernels(name: str, w: Tensor, demodulate: bool) -> Tensor:
-        style = w @ state[f"{name}.style_weight"].T + state[f"{name}.style_bias"]
-        kernel = state[f"{name}.weight"][None] * style[:, None, :, None, None]
+    def kernels(self, name: str, w: Tensor, demodulate: bool) -> Tensor:
+        style = w @ self.state[f"{name}.style_weight"].T + self.state[f"{name}.style_bias"]
+        kernel = self.state[f"{name}.weight"][None] * style[:, None, :, None, None]
         if demodulate:
             kernel = kernel / (kernel.pow(2).sum((2, 3, 4), keepdim=True) + 1e-8).sqrt()
         return kernel
 
-    def conv(x: Tensor, name: str, w: Tensor, gain: float = 1.0) -> Tensor:
-        pairs = zip(x.split(1), kernels(f"{name}.conv", w, True), strict=True)
+    def conv(self, x: Tensor, name: str, w: Tensor, gain: float = 1.0) -> Tensor:
+        pairs = zip(x.split(1), self.kernels(f"{name}.conv", w, True), strict=True)
         x = torch.cat([F.conv2d(one, kernel, padding=1) for one, kernel in pairs])
-        x = x + state[f"{name}.noise"] * state[f"{name}.noise_strength"]
-        return act(x + state[f"{name}.bias"][:, None, None], gain)
+        x = x + self.state[f"{name}.noise"] * self.state[f"{name}.noise_strength"]
+        return self.act(x + self.state[f"{name}.bias"][:, None, None], gain)
 
-    def conv_up(x: Tensor, name: str, w: Tensor) -> Tensor:
+    def conv_up(self, x: Tensor, name: str, w: Tensor) -> Tensor:
         rows = []
-        for one, kernel in zip(x.split(1), kernels(f"{name}.conv", w, True), strict=True):
+        for one, kernel in zip(x.split(1), self.kernels(f"{name}.conv", w, True), strict=True):
             side = one.shape[-1]
             sparse = torch.zeros(1, one.shape[1], 2 * side + 3, 2 * side + 3, dtype=x.dtype)
             sparse[..., 2 : 2 * side + 2 : 2, 2 : 2 * side + 2 : 2] = one
             # A transposed convolution, of side 2 side + 1.
             wide = F.conv2d(sparse, kernel.flip(2, 3))
-            extra = len(taps) - 4
+            extra = len(self.taps) - 4
             before, after = 1 + (extra + 1) // 2, 1 + extra // 2
             padded = F.pad(wide, [before, after, before, after])
-            kernel_2d = 4.0 * torch.outer(taps.flip(0), taps.flip(0))[None, None]
+            kernel_2d = 4.0 * torch.outer(self.taps.flip(0), self.taps.flip(0))[None, None]
             rows.append(F.conv2d(padded.transpose(0, 1), kernel_2d).transpose(0, 1))
-        x = torch.cat(rows) + state[f"{name}.noise"] * state[f"{name}.noise_strength"]
-        return act(x + state[f"{name}.bias"][:, None, None])
+        x = torch.cat(rows) + self.state[f"{name}.noise"] * self.state[f"{name}.noise_strength"]
+        return self.act(x + self.state[f"{name}.bias"][:, None, None])
 
-    def colours(x: Tensor, name: str, w: Tensor) -> Tensor:
-        pairs = zip(x.split(1), kernels(f"{name}.conv", w, False), strict=True)
+    def colours(self, x: Tensor, name: str, w: Tensor) -> Tensor:
+        pairs = zip(x.split(1), self.kernels(f"{name}.conv", w, False), strict=True)
         x = torch.cat([F.conv2d(one, kernel) for one, kernel in pairs])
-        x = x + state[f"{name}.bias"][:, None, None]
-        return x if generator.clamp is None else x.clamp(-generator.clamp, generator.clamp)
+        x = x + self.state[f"{name}.bias"][:, None, None]
+        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
-    x = norm(z)
-    if labels is not None:
-        one_hot = F.one_hot(labels, generator.classes).double()
-        embedded = one_hot @ state["mapping.embed.weight"].T + state["mapping.embed.bias"]
-        x = torch.cat([x, norm(embedded)], 1)
-    for number in range(len(generator.config["mapping"])):
-        weight = state[f"mapping.layers.{number}.weight"]
-        x = x @ weight.T + state[f"mapping.layers.{number}.bias"]
-        x = torch.where(x > 0, x, 0.2 * x) * math.sqrt(2.0)
-    w = x
-    x = conv(state["constant"].expand(len(z), -1, -1, -1), "blocks.0.conv1", w)
+    def styles(self, z: Tensor, labels: Tensor | None, classes: int, layers: int) -> Tensor:
+        x = norm(z)
+        if labels is not None:
+            one_hot = F.one_hot(labels, classes).double()
+            weight, bias = (self.state[f"mapping.embed.{part}"] for part in ("weight", "bias"))
+            x = torch.cat([x, norm(one_hot @ weight.T + bias)], 1)
+        for number in range(layers):
+            weight = self.state[f"mapping.layers.{number}.weight"]
+            x = x @ weight.T + self.state[f"mapping.layers.{number}.bias"]
+            x = torch.where(x > 0, x, 0.2 * x) * math.sqrt(2.0)
+        return x
+
+
+def written_out(generator: StyleGAN2Generator, z: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The network from the paper."""
+    paper, state = Written(generator), generator.state_dict()
+    w = paper.styles(z, labels, generator.classes, len(generator.config["mapping"]))
+    x = paper.conv(state["constant"].expand(len(z), -1, -1, -1), "blocks.0.conv1", w)
     skips = generator.architecture == "skip"
-    image = colours(x, "blocks.0.to_rgb", w) if skips else None
+    image = paper.colours(x, "blocks.0.to_rgb", w) if skips else None
     for block in range(1, len(generator.feature_maps)):
         before, residual = x, generator.architecture == "residual"
-        x = conv_up(x, f"blocks.{block}.conv0", w)
-        x = conv(x, f"blocks.{block}.conv1", w, math.sqrt(0.5) if residual else 1.0)
+        x = paper.conv_up(x, f"blocks.{block}.conv0", w)
+        x = paper.conv(x, f"blocks.{block}.conv1", w, math.sqrt(0.5) if residual else 1.0)
         if residual:
             skip = F.conv2d(before, state[f"blocks.{block}.skip"])
-            x = x + up_by_zeros(skip, taps) * math.sqrt(0.5)
+            x = x + up_by_zeros(skip, paper.taps) * math.sqrt(0.5)
         if image is not None:
-            image = up_by_zeros(image, taps) + colours(x, f"blocks.{block}.to_rgb", w)
-    return colours(x, f"blocks.{block}.to_rgb", w) if image is None else image
+            image = up_by_zeros(image, paper.taps) + paper.colours(x, f"blocks.{block}.to_rgb", w)
+    return paper.colours(x, f"blocks.{block}.to_rgb", w) if image is None else image
 
 
 @pytest.mark.parametrize(
@@ -270,80 +281,88 @@ def persistence(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+State = dict[str, Tensor]
+
+
+def dense_of(state: State, name: str, activation: str, prefix: str = "") -> _Network:
+    weight, bias = (state[f"{name}.{prefix}{part}"] for part in ("weight", "bias"))
+    parameters = {"weight": weight / 0.25, "bias": bias / 0.5}
+    return _Network(
+        "FullyConnectedLayer",
+        _parameters=parameters,
+        activation=activation,
+        weight_gain=np.float64(0.25),
+        bias_gain=0.5,
+    )
+
+
+def layer_of(state: State, name: str, clamp: float | None) -> _Network:
+    noise = {"noise_const": state[f"{name}.noise"]}
+    parameters = {
+        "weight": state[f"{name}.conv.weight"],
+        "bias": state[f"{name}.bias"],
+        "noise_strength": state[f"{name}.noise_strength"],
+    }
+    return _Network(
+        "SynthesisLayer",
+        _parameters=parameters,
+        _buffers=noise,
+        _modules={"affine": dense_of(state, f"{name}.conv", "linear", "style_")},
+        activation="lrelu",
+        act_gain=np.float64(math.sqrt(2.0)),
+        conv_clamp=clamp,
+        use_noise=True,
+    )
+
+
+def colours_of(state: State, name: str, clamp: float | None) -> _Network:
+    parameters = {"weight": state[f"{name}.conv.weight"] / 0.5, "bias": state[f"{name}.bias"]}
+    return _Network(
+        "ToRGBLayer",
+        _parameters=parameters,
+        _modules={"affine": dense_of(state, f"{name}.conv", "linear", "style_")},
+        weight_gain=np.float64(0.5),
+        conv_clamp=clamp,
+    )
+
+
+def block_of(generator: StyleGAN2Generator, number: int) -> _Network:
+    state, clamp, name = generator.state_dict(), generator.clamp, f"blocks.{number}"
+    modules = {
+        half: layer_of(state, f"{name}.{half}", clamp)
+        for half in ("conv0", "conv1")
+        if f"{name}.{half}.bias" in state
+    }
+    if f"{name}.to_rgb.bias" in state:
+        modules["torgb"] = colours_of(state, f"{name}.to_rgb", clamp)
+    if (skip := state.get(f"{name}.skip")) is not None:
+        parameters = {"weight": skip / 0.25}
+        modules["skip"] = _Network("Conv2dLayer", _parameters=parameters, weight_gain=0.25)
+    architectures = {"skip": "skip", "residual": "resnet", "original": "orig"}
+    constant = {} if number else {"const": state["constant"][0]}
+    return _Network(
+        "SynthesisBlock",
+        _parameters=constant,
+        _buffers={"resample_filter": generator.taps.double()},
+        _modules=modules,
+        architecture=architectures[generator.architecture],
+    )
+
+
 def as_nvidia_s(generator: StyleGAN2Generator) -> _Network:
     """The network as that program would hold it, with gains of its own."""
     state = generator.state_dict()
-
-    def dense(name: str, activation: str, prefix: str = "") -> _Network:
-        weight, bias = (state[f"{name}.{prefix}{part}"] for part in ("weight", "bias"))
-        parameters = {"weight": weight / 0.25, "bias": bias / 0.5}
-        return _Network(
-            "FullyConnectedLayer",
-            _parameters=parameters,
-            activation=activation,
-            weight_gain=np.float64(0.25),
-            bias_gain=0.5,
-        )
-
-    def layer(name: str) -> _Network:
-        noise = {"noise_const": state[f"{name}.noise"]}
-        parameters = {
-            "weight": state[f"{name}.conv.weight"],
-            "bias": state[f"{name}.bias"],
-            "noise_strength": state[f"{name}.noise_strength"],
-        }
-        return _Network(
-            "SynthesisLayer",
-            _parameters=parameters,
-            _buffers=noise,
-            _modules={"affine": dense(f"{name}.conv", "linear", "style_")},
-            activation="lrelu",
-            act_gain=np.float64(math.sqrt(2.0)),
-            conv_clamp=generator.clamp,
-            use_noise=True,
-        )
-
-    def to_rgb(name: str) -> _Network:
-        parameters = {"weight": state[f"{name}.conv.weight"] / 0.5, "bias": state[f"{name}.bias"]}
-        return _Network(
-            "ToRGBLayer",
-            _parameters=parameters,
-            _modules={"affine": dense(f"{name}.conv", "linear", "style_")},
-            weight_gain=np.float64(0.5),
-            conv_clamp=generator.clamp,
-        )
-
-    def block(number: int) -> _Network:
-        name = f"blocks.{number}"
-        modules = {
-            half: layer(f"{name}.{half}")
-            for half in ("conv0", "conv1")
-            if f"{name}.{half}.bias" in state
-        }
-        if f"{name}.to_rgb.bias" in state:
-            modules["torgb"] = to_rgb(f"{name}.to_rgb")
-        if (skip := state.get(f"{name}.skip")) is not None:
-            parameters = {"weight": skip / 0.25}
-            modules["skip"] = _Network("Conv2dLayer", _parameters=parameters, weight_gain=0.25)
-        architectures = {"skip": "skip", "residual": "resnet", "original": "orig"}
-        constant = {} if number else {"const": state["constant"][0]}
-        return _Network(
-            "SynthesisBlock",
-            _parameters=constant,
-            _buffers={"resample_filter": generator.taps.double()},
-            _modules=modules,
-            architecture=architectures[generator.architecture],
-        )
-
     layers = {
-        f"fc{number}": dense(f"mapping.layers.{number}", "lrelu")
+        f"fc{number}": dense_of(state, f"mapping.layers.{number}", "lrelu")
         for number in range(len(generator.mapping.layers))
     }
     if generator.classes:
-        layers["embed"] = dense("mapping.embed", "linear")
+        layers["embed"] = dense_of(state, "mapping.embed", "linear")
     buffers = {"w_avg": state["style_mean"]}
     mapping = _Network("MappingNetwork", _modules=layers, _buffers=buffers)
-    blocks = {f"b{4 << number}": block(number) for number in range(len(generator.blocks))}
+    blocks = {
+        f"b{4 << number}": block_of(generator, number) for number in range(len(generator.blocks))
+    }
     synthesis = _Network("SynthesisNetwork", _modules=blocks)
     return _Network("Generator", _modules={"mapping": mapping, "synthesis": synthesis})
 
