@@ -42,7 +42,7 @@ class Compute:
 
     Raises:
         TypeError, ValueError: bad input, naming the argument. Whether the machine has the device
-        and the backend is checked where they are used.
+            and the backend is checked where they are used.
     """
 
     device: torch.device | str | None = None

@@ -178,16 +178,18 @@ def open_images(
 
     Args:
         source: one of
-            a folder, which is searched with its subfolders for image files (by the endings of
-                `cogen_fast.support.pictures.FORMATS`; hidden files, hidden folders and linked
-                folders are left out); the images are in the order of the files' names;
-            an IDX file (the format of MNIST) of unsigned bytes, (N, H, W) or (N, H, W, C),
-                gzip-compressed or not;
-            an `.npz` with an array of uint8, (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3; if
-                it has several arrays, the one named "images" is taken.
+
+            - a folder, which is searched with its subfolders for image files (by the endings of
+              `cogen_fast.support.pictures.FORMATS`; hidden files, hidden folders and linked folders
+              are left out); the images are in the order of the files' names;
+            - an IDX file (the format of MNIST) of unsigned bytes, (N, H, W) or (N, H, W, C),
+              gzip-compressed or not;
+            - an `.npz` with an array of uint8, (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3;
+              if it has several arrays, the one named "images" is taken.
+
             The format of a file is recognised by its content, and the file is held in memory while
-                it is converted. A compressed file may unpack to 256 MB, or to 16 times its own size
-                if that is more.
+            it is converted. A compressed file may unpack to 256 MB, or to 16 times its own size if
+            that is more.
         resolution: R, a power of two in 4 ... 1024.
         fit: "crop" takes the square at the centre and scales it to R x R (Lanczos); "pad" scales
             down what is larger than R x R and puts black borders round what is smaller.
