@@ -42,10 +42,17 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Links, files and commands of the documents exist, and the README's snippets run."""
-    _installed(session, "metrics,plots,test", **_ON_CPU)
-    documents = ("tests/test_docs.py", "tests/test_readme.py")
+    """Links, files and commands of the documents exist, and their snippets run."""
+    _installed(session, "arviz,metrics,plots,test", **_ON_CPU)
+    documents = ("tests/test_docs.py", "tests/test_snippets.py")
     session.run("pytest", "-m", "slow or not slow", *documents, *session.posargs)
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The documentation site, in ``site/``; a warning is an error."""
+    _installed(session, "docs", **_ON_CPU)
+    session.run("sphinx-build", "-W", "--keep-going", "-n", *session.posargs, "docs", "site")
 
 
 @nox.session
