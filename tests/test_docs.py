@@ -1,13 +1,16 @@
-"""References in the documents exist: links, anchors, files, commands of the command line."""
+"""References in the documents exist: links, anchors, files, commands, names of the reference."""
 
 from __future__ import annotations
 
+import ast
+import pkgutil
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+import cogen_fast
 from cogen_fast.cli.parser import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,3 +104,56 @@ def test_a_link_to_nowhere_is_found(tmp_path: Path) -> None:
         "[e](missing.md) [f](other.md#no-heading) [g](#nowhere)\n```\n[h](gone.md)\n```\n"
     )
     assert dangling(document) == ["missing.md", "other.md#no-heading", "#nowhere"]
+
+
+def reference() -> set[str]:
+    """The dotted names that the pages of the reference document."""
+    found = set()
+    for page in sorted((ROOT / "docs" / "api").glob("*.md")):
+        scope = ""
+        for kind, name in re.findall(r"^\.\. (\w+):: ([\w.]+)", page.read_text(), re.M):
+            if kind == "currentmodule":
+                scope = f"{name}."
+            else:
+                found.add(name if name.startswith("cogen_fast") else scope + name)
+    return found
+
+
+def test_the_reference_has_every_public_name() -> None:
+    documented = [pkgutil.resolve_name(name) for name in reference()]
+    missing = [
+        name
+        for name in cogen_fast.__all__
+        if not any(getattr(cogen_fast, name) is each for each in documented)
+    ]
+    assert missing == []
+
+
+def test_the_gallery_has_every_example() -> None:
+    shown = re.findall(r"^```\{example\} (\w+)$", (ROOT / "docs/gallery.md").read_text(), re.M)
+    assert sorted(shown) == sorted(
+        path.stem for path in ROOT.glob("examples/*.py") if path.stem != "report"
+    )
+
+
+def functions_named(document: Path) -> list[tuple[str, str]]:
+    """Files and the names that follow them in the text: "`FILE.py`, `NAME`, `NAME` and `NAME`"."""
+    runs = re.findall(r"`([\w/]+\.py)`((?:(?:, | and )`\w+`)+)", prose(document))
+    return [(file, name) for file, names in runs for name in re.findall(r"`(\w+)`", names)]
+
+
+def test_functions_that_the_method_names_are_there() -> None:
+    found = functions_named(ROOT / "docs/method.md")
+    assert len(found) >= 20
+    for file, name in found:
+        body = ast.parse((ROOT / file).read_text()).body
+        assert name in {getattr(node, "name", None) for node in body}, (file, name)
+
+
+def test_sentences_that_are_explained_are_those_of_the_diagnosis() -> None:
+    page = (ROOT / "docs/howto/diagnoses.md").read_text()
+    tables = re.findall(r"^\| sentence begins .*\n\|---.*\n((?:\|.*\n)+)", page, re.M)
+    sentences = [row.split("|")[1].strip() for table in tables for row in table.splitlines()]
+    said = (ROOT / "cogen_fast/results/diagnostics.py").read_text()
+    assert len(sentences) >= 10
+    assert [sentence for sentence in sentences if f'"{sentence}' not in said] == []
