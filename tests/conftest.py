@@ -39,7 +39,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 SLOWEST = {
     *("test_sanitizers.py", "test_exact_posteriors.py", "test_calibration.py", "test_adaptive.py"),
     *("test_triton.py", "test_image_study.py", "test_training_run.py", "test_resume_files.py"),
-    *("test_emulated.py", "test_estimates.py", "test_examples.py"),
+    *("test_emulated.py", "test_estimates.py", "test_examples.py", "test_snippets.py"),
 }
 
 
