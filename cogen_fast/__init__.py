@@ -18,6 +18,7 @@ from cogen_fast.methods import baselines
 from cogen_fast.methods.bounds import EvidenceBounds, bound_evidence
 from cogen_fast.methods.checkpoint import Checkpoint
 from cogen_fast.methods.presets import PRESETS, Preset
+from cogen_fast.methods.progress import Snapshot
 from cogen_fast.methods.settings import Adaptive, Paper
 from cogen_fast.ops.dispatch import backends
 from cogen_fast.ops.spec import AdaptationRule
@@ -36,6 +37,7 @@ from cogen_fast.problem.perceptual import Lpips
 from cogen_fast.problem.prior import Prior
 from cogen_fast.results import metrics
 from cogen_fast.results.result import Result
+from cogen_fast.support.warnings import DiagnosisWarning
 from cogen_fast.tasks import cogenerate, inpaint, super_resolve
 
 __version__ = "0.1.0"
@@ -48,6 +50,7 @@ __all__ = [
     "Blur",
     "Checkpoint",
     "Compute",
+    "DiagnosisWarning",
     "EvidenceBounds",
     "Fourier",
     "Huber",
@@ -62,6 +65,7 @@ __all__ = [
     "Preset",
     "Prior",
     "Result",
+    "Snapshot",
     "Stride",
     "StudentT",
     "UnknownNoise",

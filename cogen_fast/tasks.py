@@ -19,6 +19,7 @@ from cogen_fast.methods.fits import Fits
 from cogen_fast.methods.inferred_noise import InferredNoise
 from cogen_fast.methods.loop import Loop, Method
 from cogen_fast.methods.paper import PaperPlan
+from cogen_fast.methods.progress import RUNNING, OnTemperature, Watch, checked_callback
 from cogen_fast.methods.settings import Adaptive, Paper, RunOptions, Settings, as_settings
 from cogen_fast.problem.adapter import as_shape
 from cogen_fast.problem.compute import DEFAULT, Compute, as_compute
@@ -43,7 +44,7 @@ from cogen_fast.support.arguments import (
     shown,
 )
 from cogen_fast.support.memory import check_room, check_samples
-from cogen_fast.support.warnings import warn_user
+from cogen_fast.support.warnings import DiagnosisWarning, warn_user
 
 # Vectors of latent size that each chain holds: position, gradient, momentum and proposal.
 _VECTORS_PER_CHAIN = 4
@@ -74,7 +75,7 @@ def cogenerate(
     compute: Compute = DEFAULT,
     checkpoint: str | Path | Checkpoint | None = None,
     progress: bool = True,
-    keep_trace: bool = False,
+    on_temperature: OnTemperature | None = None,
 ) -> Result:
     """Draw samples of ``G(z)`` given a partial or noisy observation of it.
 
@@ -134,22 +135,30 @@ def cogenerate(
         compute: device, backend, float types and memory, as a `Compute`.
         checkpoint: file in which the unfinished run is saved, every minute (or as a `Checkpoint`
             says) and on Ctrl-C. The same call continues from it with bitwise equal results.
-        progress: whether to show a progress bar on stderr.
-        keep_trace: whether to keep the latents after every temperature (``Result.trace``).
+        progress: whether to show how far the run has come: a progress bar on a terminal or in a
+            notebook, elsewhere a line every 30 seconds of the logger "cogen_fast" (level INFO).
+        on_temperature: called after every temperature with a `Snapshot` of the run; if it returns
+            True the run ends there. Whole runs in C++ call it about ten times a second.
 
     Returns:
-        A `Result`. After Ctrl-C without a checkpoint, it holds the unfinished run and has
-        ``complete=False``. With a checkpoint, the run is saved and KeyboardInterrupt is raised.
+        A `Result`. It holds the unfinished run and has ``complete=False``, with the reason in
+        ``reasons["complete"]``, after Ctrl-C, where ``on_temperature`` or `Compute.time_limit`
+        ended the run, and where an adaptive run without a budget has spent 2,000 gradients and the
+        misfit of every observation stays far above the noise. With a checkpoint, the unfinished
+        run is saved, and KeyboardInterrupt is raised after Ctrl-C.
 
     Raises:
         TypeError, ValueError: an argument is invalid. The message names it; no sampling has begun.
+
+    Warns:
+        DiagnosisWarning: for each sentence of ``Result.diagnose()``.
     """
     settings = as_settings(method)
     if isinstance(settings, Paper) and noise_std is None and weight is None and misfit is None:
         weight = settings.weight
     check_flag("progress", progress)
-    max_batch = as_compute(compute).max_batch
-    run_options = RunOptions(check_seed(seed), max_batch, check_flag("keep_trace", keep_trace))
+    on_temperature = checked_callback(on_temperature)
+    run_options = RunOptions(check_seed(seed), as_compute(compute).max_batch)
     fitting, plan = _planned(settings, chains, budget, polish, run_options)
     if isinstance(plan, AdaptivePlan) and is_unknown(noise_std):
         plan = InferredNoise(plan)
@@ -168,17 +177,26 @@ def cogenerate(
         whole_runs=isinstance(plan, PaperPlan),
         infers_noise=isinstance(plan, InferredNoise),
         records=True,
+        timed=True,
     ) as problem:
         adapter = problem.adapter
         count = problem.observation.count
         _check_room(plan, adapter.latent_size, adapter.output_shape, count, adapter.device)
-        run, complete = Loop(plan, problem, saving).anneal(observation_ids, progress)
-        outcome = plan.outcome(problem, run, complete)
         recorded = plan.settings() | compute.settings()
         if budget is not None:
             recorded["budget"] = int(budget)  # the given one; the plan has it without polishing
-        if fitting is None or not complete:
-            return assemble(recorded | fits.NO_FITS, outcome, complete, problem)
+
+        def unfinished(run: Any) -> Result:
+            settings, outcome = recorded | fits.NO_FITS, plan.outcome(problem, run, False)
+            return assemble(settings, outcome, RUNNING, problem)
+
+        limit = compute.time_limit
+        watch = Watch(plan, problem.observation, unfinished, on_temperature, limit)
+        loop = Loop(plan, problem, saving, watch)
+        run = loop.anneal(observation_ids, progress)
+        outcome = plan.outcome(problem, run, loop.stopped is None)
+        if fitting is None or (loop.stopped is not None and not watch.plateaued):
+            return _diagnosed(assemble(recorded | fits.NO_FITS, outcome, loop.stopped, problem))
         try:
             outcome, fit_settings = fits.with_fits(
                 outcome, problem, fitting, run_options.seed, observation_ids
@@ -188,7 +206,14 @@ def cogenerate(
                 raise  # the checkpoint holds the samples
             outcome.notes.append("Polishing was interrupted, so there are no fits.")
             fit_settings = fits.NO_FITS
-        return assemble(recorded | fit_settings, outcome, complete, problem)
+        return _diagnosed(assemble(recorded | fit_settings, outcome, loop.stopped, problem))
+
+
+def _diagnosed(result: Result) -> Result:
+    """The result itself, after a warning for each thing that is wrong with it."""
+    for sentence in result.diagnose():
+        warn_user(sentence, DiagnosisWarning)
+    return result
 
 
 def inpaint(

@@ -28,6 +28,11 @@ sys.path[:] = [p for p in sys.path if Path(p or os.getcwd()).resolve() != ROOT]
 from implementations import EVERY, FAST, ISAS, implementation  # noqa: E402
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Many tests make runs that are too short for samples, and do not ask for a diagnosis."""
+    config.addinivalue_line("filterwarnings", "ignore::cogen_fast.DiagnosisWarning")
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     import cogen_fast
 

@@ -1055,7 +1055,7 @@ def test_ctrl_c_without_a_checkpoint_returns_what_is_there(kind: str, part: floa
         assert getattr(result, name) is None
         reason = "fewer than 16" if kind == "independent-chains" else "interrupted"
         assert reason in result.reasons[name]
-    assert "INTERRUPTED at beta" in repr(result)
+    assert "UNFINISHED at beta" in repr(result)
     torch.testing.assert_close(result.images, network()(result.latents).detach())
     if kind == "frozen" and part < 0.5:
         return  # the samples are those of the pilot, while the whole run returns its repetition

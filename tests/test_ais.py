@@ -19,6 +19,7 @@ from cogen_fast import (
     AdaptationRule,
     AveragePool,
     Compute,
+    DiagnosisWarning,
     Operator,
     Paper,
     Result,
@@ -320,10 +321,11 @@ def test_log_weights_by_hand_from_the_recorded_latents(schedule: Any, backend: s
         linear_generator(),
         case.x_obs(5),
         MASK,
-        method=Paper(ais_steps=steps, schedule=schedule, leapfrog_steps=3, step_size=0.1),
+        method=Paper(
+            ais_steps=steps, schedule=schedule, leapfrog_steps=3, step_size=0.1, keep_trace=True
+        ),
         noise_std=0.4,
         chains=7,
-        keep_trace=True,
         progress=False,
         compute=Compute(backend=backend),
     )
@@ -351,10 +353,9 @@ def test_the_trace_starts_at_the_prior() -> None:
         linear_generator(),
         CASES["mask"].x_obs(5),
         MASK,
-        method=Paper(ais_steps=1, leapfrog_steps=1),
+        method=Paper(ais_steps=1, leapfrog_steps=1, keep_trace=True),
         noise_std=0.4,
         chains=4000,
-        keep_trace=True,
         progress=False,
     )
     assert result.trace is not None
@@ -522,6 +523,7 @@ def test_paper_form_at_beta_one_warns_where_it_was_called() -> None:
 def test_no_warning_without_a_reason(form: Any, schedule: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DiagnosisWarning)
         cogenerate(
             linear_generator(),
             CASES["mask"].x_obs(5),

@@ -97,11 +97,10 @@ def test_single_starts_are_the_prior_draws_of_the_sampler(method: str) -> None:
         network(),
         X,
         MASK,
-        method=Paper(ais_steps=1),
+        method=Paper(ais_steps=1, keep_trace=True),
         weight=WEIGHT,
         chains=3,
         seed=5,
-        keep_trace=True,
         progress=False,
     )
     assert sampled.trace is not None

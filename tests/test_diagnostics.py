@@ -40,6 +40,7 @@ def healthy() -> DiagnosticInputs:
     energy[6:] = 1.0
     return DiagnosticInputs(
         complete=True,
+        stopped=None,
         adaptive=True,
         independent=False,
         budgeted=True,
@@ -108,7 +109,10 @@ def test_independent_chains_are_diagnosed_in_a_real_run() -> None:
 
 
 SICK: dict[str, tuple[dict[str, Any], str]] = {
-    "interrupted": ({"complete": False}, "interrupted: .*checkpoint="),
+    "unfinished": (
+        {"complete": False, "stopped": "Ctrl-C ended the run."},
+        "unfinished, .*: Ctrl-C ended the run.",
+    ),
     "independent": (
         {"independent": True},
         "independent chains: .*mode probabilities are not reliable.*chains=16 or a larger budget",

@@ -1019,7 +1019,7 @@ def test_max_batch_of_one_still_finds_batch_statistics_or_takes_g_as_it_is() -> 
 @pytest.fixture(scope="module")
 def picture() -> Result:
     mask = (random(4, 4, seed=2) > 0).int()
-    return inpaint(convolutional(), image(2), mask, keep_trace=True, **FAST)
+    return inpaint(convolutional(), image(2), mask, **keywords(BY_NAME | {"keep_trace": True}))
 
 
 def test_a_result_comes_back_from_disk(picture: Result, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ from cogen_fast.cli.generator import find_generator, probe
 from cogen_fast.cli.images import box_mask, numbered_names, read_picture, write_png
 from cogen_fast.cli.parser import build_parser
 from cogen_fast.experiments import demo
+from cogen_fast.methods.loop import CTRL_C
 from cogen_fast.methods.presets import PRESETS
 from cogen_fast.methods.settings import OPTIONS, keywords
 from cogen_fast.problem.observation import AveragePool, Stride
@@ -28,6 +30,7 @@ from cogen_fast.results.result import Result
 from cogen_fast.support.arguments import check_file, check_folder
 from cogen_fast.support.files import check_readable
 from cogen_fast.support.memory import is_out_of_memory
+from cogen_fast.support.reporting import LOGGER
 
 _OK, _MISTAKE, _NOT_SAMPLES, _INTERRUPTED = 0, 2, 3, 130
 # ImportError: a requested backend or library is not available.
@@ -44,10 +47,10 @@ _SAMPLER_OPTIONS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Returns 0 for success, 2 for an error of the user, 3 where the chains of a finished run are not
-    samples, and 130 after Ctrl-C.
+    Returns 0 for success, 2 for an error of the user, 3 where the chains are not samples of the
+    posterior, and 130 after Ctrl-C.
     """
-    with _one_line_warnings():
+    with _one_line_warnings(), _logged():
         try:
             arguments = build_parser().parse_args(argv)
             return _COMMANDS[arguments.command](arguments)
@@ -95,6 +98,21 @@ def _one_line_warnings() -> Iterator[None]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # raised as an error here
         warnings.showwarning = show
         yield
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """Show what the package logs, such as how far a run has come, on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("cogen-fast: %(message)s"))
+    before = LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(before)
 
 
 def _inpaint(arguments: argparse.Namespace) -> int:
@@ -167,7 +185,7 @@ def _check_out(
 def _sample(arguments: argparse.Namespace, task: Callable[[dict[str, Any]], Result]) -> int:
     given = {name: getattr(arguments, name) for name in _SAMPLER_OPTIONS}
     options = keywords({name: value for name, value in given.items() if value is not None})
-    options["progress"] = not arguments.quiet and sys.stderr.isatty()
+    options["progress"] = not arguments.quiet
     checkpoint: Path | None = arguments.checkpoint
     try:
         result = task(options)
@@ -177,15 +195,16 @@ def _sample(arguments: argparse.Namespace, task: Callable[[dict[str, Any]], Resu
         _say(f"interrupted; the run is saved in {checkpoint}, and the same command continues it")
         return _INTERRUPTED
     _save(result, arguments)
+    if result.complete and not result.failures():
+        return _OK
     if result.complete:
-        for reason in (failures := result.failures()):
-            _say(f"the images are not samples of the posterior: {reason}")
-        return _NOT_SAMPLES if failures else _OK
+        _say("the images are not samples of the posterior: see the warnings")
+        return _NOT_SAMPLES
     _say(
-        f"interrupted at beta {result.beta_reached:.3g}; the unfinished run, whose chains are not "
-        f"yet samples of the posterior, is saved in {arguments.out}"
+        f"the run ended at beta {result.beta_reached:.3g}; its chains, which are not yet samples "
+        f"of the posterior, are saved in {arguments.out}"
     )
-    return _INTERRUPTED
+    return _INTERRUPTED if result.reasons["complete"] == CTRL_C else _NOT_SAMPLES
 
 
 def _save(result: Result, arguments: argparse.Namespace) -> None:
@@ -200,7 +219,7 @@ def _save(result: Result, arguments: argparse.Namespace) -> None:
     write_png(folder / _ESTIMATE, result.pasted(result.estimate)[0].numpy())
     if not arguments.quiet:
         chains = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        print(result)
+        print(result.overview())
         print(f"wrote {folder / 'grid.png'}, {_ESTIMATE}, result.npz, result.json, {chains}")
 
 

@@ -61,7 +61,7 @@ what is written to DIR:
   result.json       settings, numbers and a diagnosis, as text
 
 exit status: 0 success; 2 error, whose cause is shown; 3 the files were written,
-but the chains are not samples (the last line and grid.png say why);
+but the chains are not samples (the warnings and grid.png say why);
 130 interrupted (Ctrl-C)
 """
 _SYNTHETIC_HELP = """\
@@ -453,6 +453,12 @@ def _add_moves(parser: Parser) -> None:
         metavar="E",
         help="first leapfrog step size (default: by the size of the latent; paper: 0.01)",
     )
+    add(
+        "--keep-trace",
+        action="store_true",
+        default=None,
+        help="keep the latents after every temperature, in result.npz",
+    )
 
 
 def _add_latent_shape(add: Any) -> None:
@@ -502,6 +508,12 @@ def _add_machine(parser: Parser) -> None:
         metavar="N",
         help="largest number of images computed at once, to save memory (default: all chains; on "
         "CUDA as many as fit in memory)",
+    )
+    add(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="end the run unfinished after so long; with --checkpoint the same command goes on",
     )
 
 

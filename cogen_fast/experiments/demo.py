@@ -36,7 +36,7 @@ def run(out: Path, garment: str = GARMENT, seed: int = 0, progress: bool = True)
     picture = result.grid(out / "demo.png", tiles=CHAINS, truth=truth)
     return "\n".join(
         [
-            repr(result),
+            result.overview(),
             f"  root mean square error: {_errors(result, truth)}",
             f"  {time.monotonic() - start:.0f} s; picture: {out / 'demo.png'} "
             f"({picture.width} x {picture.height})",

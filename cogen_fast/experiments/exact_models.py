@@ -26,6 +26,7 @@ from cogen_fast.ops.philox import Purpose, normals
 from cogen_fast.results.result import Result
 from cogen_fast.sampler.hmc import noise_stream
 from cogen_fast.sampler.weights import log_mean_weight
+from cogen_fast.support.warnings import without_diagnoses
 from cogen_fast.tasks import cogenerate
 
 _STIFFEST, _STIFF, _SOFT = (10.0, 3.0), 6, 0.3
@@ -305,16 +306,17 @@ def draws(
     The ids select the noise of the run too. Arguments that ``options`` do not have take their
     defaults.
     """
-    return cogenerate(
-        model.generator,
-        model.data(ids) if x is None else x,
-        torch.ones(model.size),
-        noise_std=model.noise,
-        latent_shape=model.size,
-        observation_ids=ids,
-        progress=False,
-        **options,
-    )
+    with without_diagnoses():
+        return cogenerate(
+            model.generator,
+            model.data(ids) if x is None else x,
+            torch.ones(model.size),
+            noise_std=model.noise,
+            latent_shape=model.size,
+            observation_ids=ids,
+            progress=False,
+            **options,
+        )
 
 
 def log_mean_and_error(log_weights: Tensor) -> tuple[float, float]:

@@ -20,9 +20,9 @@ _NO_FITS = "Only a complete run whose samples are polished (polish) has fits."
 
 
 def assemble(
-    settings: dict[str, Any], outcome: Outcome, complete: bool, problem: Problem
+    settings: dict[str, Any], outcome: Outcome, stopped: str | None, problem: Problem
 ) -> Result:
-    """The `Result` of an outcome, on the CPU."""
+    """The `Result` of an outcome, on the CPU; ``stopped`` is why a run is unfinished."""
     observation, potential = problem.observation, problem.potential
     images = potential.outputs(outcome.latents).cpu()
     values, observed = observation.measured_values.cpu(), observation.observed
@@ -34,6 +34,8 @@ def assemble(
     if isinstance(observation.operator, Mask) and observed is not None:
         completed = torch.where(observed[:, None], values[:, None], images)
     evidence, reasons = _evidence(outcome, observation)
+    if stopped is not None:
+        reasons["complete"] = stopped
     if completed is None:
         reasons["completed"] = "Only with a mask can the observed entries be pasted back."
     bounds = observation.noise_bounds
@@ -63,7 +65,7 @@ def assemble(
         log_evidence=evidence,
         x_obs=values,
         observed=observed,
-        complete=complete,
+        complete=stopped is None,
         reasons=reasons,
         settings=settings
         | {

@@ -147,7 +147,7 @@ def reconstruct(
         else:
             first = prior_draws.best(problem, stream, plan.starts, plan.chains)
             outcome = _descended(problem, first, plan)
-        return assemble(plan.settings() | _run_settings(options), outcome, True, problem)
+        return assemble(plan.settings() | _run_settings(options), outcome, None, problem)
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def tune(
         for rate in rates:
             tried = replace(plan, learning_rate=rate)
             outcome = _descended(problem, first, tried)
-            result = assemble(tried.settings() | _run_settings(options), outcome, True, problem)
+            result = assemble(tried.settings() | _run_settings(options), outcome, None, problem)
             found = float(result.energies.mean() if score is None else score(result))
             log.append((rate, found if math.isfinite(found) else math.inf))
             cost += result.cost

@@ -1,4 +1,4 @@
-"""A resumable run: progress bar, checkpoints and Ctrl-C around a sampler's loop.
+"""A resumable run around a sampler's loop: progress, checkpoints, Ctrl-C and other ends.
 
 The loops themselves are `cogen_fast.sampler.ais.run` and `cogen_fast.sampler.smc.run`. A `Method`
 calls one of them with its settings.
@@ -13,17 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
-from tqdm import tqdm
 
 from cogen_fast.methods import checkpoint as checkpoints
 from cogen_fast.methods.checkpoint import Checkpoint
 from cogen_fast.problem.problem import Problem
 from cogen_fast.support.digests import tensor_bytes
 from cogen_fast.support.layout import Layout
+from cogen_fast.support.reporting import Report
 from cogen_fast.support.warnings import warn_user
 
 INTERRUPTED = "The run was interrupted before its last moves."
 """The reason why an unfinished outcome lacks a value."""
+CTRL_C = "Ctrl-C ended the run; run it to its end, with checkpoint= so that it can be continued."
+"""The reason why an interrupted run is unfinished."""
 
 
 @dataclass(frozen=True)
@@ -112,35 +114,64 @@ class Method(Protocol):
         ...
 
 
-class Loop:
-    """A method's loop which can be resumed and interrupted and shows a progress bar."""
+class Observer(Protocol):
+    """What looks at a run after each temperature, beside the `Loop`."""
 
-    def __init__(self, method: Method, problem: Problem, saving: Checkpoint | None) -> None:
-        self.method, self.problem = method, problem
+    def start(self) -> None:
+        """Start the clock."""
+        ...
+
+    def after_step(self, run: Any) -> str | None:
+        """Look at the run; a reason ends it there."""
+        ...
+
+    def facts(self) -> Mapping[str, str]:
+        """Numbers to show beside those of the method."""
+        ...
+
+
+class _Stopped(Exception):
+    """The run ends before its time, for a reason other than Ctrl-C."""
+
+
+class Loop:
+    """A method's loop which can be resumed, interrupted and stopped, and shows its progress.
+
+    ``stopped`` is the reason why an unfinished run ended.
+    """
+
+    def __init__(
+        self, method: Method, problem: Problem, saving: Checkpoint | None, observer: Observer
+    ) -> None:
+        self.method, self.problem, self.observer = method, problem, observer
         self.path = None if saving is None else saving.file
         self.interval = 0.0 if saving is None else saving.seconds
         self.saved_at = time.monotonic()
+        self.stopped: str | None = None
 
-    def anneal(self, observation_ids: Sequence[int] | None, progress: bool) -> tuple[Any, bool]:
-        """Run or resume the method. Returns the run, and whether it reached its end."""
+    def anneal(self, observation_ids: Sequence[int] | None, progress: bool) -> Any:
+        """Run or resume the method. Returns the run, which is unfinished if it was stopped."""
         if self.path is not None:
             self.identity = self._identity(observation_ids)
             self.probes = self.problem.probes()
         self.latest = self._start(observation_ids)
         self._check_path()
         position = self.method.position(self.latest)
-        with tqdm(
-            total=position.total, initial=position.done, disable=not progress, unit=position.unit
-        ) as self.bar:
-            try:
-                self.latest = self.method.go(self.problem, self.latest, self._after_step)
-            except KeyboardInterrupt:
-                if self.path is not None and self._save():
-                    raise
-                return self.latest, False
-        if self.path is not None:
+        self.report = Report(progress, position.unit, position.total, position.done)
+        self.observer.start()
+        try:
+            self.latest = self.method.go(self.problem, self.latest, self._after_step)
+        except KeyboardInterrupt:
+            if self.path is not None and self._save():
+                raise
+            self.stopped = CTRL_C
+        except _Stopped as reason:
+            self.stopped = str(reason)
+        finally:
+            self.report.close()
+        if self.path is not None and self.stopped != CTRL_C:
             self._save()
-        return self.latest, True
+        return self.latest
 
     def _start(self, observation_ids: Sequence[int] | None) -> Any:
         if self.path is not None and self.path.exists():
@@ -150,11 +181,15 @@ class Loop:
 
     def _after_step(self, run: Any) -> None:
         self.latest = run
-        done = self.method.position(run).done
-        if self.bar.update(done - self.bar.n):  # True when redrawn; only then are numbers read
-            self.bar.set_postfix(self.method.facts(run), refresh=False)
+        reason = self.observer.after_step(run)
+        self.report.update(self.method.position(run).done, self._facts)
+        if reason is not None:
+            raise _Stopped(reason)
         if self.path is not None and time.monotonic() - self.saved_at >= self.interval:
             self._save()
+
+    def _facts(self) -> Mapping[str, str]:
+        return {**self.method.facts(self.latest), **self.observer.facts()}
 
     def _check_path(self) -> None:
         """Write the start of the run, so that a path which cannot be written fails before any work.

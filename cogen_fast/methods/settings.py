@@ -20,6 +20,7 @@ from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.support.arguments import (
     check_choice,
     check_count,
+    check_flag,
     check_number,
     names_of,
     shown,
@@ -39,7 +40,6 @@ class RunOptions:
 
     seed: int
     max_batch: int | None
-    keep_trace: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,7 @@ class Adaptive:
             for all observations of a call).
         step_size: first leapfrog step size, tuned from there on (default: by the size of the
             latent).
+        keep_trace: whether to keep the latents after every temperature (``Result.trace``).
 
     Raises:
         TypeError, ValueError: an argument is invalid; the message names it.
@@ -77,8 +78,10 @@ class Adaptive:
     hmc_steps: int | None = None
     leapfrog_steps: int | None = None
     step_size: float | None = None
+    keep_trace: bool = False
 
     def __post_init__(self) -> None:
+        check_flag("keep_trace", self.keep_trace)
         object.__setattr__(self, "populations", check_count("populations", self.populations))
         check_choice("evidence", self.evidence, EVIDENCE)
         if self.step_size is not None:
@@ -97,7 +100,7 @@ class Adaptive:
             evidence=self.evidence,
             step_size=self.step_size,
             seed=run_options.seed,
-            keep_trace=run_options.keep_trace,
+            keep_trace=self.keep_trace,
             max_batch=run_options.max_batch,
         )
 
@@ -134,6 +137,7 @@ class Paper:
             temperatures ``beta_1 .. beta_T``, or a schedule object.
         form: "posterior" (default): the annealed density has energy ``beta E + |z|^2 / 2``.
             "paper": ``beta E + (1 - beta) |z|^2 / 2``, which gives neither weights nor evidence.
+        keep_trace: whether to keep the latents after every temperature (``Result.trace``).
 
     Raises:
         TypeError, ValueError: an argument is invalid; the message names it.
@@ -147,8 +151,10 @@ class Paper:
     adaptation: AdaptationRule | Literal["published", "per-chain"] | None = "published"
     schedule: Any = None
     form: Form | None = None
+    keep_trace: bool = False
 
     def __post_init__(self) -> None:
+        check_flag("keep_trace", self.keep_trace)
         if self.form is not None:
             check_choice("form", self.form, FORMS)
         _check_adaptation(self.adaptation)
@@ -176,7 +182,7 @@ class Paper:
             betas=self._betas(base),
             step_size=self._first_step(base),
             seed=run_options.seed,
-            keep_trace=run_options.keep_trace,
+            keep_trace=self.keep_trace,
             max_batch=run_options.max_batch,
             schedule=_schedule_name(self._schedule(base)),
             preset=self.preset,

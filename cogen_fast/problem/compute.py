@@ -1,4 +1,4 @@
-"""The settings of the computation: device, backend, float types, memory."""
+"""The settings of the computation: device, backend, float types, memory, time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Any, Literal
 import torch
 
 from cogen_fast.problem.precision import Precision
-from cogen_fast.support.arguments import check_count, check_flag, names_of, shown, taken
+from cogen_fast.support.arguments import (
+    check_count,
+    check_flag,
+    check_number,
+    names_of,
+    shown,
+    taken,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,8 @@ class Compute:
             moves run without recordings.
         max_batch: the largest number of latents in one call to G (all; on CUDA as many as fit into
             measured memory). It is halved when memory runs out.
+        time_limit: seconds of sampling after which a run ends unfinished, at the next temperature
+            (none); polishing is then left out. Baselines take no limit.
 
     Raises:
         TypeError, ValueError: bad input, naming the argument. Whether the machine has the device
@@ -52,12 +61,16 @@ class Compute:
     compile: bool = False
     cuda_graphs: bool = True
     max_batch: int | None = None
+    time_limit: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("compile", "cuda_graphs"):
             check_flag(name, getattr(self, name))
         if self.max_batch is not None:
             object.__setattr__(self, "max_batch", check_count("max_batch", self.max_batch))
+        if self.time_limit is not None:
+            limit = check_number("time_limit", self.time_limit, above=0.0)
+            object.__setattr__(self, "time_limit", limit)
         Precision(self.gradient_dtype, self.energy_dtype)
 
     @property

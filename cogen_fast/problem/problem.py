@@ -114,16 +114,23 @@ def prepared(
     whole_runs: bool = False,
     infers_noise: bool = False,
     records: bool = False,
+    timed: bool = False,
 ) -> Iterator[Problem]:
     """Check generator and data and bind them; when the context ends, G is as it was before.
 
     ``whole_runs`` says that the method can make whole runs in C++ (``Problem.dense``),
-    ``infers_noise`` that it takes observations whose noise is unknown, and ``records`` that its
-    moves may be recorded and replayed. Inside, autograd is off except where a potential turns it
-    on, and float32 is float32 (no TF32) on CUDA. Raises TypeError or ValueError naming the argument
+    ``infers_noise`` that it takes observations whose noise is unknown, ``records`` that its moves
+    may be recorded and replayed, and ``timed`` that it can end after a time limit. Inside, autograd
+    is off except where a potential turns it on, and float32 is float32 (no TF32) on CUDA. Raises
+    TypeError or ValueError naming the argument
     at fault.
     """
     operator, most = as_operator(mask), as_compute(compute).max_batch
+    if compute.time_limit is not None and not timed:
+        raise ValueError(
+            "time_limit: expected none, as only cogenerate ends after a time limit, got "
+            f"{compute.time_limit:g}"
+        )
     with full_precision(), frozen(generator):
         adapter = GeneratorAdapter(generator, latent_shape, compute.device, most)
         ops = dispatch.resolve(compute.backend, adapter.device)

@@ -16,7 +16,8 @@ _LEAST_ACCEPTANCE = 0.1  # at this acceptance one particle in three makes none o
 _MOST_NON_FINITE = 0.05
 _END = 4  # the end of a run is its last quarter
 _SETTLED = 6.0  # standard errors of independent draws, which rounds and related particles are not
-_FAR = 3.0  # root mean square misfit, in noise standard deviations
+FAR = 3.0
+"""The root mean square misfit, in noise standard deviations, above which G is far from x_obs."""
 _MOST_RHAT, _LEAST_P = 1.5, 0.005
 _MOST_LEAD = 8.0  # nats, at which one island has 3,000 times the weight of another
 _SHOWN = 4
@@ -26,8 +27,9 @@ _SHOWN = 4
 class DiagnosticInputs:
     """The inputs of a diagnosis; shapes are those of `cogen_fast.Result`.
 
-    ``annealed`` says that the method anneals by HMC moves and is no baseline, ``independent`` that
-    independent chains ran in place of a population, and ``budgeted`` that a budget was given. For
+    ``stopped`` is the reason why the run is not ``complete``. ``annealed`` says that the method
+    anneals by HMC moves and is no baseline, ``independent`` that independent chains ran in place of
+    a population, and ``budgeted`` that a budget was given. For
     each observation the user asked for ``populations``, and ``islands`` of ``particles`` each ran;
     ``latents`` come from ``compared`` groups of equal size, side by side. ``(B,)`` each:
     ``effective_sample_size`` is None without weights; ``error_unknown`` marks evidence without a
@@ -39,6 +41,7 @@ class DiagnosticInputs:
     """
 
     complete: bool
+    stopped: str | None
     annealed: bool
     adaptive: bool
     independent: bool
@@ -68,7 +71,7 @@ class DiagnosticInputs:
 def diagnose(run: DiagnosticInputs) -> list[str]:
     """A sentence on each thing that is wrong: where, the cause and an action; empty if none is."""
     checks: tuple[Callable[[DiagnosticInputs], str | None], ...] = (
-        _interrupted,
+        _unfinished,
         _independent,
         _unmoved,
         _jumped,
@@ -89,7 +92,7 @@ def diagnose(run: DiagnosticInputs) -> list[str]:
 
 def failures(run: DiagnosticInputs) -> list[str]:
     """The sentences of `diagnose` by which the chains are not samples of the posterior at all."""
-    checks = (_interrupted, _unmoved, _acceptance)
+    checks = (_unfinished, _unmoved, _acceptance)
     return [found for check in checks if (found := check(run)) is not None]
 
 
@@ -124,13 +127,10 @@ _LARGER_SHARED_BUDGET = (
 )
 
 
-def _interrupted(run: DiagnosticInputs) -> str | None:
+def _unfinished(run: DiagnosticInputs) -> str | None:
     if run.complete:
         return None
-    return (
-        "interrupted: the run was stopped, so these are not yet samples of the posterior; run it "
-        "to its end, with checkpoint= so that it can be continued"
-    )
+    return f"unfinished, so these are not yet samples of the posterior: {run.stopped}"
 
 
 def _independent(run: DiagnosticInputs) -> str | None:
@@ -294,7 +294,7 @@ def _unequal(run: DiagnosticInputs) -> str | None:
 def _misfit(run: DiagnosticInputs) -> str | None:
     if run.residual is None or not run.complete:
         return None
-    far = run.residual > _FAR
+    far = run.residual > FAR
     if not bool(far.any()):
         return None
     most = float(run.residual[far].max())

@@ -63,7 +63,7 @@ class Result:
         log_normaliser_error: the standard error of the log normaliser and of the log evidence,
             ``(B,)`` float64; NaN where it is not known, None where it is not known anywhere.
         log_evidence: the log evidence of the measurements, ``(B,)`` float64, NaN or None as above.
-        reasons: the reason for each None (and NaN) above, by attribute name.
+        reasons: the reason for each None (and NaN) above, by attribute name; and of "complete".
         roots: the index of the prior draw from which each chain descends, ``(B, N)`` int64.
         surviving_roots: the number of prior draws that have descendants on an island, ``(B S,)``
             int64. Here and below, the S islands of an observation are side by side. With the
@@ -87,7 +87,8 @@ class Result:
         non_finite: the number of each chain's proposals that were not finite, ``(B, N)`` int64.
         x_obs: the measurements ``(B, ...)``, 0 where hidden. ``observed`` is bool, of the same
             shape, or None where everything is observed.
-        complete: False where the run was interrupted, at ``beta_reached``.
+        complete: False where the run was stopped, at ``beta_reached``, before its end;
+            ``reasons["complete"]`` says why.
         settings: all settings of the run, as plain values.
         notes: decisions that were made for the user, in words.
         trace: the latents of every particle that ran, beginning at the prior,
@@ -413,6 +414,7 @@ class Result:
         compared, latents = self._compared(self.latents)
         return DiagnosticInputs(
             complete=self.complete,
+            stopped=self.reasons.get("complete"),
             annealed=self._annealed,
             adaptive=adaptive,
             independent=adaptive and self.settings["particles"] < POPULATION,
@@ -559,8 +561,12 @@ class Result:
         return found
 
     def __repr__(self) -> str:
+        return "\n".join([self.overview(), *(f"  wrong: {line}" for line in self.diagnose())])
+
+    def overview(self) -> str:
+        """The run in words: what was made, at what cost, and notes; without the diagnosis."""
         b, n = self.energies.shape
-        state = "complete" if self.complete else f"INTERRUPTED at beta {self.beta_reached:.4g}"
+        state = "complete" if self.complete else f"UNFINISHED at beta {self.beta_reached:.4g}"
         facts = {
             "outputs": f"{tuple(self.images.shape[2:])}, latents ({self.latents.shape[-1]},)",
             "best energy": _shown(self.energies.min(-1).values),
@@ -584,15 +590,14 @@ class Result:
             if (value := getattr(self, name)) is not None:
                 facts[name.replace("_", " ")] = _shown(value) + self._error_shown()
         for reason in dict.fromkeys(self.reasons.values()):
-            if reason == NOISE_GIVEN:
-                continue  # this is the usual case
+            if reason in (NOISE_GIVEN, self.reasons.get("complete")):
+                continue  # the usual case; what is wrong says the other
             names = [name.replace("_", " ") for name, why in self.reasons.items() if why == reason]
             facts["no " + ", ".join(names)] = reason
         return "\n".join(
             [f"Result: {b} observation{'s' * (b > 1)} x {n} chain{'s' * (n > 1)}, {state}"]
             + [f"  {label}: {fact}" for label, fact in facts.items()]
             + [f"  note: {note}" for note in self.notes]
-            + [f"  wrong: {line}" for line in self.diagnose()]
         )
 
 

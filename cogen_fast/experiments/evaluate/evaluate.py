@@ -68,7 +68,7 @@ from cogen_fast.support.arguments import (
 )
 from cogen_fast.support.digests import with_digest, without_digest
 from cogen_fast.support.files import parse_json, read_text, write_atomically
-from cogen_fast.support.warnings import warn_user
+from cogen_fast.support.warnings import warn_user, without_diagnoses
 from cogen_fast.tasks import cogenerate
 
 SOLVERS = (*ANNEALED, *BASELINES, NUTS)
@@ -107,7 +107,8 @@ class Method:
         if self.solver not in ANNEALED:
             return reconstruct(generator, case.x_obs, case.operator, **gathered(given))
         given |= {"checkpoint": checkpoint, "progress": False}
-        return cogenerate(generator, case.x_obs, case.operator, **keywords(given))
+        with without_diagnoses():
+            return cogenerate(generator, case.x_obs, case.operator, **keywords(given))
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def nuts_multi(
             reasons=dict.fromkeys(OF_SAMPLES, _NO_WEIGHTS),
         )
         settings = {"method": NUTS, "chains": DRAWS, "particles": 1, "starts": starts, "seed": seed}
-        return assemble(settings | {"gradients": gradients}, outcome, True, problem)
+        return assemble(settings | {"gradients": gradients}, outcome, None, problem)
 
 
 def _single_observation(potential: GeneratorPotential, b: int) -> GeneratorPotential:

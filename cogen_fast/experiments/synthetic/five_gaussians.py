@@ -17,6 +17,7 @@ from cogen_fast.experiments.synthetic.baseline_runs import (
 )
 from cogen_fast.methods.settings import Paper
 from cogen_fast.results.result import GRADIENT_COST, Result
+from cogen_fast.support.warnings import without_diagnoses
 from cogen_fast.tasks import cogenerate
 
 ANSWER = (1.0, 0.0)
@@ -92,7 +93,8 @@ def descended(
 
 def anneal(generator: Callable[[Tensor], Tensor], seed: int, **options: Any) -> Result:
     """Run `cogenerate` on the study's observation."""
-    return cogenerate(generator, KNOWN, MASK, seed=seed, **options)
+    with without_diagnoses():
+        return cogenerate(generator, KNOWN, MASK, seed=seed, **options)
 
 
 def annealed_line(method: str, runs: Sequence[Result]) -> Line:

@@ -35,6 +35,7 @@ from cogen_fast.methods.settings import Paper
 from cogen_fast.results.result import Result
 from cogen_fast.sampler.schedule import Sigmoid
 from cogen_fast.support.arguments import check_count
+from cogen_fast.support.warnings import without_diagnoses
 from cogen_fast.tasks import cogenerate
 
 LOOPS = (100, 2_000, 3_000, 4_000, 6_000)
@@ -115,9 +116,9 @@ def run_methods(
     """
     descent, best_descent, single_lines = _single(generator, seed, effort)
     program_settings = Paper(preset=PROGRAM, ais_steps=effort.program_steps)
-    text_settings = Paper(preset=TEXT, ais_steps=effort.text_steps)
+    text_settings = Paper(preset=TEXT, ais_steps=effort.text_steps, keep_trace=True)
     program = _runs(generator, seed, effort, method=program_settings)
-    text = _runs(generator, seed, effort, method=text_settings, keep_trace=True)
+    text = _runs(generator, seed, effort, method=text_settings)
     paper_form_lines, warning, largest_norm = _paper_form(generator, seed, effort)
     lines = (
         _exact(generator, effort.grid),
@@ -218,15 +219,16 @@ def _resampled(generator: nn.Module, seed: int, effort: Effort) -> Line:
 def adaptive_line(generator: nn.Module, seed: int, effort: Effort) -> Line:
     """Independent populations of the adaptive method: they are the observations of one call."""
     copies = np.repeat(KNOWN[None], effort.populations, axis=0)
-    result = cogenerate(
-        generator,
-        copies,
-        MASK,
-        weight=_WEIGHT,
-        chains=effort.chains,
-        seed=seed,
-        progress=False,
-    )
+    with without_diagnoses():
+        result = cogenerate(
+            generator,
+            copies,
+            MASK,
+            weight=_WEIGHT,
+            chains=effort.chains,
+            seed=seed,
+            progress=False,
+        )
     return line(
         "adaptive (the default)",
         squared_error(result.images).flatten(),
