@@ -1110,9 +1110,9 @@ def test_unknown_values_are_null_in_json(tmp_path: Path) -> None:
 def test_a_result_of_another_format_is_refused(tmp_path: Path) -> None:
     path = once().save(tmp_path) / "result.json"
     text = path.read_text()
-    assert "cogen-fast result 10" in text
-    path.write_text(text.replace("cogen-fast result 10", "cogen-fast result 9"))
-    with pytest.raises(ValueError, match=r"^directory: .*'cogen-fast result 10'.*result 9"):
+    assert "cogen-fast result 11" in text
+    path.write_text(text.replace("cogen-fast result 11", "cogen-fast result 10"))
+    with pytest.raises(ValueError, match=r"^directory: .*'cogen-fast result 11'.*result 10"):
         Result.load(tmp_path)
 
 

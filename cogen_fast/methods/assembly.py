@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -16,6 +17,8 @@ from cogen_fast.results.result import NOISE_GIVEN, Result
 OF_SAMPLES = ("log_weights", "log_normaliser", "log_normaliser_error", "log_evidence")
 """Attributes which only samples have. They are None, with a reason, where fits are returned."""
 _OF_FITS = ("fit_images", "fit_latents", "fit_energies")
+# Frames of an animation, particles in each, and output values in all of them together at most.
+_MOST_FRAMES, _SHOWN, _MOST_VALUES = 40, 6, 2**27
 _NO_FITS = "Only a complete run whose samples are polished (polish) has fits."
 
 
@@ -57,8 +60,11 @@ def assemble(
         f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in used
     }
     found = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in found.items()}
+    frame_steps, frames = _frames(outcome.trace, problem)
     return Result(
         images=images,
+        frames=frames,
+        frame_steps=frame_steps,
         completed=completed,
         fit_images=fits,
         noise_bounds=None if bounds is None else torch.stack(bounds, -1).cpu(),
@@ -76,6 +82,26 @@ def assemble(
         notes=notes,
         **found,
     )
+
+
+def _frames(trace: Tensor | None, problem: Problem) -> tuple[Tensor | None, Tensor | None]:
+    """Steps ``(F,)`` of a trace, and the outputs of a few of its particles at each of them.
+
+    As many as `_MOST_FRAMES` and `_SHOWN`, or fewer where their outputs would take much memory.
+    """
+    if trace is None:
+        return None, None
+    there = trace.isfinite().flatten(1).all(-1).nonzero().flatten()  # until the run ended
+    _, count, particles, size = trace.shape
+    shown = min(particles, _SHOWN)
+    each = count * shown * math.prod(problem.adapter.output_shape)
+    most = min(max(_MOST_VALUES // each, 2), _MOST_FRAMES, len(there))
+    steps = there[torch.linspace(0, len(there) - 1, most, device="cpu").round().long()]
+    chosen = torch.linspace(0, particles - 1, shown, device="cpu").round().long()
+    latents = trace[steps][:, :, chosen].movedim(0, 1).reshape(count, -1, size)
+    outputs = problem.potential.outputs(latents.to(problem.adapter.device)).cpu()
+    frames = outputs.reshape(count, len(steps), shown, *outputs.shape[2:]).movedim(1, 0)
+    return steps, frames.contiguous()
 
 
 def _evidence(outcome: Outcome, observation: Observation) -> tuple[Tensor | None, dict[str, str]]:

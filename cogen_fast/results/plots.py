@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+
+from cogen_fast.support.files import write_atomically
 
 Pixels = npt.NDArray[np.uint8]
 _SMALLEST_TILE = 112
@@ -80,6 +83,20 @@ def draw_grid(
             draw.text((left, top), tile.label, fill="black", font=font)
             canvas.paste(images[r][c], (left, top + _LABEL_HEIGHT))
     return canvas
+
+
+def animated(
+    frames: Sequence[Image.Image], path: Path, kind: str, seconds: float, pause: float
+) -> None:
+    """Write frames of equal size as an animation that repeats, ``pause`` seconds after its end."""
+    each = max(20, round(1000.0 * seconds / len(frames)))
+    durations = [each] * (len(frames) - 1) + [each + round(1000.0 * pause)]
+
+    def write(file: Any) -> None:
+        first, *rest = frames
+        first.save(file, format=kind, save_all=True, append_images=rest, duration=durations, loop=0)
+
+    write_atomically(path, write)
 
 
 def _wrapped(text: str, width: int, font: Any) -> list[str]:

@@ -16,17 +16,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cogen_fast.results import plots, result_layout
+from cogen_fast.results import plots, result_layout, showing
 from cogen_fast.results.diagnostics import DiagnosticInputs, diagnose, failures
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
 from cogen_fast.support.archives import array_of, opened_npz
-from cogen_fast.support.arguments import abbreviated, check_file, check_folder, check_path
+from cogen_fast.support.arguments import (
+    abbreviated,
+    check_file,
+    check_folder,
+    check_number,
+    check_path,
+    check_whole,
+)
 from cogen_fast.support.digests import digest_of
 from cogen_fast.support.files import open_regular, parse_json, read_text, write_atomically
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
-_FORMAT = "cogen-fast result 10"
+_FORMAT = "cogen-fast result 11"
 GRADIENT_COST = 2
 """The cost of a gradient with respect to z, in forward passes."""
 ANNEALED = ("adaptive", "paper")
@@ -34,6 +41,7 @@ ANNEALED = ("adaptive", "paper")
 NOISE_GIVEN = "the noise was given"
 """The reason why most results have no ``noise_std`` and ``noise_bounds``."""
 _TILES = 8
+_ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 _EXACT = 1e-4  # a fit is exact below this share of the samples' mean energy
 _AT_BOUND, _OF_RANGE = 0.05, 0.1  # distance to a bound, in log noise and as a share of its range
 _LEAST_DRAWS = 4  # draws of an island: R-hat splits these in halves
@@ -93,6 +101,8 @@ class Result:
         notes: decisions that were made for the user, in words.
         trace: the latents of every particle that ran, beginning at the prior,
             ``(T + 1, B, R N, d)``, where asked for; else None.
+        frames: the outputs of a few of these particles at some steps of the trace, ``frame_steps``
+            ``(F,)`` int64, for `animate`: ``(F, B, G, *output_shape)``. None without a trace.
     """
 
     images: Tensor
@@ -123,6 +133,8 @@ class Result:
     x_obs: Tensor
     observed: Tensor | None
     trace: Tensor | None
+    frames: Tensor | None
+    frame_steps: Tensor | None
     complete: bool
     beta_reached: float
     gradients: int
@@ -261,49 +273,80 @@ class Result:
         another shape.
         """
         target = None if path is None else check_file("path", path)
-        rows = [self._tiles(b, tiles) for b in range(len(self.images))]
-        if truth is not None:
-            known = self._checked_truth(truth)
-            first = [plots.LabelledPicture("truth", plots.to_pixels(each)) for each in known]
-            rows = [[tile, *row] for tile, row in zip(first, rows, strict=True)]
-        image = plots.draw_grid(rows, [f"NOT SAMPLES. {line}" for line in self.failures()])
+        image = showing.grid(self, tiles, truth)
         if target is not None:
             write_atomically(target, lambda file: image.save(file, format="PNG"))
         return image
 
-    def _checked_truth(self, truth: Tensor) -> npt.NDArray[Any]:
-        shape = (len(self.images), *self.images.shape[2:])
-        given = torch.as_tensor(truth).detach().cpu()
-        if given.shape == shape[1:] and shape[0] == 1:
-            given = given[None]
-        if given.shape != shape:
-            raise ValueError(f"truth: expected shape {shape}, got {tuple(given.shape)}")
-        return given.float().numpy()
+    def animate(
+        self, path: str | Path, *, observation: int = 0, seconds: float = 6.0, pause: float = 2.0
+    ) -> Path:
+        """Write the annealing of an observation as an animation: particles from prior to posterior.
 
-    def _tiles(self, b: int, most: int) -> list[plots.LabelledPicture]:
-        shown = self.images if self.completed is None else self.completed
-        order = self.energies[b].argsort()[:most].tolist()
-        tiles = [plots.LabelledPicture("observed", self._observed_pixels(b))]
-        for i in order:
-            label = f"chain {i}, E {self.energies[b, i].item():.4g}"
-            tiles.append(plots.LabelledPicture(label, plots.to_pixels(shown[b, i].numpy())))
-        if self.fit_images is not None:
-            estimate = plots.to_pixels(self.pasted(self.estimate)[b].numpy())
-            tiles.append(plots.LabelledPicture("estimate", estimate))
-        spread = self.std()[b].mean(0).numpy()
-        top = float(spread.max())
-        tiles.append(plots.LabelledPicture("mean", plots.to_pixels(self.mean()[b].numpy())))
-        tiles.append(plots.LabelledPicture(f"std, 0 to {top:.2g}", plots.heat(spread, top)))
-        return tiles
+        ``path`` ends in .gif, .webp or .png (animated PNG). It plays for ``seconds`` and stands
+        still for ``pause`` seconds at its end, then repeats. Each frame has a few of the particles
+        (`frames`) in fixed places; where particles are resampled, the particle in a place is
+        replaced by a copy of another. Returns the path. Raises ValueError naming the argument, and
+        without ``keep_trace=True`` in `Adaptive` or `Paper`.
+        """
+        target = check_file("path", path)
+        kind = _ANIMATIONS.get(target.suffix.lower())
+        if kind is None:
+            raise ValueError(f"path: expected a name in {', '.join(_ANIMATIONS)}, got {target}")
+        b = self._checked_row(observation)
+        seconds = check_number("seconds", seconds, above=0.0)
+        pause = check_number("pause", pause, above=0.0, zero=True)
+        if self.frames is None or self.frame_steps is None:
+            raise ValueError(
+                "keep_trace: expected a run with method=Adaptive(keep_trace=True) or "
+                "Paper(keep_trace=True), got one without a trace"
+            )
+        plots.animated(showing.frames(self, b), target, kind, seconds, pause)
+        return target
 
-    def _observed_pixels(self, b: int) -> plots.Pixels:
-        measured = self.x_obs[b].numpy()
-        if measured.ndim != 3 or measured.shape[0] not in (1, 3):
-            return plots.to_pixels(np.zeros((1, *self.images.shape[-2:])))
-        pixels = plots.to_pixels(measured)
-        if self.observed is None:
-            return pixels
-        return plots.hide(pixels, self.observed[b].all(0).numpy())
+    def _checked_row(self, observation: int) -> int:
+        row, count = check_whole("observation", observation, 0), len(self.images)
+        if row >= count:
+            raise ValueError(f"observation: expected a number below {count}, got {row}")
+        return row
+
+    def plot_trace(self, path: str | Path | None = None, *, observation: int = 0) -> Any:
+        """Curves over the temperatures of an observation, as a matplotlib Figure (``plots``).
+
+        They are the inverse temperature, the mean misfit energy with its standard deviation over
+        the particles, the acceptance and the step size, one curve per island; with given Gaussian
+        noise also the energy that the noise alone has on average. The figure is written to ``path``
+        where that is given. Raises ValueError for methods that do not anneal, and ImportError
+        naming the extra.
+        """
+        b = self._checked_row(observation)
+        if not len(self.betas):
+            raise ValueError(
+                f"plot_trace: expected a run with temperatures, got {self.settings['method']!r}"
+            )
+        return _written(showing.trace(self, b), path)
+
+    def plot_uncertainty(self, path: str | Path | None = None, *, observation: int = 0) -> Any:
+        """Where completions disagree, as a matplotlib Figure (extra ``plots``).
+
+        The maps are mean, standard deviation, and the 5 % and 95 % quantiles of each pixel with
+        their distance; if particles ran on several islands, also the standard deviation of the
+        islands' means, which sampling alone makes about the square root of the number of chains
+        per island smaller than the standard deviation. Spreads are means over channels, in units of
+        the images. The figure is written to ``path`` where that is given. Raises ValueError for
+        outputs that are not images, and ImportError naming the extra.
+        """
+        b = self._checked_row(observation)
+        return _written(showing.uncertainty(self, b), path)
+
+    def _repr_html_(self) -> str:
+        """The picture and the overview, as Jupyter shows a result."""
+        return showing.as_html(self)
+
+    @property
+    def pictured(self) -> bool:
+        """Whether outputs are images of 1 or 3 channels, which can be shown."""
+        return self.images.ndim == 5 and self.images.shape[2] in (1, 3)
 
     def summary(self) -> dict[str, Any]:
         """The run as plain values, as written to ``result.json``."""
@@ -342,7 +385,7 @@ class Result:
             raise FileExistsError(f"directory: {folder} holds a result already (overwrite=True?)")
         arrays = {name: t.numpy() for name, t in self._tensors().items()}
         write_atomically(folder / _ARRAYS, _npz_writer(arrays))
-        if self.images.ndim == 5 and self.images.shape[2] in (1, 3):
+        if self.pictured:
             self.grid(folder / _GRID)
         else:
             (folder / _GRID).unlink(missing_ok=True)
@@ -446,7 +489,7 @@ class Result:
         return self.settings.get("method") in ANNEALED
 
     @property
-    def _groups(self) -> int:
+    def groups(self) -> int:
         """The number of groups of chains that ran apart, of equal size and side by side."""
         islands: int = self.settings.get("islands", 1)
         populations: int = self.settings.get("populations", 1)
@@ -461,7 +504,7 @@ class Result:
         chains = values.shape[1]
         halves = self.settings.get("populations") == 1 and self.settings.get("islands") == 2
         if not halves or chains % 2 == 0 or chains == 1:
-            return self._groups, values
+            return self.groups, values
         half = chains // 2
         return 2, torch.cat([values[:, :half], values[:, -half:]], 1)
 
@@ -483,10 +526,14 @@ class Result:
         """The best sample's root mean square misfit in noise standard deviations, ``(B,)``."""
         if not self.settings["noise"].startswith("noise_std"):
             return None
-        entries = torch.ones_like(self.x_obs) if self.observed is None else self.observed
-        count = entries.double().flatten(1).sum(-1).clamp(min=1.0)
-        residual: Tensor = (2.0 * self.energies.min(-1).values / count).sqrt()
+        residual: Tensor = (2.0 * self.energies.min(-1).values / self.measured).sqrt()
         return residual
+
+    @property
+    def measured(self) -> Tensor:
+        """The number of measured values, ``(B,)`` float64."""
+        entries = torch.ones_like(self.x_obs) if self.observed is None else self.observed
+        return entries.double().flatten(1).sum(-1).clamp(min=1.0)
 
     def _at_bound(self, which: int) -> Tensor:
         """Whether at least half of the samples have a noise next to a bound, ``(B,)`` bool.
@@ -525,7 +572,7 @@ class Result:
         if self.log_weights is not None:
             groups["sample_stats"]["log_weight"] = self.log_weights
         plain = {
-            group: {name: _by_island(t, self._groups) for name, t in values.items()}
+            group: {name: _by_island(t, self.groups) for name, t in values.items()}
             for group, values in groups.items()
         }
         dims = {"latent": ["observation", "dimension"]}
@@ -540,7 +587,7 @@ class Result:
         or, of a single one, its halves. With few draws these numbers are noisy. Raises ValueError
         where there is only one island, or where an island has fewer than 4 chains.
         """
-        islands = self._groups
+        islands = self.groups
         draws = self.energies.shape[1] // islands
         if islands < 2:
             raise ValueError(
@@ -599,6 +646,17 @@ class Result:
             + [f"  {label}: {fact}" for label, fact in facts.items()]
             + [f"  note: {note}" for note in self.notes]
         )
+
+
+def _written(figure: Any, path: str | Path | None) -> Any:
+    """The figure itself, written to ``path`` if that is given; its suffix says in which format."""
+    if path is not None:
+        target = check_file("path", path)
+        kind = target.suffix.lower().removeprefix(".")
+        if kind not in (known := figure.canvas.get_supported_filetypes()):
+            raise ValueError(f"path: expected a suffix of {', '.join(known)}, got {target}")
+        write_atomically(target, lambda file: figure.savefig(file, format=kind, dpi=120))
+    return figure
 
 
 def _by_island(values: Tensor, islands: int) -> npt.NDArray[Any]:

@@ -17,8 +17,8 @@ _TYPES = {
     "bool": (torch.bool,),
 }
 # Sizes: B observations, N samples, K fits, d latents, T temperatures, I islands of all
-# observations, P states of a trace, R particles. A star stands for the rest of a shape: that of an
-# output (*O) or of measurements (*M).
+# observations, P states of a trace, R particles; G particles of F frames. A star stands for the
+# rest of a shape: that of an output (*O) or of measurements (*M).
 LAYOUT = {
     "images": ("real", "B N *O"),
     "completed": ("real", "B N *O"),
@@ -48,6 +48,8 @@ LAYOUT = {
     "x_obs": ("real", "B *M"),
     "observed": ("bool", "B *M"),
     "trace": ("real", "P B R d"),
+    "frames": ("real", "F B G *O"),
+    "frame_steps": ("int64", "F"),
 }
 """The type and shape of every array of a `Result`, by name."""
 OPTIONAL = frozenset(
@@ -64,6 +66,8 @@ OPTIONAL = frozenset(
         "log_evidence",
         "observed",
         "trace",
+        "frames",
+        "frame_steps",
     }
 )
 """The arrays that may be None."""
