@@ -129,8 +129,10 @@ def test_inpaint_writes_result_and_one_picture_per_chain(
     out = tmp_path / "new" / "out"
     assert inpaint(checkpoint, picture, out, "--seed", "5") == 0
     assert {p.name for p in out.iterdir()} == {
+        "completed.png",
         "grid.png",
         "estimate.png",
+        "raw",
         "result.npz",
         "result.json",
         "chain_000.png",

@@ -430,7 +430,11 @@ def test_right_command_lines_are_carried_out(
         assert (out == "") == ("--quiet" in line.switches)
         count = chains_of(line)
         written = {"grid.png", "estimate.png", "result.npz", "result.json"}
-        written |= {f"chain_{i:03}.png" for i in range(count)}
+        chains = {f"chain_{i:03}.png" for i in range(count)}
+        written |= chains
+        if line.command == "inpaint":
+            raw = {f"raw/{name}" for name in chains | {"estimate.png"}}
+            written |= {"completed.png"} | raw
         after = contents(here, shop.folder)
         new = {Path(p).relative_to(here).as_posix() for p in after.keys() - before.keys()}
         saved = {"run.safetensors"} if "--checkpoint" in line.values else set()

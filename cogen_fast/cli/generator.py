@@ -62,14 +62,22 @@ def find_generator(text: str, device: str | None) -> Generator:
 
 def probe(generator: Generator, latent_shape: Any, device: str | None) -> Tensor:
     """A few outputs of the generator, ``(n, C, H, W)``. ValueError if they are not images."""
+    return adapter_of_images(generator, latent_shape, device).probe_output
+
+
+def adapter_of_images(
+    generator: Generator, latent_shape: Any, device: str | None
+) -> GeneratorAdapter:
+    """The generator as the library calls it. ValueError if its outputs are not images."""
     with frozen(generator):
-        output = GeneratorAdapter(generator, latent_shape, device).probe_output
+        adapter = GeneratorAdapter(generator, latent_shape, device)
+    output = adapter.probe_output
     if output.ndim != 4 or output.shape[1] not in (1, 3):
         raise ValueError(
             f"generator: expected images (1 or 3, H, W), got outputs {tuple(output.shape[1:])}; "
             "for anything else use cogen_fast.cogenerate in Python"
         )
-    return output
+    return adapter
 
 
 def _from_code(text: str, code: re.Match[str]) -> Generator:

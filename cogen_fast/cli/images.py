@@ -86,7 +86,7 @@ class Picture:
         return Picture(self.name, np.where(share <= _HIDDEN_SHARE, np.float32(255), np.float32(0)))
 
     def _scaled(self, size: tuple[int, int]) -> Picture:
-        box = _centre_box(self.size, size)
+        box = centre_box(self.size, size)
         lanczos = Image.Resampling.LANCZOS
         planes = (Image.fromarray(plane).convert("F") for plane in self.levels)
         scaled = [np.asarray(plane.resize(size, lanczos, box)) for plane in planes]
@@ -103,6 +103,40 @@ class Picture:
 
 def read_picture(name: str, path: Path) -> Picture:
     """Read a picture and turn it upright. ValueError or OSError, naming ``name``, if impossible."""
+    image, png = _decoded(name, path)
+    # Older Pillow opens 16-bit PNG as 32-bit integers.
+    if image.mode in _GREY_16 or (png and image.mode == "I"):
+        deep = np.array(image, dtype=np.float32)
+        deep /= 257.0
+        return Picture(name, deep[None])
+    _check_mode(name, image)
+    if (see_through := int((_alpha(image) < 255).sum())) > 0:
+        raise ValueError(
+            f"{name}: expected an opaque picture, got {see_through} transparent pixels; flatten it "
+            "first, or fill them in: inpaint --mask alpha"
+        )
+    return _picture(name, image)
+
+
+def read_with_alpha(name: str, path: Path) -> tuple[Picture, Picture]:
+    """Read a picture, and where it is opaque: a mask that is white there and black elsewhere.
+
+    Raises as `read_picture` does, and ValueError for a picture that is opaque everywhere.
+    """
+    image, _ = _decoded(name, path)
+    _check_mode(name, image)
+    alpha = _alpha(image)
+    if bool((alpha == 255).all()):
+        raise ValueError(
+            f"mask: expected a picture with transparent pixels for alpha, got {path}, which is "
+            "opaque"
+        )
+    mask = np.where(alpha == 255, np.uint8(255), np.uint8(0))
+    return _picture(name, image), Picture("mask", mask[None])
+
+
+def _decoded(name: str, path: Path) -> tuple[Image.Image, bool]:
+    """The picture, upright, and whether it is a PNG."""
     with open_regular(name, path) as file:
         if size_of(file) > most_bytes():
             raise ValueError(
@@ -121,30 +155,28 @@ def read_picture(name: str, path: Path) -> Picture:
             ) from None
         except Exception as error:  # decoders raise almost anything on a damaged file
             raise ValueError(f"{name}: {path} is damaged or too large: {error}") from error
-    # Older Pillow opens 16-bit PNG as 32-bit integers.
-    if image.mode in _GREY_16 or (png and image.mode == "I"):
-        deep = np.array(image, dtype=np.float32)
-        deep /= 257.0
-        return Picture(name, deep[None])
-    image = _opaque(name, image)
-    return Picture(name, np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))
+    return image, png
 
 
-def _opaque(name: str, image: Image.Image) -> Image.Image:
-    """``image`` in mode L or RGB. ValueError if it has not 8 bits, or transparent pixels."""
+def _check_mode(name: str, image: Image.Image) -> None:
     if image.mode not in _GREY_8 + _COLOUR_8:
         raise ValueError(
             f"{name}: expected 8-bit grey or colour or 16-bit grey, got Pillow's mode {image.mode}"
         )
-    if image.has_transparency_data:
-        see_through = sum(image.convert("RGBA").getchannel("A").histogram()[:255])
-        if see_through:
-            raise ValueError(
-                f"{name}: expected an opaque picture, got {see_through} transparent pixels; "
-                "flatten it first (a mask or box says which part is hidden)"
-            )
+
+
+def _alpha(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """The opacity of each pixel ``(H, W)``, from 0 to 255."""
+    if not image.has_transparency_data:
+        return np.full((image.height, image.width), 255, np.uint8)
+    return np.asarray(image.convert("RGBA").getchannel("A"))
+
+
+def _picture(name: str, image: Image.Image) -> Picture:
+    """The colours of an 8-bit picture, without its opacity."""
     mode = "L" if image.mode in _GREY_8 else "RGB"
-    return image if image.mode == mode else image.convert(mode)
+    plain = image if image.mode == mode else image.convert(mode)
+    return Picture(name, np.atleast_3d(np.asarray(plain)).transpose(2, 0, 1))
 
 
 def _grey(levels: Levels) -> npt.NDArray[np.float32]:
@@ -155,7 +187,7 @@ def _grey(levels: Levels) -> npt.NDArray[np.float32]:
     return grey
 
 
-def _centre_box(size: tuple[int, int], target: tuple[int, int]) -> Box:
+def centre_box(size: tuple[int, int], target: tuple[int, int]) -> Box:
     """The largest centred box within ``size`` which has the aspect ratio of ``target``."""
     scale = min(size[0] / target[0], size[1] / target[1])
     width, height = target[0] * scale, target[1] * scale
@@ -184,8 +216,13 @@ def numbered_names(stem: str, count: int) -> list[str]:
 
 def write_png(path: Path, image: npt.NDArray[Any]) -> None:
     """Write an image ``(C, H, W)`` in [-1, 1] as an 8-bit PNG, grey for C = 1."""
-    pixels = to_pixels(image)
-    picture = Image.fromarray(pixels if image.shape[0] == 3 else pixels[:, :, 0])
+    write_levels(path, to_pixels(image).transpose(2, 0, 1)[: image.shape[0]])
+
+
+def write_levels(path: Path, levels: npt.NDArray[np.uint8]) -> None:
+    """Write brightness ``(C, H, W)`` from 0 to 255 as an 8-bit PNG, grey for C = 1."""
+    pixels = levels.transpose(1, 2, 0)
+    picture = Image.fromarray(pixels if len(levels) == 3 else pixels[:, :, 0])
     write_atomically(path, lambda file: picture.save(file, format="PNG"))
 
 

@@ -26,10 +26,12 @@ _T = TypeVar("_T")
 _INPAINT_HELP = """\
 Fill in the hidden part of an image: draw images of a trained generator which
 agree with the visible part. Give the hidden part with --mask or with --box.
+Several images, or all in a folder, are completed one after the other.
 """
 _SUPER_RESOLVE_HELP = """\
 Enlarge a small image: draw images of a trained generator which agree with the
-small image when they are reduced by a factor.
+small image when they are reduced by a factor. Several images, or all in a
+folder, are enlarged one after the other.
 """
 _DEMO_HELP = """\
 Hide a block of a photograph from Fashion-MNIST's test set, draw eight images of
@@ -41,6 +43,9 @@ _INPAINT_EXAMPLE = """\
 example: hide a block of 20 x 24 pixels whose top left corner is x = 30, y = 12
   cogen-fast inpaint --generator faces.safetensors --image me.png \\
       --box 30 12 20 24 --out filled
+example: all photographs in a folder, with masks of the same names in another
+  cogen-fast inpaint --generator faces.safetensors --image photos \\
+      --mask masks --resize --out filled
 
 """
 _SUPER_RESOLVE_EXAMPLE = """\
@@ -51,18 +56,31 @@ example: from 16 x 16 pixels to the generator's 64 x 64
 """
 _FILES_HELP = """\
 what is written to DIR:
+  completed.png     with a mask or box: your image at its own size, whose hidden
+                    part is taken from the estimate, enlarged, with a hidden seam
   estimate.png      the one image to show if only one can be shown
   chain_000.png ... one image per chain; where a mask or box was given, with the
-                    observed pixels pasted in
+                    observed pixels pasted in (so they are in estimate.png)
+  raw/              with a mask or box: the same images without pasting, G(z)
   grid.png          the observation, up to eight chains in order of energy, the
                     estimate (if polished), and mean and standard deviation
   result.npz        latents, energies, weights, history;
                     cogen_fast.Result.load("DIR") reads it
-  result.json       settings, numbers and a diagnosis, as text
+  result.json       settings, numbers and a diagnosis, as text; also the options
+                    and the paths of the files that were given
 
-exit status: 0 success; 2 error, whose cause is shown; 3 the files were written,
-but the chains are not samples (the warnings and grid.png say why);
-130 interrupted (Ctrl-C)
+of several images, or a folder:
+  NAME/             the same files, in a folder for each image with its name
+  sheet.png         the first 96 images: what is observed of each, its estimate,
+                    mean and standard deviation
+An image that cannot be read is named and left out. The same command continues
+after a stop: finished images are skipped if options, image and mask are the
+same, and an unfinished one goes on from NAME/unfinished.safetensors, which is
+removed at its end.
+
+exit status: 0 success; 2 error, whose cause is shown, also if images were left
+out; 3 the files were written, but the chains are not samples (warnings and
+grid.png say why); 130 interrupted (Ctrl-C)
 """
 _SYNTHETIC_HELP = """\
 The paper's 2-D study: points lie close to five places on a circle. Of one point
@@ -163,13 +181,18 @@ def _add_inpaint(commands: Any) -> None:
         description=_INPAINT_HELP,
         epilog=_INPAINT_EXAMPLE + GENERATOR_HELP + _FILES_HELP,
     )
-    group = _start_files(parser, "the image, whose hidden pixels may have any values")
+    group = _start_files(
+        parser,
+        "the image, whose hidden pixels may have any values",
+        "with transparency only for --mask alpha",
+    )
     hidden = group.add_mutually_exclusive_group(required=True)
     hidden.add_argument(
         "--mask",
-        type=Path,
-        metavar="FILE",
-        help="picture of the image's size: white (128 to 255) = observed, black = hidden",
+        metavar="FILE | DIR | alpha",
+        help="picture of the image's size: white (128 to 255) = observed, black = hidden; or a "
+        "folder with such a picture for each image, of the same name; or alpha: pixels of the "
+        "image that are not fully opaque = hidden",
     )
     hidden.add_argument(
         "--box",
@@ -216,7 +239,9 @@ def _add_super_resolve(commands: Any) -> None:
     _add_options(parser)
 
 
-def _start_files(parser: argparse.ArgumentParser, image: str) -> Any:
+def _start_files(
+    parser: argparse.ArgumentParser, image: str, opaque: str = "without transparency"
+) -> Any:
     group = parser.add_argument_group("what to do")
     group.add_argument(
         "--generator", required=True, metavar="WHAT", help="the trained generator (see below)"
@@ -224,10 +249,11 @@ def _start_files(parser: argparse.ArgumentParser, image: str) -> Any:
     group.add_argument(
         "--image",
         type=Path,
+        nargs="+",
         required=True,
-        metavar="FILE",
-        help=f"{image}; 8-bit grey or colour or 16-bit grey, without transparency; it is converted "
-        "to grey or colour as the generator's images are",
+        metavar="FILE | DIR",
+        help=f"{image}; 8-bit grey or colour or 16-bit grey, {opaque}; it is converted to grey or "
+        "colour as the generator's images are. Several files, or a folder: all pictures in it",
     )
     return group
 
@@ -243,7 +269,10 @@ def _end_files(group: Any, masks: str = "") -> None:
         "--out", type=Path, required=True, metavar="DIR", help="folder for the results (see below)"
     )
     group.add_argument(
-        "--overwrite", action="store_true", help="replace a result which is already in DIR"
+        "--overwrite",
+        action="store_true",
+        help="replace a result which is already in DIR (of several images: results of other "
+        "options or files; unfinished runs start again)",
     )
 
 
@@ -330,7 +359,8 @@ def _add_running(parser: Parser) -> None:
         type=Path,
         metavar="FILE",
         help="save the unfinished run in this file every minute and on Ctrl-C; the same command "
-        "continues from it (without it, Ctrl-C writes the unfinished run as the result)",
+        "continues from it (without it, Ctrl-C writes the unfinished run as the result); not for "
+        "several images, whose runs are saved in DIR",
     )
     add(
         "--quiet",

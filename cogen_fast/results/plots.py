@@ -18,7 +18,7 @@ _SMALLEST_TILE = 112
 _GAP = 4
 _LABEL_HEIGHT = 18
 _HIDDEN_COLOUR = (128, 128, 160)
-_NOTICE_COLOUR = (190, 0, 0)
+_NOTICE_COLOUR = "#be0000"
 # Dark blue to pale yellow: lightness increases throughout, so that the map is legible in grey.
 _HEAT = np.array([[8, 12, 60], [76, 30, 120], [170, 50, 100], [240, 125, 50], [252, 245, 170]])
 
@@ -45,6 +45,16 @@ def hide(pixels: Pixels, observed: npt.NDArray[np.bool_]) -> Pixels:
     return np.where(observed[:, :, None], pixels, np.array(_HIDDEN_COLOUR)).astype(np.uint8)
 
 
+def observed_pixels(
+    measured: npt.NDArray[Any], observed: npt.NDArray[np.bool_] | None, size: Sequence[int]
+) -> Pixels:
+    """A measurement without what was not ``observed``; black of ``size`` if it is no image."""
+    if measured.ndim != 3 or measured.shape[0] not in (1, 3):
+        return to_pixels(np.zeros((1, *size)))
+    pixels = to_pixels(measured)
+    return pixels if observed is None else hide(pixels, np.asarray(observed.all(0)))
+
+
 def heat(values: npt.NDArray[Any], top: float) -> Pixels:
     """A map ``(H, W)`` of values from 0 to ``top`` in colours, ``(H, W, 3)`` uint8."""
     position = np.clip(values / top if top > 0 else values * 0.0, 0.0, 1.0)
@@ -61,9 +71,14 @@ def _enlarge(pixels: Pixels, size: int) -> Image.Image:
 
 
 def draw_grid(
-    rows: Sequence[Sequence[LabelledPicture]], notices: Sequence[str] = ()
+    rows: Sequence[Sequence[LabelledPicture]],
+    notices: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Image.Image:
-    """Labelled tiles in rows, each cell as large as the largest tile, and notices below in red."""
+    """Labelled tiles in rows, each cell as large as the largest tile.
+
+    Below are notes in black, and notices in red.
+    """
     largest = max(max(tile.pixels.shape[:2]) for row in rows for tile in row)
     size = largest * max(1, -(-_SMALLEST_TILE // largest))
     images = [[_enlarge(tile.pixels, size) for tile in row] for row in rows]
@@ -72,11 +87,14 @@ def draw_grid(
     columns = max(len(row) for row in rows)
     font = ImageFont.load_default(12)
     across, down = columns * width + _GAP, len(rows) * height + _GAP
-    lines = [line for notice in notices for line in _wrapped(notice, across - 2 * _GAP, font)]
+    texts = [(note, "black") for note in notes] + [(notice, _NOTICE_COLOUR) for notice in notices]
+    lines = [
+        (line, colour) for text, colour in texts for line in _wrapped(text, across - 2 * _GAP, font)
+    ]
     canvas = Image.new("RGB", (across, down + len(lines) * _LABEL_HEIGHT), "white")
     draw = ImageDraw.Draw(canvas)
-    for number, line in enumerate(lines):
-        draw.text((_GAP, down + number * _LABEL_HEIGHT), line, fill=_NOTICE_COLOUR, font=font)
+    for number, (line, colour) in enumerate(lines):
+        draw.text((_GAP, down + number * _LABEL_HEIGHT), line, fill=colour, font=font)
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
             left, top = _GAP + c * width, _GAP + r * height

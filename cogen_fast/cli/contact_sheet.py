@@ -1,0 +1,60 @@
+"""A picture of many results: what was observed of each image, and what it was completed to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cogen_fast.results.plots import (
+    LabelledPicture,
+    Pixels,
+    draw_grid,
+    heat,
+    observed_pixels,
+    to_pixels,
+)
+from cogen_fast.results.result import Result
+from cogen_fast.support.files import write_atomically
+
+MOST = 96
+"""The number of results that are shown; more would need a picture that viewers refuse."""
+_SIDE = 112  # of a tile, in pixels
+_PASTED = "Estimate: observed pixels pasted in. Mean and std: of G(z), nothing pasted."
+_ROWS = 24  # of results; further ones are placed beside these
+
+
+def write_sheet(path: Path, folders: Sequence[Path]) -> None:
+    """Draw the results in the first `MOST` folders, one row of four tiles each, as PNG."""
+    tiles = [_tiles(folder) for folder in folders[:MOST]]
+    beside = -(-len(tiles) // _ROWS)
+    groups = [tiles[at : at + beside] for at in range(0, len(tiles), beside)]
+    rows = [[tile for each in group for tile in each] for group in groups]
+    image = draw_grid(rows, notes=[_PASTED])
+    write_atomically(path, lambda file: image.save(file, format="PNG"))
+
+
+def _tiles(folder: Path) -> list[LabelledPicture]:
+    """What was observed, the estimate, mean and standard deviation of the result in a folder."""
+    result = Result.load(folder)
+    observed = None if result.observed is None else result.observed[0].numpy()
+    seen = observed_pixels(result.x_obs[0].numpy(), observed, result.images.shape[-2:])
+    estimate = result.pasted(result.estimate)[0].numpy()
+    spread = result.std()[0].mean(0).numpy()
+    top = float(spread.max())
+    pictures = {
+        folder.name[:16]: seen,
+        "estimate": to_pixels(estimate),
+        "mean": to_pixels(result.mean()[0].numpy()),
+        f"std, 0 to {top:.2g}": heat(spread, top),
+    }
+    return [LabelledPicture(label, _small(pixels)) for label, pixels in pictures.items()]
+
+
+def _small(pixels: Pixels) -> Pixels:
+    """``pixels`` reduced until both sides are at most `_SIDE`."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
+    return np.asarray(image)
