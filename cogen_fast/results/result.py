@@ -270,7 +270,8 @@ class Result:
         first; its shape is ``(B, C, H, W)``, or ``(C, H, W)`` for one observation. The picture is
         written to ``path`` as PNG where that is given. Any `failures` are written below the rows.
         Raises ValueError for outputs that are not images of 1 or 3 channels, and for a ``truth`` of
-        another shape.
+        another shape. With masks, the observed pixels are pasted into chains and estimate, while
+        mean and standard deviation are of ``G(z)``; a line below the rows says so.
         """
         target = None if path is None else check_file("path", path)
         image = showing.grid(self, tiles, truth)

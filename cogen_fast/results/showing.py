@@ -19,6 +19,7 @@ from cogen_fast.results.plots import LabelledPicture
 if TYPE_CHECKING:
     from cogen_fast.results.result import Result
 
+_PASTED = "Chains and estimate: observed pixels pasted in. Mean and std: of G(z), nothing pasted."
 _TILES, _MOST_ROWS = 8, 8  # chains and observations that a notebook shows
 
 
@@ -29,7 +30,8 @@ def grid(result: Result, tiles: int, truth: Tensor | None) -> Image.Image:
         known = _checked_truth(result, truth)
         first = [LabelledPicture("truth", plots.to_pixels(each)) for each in known]
         rows = [[tile, *row] for tile, row in zip(first, rows, strict=True)]
-    return plots.draw_grid(rows, [f"NOT SAMPLES. {line}" for line in result.failures()])
+    notices = [f"NOT SAMPLES. {line}" for line in result.failures()]
+    return plots.draw_grid(rows, notices, [] if result.completed is None else [_PASTED])
 
 
 def frames(result: Result, b: int) -> list[Image.Image]:
