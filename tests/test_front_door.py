@@ -1159,7 +1159,8 @@ def test_the_grid_has_a_tile_for_everything(
     picture: Result, tmp_path: Path, tiles: int, columns: int
 ) -> None:
     # A row shows the observation, up to `tiles` of 3 chains, the mean and the spread. Images of 4 x
-    # 4 are enlarged to 112; tiles have a gap of 4 and 18 pixels for the label. A line below says what is pasted.
+    # 4 are enlarged to 112; tiles have a gap of 4 and 18 pixels for the label. A line of 18 pixels
+    # below them says what is pasted.
     file = tmp_path / "grid.png"
     drawn = picture.grid(file, tiles=tiles)
     size = (columns * (112 + 4) + 4, 2 * (112 + 18 + 4) + 4 + 18)
