@@ -31,6 +31,7 @@ from cogen_fast.problem.observation import (
     as_operator,
     is_unknown,
 )
+from cogen_fast.problem.pictures import as_images, as_masks
 from cogen_fast.problem.problem import prepared
 from cogen_fast.results.result import Result
 from cogen_fast.sampler import curvature
@@ -224,10 +225,14 @@ def inpaint(
 ) -> Result:
     """Fill in the hidden part of images: `cogenerate` with a mask, 1 = observed, 0 = hidden.
 
-    ``image`` is ``(C, H, W)`` or a batch ``(B, C, H, W)``, in [-1, 1]. ``mask`` broadcasts to it
-    and may be ``(H, W)``. ``options`` are those of `cogenerate`; ``polish`` is "auto" by default.
+    ``image`` is ``(C, H, W)`` or a batch ``(B, C, H, W)``, in [-1, 1]. ``mask`` broadcasts to it:
+    ``(H, W)`` for all, ``(B, 1, H, W)`` or a list of ``(H, W)`` for each image. Both may be
+    pictures of Pillow, paths of pictures, or lists of these: an image is upright and in [-1, 1],
+    and a mask is white where observed. ``options`` are those of `cogenerate`; ``polish`` is "auto"
+    by default.
     """
-    if not isinstance(operator := as_operator(mask), Mask):
+    image = as_images("image", image)
+    if not isinstance(operator := as_operator(as_masks(mask)), Mask):
         raise TypeError(f"mask: expected an array of 0 and 1, got {operator!r}; use cogenerate")
     if operator.mask.numel() and bool(operator.mask.all()):
         warn_user("mask: everything is observed, so nothing is left to fill in")
@@ -244,13 +249,14 @@ def super_resolve(
 ) -> Result:
     """Draw images of ``factor`` times the resolution that agree with ``low_res`` when reduced.
 
-    ``low_res`` is ``(C, H / factor, W / factor)`` or a batch of such images, in [-1, 1].
-    ``downsample`` says how it was reduced: by the "average" of each block (the paper's text), or by
-    keeping every ``factor``-th pixel, "stride" (the authors' program). ``options`` are those of
-    `cogenerate`; ``polish`` is "auto" by default.
+    ``low_res`` is ``(C, H / factor, W / factor)`` or a batch of such images, in [-1, 1], or
+    pictures as `inpaint` takes them. ``downsample`` says how it was reduced: by the "average" of
+    each block (the paper's text), or by keeping every ``factor``-th pixel, "stride" (the authors'
+    program). ``options`` are those of `cogenerate`; ``polish`` is "auto" by default.
     """
     operators = {"average": AveragePool, "stride": Stride}
     chosen = check_choice("downsample", downsample, tuple(operators))
+    low_res = as_images("low_res", low_res)
     return cogenerate(G, low_res, operators[chosen](factor), **_checked(options))
 
 

@@ -10,23 +10,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from cogen_fast.problem.operators import LUMA
+from cogen_fast.problem.pictures import (
+    OBSERVED_FROM,
+    Levels,
+    check_mask_levels,
+    colours_and_alpha,
+    grey,
+    levels_of,
+    read_image,
+)
 from cogen_fast.results.plots import to_pixels
-from cogen_fast.support.files import open_regular, size_of, write_atomically
-from cogen_fast.support.pictures import formats, most_bytes, open_picture
+from cogen_fast.support.files import write_atomically
 
-Levels = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
-_OBSERVED_FROM = 128
 # Largest share of hidden pixels in a scaled pixel which still counts as observed.
 _HIDDEN_SHARE = 0.01
-_GREY_8 = ("1", "L", "LA", "La")
-_COLOUR_8 = ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr", "HSV")
-_GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
-_SHARES = np.array(LUMA, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Picture:
     def to_channels(self, channels: int) -> Picture:
         """The picture with 1 or 3 channels: grey by luma (ITU-R 601), or colour by repetition."""
         if channels == 1 and len(self.levels) == 3:
-            return Picture(self.name, _grey(self.levels)[None])
+            return Picture(self.name, grey(self.levels)[None])
         if channels == 3 and len(self.levels) == 1:
             return Picture(self.name, self.levels.repeat(3, axis=0))
         return self
@@ -98,24 +99,19 @@ class Picture:
 
     def to_mask(self) -> Tensor:
         """Bool ``(H, W)``: True (observed) where white, False (hidden) where black."""
-        return torch.from_numpy(self.to_channels(1).levels[0] >= _OBSERVED_FROM)
+        return torch.from_numpy(self.to_channels(1).levels[0] >= OBSERVED_FROM)
 
 
 def read_picture(name: str, path: Path) -> Picture:
     """Read a picture and turn it upright. ValueError or OSError, naming ``name``, if impossible."""
-    image, png = _decoded(name, path)
-    # Older Pillow opens 16-bit PNG as 32-bit integers.
-    if image.mode in _GREY_16 or (png and image.mode == "I"):
-        deep = np.array(image, dtype=np.float32)
-        deep /= 257.0
-        return Picture(name, deep[None])
-    _check_mode(name, image)
-    if (see_through := int((_alpha(image) < 255).sum())) > 0:
-        raise ValueError(
-            f"{name}: expected an opaque picture, got {see_through} transparent pixels; flatten it "
-            "first, or fill them in: inpaint --mask alpha"
-        )
-    return _picture(name, image)
+    return Picture(name, levels_of(name, read_image(name, path)))
+
+
+def read_mask(path: Path) -> Picture:
+    """Read a mask. ValueError or OSError, naming ``mask``, if impossible."""
+    levels = levels_of("mask", read_image("mask", path))
+    check_mask_levels(levels)
+    return Picture("mask", levels)
 
 
 def read_with_alpha(name: str, path: Path) -> tuple[Picture, Picture]:
@@ -123,68 +119,15 @@ def read_with_alpha(name: str, path: Path) -> tuple[Picture, Picture]:
 
     Raises as `read_picture` does, and ValueError for a picture that is opaque everywhere.
     """
-    image, _ = _decoded(name, path)
-    _check_mode(name, image)
-    alpha = _alpha(image)
+    image = read_image(name, path)
+    colours, alpha = colours_and_alpha(name, image)
     if bool((alpha == 255).all()):
         raise ValueError(
             f"mask: expected a picture with transparent pixels for alpha, got {path}, which is "
             "opaque"
         )
     mask = np.where(alpha == 255, np.uint8(255), np.uint8(0))
-    return _picture(name, image), Picture("mask", mask[None])
-
-
-def _decoded(name: str, path: Path) -> tuple[Image.Image, bool]:
-    """The picture, upright, and whether it is a PNG."""
-    with open_regular(name, path) as file:
-        if size_of(file) > most_bytes():
-            raise ValueError(
-                f"{name}: expected a picture of at most {most_bytes():,} bytes, got {path} of "
-                f"{size_of(file):,}"
-            )
-        try:
-            image = open_picture(file)
-            png = image.format == "PNG"
-            ImageOps.exif_transpose(image, in_place=True)
-            image.load()
-        except UnidentifiedImageError:
-            raise ValueError(
-                f"{name}: expected a picture ({', '.join(formats())}), got {path}, of an unknown "
-                "format"
-            ) from None
-        except Exception as error:  # decoders raise almost anything on a damaged file
-            raise ValueError(f"{name}: {path} is damaged or too large: {error}") from error
-    return image, png
-
-
-def _check_mode(name: str, image: Image.Image) -> None:
-    if image.mode not in _GREY_8 + _COLOUR_8:
-        raise ValueError(
-            f"{name}: expected 8-bit grey or colour or 16-bit grey, got Pillow's mode {image.mode}"
-        )
-
-
-def _alpha(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """The opacity of each pixel ``(H, W)``, from 0 to 255."""
-    if not image.has_transparency_data:
-        return np.full((image.height, image.width), 255, np.uint8)
-    return np.asarray(image.convert("RGBA").getchannel("A"))
-
-
-def _picture(name: str, image: Image.Image) -> Picture:
-    """The colours of an 8-bit picture, without its opacity."""
-    mode = "L" if image.mode in _GREY_8 else "RGB"
-    plain = image if image.mode == mode else image.convert(mode)
-    return Picture(name, np.atleast_3d(np.asarray(plain)).transpose(2, 0, 1))
-
-
-def _grey(levels: Levels) -> npt.NDArray[np.float32]:
-    """Luma ``(H, W)`` of colours ``(3, H, W)``, computed row by row to save memory."""
-    grey = np.empty(levels.shape[1:], np.float32)
-    for y in range(len(grey)):
-        grey[y] = np.tensordot(_SHARES, levels[:, y].astype(np.float32), axes=1)
-    return grey
+    return Picture(name, colours), Picture("mask", mask[None])
 
 
 def centre_box(size: tuple[int, int], target: tuple[int, int]) -> Box:

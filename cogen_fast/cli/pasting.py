@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,20 +65,26 @@ def paste_back(picture: Picture, observed: Tensor, completion: Tensor) -> npt.ND
     (Pérez, Gangnet and Blake 2003): a smooth function is added to the enlarged completion, which on
     the seam is its difference from the picture.
     """
-    levels = picture.levels.astype(np.float32)
     height, width = completion.shape[1:]
     part = _part(picture.size, (width, height), observed)
     hidden = ~observed[part.rows, part.columns]
     shown = completion.numpy().astype(np.float32).clip(-1.0, 1.0)
     patch = Picture(picture.name, (shown + np.float32(1.0)) * np.float32(127.5))
-    planes = (Image.fromarray(plane) for plane in patch.to_channels(len(levels)).levels)
+    planes = (Image.fromarray(plane) for plane in patch.to_channels(len(picture.levels)).levels)
     cubic = Image.Resampling.BICUBIC
     enlarged = np.stack([np.asarray(plane.resize(part.size, cubic, part.box)) for plane in planes])
-    seen = torch.from_numpy(levels[:, part.rows, part.columns])
+    seen = torch.from_numpy(picture.levels[:, part.rows, part.columns].astype(np.float32))
     made = torch.from_numpy(enlarged)
-    blended = made + _extended(seen - made, ~hidden)
-    levels[:, part.rows, part.columns] = torch.where(hidden, blended, seen).numpy()
-    rounded: npt.NDArray[np.uint8] = np.rint(levels.clip(0.0, 255.0)).astype(np.uint8)
+    blended = torch.where(hidden, made + _extended(seen - made, ~hidden), seen)
+    levels = _rounded(picture.levels)  # whole, in 8 bits, as a large photograph takes a gigabyte
+    levels[:, part.rows, part.columns] = _rounded(blended.numpy())
+    return levels
+
+
+def _rounded(levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    if levels.dtype == np.uint8:
+        return levels.copy()
+    rounded: npt.NDArray[np.uint8] = np.rint(levels).clip(0.0, 255.0).astype(np.uint8)
     return rounded
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import cogen_fast
 from cogen_fast.cli.generator import Generator
-from cogen_fast.cli.images import Picture, box_mask, read_picture, read_with_alpha
+from cogen_fast.cli.images import Picture, box_mask, read_mask, read_picture, read_with_alpha
 from cogen_fast.cli.pasting import full_mask, paste_back, share_outside
 from cogen_fast.cli.sources import ALPHA, Source
 from cogen_fast.problem.observation import AveragePool, Stride
@@ -73,7 +73,7 @@ class Inpainting:
         image = read_picture("image", source.image)
         if source.mask is None:
             return Pictures(image, None)
-        return Pictures(image, read_picture("mask", Path(source.mask)))
+        return Pictures(image, read_mask(Path(source.mask)))
 
     def shape(self, output: Tensor) -> Shape:
         """The shape of an output, inside which the box has to be."""

@@ -276,9 +276,10 @@ def _as_mask(value: Any) -> Tensor:
         raise TypeError(f"mask: expected bool or real values 0 and 1, got {mask.dtype}")
     wrong = mask[(mask != 0) & (mask != 1)]
     if wrong.numel():
+        picture = "; of a picture, give mask >= 128" if mask.dtype == torch.uint8 else ""
         raise ValueError(
             f"mask: expected only 0 (hidden) and 1 (observed), got {wrong.numel()} other values "
-            f"such as {wrong[0].item():g}"
+            f"such as {wrong[0].item():g}{picture}"
         )
     return mask != 0
 
@@ -355,15 +356,34 @@ def _measurements(
     if not x.is_floating_point():
         hint = " (images: divide by 127.5 and subtract 1)" if x.dtype == torch.uint8 else ""
         kind = "values in [-1, 1]" if len(shape) == 3 else "values"
-        raise TypeError(f"x_obs: expected floating-point {kind}, got {x.dtype}{hint}")
+        raise TypeError(
+            f"x_obs: expected floating-point {kind}, got {x.dtype}{hint}{_layout_hint(x, shape)}"
+        )
     if tuple(x.shape) == shape:
         x = x[None]
     if tuple(x.shape[1:]) != shape or x.ndim != len(shape) + 1 or x.shape[0] == 0:
         expected = f"({', '.join(str(n) for n in ('B', *shape))})"
         raise ValueError(
             f"x_obs: expected shape {shape} or {expected} with B >= 1, got {tuple(x.shape)}"
+            f"{_layout_hint(x, shape)}"
         )
     return x.to(output.device, output.dtype, copy=True)
+
+
+def _layout_hint(x: Tensor, shape: tuple[int, ...]) -> str:
+    """What to do with images whose channels are last or missing; empty for others."""
+    if len(shape) != 3:
+        return ""
+    if shape[0] == 1 and tuple(x.shape[-2:]) == shape[1:] and x.ndim in (2, 3):
+        return "; give x_obs[None]" if x.ndim == 2 else "; give x_obs[:, None]"
+    if x.ndim in (3, 4) and tuple(x.movedim(-1, -3).shape[-3:]) == shape != tuple(x.shape[-3:]):
+        return "; its channels are last: give torch.as_tensor(x_obs).movedim(-1, -3)"
+    if tuple(x.shape[-2:]) == shape[1:] and x.ndim in (3, 4):
+        if (x.shape[-3], shape[0]) == (1, 3):
+            return "; give x_obs.repeat_interleave(3, -3), or Pillow's picture.convert('RGB')"
+        if (x.shape[-3], shape[0]) == (3, 1):
+            return "; give x_obs.mean(-3, keepdim=True), or Pillow's picture.convert('L')"
+    return ""
 
 
 def _broadcast(name: str, value: Tensor, batch: int, shape: tuple[int, ...]) -> Tensor:
@@ -372,9 +392,11 @@ def _broadcast(name: str, value: Tensor, batch: int, shape: tuple[int, ...]) -> 
     try:
         full = value.broadcast_to((rows, *shape))
     except RuntimeError:
+        each = (batch, *shape[-2:])  # as masks of images often are
+        hint = f"; give {name}[:, None]" if len(shape) == 3 and value.shape == each else ""
         raise ValueError(
             f"{name}: expected shape broadcastable to {shape} or {(batch, *shape)}, "
-            f"got {tuple(value.shape)}"
+            f"got {tuple(value.shape)}{hint}"
         ) from None
     return full.reshape(rows, math.prod(shape))
 

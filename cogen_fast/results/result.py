@@ -619,6 +619,9 @@ class Result:
             "outputs": f"{tuple(self.images.shape[2:])}, latents ({self.latents.shape[-1]},)",
             "best energy": _shown(self.energies.min(-1).values),
         }
+        if self.observed is not None:
+            shares = [f"{each.double().mean():.1%}" for each in self.observed]
+            facts["observed"] = ", ".join(shares[:4]) + (", ..." if b > 4 else "")
         reached = self.acceptance[self.acceptance.isfinite().any(-1)]
         if not self._annealed:
             facts["run"] = (
