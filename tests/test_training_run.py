@@ -583,7 +583,7 @@ def test_generators_that_make_no_images_are_refused(
 ) -> None:
     dense = str(data_dir / "five_gaussians_generator_15000.npz")
     assert main(["sample", dense, "--out", str(tmp_path / "a.png")]) == 2
-    assert "generator: expected a progressive generator of images" in capsys.readouterr().err
+    assert "generator: expected images (1 or 3, H, W), got outputs (2,)" in capsys.readouterr().err
     assert main(["swd", str(tmp_path), "--data", str(data)]) == 2
     assert "what: expected a generator's file or the folder" in capsys.readouterr().err
 

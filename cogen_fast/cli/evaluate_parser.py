@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cogen_fast.cli.help import GENERATOR_HELP, add_device, add_quiet, add_seed, command
+from cogen_fast.cli.help import (
+    GENERATOR_HELP,
+    add_device,
+    add_latent_shape,
+    add_quiet,
+    add_seed,
+    command,
+)
 from cogen_fast.cli.training_parser import add_reading
 from cogen_fast.experiments.evaluate.methods import METHODS
 from cogen_fast.experiments.evaluate.tasks import PUBLISHED
@@ -190,13 +197,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of images in the PNG files (default: 16)",
     )
-    add(
-        "--latent-shape",
-        type=int,
-        nargs="+",
-        metavar="D",
-        help="shape of one latent (default: inferred from the generator)",
-    )
+    add_latent_shape(add)
     add(
         "--max-batch",
         type=int,

@@ -9,7 +9,7 @@ import re
 import stat
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,15 +28,15 @@ Generator = Callable[[Tensor], Tensor]
 _CODE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)(?P<call>\(\))?")
 
 
-def find_generator(text: str, device: str | None) -> Generator:
+def find_generator(text: str, device: str | None, argument: str = "generator") -> Generator:
     """The generator which ``text`` names, on ``device``. ValueError, TypeError or OSError if none.
 
-    By default a generator from a file and a shipped one are put on the GPU, if there is one; a
-    generator from code stays on its device.
+    Errors of files name the ``argument``. By default a generator from a file and a shipped one are
+    put on the GPU, if there is one; a generator from code stays on its device.
     """
     home = None if device is None else generator_device(device)
     path, code = Path(text), _CODE.fullmatch(text)
-    mode = path_mode("generator", path)
+    mode = path_mode(argument, path)
     script = Path(text.partition(":")[0])
     if script.suffix == ".py" and script.is_file():
         raise ValueError(
@@ -46,12 +46,12 @@ def find_generator(text: str, device: str | None) -> Generator:
     is_file = mode is not None and not stat.S_ISDIR(mode)
     if is_file or text in PRETRAINED:
         if is_file:
-            check_readable("generator", path)
+            check_readable(argument, path)
         found = load_generator(path) if is_file else pretrained(text)
         return found.to(home or ("cuda" if torch.cuda.is_available() else "cpu"))
     if code is None:
         raise FileNotFoundError(
-            "generator: expected a file, the name of a shipped generator or package.module:name, "
+            f"{argument}: expected a file, the name of a shipped generator or package.module:name, "
             f"got {text}, which is none of these"
         )
     generator = _from_code(text, code)
@@ -66,7 +66,7 @@ def probe(generator: Generator, latent_shape: Any, device: str | None) -> Tensor
 
 
 def adapter_of_images(
-    generator: Generator, latent_shape: Any, device: str | None
+    generator: Generator, latent_shape: Any, device: str | None, argument: str = "generator"
 ) -> GeneratorAdapter:
     """The generator as the library calls it. ValueError if its outputs are not images."""
     with frozen(generator):
@@ -74,7 +74,7 @@ def adapter_of_images(
     output = adapter.probe_output
     if output.ndim != 4 or output.shape[1] not in (1, 3):
         raise ValueError(
-            f"generator: expected images (1 or 3, H, W), got outputs {tuple(output.shape[1:])}; "
+            f"{argument}: expected images (1 or 3, H, W), got outputs {tuple(output.shape[1:])}; "
             "for anything else use cogen_fast.cogenerate in Python"
         )
     return adapter
@@ -87,10 +87,16 @@ def _from_code(text: str, code: re.Match[str]) -> Generator:
     value = getattr(module, name)
     if code["call"]:
         return _checked(text, _called(text, value))
-    if _is_factory(value) or isinstance(value, type):
+    if _is_factory(value):
         raise TypeError(
             f"generator: expected an nn.Module or a function of latents, got {text}, which must be "
             f"called first: write '{text}()'"
+        )
+    if isinstance(value, type):
+        raise TypeError(
+            f"generator: expected an nn.Module or a function of latents, got the class {text}, "
+            f"which needs arguments: write def build(): return {code['name']}(...) there, and give "
+            f"'{code['module']}:build()'"
         )
     return _checked(text, value)
 
@@ -126,7 +132,9 @@ def _called(text: str, factory: Any) -> Any:
 
 def _failed(doing: str, error: BaseException) -> ValueError:
     place = traceback.extract_tb(error.__traceback__)[-1]
-    where = "" if place.filename.startswith("<") else f" ({place.filename}, line {place.lineno})"
+    where = f" ({place.filename}, line {place.lineno})"
+    if place.filename.startswith("<") or place.filename == __file__:  # not in the user's code
+        where = ""
     return ValueError(f"generator: {doing} failed: {type(error).__name__}: {error}{where}")
 
 
@@ -145,7 +153,17 @@ def _checked(text: str, value: Any) -> Generator:
     if not callable(value):
         raise TypeError(
             f"generator: expected an nn.Module or a function of latents, got {text}, which is of "
-            f"type {type(value).__name__}"
+            f"type {type(value).__name__}{_of_weights(value)}"
         )
     generator: Generator = value
     return generator
+
+
+def _of_weights(value: Any) -> str:
+    """What to do with a state dict."""
+    if not isinstance(value, Mapping) or not all(isinstance(v, Tensor) for v in value.values()):
+        return ""
+    return (
+        ", a state dict: write a function that builds the network, calls "
+        "network.load_state_dict(...) and returns it, and give its name with ()"
+    )

@@ -116,3 +116,14 @@ def add_seed(add: Any) -> None:
         metavar="S",
         help="random seed: equal inputs and seeds give equal results (default: 0)",
     )
+
+
+def add_latent_shape(add: Any) -> None:
+    """Add ``--latent-shape``."""
+    add(
+        "--latent-shape",
+        type=int,
+        nargs="+",
+        metavar="D",
+        help="shape of one latent, such as 512 or 100 1 1 (default: inferred from the generator)",
+    )

@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 
 import cogen_fast
 from cogen_fast.cli.evaluate_parser import add_evaluate
-from cogen_fast.cli.help import GENERATOR_HELP, Formatter, Parser, add_seed, command
+from cogen_fast.cli.help import (
+    GENERATOR_HELP,
+    Formatter,
+    Parser,
+    add_latent_shape,
+    add_seed,
+    command,
+)
 from cogen_fast.cli.training_parser import add_sample, add_swd, add_train
 from cogen_fast.experiments import demo
 from cogen_fast.experiments.evaluate.tasks import PUBLISHED
@@ -491,19 +498,9 @@ def _add_moves(parser: Parser) -> None:
     )
 
 
-def _add_latent_shape(add: Any) -> None:
-    add(
-        "--latent-shape",
-        type=int,
-        nargs="+",
-        metavar="D",
-        help="shape of one latent, such as 512 or 100 1 1 (default: inferred from the generator)",
-    )
-
-
 def _add_machine(parser: Parser) -> None:
     add = parser.rare_group("the generator and the machine").add_argument
-    _add_latent_shape(add)
+    add_latent_shape(add)
     add(
         "--backend",
         default="auto",
@@ -660,7 +657,7 @@ def _add_image_study(studies: Any) -> None:
         help="another generator of images (see below); its tasks are half of an image, a block, "
         "and super-resolution by 4, on its own images, and with --data on real ones",
     )
-    _add_latent_shape(add)
+    add_latent_shape(add)
     add(
         "--images",
         type=int,

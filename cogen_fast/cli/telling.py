@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,20 @@ OK, MISTAKE, NOT_SAMPLES, INTERRUPTED = 0, 2, 3, 130
 MISTAKES = (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError)
 """The exceptions by which users are told of their mistakes."""
 
+_AS_OPTIONS = (
+    (r"\blatent_shape=(\d+)", r"--latent-shape \1"),
+    (r"\blatent_shape=\((\d+), (\d+), (\d+)\)", r"--latent-shape \1 \2 \3"),
+    (r"^latent_shape: ", "--latent-shape: "),
+    (
+        r"Prior\(G, conditions=[\w.]+\)( or lambda z: G\(z, \w+\))?( in its place)?",
+        "--condition N (of inpaint and super-resolve)",
+    ),
+    (
+        r"Prior\(G, output='?(\w+)'?\)( in its place)?",
+        r"--output-part \1 (of inpaint and super-resolve)",
+    ),
+)
+
 
 def say(text: str) -> None:
     """Tell a line."""
@@ -22,8 +37,11 @@ def say(text: str) -> None:
 
 
 def one_line(message: object) -> str:
-    """The text of a message in one line."""
-    return " ".join(str(message).split())
+    """The text of a message in one line, with options where the library names its arguments."""
+    text = " ".join(str(message).split())
+    for pattern, option in _AS_OPTIONS:
+        text = re.sub(pattern, option, text)
+    return text
 
 
 @contextmanager

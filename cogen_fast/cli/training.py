@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,19 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from cogen_fast.cli.generator import adapter_of_images, find_generator
 from cogen_fast.cli.images import numbered_names, write_png
-from cogen_fast.generators import load_generator
+from cogen_fast.cli.sources import is_folder
 from cogen_fast.generators.progressive import ProgressiveGenerator
-from cogen_fast.problem.devices import checked_device
+from cogen_fast.problem.adapter import GeneratorAdapter, frozen
 from cogen_fast.results import plots
 from cogen_fast.support.arguments import (
     check_count,
     check_file,
     check_folder,
     check_seed,
-    path_mode,
 )
-from cogen_fast.support.files import check_readable, write_atomically
+from cogen_fast.support.files import write_atomically
 from cogen_fast.support.memory import check_samples
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.datasets import Images, open_images
@@ -36,7 +35,6 @@ from cogen_fast.training.run import (
     Outcome,
     averaged_snapshots,
     sample_batches,
-    sample_images,
     train,
 )
 from cogen_fast.training.swd import swd
@@ -75,13 +73,16 @@ def _sample(arguments: argparse.Namespace, progress: bool) -> bool:
     check_file("out", arguments.out)
     if arguments.each is not None:
         check_folder("each", arguments.each)
-    generator = _image_generator("generator", arguments.generator, arguments.device)
-    _check_sample_room(generator, arguments.count)
+    generator = _image_generator(
+        "generator", arguments.generator, arguments.device, arguments.latent_shape
+    )
+    outputs = math.prod(generator.output_shape)
+    check_samples({"count": arguments.count}, 1, generator.latent_size, outputs=outputs)
     names = _sample_names(arguments)
     taken = [path for path in (arguments.out, *names) if path.exists()]
     if taken and not arguments.overwrite:
         raise FileExistsError(f"out: {taken[0]} exists already; give --overwrite")
-    images = sample_images(generator, arguments.count, arguments.seed)
+    images = torch.cat(list(_drawn(generator, arguments.count, arguments.seed)))
     sheet = plots.sheet(images.numpy(), arguments.columns)
     write_atomically(arguments.out, lambda file: sheet.save(file, format="PNG"))
     if arguments.each is not None:
@@ -91,11 +92,6 @@ def _sample(arguments: argparse.Namespace, progress: bool) -> bool:
     if not arguments.quiet:
         print(f"wrote {arguments.out}")
     return True
-
-
-def _check_sample_room(generator: ProgressiveGenerator, count: int) -> None:
-    outputs = math.prod(generator.output_shape)
-    check_samples({"count": count}, 1, generator.latent_size, outputs=outputs)
 
 
 def _sample_names(arguments: argparse.Namespace) -> list[Path]:
@@ -110,7 +106,7 @@ def _swd(arguments: argparse.Namespace, progress: bool) -> bool:
     if arguments.out is not None:
         check_file("out", arguments.out)
     paths = [path for what in arguments.what for path in _generators(what)]
-    side = max(_image_generator("what", path, "cpu").resolution for path in paths)
+    side = max(_side(_image_generator("what", path, "cpu"), path) for path in paths)
     real = _images(arguments, side, progress)
     if arguments.held_out is not None:
         check_count("held_out", arguments.held_out)
@@ -136,19 +132,34 @@ def _swd(arguments: argparse.Namespace, progress: bool) -> bool:
     return True
 
 
-def _check_channels(generator: ProgressiveGenerator, path: Path, real: Images) -> None:
-    if generator.channels != real.channels:
+def _side(generator: GeneratorAdapter, path: Path) -> int:
+    """Width and height of a generator's images."""
+    height, width = generator.output_shape[1:]
+    if height != width:
+        raise ValueError(f"what: expected square images, got {path} of {width} x {height}")
+    return int(width)
+
+
+def _check_channels(generator: GeneratorAdapter, path: Path, real: Images) -> None:
+    if generator.output_shape[0] != real.channels:
         raise ValueError(
             f"what: expected generators of {real.channels} channels like the data, got {path} with "
-            f"{generator.channels}"
+            f"{generator.output_shape[0]}"
         )
 
 
+def _drawn(generator: GeneratorAdapter, count: int, seed: int) -> Iterator[Tensor]:
+    """Batches of samples."""
+    pixels = math.prod(generator.output_shape[1:])
+    with frozen(generator.generator):
+        yield from sample_batches(generator, generator.latent_size, pixels, count, seed)
+
+
 def _generated(
-    generator: ProgressiveGenerator, count: int, seed: int, resolution: int
+    generator: GeneratorAdapter, count: int, seed: int, resolution: int
 ) -> Iterator[Tensor]:
     """Batches of samples at ``resolution``, rounded to 8 bits like the real images."""
-    for batch in sample_batches(generator, count, seed):
+    for batch in _drawn(generator, count, seed):
         fake = F.interpolate(batch.clamp(-1.0, 1.0), scale_factor=resolution // batch.shape[-1])
         yield torch.round((fake + 1.0) * 127.5) / 127.5 - 1.0
 
@@ -174,9 +185,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _generators(what: Path) -> Iterable[Path]:
-    """The file of a generator, or all averaged snapshots in the folder of a training."""
-    mode = path_mode("what", what)
-    if mode is not None and not stat.S_ISDIR(mode):
+    """What names a generator, or all averaged snapshots in the folder of a training."""
+    if not is_folder("what", what):
         return [what]
     found = averaged_snapshots(what)
     if not found:
@@ -186,13 +196,14 @@ def _generators(what: Path) -> Iterable[Path]:
     return found
 
 
-def _image_generator(name: str, path: str | Path, device: str | None) -> ProgressiveGenerator:
-    place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    check_readable(name, Path(path))
-    generator = load_generator(path)
-    if not isinstance(generator, ProgressiveGenerator):
-        raise ValueError(f"{name}: expected a progressive generator of images, got {path}")
-    return generator.float().to(place)
+def _image_generator(
+    name: str, what: str | Path, device: str | None, latent_shape: Any = None
+) -> GeneratorAdapter:
+    """The generator of images which ``what``, the argument ``name``, names."""
+    generator = find_generator(str(what), device, name)
+    if isinstance(generator, ProgressiveGenerator):
+        generator = generator.float()  # a file may have half precision
+    return adapter_of_images(generator, latent_shape, device, name)
 
 
 def _images(arguments: argparse.Namespace, resolution: int, progress: bool) -> Images:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cogen_fast.cli.help import add_device, add_quiet, command
+from cogen_fast.cli.help import GENERATOR_HELP, add_device, add_latent_shape, add_quiet, command
 from cogen_fast.training.config import PRECISIONS, TrainingConfig
 from cogen_fast.training.datasets import FITS
 from cogen_fast.training.losses import LOSSES
@@ -32,6 +32,7 @@ what is written to DIR:
 
 exit status: 0 success; 2 error, whose cause is shown; 130 interrupted (Ctrl-C)
 """
+_GENERATOR_HELP = GENERATOR_HELP.replace("--generator", "WHAT")
 _SAMPLE_HELP = "Draw images of a trained generator, as one PNG and, with --each, one PNG each."
 _SWD_HELP = """\
 Measure the sliced Wasserstein distance between generated and real images on
@@ -203,9 +204,15 @@ def _add_loss(add: Any) -> None:
 
 def add_sample(commands: Any) -> None:
     """Add `cogen-fast sample`."""
-    parser = command(commands, "sample", "draw images of a generator", description=_SAMPLE_HELP)
+    parser = command(
+        commands,
+        "sample",
+        "draw images of a generator",
+        description=_SAMPLE_HELP,
+        epilog=_GENERATOR_HELP,
+    )
     add = parser.add_argument
-    add("generator", metavar="FILE", help="a checkpoint of a progressive GAN")
+    add("generator", metavar="WHAT", help="the trained generator (see below)")
     add("--out", type=Path, required=True, metavar="FILE.png", help="picture of all images")
     add("--count", type=int, default=64, metavar="N", help="number of images to draw (default: 64)")
     add(
@@ -218,6 +225,7 @@ def add_sample(commands: Any) -> None:
         help="folder to which each image is also written on its own, as sample_000.png",
     )
     add("--seed", type=int, default=0, metavar="S", help="random seed (default: 0)")
+    add_latent_shape(add)
     add_device(add)
     add("--overwrite", action="store_true", help="replace existing files")
     add_quiet(add)
@@ -230,14 +238,16 @@ def add_swd(commands: Any) -> None:
         "swd",
         "measure how far generated images are from real ones",
         description=_SWD_HELP,
+        epilog=_GENERATOR_HELP,
     )
     add = parser.add_argument
     add(
         "what",
         nargs="+",
         type=Path,
-        metavar="FILE | DIR",
-        help="a generator, or the folder of a training, for all averaged snapshots in it",
+        metavar="WHAT | DIR",
+        help="a generator (see below), or the folder of a training, for all averaged snapshots in "
+        "it",
     )
     _add_data(add, "real images")
     add(

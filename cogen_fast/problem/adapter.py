@@ -8,11 +8,13 @@ are restored afterwards.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -29,6 +31,7 @@ from cogen_fast.support.memory import is_out_of_memory
 
 _PARTS = ("sample", "samples", "images", "image", "output", "x")
 _SIZE_ATTRIBUTES = ("latent_shape", "latent_size", "latent_dim", "z_dim", "dim_z", "nz")
+_CUDA_ABSENT = "not compiled with CUDA|NVIDIA driver|CUDA GPUs are available"  # torch's words
 _PROBE_ROWS = 4
 _PROBE_SEED = 0x5EED
 _MOST_CANDIDATES = 12
@@ -112,8 +115,8 @@ class GeneratorAdapter:
     ) -> None:
         if max_batch is not None:
             check_count("max_batch", max_batch)
-        if not callable(generator):
-            raise TypeError(f"G: expected a callable or module, got {type(generator).__name__}")
+        if not callable(generator) or isinstance(generator, type):
+            raise TypeError(f"G: expected a callable or module, got {_no_generator(generator)}")
         if classes := classes_of(generator):
             raise TypeError(
                 f"G: {_name(generator)} is conditional ({classes} classes); give "
@@ -152,6 +155,14 @@ class GeneratorAdapter:
             x = self.generator(rows, *index)
         except TypeError as error:
             raise _missing_argument(self.generator, error) or error from None
+        except (AssertionError, RuntimeError) as error:
+            if not _asks_for_cuda(error):
+                raise
+            raise _NoCuda(
+                f"G: {_name(self.generator)} asks for CUDA in its own code, and torch finds no "
+                f"CUDA device ({error}); write .to(z.device) there in place of .cuda(), where z "
+                "are the latents"
+            ) from error
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise _NoTensor(f"G: must return one float tensor, got {_kind(x)}{_part_of(x)}")
         return x.to(self.device, self.dtype)
@@ -169,7 +180,7 @@ class GeneratorAdapter:
             try:
                 with torch.no_grad():
                     x = self._call(self._draw(math.prod(shape)), shape)
-            except (_MissingArgument, _NoTensor):
+            except (_MissingArgument, _NoTensor, _NoCuda):
                 raise
             except Exception as error:  # a wrong guess may fail in any way inside user code
                 if is_out_of_memory(error):
@@ -185,7 +196,7 @@ class GeneratorAdapter:
         tried = f"; tried {'; '.join(causes)}" if causes else ""
         raise ValueError(
             f"latent_shape: could not be found out from G ({_name(self.generator)}){tried}; give "
-            "it, for instance latent_shape=100 or latent_shape=(100, 1, 1)"
+            f"it, for instance latent_shape=100 or latent_shape=(100, 1, 1){_more(self.generator)}"
         )
 
     def _check(self) -> Tensor:
@@ -195,12 +206,14 @@ class GeneratorAdapter:
             with torch.enable_grad():
                 z = latents.clone().requires_grad_()
                 x = self(z)
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (_MissingArgument, _NoTensor, _NoCuda):
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if is_out_of_memory(error):
                 raise
             raise ValueError(
                 f"latent_shape: G ({_name(self.generator)}) does not take latents of shape "
-                f"{(self._rows, *self.latent_shape)}: {error}"
+                f"{(self._rows, *self.latent_shape)}: {error}{_more(self.generator)}"
             ) from error
         if x.ndim < 2 or x.shape[0] != self._rows or x.numel() == 0:
             raise ValueError(
@@ -258,6 +271,10 @@ class _MissingArgument(TypeError):
     """A generator that wants more than latents."""
 
 
+class _NoCuda(ValueError):
+    """A generator that asks for CUDA where there is none."""
+
+
 class _NoTensor(TypeError):
     """A generator whose outputs are no tensor."""
 
@@ -272,6 +289,36 @@ def _missing_argument(generator: Any, error: TypeError) -> _MissingArgument | No
         f"G: {_name(generator)} wants another argument beside the latents, {name!r}; give "
         f"Prior(G, conditions={name}) or lambda z: G(z, {name}) in its place"
     )
+
+
+def _more(generator: Any) -> str:
+    """What to do where a generator fails without an argument that it does not insist on."""
+    called = generator.forward if isinstance(generator, nn.Module) else generator
+    try:
+        names = [p.name for p in inspect.signature(called).parameters.values() if p.default is None]
+    except (TypeError, ValueError):  # compiled functions may have no signature
+        return ""
+    if not names:
+        return ""
+    return f"; if it needs {names[0]!r}, give Prior(G, conditions={names[0]}) in its place"
+
+
+def _asks_for_cuda(error: Exception) -> bool:
+    """Whether torch says that there is no CUDA device."""
+    return not torch.cuda.is_available() and bool(re.search(_CUDA_ABSENT, str(error)))
+
+
+def _no_generator(value: Any) -> str:
+    """What was given in place of a generator, and the line that makes one of it."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}; give an instance, {value.__name__}(...)"
+    if isinstance(value, Mapping):
+        if value and all(isinstance(each, Tensor) for each in value.values()):
+            return "a state dict; build its network, and give it after network.load_state_dict(G)"
+        return f"{type(value).__name__}; build the network, and load the state dict that is in it"
+    if isinstance(value, str | Path):
+        return f"{str(value)!r}; give load_generator(G), or pretrained(G) for a shipped one"
+    return type(value).__name__
 
 
 def _part_of(value: Any) -> str:

@@ -296,18 +296,24 @@ def averaged_snapshots(folder: Path) -> tuple[Path, ...]:
 
 def sample_images(generator: ProgressiveGenerator, count: int, seed: int) -> Tensor:
     """``count`` samples ``(count, C, R, R)`` float32, of prior latents drawn with ``seed``."""
-    return torch.cat(list(sample_batches(generator, count, seed)))
+    some, pixels = next(generator.parameters()), generator.resolution**2
+
+    def images(z: Tensor) -> Tensor:
+        found: Tensor = generator(z.to(some))
+        return found
+
+    return torch.cat(list(sample_batches(images, generator.latent_size, pixels, count, seed)))
 
 
 @torch.no_grad()
-def sample_batches(generator: ProgressiveGenerator, count: int, seed: int) -> Iterator[Tensor]:
-    """The same in batches on the CPU, for counts that do not fit in memory at once."""
+def sample_batches(
+    generator: Callable[[Tensor], Tensor], latent_size: int, pixels: int, count: int, seed: int
+) -> Iterator[Tensor]:
+    """The same in batches on the CPU, of images with so many pixels, by any function of latents."""
     random = torch.Generator().manual_seed(seed)
-    latents = torch.randn(count, generator.latent_size, generator=random)
-    some = next(generator.parameters())
-    at_once = max(1, _PIXELS_AT_ONCE // generator.resolution**2)
-    for z in torch.split(latents, at_once):
-        yield generator(z.to(some)).float().cpu()
+    latents = torch.randn(count, latent_size, generator=random)
+    for z in torch.split(latents, max(1, _PIXELS_AT_ONCE // pixels)):
+        yield generator(z).float().cpu()
 
 
 def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
