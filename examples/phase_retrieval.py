@@ -42,7 +42,7 @@ mean, blind = result.mean(weighted=True)[0], prior_mean(generator)
 tell(result, error(mean, truth), error(blind, truth), "weighted mean")
 images = result.images[0].reshape(POPULATIONS, CHAINS, *truth.shape)
 energies = result.energies[0].reshape(POPULATIONS, CHAINS).mean(1)
-shares = result.weights()[0].reshape(POPULATIONS, CHAINS).sum(1)
+shares = result.weights[0].reshape(POPULATIONS, CHAINS).sum(1)
 for number in range(POPULATIONS):
     own = error(images[number].mean(0), truth)
     print(

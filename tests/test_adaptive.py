@@ -501,7 +501,7 @@ def test_few_chains_and_a_small_budget_run_alone() -> None:
     assert any("fewer than 16 chains" in note for note in result.notes)
     assert result.effective_sample_size is None
     with pytest.raises(ValueError, match=r"weighted: .*fewer than 16 chains"):
-        result.weights()
+        _ = result.weights
     # Every chain keeps its own prior draw as its root; chains are the first of the 16 draws of
     # their population.
     assert result.settings["draws"] == 32

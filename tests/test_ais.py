@@ -241,7 +241,7 @@ def test_images_and_their_weighted_mean_are_those_of_the_posterior(backend: str)
     mean, covariance, _ = closed_form(case, case.measure(5))
     expected = linear(mean).detach().reshape(1, 1, 4, 4)
     spread = (linear.weight @ covariance @ linear.weight.T).detach().diagonal().sqrt()
-    w = result.weights()[0]
+    w = result.weights[0]
     values = result.images[0]
     found = result.mean(weighted=True)
     error = (w[:, None, None, None] ** 2 * (values - found) ** 2).sum(0).sqrt()

@@ -240,7 +240,7 @@ def test_a_fit_has_no_weights_and_says_why() -> None:
     for name in ("log_weights", "log_normaliser", "log_evidence", "log_normaliser_error"):
         assert "best fits" in result.reasons[name]
     with pytest.raises(ValueError, match="best fits"):
-        result.weights()
+        _ = result.weights
 
 
 def test_diagnosis_says_what_is_far_and_nothing_of_moves() -> None:

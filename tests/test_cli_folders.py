@@ -322,6 +322,22 @@ def test_a_mistake_of_the_options_is_told_once(
     assert inpaint(checkpoint, "--image", "photos", "--out", "out", *wrong) == 2
     told = errors_of(capsys)
     assert len(told) == 1 and told[0].startswith(f"error: {wrong[0][2:]}: expected")
+    assert not list(here.glob("out/*"))
+
+
+def test_an_unfinished_run_of_other_options_is_told(
+    checkpoint: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate("ab"):
+        (here / "out" / name).mkdir(parents=True)
+        (here / "out" / name / "unfinished.safetensors").write_text(f"damaged {number}")
+    given = ["--image", "photos", "--out", "out"]
+    assert inpaint(checkpoint, *given) == 2
+    told = errors_of(capsys)
+    assert len(told) == 3 and all(" is left out: checkpoint: " in line for line in told[:2])
+    assert names_in(here / "out" / "c") == SINGLE
+    assert inpaint(checkpoint, *given, "--overwrite") == 0
+    assert names_in(here / "out" / "a") == names_in(here / "out" / "b") == SINGLE
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_records_are_what_direct_calls_give(whole: Path) -> None:
     for name, result in (("gd", fit), ("ais", sampled)):
         for b, number in enumerate((2, 3)):
             found = records[number]["methods"][name]
-            weights = result.weights()[b] if name == "ais" else None
+            weights = result.weights[b] if name == "ais" else None
             hidden = case.hidden[b]
             expected = metrics.summarise(
                 result.images[b], images[b], result.energies[b], hidden, weights=weights

@@ -533,7 +533,7 @@ def assert_sound(result: Result) -> None:
         assert (getattr(result, name) is None) == (name in result.reasons), name
     if result.log_weights is not None:
         assert result.log_weights.isfinite().all()
-        weights = result.weights()
+        weights = result.weights
         torch.testing.assert_close(weights.sum(-1), torch.ones(batch).double(), rtol=0, atol=1e-12)
         ess = result.effective_sample_size
         assert ess is not None

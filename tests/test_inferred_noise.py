@@ -142,7 +142,7 @@ def drawn(request: pytest.FixtureRequest) -> tuple[Cell, Result]:
 def chosen(result: Result) -> Tensor:
     """The index of a chain of each run, drawn by its weight, ``(B,)``."""
     random = torch.Generator().manual_seed(6)
-    return torch.multinomial(result.weights(), 1, generator=random)[:, 0]
+    return torch.multinomial(result.weights, 1, generator=random)[:, 0]
 
 
 def test_the_noise_is_calibrated(drawn: tuple[Cell, Result]) -> None:
@@ -169,7 +169,7 @@ def test_latents_are_exact_whatever_the_noise(drawn: tuple[Cell, Result]) -> Non
     means = x[:, None] * (ratio * variances / cell.model.scales)
     expected = (posterior * (variances.sum(-1) + (means**2).sum(-1))).sum(-1)
     squares = (result.latents.double() ** 2).sum(-1)
-    off = (result.weights() * squares).sum(-1) - expected
+    off = (result.weights * squares).sum(-1) - expected
     assert abs(float(off.mean() / off.std())) * math.sqrt(len(off)) < BOUND
 
 

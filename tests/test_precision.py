@@ -143,7 +143,7 @@ def test_evidence_and_means_are_those_of_the_closed_form(half: str) -> None:
     assert result.log_normaliser is not None and result.log_normaliser_error is not None
     scores = (result.log_normaliser - ratio) / result.log_normaliser_error
     assert float(scores.abs().max()) < BOUND
-    weights = result.weights().double()[..., None]
+    weights = result.weights.double()[..., None]
     found = (weights * result.latents).sum(1)
     # The variance of a self-normalised mean is the sum of squares of the weighted deviations.
     error = ((weights * (result.latents - found[:, None])) ** 2).sum(1).sqrt()
@@ -176,7 +176,7 @@ def test_a_nonlinear_posterior_is_that_of_the_float32_run(half: str) -> None:
     assert float((evidence[0] - evidence[1]).abs() / errors.norm()) < BOUND
     means, variances = [], []
     for run in runs:
-        weights = run.weights().double()[..., None]
+        weights = run.weights.double()[..., None]
         values = torch.cat([run.latents, run.latents**2, run.energies[..., None]], -1).double()
         means.append((weights * values).sum(1))
         variances.append(((weights * (values - means[-1][:, None])) ** 2).sum(1))

@@ -224,7 +224,7 @@ def test_lines_are_what_a_direct_run_gives(one: GeneratorResults) -> None:
     assert line.chains == 24
     assert line.within_0_01 == pytest.approx(float((torch.cat(errors) < 0.01).double().mean()))
     assert line.within_0_05 == pytest.approx(float((torch.cat(errors) < 0.05).double().mean()))
-    by_weight = [float(r.weights()[0][e < 0.05].sum()) for r, e in zip(runs, errors, strict=True)]
+    by_weight = [float(r.weights[0][e < 0.05].sum()) for r, e in zip(runs, errors, strict=True)]
     assert line.within_0_05_weighted == pytest.approx(np.mean(by_weight))
     assert line.cost_per_chain == GRADIENT_COST * (1 + 50 * 10)
     torch.testing.assert_close(one.text_run.latents, runs[0].latents)

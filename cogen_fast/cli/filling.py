@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,9 @@ def _fill_next(
 ) -> int:
     """Complete one of several pictures, unless that has been done. Returns its exit status.
 
-    A picture that cannot be read is told and left out. So is one that cannot be sampled where the
-    options are ``proven`` to be right by another one; the error is raised where they are not.
+    A picture that cannot be read is told and left out. So is one that cannot be sampled, if the
+    options are ``proven`` to be right by another one or the picture has been begun; otherwise the
+    options are at fault, and the error is raised.
     """
     try:
         source = masks.source(image)
@@ -115,10 +117,13 @@ def _fill_next(
     except MISTAKES as error:
         return _left_out(about, error)
     _tell(arguments, about)
+    begun = own.checkpoint.exists()
     try:
         status = _sample(own, _recorded(posed, record), summary=False)
     except MISTAKES as error:
-        if not proven:
+        with suppress(OSError):  # it holds something
+            own.out.rmdir()
+        if not proven and not begun:
             raise
         return _left_out(about, error)
     if status != INTERRUPTED and not _goes_on(own):

@@ -229,6 +229,7 @@ class Result:
             return images
         return torch.where(self.observed, self.x_obs, images)
 
+    @property
     def weights(self) -> Tensor:
         """Weights ``(B, N)`` that sum to 1; raises ValueError with the reason if there are none."""
         if self.log_weights is None:
@@ -251,7 +252,7 @@ class Result:
         """The weight of each chain in a mean, broadcastable to ``images``."""
         batch, chains = self.energies.shape
         shares = (
-            self.weights() if weighted else torch.full((batch, chains), 1.0 / chains, device="cpu")
+            self.weights if weighted else torch.full((batch, chains), 1.0 / chains, device="cpu")
         )
         shape = (batch, chains) + (1,) * (self.images.ndim - 2)
         return shares.to(self.images.dtype).reshape(shape)

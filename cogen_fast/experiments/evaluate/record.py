@@ -27,7 +27,7 @@ def record_of(result: Result, case: Case, b: int) -> Record:
     coverage is always that of the samples.
     """
     truth, hidden = case.truth[b].cpu(), case.hidden[b].cpu()
-    weights = None if result.log_weights is None else result.weights()[b]
+    weights = None if result.log_weights is None else result.weights[b]
     images, energies, shares = result.images[b], result.energies[b], weights
     if result.fit_images is not None and result.fit_energies is not None:
         images, energies, shares = (

@@ -103,7 +103,7 @@ def annealed_line(method: str, runs: Sequence[Result]) -> Line:
     weighted = None
     if all(run.log_weights is not None for run in runs):
         weighted = [
-            float(np.mean([float(run.weights()[0] @ _near(run, limit)) for run in runs]))
+            float(np.mean([float(run.weights[0] @ _near(run, limit)) for run in runs]))
             for limit in LIMITS
         ]
     return line(
