@@ -401,6 +401,19 @@ def test_an_interrupted_folder_goes_on(
         assert torch.equal(latents(here / "out" / each), latents(here / "whole" / each))
 
 
+def test_a_time_limit_leaves_runs_to_go_on(checkpoint: str, here: Path) -> None:
+    given = ["--image", "photos", "--ais-steps", "6"]
+    assert inpaint(checkpoint, *given, "--out", "out", "--time-limit", "1e-6") == 3
+    assert inpaint(checkpoint, *given, "--out", "whole") == 0
+    for name in "abc":
+        assert not cogen_fast.Result.load(f"out/{name}").complete
+        assert "unfinished.safetensors" in names_in(here / "out" / name)
+    assert inpaint(checkpoint, *given, "--out", "out") == 0
+    for name in "abc":
+        assert torch.equal(latents(here / "out" / name), latents(here / "whole" / name))
+        assert names_in(here / "out" / name) == SINGLE
+
+
 def test_warnings_name_the_picture(
     checkpoint: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,7 +126,8 @@ def _fill_next(
         if not proven and not begun:
             raise
         return _left_out(about, error)
-    if status != INTERRUPTED and not _goes_on(own):
+    # Without a time limit, what ended a run before its time would do so again.
+    if status == OK or (status == NOT_SAMPLES and own.time_limit is None):
         own.checkpoint.unlink(missing_ok=True)
     return status
 
@@ -167,10 +168,8 @@ def _status_of_finished(
 def _goes_on(own: argparse.Namespace) -> bool:
     """Whether the saved result is of a run which the same command continues."""
     summary = records.saved_summary(own.out / SUMMARY)
-    if records.was_interrupted(summary):
-        return True
-    limited = own.time_limit is not None and own.checkpoint.exists()
-    return limited and summary.get("complete") is False
+    unfinished = summary.get("complete") is False and own.checkpoint.exists()
+    return unfinished or records.was_interrupted(summary)
 
 
 def _left_out(about: str, error: Exception) -> int:

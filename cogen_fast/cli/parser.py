@@ -64,10 +64,10 @@ example: from 16 x 16 pixels to the generator's 64 x 64
 _FILES_HELP = """\
 what is written to DIR:
   completed.png     with a mask or box: your image at its own size, whose hidden
-                    part is taken from the estimate, enlarged, with a hidden seam
+                    part is taken from the estimate, enlarged and blended in
   estimate.png      the one image to show if only one can be shown
-  chain_000.png ... one image per chain; where a mask or box was given, with the
-                    observed pixels pasted in (so they are in estimate.png)
+  chain_000.png ... one image per chain; with a mask or box, the observed pixels
+                    are pasted in here and in estimate.png
   raw/              with a mask or box: the same images without pasting, G(z)
   grid.png          the observation, up to eight chains in order of energy, the
                     estimate (if polished), and mean and standard deviation
