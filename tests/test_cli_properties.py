@@ -368,7 +368,7 @@ def assert_a_mistake_is_told(status: int, out: str, lines: list[str]) -> None:
 
 
 # These errors are about a generator that has been loaded.
-OF_GENERATORS = ("G: ", "latent_shape: ", "safetensors: ")
+OF_GENERATORS = ("G: ", "--latent-shape: ", "safetensors: ")
 
 
 def blamed(line: str, wrong: list[str], argv: list[str]) -> bool:
@@ -434,7 +434,7 @@ def test_right_command_lines_are_carried_out(
         written |= chains
         if line.command == "inpaint":
             raw = {f"raw/{name}" for name in chains | {"estimate.png"}}
-            written |= {"completed.png"} | raw
+            written |= {"completed.png", "raw"} | raw
         after = contents(here, shop.folder)
         new = {Path(p).relative_to(here).as_posix() for p in after.keys() - before.keys()}
         saved = {"run.safetensors"} if "--checkpoint" in line.values else set()
