@@ -149,7 +149,8 @@ def colours_and_alpha(
     """
     if image.mode not in _GREY_8 + _COLOUR_8:
         raise ValueError(
-            f"{name}: expected 8-bit grey or colour or 16-bit grey, got Pillow's mode {image.mode}"
+            f"{name}: expected 8-bit grey or colour, or opaque 16-bit grey, got Pillow's mode "
+            f"{image.mode}"
         )
     alpha = np.full((image.height, image.width), 255, np.uint8)
     if image.has_transparency_data:
