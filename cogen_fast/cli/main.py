@@ -198,9 +198,18 @@ def _evaluation(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _app(arguments: argparse.Namespace) -> int:
+    # Imported here, as other commands do not need it.
+    from cogen_fast.cli import app
+
+    app.run(arguments)
+    return _OK
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inpaint": _inpaint,
     "super-resolve": _super_resolve,
+    "app": _app,
     "convert": _convert,
     "train": _training,
     "sample": _training,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import cogen_fast
+from cogen_fast.cli.app_parser import add_app
 from cogen_fast.cli.evaluate_parser import add_evaluate
 from cogen_fast.cli.help import (
     GENERATOR_HELP,
@@ -169,6 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_inpaint(commands)
     _add_super_resolve(commands)
+    add_app(commands)
     _add_convert(commands)
     add_train(commands)
     add_sample(commands)
