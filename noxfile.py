@@ -58,7 +58,7 @@ def site(session: nox.Session) -> None:
 @nox.session
 def full(session: nox.Session) -> None:
     """Every test."""
-    _installed(session, "plots,test,dev")
+    _installed(session, "app-test,plots,test,dev")
     parallel = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
     session.run("pytest", "-m", "slow or not slow", *parallel, *session.posargs)
 

@@ -45,6 +45,7 @@ SLOWEST = {
     *("test_sanitizers.py", "test_exact_posteriors.py", "test_calibration.py", "test_adaptive.py"),
     *("test_triton.py", "test_image_study.py", "test_training_run.py", "test_resume_files.py"),
     *("test_emulated.py", "test_estimates.py", "test_examples.py", "test_snippets.py"),
+    "test_app_browser.py",
 }
 
 
