@@ -203,7 +203,7 @@ def _app(arguments: argparse.Namespace) -> int:
     from cogen_fast.cli import app
 
     app.run(arguments)
-    return _OK
+    return OK
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
