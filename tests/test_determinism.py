@@ -134,7 +134,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
     generator = Failing()
     resumed = run(generator, checkpoint=path, **how)
-    assert generator.calls == 5 + 3 * left + 1  # the last call is for the outputs
+    assert generator.calls == 5 + 3 * left + 2  # the last calls are for outputs and frames
     assert_same(resumed, run(Failing(), **how))
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
 
@@ -160,7 +160,7 @@ def test_a_finished_run_is_read_back_without_moving(tmp_path: Path) -> None:
     first = run(Failing(), checkpoint=path)
     generator = Failing()
     assert_same(run(generator, checkpoint=path), first)
-    assert generator.calls == 6  # the checks of G, and the outputs
+    assert generator.calls == 7  # the checks of G, the outputs, and the frames
 
 
 @pytest.mark.slow
