@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -102,6 +103,8 @@ def expected_shapes(b: int, r: int, n: int, particles: int, t: int) -> dict[str,
         "x_obs": (b, 5),
         "observed": (b, 5),
         "trace": (t + 1, b, r * particles, 4),
+        "frames": (min(t + 1, 40), b, 6, 5),
+        "frame_steps": (min(t + 1, 40),),
     }
 
 
@@ -867,9 +870,12 @@ def test_backends_agree_on_posterior_means() -> None:
 
 
 @pytest.mark.slow
-def test_kept_traces_and_progress_bars_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_kept_traces_and_progress_bars_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     plain, shown = once(keep_trace=True), run(progress=True)
-    assert_same(plain, shown, but=("trace",))
+    assert_same(plain, shown, but=("trace", "frames", "frame_steps"))
     assert shown.trace is None
     text = capsys.readouterr().err
     assert "gradient" in text
@@ -969,7 +975,7 @@ def test_a_finished_run_is_read_back_without_moving(kind: str, tmp_path: Path) -
     generator = Failing()
     again = run(generator, checkpoint=path, keep_trace=True, **KINDS[kind])
     assert_same(again, whole(kind).result)
-    assert generator.calls == 6  # the checks of G, and the outputs
+    assert generator.calls == 7  # the checks of G, the outputs, and the frames
 
 
 @pytest.mark.slow

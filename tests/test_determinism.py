@@ -275,8 +275,8 @@ def sample(seconds, **options):
 
     return cogenerate(
         Slow(seconds), torch.tensor([0.3, 0.1, -0.2, 0.0]), [1, 1, 0, 1], noise_std=0.2, chains=5,
-        method=Paper(ais_steps=60, leapfrog_steps=2, step_size=0.1), seed=9, progress=False,
-        keep_trace=True, **options,
+        method=Paper(ais_steps=60, leapfrog_steps=2, step_size=0.1, keep_trace=True), seed=9,
+        progress=False, **options,
     )
 
 
