@@ -11,6 +11,7 @@ import io
 import itertools
 import os
 import random
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -355,7 +356,7 @@ def run(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
     lines = [n for n in lines if not n.startswith("cogen-fast: warning: ")]
     if status == NOT_SAMPLES:
-        assert lines and all(line.startswith(f"cogen-fast: {NO_SAMPLES}: ") for line in lines)
+        assert lines and all(f": {NO_SAMPLES}: " in line for line in lines)
         status, lines = DONE, []
     return status, told.out, lines
 
@@ -365,6 +366,19 @@ def assert_a_mistake_is_told(status: int, out: str, lines: list[str]) -> None:
     assert len(lines) == 1 and lines[0].startswith("cogen-fast: error: ")
     assert len(lines[0]) > len("cogen-fast: error: ")
     assert out == ""
+
+
+LEFT_OUT = re.compile(r"cogen-fast: \d+ of \d+ images were left out, see above")
+
+
+def assert_what_is_left_out_is_told(status: int, lines: list[str]) -> None:
+    """Of several images each that is left out has a line of its own, and their number is last."""
+    assert status == MISTAKE
+    errors = [line for line in lines if line.startswith("cogen-fast: error: ")]
+    assert errors and all("is left out: " in line for line in errors)
+    others = [line for line in lines[:-1] if line not in errors]
+    allowed = re.compile(rf".* \(\d+ of \d+\)|.*: warning: .*|.*: {NO_SAMPLES}: .*")
+    assert all(allowed.fullmatch(line) for line in others), others
 
 
 # These errors are about a generator that has been loaded.
@@ -631,7 +645,10 @@ def any_lines(draw: st.DrawFn) -> list[str]:
 def test_any_command_line_ends_well(
     shop: Shop, desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A command succeeds, or prints one line of error and writes nothing."""
+    """A command succeeds, or prints one line of error and writes nothing.
+
+    Of several images some may be left out, which does not concern the others.
+    """
 
     @search(150)
     @given(any_lines())
@@ -642,6 +659,13 @@ def test_any_command_line_ends_well(
     @example(["convert", "vectors", "new.safetensors", "--raw"])
     @example(["convert", "cut", "new.safetensors"])
     @example(["info"])
+    @example(
+        [
+            *("super-resolve", "--generator", "g", "--factor", "1", "--image", "0", "fit-1.png"),
+            *("--chains", "2", "--leapfrog-steps", "1", "--method", "paper", "--ais-steps", "1"),
+            *("--out", "out"),
+        ]
+    )
     @example(["demo", "--seed", "x"])
     def ends_well(words: list[str]) -> None:
         here = desk.clear()
@@ -652,6 +676,11 @@ def test_any_command_line_ends_well(
         if status == DONE:
             event("done")
             assert lines == []
+        elif LEFT_OUT.fullmatch(lines[-1]):
+            event("some images are left out")
+            assert_what_is_left_out_is_told(status, lines)
+            after = contents(here, shop.folder)
+            assert {path: after[path] for path in before} == before, argv
         else:
             event("refused")
             assert_a_mistake_is_told(status, told, lines)
