@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from implementations import INTERPRETED
 from torch import Tensor, nn
 
-from cogen_fast import Result
+from cogen_fast import Result, save_generator
 from cogen_fast.generators import ProgressiveGenerator
 
 BACKENDS = ["triton"] if INTERPRETED else ["reference", "native"]
@@ -34,6 +35,14 @@ def seeded(
     for parameter in generator.parameters():
         parameter.data = torch.randn_like(parameter)
     return generator.requires_grad_(False)
+
+
+def saved_generator(folder: Path, side: int) -> str:
+    """The file of a small progressive generator of colour images, with 6 latents."""
+    torch.manual_seed(0)
+    generator = ProgressiveGenerator(resolution=side, feature_maps=[8, 8, 8], latent_size=6)
+    save_generator(generator, folder / "g.safetensors")
+    return str(folder / "g.safetensors")
 
 
 class Failing(nn.Module):

@@ -18,12 +18,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from runs import saved_generator
 
 import cogen_fast
 from cogen_fast import Paper
 from cogen_fast.cli.images import read_picture
 from cogen_fast.cli.main import main
-from cogen_fast.generators import MLPGenerator, ProgressiveGenerator
+from cogen_fast.generators import MLPGenerator
 from cogen_fast.methods import presets
 from cogen_fast.methods.settings import OPTIONS
 from cogen_fast.sampler import tuning
@@ -71,11 +72,7 @@ def interrupted(z):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("generator") / "g.safetensors"
-    generator = ProgressiveGenerator(resolution=SIDE, feature_maps=[8, 8, 8], latent_size=6)
-    cogen_fast.save_generator(generator, path)
-    return str(path)
+    return saved_generator(tmp_path_factory.mktemp("generator"), SIDE)
 
 
 @pytest.fixture

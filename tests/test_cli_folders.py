@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
+from runs import saved_generator
 
 import cogen_fast
 from cogen_fast.cli.main import main
@@ -31,11 +32,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("generator") / "g.safetensors"
-    generator = ProgressiveGenerator(resolution=SIDE, feature_maps=[8, 8, 8], latent_size=6)
-    cogen_fast.save_generator(generator, path)
-    return str(path)
+    return saved_generator(tmp_path_factory.mktemp("generator"), SIDE)
 
 
 @pytest.fixture
