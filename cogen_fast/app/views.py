@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from html import escape
@@ -151,9 +149,7 @@ def _figure(image: npt.NDArray[np.float32], caption: str) -> str:
 def _tile(pixels: plots.Pixels, caption: str) -> str:
     picture = Image.fromarray(pixels)
     picture.thumbnail((_LARGEST, _LARGEST))
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+    source = plots.data_url(picture)
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f"<figure><img alt='{escape(caption or 'sample')}' src='{source}'>{below}</figure>"
 

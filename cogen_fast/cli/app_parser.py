@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cogen_fast.cli.help import GENERATOR_HELP, command
+from cogen_fast.cli.help import GENERATOR_HELP, add_latent_shape, command
 
 _HELP = """\
 Serve a page on which one opens or draws a picture, paints over what is hidden,
@@ -55,13 +55,7 @@ def add_app(commands: Any) -> None:
         metavar="P",
         help="port to listen at; 0: any free one (default: 7860)",
     )
-    add(
-        "--latent-shape",
-        type=int,
-        nargs="+",
-        metavar="D",
-        help="shape of one latent, such as 512 or 100 1 1 (default: inferred from the generator)",
-    )
+    add_latent_shape(add)
     add("--device", metavar="D", help="cpu, cuda or cuda:N (default: the GPU, if there is one)")
     add(
         "--max-pixels",

@@ -8,14 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cogen_fast.results.plots import (
-    LabelledPicture,
-    Pixels,
-    draw_grid,
-    heat,
-    observed_pixels,
-    to_pixels,
-)
+from cogen_fast.results import showing
+from cogen_fast.results.plots import LabelledPicture, Pixels, draw_grid
 from cogen_fast.results.result import Result
 from cogen_fast.support.files import write_atomically
 
@@ -38,19 +32,8 @@ def write_sheet(path: Path, folders: Sequence[Path]) -> None:
 
 def _tiles(folder: Path) -> list[LabelledPicture]:
     """What was observed, the estimate, mean and standard deviation of the result in a folder."""
-    result = Result.load(folder)
-    observed = None if result.observed is None else result.observed[0].numpy()
-    seen = observed_pixels(result.x_obs[0].numpy(), observed, result.images.shape[-2:])
-    estimate = result.pasted(result.estimate)[0].numpy()
-    spread = result.std()[0].mean(0).numpy()
-    top = float(spread.max())
-    pictures = {
-        folder.name[:16]: seen,
-        "estimate": to_pixels(estimate),
-        "mean": to_pixels(result.mean()[0].numpy()),
-        f"std, 0 to {top:.2g}": heat(spread, top),
-    }
-    return [LabelledPicture(label, _small(pixels)) for label, pixels in pictures.items()]
+    tiles = showing.compact(Result.load(folder), folder.name[:16])
+    return [LabelledPicture(tile.label, _small(tile.pixels)) for tile in tiles]
 
 
 def _small(pixels: Pixels) -> Pixels:

@@ -20,7 +20,7 @@ from cogen_fast.methods.inferred_noise import InferredNoise
 from cogen_fast.methods.loop import Method
 from cogen_fast.methods.paper import PaperPlan
 from cogen_fast.problem.observation import Observation
-from cogen_fast.results.diagnostics import FAR
+from cogen_fast.results.diagnostics import FAR, misfit_in_noise
 from cogen_fast.results.result import Result
 from cogen_fast.sampler.ais import Run as PublishedRun
 from cogen_fast.sampler.noise_level import NoiseRun
@@ -166,7 +166,7 @@ class Standing:
         return None
 
     def _misfit_of(self, energy: Tensor) -> Tensor:
-        return (2.0 * energy.clamp(min=0.0) / self._count.clamp(min=1.0)).sqrt()
+        return misfit_in_noise(energy.clamp(min=0.0), self._count.clamp(min=1.0))
 
     def _distance(self, run: AnyRun) -> tuple[float, float]:
         """How far the end is, in units in which a run goes at an even rate; NaN if not known.

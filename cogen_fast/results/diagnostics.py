@@ -23,6 +23,11 @@ _MOST_LEAD = 8.0  # nats, at which one island has 3,000 times the weight of anot
 _SHOWN = 4
 
 
+def misfit_in_noise(energy: Tensor, count: Tensor) -> Tensor:
+    """Root mean square misfit in noise standard deviations, of energies of ``count`` values."""
+    return (2.0 * energy / count).sqrt()
+
+
 @dataclass(frozen=True)
 class DiagnosticInputs:
     """The inputs of a diagnosis; shapes are those of `cogen_fast.Result`.

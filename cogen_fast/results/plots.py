@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,16 +45,6 @@ def to_pixels(image: npt.NDArray[Any]) -> Pixels:
 def hide(pixels: Pixels, observed: npt.NDArray[np.bool_]) -> Pixels:
     """``pixels`` with everything not ``observed`` (``(H, W)``) in one flat colour."""
     return np.where(observed[:, :, None], pixels, np.array(_HIDDEN_COLOUR)).astype(np.uint8)
-
-
-def observed_pixels(
-    measured: npt.NDArray[Any], observed: npt.NDArray[np.bool_] | None, size: Sequence[int]
-) -> Pixels:
-    """A measurement without what was not ``observed``; black of ``size`` if it is no image."""
-    if measured.ndim != 3 or measured.shape[0] not in (1, 3):
-        return to_pixels(np.zeros((1, *size)))
-    pixels = to_pixels(measured)
-    return pixels if observed is None else hide(pixels, np.asarray(observed.all(0)))
 
 
 def heat(values: npt.NDArray[Any], top: float) -> Pixels:
@@ -101,6 +93,13 @@ def draw_grid(
             draw.text((left, top), tile.label, fill="black", font=font)
             canvas.paste(images[r][c], (left, top + _LABEL_HEIGHT))
     return canvas
+
+
+def data_url(image: Image.Image) -> str:
+    """A picture as PNG in the address of a picture in HTML."""
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
 def animated(

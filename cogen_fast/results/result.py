@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogen_fast.results import plots, result_layout, showing
-from cogen_fast.results.diagnostics import DiagnosticInputs, diagnose, failures
+from cogen_fast.results.diagnostics import DiagnosticInputs, diagnose, failures, misfit_in_noise
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
 from cogen_fast.support.archives import array_of, opened_npz
@@ -528,8 +528,7 @@ class Result:
         """The best sample's root mean square misfit in noise standard deviations, ``(B,)``."""
         if not self.settings["noise"].startswith("noise_std"):
             return None
-        residual: Tensor = (2.0 * self.energies.min(-1).values / self.measured).sqrt()
-        return residual
+        return misfit_in_noise(self.energies.min(-1).values, self.measured)
 
     @property
     def measured(self) -> Tensor:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,10 +35,10 @@ def grid(result: Result, tiles: int, truth: Tensor | None) -> Image.Image:
 def frames(result: Result, b: int) -> list[Image.Image]:
     """The frames of `Result.animate`, of observation ``b``."""
     assert result.frames is not None and result.frame_steps is not None
-    drawn = []
+    drawn, seen = [], _observed_pixels(result, b)
     for f, step in enumerate(result.frame_steps.tolist()):
         label = f"beta {_beta_at(result, b, step):.3g}"
-        tiles = [LabelledPicture(label, _observed_pixels(result, b))]
+        tiles = [LabelledPicture(label, seen)]
         for number, image in enumerate(result.frames[f, b]):
             pixels = plots.to_pixels(image.numpy())
             tiles.append(LabelledPicture(f"particle {number}", pixels))
@@ -92,13 +90,11 @@ def as_html(result: Result) -> str:
     if not result.pictured:
         return caption
     rows = [_tiles(result, b, _TILES) for b in range(min(len(result.images), _MOST_ROWS))]
-    buffer = io.BytesIO()
-    plots.draw_grid(rows).save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
+    source = plots.data_url(plots.draw_grid(rows))
     more = len(result.images) - len(rows)
     rest = f"<p>{more} more observations are not shown.</p>" if more else ""
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="observed, chains, mean and '
+        f'<figure><img src="{source}" alt="observed, chains, mean and '
         f'standard deviation"><figcaption>{rest}{caption}</figcaption></figure>'
     )
 
@@ -128,9 +124,23 @@ def _tiles(result: Result, b: int, most: int) -> list[LabelledPicture]:
     for i in order:
         label = f"chain {i}, E {result.energies[b, i].item():.4g}"
         tiles.append(LabelledPicture(label, plots.to_pixels(shown[b, i].numpy())))
-    if result.fit_images is not None:
-        estimate = plots.to_pixels(result.pasted(result.estimate)[b].numpy())
-        tiles.append(LabelledPicture("estimate", estimate))
+    return [*tiles, *_summary(result, b, estimate=result.fit_images is not None)]
+
+
+def compact(result: Result, label: str) -> list[LabelledPicture]:
+    """What was observed, with a label, the estimate, mean and standard deviation of the first."""
+    return [
+        LabelledPicture(label, _observed_pixels(result, 0)),
+        *_summary(result, 0, estimate=True),
+    ]
+
+
+def _summary(result: Result, b: int, *, estimate: bool) -> list[LabelledPicture]:
+    """The estimate, if asked for, the mean and the standard deviation."""
+    tiles = []
+    if estimate:
+        pixels = plots.to_pixels(result.pasted(result.estimate)[b].numpy())
+        tiles.append(LabelledPicture("estimate", pixels))
     spread = result.std()[b].mean(0).numpy()
     top = float(spread.max())
     tiles.append(LabelledPicture("mean", plots.to_pixels(result.mean()[b].numpy())))
@@ -139,6 +149,7 @@ def _tiles(result: Result, b: int, most: int) -> list[LabelledPicture]:
 
 
 def _observed_pixels(result: Result, b: int) -> plots.Pixels:
+    """A measurement without what was not observed; black if it is no image."""
     measured = result.x_obs[b].numpy()
     if measured.ndim != 3 or measured.shape[0] not in (1, 3):
         return plots.to_pixels(np.zeros((1, *result.images.shape[-2:])))
