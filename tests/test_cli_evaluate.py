@@ -63,12 +63,12 @@ wide = lambda z: net(z).repeat(1, 1, 1, 2)
 wide.latent_size = 5
 """
 STUDY = (
-    *("--task=block-4-6", "--methods=ais,gd,gd-multi,sir", "--images=6", "--group=2"),
+    *("--task=block-4-6", "--methods=paper,gd,gd-multi,sir", "--images=6", "--group=2"),
     *("--noise-std=0.3", "--chains=2", "--budget=20", "--starts=10", "--tuning-images=2"),
 )
 RATE = ["--learning-rates=gd=0.01", "--budget=3"]
 RATES = ("--learning-rates=gd=0.01,gd-multi=0.01",)
-METHOD_NAMES = ("ais", "gd", "gd-multi", "sir")
+METHOD_NAMES = ("paper", "gd", "gd-multi", "sir")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -195,8 +195,8 @@ def test_own_images_are_the_generator_s(tmp_path: Path) -> None:
     assert main(command(tmp_path, "--data=own", "--methods=sir", "--images=3")) == 0
     assert [record["name"] for record in gather(tmp_path)] == ["own-0", "own-1", "own-2"]
     # This command has more methods and images than the first one.
-    assert main(command(tmp_path, "--data=own", "--methods=sir,ais", "--images=4")) == 0
-    assert [set(record["methods"]) for record in gather(tmp_path)] == [{"sir", "ais"}] * 4
+    assert main(command(tmp_path, "--data=own", "--methods=sir,paper", "--images=4")) == 0
+    assert [set(record["methods"]) for record in gather(tmp_path)] == [{"sir", "paper"}] * 4
 
 
 def test_noise_and_latent_shape_reach_the_methods(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_a_rate_at_the_edge_of_the_grid_is_told(
 @pytest.mark.parametrize(
     ("name", "solver", "options"),
     [
-        ("ais", "paper", {"chains": 3, "preset": "celeba-128", "ais_steps": 5}),
+        ("paper", "paper", {"chains": 3, "preset": "celeba-128", "ais_steps": 5}),
         ("adaptive", "adaptive", {"chains": 3, "budget": 100}),
         ("adaptive-polish", "adaptive", {"chains": 3, "budget": 100, "polish": 25}),
         ("gd", "gd", {"chains": 3, "steps": 100}),
@@ -350,13 +350,13 @@ def test_a_preset_brings_task_settings_and_weight(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = ["evaluate", "--generator=evaluated_code:net", "--data=own", "--images=1"]
-    start += [f"--out={tmp_path}", "--preset=celeba-128-program", "--methods=ais,sir"]
+    start += [f"--out={tmp_path}", "--preset=celeba-128-program", "--methods=paper,sir"]
     assert main(start) == 2
     message = error_of(capsys)
     assert "preset: celeba-128-program is for images of 128 px, got a generator of 16 x" in message
     assert main([*start, "--task=block-4-6", "--budget=40", "--starts=5"]) == 0
     (record,) = gather(tmp_path)
-    assert len(record["methods"]["ais"]["energies"]) == 10
+    assert len(record["methods"]["paper"]["energies"]) == 10
     assert json.loads((tmp_path / "plan.json").read_text())["common"] == {"weight": 1.0}
 
 
@@ -402,7 +402,7 @@ def test_the_leading_process_writes_the_report(
 
 @pytest.mark.parametrize(
     ("given", "missing"),
-    [((), r"gd-multi/tuning\.json"), (RATES, r"ais/group-000001\.jsonl")],
+    [((), r"gd-multi/tuning\.json"), (RATES, r"paper/group-000001\.jsonl")],
     ids=["rates", "records"],
 )
 def test_processes_without_a_common_folder_are_told(
@@ -490,7 +490,7 @@ def test_a_whole_study_is_not_done_again(whole: Path) -> None:
 def test_what_killed_processes_left_is_removed(whole: Path, tmp_path: Path) -> None:
     assert main(command(tmp_path)) == 0
     (tmp_path / "gd" / ".group-000001.jsonl.x.jsonl").write_text("half")
-    (tmp_path / "ais" / "group-000002.checkpoint.safetensors").write_bytes(b"half")
+    (tmp_path / "paper" / "group-000002.checkpoint.safetensors").write_bytes(b"half")
     assert main(command(tmp_path)) == 0
     assert_same_study(tmp_path, whole)
 
@@ -577,7 +577,7 @@ def test_another_study_is_not_gone_on_with(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--methods=ais,magic"], "methods: expected one of ("),
+        (["--methods=paper,magic"], "methods: expected one of ("),
         (["--methods=gd,gd"], "methods: expected at least one, of different names"),
         (["--methods="], "methods: expected one of ("),
         (["--task=cube"], "task: expected block, block-LOW-HIGH"),
@@ -596,7 +596,7 @@ def test_another_study_is_not_gone_on_with(
         (["--added-noise=-1"], "added_noise: expected"),
         (["--preset=five-gaussians"], "preset: expected one of ('celeba-128'"),
         (["--learning-rates=gd"], "--learning-rates: expected METHOD=RATE"),
-        (["--learning-rates=adam=0.1"], "learning_rates: expected methods among ais, gd,"),
+        (["--learning-rates=adam=0.1"], "learning_rates: expected methods among paper, gd,"),
         (["--learning-rates=sir=0.1"], "learning_rates: expected none for sir"),
         (["--learning-rates=gd=-1"], "learning_rates: expected a finite number above 0"),
         (["--data=own", "--tuning-images=1", "--device=tpu"], "device: expected cpu or cuda"),

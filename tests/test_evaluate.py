@@ -46,7 +46,7 @@ SIDE = 16
 METHODS = (
     Method("gd", "gd", {"steps": 4, "learning_rate": 0.02, "chains": 2}),
     Method("sir", "sir", {"starts": 30, "chains": 3}),
-    Method("ais", "paper", {"ais_steps": 3, "leapfrog_steps": 2, "chains": 3}),
+    Method("paper", "paper", {"ais_steps": 3, "leapfrog_steps": 2, "chains": 3}),
 )
 STUDY = Study(Block(4, 6), METHODS, {"noise_std": 0.3}, seed=5, group=2)
 QUIET: dict[str, Any] = {"progress": False}
@@ -131,10 +131,10 @@ def test_records_are_what_direct_calls_give(whole: Path) -> None:
             {"method": "paper", "ais_steps": 3, "leapfrog_steps": 2, "chains": 3, **common, **QUIET}
         ),
     )
-    for name, result in (("gd", fit), ("ais", sampled)):
+    for name, result in (("gd", fit), ("paper", sampled)):
         for b, number in enumerate((2, 3)):
             found = records[number]["methods"][name]
-            weights = result.weights[b] if name == "ais" else None
+            weights = result.weights[b] if name == "paper" else None
             hidden = case.hidden[b]
             expected = metrics.summarise(
                 result.images[b], images[b], result.energies[b], hidden, weights=weights
@@ -145,7 +145,7 @@ def test_records_are_what_direct_calls_give(whole: Path) -> None:
             assert found["cost"] == result.cost
             assert found["energies"] == result.energies[b].tolist()
             assert found["diagnosis"] == result.diagnose()
-            if name == "ais":
+            if name == "paper":
                 assert found["acceptance"] == [pytest.approx(float(sampled.acceptance[-1, b]))]
                 share = metrics.coverage(result.images[b], images[b], hidden, weights=weights)
                 assert found["coverage"]["0.5"] in (None, float(share[0]))
@@ -282,7 +282,7 @@ def test_an_unfinished_group_with_more_images_starts_anew(whole: Path, tmp_path:
         out = tmp_path / str(stop)
         with pytest.raises(KeyboardInterrupt):
             evaluate(Net(stop), data(), STUDY, out, images=3, **QUIET)
-        if list(out.glob("ais/group-000001.*.checkpoint.safetensors")):
+        if list(out.glob("paper/group-000001.*.checkpoint.safetensors")):
             break
     else:
         raise AssertionError("no checkpoint of the last group")
@@ -406,15 +406,15 @@ def test_a_generator_s_own_images_depend_on_number_and_seed() -> None:
 def test_the_table_is_means_over_images(whole: Path, tmp_path: Path) -> None:
     records = list(gather(whole))
     rows = {(row.method, row.taken): row for row in evaluation_table.tabulated(records).rows}
-    assert set(rows) == {(m, t) for m in ("gd", "sir", "ais") for t in evaluation_table.TAKEN}
-    each = [record["methods"]["ais"]["metrics"] for record in records]
+    assert set(rows) == {(m, t) for m in ("gd", "sir", "paper") for t in evaluation_table.TAKEN}
+    each = [record["methods"]["paper"]["metrics"] for record in records]
     for taken in evaluation_table.TAKEN:
-        row = rows["ais", taken]
+        row = rows["paper", taken]
         values = [float(np.mean(metric[taken]["hidden_mse"])) for metric in each]
         expected = (np.mean(values), np.std(values, ddof=1) / math.sqrt(5))
         assert row.values["hidden_mse"] == pytest.approx(expected)
         assert row.images == 5 and row.cost == 3 * 2 * (1 + 3 * 2)
-    assert rows["ais", "oracle"].values["mse"] <= rows["ais", "best"].values["mse"]
+    assert rows["paper", "oracle"].values["mse"] <= rows["paper", "best"].values["mse"]
     assert rows["gd", "best"].acceptance is None and rows["gd", "best"].coverage is None
     evaluation_table.tabulated(records).write(tmp_path / "table.csv")
     with (tmp_path / "table.csv").open(newline="") as file:
@@ -426,7 +426,7 @@ def test_the_table_is_means_over_images(whole: Path, tmp_path: Path) -> None:
     assert float(line["mean"]) == rows["sir", "mean"].values["ssim"][0]
     text = evaluation_table.tabulated(records).text()
     assert f"{rows['gd', 'best'].values['mse'][0]:.4f}" in text
-    assert "coverage of ais: 0.5:" in text and "0.95: too few samples" in text
+    assert "coverage of paper: 0.5:" in text and "0.95: too few samples" in text
 
 
 def test_records_are_read_group_by_group(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +466,7 @@ def test_pictures_show_truth_observed_and_the_best_of_each_method(whole: Path) -
     seen = ~case.hidden[0, 0].numpy()
     np.testing.assert_array_equal(tile(0, 1)[seen], tile(0, 0)[seen])
     assert (tile(0, 1)[~seen] == tile(0, 1)[~seen][0]).all()
-    for column, method in enumerate(("gd", "sir", "ais"), start=2):
+    for column, method in enumerate(("gd", "sir", "paper"), start=2):
         with np.load(whole / method / "group-000001.npz") as file:
             expected = np.repeat(file["best"][1].transpose(1, 2, 0), 3, axis=2)
         np.testing.assert_array_equal(tile(0, column), expected)
@@ -525,7 +525,7 @@ def rewrite(folder: Path, name: str, change: Any) -> None:
     path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
 
 
-FIRST, SECOND, OTHERS = "gd/group-000000.jsonl", "gd/group-000001.jsonl", "ais/group-000000.jsonl"
+FIRST, SECOND, OTHERS = "gd/group-000000.jsonl", "gd/group-000001.jsonl", "paper/group-000000.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -541,7 +541,7 @@ FIRST, SECOND, OTHERS = "gd/group-000000.jsonl", "gd/group-000001.jsonl", "ais/g
         lambda out: rewrite(out, FIRST, lambda lines: []),
         lambda out: shutil.copy(out / "gd/plan.json", out / "plan.json"),
         lambda out: shutil.copy(out / "plan.json", out / "gd/plan.json"),
-        lambda out: shutil.copy(out / "ais/plan.json", out / "gd/plan.json"),
+        lambda out: shutil.copy(out / "paper/plan.json", out / "gd/plan.json"),
         lambda out: shutil.copy(out / "gd/plan.json", out / FIRST),
     ],
 )
@@ -576,7 +576,7 @@ def test_other_names_are_no_records(whole: Path, tmp_path: Path) -> None:
     [
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes()[:-30]),
-        lambda path: shutil.copy(path.parents[1] / "ais" / path.name, path),
+        lambda path: shutil.copy(path.parents[1] / "paper" / path.name, path),
         lambda path: shutil.copy(path.with_name("group-000001.npz"), path),
         lambda path: inverted(path),
     ],

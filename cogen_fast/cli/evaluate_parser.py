@@ -25,7 +25,7 @@ stopped, the same command continues it and repeats no finished group of images.
 """
 _METHODS_HELP = """\
 what --methods takes, separated by commas:
-  ais               the published algorithm; with --preset a published run
+  paper             the published method; with --preset a published run
   adaptive          the adaptive method, which is the default of other commands
   adaptive-polish   best fits that start from samples of the adaptive method
   gd, adam, lbfgs   an optimiser of the misfit from one random start
@@ -48,7 +48,7 @@ what --task takes:
 _EPILOG = """\
 examples: 100 images of a test set, in one process and in four, each with a GPU
   cogen-fast evaluate --generator fashion-32 --fit pad --images 100 --out study \\
-      --data t10k-images-idx3-ubyte.gz --methods ais,gd,gd-multi,sir
+      --data t10k-images-idx3-ubyte.gz --methods paper,gd,gd-multi,sir
   torchrun --nproc-per-node 4 -m cogen_fast evaluate --generator fashion-32 ...
 The processes share the images; on several machines they need a common folder
 DIR. The results do not depend on the number of processes, if each has the same
@@ -93,9 +93,9 @@ def add_evaluate(commands: Any) -> None:
     add(
         "--methods",
         type=_names,
-        default=("ais", "gd", "gd-multi", "sir"),
+        default=("paper", "gd", "gd-multi", "sir"),
         metavar="M,M,...",
-        help=f"{', '.join(METHODS)} (see below; default: ais,gd,gd-multi,sir)",
+        help=f"{', '.join(METHODS)} (see below; default: paper,gd,gd-multi,sir)",
     )
     add(
         "--images",
@@ -114,7 +114,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add(
         "--preset",
         metavar="NAME",
-        help=f"task and settings of a published run of ais: {', '.join(PUBLISHED)}; with --task "
+        help=f"task and settings of a published run, for paper: {', '.join(PUBLISHED)}; with --task "
         "only its settings are taken",
     )
     add(
@@ -136,7 +136,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--chains",
         type=int,
         metavar="N",
-        help="number of chains per image (default: ais 4 or the preset's, adaptive 16, others 1)",
+        help="number of chains per image (default: paper 4 or the preset's, adaptive 16, others 1)",
     )
     add(
         "--budget",

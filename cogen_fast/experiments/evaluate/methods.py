@@ -9,7 +9,7 @@ from cogen_fast.methods.baselines import BASELINES, descends, draws_many
 from cogen_fast.methods.presets import DEFAULTS, find_preset
 from cogen_fast.support.arguments import check_choice, check_count, check_number, shown
 
-METHODS = ("ais", "adaptive", "adaptive-polish", *BASELINES)
+METHODS = ("paper", "adaptive", "adaptive-polish", *BASELINES)
 POLISH = 500
 """Gradients with which "adaptive-polish" ends; with a budget they are a quarter of it."""
 
@@ -25,14 +25,14 @@ def method_named(
 ) -> Method:
     """The method of that name, with those of the settings that it takes.
 
-    "ais" is the published algorithm; "adaptive" is this package's own, and "adaptive-polish" is the
+    "paper" is the published method; "adaptive" is this package's own, and "adaptive-polish" is the
     same, judged by the best fits found from its samples; the others are
     `cogen_fast.methods.baselines`.
 
     Args:
-        preset: for "ais", one of `cogen_fast.PRESETS`.
+        preset: for "paper", one of `cogen_fast.PRESETS`.
         chains: the number of chains for each image (None: that of the method or preset).
-        budget: the most gradients for each chain: "ais" takes as many temperatures as it allows,
+        budget: the most gradients for each chain: "paper" takes as many temperatures as it allows,
             optimisers as many steps; "sir" takes none (None: the method's own number).
         starts: the number of prior draws of the multi-starts and of "sir" (None: 5,000).
         learning_rate: the learning rate of an optimiser; None: to be tuned.
@@ -50,7 +50,7 @@ def method_named(
                 f"{shown(learning_rate)}"
             )
         options["learning_rate"] = check_number("learning_rates", learning_rate, above=0.0)
-    if name == "ais":
+    if name == "paper":
         options |= {"preset": preset, "ais_steps": _temperatures(preset, budget)}
         return _method(name, "paper", options)
     if name in ("adaptive", "adaptive-polish"):
