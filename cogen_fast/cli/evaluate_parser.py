@@ -114,8 +114,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add(
         "--preset",
         metavar="NAME",
-        help=f"task and settings of a published run, for paper: {', '.join(PUBLISHED)}; with --task "
-        "only its settings are taken",
+        help=f"task, and settings of paper, of a published run: {', '.join(PUBLISHED)}; with "
+        "--task only its settings are taken",
     )
     add(
         "--noise-std",
