@@ -137,6 +137,8 @@ def test_super_resolution_of_a_folder(checkpoint: str, here: Path) -> None:
     assert names_in(here / "out") == {"x", "y", "sheet.png"}
     x = cogen_fast.Result.load("out/x")
     assert x.x_obs.shape == (1, 3, 4, 4) and not torch.equal(x.latents, latents(here / "out/y"))
+    with Image.open("out/sheet.png") as sheet:
+        assert sheet.height == 2 * (112 + 4 + 18) + 4  # no note on pasted pixels: there are none
 
 
 def test_the_sheet_has_a_row_for_each_picture_and_stays_small(

@@ -22,17 +22,21 @@ _ROWS = 24  # of results; further ones are placed beside these
 
 def write_sheet(path: Path, folders: Sequence[Path]) -> None:
     """Draw the results in the first `MOST` folders, one row of four tiles each, as PNG."""
-    tiles = [_tiles(folder) for folder in folders[:MOST]]
+    tiles, pasted = [], False
+    for folder in folders[:MOST]:
+        result = Result.load(folder)
+        tiles.append(_tiles(result, folder.name[:16]))
+        pasted = pasted or result.completed is not None
     beside = -(-len(tiles) // _ROWS)
     groups = [tiles[at : at + beside] for at in range(0, len(tiles), beside)]
     rows = [[tile for each in group for tile in each] for group in groups]
-    image = draw_grid(rows, notes=[_PASTED])
+    image = draw_grid(rows, notes=[_PASTED] if pasted else [])
     write_atomically(path, lambda file: image.save(file, format="PNG"))
 
 
-def _tiles(folder: Path) -> list[LabelledPicture]:
-    """What was observed, the estimate, mean and standard deviation of the result in a folder."""
-    tiles = showing.compact(Result.load(folder), folder.name[:16])
+def _tiles(result: Result, label: str) -> list[LabelledPicture]:
+    """What was observed, the estimate, mean and standard deviation of a result."""
+    tiles = showing.compact(result, label)
     return [LabelledPicture(tile.label, _small(tile.pixels)) for tile in tiles]
 
 

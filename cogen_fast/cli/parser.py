@@ -62,14 +62,21 @@ example: from 16 x 16 pixels to the generator's 64 x 64
       --factor 4 --out large
 
 """
-_FILES_HELP = """\
+_INPAINT_FILES = """\
 what is written to DIR:
-  completed.png     with a mask or box: your image at its own size, whose hidden
-                    part is taken from the estimate, enlarged and blended in
+  completed.png     your image at its own size, whose hidden part is taken from
+                    the estimate, enlarged and blended in
+  estimate.png      the one image to show if only one can be shown, of the
+                    generator's size, with the observed pixels pasted in
+  chain_000.png ... one image per chain, pasted in the same way
+  raw/              the same images without pasting, G(z)
+"""
+_SUPER_RESOLVE_FILES = """\
+what is written to DIR:
   estimate.png      the one image to show if only one can be shown
-  chain_000.png ... one image per chain; with a mask or box, the observed pixels
-                    are pasted in here and in estimate.png
-  raw/              with a mask or box: the same images without pasting, G(z)
+  chain_000.png ... one image per chain
+"""
+_RESULT_FILES = """\
   grid.png          the observation, up to eight chains in order of energy, the
                     estimate (if polished), and mean and standard deviation
   result.npz        latents, energies, weights, history;
@@ -82,9 +89,9 @@ of several images, or a folder:
   sheet.png         the first 96 images: what is observed of each, its estimate,
                     mean and standard deviation
 An image that cannot be read is named and left out. The same command continues
-after a stop: finished images are skipped if options, image and mask are the
-same, and an unfinished one goes on from NAME/unfinished.safetensors, which is
-removed at its end.
+after a stop: finished images are skipped if options and files are the same, and
+an unfinished one goes on from NAME/unfinished.safetensors, which is removed at
+its end.
 
 exit status: 0 success; 2 error, whose cause is shown, also if images were left
 out; 3 the files were written, but the chains are not samples (warnings and
@@ -133,7 +140,7 @@ examples:
 
 what is written to DIR:
   report.md         the settings, a table for each kind of images and task, and
-                    which methods differ from Adam with many starts
+                    which methods differ from the default's estimate
   figure4_*.png     MSE, SSIM and MS-SSIM over the generator's training
   panels_*.png      ground truth, observation, and each method's best chain
   misfit_*.png      error of hidden pixels against error of observed pixels
@@ -188,7 +195,7 @@ def _add_inpaint(commands: Any) -> None:
         "inpaint",
         "fill in the hidden part of an image",
         description=_INPAINT_HELP,
-        epilog=_INPAINT_EXAMPLE + GENERATOR_HELP + _FILES_HELP,
+        epilog=_INPAINT_EXAMPLE + GENERATOR_HELP + _INPAINT_FILES + _RESULT_FILES,
     )
     group = _start_files(
         parser,
@@ -225,7 +232,7 @@ def _add_super_resolve(commands: Any) -> None:
         "super-resolve",
         "enlarge a small image",
         description=_SUPER_RESOLVE_HELP,
-        epilog=_SUPER_RESOLVE_EXAMPLE + GENERATOR_HELP + _FILES_HELP,
+        epilog=_SUPER_RESOLVE_EXAMPLE + GENERATOR_HELP + _SUPER_RESOLVE_FILES + _RESULT_FILES,
     )
     group = _start_files(
         parser, "the small image, with the generator's width and height divided by the factor"
