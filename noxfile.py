@@ -64,6 +64,13 @@ def full(session: nox.Session) -> None:
 
 
 @nox.session
+def build(session: nox.Session) -> None:
+    """The tests that compile C++: the kernels alone, the emulated device, the wheel."""
+    _installed(session, "test,dev", **_ON_CPU)
+    session.run("pytest", "-m", "build", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The pytest-benchmark comparisons."""
     _installed(session, "metrics,test,peers")
