@@ -9,6 +9,7 @@ import numpy as np
 from cogen_fast.app.runs import shown_images
 from cogen_fast.app.setup import FILL, Setup
 from cogen_fast.results.result import Result
+from cogen_fast.support.archives import write_npz
 
 PICTURE, ARRAYS, SCRIPT = NAMES = ("completions.png", "run.npz", "repeat.py")
 _TEMPLATE = '''\
@@ -32,7 +33,7 @@ def write(folder: Path, setup: Setup, result: Result) -> list[Path]:
     """Write the files of a run into ``folder``; gives their paths in the order of `NAMES`."""
     paths = [folder / name for name in NAMES]
     result.grid(paths[0], tiles=setup.settings.chains)
-    np.savez_compressed(paths[1], **_arrays(setup, result))  # type: ignore[arg-type]
+    write_npz(_arrays(setup, result), paths[1])
     paths[2].write_text(script(setup), encoding="utf-8")
     return paths
 

@@ -21,7 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogen_fast.generators.checks import flat_latents, fraction, positive_int
-from cogen_fast.generators.progressive import RESOLUTIONS, checked_maps, checked_resolution
+from cogen_fast.generators.progressive import (
+    RESOLUTIONS,
+    checked_maps,
+    checked_resolution,
+    pixel_norm,
+)
 from cogen_fast.support.arguments import abbreviated, shown
 
 ARCHITECTURES = ("skip", "residual", "original")
@@ -29,11 +34,6 @@ _SLOPE, _GAIN = 0.2, math.sqrt(2.0)  # of every leaky ReLU
 _EPSILON = 1e-8
 _HALF = math.sqrt(0.5)  # keeps the variance of a sum of two branches
 Noise = Literal["stored", "none"] | Sequence[Tensor]
-
-
-def normalised(x: Tensor) -> Tensor:
-    """`x / sqrt(mean(x^2) + 1e-8)` of each row of (N, d)."""
-    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + _EPSILON)
 
 
 def activated(x: Tensor, bias: Tensor, gain: float, clamp: float | None) -> Tensor:
@@ -224,10 +224,10 @@ class Mapping(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(widths))
 
     def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        x = normalised(z)
+        x = pixel_norm(z)
         if self.embed is not None:
             assert labels is not None
-            x = torch.cat([x, normalised(self.embed(labels))], 1)
+            x = torch.cat([x, pixel_norm(self.embed(labels))], 1)
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
             x = activated(F.linear(x, layer.weight), layer.bias, _GAIN, None)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cogen_fast.results import plots, result_layout, showing
 from cogen_fast.results.diagnostics import DiagnosticInputs, diagnose, failures, misfit_in_noise
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
-from cogen_fast.support.archives import array_of, opened_npz
+from cogen_fast.support.archives import array_of, opened_npz, write_npz
 from cogen_fast.support.arguments import (
     abbreviated,
     check_file,
@@ -386,7 +387,7 @@ class Result:
         if not overwrite and (folder / _SUMMARY).exists():
             raise FileExistsError(f"directory: {folder} holds a result already (overwrite=True?)")
         arrays = {name: t.numpy() for name, t in self._tensors().items()}
-        write_atomically(folder / _ARRAYS, _npz_writer(arrays))
+        write_atomically(folder / _ARRAYS, partial(write_npz, arrays))
         if self.pictured:
             self.grid(folder / _GRID)
         else:
@@ -714,14 +715,6 @@ def content_digest(arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> 
     plain = {name: value for name, value in summary.items() if name != "digest"}
     read = json.loads(json.dumps(plain))  # as read from a file: numeric keys become strings
     return digest_of(arrays, {_SUMMARY: json.dumps(read, sort_keys=True)})
-
-
-def _npz_writer(arrays: dict[str, npt.NDArray[Any]]) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-    return write
 
 
 def _write_text(path: Path, text: str) -> None:

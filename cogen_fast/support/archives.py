@@ -1,9 +1,10 @@
-"""Compressed files, with limits on their unpacked size."""
+"""Compressed files: written, and read with limits on their unpacked size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -50,3 +51,9 @@ def array_of(name: str, archive: Any, member: str) -> npt.NDArray[Any]:
     if not isinstance(value, np.ndarray):  # NumPy returns other members as bytes
         raise ValueError(f"{name}: expected an array {member!r}, got other bytes")
     return value
+
+
+def write_npz(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
+    """Write ``arrays`` by name as a compressed archive, whatever the suffix of ``path``."""
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

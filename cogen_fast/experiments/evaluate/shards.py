@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from cogen_fast.experiments.evaluate.record import Record, plain
-from cogen_fast.support.archives import array_of, opened_npz
+from cogen_fast.support.archives import array_of, opened_npz, write_npz
 from cogen_fast.support.digests import digest_of, with_digest, without_digest
 from cogen_fast.support.files import open_regular, parse_json, read_text, write_atomically
 
@@ -49,7 +49,7 @@ def write(shard: Path, records: Sequence[Record], pictures: Pictures) -> None:
     """Write the pictures, then the records, which mark the group as done; both plans must exist."""
     if pictures:
         whole = {**pictures, _DIGEST: np.array(_pictures_digest(shard, pictures))}
-        write_atomically(shard.with_suffix(".npz"), partial(_save, whole))
+        write_atomically(shard.with_suffix(".npz"), partial(write_npz, whole))
     owners = _owners(shard, len(records))
     given = [with_digest(plain(r), owner) for r, owner in zip(records, owners, strict=True)]
     lines = [json.dumps(record, allow_nan=False) for record in given]
@@ -85,11 +85,6 @@ def pictures_beside(shard: Path) -> Pictures:
             "group to run it again"
         )
     return held
-
-
-def _save(arrays: Pictures, path: Path) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def _owner(shard: Path) -> str:
