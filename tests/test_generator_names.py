@@ -1,4 +1,4 @@
-"""What names a generator is the same for every command, and what is no generator is told."""
+"""What names a generator is the same for every command; other names get an error with a hint."""
 
 from __future__ import annotations
 

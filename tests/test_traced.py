@@ -39,7 +39,7 @@ TRACED = (
     "generator: its convolutions are computed by faster code for gradients with respect to the "
     "latent"
 )
-AS_IT_IS = "generator: its convolutions are called as they are, for "
+AS_IT_IS = "generator: its convolutions are called as they are, because "
 BOUNDS = {F64: 1e-12, F32: 2e-4}
 
 
@@ -333,7 +333,7 @@ def test_what_has_no_recording_is_called_as_it_is(kind: type[nn.Module]) -> None
     with traced(made(kind, F32)) as (_, found, note):
         assert found is None
         assert note is not None
-        assert note.startswith(f"{AS_IT_IS}it has no recording: {REASONS[kind]}")
+        assert note.startswith(f"{AS_IT_IS}it cannot be recorded: {REASONS[kind]}")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -360,7 +360,7 @@ class Coarse(nn.Module):
 def test_a_recording_with_other_outputs_is_not_used() -> None:
     with traced(made(Coarse, F32)) as (_, found, note):
         assert found is None
-        assert note == f"{AS_IT_IS}its recording gave other outputs"
+        assert note == f"{AS_IT_IS}the faster form gave other outputs"
 
 
 Forward = Callable[[nn.Sequential, Tensor], Tensor]
@@ -469,15 +469,15 @@ ELSEWHERE: dict[str, tuple[Forward, str]] = {
     "noise": (_noisy, "it draws random numbers (randn_like)"),
     "split": (
         lambda main, z: torch.cat([main(each) for each in z.split(8)]),
-        "it takes the batch apart",
+        "it splits the batch",
     ),
     "chunk": (
         lambda main, z: torch.cat([main(each) for each in torch.chunk(z, 2, dim=-4)]),
-        "it takes the batch apart",
+        "it splits the batch",
     ),
     "slice": (
         lambda main, z: torch.cat([main(z[n : n + 8]) for n in range(0, len(z), 8)]),
-        "it takes the batch apart",
+        "it splits the batch",
     ),
 }
 
@@ -489,7 +489,7 @@ def test_what_is_another_function_elsewhere_is_not_recorded(name: str) -> None:
     with traced(with_forward(forward), latent_shape=(5, 1, 1)) as (_, found, note):
         assert found is None
         assert note is not None
-        assert note.startswith(f"{AS_IT_IS}it has no recording: {reason}")
+        assert note.startswith(f"{AS_IT_IS}it cannot be recorded: {reason}")
 
 
 def _sliced_in_place(main: nn.Sequential, z: Tensor) -> Tensor:

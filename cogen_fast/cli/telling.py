@@ -1,4 +1,4 @@
-"""What a command tells on stderr, one line each, and its exit status."""
+"""Messages on stderr, one line each, and the exit statuses of commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _AS_OPTIONS = (
 
 
 def say(text: str) -> None:
-    """Tell a line."""
+    """Print a line on stderr."""
     print(f"cogen-fast: {text}", file=sys.stderr)
 
 
@@ -46,7 +46,7 @@ def one_line(message: object) -> str:
 
 @contextmanager
 def one_line_warnings(about: str = "") -> Iterator[None]:
-    """Tell each warning as a line, which begins with ``about``."""
+    """Print each warning as one line, which begins with ``about``."""
 
     def show(
         message: Warning | str,

@@ -28,7 +28,7 @@ def check_tuples(file: BinaryIO) -> None:
     Damaged bytes can raise nearly anything. The file is at its start afterwards.
     """
     file.seek(0)
-    zipped = file.read(len(_ZIP)) == _ZIP  # as torch tells; a zip archive may also be at the end
+    zipped = file.read(len(_ZIP)) == _ZIP  # torch decides by this, too
     file.seek(0)
     if zipped:
         with zipfile.ZipFile(file) as archive:

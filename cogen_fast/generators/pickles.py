@@ -82,7 +82,7 @@ class _Refused(ValueError):
 
 @dataclass(frozen=True)
 class _Name:
-    """A name that the file asks for: a text, which nothing is looked up by but the table below."""
+    """A name that the file asks for: a text, which is looked up in the table below only."""
 
     text: str
 

@@ -11,7 +11,7 @@ _DEPTH = 6
 
 
 def unwrapped(content: Mapping[Any, Any]) -> Iterator[Mapping[Any, Any]]:
-    """The content of a file, and what is in it where others would put a network, outermost first.
+    """The content of a file, then each mapping in it that may hold a network, outermost first.
 
     Prefixes `module.` that all names of a mapping share are taken off at every depth.
     """

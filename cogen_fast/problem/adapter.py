@@ -280,7 +280,7 @@ class _NoTensor(TypeError):
 
 
 def _missing_argument(generator: Any, error: TypeError) -> _MissingArgument | None:
-    """What to say of a call that lacks an argument; None where the error is another one."""
+    """The error of a call that lacks an argument; None where ``error`` is another one."""
     found = re.search(r"missing \d+ required positional arguments?: '(\w+)'", str(error))
     if found is None:
         return None
@@ -292,7 +292,7 @@ def _missing_argument(generator: Any, error: TypeError) -> _MissingArgument | No
 
 
 def _more(generator: Any) -> str:
-    """What to do where a generator fails without an argument that it does not insist on."""
+    """A hint for a generator that fails and has an optional argument, which was not given."""
     called = generator.forward if isinstance(generator, nn.Module) else generator
     try:
         names = [p.name for p in inspect.signature(called).parameters.values() if p.default is None]

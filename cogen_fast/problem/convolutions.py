@@ -1,4 +1,4 @@
-"""Convolutions in the recording of a generator, and what belongs to each."""
+"""Finds the convolutions in a recording of a generator, and replaces them by faster code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CONVOLUTIONS: dict[Any, Callable[..., None]] = {
 }
 _TRANSPOSED = (F.conv_transpose2d, torch.conv_transpose2d)
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
-# What takes images of any memory layout, and keeps it.
+# Functions that take images of any memory layout and return the same layout.
 _ANY_LAYOUT = frozenset(
     (
         *(F.relu, F.leaky_relu, F.elu, F.gelu, F.silu, F.tanh, F.sigmoid, F.batch_norm),
@@ -72,9 +72,10 @@ def replaced(
     found: Sequence[Convolution],
     chain_of: Callable[[list[Convolution], bool], nn.Module],
 ) -> Recording:
-    """The recording with chains where ``found`` was, without what nothing reads any more.
+    """The recording with the convolutions ``found`` replaced, without steps that nothing reads.
 
-    ``chain_of`` makes one of neighbours, given whether its result has to be contiguous.
+    ``chain_of`` makes one module of neighbouring convolutions; its second argument says whether the
+    module's result has to be contiguous.
     """
     steps, users = list(recording.steps), recording.users()
     sources = {each.source for each in found}
@@ -87,7 +88,7 @@ def replaced(
 
 
 def _runs(found: Sequence[Convolution], users: dict[Place, list[int]]) -> list[list[Convolution]]:
-    """Convolutions of which each is all that reads the one before, grouped."""
+    """Groups of neighbours: each convolution of a group is the only reader of the one before."""
     groups: list[list[Convolution]] = []
     for each in found:
         before = Place(groups[-1][-1].last) if groups else None
@@ -99,7 +100,7 @@ def _runs(found: Sequence[Convolution], users: dict[Place, list[int]]) -> list[l
 
 
 def _any_layout(recording: Recording, user: int) -> bool:
-    """Whether a reader of images does not depend on their memory layout; the output's does not."""
+    """Whether step ``user`` takes images of any memory layout, as the output's reader does."""
     return user == len(recording.steps) or recording.steps[user].function in _ANY_LAYOUT
 
 
@@ -123,7 +124,7 @@ def _without_unread(recording: Recording) -> Recording:
 
 
 class _Finder:
-    """Looks at the steps of a recording."""
+    """Finds the convolutions in a recording, step by step."""
 
     def __init__(
         self, recording: Recording, layer_of: Callable[[ConvolutionSpec], Layer | None]
@@ -132,7 +133,10 @@ class _Finder:
         self._users, self._layer_of = recording.users(), layer_of
 
     def at(self, number: int) -> Iterator[Convolution]:
-        """The convolution at a step with what belongs to it, if there is code for it."""
+        """The convolution at a step, with the norm, activation and upsampling joined to it.
+
+        Nothing where the step is no convolution, or there is no code for it.
+        """
         given = _convolution(self._steps[number])
         if given is None:
             return

@@ -185,7 +185,7 @@ class Prior(nn.Module):
         return conditions[torch.as_tensor(index, device=latents.device).expand(len(latents))]
 
     def _check_classes(self) -> None:
-        """Hold the conditions to the number of classes, where G is one of this package that has."""
+        """Check the conditions against the number of classes, for StyleGAN2s of this package."""
         classes = classes_of(self.generator)
         if classes is None:
             return

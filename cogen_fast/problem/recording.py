@@ -1,9 +1,10 @@
 """What a function of tensors does, as a list of steps that can be repeated with other tensors.
 
-A function is called with tensors that write down every operation of torch on them
-(``__torch_function__``), once for each of two batch sizes. Steps that agree are the recording;
-numbers that grow with the batch are told by it. What depends on the inputs in another way than
-through these operations, such as a branch that looks at numbers, has no recording.
+A function is called with tensors that record every torch operation on them
+(``__torch_function__``), once for each of two batch sizes. The steps that both calls share are the
+recording; a number that differs in proportion to the batch size is kept as a multiple of it. A
+function that depends on its inputs in another way than through these operations, such as by a
+branch on their values, cannot be recorded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Functions that read numbers, or make shapes of them, on which the steps may then depend.
+# Functions that read values, or whose output has a shape that depends on values: later steps may
+# depend on these.
 _READS = frozenset(
     (
         *("__bool__", "__float__", "__int__", "__index__", "__complex__", "item", "tolist"),
@@ -35,7 +37,7 @@ _RANDOM = frozenset(
         *("cauchy_", "geometric_", "poisson", "gumbel_softmax"),
     )
 )
-# Functions whose results are as many as a dimension has pieces.
+# Functions whose number of results depends on the size of a dimension.
 _SPLITS = frozenset({"split", "chunk", "tensor_split", "split_with_sizes", "unsafe_chunk"})
 
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
@@ -47,7 +49,7 @@ class Unrecordable(ValueError):
 
 @dataclass(frozen=True)
 class Place:
-    """The result of step ``step``, or of its ``item``; inputs are the steps -1, -2, ..."""
+    """The result of step ``step``, or its item ``item``; the inputs are the steps -1, -2, ..."""
 
     step: int
     item: int | None = None
@@ -55,7 +57,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Multiple:
-    """``times`` the number of rows of the batch."""
+    """An integer argument that is ``times`` the number of rows of the batch."""
 
     times: int
 
@@ -69,7 +71,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A call of ``function``; arguments may hold the above, lists and tuples of them."""
+    """A call of ``function``; arguments may hold `Place`, `Multiple` and `Rows`, also in lists."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -80,7 +82,7 @@ class Step:
         return Step(self.function, _mapped(change, self.args), _mapped(change, self.kwargs))
 
     def places(self) -> Iterator[Place]:
-        """The results that it reads."""
+        """The results that the arguments refer to."""
         yield from (each for each in _leaves((self.args, self.kwargs)) if isinstance(each, Place))
 
     def named(self, signature: Callable[..., Any]) -> dict[str, Any]:
@@ -90,7 +92,7 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """Steps in order, where the result is, and the shapes of steps' results at the first call."""
+    """The steps in order, the place of the output, and the results' shapes in the first call."""
 
     steps: list[Step]
     output: Place
@@ -107,7 +109,7 @@ class Recording:
 
 
 class Replay:
-    """A recording as a function of its inputs; results are let go of after their last reader."""
+    """A recording as a function of its inputs; a result is freed after its last reader."""
 
     def __init__(self, recording: Recording) -> None:
         self.steps, self._output = tuple(recording.steps), recording.output
@@ -143,9 +145,9 @@ class Replay:
 def record(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Recording:
     """The steps of ``function`` of tensors whose first dimension is the batch, at least 3 rows.
 
-    It is called twice, with all rows and without the last; tensors that it keeps are plain ones
-    afterwards. Raises `Unrecordable` with the reason where the steps depend on anything but the
-    number of rows, and whatever the function raises.
+    It is called twice, with all rows and without the last. Tensors that it has stored are ordinary
+    ones afterwards. Raises `Unrecordable` with the reason where the steps depend on anything but
+    the number of rows, and whatever the function raises.
     """
     with torch.enable_grad(), _Seen():  # type: ignore[no-untyped-call]
         first = _Recorder(function, [each.clone() for each in inputs])
@@ -154,24 +156,25 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Recording:
 
 
 class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses operations that were not written down, such as those of a compiled function."""
+    """Refuses operations that reach torch unrecorded, such as those of a compiled function."""
 
 
 def _refuse_unseen(
     mode: Any, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
 ) -> Any:
-    # What is written down is computed with the plain tensors.
+    # Recorded operations are computed with the ordinary tensors.
     if any(isinstance(each, _Recorded) and each.open for each in _leaves((args, kwargs or {}))):
-        raise Unrecordable(f"it has operations that cannot be seen ({func})")
+        raise Unrecordable(f"it has operations that cannot be recorded ({func})")
     return func(*args, **(kwargs or {}))
 
 
-# Of a method in the class's body torch makes one that imports its compiler, some 100 MiB.
+# Set here because torch wraps a method of the class's body in one that imports its compiler, which
+# takes some 100 MiB.
 _Seen.__torch_dispatch__ = _refuse_unseen  # type: ignore[method-assign]
 
 
 class _Recorded(Tensor):
-    """A tensor that has its operations written down; ``time`` is the step that last wrote to it."""
+    """A tensor whose operations are recorded; ``time`` is the step that last wrote to it."""
 
     recorder: _Recorder
     plain: Tensor
@@ -180,11 +183,11 @@ class _Recorded(Tensor):
 
     @property
     def open(self) -> bool:
-        """Whether its call goes on in this thread."""
+        """Whether the recorded call is still running, in this thread."""
         return self.recorder.open
 
     def become_plain(self) -> None:
-        """Be what the operations alone would have made, wherever the function has kept it."""
+        """Become the ordinary tensor that the function would have stored without a recorder."""
         plain = self.plain
         self.__dict__.clear()
         self.__class__ = Tensor  # type: ignore[assignment]
@@ -201,7 +204,7 @@ class _Recorded(Tensor):
 
 
 class _Recorder:
-    """A call of a function, written down."""
+    """Records one call of a function."""
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> None:
         self.steps: list[Step] = []
@@ -227,7 +230,7 @@ class _Recorder:
 
     @property
     def open(self) -> bool:
-        """Whether the call goes on, in this thread: others may meet tensors that it has kept."""
+        """Whether the call is still running, in this thread: others may use tensors it stored."""
         return self._open and get_ident() == self._thread
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -279,7 +282,7 @@ class _Recorder:
         self._move(images, Place(len(self.steps) - 1), wrote=True)
 
     def _move(self, value: _Recorded, place: Place, wrote: bool) -> None:
-        """``value`` is the result of a step now, which may have written into its memory."""
+        """Make ``value`` the result of another step, which may have written into its memory."""
         value.place, self.shapes[place] = place, value.plain.shape
         if wrote:
             value.time = place.step
@@ -295,7 +298,7 @@ class _Recorder:
         if not isinstance(value, _Recorded):
             return value
         if value.recorder is not self:
-            return value.plain  # of a call that goes on in another thread
+            return value.plain  # of a call that is running in another thread
         if self._writes.get(_memory(value), (-1, -1))[0] > value.time:
             raise Unrecordable("it changes a part of a tensor in place")
         return value.place
@@ -313,7 +316,7 @@ def _memory(value: _Recorded) -> int:
 
 
 def _finds(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether a call finds where something is so, or takes what is there: ``x[mask]``."""
+    """Whether the shape of a call's result depends on values: ``where(x)`` or ``x[flags]``."""
     if name == "where":
         return len(args) == 1
     return name == "__getitem__" and any(
@@ -330,14 +333,14 @@ def _named(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
 
 
 def _out_of_place(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A call that changes its first argument, as one that does not, where there is one."""
+    """The out-of-place form of a call that changes its first argument, where there is one."""
     name = function.__name__
     if name.startswith("__i") and hasattr(Tensor, f"__{name[3:]}"):
         return getattr(Tensor, f"__{name[3:]}"), args, kwargs
     if not name.endswith("_"):
         named = _named(function, args, kwargs) if inspect.isfunction(function) else {}
         if not named.get("inplace"):
-            return function, args, kwargs  # what returns its argument as it is
+            return function, args, kwargs  # it returns its argument unchanged
         first = next(iter(named))
         return function, (named.pop(first),), named | {"inplace": False}
     homes = (Tensor,) if getattr(function, "__objclass__", None) else (torch, F)
@@ -357,7 +360,7 @@ def _plain(value: Any) -> Any:
 
 
 def _merged(first: _Recorder, second: _Recorder) -> Recording:
-    """What two recordings have in common, told by the number of rows."""
+    """The recording that both calls share, for any number of rows; raises `Unrecordable`."""
     if len(first.steps) != len(second.steps) or first.output != second.output:
         raise Unrecordable("its operations depend on the number of latents")
 
@@ -383,14 +386,14 @@ def _merged(first: _Recorder, second: _Recorder) -> Recording:
         if one.function != other.function or one.kwargs.keys() != other.kwargs.keys():
             raise Unrecordable("its operations depend on the number of latents")
         if _takes_apart(one, first.shapes, second.shapes):
-            raise Unrecordable("it takes the batch apart")
+            raise Unrecordable("it splits the batch")
         args, kwargs = common(one.args, other.args), common(one.kwargs, other.kwargs)
         steps.append(Step(one.function, args, kwargs))
     return Recording(steps, first.output, first.shapes)
 
 
 def _takes_apart(step: Step, *shapes: dict[Place, torch.Size]) -> bool:
-    """Whether a step splits or cuts a dimension of a size that depends on the number of rows."""
+    """Whether a step splits or slices a dimension whose size depends on the number of rows."""
     name = getattr(step.function, "__name__", "")
     if not step.args or not isinstance(step.args[0], Place):
         return False
@@ -407,7 +410,7 @@ def _takes_apart(step: Step, *shapes: dict[Place, torch.Size]) -> bool:
 
 
 def _constant(a: Tensor, b: Tensor, rows: int, fewer: int) -> Tensor | Rows:
-    """A tensor that does not depend on the inputs, which may be the same row again and again."""
+    """A constant of both calls; `Rows` where it is one row, repeated for each row of the batch."""
     if a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b):
         return a.detach() if a.requires_grad else a
     repeated = a.shape[:1] == (rows,) and b.shape == (fewer, *a.shape[1:])

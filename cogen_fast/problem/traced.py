@@ -1,14 +1,14 @@
-"""A user's module on a faster path: its convolutions found in a recording, computed by our code.
+"""A faster form of a user's module: its convolutions are found in a recording and replaced.
 
 Batch norms are folded into the convolutions before them. A convolution is replaced together with an
 upsampling before it and an activation after it, and neighbours become one `ConvolutionChain`, which
 keeps one activation for each layer and computes gradients with respect to the latent alone. All
 other operations remain what they are.
 
-Tiles add up numbers that are several times as large as the module's. Where those come near the
-largest one of their type, outputs or gradients may be infinite or NaN that the module would still
-have as numbers: a proposal so far away is rejected, as any that is not finite. No number is another
-one than the module's.
+The sums of Winograd's algorithm (`ops/convolution/tiles`) are several times as large as the numbers
+that the module computes. Where they exceed the largest number of their type, an output or gradient
+is infinite or NaN that would be finite in the module, and the proposal is rejected, as every one
+that is not finite is. What is finite is the module's, up to rounding.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from cogen_fast.problem.recording import Replay, record
 from cogen_fast.support.memory import is_out_of_memory
 
 _NAME = "generator: its convolutions"
-# Relative differences of gradients: of most rows, and of all, as rounding may switch a ReLU that is
-# at its kink.
+# Largest relative differences of gradients: of the median row, and of any row, because rounding may
+# switch a ReLU that is at its kink.
 _GRADIENTS_AGREE, _AT_A_KINK = 1e-3, 0.3
 _LEAST_ROWS = 3
 LEAST_PRODUCTS = 4_000_000
@@ -44,7 +44,7 @@ def try_tracing(adapter: GeneratorAdapter) -> tuple[GeneratorAdapter | None, str
 
     The adapter is None where there are no convolutions to replace, where the module cannot be
     recorded, or where outputs or gradients at the probe latents differ; the note then has the
-    reason, or is None where there is nothing to say.
+    reason, or is None where there is nothing to replace.
     """
     if not _eligible(adapter):
         return None, None
@@ -59,14 +59,14 @@ def try_tracing(adapter: GeneratorAdapter) -> tuple[GeneratorAdapter | None, str
         if is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())
-        return None, f"{_NAME} are called as they are, for it has no recording: {reason:.200}"
+        return None, f"{_NAME} are called as they are, because it cannot be recorded: {reason:.200}"
     if not agrees:
-        return None, f"{_NAME} are called as they are, for its recording gave other outputs"
+        return None, f"{_NAME} are called as they are, because the faster form gave other outputs"
     return made, f"{_NAME} are computed by faster code for gradients with respect to the latent"
 
 
 def _eligible(adapter: GeneratorAdapter) -> bool:
-    """Whether a recording may pay: weights of convolutions, in a type for which there is code."""
+    """Whether there may be a faster form: of convolutions in a type for which there is code."""
     generator = adapter.generator
     if not isinstance(generator, nn.Module) or _watched(generator):
         return False
@@ -113,7 +113,8 @@ def _layers(adapter: GeneratorAdapter) -> Layers:
 def _agrees(adapter: GeneratorAdapter, made: GeneratorAdapter) -> bool:
     """Whether the faster form has the generator's outputs and gradients at the probe latents.
 
-    Gradients are compared at each of them alone too, for some operations are others there.
+    Gradients are also compared for each latent alone, because torch takes other code for some
+    operations on a batch of one.
     """
     rows = adapter.probe_latents
     outputs, ours = _gradient(made, rows)
@@ -126,7 +127,7 @@ def _agrees(adapter: GeneratorAdapter, made: GeneratorAdapter) -> bool:
 
 
 def _gradients_agree(ours: Tensor, theirs: Tensor) -> bool:
-    """By the largest difference of each row ``(n, d)``, relative to the row's largest entry."""
+    """Compares the largest difference in each row ``(n, d)`` with the row's largest entry."""
     sizes = theirs.abs().amax(-1).clamp(min=torch.finfo(theirs.dtype).tiny)
     errors = (ours - theirs).abs().amax(-1) / sizes
     return bool(errors.median() <= _GRADIENTS_AGREE and errors.max() <= _AT_A_KINK)
