@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cogen_fast import AveragePool, Compute, Mask, MeasurementOperator, Paper, cogenerate
 from cogen_fast.experiments.synthetic.baseline_runs import gradient_descent
-from cogen_fast.results.plots import LabelledPicture, draw_grid, hide, to_pixels
+from cogen_fast.results.grids import LabelledPicture, draw_grid, hide, to_pixels
 from cogen_fast.results.result import GRADIENT_COST
 
 _RESULTS = Path(__file__).parent / "results"

@@ -19,7 +19,7 @@ PLANTED = (
     ("problem/observation", "import cogen_fast.tasks", "never go upward"),
     ("results/result", "def f():\n    from cogen_fast.methods.loop import Loop", "never go upward"),
     ("ops/dispatch", "from cogen_fast.problem.observation import Mask", "never go upward"),
-    ("support/files", "from cogen_fast.results.plots import LabelledPicture", "never go upward"),
+    ("support/files", "from cogen_fast.results.grids import LabelledPicture", "never go upward"),
     ("tasks", "from cogen_fast.experiments import demo", "never go upward"),
     ("experiments/demo", "from cogen_fast.cli.main import main", "never go upward"),
     ("training/losses", "from cogen_fast import tasks", "never go upward"),

@@ -34,7 +34,7 @@ from cogen_fast.experiments.evaluate.tuning import Grid, tuned
 from cogen_fast.methods.baselines import reconstruct
 from cogen_fast.methods.settings import keywords
 from cogen_fast.problem.compute import gathered
-from cogen_fast.results import metrics, plots
+from cogen_fast.results import grids, metrics
 from cogen_fast.support.digests import without_digest
 from cogen_fast.support.files import parse_json
 from cogen_fast.tasks import cogenerate
@@ -462,7 +462,7 @@ def test_pictures_show_truth_observed_and_the_best_of_each_method(whole: Path) -
         top, left = 4 + 18 + row * (cell + 18), 4 + column * cell
         return picture[top : top + 7 * SIDE : factor, left : left + 7 * SIDE : factor]
 
-    np.testing.assert_array_equal(tile(0, 0), plots.to_pixels(case.truth[0].numpy()))
+    np.testing.assert_array_equal(tile(0, 0), grids.to_pixels(case.truth[0].numpy()))
     seen = ~case.hidden[0, 0].numpy()
     np.testing.assert_array_equal(tile(0, 1)[seen], tile(0, 0)[seen])
     assert (tile(0, 1)[~seen] == tile(0, 1)[~seen][0]).all()
@@ -480,7 +480,7 @@ def test_pictures_of_small_images(tmp_path: Path) -> None:
     picture = np.asarray(draw(data(), study, tmp_path, [0]))
     low = pose(study.task, data().load(0)[None], [0]).x_obs[0].numpy()
     shown = picture[22 : 22 + 112 : 28, 4 + 116 : 4 + 116 + 112 : 28]
-    np.testing.assert_array_equal(shown, plots.to_pixels(low))
+    np.testing.assert_array_equal(shown, grids.to_pixels(low))
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cogen_fast import load_generator
 from cogen_fast.cli.main import main
-from cogen_fast.results import plots
+from cogen_fast.results import grids
 from cogen_fast.support.digests import digest_of_tree
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.distributed import Processes
@@ -449,7 +449,7 @@ def test_snapshots_are_what_they_are_called(whole: Path) -> None:
         assert all(torch.equal(saved[name], state[part][name]) for name in saved)
     images = sample_images(load_generator(whole / f"{LAST}-average.safetensors"), 64, 0)
     with Image.open(whole / f"{LAST}.png") as sheet:
-        expected = np.asarray(plots.sheet(images.numpy(), 8)).astype(int)
+        expected = np.asarray(grids.sheet(images.numpy(), 8)).astype(int)
         assert np.abs(np.asarray(sheet).astype(int) - expected).max() <= 1
 
 

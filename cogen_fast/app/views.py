@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogen_fast.app.runs import Failure, Moment, Waiting, shown_images
-from cogen_fast.results import plots
+from cogen_fast.results import grids
 from cogen_fast.results.result import Result
 
 _LARGEST = 256  # pixels of a picture's longer side, as it is shown; the downloads have all
@@ -110,7 +110,7 @@ def completions(result: Result) -> str:
     top = float(spread.max())
     summary = [
         _figure(result.pasted(result.mean())[0].numpy(), "mean"),
-        _tile(plots.heat(spread, top), "standard deviation"),
+        _tile(grids.heat(spread, top), "standard deviation"),
     ]
     text = f"The standard deviation, from 0 (dark) to {top:.2g} (pale), shows where they differ."
     together = _section("All completions together", text, summary, kind="cf-few")
@@ -143,13 +143,13 @@ def _section(title: str, text: str, figures: Sequence[str], kind: str = "cf-many
 
 
 def _figure(image: npt.NDArray[np.float32], caption: str) -> str:
-    return _tile(plots.to_pixels(image), caption)
+    return _tile(grids.to_pixels(image), caption)
 
 
-def _tile(pixels: plots.Pixels, caption: str) -> str:
+def _tile(pixels: grids.Pixels, caption: str) -> str:
     picture = Image.fromarray(pixels)
     picture.thumbnail((_LARGEST, _LARGEST))
-    source = plots.data_url(picture)
+    source = grids.data_url(picture)
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f"<figure><img alt='{escape(caption or 'sample')}' src='{source}'>{below}</figure>"
 

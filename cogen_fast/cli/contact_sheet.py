@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cogen_fast.results import showing
-from cogen_fast.results.plots import LabelledPicture, Pixels, draw_grid
+from cogen_fast.results.grids import LabelledPicture, Pixels, draw_grid
 from cogen_fast.results.result import Result
 from cogen_fast.support.files import write_atomically
 

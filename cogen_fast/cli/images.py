@@ -22,7 +22,7 @@ from cogen_fast.problem.pictures import (
     levels_of,
     read_image,
 )
-from cogen_fast.results.plots import to_pixels
+from cogen_fast.results.grids import to_pixels
 from cogen_fast.support.files import write_atomically
 
 Box = tuple[float, float, float, float]

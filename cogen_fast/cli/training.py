@@ -20,7 +20,7 @@ from cogen_fast.cli.images import numbered_names, write_png
 from cogen_fast.cli.sources import is_folder
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
-from cogen_fast.results import plots
+from cogen_fast.results import grids
 from cogen_fast.support.arguments import (
     check_count,
     check_file,
@@ -83,7 +83,7 @@ def _sample(arguments: argparse.Namespace, progress: bool) -> bool:
     if taken and not arguments.overwrite:
         raise FileExistsError(f"out: {taken[0]} exists already; give --overwrite")
     images = torch.cat(list(_drawn(generator, arguments.count, arguments.seed)))
-    sheet = plots.sheet(images.numpy(), arguments.columns)
+    sheet = grids.sheet(images.numpy(), arguments.columns)
     write_atomically(arguments.out, lambda file: sheet.save(file, format="PNG"))
     if arguments.each is not None:
         arguments.each.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cogen_fast.results import plots, result_layout, showing
+from cogen_fast.results import grids, result_layout, showing
 from cogen_fast.results.diagnostics import DiagnosticInputs, diagnose, failures, misfit_in_noise
 from cogen_fast.sampler.tuning import POPULATION
 from cogen_fast.sampler.weights import effective_sample_size, log_mean_weight, normalised_weights
@@ -304,7 +304,7 @@ class Result:
                 "keep_trace: expected a run with method=Adaptive(keep_trace=True) or "
                 "Paper(keep_trace=True), got one without a trace"
             )
-        plots.animated(showing.frames(self, b), target, kind, seconds, pause)
+        grids.animated(showing.frames(self, b), target, kind, seconds, pause)
         return target
 
     def _checked_row(self, observation: int) -> int:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cogen_fast.results import figures, plots
-from cogen_fast.results.plots import LabelledPicture
+from cogen_fast.results import figures, grids
+from cogen_fast.results.grids import LabelledPicture
 
 if TYPE_CHECKING:
     from cogen_fast.results.result import Result
@@ -26,10 +26,10 @@ def grid(result: Result, tiles: int, truth: Tensor | None) -> Image.Image:
     rows = [_tiles(result, b, tiles) for b in range(len(result.images))]
     if truth is not None:
         known = _checked_truth(result, truth)
-        first = [LabelledPicture("truth", plots.to_pixels(each)) for each in known]
+        first = [LabelledPicture("truth", grids.to_pixels(each)) for each in known]
         rows = [[tile, *row] for tile, row in zip(first, rows, strict=True)]
     notices = [f"NOT SAMPLES. {line}" for line in result.failures()]
-    return plots.draw_grid(rows, notices, [] if result.completed is None else [_PASTED])
+    return grids.draw_grid(rows, notices, [] if result.completed is None else [_PASTED])
 
 
 def frames(result: Result, b: int) -> list[Image.Image]:
@@ -40,9 +40,9 @@ def frames(result: Result, b: int) -> list[Image.Image]:
         label = f"beta {_beta_at(result, b, step):.3g}"
         tiles = [LabelledPicture(label, seen)]
         for number, image in enumerate(result.frames[f, b]):
-            pixels = plots.to_pixels(image.numpy())
+            pixels = grids.to_pixels(image.numpy())
             tiles.append(LabelledPicture(f"particle {number}", pixels))
-        drawn.append(plots.draw_grid([tiles]))
+        drawn.append(grids.draw_grid([tiles]))
     return drawn
 
 
@@ -66,7 +66,7 @@ def trace(result: Result, b: int) -> Any:
 def uncertainty(result: Result, b: int) -> Any:
     """The figure of `Result.plot_uncertainty`, of observation ``b``."""
     samples = result.images[b].double()
-    plots.to_pixels(samples[0].numpy())
+    grids.to_pixels(samples[0].numpy())
     low, high = samples.quantile(0.05, 0), samples.quantile(0.95, 0)
     maps = [
         ("mean", _shade(samples.mean(0)), "image"),
@@ -90,7 +90,7 @@ def as_html(result: Result) -> str:
     if not result.pictured:
         return caption
     rows = [_tiles(result, b, _TILES) for b in range(min(len(result.images), _MOST_ROWS))]
-    source = plots.data_url(plots.draw_grid(rows))
+    source = grids.data_url(grids.draw_grid(rows))
     more = len(result.images) - len(rows)
     rest = f"<p>{more} more observations are not shown.</p>" if more else ""
     return (
@@ -123,7 +123,7 @@ def _tiles(result: Result, b: int, most: int) -> list[LabelledPicture]:
     tiles = [LabelledPicture("observed", _observed_pixels(result, b))]
     for i in order:
         label = f"chain {i}, E {result.energies[b, i].item():.4g}"
-        tiles.append(LabelledPicture(label, plots.to_pixels(shown[b, i].numpy())))
+        tiles.append(LabelledPicture(label, grids.to_pixels(shown[b, i].numpy())))
     return [*tiles, *_summary(result, b, estimate=result.fit_images is not None)]
 
 
@@ -139,24 +139,24 @@ def _summary(result: Result, b: int, *, estimate: bool) -> list[LabelledPicture]
     """The estimate, if asked for, the mean and the standard deviation."""
     tiles = []
     if estimate:
-        pixels = plots.to_pixels(result.pasted(result.estimate)[b].numpy())
+        pixels = grids.to_pixels(result.pasted(result.estimate)[b].numpy())
         tiles.append(LabelledPicture("estimate", pixels))
     spread = result.std()[b].mean(0).numpy()
     top = float(spread.max())
-    tiles.append(LabelledPicture("mean", plots.to_pixels(result.mean()[b].numpy())))
-    tiles.append(LabelledPicture(f"std, 0 to {top:.2g}", plots.heat(spread, top)))
+    tiles.append(LabelledPicture("mean", grids.to_pixels(result.mean()[b].numpy())))
+    tiles.append(LabelledPicture(f"std, 0 to {top:.2g}", grids.heat(spread, top)))
     return tiles
 
 
-def _observed_pixels(result: Result, b: int) -> plots.Pixels:
+def _observed_pixels(result: Result, b: int) -> grids.Pixels:
     """A measurement without what was not observed; black if it is no image."""
     measured = result.x_obs[b].numpy()
     if measured.ndim != 3 or measured.shape[0] not in (1, 3):
-        return plots.to_pixels(np.zeros((1, *result.images.shape[-2:])))
-    pixels = plots.to_pixels(measured)
+        return grids.to_pixels(np.zeros((1, *result.images.shape[-2:])))
+    pixels = grids.to_pixels(measured)
     if result.observed is None:
         return pixels
-    return plots.hide(pixels, result.observed[b].all(0).numpy())
+    return grids.hide(pixels, result.observed[b].all(0).numpy())
 
 
 def _shade(image: Tensor) -> npt.NDArray[Any]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from cogen_fast.generators import save_generator
 from cogen_fast.generators.pickled_tuples import check_tuples
 from cogen_fast.generators.progressive import RESOLUTIONS, ProgressiveGenerator
-from cogen_fast.results import plots
+from cogen_fast.results import grids
 from cogen_fast.support.arguments import check_count, check_flag, check_folder, check_number, shown
 from cogen_fast.support.digests import digest_of_tree
 from cogen_fast.support.files import open_regular, parse_json, read_text, write_atomically
@@ -267,7 +267,7 @@ class TrainingFiles:
             save_generator(trainer.snapshot(average=average), f"{stem}-{name}.safetensors")
         columns = max(_COLUMNS[0], min(_COLUMNS[1], _SHEET_WIDTH // trainer.phase.resolution))
         samples = sample_images(trainer.averaged, columns**2, trainer.config.seed)
-        sheet = plots.sheet(samples.numpy(), columns)
+        sheet = grids.sheet(samples.numpy(), columns)
         write_atomically(Path(f"{stem}.png"), lambda file: sheet.save(file, format="PNG"))
 
     def _cut_log(self) -> None:

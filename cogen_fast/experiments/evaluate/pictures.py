@@ -12,7 +12,7 @@ from cogen_fast.experiments.evaluate.data import Data
 from cogen_fast.experiments.evaluate.evaluate import Method, Study, posed, shard_of
 from cogen_fast.experiments.evaluate.shards import pictures_beside
 from cogen_fast.problem.observation import Mask
-from cogen_fast.results.plots import LabelledPicture, Pixels, draw_grid, hide, to_pixels
+from cogen_fast.results.grids import LabelledPicture, Pixels, draw_grid, hide, to_pixels
 
 
 def draw(data: Data, study: Study, out: Path, images: Sequence[int]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Pictures of a result, drawn with Pillow alone: tiles, labels and a colour map."""
+"""Pictures of a result, drawn with Pillow alone: labelled tiles in a grid, and a colour map."""
 
 from __future__ import annotations
 
