@@ -19,7 +19,7 @@ from cogen_fast.ops.convolution.layers import (
     layer_of,
 )
 from cogen_fast.ops.convolution.tap_sums import SummedTaps
-from cogen_fast.ops.convolution.tiles import TiledConvolution, TiledTransposed
+from cogen_fast.ops.convolution.winograd import TiledConvolution, TiledTransposed
 from cogen_fast.ops.progressive.folded import FoldedLayers, TorchNorms
 from cogen_fast.ops.progressive.layers import Layer, NativeLayers
 from cogen_fast.ops.progressive.normed import NormedActivation

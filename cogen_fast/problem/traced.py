@@ -5,10 +5,10 @@ upsampling before it and an activation after it, and neighbours become one `Conv
 keeps one activation for each layer and computes gradients with respect to the latent alone. All
 other operations remain what they are.
 
-The sums of Winograd's algorithm (`ops/convolution/tiles`) are several times as large as the numbers
-that the module computes. Where they exceed the largest number of their type, an output or gradient
-is infinite or NaN that would be finite in the module, and the proposal is rejected, as every one
-that is not finite is. What is finite is the module's, up to rounding.
+The sums of Winograd's algorithm (`ops/convolution/winograd`) are several times as large as the
+numbers that the module computes. Where they exceed the largest number of their type, an output or
+gradient is infinite or NaN that would be finite in the module, and the proposal is rejected, as
+every one that is not finite is. What is finite is the module's, up to rounding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 // Convolutions of users' generators on the CPU, without their matrix products. Compiled once for
 // each instruction set, as hmc_cpu.cpp is.
 #include "convolution/tap_sums.h"
-#include "convolution/tiles.h"
+#include "convolution/winograd_tiles.h"
 
 namespace cogen {
 namespace COGEN_ISA {

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogen_fast.ops.convolution.tap_sums import SummedTaps
-from cogen_fast.ops.convolution.tiles import TiledConvolution, TiledTransposed
+from cogen_fast.ops.convolution.winograd import TiledConvolution, TiledTransposed
 from cogen_fast.ops.progressive import normed
 from cogen_fast.ops.progressive.layers import (
     Layer,

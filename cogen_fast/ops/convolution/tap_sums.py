@@ -19,7 +19,7 @@ from cogen_fast.ops.progressive.packed import Workspace
 class SummedTaps:
     """A transposed convolution of stride 2, padding 1 and a 4x4 kernel; bias and leaky ReLU follow.
 
-    Arguments and shapes are those of `tiles.TiledTransposed`.
+    Arguments and shapes are those of `winograd.TiledTransposed`.
     """
 
     def __init__(self, kernel: Tensor, bias: Tensor, slope: float, work: Workspace) -> None:

@@ -3,7 +3,7 @@
 By tiles, m outputs of a line take m + r - 1 products with r taps, in place of m r: Winograd's
 F(m, r) (Lavin and Gray 2016, arXiv:1509.09308). In the plane a 3x3 convolution takes 4/9 of the
 products with m = 2, and 1/4 with m = 4. The extension transforms images, in
-``csrc/convolution/tiles.h``, and `torch.bmm` multiplies.
+``csrc/convolution/winograd_tiles.h``, and `torch.bmm` multiplies.
 
 The outputs of a transposed convolution of stride 2 whose rows (or columns) have one parity are a
 correlation with two taps of the input: along a line with weights k0 k1 k2 k3, ``out[2 i] = k3
@@ -24,7 +24,8 @@ from cogen_fast.ops.native import extension
 from cogen_fast.ops.progressive.normed import NormedActivation
 from cogen_fast.ops.progressive.packed import Workspace
 
-# The kernel's transform G for the points that csrc/convolution/tiles.h names, by taps and outputs.
+# The kernel's transform G for the points that csrc/convolution/winograd_tiles.h names, by taps and
+# outputs.
 _KERNEL_TRANSFORMS: dict[tuple[int, int], tuple[tuple[float, ...], ...]] = {
     (2, 2): ((1.0, 0.0), (1.0, 1.0), (0.0, 1.0)),
     (2, 4): ((2.0, 0.0), (1.0, 1.0), (-1 / 3, 1 / 3), (-8 / 3, -4 / 3), (0.0, 1.0)),

@@ -24,7 +24,7 @@ namespace cogen {
 namespace COGEN_ISA {
 
 // The transforms of one line: `before` makes operands of the inputs d, and `after` outputs of the
-// results m. cogen_fast/ops/convolution/tiles.py has the transform of the kernel. The points of
+// results m. cogen_fast/ops/convolution/winograd.py has the transform of the kernel. The points of
 // interpolation (0, infinity and those named) are, of several sets tried, those that lose least to
 // rounding.
 template <int kTaps, int kOut>
