@@ -284,7 +284,7 @@ class _Machine:
         if isinstance(built, _DType):
             if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
                 built.order = state[1]
-        elif type(built) is not dict:  # attributes of mappings tell nothing of a network
+        elif type(built) is not dict:  # attributes of mappings say nothing of a network
             raise _Refused(f"expected plain data, got attributes for {abbreviated(built)}")
 
     def _spend(self, kind: str, count: int) -> None:

@@ -37,24 +37,8 @@ def assemble(
     if isinstance(observation.operator, Mask) and observed is not None:
         completed = torch.where(observed[:, None], values[:, None], images)
     evidence, reasons = _evidence(outcome, observation)
-    if stopped is not None:
-        reasons["complete"] = stopped
-    if completed is None:
-        reasons["completed"] = "Only with a mask can the observed entries be pasted back."
+    reasons |= _absent(outcome, observation, completed, stopped)
     bounds = observation.noise_bounds
-    if bounds is None:
-        reasons["noise_bounds"] = NOISE_GIVEN
-    if outcome.noise_std is None:
-        reasons["noise_std"] = NOISE_GIVEN if bounds is None else INTERRUPTED
-    if fits is None:
-        reasons |= dict.fromkeys(_OF_FITS, _NO_FITS)
-    backend = f"The backend is {problem.backend}."
-    notes = [observation.noise, backend, *problem.notes, *outcome.notes]
-    halvings, most = problem.halvings
-    if halvings:
-        notes.append(f"Memory ran out, so max_batch was lowered to {most}.")
-    if problem.graphs is not None:
-        notes.append(problem.graphs.note)
     used = ("reasons", "notes", "energy_unit", "best_draws", "best_energies")
     found: dict[str, Any] = {
         f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in used
@@ -79,9 +63,38 @@ def assemble(
             "backend": problem.backend,
             "threads": torch.get_num_threads(),
         },
-        notes=notes,
+        notes=_notes(outcome, problem),
         **found,
     )
+
+
+def _absent(
+    outcome: Outcome, observation: Observation, completed: Tensor | None, stopped: str | None
+) -> dict[str, str]:
+    """The reasons why a run is unfinished, and why attributes other than the evidence are None."""
+    reasons = {} if stopped is None else {"complete": stopped}
+    if completed is None:
+        reasons["completed"] = "Only with a mask can the observed entries be pasted back."
+    inferred = observation.noise_bounds is not None
+    if not inferred:
+        reasons["noise_bounds"] = NOISE_GIVEN
+    if outcome.noise_std is None:
+        reasons["noise_std"] = INTERRUPTED if inferred else NOISE_GIVEN
+    if outcome.fit_latents is None:
+        reasons |= dict.fromkeys(_OF_FITS, _NO_FITS)
+    return reasons
+
+
+def _notes(outcome: Outcome, problem: Problem) -> list[str]:
+    """What was decided for the user: the noise, the backend, and what problem and method note."""
+    backend = f"The backend is {problem.backend}."
+    notes = [problem.observation.noise, backend, *problem.notes, *outcome.notes]
+    halvings, most = problem.halvings
+    if halvings:
+        notes.append(f"Memory ran out, so max_batch was lowered to {most}.")
+    if problem.graphs is not None:
+        notes.append(problem.graphs.note)
+    return notes
 
 
 def _frames(trace: Tensor | None, problem: Problem) -> tuple[Tensor | None, Tensor | None]:

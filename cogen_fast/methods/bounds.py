@@ -79,7 +79,7 @@ def bound_evidence(
     draw. Annealing from the prior to the posterior, with every choice fixed by a pilot run (as with
     ``evidence="frozen"``), bounds the log evidence from below. Annealing from the exact draw back
     to the prior by the same schedule bounds it from above (Grosse, Ghahramani and Adams 2015). The
-    mean gap tells how large the error of the evidence is for this generator, mask and noise.
+    mean gap shows how large the error of the evidence is for this generator, mask and noise.
 
     ``simulations`` is S; the other arguments are those of `cogenerate` and `Adaptive`. Raises
     ValueError or TypeError naming the argument.

@@ -46,7 +46,7 @@ class Snapshot:
     Attributes:
         gradients: gradient evaluations of each particle so far.
         seconds: wall-clock time of this call so far.
-        seconds_left: the estimated time to the end, None where it cannot be told.
+        seconds_left: the estimated time to the end, None where it cannot be estimated.
         beta: the inverse temperature, ``(B,)`` float64: the lowest of the islands of each
             observation. It is 1 in the rounds of moves at the posterior.
         misfit: root mean square misfit of all particles in units of ``noise_std``, ``(B,)``
