@@ -32,7 +32,7 @@ what is written to DIR:
 
 exit status: 0 success; 2 error, whose cause is shown; 130 interrupted (Ctrl-C)
 """
-_GENERATOR_HELP = GENERATOR_HELP.replace("--generator", "WHAT")
+_GENERATOR_HELP = GENERATOR_HELP.replace("what --generator takes", "what WHAT can be")
 _SAMPLE_HELP = "Draw images of a trained generator, as one PNG and, with --each, one PNG each."
 _SWD_HELP = """\
 Measure the sliced Wasserstein distance between generated and real images on

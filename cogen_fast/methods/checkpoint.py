@@ -22,7 +22,7 @@ from torch import Tensor
 from cogen_fast.support.arguments import abbreviated, check_file, check_number
 from cogen_fast.support.digests import digest_of
 from cogen_fast.support.files import parse_json, write_atomically
-from cogen_fast.support.layout import Array, Layout, Sizes, Whole, check_array, check_whole
+from cogen_fast.support.layout import Array, Layout, Sizes, Whole, check_array, check_integer
 from cogen_fast.support.tensor_files import to_bytes
 
 _FORMAT = "cogen-fast run 12"
@@ -174,7 +174,7 @@ class _Reading:
         self, tree: Any, kind: Any, notes: tuple[Any, ...], name: str, sizes: dict[str, int]
     ) -> Any:
         if isinstance(notes[0], Whole):
-            check_whole(name, tree, notes[0], sizes)
+            check_integer(name, tree, notes[0], sizes)
             return tree
         if isinstance(notes[0], Sizes):
             return self._dataclass(tree, kind, name, sizes, notes[0])

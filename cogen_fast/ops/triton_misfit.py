@@ -1,6 +1,6 @@
 """The squared error of measured values, for the Triton kernels that compute misfits.
 
-Unobserved entries are selected away, never multiplied by zero: NaN may stand there.
+Unobserved entries may be NaN, so they are left out by selection, not multiplied by zero.
 """
 
 from __future__ import annotations

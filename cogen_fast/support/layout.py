@@ -108,7 +108,7 @@ def check_array(
         raise ValueError(f"{name}: expected {array.low:.6g} to {high:.6g}, got {found}")
 
 
-def check_whole(name: str, value: object, whole: Whole, sizes: Mapping[str, int]) -> None:
+def check_integer(name: str, value: object, whole: Whole, sizes: Mapping[str, int]) -> None:
     """Raise ValueError, naming ``name``, if ``value`` is not as declared in ``whole``."""
     low, high = (sizes[x] if isinstance(x, str) else x for x in (whole.low, whole.high))
     if type(value) is not int or not low <= value <= high:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogen_fast.generators.progressive import RESOLUTIONS, ProgressiveGenerator, upsample
-from cogen_fast.support.layout import Whole, check_whole
+from cogen_fast.support.layout import Whole, check_integer
 from cogen_fast.training.config import Phase, TrainingConfig
 from cogen_fast.training.datasets import Images
 from cogen_fast.training.discriminator import ProgressiveDiscriminator
@@ -101,8 +101,8 @@ class Trainer:
         """
         phases = self.config.phases
         for name in ("shown", "steps"):
-            check_whole(name, state[name], Whole(), {})
-        check_whole("phase", state["phase"], Whole(high=len(phases) - 1), {})
+            check_integer(name, state[name], Whole(), {})
+        check_integer("phase", state["phase"], Whole(high=len(phases) - 1), {})
         self.shown, self.steps = state["shown"], state["steps"]
         self.phase = phases[state["phase"]]
         self._build()

@@ -26,7 +26,7 @@ from cogen_fast.results import grids
 from cogen_fast.support.arguments import check_count, check_flag, check_folder, check_number, shown
 from cogen_fast.support.digests import digest_of_tree
 from cogen_fast.support.files import open_regular, parse_json, read_text, write_atomically
-from cogen_fast.support.layout import Whole, check_whole
+from cogen_fast.support.layout import Whole, check_integer
 from cogen_fast.training.config import TrainingConfig
 from cogen_fast.training.datasets import Images
 from cogen_fast.training.distributed import process_group
@@ -347,7 +347,7 @@ def _checked_sums(state: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
     Raises ValueError for anything else.
     """
     sums, count = state["sums"], state["count"]
-    check_whole("count", count, Whole(), {})
+    check_integer("count", count, Whole(), {})
     for name, value in dict(sums).items():
         if not isinstance(value, Tensor) or value.numel() != 1 or not bool(value.isfinite()):
             raise ValueError(f"sums: expected a finite number as {name!r:.40}, got another value")

@@ -1,7 +1,7 @@
 // The weighted squared error of one line of an output against an observation, and its gradient.
 //
-// Unobserved entries are selected away, never multiplied by zero: NaN may stand there. Residuals
-// are in the working type, their weighted squares are summed in double.
+// Unobserved entries may be NaN, so they are left out by selection, not multiplied by zero.
+// Residuals are in the working type, their weighted squares are summed in double.
 #pragma once
 
 #include <stdint.h>
