@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 import pytest
 import torch
+from diagnoses import SICK, healthy
 from torch import Tensor, nn
 
 import cogen_fast
@@ -30,6 +31,7 @@ from cogen_fast.app.runs import Failure, Moment, Runs, Waiting, sample
 from cogen_fast.app.setup import ENLARGE, FILL, MOST_SEED, Settings, Setup, settings
 from cogen_fast.cli.main import main
 from cogen_fast.generators.pretrained import held_out_images, pretrained
+from cogen_fast.results.diagnostics import diagnose
 
 SHAPE = (1, 8, 8)
 
@@ -607,3 +609,21 @@ def test_a_diagnosis_is_told_without_names_of_python() -> None:
     assert "Done, with a warning" in shown and "standard deviations of the noise" in shown
     for name in ("noise_std", "x_obs", "weighted=", "checkpoint="):
         assert name not in shown
+
+
+# The page has neither the published method nor noise that is inferred.
+OF_THE_PAGE = {
+    name: change
+    for name, (change, _) in SICK.items()
+    if change.get("adaptive", True) and not name.startswith("noise-")
+}
+
+
+@pytest.mark.parametrize("change", OF_THE_PAGE.values(), ids=OF_THE_PAGE)
+def test_each_diagnosis_speaks_of_settings_that_the_page_has(change: dict[str, Any]) -> None:
+    (sentence,) = diagnose(replace(healthy(), **change))
+    shown = views.in_words(sentence)
+    assert shown[0].isupper() and shown.endswith(".")
+    assert not re.search(r"\w_\w|=|\bG\b", shown), shown
+    action = shown.rpartition(";")[2]
+    assert not re.search(r"\b(chains?|budget|populations|moves)\b", action), shown

@@ -16,8 +16,18 @@ from cogen_fast.results import grids
 from cogen_fast.results.result import Result
 
 _LARGEST = 256  # pixels of a picture's longer side, as it is shown; the downloads have all
-# What the sentences of a diagnosis call by names of Python.
+# What the sentences of a diagnosis say of Python's settings, in words of the page's own settings.
 _WORDS = {
+    "give chains=16 or a larger budget": "ask for 16 completions or for more gradients",
+    "give populations=8, more chains, or more moves (hmc_steps)": "ask for more completions",
+    "give more chains or moves (hmc_steps)": "ask for more completions or gradients",
+    "give more chains or populations": "ask for more completions",
+    "give more moves (hmc_steps)": "ask for more gradients",
+    "give more chains": "ask for more completions",
+    "give a smaller step_size, or check what G gives for large latents": "check the generator",
+    "or give a budget, which is then used up": "or give a number of gradients",
+    "so G does not": "so the generator does not",
+    " noise_std. Check": " times the noise. Check",
     ", and take means with weighted=True": "",
     " With checkpoint= it can be continued.": "",
     "; with checkpoint= the same call continues it": "",
@@ -28,7 +38,7 @@ _WORDS = {
     "the scale of x_obs": "the picture",
     "x_obs": "the picture",
     "noise_std": "noise",
-    "a larger budget": "more gradients",
+    "give a larger budget": "ask for more gradients",
 }
 INVITATION = (
     "<div class='cf-empty'>The completions will appear here, temperature by temperature.</div>"
@@ -89,7 +99,7 @@ def ended(result: Result) -> str:
     kind = "good" if result.complete and not wrong else "warn"
     facts = f"{result.gradients:,} gradients for each particle."
     sentences = wrong or ["No check of the run found anything wrong."]
-    listed = "".join(f"<li>{escape(_in_words(sentence))}</li>" for sentence in sentences)
+    listed = "".join(f"<li>{escape(in_words(sentence))}</li>" for sentence in sentences)
     return _status(kind, title, facts, bar=f"<ul>{listed}</ul>")
 
 
@@ -120,7 +130,7 @@ def completions(result: Result) -> str:
     return together + _section("Completions", what, tiles)
 
 
-def _in_words(sentence: str) -> str:
+def in_words(sentence: str) -> str:
     """A sentence of a diagnosis for those who see the page and not the Python behind it."""
     for name, words in _WORDS.items():
         sentence = sentence.replace(name, words)
