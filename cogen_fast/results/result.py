@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -30,6 +29,7 @@ from cogen_fast.support.arguments import (
     check_whole,
 )
 from cogen_fast.support.digests import digest_of
+from cogen_fast.support.extras import imported
 from cogen_fast.support.files import open_regular, parse_json, read_text, write_atomically
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
@@ -578,7 +578,7 @@ class Result:
         }
         dims = {"latent": ["observation", "dimension"]}
         dims |= {name: ["observation"] for name in groups["sample_stats"]}
-        return _arviz("arviz_base").from_dict(plain, dims=dims)
+        return _arviz("arviz_base", "to_arviz").from_dict(plain, dims=dims)
 
     def convergence(self) -> dict[str, npt.NDArray[np.float64]]:
         """Rank-normalised R-hat and bulk ESS over islands (Vehtari et al. 2021).
@@ -599,7 +599,7 @@ class Result:
             raise ValueError(
                 f"convergence: expected {_LEAST_DRAWS} chains or more of an island, got {draws}"
             )
-        stats, tree = _arviz("arviz_stats"), self.to_arviz()
+        stats, tree = _arviz("arviz_stats", "convergence"), self.to_arviz()
         found = {}
         for name, group in (("latent", "posterior"), ("energy", "sample_stats")):
             data = tree[group].to_dataset()[[name]]
@@ -669,13 +669,8 @@ def _by_island(values: Tensor, islands: int) -> npt.NDArray[Any]:
     return split.movedim(0, 2).numpy()
 
 
-def _arviz(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{name}: is needed but not installed; pip install 'cogen-fast[arviz]'"
-        ) from error
+def _arviz(name: str, what: str) -> Any:
+    return imported(name, what=what, package=name.replace("_", "-"), extra="arviz")
 
 
 def _last(columns: Tensor) -> str:
