@@ -27,6 +27,7 @@ from cogen_fast.cli.telling import (
     say,
 )
 from cogen_fast.experiments import demo
+from cogen_fast.generators.cards import card_path, checked_licence
 from cogen_fast.methods.presets import PRESETS
 from cogen_fast.support.arguments import check_file
 from cogen_fast.support.files import check_readable
@@ -95,14 +96,18 @@ def _convert(arguments: argparse.Namespace) -> int:
     if target.exists() and not arguments.overwrite:
         raise FileExistsError(f"target: {target} exists already; give --overwrite")
     check_readable("source", arguments.source)
+    checked_licence(arguments.license)
     generator = cogen_fast.load_generator(arguments.source, average=not arguments.raw)
     if arguments.half:
         generator = generator.half()
         if not all(tensor.isfinite().all() for tensor in generator.state_dict().values()):
             raise ValueError("half: expected weights of at most 65,504, got larger ones")
-    cogen_fast.save_generator(generator, target)
+    new_card = not card_path(target).exists()
+    cogen_fast.save_generator(generator, target, license=arguments.license)
     shape = " x ".join(map(str, generator.output_shape))
     print(f"wrote {target}: {type(generator).__name__}, {generator.latent_size} to {shape}")
+    if new_card:
+        print(f"wrote {card_path(target)}: its model card, with what is left for you to fill in")
     return OK
 
 

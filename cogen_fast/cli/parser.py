@@ -571,6 +571,12 @@ def _add_convert(commands: Any) -> None:
         action="store_true",
         help="store weights in half precision, for a file of half the size",
     )
+    parser.add_argument(
+        "--license",
+        metavar="ID",
+        help="identifier of the licence, such as apache-2.0, for the model card: TARGET.md, which "
+        "is written beside TARGET.safetensors unless it is there already",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
 
 
@@ -623,12 +629,11 @@ def _add_reproduce(commands: Any) -> None:
     add("--seed", type=int, default=0, metavar="S", help="random seed (default: 0)")
     add(
         "--generator",
-        type=Path,
         nargs="+",
         default=[],
         metavar="FILE",
-        help="further generators of 2 numbers from 2 latents: .safetensors, or .npz of dense "
-        "layers w1, b1, w2, ...",
+        help="further generators of 2 numbers from 2 latents: .safetensors, .npz of dense layers "
+        "w1, b1, w2, ..., or hf://owner/name/file.safetensors",
     )
     add("--overwrite", action="store_true", help="replace a study which is already in DIR")
     _add_image_study(studies)
