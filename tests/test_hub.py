@@ -201,6 +201,17 @@ def test_swd_takes_a_name_on_the_hub(served: Path, capsys: pytest.CaptureFixture
     assert f"\n{name} " in capsys.readouterr().out
 
 
+def test_the_2d_study_takes_a_name_on_the_hub(
+    served: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra plots is not installed")
+    save_generator(MLPGenerator((2, 4, 3)), served / "wide.safetensors", card=False)
+    name = "hf://owner/name/wide.safetensors"
+    assert main(["reproduce", "synthetic", "--out", "out", "--generator", name]) == 2
+    told = f"expected one with 2 latents and outputs of shape (2,), got (2, (3,)) in {name}"
+    assert told in capsys.readouterr().err
+
+
 # --- the page -------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from cogen_fast.cli.parser import build_parser
 from cogen_fast.cli.problems import Inpainting, SuperResolution
 from cogen_fast.cli.saving import check_out
 from cogen_fast.cli.telling import (
+    FAULTY,
     INTERRUPTED,
     MISTAKE,
     MISTAKES,
@@ -38,8 +39,8 @@ from cogen_fast.support.reporting import LOGGER
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Returns 0 for success, 2 for an error of the user, 3 where the chains are not samples of the
-    posterior, and 130 after Ctrl-C.
+    Returns 0 for success, 1 where `doctor` found a fault, 2 for an error of the user, 3 where the
+    chains are not samples of the posterior, and 130 after Ctrl-C.
     """
     with one_line_warnings(), _logged():
         try:
@@ -119,6 +120,13 @@ def _info(arguments: argparse.Namespace) -> int:
         text = f"{name:<22}{preset.description}"
         print(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent=" " * 24))
     return OK
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    # Imported here, as other commands do not need it.
+    from cogen_fast.cli import doctor
+
+    return OK if doctor.run() else FAULTY
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -221,6 +229,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "swd": _training,
     "evaluate": _evaluation,
     "info": _info,
+    "doctor": _doctor,
     "demo": _demo,
     "reproduce": _reproduce,
 }
