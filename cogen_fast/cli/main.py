@@ -103,7 +103,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         generator = generator.half()
         if not all(tensor.isfinite().all() for tensor in generator.state_dict().values()):
             raise ValueError("half: expected weights of at most 65,504, got larger ones")
-    new_card = not card_path(target).exists()
+    new_card = not os.path.lexists(card_path(target))
     cogen_fast.save_generator(generator, target, license=arguments.license)
     shape = " x ".join(map(str, generator.output_shape))
     print(f"wrote {target}: {type(generator).__name__}, {generator.latent_size} to {shape}")

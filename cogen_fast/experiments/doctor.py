@@ -96,7 +96,7 @@ def check_extension() -> Iterator[Finding]:
     if report.extension_failure is None:
         yield Finding(OK, "C++ extension", report.extension)
     else:
-        text = f"{report.extension}; without it everything is slower by a multiple"
+        text = f"{report.extension}; without it runs are right, but slow"
         yield Finding(FAULT, "C++ extension", text)
 
 
