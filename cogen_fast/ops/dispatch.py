@@ -272,15 +272,17 @@ class BackendReport:
     def __str__(self) -> str:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         lines = [f"torch: version {self.torch_version}, {threads}"]
-        lines += [f"C++ extension: {self._extension()}"]
-        lines += [f"CUDA device: {self._cuda()}"]
+        lines += [f"C++ extension: {self.extension}"]
+        lines += [f"CUDA device: {self.cuda}"]
         for device, choice in self.auto.items():
             lines.append(f"backend for {device} tensors: {choice}")
             lines += [f"  not {name}: {why}" for name, why in self.rejected[device].items()]
         lines.append(f"whole-run kernels: {', '.join(self.fused) or 'none on this machine'}")
         return "\n".join(lines)
 
-    def _extension(self) -> str:
+    @property
+    def extension(self) -> str:
+        """The extension in words: how it was built, or why it cannot be loaded."""
         if self.extension_failure is not None:
             return f"not loaded: {self.extension_failure}"
         openmp = "with OpenMP" if self.openmp else "without OpenMP"
@@ -289,7 +291,9 @@ class BackendReport:
         built = ", ".join(self.isa_built)
         return f"{self.isa} (built for: {built}), {self.compiler}, {openmp}, {archs}"
 
-    def _cuda(self) -> str:
+    @property
+    def cuda(self) -> str:
+        """The CUDA device in words, or why there is none."""
         if self.cuda_device is not None:
             return f"{self.cuda_device} (torch built for CUDA {self.torch_cuda})"
         if self.torch_cuda is None:

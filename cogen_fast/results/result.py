@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -30,6 +29,7 @@ from cogen_fast.support.arguments import (
     check_whole,
 )
 from cogen_fast.support.digests import digest_of
+from cogen_fast.support.extras import imported
 from cogen_fast.support.files import open_regular, parse_json, read_text, write_atomically
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
@@ -582,7 +582,7 @@ class Result:
         observation = ["observation"] if len(self.energies) > 1 else []
         dims = {name: observation for group in groups.values() for name in group}
         dims["latent"] = [*observation, "dimension"]
-        return _arviz("arviz_base").from_dict(plain, dims=dims)
+        return _arviz("arviz_base", "to_arviz").from_dict(plain, dims=dims)
 
     def convergence(self) -> dict[str, npt.NDArray[np.float64]]:
         """Rank-normalised R-hat and bulk ESS over islands (Vehtari et al. 2021).
@@ -603,7 +603,7 @@ class Result:
             raise ValueError(
                 f"convergence: expected {_LEAST_DRAWS} chains or more of an island, got {draws}"
             )
-        stats, tree = _arviz("arviz_stats"), self.to_arviz()
+        stats, tree = _arviz("arviz_stats", "convergence"), self.to_arviz()
         latents = tree["posterior"].to_dataset()[["latent"]]
         energies = tree["sample_stats"].to_dataset()[["misfit_energy"]]
         shape = (len(self.energies), *self.latents.shape[2:])
@@ -676,13 +676,8 @@ def _by_island(values: Tensor, islands: int) -> npt.NDArray[Any]:
     return (split[:, :, 0] if len(values) == 1 else split).numpy()
 
 
-def _arviz(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{name}: is needed but not installed; pip install 'cogen-fast[arviz]'"
-        ) from error
+def _arviz(name: str, what: str) -> Any:
+    return imported(name, what=what, package=name.replace("_", "-"), extra="arviz")
 
 
 def _last(columns: Tensor) -> str:
