@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import in_a_process
 from runs import Failing, assert_same
 from torch import Tensor, nn
 
@@ -540,6 +541,18 @@ def test_a_generator_that_does_not_fit_the_type_is_refused() -> None:
 
 # --- TF32 -----------------------------------------------------------------------------------------
 
+OPERATIONS: dict[str, Any] = {
+    "products": torch.backends.cuda.matmul,
+    "convolutions": getattr(torch.backends.cudnn, "conv", None),
+    "recurrence": getattr(torch.backends.cudnn, "rnn", None),
+    "products on the CPU": getattr(torch.backends.mkldnn, "matmul", None),
+    "convolutions on the CPU": getattr(torch.backends.mkldnn, "conv", None),
+}
+by_operation = pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"),
+    reason="needs a torch that has a precision for each operation (2.9)",
+)
+
 
 @pytest.fixture
 def tf32_allowed() -> Iterator[None]:
@@ -554,6 +567,10 @@ def tf32_allowed() -> Iterator[None]:
 def flags() -> tuple[bool, str, bool]:
     cudnn = torch.backends.cudnn
     return cudnn.allow_tf32, torch.get_float32_matmul_precision(), cudnn.enabled
+
+
+def precisions() -> dict[str, str]:
+    return {name: operation.fp32_precision for name, operation in OPERATIONS.items()}
 
 
 @pytest.mark.usefixtures("tf32_allowed")
@@ -582,3 +599,75 @@ def test_tf32_comes_back_with_the_last_of_several_threads() -> None:
     thread.join()
     assert seen == [(False, "highest", True)] * 2
     assert flags() == (True, "high", True)
+
+
+@pytest.mark.usefixtures("tf32_allowed")
+def test_settings_come_back_where_entering_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(precision: str) -> None:
+        raise RuntimeError("not now")
+
+    with monkeypatch.context() as patched:
+        # It is called with "high" on leaving, too.
+        patched.setattr(torch, "set_float32_matmul_precision", refused)
+        with pytest.raises(RuntimeError, match="not now"), full_precision():
+            pass
+    assert flags() == (True, "high", True)
+    with full_precision():
+        assert flags() == (False, "highest", True)
+    assert flags() == (True, "high", True)
+
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "all": {"all": "tf32"},
+    "all exact": {"all": "ieee"},
+    "products": {"products": "tf32"},
+    "exact convolutions": {"convolutions": "ieee"},
+    "convolutions among exact": {"all": "ieee", "convolutions": "tf32"},
+    "on the CPU": {"products on the CPU": "bf16", "convolutions on the CPU": "bf16"},
+}
+
+
+def set_each(settings: dict[str, str]) -> None:
+    """Set the precision of operations, or of "all"."""
+    for name, value in settings.items():
+        holder = torch.backends if name == "all" else OPERATIONS[name]
+        holder.fp32_precision = value
+
+
+class Watching(nn.Module):
+    """A network that notes the precisions with which it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.seen = dense(), []
+
+    def forward(self, z: Tensor) -> Tensor:
+        with torch.backends.cudnn.flags(enabled=False):  # which reads and sets the older flag, too
+            pass
+        self.seen.append((*flags()[:2], *set(precisions().values())))
+        x: Tensor = self.net(z)
+        return x
+
+
+def run_with_each_setting() -> None:
+    for name, settings in SETTINGS.items():
+        set_each(settings)
+        before, generator = precisions(), Watching()
+        how = keywords(PAPER | {"ais_steps": 2, "leapfrog_steps": 2})
+        cogenerate(generator, seeded(1, 6), torch.ones(6), **how)
+        assert set(generator.seen) == {(False, "highest", "ieee")}, (name, generator.seen)
+        assert precisions() == before, name
+        # What an operation has of its own stays, and what it has from "all" follows it.
+        set_each({"all": "ieee"})
+        after = precisions()
+        own = {key: value for key, value in settings.items() if key != "all"}
+        assert {key: after[key] for key in own} == own, name
+        assert "products" in own or after["products"] == "ieee", name
+        set_each({"all": "none"} | dict.fromkeys(OPERATIONS, "none"))
+
+
+@by_operation
+@pytest.mark.slow
+def test_runs_with_precisions_by_operation() -> None:
+    """In a process of its own, as no setting of torch brings back how it starts."""
+    in_a_process(__file__, "run_with_each_setting")

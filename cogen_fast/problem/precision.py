@@ -11,13 +11,13 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from threading import Lock
 
 import torch
 from torch import Tensor, nn
 
 from cogen_fast.problem.adapter import GeneratorAdapter
 from cogen_fast.problem.density import GeneratorPotential, LatentMap, Potential, SplitPotential
+from cogen_fast.problem.exact_float32 import ExactFloat32
 from cogen_fast.problem.observation import Observation
 from cogen_fast.problem.prior import first_by_default
 from cogen_fast.support.arguments import check_choice
@@ -229,59 +229,12 @@ def _gradients_fit(field: GeneratorPotential, probes: Tensor) -> Tensor:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """A context in which float32 is float32 (no TF32, no autocast) and autograd is off."""
-    with torch.inference_mode(False), torch.no_grad(), _NO_TF32.held(), ExitStack() as stack:
+    with torch.inference_mode(False), torch.no_grad(), _EXACT_FLOAT32.held(), ExitStack() as stack:
         for device in _AUTOCAST:
             if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
 
-class _NoTF32:
-    """TF32 is off while any thread holds it: the flags belong to the process, not to a thread."""
-
-    def __init__(self) -> None:
-        self._lock, self._holders, self._flags = Lock(), 0, ExitStack()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """TF32 is off inside; the last holder to leave restores the flags of before the first."""
-        with self._lock:
-            if self._holders == 0:
-                self._flags.enter_context(_no_tf32_convolutions())
-                self._flags.enter_context(_no_tf32_products())
-            self._holders += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._holders -= 1
-                if self._holders == 0:
-                    self._flags.close()
-
-
-_NO_TF32 = _NoTF32()
+_EXACT_FLOAT32 = ExactFloat32()
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
-
-
-@contextmanager
-def _no_tf32_convolutions() -> Iterator[None]:
-    cudnn = torch.backends.cudnn
-    # A flag that is not named would be set to that function's default, which disables cuDNN.
-    with cudnn.flags(
-        enabled=cudnn.enabled,
-        benchmark=cudnn.benchmark,
-        benchmark_limit=cudnn.benchmark_limit,
-        deterministic=cudnn.deterministic,
-        allow_tf32=False,
-    ):
-        yield
-
-
-@contextmanager
-def _no_tf32_products() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
