@@ -26,10 +26,11 @@ from cogen_fast.generators.fast_progressive import FastProgressive
 from cogen_fast.methods.settings import keywords
 from cogen_fast.ops import dispatch
 from cogen_fast.ops.progressive.folded import FoldedLayers, TorchNorms
-from cogen_fast.problem import cuda_graphs, graphs, problem
+from cogen_fast.problem import cuda_graphs, graphs, problem, tf32
 from cogen_fast.problem.density import GeneratorPotential
 from cogen_fast.problem.graphs import Graphs
 from cogen_fast.problem.observation import Mask, observe
+from cogen_fast.problem.precision import full_precision
 from cogen_fast.sampler import ais, fallback
 from cogen_fast.support import memory
 
@@ -93,7 +94,7 @@ def test_replays_make_the_same_run(name: str, tape: Tape) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="the ops are the same ones")
-@pytest.mark.parametrize("gradient", ["bfloat16", "float16"])
+@pytest.mark.parametrize("gradient", ["tf32", "bfloat16", "float16"])
 def test_gradients_of_another_type_are_replayed(gradient: str, tape: Tape) -> None:
     options = {"gradient_dtype": gradient, "energy_dtype": "float64"}
     replayed = run(network(), **options)
@@ -288,9 +289,9 @@ def test_tensors_of_each_type_are_copied_together(
 
 
 class Noisy:
-    """A function whose replays differ by a share of its values."""
+    """A function in a float type, whose replays differ by a share of its values."""
 
-    def __init__(self, share: float, dtype: torch.dtype) -> None:
+    def __init__(self, share: float, dtype: str) -> None:
         self.share, self.dtype = share, dtype
 
     def record(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
@@ -298,7 +299,10 @@ class Noisy:
         return outputs, lambda: outputs.copy_((1.0 + self.share) * self(torch.ones(8)))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (x.to(self.dtype) * 3.0).float()
+        if self.dtype == "tf32":
+            with full_precision(), tf32.products(torch.device("cuda")):
+                return x * 3.0
+        return (x.to(getattr(torch, self.dtype)) * 3.0).float()
 
 
 @pytest.mark.parametrize(
@@ -308,18 +312,21 @@ class Noisy:
         ("float32", 1e-3, False),
         ("float16", 1e-2, True),
         ("float16", 1e-1, False),
+        ("tf32", 1e-2, True),
+        ("tf32", 1e-1, False),
         ("bfloat16", 5e-2, True),
         ("bfloat16", 2e-1, False),
     ],
 )
 def test_rounding_is_that_of_the_coarsest_type(dtype: str, share: float, fine: bool) -> None:
-    """Half of the digits: 3e-4 for float32, 0.03 for float16, and 0.09 for bfloat16."""
-    function = Noisy(share, getattr(torch, dtype))
+    """Half of the digits: 3e-4 for float32, 0.03 for float16 and TF32, and 0.09 for bfloat16."""
+    function = Noisy(share, dtype)
     call = Graphs(function.record, lambda: 0)
     for _ in range(2):
         call("key", function, torch.ones(8))
     assert (call.failure is None) is fine
-    assert fine or f"which is allowed for torch.{dtype}" in call.note
+    named = "float16" if dtype == "tf32" else dtype
+    assert fine or f"which is allowed for torch.{named}" in call.note
 
 
 # What G may do on a device, with a part of the name of the op that gives it away.

@@ -7,10 +7,11 @@ raise an error where the two disagree; here they agree, inside and afterwards.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
@@ -22,22 +23,46 @@ class ExactFloat32:
     """Exact float32 while any thread holds it."""
 
     def __init__(self) -> None:
-        self._lock, self._holders, self._settings = Lock(), 0, ExitStack()
+        self._lock, self._settings = Lock(), ExitStack()
+        self._holders: Counter[int] = Counter()  # how often each thread holds it
+        self._claimed: str | None = None
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Exact inside; the last holder to leave restores the settings of before the first."""
+        """Exact inside; the last holder to leave restores the settings of before the first.
+
+        Raises RuntimeError where another thread has claimed the settings.
+        """
+        thread = get_ident()
         with self._lock:
-            if self._holders == 0:
+            self._check_others(thread, self._claimed)
+            if not self._holders:
                 self._settings.enter_context(_exact())
-            self._holders += 1
+            self._holders[thread] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._holders -= 1
-                if self._holders == 0:
+                self._holders = +(self._holders - Counter([thread]))
+                if not self._holders:
+                    self._claimed = None
                     self._settings.close()
+
+    def claim(self, name: str) -> None:
+        """Let this thread change the settings for a while, until the last holder leaves.
+
+        Raises RuntimeError, which names the argument ``name``, where other threads hold them.
+        """
+        with self._lock:
+            self._check_others(get_ident(), name)
+            self._claimed = name
+
+    def _check_others(self, thread: int, claimed: str | None) -> None:
+        if claimed is not None and self._holders.keys() - {thread}:
+            raise RuntimeError(
+                f"{claimed}: TF32 on CUDA is a setting of the whole process, so no two threads can "
+                "make runs at the same time where one of them uses it; make them in processes"
+            )
 
 
 @contextmanager

@@ -51,7 +51,8 @@ def rounding_of(dtype: torch.dtype) -> float:
 class NoHostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises `HostReadError` where torch would wait for the device; in this thread only.
 
-    ``coarsest`` becomes the coarsest float type that the ops take or give.
+    ``coarsest`` becomes the coarsest float type that the ops take or give; TF32 counts as float16,
+    which has as many digits.
     """
 
     def __init__(self) -> None:
@@ -74,6 +75,8 @@ class NoHostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
     def _note(self, values: Iterable[Any]) -> None:
+        if torch.get_float32_matmul_precision() != "highest":
+            self.coarsest = max(self.coarsest, torch.float16, key=rounding_of)
         for value in values:
             if isinstance(value, Tensor) and value.is_floating_point():
                 self.coarsest = max(self.coarsest, value.dtype, key=rounding_of)
