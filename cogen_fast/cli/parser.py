@@ -522,8 +522,8 @@ def _add_machine(parser: Parser) -> None:
     add(
         "--gradient-dtype",
         choices=GRADIENT_DTYPES,
-        help="type in which gradients are computed; half precision is faster on a GPU and does not "
-        "change the posterior (default: the generator's type)",
+        help="type in which gradients are computed; TF32 and half precision are meant for GPUs and "
+        "do not change the posterior (default: the generator's type)",
     )
     add(
         "--energy-dtype",
