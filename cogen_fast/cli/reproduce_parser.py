@@ -97,12 +97,11 @@ def add_reproduce(commands: Any) -> None:
     add("--seed", type=int, default=0, metavar="S", help="random seed (default: 0)")
     add(
         "--generator",
-        type=Path,
         nargs="+",
         default=[],
         metavar="FILE",
-        help="further generators of 2 numbers from 2 latents: .safetensors, or .npz of dense "
-        "layers w1, b1, w2, ...",
+        help="further generators of 2 numbers from 2 latents: .safetensors, .npz of dense layers "
+        "w1, b1, w2, ..., or hf://owner/name/file.safetensors",
     )
     add("--overwrite", action="store_true", help="replace a study which is already in DIR")
     _add_image_study(studies)

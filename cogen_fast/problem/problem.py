@@ -17,6 +17,7 @@ from cogen_fast.problem import devices
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
 from cogen_fast.problem.compiled import try_compiling
 from cogen_fast.problem.compute import DEFAULT, Compute, as_compute
+from cogen_fast.problem.cuda_graphs import recorder
 from cogen_fast.problem.density import (
     GeneratorPotential,
     LatentMap,
@@ -24,7 +25,7 @@ from cogen_fast.problem.density import (
     SplitPotential,
     finer,
 )
-from cogen_fast.problem.graphs import Graphs, recorder
+from cogen_fast.problem.graphs import Graphs
 from cogen_fast.problem.observation import Mask, Observation, UserMisfit, as_operator, observe
 from cogen_fast.problem.precision import Precision, described, full_precision, split
 from cogen_fast.problem.prior import Prior
@@ -159,11 +160,12 @@ def prepared(
             problem = _compiled(problem)
         elif compute.backend == "auto":
             problem = _traced(problem)
-        problem = _bounded(_with_split(problem))
+        recorded = records and compute.cuda_graphs
+        problem = _bounded(_with_split(problem), recorded)
         if isinstance(generator, Prior):
             problem = replace(problem, notes=(*generator.describe(), *problem.notes))
         problem = replace(problem, notes=(*devices.described(adapter.home), *problem.notes))
-        yield _with_graphs(problem) if records and compute.cuda_graphs else problem
+        yield _with_graphs(problem) if recorded else problem
 
 
 def _compiled(problem: Problem) -> Problem:
@@ -203,11 +205,15 @@ def _with_split(problem: Problem) -> Problem:
     return replace(problem, split=target, notes=notes)
 
 
-def _bounded(problem: Problem) -> Problem:
-    """``problem`` with calls to the generator that fit into memory, where it can be measured."""
+def _bounded(problem: Problem, recorded: bool) -> Problem:
+    """``problem`` with calls to the generator that fit into memory, where it can be measured.
+
+    Recordings keep the memory of a call, beside which other calls go on.
+    """
     if problem.dense is not None:
         return problem
-    found = [p.bound_by_memory(problem.adapter.probe_latents[0]) for p in problem.potentials]
+    latent, times = problem.adapter.probe_latents[0], 2 if recorded else 1
+    found = [each.bound_by_memory(latent, times) for each in problem.potentials]
     most = min((each for each in found if each is not None), default=None)
     if most is None:
         return problem
