@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -17,6 +20,7 @@ from confined import needs_linux
 from PIL import Image
 from runs import assert_same, network, saved_generator
 from shared_runs import (
+    FILL,
     LONG,
     POPULATIONS,
     SEEN,
@@ -330,3 +334,76 @@ def test_a_mistake_is_told_once(here: Path, more: tuple[str, ...], told: str, tw
     assert first.value == second.value == 2
     assert first.err.startswith(f"cogen-fast: {told}") and second.err == ""
     assert not (here / "shared").exists()
+
+
+# --- torchrun -------------------------------------------------------------------------------------
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+# If told to, this generator sends a signal to its own process, or to torchrun, in the middle.
+USER_CODE = """
+import os
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    latent_size = 5
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.dense = nn.Linear(5, 256)
+        self.calls = 0
+    def forward(self, z):
+        self.calls += 1
+        if self.calls == 200 and os.environ.get("RANK", "alone") == os.environ.get("TEST_RANK"):
+            to_all = os.environ["TEST_WHOM"] == "torchrun"
+            os.kill(os.getppid() if to_all else os.getpid(), int(os.environ["TEST_SIGNAL"]))
+        return torch.tanh(self.dense(z)).reshape(-1, 1, 16, 16)
+
+net = Net()
+"""
+COMMAND = (
+    *("-m", "cogen_fast", "inpaint", "--generator=shared_code:net", "--image=photos/a.png"),
+    *("--populations=3", "--max-batch=4", "--checkpoint=run.safetensors", *FILL[4:], "--budget=60"),
+)
+
+
+def command(folder: Path, launcher: tuple[str, ...], out: str, **environment: str) -> Any:
+    """The command in a new Python process that `TORCHRUN` shares, or alone."""
+    (folder / "shared_code.py").write_text(USER_CODE)
+    return subprocess.run(
+        [sys.executable, *launcher, *COMMAND, f"--out={out}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def remade(here: Path, stopped: Any, size: int) -> None:
+    """Assert that the command stopped without a result and that a further one completes it."""
+    assert stopped.returncode != 0 and stopped.stdout == ""
+    assert not (here / "stopped").exists() and (here / "run.safetensors").exists()
+    again = command(here, (*TORCHRUN, str(size)), "stopped")
+    assert again.stdout.count("wrote stopped/grid.png") == 1, again.stderr
+    (here / "run.safetensors").unlink()
+    assert command(here, (), "alone").stdout.count("wrote alone/grid.png") == 1
+    both = [Result.load(here / name) for name in ("stopped", "alone")]
+    assert_same(*both, but=("notes", "settings"))
+
+
+@pytest.mark.slow
+def test_torchrun_ends_where_a_process_is_killed(here: Path) -> None:
+    how = {"TEST_RANK": "1", "TEST_WHOM": "itself", "TEST_SIGNAL": str(int(signal.SIGKILL))}
+    stopped = command(here, (*TORCHRUN, "2"), "stopped", **how)
+    remade(here, stopped, 3)
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_torchrun_saves_the_run(here: Path) -> None:
+    how = {"TEST_RANK": "1", "TEST_WHOM": "torchrun", "TEST_SIGNAL": str(int(signal.SIGINT))}
+    stopped = command(here, (*TORCHRUN, "3"), "stopped", **how)
+    told = "cogen-fast: interrupted; the run is saved in run.safetensors, and the same command"
+    assert stopped.stderr.count(told) == 1
+    remade(here, stopped, 2)
