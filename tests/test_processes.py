@@ -118,8 +118,8 @@ def test_a_few_rows_stay_together() -> None:
 @pytest.mark.parametrize(
     ("case", "size"),
     [
-        ("populations", 2),
         ("populations", 3),
+        pytest.param("populations", 2, marks=pytest.mark.slow),
         ("not divisible", 3),
         ("fewer chains than processes", 3),
         ("published", 3),
@@ -153,6 +153,7 @@ def test_each_process_evaluates_its_share(most: int | None, three: Crew) -> None
         assert torch.allclose(first.energies, one.energies, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_batch_of_observations_is_shared_by_chains(three: Crew) -> None:
     one = work_batch(-1)
     for each in values(three(work_batch)):
@@ -240,7 +241,7 @@ def test_arguments_that_differ_are_an_error_everywhere(what: str, told: str, thr
 # --- processes that end ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dying", [0, 1])
+@pytest.mark.parametrize("dying", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(
     dying: int, tmp_path: Path, two: Crew
 ) -> None:
@@ -307,6 +308,7 @@ def test_a_command_writes_and_tells_once(here: Path, one: Crew, three: Crew) -> 
     assert_same(*both, but=("notes", "settings"))
 
 
+@pytest.mark.slow
 def test_a_command_with_a_folder_shares_each_picture(here: Path, one: Crew, two: Crew) -> None:
     arguments = ("--image", "photos", "--out", "shared")
     first, second = two(work_command, here, arguments)
