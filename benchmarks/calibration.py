@@ -72,6 +72,9 @@ METHODS: dict[str, Draw] = {
 _ALONE = ("4 alone", "1 alone")
 _PROBED = 2  # simulations
 _PER_PART = {  # numbers of simulations
+    "linear": 400,
+    "gan-2d": 400,
+    "conv-8": 200,
     "linear-64": 400,
     "fashion-32": 20,
     "fashion-32-64": 5,

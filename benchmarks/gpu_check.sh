@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, from one command:
 #
-#     COGEN_FAST_TEST_DATA=DIR benchmarks/gpu_check.sh [--stage STAGE] [--out DIR]
+#     COGEN_FAST_TEST_DATA=DIR benchmarks/gpu_check.sh [--stage STAGE] [--out DIR] [--from DIR]
 #
 # Stages: build-test (default; the test suite, where missing data are a failure), sanitize (the
 # kernels alone under compute-sanitizer), bench (progressive GANs), training, dense.
-# Each builds the package with CUDA first, offline, against the Python that is active, if it is not
-# built from these sources already. A call ends within nine minutes; the same call again goes on
-# where it stopped, by the logs in --out (benchmarks/results), until it says that nothing is left.
-# What a stage gave is its entry in gpu_check.json there: device, versions, commit, figures. Logs of
+# Each builds a wheel of the package with CUDA first, offline, and installs it into the Python that is
+# active, unless that is done already for these sources. A call ends within nine minutes; the same
+# call again goes on where it stopped, by the logs and the wheel in --out (benchmarks/results), until
+# it says that nothing is left. Where each call gets a bare machine with an empty --out, --from names
+# a copy of what the last call left in its own. What a stage gave is its entry in gpu_check.json there: device, versions, commit, figures. Logs of
 # other sources or devices are left alone and not taken. COGEN_FAST_COMMIT names the commit where
 # there is no repository.
 set -euo pipefail
@@ -16,16 +17,18 @@ set -euo pipefail
 root=$(realpath "$(dirname "$0")/..")
 stage=build-test
 out=$root/benchmarks/results
+from=
 while [ $# -gt 1 ]; do
     case $1 in
         --stage) stage=$2 ;;
         --out) out=$(realpath -m "$2") ;;
+        --from) from=$(realpath -m "$2") ;;
         *) break ;;
     esac
     shift 2
 done
 if [ $# -gt 0 ]; then
-    echo "gpu_check: expected --stage STAGE or --out DIR, got $*" >&2
+    echo "gpu_check: expected --stage STAGE, --out DIR or --from DIR, got $*" >&2
     exit 2
 fi
 if [ -n "${COGEN_FAST_TEST_DATA:-}" ]; then
@@ -33,6 +36,10 @@ if [ -n "${COGEN_FAST_TEST_DATA:-}" ]; then
 fi
 cd "$root"
 mkdir -p "$out"
+if [ -d "$from" ]; then
+    cp -R "$from/." "$out"
+    chmod -R u+w "$out"
+fi
 
 # Seconds since this began, from which on nothing new is begun, and what runs is stopped.
 begin=420
@@ -45,13 +52,20 @@ capability() { nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -
 installed() { (cd benchmarks && python3 -c 'import cogen_fast' 2>/dev/null); }
 
 build() {
-    local stamp=build/gpu/sources sources
+    local stamp=build/gpu/installed sources name
     sources=$(python3 benchmarks/machine.py)
-    if [ "$(cat "$stamp" 2>/dev/null)" != "$sources" ] || ! installed; then
+    name=wheel-$sources-$(capability)
+    if [ ! -d "$out/$name" ]; then
+        rm -rf "$out"/wheel-*
         # For this machine's GPU alone, which takes half the time.
-        CUDAARCHS=${CUDAARCHS:-$(capability)} COGEN_FAST_CUDA=ON python3 -m pip install \
-            --no-build-isolation --no-deps --quiet -C build-dir=build/gpu .
-        echo "$sources" > "$stamp"
+        CUDAARCHS=${CUDAARCHS:-$(capability)} COGEN_FAST_CUDA=ON python3 -m pip wheel --quiet \
+            --no-build-isolation --no-deps -C build-dir=build/gpu -w "$out/wheel-part" .
+        mv "$out/wheel-part" "$out/$name"
+    fi
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$name" ] || ! installed; then
+        python3 -m pip install --quiet --no-deps --force-reinstall "$out/$name"/*.whl
+        mkdir -p "${stamp%/*}"
+        echo "$name" > "$stamp"
     fi
 }
 

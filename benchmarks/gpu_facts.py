@@ -26,17 +26,23 @@ from cogen_fast.ops import native
 from cogen_fast.support.files import write_atomically
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that COGEN_FAST_COMMIT names, or that of the repository where there is one."""
+    if named := os.environ.get("COGEN_FAST_COMMIT"):
+        return named
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return os.environ.get("COGEN_FAST_COMMIT") or done.stdout.strip() or "unknown"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def _facts() -> dict[str, Any]:
     here = machine()
     return {
         "device": here["device"],
-        "commit": _commit(),
+        "commit": commit(),
         "sources": here["sources"],
         "versions": {
             "cogen_fast": cogen_fast.__version__,

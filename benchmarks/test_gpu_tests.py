@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -103,7 +105,7 @@ def test_there_is_a_part_for_every_tool_and_every_file_of_the_suite() -> None:
     tests = Path(__file__).resolve().parent.parent / "tests"
     keys = [part.key["file"] for part in gpu_tests.suite(tests)]
     assert sorted(keys) == sorted(path.name for path in tests.glob("test_*.py"))
-    parts = gpu_tests.sanitized(tests, gpu_tests.SANITIZERS)
+    parts = gpu_tests.sanitized(tests, tuple(gpu_tests.SANITIZERS))
     found = [(part.launcher[2], part.key["kernels"]) for part in parts]
     assert found == list(itertools.product(gpu_tests.SANITIZERS, ("extension", "triton")))
 
@@ -155,11 +157,72 @@ def test_a_stage_is_an_entry_beside_the_others(
     assert found["bench"]["commit"] == "abc" and found["bench"]["device"] == "a device"
 
 
+def test_a_commit_that_is_named_needs_no_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", absent)
+    monkeypatch.setenv("COGEN_FAST_COMMIT", "abc")
+    assert gpu_facts.commit() == "abc"
+    monkeypatch.delenv("COGEN_FAST_COMMIT")
+    assert gpu_facts.commit() == "unknown"
+
+
+def test_sources_are_known_before_the_package_is_installed() -> None:
+    script = Path(__file__).parent / "machine.py"
+    code = f"import sys, runpy; sys.modules['cogen_fast'] = None; runpy.run_path({str(script)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# In place of Python on a machine with a GPU: it writes down what it is asked for.
+PYTHON = """#!/bin/sh
+echo "$*" >> "$CALLS"
+case "$*" in
+    benchmarks/machine.py) echo 0123 ;;
+    "-m pip wheel"*) for last; do [ "$before" = -w ] && mkdir "$last" && touch "$last/a.whl"
+        before=$last; done ;;
+    "benchmarks/dense_speed.py"*) echo '{"rate": 1.0}' ;;
+esac
+"""
+
+
+def test_a_bare_machine_goes_on_with_what_was_brought_along(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in {"python3": PYTHON, "nvidia-smi": "#!/bin/sh\necho 9.0\n"}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+
+    def call(machine: str, *arguments: str) -> list[str]:
+        """What Python is asked for by a call of the script on a machine that is bare at first."""
+        benchmarks = tmp_path / machine / "benchmarks"
+        benchmarks.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(__file__).parent / "gpu_check.sh", benchmarks)
+        calls = tmp_path / "calls"
+        calls.write_text("")
+        subprocess.run(
+            ["bash", str(benchmarks / "gpu_check.sh"), "--stage", "dense", *arguments],
+            env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "CALLS": str(calls)},
+            cwd=tmp_path,
+            check=True,
+        )
+        return [" ".join(line.split()[:3]) for line in calls.read_text().splitlines()]
+
+    built = call("first", "--out", "one")
+    assert "-m pip wheel" in built and "-m pip install" in built
+    again = call("first", "--out", "one")
+    assert "-m pip wheel" not in again and "-m pip install" not in again
+    brought = call("second", "--from", "one", "--out", "two")
+    assert "-m pip wheel" not in brought and "-m pip install" in brought
+    assert (tmp_path / "two" / "wheel-0123-90" / "a.whl").exists()
+    assert "-m pip wheel" in call("third", "--from", "absent", "--out", "three")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--stage", "fast"], "unknown stage fast (build-test, sanitize, bench, training, dense)"),
-        (["--stage"], "expected --stage STAGE or --out DIR, got --stage"),
+        (["--stage"], "expected --stage STAGE, --out DIR or --from DIR, got --stage"),
         (["--speed", "9", "--stage", "dense"], "got --speed 9 --stage dense"),
     ],
 )

@@ -46,6 +46,7 @@ class Held(Tensor):
 CALLS: Counter[str] = Counter()
 """How often each function was computed on the device."""
 _COPIES = ("aten::_to_copy", "aten::copy_")
+_INDEXING = ("aten::index", "aten::index_put_")  # devices take places from the CPU
 
 
 def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -54,7 +55,7 @@ def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     wanted = kwargs.get("device")
     onto = any(here) if wanted is None else torch.device(wanted).type == NAME
     name = func._schema.name
-    if any(here) and name not in _COPIES:
+    if any(here) and name not in (*_COPIES, *_INDEXING):
         strangers = [t for t, held in zip(tensors, here, strict=True) if not held and t.ndim]
         if strangers:
             raise RuntimeError(f"{name}: expected all tensors on {NAME}, got one on the CPU")
@@ -85,6 +86,12 @@ def _empty_strided(
     return Held(torch.empty_strided(size, stride, dtype=dtype))
 
 
+def _copy_from(source: Tensor, there: Tensor, non_blocking: bool = False) -> Tensor:
+    """The copy within `torch.tensor` and its kind, which no dispatch mode sees."""
+    _raw(there).copy_(_raw(source))
+    return there
+
+
 _LIBRARIES: list[library.Library] = []  # registrations must last as long as the process
 
 
@@ -98,6 +105,7 @@ def use() -> None:
     registered = library.Library("aten", "IMPL")
     registered.impl("empty.memory_format", _empty, "PrivateUse1")
     registered.impl("empty_strided", _empty_strided, "PrivateUse1")
+    registered.impl("_copy_from", _copy_from, "PrivateUse1")
     _LIBRARIES.append(registered)
 
 

@@ -51,6 +51,10 @@ class _Writing(TorchDispatchMode):
         super().__init__()
         self.steps, self.launching = steps, False
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True  # a capture does not keep `torch.compile` from compiling
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

@@ -556,7 +556,10 @@ def test_generator_from_the_path(
         ("no_such_{}:net", "no module 'no_such_{}', neither in"),
         ("needs_more:net", "ModuleNotFoundError: No module named 'absent'"),
         ("bad_syntax:net", "SyntaxError"),
-        ("nothing.safetensors", "shipped generator or package.module:name, got nothing.safet"),
+        (
+            "nothing.safetensors",
+            "or hf://owner/name/file.safetensors, got nothing.safeten",
+        ),
     ],
 )
 def test_wrong_generators(

@@ -8,9 +8,9 @@ from weakref import ref
 import pytest
 import torch
 import torch.nn.functional as F
+from implementations import ISAS, instruction_set
 from torch import Tensor
 
-from cogen_fast.ops import native
 from cogen_fast.ops.convolution.chain import ConvolutionChain
 from cogen_fast.ops.convolution.layers import (
     ConvolutionSpec,
@@ -153,15 +153,11 @@ def test_3x3_convolutions_are_torchs(
 
 
 @pytest.mark.parametrize("kind", [TiledTransposed, SummedTaps])
-@pytest.mark.parametrize("isa", native.extension().build_info()["isa_usable"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(kind: type[TiledTransposed | SummedTaps], isa: str) -> None:
-    before = native.extension().build_info()["isa"]
-    try:
-        native.extension().set_isa(isa)
-        spec = four_by_four((2, 9, 13, 33, 17), F32)
+    spec = four_by_four((2, 9, 13, 33, 17), F32)
+    with instruction_set(isa):
         assert_is(layer_by(kind, spec), spec, 2, 33)
-    finally:
-        native.extension().set_isa(before)
 
 
 def test_no_images_at_all() -> None:

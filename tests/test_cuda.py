@@ -11,7 +11,7 @@ from torch import nn
 
 from cogen_fast import cogenerate
 from cogen_fast.methods.settings import keywords
-from cogen_fast.ops import native
+from cogen_fast.ops import dense, native
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,6 +66,13 @@ def _network(sizes: tuple[int, ...], activation: type[nn.Module]) -> nn.Module:
         for size, out in pairwise(sizes):
             layers += [nn.Linear(size, out), activation()]
     return nn.Sequential(*layers[:-1])
+
+
+@needs_fused
+def test_the_run_that_is_tried_on_a_device_is_that_of_the_cpu() -> None:
+    made = [dense.trial_run(torch.device(device)).cpu() for device in ("cuda", "cpu")]
+    torch.testing.assert_close(*made, rtol=1e-5, atol=0)
+    assert dense.device_failure(torch.device("cuda")) is None
 
 
 @needs_fused

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from implementations import ISAS, instruction_set
 from torch import Tensor, nn
 
 from cogen_fast import AdaptationRule, Compute, cogenerate
@@ -19,7 +20,6 @@ from cogen_fast.generators import MLPGenerator
 from cogen_fast.methods import checkpoint
 from cogen_fast.methods.baselines import reconstruct
 from cogen_fast.methods.settings import keywords
-from cogen_fast.ops import native
 from cogen_fast.ops.dense import ACTIVATIONS, DenseLayers, dense_layers, forward, unfit
 from cogen_fast.problem.compute import gathered
 from cogen_fast.problem.problem import Problem, prepared
@@ -27,7 +27,6 @@ from cogen_fast.sampler import ais, dense, hmc
 from cogen_fast.support.layout import Layout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ISAS = native.extension().build_info()["isa_usable"]
 
 
 def network(sizes: tuple[int, ...], activation: str = "tanh", final: str | None = None) -> Any:
@@ -147,12 +146,8 @@ def test_the_published_run_is_that_of_the_loop(
     sizes: tuple[int, ...], chains: int, per_chain: bool, isa: str
 ) -> None:
     moves = OWN_STEPS if per_chain else ais.Moves(hmc_steps=2, leapfrog_steps=3)
-    native.extension().set_isa(isa)
-    try:
-        with problem(network(sizes), observations=2) as found:
-            ours, theirs = published(found, moves, chains, True)
-    finally:
-        native.extension().set_isa(ISAS[-1])
+    with instruction_set(isa), problem(network(sizes), observations=2) as found:
+        ours, theirs = published(found, moves, chains, True)
     assert_close(ours, theirs)
 
 
@@ -170,8 +165,7 @@ def test_every_activation(activation: str, chains: int) -> None:
 def test_independent_chains_of_known_widths(hidden: int, activation: str, isa: str) -> None:
     """These widths are compiled with all numbers in registers; masks, weights and forms vary."""
     net, x = network((2, hidden, hidden, 2), activation), np.array([[0.3, -0.2], [-0.5, 0.4]])
-    native.extension().set_isa(isa)
-    try:
+    with instruction_set(isa):
         for mask, noise in (
             (np.array([1, 1]), {"weight": np.array([0.5, 3.0])}),
             (np.array([0, 1]), {"noise_std": 0.3}),
@@ -181,8 +175,6 @@ def test_independent_chains_of_known_widths(hidden: int, activation: str, isa: s
                 moves = ais.Moves(hmc_steps=2, leapfrog_steps=5, form=form)
                 with whole_runs(net, x, mask, **noise) as found:
                     assert_close(*published(found, moves, 1))
-    finally:
-        native.extension().set_isa(ISAS[-1])
 
 
 @pytest.mark.parametrize("chains", [1, 9])

@@ -323,8 +323,24 @@ def test_arviz_sees_populations_as_chains() -> None:
         for r in range(3):
             for b in range(2):
                 np.testing.assert_array_equal(found[r, :, b], given[b, 20 * r : 20 * (r + 1)])
-    np.testing.assert_array_equal(stats["energy"][2, :, 1], result.energies[1, 40:])
+    np.testing.assert_array_equal(stats["misfit_energy"][2, :, 1], result.energies[1, 40:])
     np.testing.assert_array_equal(stats["log_weight"][0, :, 0], result.log_weights[0, :20])  # type: ignore[index]
+
+
+@needs_arviz
+def test_arviz_has_no_dimension_of_a_single_observation() -> None:
+    """ArviZ's plots of pairs fail where a dimension has one entry."""
+    result = run(budget=12)
+    latents, energies = result.latents[:1], result.energies[:1]
+    single = replace(result, latents=latents, energies=energies, log_weights=None)
+    tree = single.to_arviz()
+    assert tree["posterior"]["latent"].dims == ("chain", "draw", "dimension")
+    assert tree["sample_stats"]["misfit_energy"].dims == ("chain", "draw")
+    np.testing.assert_array_equal(
+        tree["posterior"]["latent"].values.reshape(latents[0].shape), latents[0]
+    )
+    assert single.convergence()["rhat_latent"].shape == (1, latents.shape[2])
+    assert single.convergence()["ess_energy"].shape == (1,)
 
 
 @pytest.mark.slow

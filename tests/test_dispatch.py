@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 from implementations import INTERPRETED
 
 from cogen_fast import ops
-from cogen_fast.ops import dispatch, native, reference
+from cogen_fast.ops import dense, dispatch, native, reference
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 needs_triton = pytest.mark.skipif(
@@ -126,6 +127,50 @@ def test_fused_serves_cuda_only_where_it_was_built() -> None:
         return
     with pytest.raises(ValueError, match=r"^backend: fused cannot serve cuda.*without CUDA"):
         dispatch.resolve("fused", CUDA)
+
+
+@pytest.fixture
+def older_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pretend to have an extension with CUDA, and a GPU that has no code in it."""
+    info = {**native.extension().build_info(), "with_cuda": True, "cuda_archs": ("80-real", "90")}
+
+    def refused(device: torch.device) -> torch.Tensor:
+        raise RuntimeError("anneal_mlp_cuda: occupancy: no kernel image is available")
+
+    monkeypatch.setattr(native, "loaded", SimpleNamespace(build_info=lambda: info))
+    monkeypatch.setattr(dense, "trial_run", refused)
+    for name, value in {
+        "is_available": True,
+        "current_device": 0,
+        "get_device_name": "Tesla V100",
+        "get_device_capability": (7, 0),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    dispatch.forget()
+    yield
+    dispatch.forget()
+
+
+@pytest.mark.usefixtures("older_gpu")
+def test_a_gpu_without_code_in_the_extension_falls_back() -> None:
+    why = (
+        "whole-run kernels, built for 80-real, 90, do not run on Tesla V100 of compute capability "
+        "7.0 (anneal_mlp_cuda: occupancy: no kernel image is available)"
+    )
+    assert not dispatch.fuses(CUDA)
+    assert dispatch.fuses(CPU)
+    report = dispatch.backends()
+    assert report.fused == ("cpu",)
+    assert report.not_fused == {"cuda": why}
+    assert str(report).endswith(f"whole-run kernels: cpu\n  not for cuda tensors: {why}")
+    with pytest.raises(ValueError, match=r"^backend: fused cannot serve cuda tensors here: whole"):
+        dispatch.resolve("fused", CUDA)
+
+
+def test_the_run_that_is_tried_can_be_made() -> None:
+    latent = dense.trial_run(CPU)
+    assert latent.shape == (1, 1, 1)
+    assert 0.0 < abs(float(latent) - 1.0) < 1.0  # a step of 0.1 times a standard normal
 
 
 def test_report() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from implementations import instruction_set
 from runs import seeded
 from torch import Tensor
 
@@ -43,11 +44,8 @@ each_isa = pytest.mark.usefixtures("isa", "poisoned")
     params=[*(pytest.param(isa, marks=pytest.mark.slow) for isa in ISAS[:-1]), ISAS[-1]]
 )
 def isa(request: pytest.FixtureRequest) -> Iterator[None]:
-    module = native.extension()
-    before = module.build_info()["isa"]
-    module.set_isa(request.param)
-    yield
-    module.set_isa(before)
+    with instruction_set(request.param):
+        yield
 
 
 @pytest.fixture
@@ -195,6 +193,28 @@ def test_layers(size: tuple[int, int, int, int], upsample: bool) -> None:
     spent = layer.backward(by_conv, activation, True, **arguments)
     assert spent.data_ptr() == activation.out.data_ptr()
     torch.testing.assert_close(spent, kept, rtol=0, atol=0)
+
+
+@pytest.mark.skipif("avx512" not in ISAS, reason="the processor has no AVX-512")
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=["float32", "float64"])
+@pytest.mark.parametrize("size", [(3, 4, 3, 5), (2, 8, 17, 8), (1, 16, 24, 40), (5, 8, 33, 70)])
+@pytest.mark.parametrize("kind", [UpsampledConvolution, WinogradConvolution])
+def test_longer_vectors_change_no_bit(
+    size: tuple[int, int, int, int], kind: Any, dtype: torch.dtype
+) -> None:
+    """Every sum has its terms in the same order, whatever the vectors and the rows at once."""
+    images, side, before, after = size
+    layer = kind(
+        random(after, before, 3, 3).to(dtype), random(after).to(dtype), SLOPE, Workspace(dtype)
+    )
+    x, found = random(images, side, side, before, seed=1).to(dtype), {}
+    for isa in ("avx2", "avx512"):
+        with instruction_set(isa):
+            there = layer.forward(x)
+            grad = layer.backward(there.out, NormedActivation(x, None, 1.0), False)
+        found[isa] = (there.out, there.scale, grad)
+    for short, long in zip(*found.values(), strict=True):
+        assert torch.equal(short, long)
 
 
 def observed(

@@ -127,7 +127,10 @@ COMMANDS = [
         ),
         ("{}:function", "--latent-shape: could not be found out from G (function); give it, for "),
         ("{}:labelled", "wants another argument beside the latents, 'label'; give --condition N"),
-        ("nothing", "expected a file, the name of a shipped generator or package.module:name, got"),
+        (
+            "nothing",
+            "expected a file, the name of a shipped generator, package.module:name or hf://owner",
+        ),
     ],
 )
 def test_every_command_tells_the_same(

@@ -23,6 +23,7 @@ import pytest
 import torch
 from hypothesis import event, given
 from hypothesis import strategies as st
+from implementations import ISAS, instruction_set
 from searches import EFFORT, search
 from torch import Tensor
 
@@ -58,15 +59,6 @@ def poisoned() -> Iterator[None]:
         mock.patch.object(torch, "empty_like", poisoning(torch.empty_like)),
     ):
         yield
-
-
-@contextmanager
-def using_isa(name: str) -> Iterator[None]:
-    module = native.extension()
-    before = module.build_info()["isa"]
-    module.set_isa(name)
-    yield
-    module.set_isa(before)
 
 
 # --- values and layouts -------------------------------------------------------------------------
@@ -447,7 +439,6 @@ OPS: dict[str, tuple[Callable[[bool], st.SearchStrategy[Arguments]], Callable[..
     "observation_uniforms": (lots, check_uniforms),
     "misfit": (misfits, check_misfit),
 }
-ISAS = native.extension().build_info()["isa_usable"]
 
 
 @pytest.mark.parametrize(
@@ -463,7 +454,7 @@ def test_ops_agree_with_their_definition(op: str, isa: str) -> None:
         with poisoned():
             check(arguments)
 
-    with using_isa(isa):
+    with instruction_set(isa):
         agrees()
 
 
@@ -624,7 +615,7 @@ def search_instruction_sets(name: str) -> None:
     except ValueError as error:
         assert str(error).startswith("isa: ")
     else:
-        assert name in ISAS
+        assert name in native.extension().build_info()["isa_usable"]
 
 
 # --- what searches have found -------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from conftest import ROOT
+from implementations import ISAS, instruction_set
 from torch import Tensor
 
 from cogen_fast.ops import native
@@ -23,7 +24,6 @@ from cogen_fast.ops.philox import (
 )
 
 SEED = 0x0123_4567_89AB_CDEF
-ISAS = native.extension().build_info()["isa_usable"]
 SHAPES = [(1, 1, 1), (2, 3, 5), (3, 7, 129), (2, 100, 2), (1, 17, 4)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 dtypes = pytest.mark.parametrize(
@@ -46,11 +46,8 @@ PI = (
 
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    module = native.extension()
-    before = module.build_info()["isa"]
-    module.set_isa(request.param)
-    yield request.param
-    module.set_isa(before)
+    with instruction_set(request.param):
+        yield request.param
 
 
 def _stream(observations: int) -> NoiseStream:
@@ -136,13 +133,10 @@ def test_normals_match_reference(isa: str, shape: tuple[int, int, int], dtype: t
 
 def test_instruction_sets_agree_on_normals() -> None:
     stream, shape = _stream(2), (2, 33, 129)
-    module = native.extension()
-    before = module.build_info()["isa"]
     draws = []
     for name in ISAS:
-        module.set_isa(name)
-        draws.append(_native("normals", stream, 0, torch.empty(shape)))
-    module.set_isa(before)
+        with instruction_set(name):
+            draws.append(_native("normals", stream, 0, torch.empty(shape)))
     for draw in draws[1:]:
         torch.testing.assert_close(draw, draws[0], rtol=2e-6, atol=2e-6)
 

@@ -124,6 +124,11 @@ def test_pictures_are_turned_upright() -> None:
         (tensor().permute(1, 2, 0)[None], block(), r"got \(1, 6, 8, 3\); its channels are last"),
         (tensor()[:1], block(), r"got \(1, 6, 8\); give x_obs.repeat_interleave\(3, -3\)"),
         (tensor()[None].repeat(2, 1, 1, 1), torch.stack([block(), block()]), r"give mask\[:, None"),
+        (
+            tensor()[None].repeat(3, 1, 1, 1),
+            torch.stack([block(), block(), ~block()]),
+            r"each observation or one for each channel; give mask\[:, None\] or mask\[None\]",
+        ),
         (tensor(), as_picture(block()), "255; of a picture, give mask >= 128$"),
         (tensor(), Image.fromarray(block().numpy().astype(np.uint8)), "mask: .*of at most 1; mult"),
         ("nothing.png", block(), "image: expected a file, found none at nothing.png"),
@@ -135,6 +140,12 @@ def test_pictures_are_turned_upright() -> None:
 def test_other_layouts_are_told_what_mends_them(image: Any, mask: Any, message: str) -> None:
     with pytest.raises((ValueError, TypeError, OSError), match=message):
         inpaint(Net(), image, mask, **FAST)
+
+
+def test_equal_masks_of_channels_or_of_observations_are_the_same() -> None:
+    images = tensor()[None].repeat(3, 1, 1, 1)
+    result = inpaint(Net(), images, torch.stack([block()] * 3), **FAST)
+    assert torch.equal(result.latents, inpaint(Net(), images, block(), **FAST).latents)
 
 
 @pytest.mark.parametrize(

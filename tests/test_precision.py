@@ -7,7 +7,7 @@ fixed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import in_a_process
 from runs import Failing, assert_same
 from torch import Tensor, nn
 
@@ -28,8 +29,10 @@ from cogen_fast.experiments.calibration import (
 )
 from cogen_fast.generators import ProgressiveGenerator
 from cogen_fast.methods.settings import keywords
+from cogen_fast.problem import tf32
 from cogen_fast.problem.compute import gathered
 from cogen_fast.problem.density import SplitPotential
+from cogen_fast.problem.exact_float32 import ExactFloat32
 from cogen_fast.problem.precision import Autocast, Precision, full_precision
 from cogen_fast.problem.problem import Problem, prepared
 from cogen_fast.sampler import fallback, hmc
@@ -38,8 +41,9 @@ from cogen_fast.sampler.fallback import WINDOW
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 BOUND = 4.5
+CUDA = torch.device("cuda")
 HALVES = ("bfloat16", "float16")
-halves = pytest.mark.parametrize("half", HALVES)
+reduced = pytest.mark.parametrize("half", ("tf32", *HALVES))
 PAPER: dict[str, Any] = {"method": "paper", "progress": False, "noise_std": 0.3}
 
 
@@ -101,7 +105,7 @@ def drift(half: str, by_reduced_energies: bool = False) -> Tensor:
 
 
 @pytest.mark.slow
-@halves
+@reduced
 def test_reduced_gradients_leave_a_known_posterior_as_it_is(half: str) -> None:
     assert float(drift(half).abs().max()) < BOUND
 
@@ -137,7 +141,7 @@ def linear_run(**options: Any) -> tuple[Result, Tensor, Tensor]:
 
 
 @pytest.mark.slow
-@halves
+@reduced
 def test_evidence_and_means_are_those_of_the_closed_form(half: str) -> None:
     result, mean, ratio = linear_run(gradient_dtype=half)
     assert result.log_normaliser is not None and result.log_normaliser_error is not None
@@ -151,7 +155,7 @@ def test_evidence_and_means_are_those_of_the_closed_form(half: str) -> None:
 
 
 @pytest.mark.slow
-@halves
+@reduced
 def test_a_nonlinear_posterior_is_that_of_the_float32_run(half: str) -> None:
     generator = dense()
     x = generator(seeded(1, 3, seed=7)).detach()
@@ -184,7 +188,7 @@ def test_a_nonlinear_posterior_is_that_of_the_float32_run(half: str) -> None:
     assert float(scores.abs().max()) < BOUND
 
 
-@halves
+@reduced
 def test_energies_are_those_of_a_float32_forward(half: str) -> None:
     generator = dense()
     x = generator(seeded(2, 3, seed=7)).detach()
@@ -297,6 +301,121 @@ def test_a_misfit_of_the_user_s_own_is_scaled_too() -> None:
         _, expected = p.potential.energy_and_grad(z)
         found = p.split.grad_alone(z)
     assert float((found - expected).norm() / expected.norm()) < 0.01
+
+
+# --- TF32 for gradients ---------------------------------------------------------------------------
+
+
+def ten_bits(x: Tensor) -> Tensor:
+    """Rounded to 10 bits of mantissa after the leading one, in float64."""
+    mantissa, exponent = torch.frexp(x.double())
+    scaled = mantissa * 2.0**11
+    return torch.ldexp(scaled.sign() * (scaled.abs() + 0.5).floor(), exponent - 11)
+
+
+def test_factors_are_rounded_to_ten_bits() -> None:
+    x = seeded(1000) * torch.exp2(torch.linspace(-60.0, 60.0, 1000))
+    halfway = torch.tensor([1.0 + 2.0**-11, -1.0 - 2.0**-11, 2.0 - 2.0**-12])
+    for values in (x, halfway, x.reshape(20, 50).T):
+        assert torch.equal(tf32.rounded(values).double(), ten_bits(values))
+    assert torch.equal(tf32.rounded(tf32.rounded(x)), tf32.rounded(x))
+    special = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan])
+    assert torch.equal(tf32.rounded(special).nan_to_num(7.0), special.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("kind", ["products", "convolutions"])
+def test_products_of_a_gradient_are_those_of_rounded_factors(kind: str) -> None:
+    """Forwards and backwards; sums in float32 differ from these, in float64, by rounding."""
+    x, weight = seeded(1, 6), seeded(6, 3, seed=1)
+    if kind == "products":
+        generator: nn.Module = nn.Linear(3, 6, bias=False)
+        generator.weight.data = weight
+    else:
+        convolution = nn.Conv1d(3, 6, 1, bias=False)
+        convolution.weight.data = weight[:, :, None]
+        generator = nn.Sequential(nn.Unflatten(1, (3, 1)), convolution, nn.Flatten())
+    z = seeded(1, 5, 3, seed=2)
+    with problem_of(generator, x, gradient="tf32", latent_shape=3) as p:
+        energy, grad = p.split.field.energy_and_grad(z)
+        _, exact = p.potential.energy_and_grad(z)
+    residual = ten_bits(z) @ ten_bits(weight).T - x.double()
+    expected = ten_bits((residual / 0.3**2).float()) @ ten_bits(weight)
+    torch.testing.assert_close(energy, 0.5 / 0.3**2 * (residual**2).sum(-1), rtol=1e-5, atol=0)
+    # A residual that float32 rounds the other way differs by 2^-10.
+    torch.testing.assert_close(grad.double(), expected, rtol=2.0**-9, atol=0.05)
+    assert float((grad - expected).norm()) < 0.5 * float((grad - exact).norm())
+
+
+def test_a_float64_generator_may_have_gradients_in_tf32() -> None:
+    generator = dense().double()
+    with problem_of(generator, seeded(1, 6).double(), gradient="tf32") as p:
+        z = seeded(1, 5, 3).double()
+        energy, grad = p.target.energy_and_grad(z)
+        exact, by_energy = p.potential.energy_and_grad(z)
+    torch.testing.assert_close(energy, exact, rtol=1e-14, atol=0)
+    error = float((grad - by_energy).norm() / by_energy.norm())
+    assert 1e-6 < error < 0.01
+
+
+def test_a_fast_path_keeps_energies_and_leaves_tf32_to_torch() -> None:
+    torch.manual_seed(0)
+    generator = ProgressiveGenerator(8, latent_size=5, feature_maps=[4, 3]).requires_grad_(False)
+    how = {"gradient": "tf32", "mask": torch.ones(8, 8)}
+    with problem_of(generator, seeded(1, 3, 8, 8), **how) as p:
+        assert p.backend == "fused"
+        grad = p.split.grad_alone(seeded(1, 6, 5))
+        _, exact = p.potential.energy_and_grad(seeded(1, 6, 5))
+    assert 1e-5 < float((grad - exact).norm() / exact.norm()) < 0.01
+
+
+def test_a_run_says_that_tf32_is_imitated() -> None:
+    how = PAPER | {"ais_steps": 3, "leapfrog_steps": 2, "gradient_dtype": "tf32", "noise_std": 3.0}
+    result = cogenerate(dense(), seeded(1, 6), torch.ones(6), **keywords(how))
+    assert (
+        "gradients are computed in float32 with factors rounded as in TF32, and energies in G's "
+        "own type by a forward of their own"
+    ) in result.notes
+    assert result.forwards == 1 + 3
+    assert result.settings["gradient_dtype"] == "tf32"
+
+
+def test_settings_of_cuda_are_on_for_a_gradient_alone() -> None:
+    with full_precision():
+        with tf32.products(CUDA):
+            assert flags()[:2] == (True, "high")
+        assert flags()[:2] == (False, "highest")
+        with pytest.raises(KeyError), tf32.products(CUDA):
+            raise KeyError
+        assert flags()[:2] == (False, "highest")
+
+
+def test_no_other_thread_computes_where_settings_change() -> None:
+    exact, found = ExactFloat32(), []
+
+    def in_another_thread(work: Callable[[], object]) -> str:
+        def tried() -> None:
+            try:
+                work()
+                found.append("made")
+            except RuntimeError as error:
+                found.append(str(error))
+
+        thread = threading.Thread(target=tried)
+        thread.start()
+        thread.join()
+        return found[-1]
+
+    def held() -> None:
+        with exact.held():
+            pass
+
+    with exact.held():
+        assert in_another_thread(held) == "made"
+        assert in_another_thread(lambda: exact.claim("g")).startswith("g: TF32 on CUDA is a")
+        exact.claim("g")
+        held()
+        assert in_another_thread(held).startswith("g: TF32 on CUDA is a setting of the whole")
+    assert in_another_thread(held) == "made"
 
 
 # --- falling back ---------------------------------------------------------------------------------
@@ -478,7 +597,7 @@ def test_memory_that_runs_out_in_either_is_told() -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gradient": (
         {"gradient_dtype": "int8"},
-        r"^gradient_dtype: expected one of \('float32', 'bfloat16', 'float16'\), got 'int8'",
+        r"^gradient_dtype: expected one of \('float32', 'tf32', .*'float16'\), got 'int8'",
     ),
     "energy": (
         {"energy_dtype": "bfloat16"},
@@ -540,6 +659,18 @@ def test_a_generator_that_does_not_fit_the_type_is_refused() -> None:
 
 # --- TF32 -----------------------------------------------------------------------------------------
 
+OPERATIONS: dict[str, Any] = {
+    "products": torch.backends.cuda.matmul,
+    "convolutions": getattr(torch.backends.cudnn, "conv", None),
+    "recurrence": getattr(torch.backends.cudnn, "rnn", None),
+    "products on the CPU": getattr(torch.backends.mkldnn, "matmul", None),
+    "convolutions on the CPU": getattr(torch.backends.mkldnn, "conv", None),
+}
+by_operation = pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"),
+    reason="needs a torch that has a precision for each operation (2.9)",
+)
+
 
 @pytest.fixture
 def tf32_allowed() -> Iterator[None]:
@@ -554,6 +685,10 @@ def tf32_allowed() -> Iterator[None]:
 def flags() -> tuple[bool, str, bool]:
     cudnn = torch.backends.cudnn
     return cudnn.allow_tf32, torch.get_float32_matmul_precision(), cudnn.enabled
+
+
+def precisions() -> dict[str, str]:
+    return {name: operation.fp32_precision for name, operation in OPERATIONS.items()}
 
 
 @pytest.mark.usefixtures("tf32_allowed")
@@ -582,3 +717,75 @@ def test_tf32_comes_back_with_the_last_of_several_threads() -> None:
     thread.join()
     assert seen == [(False, "highest", True)] * 2
     assert flags() == (True, "high", True)
+
+
+@pytest.mark.usefixtures("tf32_allowed")
+def test_settings_come_back_where_entering_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(precision: str) -> None:
+        raise RuntimeError("not now")
+
+    with monkeypatch.context() as patched:
+        # It is called with "high" on leaving, too.
+        patched.setattr(torch, "set_float32_matmul_precision", refused)
+        with pytest.raises(RuntimeError, match="not now"), full_precision():
+            pass
+    assert flags() == (True, "high", True)
+    with full_precision():
+        assert flags() == (False, "highest", True)
+    assert flags() == (True, "high", True)
+
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "all": {"all": "tf32"},
+    "all exact": {"all": "ieee"},
+    "products": {"products": "tf32"},
+    "exact convolutions": {"convolutions": "ieee"},
+    "convolutions among exact": {"all": "ieee", "convolutions": "tf32"},
+    "on the CPU": {"products on the CPU": "bf16", "convolutions on the CPU": "bf16"},
+}
+
+
+def set_each(settings: dict[str, str]) -> None:
+    """Set the precision of operations, or of "all"."""
+    for name, value in settings.items():
+        holder = torch.backends if name == "all" else OPERATIONS[name]
+        holder.fp32_precision = value
+
+
+class Watching(nn.Module):
+    """A network that notes the precisions with which it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.seen = dense(), []
+
+    def forward(self, z: Tensor) -> Tensor:
+        with torch.backends.cudnn.flags(enabled=False):  # which reads and sets the older flag, too
+            pass
+        self.seen.append((*flags()[:2], *set(precisions().values())))
+        x: Tensor = self.net(z)
+        return x
+
+
+def run_with_each_setting() -> None:
+    for name, settings in SETTINGS.items():
+        set_each(settings)
+        before, generator = precisions(), Watching()
+        how = keywords(PAPER | {"ais_steps": 2, "leapfrog_steps": 2})
+        cogenerate(generator, seeded(1, 6), torch.ones(6), **how)
+        assert set(generator.seen) == {(False, "highest", "ieee")}, (name, generator.seen)
+        assert precisions() == before, name
+        # What an operation has of its own stays, and what it has from "all" follows it.
+        set_each({"all": "ieee"})
+        after = precisions()
+        own = {key: value for key, value in settings.items() if key != "all"}
+        assert {key: after[key] for key in own} == own, name
+        assert "products" in own or after["products"] == "ieee", name
+        set_each({"all": "none"} | dict.fromkeys(OPERATIONS, "none"))
+
+
+@by_operation
+@pytest.mark.slow
+def test_runs_with_precisions_by_operation() -> None:
+    """In a process of its own, as no setting of torch brings back how it starts."""
+    in_a_process(__file__, "run_with_each_setting")

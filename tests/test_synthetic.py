@@ -382,7 +382,7 @@ def test_command_gets_its_arguments(
     command = ["reproduce", "synthetic", "--out", str(tmp_path), "--variance", "0.02"]
     assert main([*command, "--seed", "3", "--generator", "a.npz", "b.npz"]) == 0
     assert capsys.readouterr().out == "table\n"
-    assert calls == [((tmp_path, 0.02, 3, [Path("a.npz"), Path("b.npz")]), {"progress": False})]
+    assert calls == [((tmp_path, 0.02, 3, ["a.npz", "b.npz"]), {"progress": False})]
 
 
 @pytest.mark.parametrize("name", synthetic.FILES)

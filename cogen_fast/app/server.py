@@ -16,6 +16,7 @@ from PIL import Image
 
 from cogen_fast.app.offers import Offer, ReadPicture
 from cogen_fast.app.runs import Runs
+from cogen_fast.support.extras import imported
 
 MOST_BYTES = 2**25
 """The largest request: a picture's file as text, or a painted picture."""
@@ -55,7 +56,7 @@ def serve(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when it is imported
     with listening(host, port) as listener, tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        uvicorn = _uvicorn()
+        uvicorn = _of_gradio("uvicorn")
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most_pixels
         runs = Runs(time_limit)
         try:
@@ -95,18 +96,14 @@ def address_of(listener: socket.socket) -> str:
 
 def application(offers: Sequence[Offer], read: ReadPicture, runs: Runs, *, host: str) -> Any:
     """The page as an ASGI application behind its `Guard`. ImportError without Gradio."""
-    try:
-        import gradio
-        from fastapi import FastAPI
-    except ImportError as error:
-        raise _missing() from error
+    gradio, fastapi = _of_gradio("gradio"), _of_gradio("fastapi")
     from cogen_fast.app.actions import Actions
     from cogen_fast.app.page import Page, stylesheet
 
     blocks = Page(Actions(offers, read, runs)).build()
     font = ("system-ui", "sans-serif")  # others would be loaded from the network
     app = gradio.mount_gradio_app(
-        FastAPI(openapi_url=None, docs_url=None, redoc_url=None),
+        fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None),
         blocks,
         path="/",
         server_name=host,
@@ -219,14 +216,6 @@ def _with_policy(send: _Send) -> _Send:
     return sent
 
 
-def _missing() -> ImportError:
-    return ImportError("gradio: is needed but not installed; pip install 'cogen-fast[app]'")
-
-
-def _uvicorn() -> Any:
-    """Gradio's own server. ImportError where Gradio is not installed."""
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise _missing() from error
-    return uvicorn
+def _of_gradio(module: str) -> Any:
+    """Gradio, or a package that it is built on. ImportError where Gradio is not installed."""
+    return imported(module, what="app", package="Gradio", extra="app")

@@ -15,6 +15,7 @@ from cogen_fast.app.offers import Offer
 from cogen_fast.app.picture import Shape
 from cogen_fast.cli.generator import find_generator, probe
 from cogen_fast.cli.images import read_picture
+from cogen_fast.generators.hub import is_hub_name
 from cogen_fast.generators.pretrained import HELD_OUT, PRETRAINED, held_out_images
 from cogen_fast.support.arguments import check_number, check_whole
 from cogen_fast.support.warnings import DiagnosisWarning
@@ -28,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     pixels = check_whole("max_pixels", arguments.max_pixels, 1)
     limit = check_number("time_limit", arguments.time_limit, 0.0)
     texts: list[str] = arguments.generator or ["fashion-32"]
-    offers = [_offer(text, arguments.device, arguments.latent_shape) for text in texts]
+    offers = [offer(text, arguments.device, arguments.latent_shape) for text in texts]
     names = [offer.name for offer in offers]
     if len(set(names)) < len(names):
         raise ValueError(f"generator: expected different names, got {', '.join(names)}")
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
 
-def _offer(text: str, device: str | None, latent_shape: list[int] | None) -> Offer:
+def offer(text: str, device: str | None, latent_shape: list[int] | None) -> Offer:
     """The generator that ``text`` names. ValueError, TypeError or OSError if there is none."""
     generator = find_generator(text, device)
     sample = probe(generator, latent_shape, None)[0].float().cpu()
@@ -59,7 +60,9 @@ def _offer(text: str, device: str | None, latent_shape: list[int] | None) -> Off
 
 def _code(text: str, is_file: bool, generator: object) -> list[str]:
     """Python that makes the generator again; a file is named without its folder."""
-    if is_file:
+    if is_hub_name(text):
+        source = f"cogen_fast.load_generator({json.dumps(text)})"
+    elif is_file:
         source = f"cogen_fast.load_generator({json.dumps(Path(text).name)})"
     elif text in PRETRAINED:
         source = f"cogen_fast.pretrained({json.dumps(text)})"

@@ -18,9 +18,11 @@ examples:
   cogen-fast app
   cogen-fast app --generator fashion-32 --generator faces.safetensors
 
-The page offers the generators of the command line and no others. It loads nothing
-from the network, and shows no file of this machine. It has no passwords: with
---host 0.0.0.0 everybody who reaches this machine can use it.
+The page offers the generators of the command line and no others. One on the hub
+(hf://) is downloaded before the page is served; a visitor can have nothing
+downloaded. The page loads nothing from the network, and shows no file of this
+machine. It has no passwords: with --host 0.0.0.0 everybody who reaches this
+machine can use it.
 
 """
 

@@ -1,4 +1,4 @@
-"""The generator which `--generator` names: a file, a shipped generator, or Python code."""
+"""The generator which `--generator` names: a file here or on the hub, a shipped one, or code."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cogen_fast.generators import load_generator
+from cogen_fast.generators.hub import is_hub_name
 from cogen_fast.generators.pretrained import PRETRAINED, pretrained
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
 from cogen_fast.problem.devices import generator_device
@@ -35,6 +36,8 @@ def find_generator(text: str, device: str | None, argument: str = "generator") -
     put on the GPU, if there is one; a generator from code stays on its device.
     """
     home = None if device is None else generator_device(device)
+    if is_hub_name(text):
+        return _placed(load_generator(text), home)
     path, code = Path(text), _CODE.fullmatch(text)
     mode = path_mode(argument, path)
     script = Path(text.partition(":")[0])
@@ -48,11 +51,11 @@ def find_generator(text: str, device: str | None, argument: str = "generator") -
         if is_file:
             check_readable(argument, path)
         found = load_generator(path) if is_file else pretrained(text)
-        return found.to(home or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return _placed(found, home)
     if code is None:
         raise FileNotFoundError(
-            f"{argument}: expected a file, the name of a shipped generator or package.module:name, "
-            f"got {text}, which is none of these"
+            f"{argument}: expected a file, the name of a shipped generator, package.module:name or "
+            f"hf://owner/name/file.safetensors, got {text}, which is none of these"
         )
     generator = _from_code(text, code)
     if home is not None and isinstance(generator, nn.Module):
@@ -78,6 +81,10 @@ def adapter_of_images(
             "for anything else use cogen_fast.cogenerate in Python"
         )
     return adapter
+
+
+def _placed(generator: nn.Module, home: torch.device | None) -> nn.Module:
+    return generator.to(home or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _from_code(text: str, code: re.Match[str]) -> Generator:

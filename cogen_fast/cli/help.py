@@ -15,6 +15,11 @@ what --generator takes:
   NAME    a generator that comes with the package: fashion-32 (32 x 32 grey
           garments), or an earlier stage of its training: fashion-32-480000,
           fashion-32-600000 or fashion-32-1000000
+  hf://owner/name/file.safetensors
+          a file saved by cogen_fast in a repository of the Hugging Face Hub, which
+          is downloaded once; of a branch, tag or commit
+          hf://owner/name@revision/file.safetensors
+          (needs pip install 'cogen-fast[hub]')
   package.module:name
           your own code, in the current folder or installed: an nn.Module
           instance, or a function from latents (n, d) to images (n, C, H, W) in

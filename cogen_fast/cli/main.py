@@ -18,6 +18,7 @@ from cogen_fast.cli.parser import build_parser
 from cogen_fast.cli.problems import Inpainting, SuperResolution
 from cogen_fast.cli.saving import check_out
 from cogen_fast.cli.telling import (
+    FAULTY,
     INTERRUPTED,
     MISTAKE,
     MISTAKES,
@@ -27,6 +28,7 @@ from cogen_fast.cli.telling import (
     say,
 )
 from cogen_fast.experiments import demo
+from cogen_fast.generators.cards import card_path, checked_licence
 from cogen_fast.methods.presets import PRESETS
 from cogen_fast.support.arguments import check_file
 from cogen_fast.support.files import check_readable
@@ -37,8 +39,8 @@ from cogen_fast.support.reporting import LOGGER
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Returns 0 for success, 2 for an error of the user, 3 where the chains are not samples of the
-    posterior, and 130 after Ctrl-C.
+    Returns 0 for success, 1 where `doctor` found a fault, 2 for an error of the user, 3 where the
+    chains are not samples of the posterior, and 130 after Ctrl-C.
     """
     with one_line_warnings(), _logged():
         try:
@@ -95,14 +97,18 @@ def _convert(arguments: argparse.Namespace) -> int:
     if target.exists() and not arguments.overwrite:
         raise FileExistsError(f"target: {target} exists already; give --overwrite")
     check_readable("source", arguments.source)
+    checked_licence(arguments.license)
     generator = cogen_fast.load_generator(arguments.source, average=not arguments.raw)
     if arguments.half:
         generator = generator.half()
         if not all(tensor.isfinite().all() for tensor in generator.state_dict().values()):
             raise ValueError("half: expected weights of at most 65,504, got larger ones")
-    cogen_fast.save_generator(generator, target)
+    new_card = not os.path.lexists(card_path(target))
+    cogen_fast.save_generator(generator, target, license=arguments.license)
     shape = " x ".join(map(str, generator.output_shape))
     print(f"wrote {target}: {type(generator).__name__}, {generator.latent_size} to {shape}")
+    if new_card:
+        print(f"wrote {card_path(target)}: its model card, with what is left for you to fill in")
     return OK
 
 
@@ -114,6 +120,13 @@ def _info(arguments: argparse.Namespace) -> int:
         text = f"{name:<22}{preset.description}"
         print(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent=" " * 24))
     return OK
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    # Imported here, as other commands do not need it.
+    from cogen_fast.cli import doctor
+
+    return OK if doctor.run() else FAULTY
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -216,6 +229,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "swd": _training,
     "evaluate": _evaluation,
     "info": _info,
+    "doctor": _doctor,
     "demo": _demo,
     "reproduce": _reproduce,
 }

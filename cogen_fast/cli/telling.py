@@ -11,7 +11,7 @@ from typing import TextIO
 
 from PIL import Image
 
-OK, MISTAKE, NOT_SAMPLES, INTERRUPTED = 0, 2, 3, 130
+OK, FAULTY, MISTAKE, NOT_SAMPLES, INTERRUPTED = 0, 1, 2, 3, 130
 # ImportError: a requested backend or library is not available.
 MISTAKES = (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError)
 """The exceptions by which users are told of their mistakes."""

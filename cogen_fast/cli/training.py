@@ -18,6 +18,7 @@ from tqdm import tqdm
 from cogen_fast.cli.generator import adapter_of_images, find_generator
 from cogen_fast.cli.images import numbered_names, write_png
 from cogen_fast.cli.sources import is_folder
+from cogen_fast.generators.hub import is_hub_name
 from cogen_fast.generators.progressive import ProgressiveGenerator
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
 from cogen_fast.results import plots
@@ -105,8 +106,8 @@ def _swd(arguments: argparse.Namespace, progress: bool) -> bool:
     check_seed(arguments.seed)
     if arguments.out is not None:
         check_file("out", arguments.out)
-    paths = [path for what in arguments.what for path in _generators(what)]
-    side = max(_side(_image_generator("what", path, "cpu"), path) for path in paths)
+    names = [name for what in arguments.what for name in _generators(what)]
+    side = max(_side(_image_generator("what", name, "cpu"), name) for name in names)
     real = _images(arguments, side, progress)
     if arguments.held_out is not None:
         check_count("held_out", arguments.held_out)
@@ -116,12 +117,12 @@ def _swd(arguments: argparse.Namespace, progress: bool) -> bool:
         raise ValueError(f"data: expected at least two images, got {len(real)}")
     compared, others = real.split(count)
     rows = []
-    for path in tqdm(paths, unit="generator", disable=not progress):
-        generator = _image_generator("what", path, arguments.device)
-        _check_channels(generator, path, real)
+    for name in tqdm(names, unit="generator", disable=not progress):
+        generator = _image_generator("what", name, arguments.device)
+        _check_channels(generator, name, real)
         fake = _generated(generator, count, arguments.seed, real.resolution)
         found = swd(_batches(compared, count), fake, seed=arguments.seed)
-        rows.append({"generator": str(path), "images": count, **_named(found)})
+        rows.append({"generator": name, "images": count, **_named(found)})
     same = swd(_batches(compared, count), _batches(others, count), seed=arguments.seed)
     rows.append({"generator": "real images", "images": count, **_named(same)})
     if arguments.out is not None:
@@ -132,18 +133,18 @@ def _swd(arguments: argparse.Namespace, progress: bool) -> bool:
     return True
 
 
-def _side(generator: GeneratorAdapter, path: Path) -> int:
+def _side(generator: GeneratorAdapter, name: str) -> int:
     """Width and height of a generator's images."""
     height, width = generator.output_shape[1:]
     if height != width:
-        raise ValueError(f"what: expected square images, got {path} of {width} x {height}")
+        raise ValueError(f"what: expected square images, got {name} of {width} x {height}")
     return int(width)
 
 
-def _check_channels(generator: GeneratorAdapter, path: Path, real: Images) -> None:
+def _check_channels(generator: GeneratorAdapter, name: str, real: Images) -> None:
     if generator.output_shape[0] != real.channels:
         raise ValueError(
-            f"what: expected generators of {real.channels} channels like the data, got {path} with "
+            f"what: expected generators of {real.channels} channels like the data, got {name} with "
             f"{generator.output_shape[0]}"
         )
 
@@ -184,23 +185,23 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _generators(what: Path) -> Iterable[Path]:
+def _generators(what: str) -> Iterable[str]:
     """What names a generator, or all averaged snapshots in the folder of a training."""
-    if not is_folder("what", what):
+    if is_hub_name(what) or not is_folder("what", Path(what)):
         return [what]
-    found = averaged_snapshots(what)
+    found = averaged_snapshots(Path(what))
     if not found:
         raise FileNotFoundError(
             f"what: expected a generator's file or the folder of a training, got {what}"
         )
-    return found
+    return map(str, found)
 
 
 def _image_generator(
-    name: str, what: str | Path, device: str | None, latent_shape: Any = None
+    name: str, what: str, device: str | None, latent_shape: Any = None
 ) -> GeneratorAdapter:
     """The generator of images which ``what``, the argument ``name``, names."""
-    generator = find_generator(str(what), device, name)
+    generator = find_generator(what, device, name)
     if isinstance(generator, ProgressiveGenerator):
         generator = generator.float()  # a file may have half precision
     return adapter_of_images(generator, latent_shape, device, name)

@@ -244,7 +244,6 @@ def add_swd(commands: Any) -> None:
     add(
         "what",
         nargs="+",
-        type=Path,
         metavar="WHAT | DIR",
         help="a generator (see below), or the folder of a training, for all averaged snapshots in "
         "it",

@@ -91,7 +91,7 @@ class LinearGaussian:
     def generator(self) -> Callable[[Tensor], Tensor]:
         """The generator, of rows of float32 latents."""
         rotation, scales = self.rotation.float(), self.scales.float()
-        return lambda z: (z @ rotation) * scales
+        return lambda z: (z @ rotation.to(z.device)) * scales.to(z.device)
 
     @property
     def _ratios(self) -> Tensor:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
+
+from cogen_fast.support.extras import imported
 
 
 def pyplot(what: str) -> Any:
     """``matplotlib.pyplot``, set up to draw to files; ImportError says that ``what`` needs it."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(f"{what}: needs matplotlib; pip install 'cogen-fast[plots]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+    imported("matplotlib", what=what, package="matplotlib", extra="plots").use("Agg")
+    return importlib.import_module("matplotlib.pyplot")

@@ -12,12 +12,14 @@ import torch
 
 from cogen_fast.generators import (
     gan_zoo,
+    hub,
     karras_converted,
     mlp_npz,
     pro_gan_pth,
     rosinality,
     stylegan2_ada,
 )
+from cogen_fast.generators.cards import card_of, card_path, checked_licence, digest_of_file
 from cogen_fast.generators.checks import FLOATS, boolean, fraction, positive_int
 from cogen_fast.generators.foreign import Config, Tensors, some_names
 from cogen_fast.generators.mlp import MLPGenerator
@@ -27,9 +29,16 @@ from cogen_fast.generators.reading import file_kind, read_npz, read_safetensors,
 from cogen_fast.generators.stylegan2 import StyleGAN2Generator
 from cogen_fast.generators.unwrapping import unwrapped
 from cogen_fast.support.arguments import abbreviated
-from cogen_fast.support.files import open_regular, parse_json, size_of, write_atomically
+from cogen_fast.support.files import (
+    open_regular,
+    parse_json,
+    size_of,
+    write_atomically,
+    write_new,
+)
 from cogen_fast.support.memory import check_room
 from cogen_fast.support.tensor_files import to_bytes
+from cogen_fast.support.warnings import warn_user
 
 Generator = ProgressiveGenerator | StyleGAN2Generator | MLPGenerator
 
@@ -55,6 +64,11 @@ def load_generator(
 ) -> Generator:
     """Load a generator from a file of any known layout, which is recognised by its content.
 
+    A file in a repository of the Hugging Face Hub is named `hf://owner/name/file.safetensors`, or
+    `hf://owner/name@revision/file.safetensors` of a branch, a tag or a commit; `file` may lie in
+    folders. It is downloaded once, by the package huggingface-hub (extra `hub`), and has to be one
+    that `save_generator` has written.
+
     These are known: the safetensors files of `save_generator`; progressive GANs of the PyTorch GAN
     Zoo (.pth), of pro-gan-pth 3.x (.bin, with or without its configuration) and 2.x
     (`GAN_GEN_*.pth`), and converted from the networks of Karras et al. (.pth); StyleGAN2 networks
@@ -78,6 +92,8 @@ def load_generator(
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: there is no such file, or it cannot
             be read.
+        ConnectionError: the hub cannot be reached, and has not been asked for this file before.
+        ImportError: the file is on the hub, and huggingface-hub is not installed.
         ValueError: an argument is out of range, or this file cannot meet it; or the file is not a
             regular one, is unknown or damaged, contradicts itself, unpacks to far more than it
             should, or would need code of its own to be read.
@@ -85,28 +101,48 @@ def load_generator(
     average = boolean("average", average)
     alpha = None if alpha is None else fraction("alpha", alpha)
     resolution = None if resolution is None else positive_int("resolution", resolution)
-    path = Path(path)
-    with open_regular("path", path) as file:
+    of_hub = hub.is_hub_name(path)
+    local = hub.downloaded(str(path)) if of_hub else Path(path)
+    with open_regular("path", local) as file:
         try:
             check_room({"size": size_of(file)}, 1, "a file")
+            if of_hub:
+                _check_safetensors(file)
             kind, config, tensors = _read(file, average=average, alpha=alpha, resolution=resolution)
             return _assemble(kind, config, tensors)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
 
-def save_generator(generator: Generator, path: str | os.PathLike[str]) -> None:
+def save_generator(
+    generator: Generator,
+    path: str | os.PathLike[str],
+    *,
+    card: bool = True,
+    license: str | None = None,
+) -> None:
     """Save a generator as safetensors, with its configuration as JSON in the metadata.
 
     The file is written beside `path` first and moved there when it is complete, so no reader ever
     finds an incomplete file. `load_generator` restores the generator exactly, in the same float
     type.
 
+    Args:
+        card: also write a model card, `G.md` beside `G.safetensors`: a Markdown file with what is
+            known of the generator (network, latents, outputs and their range, digest of the file, a
+            snippet that loads it), and with marked places for what only its author knows. On the
+            Hugging Face Hub it is the `README.md` of the repository. A file of that name is never
+            replaced: where it is not the card of these weights, a warning says so.
+        license: the identifier of a licence for the card, such as "apache-2.0".
+
     Raises:
         ValueError: the generator is not a `ProgressiveGenerator`, a `StyleGAN2Generator` or an
-            `MLPGenerator`.
+            `MLPGenerator`, or `license` is not an identifier, or is given without a card.
         OSError: the folder cannot be written.
     """
+    card, licence = boolean("card", card), checked_licence(license)
+    if licence is not None and not card:
+        raise ValueError(f"license: expected None without a card, got {licence!r}")
     kind = type(generator).__name__
     if _KINDS.get(kind) is not type(generator):
         raise ValueError(f"generator: expected one of {', '.join(_KINDS)}, got {kind}")
@@ -114,6 +150,39 @@ def save_generator(generator: Generator, path: str | os.PathLike[str]) -> None:
     metadata = {_KIND_KEY: kind, _CONFIG_KEY: json.dumps(generator.config)}
     content = to_bytes(generator.state_dict(), metadata)
     write_atomically(path, lambda file: file.write_bytes(content))
+    if card:
+        _write_card(generator, path, content, licence)
+
+
+def _write_card(generator: Generator, path: Path, content: bytes, licence: str | None) -> None:
+    target = card_path(path)
+    text = card_of(generator, path, content, licence)
+    if write_new(target, lambda file: file.write_text(text, encoding="utf-8")):
+        return
+    if digest_of_file(content).encode() not in _content_of(target):
+        warn_user(
+            f"card: {target} is there already and is left as it is, though it is not the card of "
+            f"these weights (it does not have the digest of {path.name}); move it away and save "
+            "again for a new one, or give card=False"
+        )
+
+
+def _content_of(path: Path) -> bytes:
+    """The bytes of a file; none where it is no regular file or cannot be read."""
+    try:
+        with open_regular("card", path) as file:
+            return file.read()
+    except (OSError, ValueError):
+        return b""
+
+
+def _check_safetensors(file: BinaryIO) -> None:
+    """ValueError for a file of the hub whose content is not what its name says."""
+    if (found := file_kind(file)) != "safetensors":
+        raise ValueError(
+            f"expected safetensors, as its name says, got another content ({found}), which is "
+            "never loaded from the hub"
+        )
 
 
 def _read(

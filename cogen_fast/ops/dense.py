@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "softplus", 
 _PADDING = 8
 _DEFAULT_SLOPE = 0.01
 _LARGEST_WORD = 2**32 - 1
+_HISTORIES = ("acceptance", "step_used", "energy_mean", "energy_std")
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,72 @@ def unfit(layers: DenseLayers) -> str | None:
 
 def _device_unsupported(device: torch.device) -> str | None:
     """The reason why no run in C++ is made on a device; None if it is."""
+    if device.type not in ("cpu", "cuda"):
+        return f"weights on {device}, neither on the CPU nor on a CUDA device"
+    if (failure := device_failure(device)) is not None:
+        return f"weights on a CUDA device, where {failure}"
+    return None
+
+
+def device_failure(device: torch.device) -> str | None:
+    """The reason why no whole run can be made on a cpu or cuda device; None if it can.
+
+    A CUDA device may be older than those for which the extension was built, or a driver older than
+    the extension, so a short run is tried once. Where torch finds no CUDA device nothing can fail.
+    """
     if device.type == "cpu":
         return None
-    if device.type != "cuda":
-        return f"weights on {device}, neither on the CPU nor on a CUDA device"
-    if not native.extension().build_info()["with_cuda"]:
-        return "weights on a CUDA device, for which this extension was not built"
+    info = native.extension().build_info()
+    if not info["with_cuda"]:
+        return "the extension was built without CUDA"
+    if not torch.cuda.is_available():
+        return None
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if (error := trial_error(index)) is None:
+        return None
+    major, minor = torch.cuda.get_device_capability(index)
+    return (
+        f"whole-run kernels, built for {', '.join(info['cuda_archs'])}, do not run on "
+        f"{torch.cuda.get_device_name(index)} of compute capability {major}.{minor} ({error:.200})"
+    )
+
+
+@cache
+def trial_error(index: int) -> str | None:
+    """What a short run on the CUDA device of that number ends with; None if it is made."""
+    try:
+        trial_run(torch.device("cuda", index))
+    except RuntimeError as error:
+        return str(error)
     return None
+
+
+def trial_run(device: torch.device) -> Tensor:
+    """Make the shortest run, one transition of one chain, and return its latent."""
+    ones = partial(torch.ones, device=device)
+    one, zero = ones(1, 1), torch.zeros(1, 1, device=device)
+    words = torch.zeros(1, dtype=torch.int64, device=device)
+    tensors = {
+        "latents": one[None].clone(),
+        "energy": 0.5 * one.double(),
+        "grad": one[None],
+        "log_weights": None,
+        "step_size": 0.1 * ones(1).double(),
+        "running": ones(1).double(),
+        "non_finite": words[None].clone(),
+        "betas": ones(1).double(),
+        "trace": None,
+        "transition": words,
+        "observation": words,
+        **{name: zero.double() for name in _HISTORIES},
+    }
+    numbers = {"seed": 0, "beta": 1.0, "hmc_steps": 1, "leapfrog_steps": 1, "paper_form": False}
+    layers = DenseLayers((one,), (zero[0],), ("identity",))
+    spec = MisfitSpec("mask", (1,), 1, target=zero, mask=None, weight=0.5 * one)
+    anneal(DenseProblem.of(layers, spec), tensors, numbers | {"rule": None})
+    latent = tensors["latents"]
+    assert latent is not None
+    return latent
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cogen_fast.ops import native, reference
+from cogen_fast.ops import dense, native, reference
 from cogen_fast.ops.philox import NoiseStream, Purpose
 from cogen_fast.ops.reference import Proposal, Selected
 from cogen_fast.ops.spec import AdaptationRule, MisfitSpec, TransitionSettings
@@ -119,7 +119,7 @@ def resolve(backend: str, device: torch.device) -> Ops:
 
 def forget() -> None:
     """Clear what is cached about backends, in a process in which they have changed."""
-    for cached in (_resolve, _triton, triton_failure):
+    for cached in (_resolve, _triton, triton_failure, dense.trial_error):
         cached.cache_clear()
 
 
@@ -145,7 +145,7 @@ def _native_on_cuda() -> Ops:
 
 
 def _fused_on_cuda() -> Ops:
-    if (failure := _cuda_failure()) is None:
+    if (failure := _fused_failure(torch.device("cuda"))) is None:
         return _fastest_on_cuda()
     raise ValueError(
         f"backend: fused cannot serve cuda tensors here: {failure}; available for cuda: "
@@ -216,18 +216,17 @@ def _extension_failure() -> str | None:
     return None
 
 
-def _cuda_failure() -> str | None:
-    """The reason why the extension cannot make runs on a CUDA device; None where it can."""
-    if (failure := _extension_failure()) is not None:
-        return failure
-    with_cuda = native.extension().build_info()["with_cuda"]
-    return None if with_cuda else "the extension was built without CUDA"
+def _fused_failure(device: torch.device) -> str | None:
+    """The reason why the extension makes no runs on a device; None if it does."""
+    if device.type not in DEVICES:
+        return f"it serves {' and '.join(DEVICES)}, not {device.type}"
+    failure = _extension_failure()
+    return dense.device_failure(device) if failure is None else failure
 
 
 def fuses(device: torch.device) -> bool:
     """Whether the extension makes whole runs on a device, for the generators that it supports."""
-    failures = {"cpu": _extension_failure, "cuda": _cuda_failure}
-    return device.type in failures and failures[device.type]() is None
+    return _fused_failure(device) is None
 
 
 def available(device: str) -> list[str]:
@@ -250,7 +249,8 @@ class BackendReport:
     of torch's current CUDA device, or None. ``auto`` maps each device to a backend, ``rejected``
     each device to the other backends and the reasons why they are not taken. ``fused`` lists the
     devices on which the extension has whole-run kernels, which make a whole run of the paper's
-    method for a generator of dense layers in one call.
+    method for a generator of dense layers in one call; ``not_fused`` maps the others to the
+    reasons.
     """
 
     extension_failure: str | None
@@ -268,19 +268,26 @@ class BackendReport:
     auto: dict[str, str] = field(default_factory=dict)
     rejected: dict[str, dict[str, str]] = field(default_factory=dict)
     fused: tuple[str, ...] = ()
+    not_fused: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         lines = [f"torch: version {self.torch_version}, {threads}"]
-        lines += [f"C++ extension: {self._extension()}"]
-        lines += [f"CUDA device: {self._cuda()}"]
+        lines += [f"C++ extension: {self.extension}"]
+        lines += [f"CUDA device: {self.cuda}"]
         for device, choice in self.auto.items():
             lines.append(f"backend for {device} tensors: {choice}")
             lines += [f"  not {name}: {why}" for name, why in self.rejected[device].items()]
         lines.append(f"whole-run kernels: {', '.join(self.fused) or 'none on this machine'}")
+        if self.extension_failure is None:
+            lines += [
+                f"  not for {device} tensors: {why}" for device, why in self.not_fused.items()
+            ]
         return "\n".join(lines)
 
-    def _extension(self) -> str:
+    @property
+    def extension(self) -> str:
+        """The extension in words: how it was built, or why it cannot be loaded."""
         if self.extension_failure is not None:
             return f"not loaded: {self.extension_failure}"
         openmp = "with OpenMP" if self.openmp else "without OpenMP"
@@ -289,7 +296,9 @@ class BackendReport:
         built = ", ".join(self.isa_built)
         return f"{self.isa} (built for: {built}), {self.compiler}, {openmp}, {archs}"
 
-    def _cuda(self) -> str:
+    @property
+    def cuda(self) -> str:
+        """The CUDA device in words, or why there is none."""
         if self.cuda_device is not None:
             return f"{self.cuda_device} (torch built for CUDA {self.torch_cuda})"
         if self.torch_cuda is None:
@@ -305,6 +314,7 @@ def backends() -> BackendReport:
     failure = _extension_failure()
     info = native.extension().build_info() if failure is None else {}
     cuda = torch.cuda.is_available()
+    whole = {device: _fused_failure(torch.device(device)) for device in DEVICES}
     return BackendReport(
         extension_failure=failure,
         compiler=info.get("compiler"),
@@ -320,7 +330,8 @@ def backends() -> BackendReport:
         cuda_device=torch.cuda.get_device_name() if cuda else None,
         auto={device: resolve("auto", torch.device(device)).name for device in DEVICES},
         rejected={"cpu": _rejected_on_cpu(failure), "cuda": _rejected_on_cuda()},
-        fused=tuple(device for device in DEVICES if fuses(torch.device(device))),
+        fused=tuple(device for device, failure in whole.items() if failure is None),
+        not_fused={device: why for device, why in whole.items() if why is not None},
     )
 
 

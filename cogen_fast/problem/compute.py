@@ -34,8 +34,10 @@ class Compute:
             convolutions it makes a faster form, where that agrees with the module.
         gradient_dtype: the float type of gradients (G's own type, float32 for most). "bfloat16" and
             "float16" are cheaper on a GPU and leave the posterior exact, because energies are then
-            computed by a forward pass of their own. Where the acceptance falls, the run continues
-            with gradients in G's own type.
+            computed by a forward pass of their own. "tf32" is float32 whose products of matrices
+            and convolutions take 10 bits of mantissa; on the CPU factors are rounded so, which is
+            slower and shows what the acceptance would be. Where the acceptance falls, the run
+            continues with gradients in G's own type.
         energy_dtype: the float type of energies (G's own type), never TF32. The samples are from
             the posterior of G as computed in this type.
         compile: run G through `torch.compile` (False). Where that fails, a warning and a note say
@@ -60,7 +62,7 @@ class Compute:
 
     device: torch.device | str | None = None
     backend: str = "auto"
-    gradient_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    gradient_dtype: Literal["float32", "tf32", "bfloat16", "float16"] | None = None
     energy_dtype: Literal["float32", "float64"] | None = None
     compile: bool = False
     cuda_graphs: bool = True

@@ -234,11 +234,11 @@ class GeneratorPotential:
             raise error
         give_back_unused()
 
-    def bound_by_memory(self, latent: Tensor) -> int | None:
+    def bound_by_memory(self, latent: Tensor, times: int = 1) -> int | None:
         """Set ``max_batch``, unless it is set, to the rows whose gradients fit into memory.
 
-        This is measured with copies of ``latent`` ``(d,)``. Returns the limit; None where it was
-        set before, or where memory cannot be measured.
+        This is measured with copies of ``latent`` ``(d,)``; the gradients must fit ``times`` times.
+        Returns the limit; None where it was set before, or where memory cannot be measured.
         """
         if self.max_batch is not None:
             return None
@@ -247,7 +247,7 @@ class GeneratorPotential:
             index = torch.zeros(rows, dtype=torch.int64, device=latent.device)
             self._rows_energy_and_grad(latent.expand(rows, -1).contiguous(), index)
 
-        self.max_batch = rows_that_fit(work, latent.device)
+        self.max_batch = rows_that_fit(work, latent.device, times)
         return self.max_batch
 
     def _rows_outputs(self, rows: Tensor, index: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogen_fast.support.arguments import check_choice, check_number, shown
+from cogen_fast.support.extras import imported
 
 NETS = ("alex", "vgg", "squeeze")
 _PARTS = ("net", "scaling_layer", "L", "lpips", "version")
@@ -155,12 +155,7 @@ def _check_images(targets: Tensor) -> None:
 
 def _loaded(net: str) -> nn.Module:
     """An ``lpips.LPIPS``; ImportError says how to install it."""
-    try:
-        package = importlib.import_module("lpips")
-    except ImportError as error:
-        raise ImportError(
-            f"misfit: lpips cannot be imported ({error}); pip install 'cogen-fast[lpips]'"
-        ) from error
+    package = imported("lpips", what="misfit", package="lpips", extra="lpips")
     with torch.random.fork_rng(devices=[]):  # its layers draw weights before they are loaded
         network: nn.Module = package.LPIPS(net=net, verbose=False)
     return network

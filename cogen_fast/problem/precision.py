@@ -11,15 +11,16 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from threading import Lock
 
 import torch
 from torch import Tensor, nn
 
 from cogen_fast.problem.adapter import GeneratorAdapter
 from cogen_fast.problem.density import GeneratorPotential, LatentMap, Potential, SplitPotential
+from cogen_fast.problem.exact_float32 import ExactFloat32
 from cogen_fast.problem.observation import Observation
 from cogen_fast.problem.prior import first_by_default
+from cogen_fast.problem.tf32 import TF32Potential
 from cogen_fast.support.arguments import check_choice
 from cogen_fast.support.memory import is_out_of_memory
 
@@ -29,7 +30,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-GRADIENT_DTYPES = ("float32", "bfloat16", "float16")
+GRADIENT_DTYPES = ("float32", "tf32", "bfloat16", "float16")
 ENERGY_DTYPES = ("float32", "float64")
 _LARGEST_EXPONENT = 40  # largest binary exponent of a scale
 _HEADROOM = 6  # powers of 2 below the largest scale that does not overflow at the probes
@@ -53,7 +54,8 @@ class Precision:
 
     def is_own(self, dtype: torch.dtype) -> bool:
         """Whether both types are ``dtype``, G's own type."""
-        return all(name is None or DTYPES[name] == dtype for name in (self.gradient, self.energy))
+        names = (self.gradient, self.energy)
+        return all(name is None or DTYPES.get(name) == dtype for name in names)
 
     def settings(self) -> dict[str, str | None]:
         """The types as plain values, for the result and for a checkpoint's identity."""
@@ -70,13 +72,15 @@ def split(
     naming ``gradient_dtype`` or ``energy_dtype`` where G cannot be computed in that type.
     """
     gradient, energy = (
-        adapter.input_dtype if name is None else DTYPES[name]
+        adapter.input_dtype if name is None else DTYPES.get(name)
         for name in (precision.gradient, precision.energy)
     )
     energies, best = own, None
-    if energy != adapter.input_dtype:
+    if energy is not None and energy != adapter.input_dtype:
         energies = _potential("energy_dtype", adapter, own, energy)
         best = SplitPotential(energies, own)
+    if gradient is None:
+        return SplitPotential(energies, _in_tf32(adapter, own), finer=best or own)
     if gradient == adapter.input_dtype:
         if gradient != torch.float16 or _gradients_fit(own, adapter.probe_latents).all():
             return best
@@ -100,12 +104,25 @@ def described(target: SplitPotential | None, precision: Precision) -> tuple[str,
     if target is None:
         return ()
     gradient, energy = (name or "G's own type" for name in precision.settings().values())
+    if precision.gradient == "tf32" and target.field.observation.spec.target.device.type != "cuda":
+        gradient = "float32 with factors rounded as in TF32"
     scaled = precision.gradient is None and target.scale is not None
     reason = " of scaled energies, as they would overflow in float16" if scaled else ""
     return (
         f"gradients are computed in {gradient}{reason}, and energies in {energy} by a forward of "
         "their own",
     )
+
+
+def _in_tf32(adapter: GeneratorAdapter, own: GeneratorPotential) -> TF32Potential:
+    """``own`` with gradients in TF32, of a float32 copy of G where it is of another type."""
+    if adapter.device.type == "cuda":
+        _EXACT_FLOAT32.claim("gradient_dtype")
+    if adapter.input_dtype != torch.float32:
+        own = _potential("gradient_dtype", adapter, own, torch.float32)
+    elif adapter.device.type != "cuda" and not isinstance(own.generator, GeneratorAdapter):
+        own = own.of(adapter, own.observation)  # products in C++ are not rounded
+    return TF32Potential(own.generator, own.observation, own.ops, own.max_batch)
 
 
 def _potential(
@@ -229,59 +246,12 @@ def _gradients_fit(field: GeneratorPotential, probes: Tensor) -> Tensor:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """A context in which float32 is float32 (no TF32, no autocast) and autograd is off."""
-    with torch.inference_mode(False), torch.no_grad(), _NO_TF32.held(), ExitStack() as stack:
+    with torch.inference_mode(False), torch.no_grad(), _EXACT_FLOAT32.held(), ExitStack() as stack:
         for device in _AUTOCAST:
             if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
 
-class _NoTF32:
-    """TF32 is off while any thread holds it: the flags belong to the process, not to a thread."""
-
-    def __init__(self) -> None:
-        self._lock, self._holders, self._flags = Lock(), 0, ExitStack()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """TF32 is off inside; the last holder to leave restores the flags of before the first."""
-        with self._lock:
-            if self._holders == 0:
-                self._flags.enter_context(_no_tf32_convolutions())
-                self._flags.enter_context(_no_tf32_products())
-            self._holders += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._holders -= 1
-                if self._holders == 0:
-                    self._flags.close()
-
-
-_NO_TF32 = _NoTF32()
+_EXACT_FLOAT32 = ExactFloat32()
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
-
-
-@contextmanager
-def _no_tf32_convolutions() -> Iterator[None]:
-    cudnn = torch.backends.cudnn
-    # A flag that is not named would be set to that function's default, which disables cuDNN.
-    with cudnn.flags(
-        enabled=cudnn.enabled,
-        benchmark=cudnn.benchmark,
-        benchmark_limit=cudnn.benchmark_limit,
-        deterministic=cudnn.deterministic,
-        allow_tf32=False,
-    ):
-        yield
-
-
-@contextmanager
-def _no_tf32_products() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

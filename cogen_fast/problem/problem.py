@@ -18,6 +18,7 @@ from cogen_fast.problem import devices
 from cogen_fast.problem.adapter import GeneratorAdapter, frozen
 from cogen_fast.problem.compiled import try_compiling
 from cogen_fast.problem.compute import DEFAULT, Compute, as_compute
+from cogen_fast.problem.cuda_graphs import recorder
 from cogen_fast.problem.density import (
     GeneratorPotential,
     LatentMap,
@@ -25,7 +26,7 @@ from cogen_fast.problem.density import (
     SplitPotential,
     finer,
 )
-from cogen_fast.problem.graphs import Graphs, recorder
+from cogen_fast.problem.graphs import Graphs
 from cogen_fast.problem.observation import Mask, Observation, UserMisfit, as_operator, observe
 from cogen_fast.problem.precision import Precision, described, full_precision, split
 from cogen_fast.problem.prior import Prior
@@ -200,14 +201,16 @@ def prepared(
             problem = _compiled(problem)
         elif compute.backend == "auto":
             problem = _traced(problem)
-        problem = _bounded(_with_split(problem))
+        # Several processes talk to each other in the middle of a move, which cannot be recorded.
+        recorded = records and compute.cuda_graphs and not isinstance(team, Several)
+        problem = _bounded(_with_split(problem), recorded)
         if isinstance(generator, Prior):
             problem = replace(problem, notes=(*generator.describe(), *problem.notes))
         problem = replace(problem, notes=(*devices.described(adapter.home), *problem.notes))
-        if isinstance(team, Several):  # which talk in the middle of a move, so none is recorded
+        if isinstance(team, Several):
             yield replace(problem, team=team, notes=(*problem.notes, team.note(problem.dense)))
         else:
-            yield _with_graphs(problem) if records and compute.cuda_graphs else problem
+            yield _with_graphs(problem) if recorded else problem
 
 
 def _compiled(problem: Problem) -> Problem:
@@ -247,11 +250,15 @@ def _with_split(problem: Problem) -> Problem:
     return replace(problem, split=target, notes=notes)
 
 
-def _bounded(problem: Problem) -> Problem:
-    """``problem`` with calls to the generator that fit into memory, where it can be measured."""
+def _bounded(problem: Problem, recorded: bool) -> Problem:
+    """``problem`` with calls to the generator that fit into memory, where it can be measured.
+
+    Recordings keep the memory of a call, beside which other calls go on.
+    """
     if problem.dense is not None:
         return problem
-    found = [p.bound_by_memory(problem.adapter.probe_latents[0]) for p in problem.potentials]
+    latent, times = problem.adapter.probe_latents[0], 2 if recorded else 1
+    found = [each.bound_by_memory(latent, times) for each in problem.potentials]
     most = min((each for each in found if each is not None), default=None)
     if most is None:
         return problem

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cogen_fast.support.extras import imported
+
 Array = npt.NDArray[Any]
 
 
@@ -16,11 +18,8 @@ def new_figure(name: str, rows: int, columns: int, size: tuple[float, float]) ->
 
     ImportError says that ``name`` needs the extra.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f"{name}: needs matplotlib; pip install 'cogen-fast[plots]'") from error
-    figure = Figure(figsize=size, layout="constrained")
+    drawing = imported("matplotlib.figure", what=name, package="matplotlib", extra="plots")
+    figure = drawing.Figure(figsize=size, layout="constrained")
     figure.subplots(rows, columns, squeeze=False)
     return figure
 

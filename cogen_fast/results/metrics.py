@@ -10,7 +10,6 @@ are this package's: `ssim` shrinks the window to the image, and `ms_ssim` takes 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogen_fast.support.arguments import check_choice, check_number, shown
+from cogen_fast.support.extras import imported
 
 DATA_RANGE = (-1.0, 1.0)
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -356,9 +356,4 @@ def _halved(images: Tensor) -> Tensor:
 
 def msssim() -> Any:
     """The module pytorch_msssim; raises ImportError with the command that installs it."""
-    try:
-        return importlib.import_module("pytorch_msssim")
-    except ImportError as error:
-        raise ImportError(
-            "ssim: needs pytorch-msssim, which is not installed; pip install 'cogen-fast[metrics]'"
-        ) from error
+    return imported("pytorch_msssim", what="ssim", package="pytorch-msssim", extra="metrics")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -30,6 +29,7 @@ from cogen_fast.support.arguments import (
     check_whole,
 )
 from cogen_fast.support.digests import digest_of
+from cogen_fast.support.extras import imported
 from cogen_fast.support.files import open_regular, parse_json, read_text, write_atomically
 
 _ARRAYS, _SUMMARY, _GRID = "result.npz", "result.json", "grid.png"
@@ -562,12 +562,15 @@ class Result:
         Islands are the populations or, of a single one with an even number of chains, its halves;
         the chains of the published method are one island. The group ``posterior`` has ``latent``
         ``(S, n, B, d)``, with the dimensions chain, draw, observation and dimension, and with
-        ``outputs`` also ``output``. The group ``sample_stats`` has ``energy`` and, where there are
-        weights, ``log_weight``. Related particles of a population are side by side, so that an
-        effective sample size from autocorrelations takes them into account. Raises ImportError
-        naming the extra.
+        ``outputs`` also ``output``. The group ``sample_stats`` has ``misfit_energy`` and, where
+        there are weights, ``log_weight``. With one observation there is no such dimension. Related
+        particles of a population are side by side, so that an effective sample size from
+        autocorrelations takes them into account. Raises ImportError naming the extra.
         """
-        groups = {"posterior": {"latent": self.latents}, "sample_stats": {"energy": self.energies}}
+        groups = {
+            "posterior": {"latent": self.latents},
+            "sample_stats": {"misfit_energy": self.energies},
+        }
         if outputs:
             groups["posterior"]["output"] = self.images
         if self.log_weights is not None:
@@ -576,9 +579,10 @@ class Result:
             group: {name: _by_island(t, self.groups) for name, t in values.items()}
             for group, values in groups.items()
         }
-        dims = {"latent": ["observation", "dimension"]}
-        dims |= {name: ["observation"] for name in groups["sample_stats"]}
-        return _arviz("arviz_base").from_dict(plain, dims=dims)
+        observation = ["observation"] if len(self.energies) > 1 else []
+        dims = {name: observation for group in groups.values() for name in group}
+        dims["latent"] = [*observation, "dimension"]
+        return _arviz("arviz_base", "to_arviz").from_dict(plain, dims=dims)
 
     def convergence(self) -> dict[str, npt.NDArray[np.float64]]:
         """Rank-normalised R-hat and bulk ESS over islands (Vehtari et al. 2021).
@@ -599,13 +603,16 @@ class Result:
             raise ValueError(
                 f"convergence: expected {_LEAST_DRAWS} chains or more of an island, got {draws}"
             )
-        stats, tree = _arviz("arviz_stats"), self.to_arviz()
+        stats, tree = _arviz("arviz_stats", "convergence"), self.to_arviz()
+        latents = tree["posterior"].to_dataset()[["latent"]]
+        energies = tree["sample_stats"].to_dataset()[["misfit_energy"]]
+        shape = (len(self.energies), *self.latents.shape[2:])
         found = {}
-        for name, group in (("latent", "posterior"), ("energy", "sample_stats")):
-            data = tree[group].to_dataset()[[name]]
-            for label in ("rhat", "ess"):
-                value = getattr(stats, label)(data)[name]
-                found[f"{label}_{name}"] = np.asarray(value, dtype=np.float64)
+        for label in ("rhat", "ess"):
+            statistic = getattr(stats, label)
+            of_latents, of_energies = statistic(latents), statistic(energies)
+            found[f"{label}_latent"] = np.asarray(of_latents["latent"], np.float64).reshape(shape)
+            found[f"{label}_energy"] = np.asarray(of_energies["misfit_energy"], np.float64).ravel()
         return found
 
     def __repr__(self) -> str:
@@ -664,18 +671,13 @@ def _written(figure: Any, path: str | Path | None) -> Any:
 
 
 def _by_island(values: Tensor, islands: int) -> npt.NDArray[Any]:
-    """``(B, T n, ...)`` to ``(T, n, B, ...)``."""
-    split = values.reshape(values.shape[0], islands, -1, *values.shape[2:])
-    return split.movedim(0, 2).numpy()
+    """``(B, T n, ...)`` to ``(T, n, B, ...)``, or to ``(T, n, ...)`` of one observation."""
+    split = values.reshape(values.shape[0], islands, -1, *values.shape[2:]).movedim(0, 2)
+    return (split[:, :, 0] if len(values) == 1 else split).numpy()
 
 
-def _arviz(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{name}: is needed but not installed; pip install 'cogen-fast[arviz]'"
-        ) from error
+def _arviz(name: str, what: str) -> Any:
+    return imported(name, what=what, package=name.replace("_", "-"), extra="arviz")
 
 
 def _last(columns: Tensor) -> str:

@@ -109,6 +109,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_new(path: Path, write: Callable[[Path], object]) -> bool:
+    """`write_atomically`, but only where there is nothing at ``path``; whether it was written."""
+    try:
+        path.open("x").close()  # takes the name, which another process may want too
+    except FileExistsError:
+        return False
+    try:
+        write_atomically(path, write)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
 def _remove_abandoned(path: Path, now: float) -> None:
     """Remove old temporary files of ``path``. As names are random, no writer uses them again."""
     pattern = re.compile(re.escape(f".{path.name}.") + _RANDOM + re.escape(path.suffix))

@@ -105,11 +105,14 @@ def is_capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-def rows_that_fit(work: Callable[[int], object], device: torch.device) -> int | None:
+def rows_that_fit(
+    work: Callable[[int], object], device: torch.device, times: int = 1
+) -> int | None:
     """The largest number of rows for which ``work(rows)`` fits into a CUDA device's memory.
 
     It is extrapolated from the measured memory peaks of a few rows; None where memory cannot be
-    measured. Resets the device's peak statistics.
+    measured. The memory must hold what the work takes ``times`` times. Resets the device's peak
+    statistics.
     """
     if device.type != "cuda":
         return None
@@ -124,7 +127,7 @@ def rows_that_fit(work: Callable[[int], object], device: torch.device) -> int | 
     if each <= 0.0:
         return None
     fixed = max(few - _FEW * each, 0.0)
-    return max(int((_SHARE * free_bytes(device) - fixed) / each), 1)
+    return max(int((_SHARE * free_bytes(device) / times - fixed) / each), 1)
 
 
 def peak_bytes(work: Callable[[int], object], rows: int, device: torch.device) -> int:

@@ -98,7 +98,7 @@ def main() -> None:
     for variance in VARIANCES:
         for stage, generator in train(STAGES, variance, options.seed):
             name = PRETRAINED[f"five-gaussians-{variance}-{stage}"]
-            save_generator(generator, options.folder / name)
+            save_generator(generator, options.folder / name, card=False)
             print(options.folder / name, flush=True)
 
 

@@ -264,7 +264,8 @@ class TrainingFiles:
         trainer.check_sound()
         stem = self.folder / SNAPSHOTS / f"{trainer.shown:09d}"
         for name, average in (("raw", False), ("average", True)):
-            save_generator(trainer.snapshot(average=average), f"{stem}-{name}.safetensors")
+            generator = trainer.snapshot(average=average)
+            save_generator(generator, f"{stem}-{name}.safetensors", card=False)
         columns = max(_COLUMNS[0], min(_COLUMNS[1], _SHEET_WIDTH // trainer.phase.resolution))
         samples = sample_images(trainer.averaged, columns**2, trainer.config.seed)
         sheet = plots.sheet(samples.numpy(), columns)

@@ -25,6 +25,12 @@ const Isa kAvx2{"avx2",
                  &avx2::progressive_float, &avx2::convolution_float},
                 {&avx2::hmc_double, &avx2::misfit_double, &avx2::published_double,
                  &avx2::progressive_double, &avx2::convolution_double}};
+// Matrix products alone are faster for longer vectors.
+const Isa kAvx512{"avx512",
+                  {&avx2::hmc_float, &avx2::misfit_float, &avx2::published_float,
+                   &avx512::progressive_float, &avx2::convolution_float},
+                  {&avx2::hmc_double, &avx2::misfit_double, &avx2::published_double,
+                   &avx512::progressive_double, &avx2::convolution_double}};
 #endif
 
 std::vector<const Isa*> built() {
@@ -32,6 +38,7 @@ std::vector<const Isa*> built() {
       &kPlain,
 #if defined(COGEN_WITH_AVX2)
       &kAvx2,
+      &kAvx512,
 #endif
   };
 }
@@ -40,7 +47,11 @@ std::vector<const Isa*> usable() {
   std::vector<const Isa*> found{&kPlain};
 #if defined(COGEN_WITH_AVX2)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&kAvx2);
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return found;
+  found.push_back(&kAvx2);
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")) {
+    found.push_back(&kAvx512);
+  }
 #endif
   return found;
 }

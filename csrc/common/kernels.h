@@ -334,6 +334,10 @@ void systematic(int64_t observations, int64_t chains, const double* log_weights,
 COGEN_DECLARE_ISA(plain)
 #if defined(COGEN_WITH_AVX2)
 COGEN_DECLARE_ISA(avx2)
+namespace avx512 {  // the others are those of avx2
+extern const ProgressiveOps<float> progressive_float;
+extern const ProgressiveOps<double> progressive_double;
+}  // namespace avx512
 #endif
 
 #undef COGEN_DECLARE_ISA

@@ -31,9 +31,13 @@ namespace COGEN_ISA {
 #define COGEN_READ_AGAIN()
 #endif
 
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#else
 constexpr int kVectorBytes = 32;
+#endif
 
-// A pack of kVectors vectors of 32 bytes each; kVectors is a power of two. It consists of two
+// A pack of kVectors vectors of kVectorBytes each; kVectors is a power of two. It consists of two
 // halves and not of an array, because GCC keeps arrays in memory and not in registers.
 template <class T, int kVectors>
 struct Pack {

@@ -11,12 +11,19 @@
 namespace cogen {
 namespace COGEN_ISA {
 
-// How many outputs a panel has: two vectors, whose sums for six rows fill the registers together
-// with the weights and one input.
+// How many outputs a panel has.
 template <class T>
-constexpr int64_t kPanel = 2 * Pack<T, 1>::kCount;
-static_assert(kPanel<float> * sizeof(float) == kPanelBytes);
-static_assert(kPanel<double> * sizeof(double) == kPanelBytes);
+constexpr int64_t kPanel = kPanelBytes / sizeof(T);
+// The vectors of a panel, and how many panels are multiplied at once.
+constexpr int kVectors = kPanelBytes / kVectorBytes, kMostPanels = 2 / kVectors;
+static_assert(kVectors == 1 || kVectors == 2);
+
+// How many rows are multiplied at once: their sums fill the registers together with the weights and
+// one input.
+constexpr int rows_at_once(int panels) {
+  const int registers = kVectorBytes == 64 ? 32 : 16;
+  return registers / (panels * kVectors) - 2;
+}
 
 // The number of outputs rounded up to whole panels.
 template <class T>
@@ -24,45 +31,52 @@ inline int64_t padded(int64_t outputs) {
   return (outputs + kPanel<T> - 1) / kPanel<T> * kPanel<T>;
 }
 
-// Multiplies kRows rows of `x`, (rows, inputs), by one panel, into rows of `y` that are `stride`
-// apart.
-template <class T, int kRows>
-inline void multiply_rows(const T* x, int64_t inputs, const T* panel, T* y, int64_t stride) {
+// Multiplies kRows rows of `x`, (rows, inputs), by kPanels panels, into rows of `y` that are
+// `stride` apart.
+template <class T, int kRows, int kPanels>
+inline void multiply_rows(const T* x, int64_t inputs, const T* panels, T* y, int64_t stride) {
   typedef Pack<T, 1> Vector;
-  Vector low[kRows], high[kRows];
+  constexpr int kEach = kPanels * kVectors;
+  const T* weights[kEach];
+  Vector sums[kEach][kRows];
   COGEN_UNROLL
-  for (int r = 0; r < kRows; ++r) low[r] = high[r] = Vector::of(T(0));
+  for (int v = 0; v < kEach; ++v) {
+    weights[v] = panels + v / kVectors * kPanel<T> * inputs + v % kVectors * Vector::kCount;
+    COGEN_UNROLL
+    for (int r = 0; r < kRows; ++r) sums[v][r] = Vector::of(T(0));
+  }
   for (int64_t i = 0; i < inputs; ++i) {
-    const Vector a = Vector::load(panel), b = Vector::load(panel + Vector::kCount);
-    panel += kPanel<T>;
+    Vector weight[kEach];
+    COGEN_UNROLL
+    for (int v = 0; v < kEach; ++v) weight[v] = Vector::load(weights[v] + i * kPanel<T>);
     COGEN_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const T factor = x[r * inputs + i];
-      low[r] = low[r] + a * factor;
-      high[r] = high[r] + b * factor;
+      COGEN_UNROLL
+      for (int v = 0; v < kEach; ++v) sums[v][r] = sums[v][r] + weight[v] * factor;
     }
   }
   COGEN_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    low[r].store(y + r * stride);
-    high[r].store(y + r * stride + Vector::kCount);
+    COGEN_UNROLL
+    for (int v = 0; v < kEach; ++v) sums[v][r].store(y + r * stride + v * Vector::kCount);
   }
 }
 
-// Multiplies all rows by one panel.
-template <class T>
-inline void multiply_panel(const T* x, int64_t rows, int64_t inputs, const T* panel, T* y,
-                           int64_t stride) {
+// Multiplies all rows by kPanels panels.
+template <class T, int kPanels>
+inline void multiply_panels(const T* x, int64_t rows, int64_t inputs, const T* panels, T* y,
+                            int64_t stride) {
+  constexpr int kRows = rows_at_once(kPanels);
   int64_t row = 0;
-  for (; row + 6 <= rows; row += 6) {
-    multiply_rows<T, 6>(x + row * inputs, inputs, panel, y + row * stride, stride);
+  for (; row + kRows <= rows; row += kRows) {
+    multiply_rows<T, kRows, kPanels>(x + row * inputs, inputs, panels, y + row * stride, stride);
   }
-  if (row + 4 <= rows) {
-    multiply_rows<T, 4>(x + row * inputs, inputs, panel, y + row * stride, stride);
-    row += 4;
+  for (; row + 4 <= rows; row += 4) {
+    multiply_rows<T, 4, kPanels>(x + row * inputs, inputs, panels, y + row * stride, stride);
   }
   for (; row < rows; ++row) {
-    multiply_rows<T, 1>(x + row * inputs, inputs, panel, y + row * stride, stride);
+    multiply_rows<T, 1, kPanels>(x + row * inputs, inputs, panels, y + row * stride, stride);
   }
 }
 
@@ -80,7 +94,7 @@ template <class T, int kCount>
 void multiply(const ProductList<T, kCount>& list, int threads) {
   int64_t first[kCount + 1] = {0}, multiplications = 0;
   for (int k = 0; k < kCount; ++k) {
-    first[k + 1] = first[k] + list.outputs[k] / kPanel<T>;
+    first[k + 1] = first[k] + (list.outputs[k] / kPanel<T> + kMostPanels - 1) / kMostPanels;
     multiplications += list.rows[k] * list.inputs[k] * list.outputs[k];
   }
   const int64_t units = first[kCount];
@@ -88,10 +102,14 @@ void multiply(const ProductList<T, kCount>& list, int threads) {
   for_each_unit(units, threads_for(multiplications / 16, units, threads), [&](int64_t unit) {
     int k = 0;
     while (first[k + 1] <= unit) ++k;
-    const int64_t panel = unit - first[k];
-    multiply_panel(list.x[k], list.rows[k], list.inputs[k],
-                   list.weight[k] + panel * kPanel<T> * list.inputs[k],
-                   list.y[k] + panel * kPanel<T>, list.outputs[k]);
+    const int64_t from = (unit - first[k]) * kMostPanels * kPanel<T>;
+    const T *x = list.x[k], *weight = list.weight[k] + from * list.inputs[k];
+    T* const y = list.y[k] + from;
+    if (list.outputs[k] - from >= kMostPanels * kPanel<T>) {
+      multiply_panels<T, kMostPanels>(x, list.rows[k], list.inputs[k], weight, y, list.outputs[k]);
+    } else {
+      multiply_panels<T, 1>(x, list.rows[k], list.inputs[k], weight, y, list.outputs[k]);
+    }
   });
 }
 

@@ -25,6 +25,16 @@ CpuOps<double> avx2_ops(double) {
   return {&avx2::hmc_double, &avx2::misfit_double, &avx2::published_double,
           &avx2::progressive_double, &avx2::convolution_double};
 }
+CpuOps<float> avx512_ops(float) {
+  CpuOps<float> ops = avx2_ops(0.0f);
+  ops.progressive = &avx512::progressive_float;
+  return ops;
+}
+CpuOps<double> avx512_ops(double) {
+  CpuOps<double> ops = avx2_ops(0.0);
+  ops.progressive = &avx512::progressive_double;
+  return ops;
+}
 #endif
 
 }  // namespace
@@ -36,6 +46,9 @@ std::vector<Isa<T>> usable_isas() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     isas.push_back({"avx2", avx2_ops(T())});
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")) {
+      isas.push_back({"avx512", avx512_ops(T())});
+    }
   }
 #endif
   return isas;

@@ -6,7 +6,6 @@ first steps. It draws from the same posterior as the annealed samplers, but from
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from cogen_fast.problem.density import GeneratorPotential
 from cogen_fast.problem.problem import prepared
 from cogen_fast.results.result import Result
 from cogen_fast.support.arguments import check_count, check_seed
+from cogen_fast.support.extras import imported
 
 NUTS = "nuts-multi"
 DRAWS = 32
@@ -32,10 +32,7 @@ _SEED_FACTOR, _SEED_LIMIT = 0x9E3779B97F4A7C15, 2**63
 
 def pyro_nuts() -> Any:
     """Pyro's ``NUTS``; ImportError says how to install it."""
-    try:
-        return importlib.import_module("pyro.infer.mcmc").NUTS
-    except ImportError as error:
-        raise ImportError(f"{NUTS}: needs Pyro; pip install 'cogen-fast[peers]'") from error
+    return imported("pyro.infer.mcmc", what=NUTS, package="Pyro", extra="peers").NUTS
 
 
 def nuts_multi(

@@ -14,6 +14,7 @@ from cogen_fast.experiments.synthetic import figures, table
 from cogen_fast.experiments.synthetic.runs import Effort, run_methods
 from cogen_fast.experiments.workers import one_thread
 from cogen_fast.generators import load_generator
+from cogen_fast.generators.hub import is_hub_name
 from cogen_fast.generators.pretrained import STAGES, VARIANCES, pretrained
 from cogen_fast.support.arguments import check_choice, check_seed
 from cogen_fast.support.files import check_readable, write_atomically
@@ -27,7 +28,7 @@ def reproduce(
     out: Path,
     variance: float = VARIANCES[0],
     seed: int = 0,
-    generators: Sequence[Path] = (),
+    generators: Sequence[str | Path] = (),
     *,
     effort: Effort | None = None,
     progress: bool = True,
@@ -35,8 +36,8 @@ def reproduce(
     """Run the study, write `FILES` to the folder ``out``, and return the table as text.
 
     ``variance`` is that of the shipped generators' data, 0.002 or 0.02. ``generators`` are files of
-    further 2-D generators, which get a block of the table and a place in the figures. Existing
-    files are replaced.
+    further 2-D generators, here or on the hub, which get a block of the table and a place in the
+    figures. Existing files are replaced.
 
     Raises ImportError without matplotlib (extra ``plots``), and ValueError, TypeError or OSError
     naming a wrong argument, before anything is run.
@@ -45,7 +46,7 @@ def reproduce(
     effort = effort or Effort()
     check_seed(seed)
     check_seed(seed + effort.repeats - 1)
-    cases = [*_stages(variance), *(_read(path) for path in generators)]
+    cases = [*_stages(variance), *(_read(given) for given in generators)]
     with one_thread():
         bar = tqdm(cases, unit="generator", disable=not progress)
         studies = [run_methods(*case, seed=seed, effort=effort) for case in bar]
@@ -64,13 +65,15 @@ def _stages(variance: float) -> list[tuple[str, str, nn.Module]]:
     return [(name, title, pretrained(name)) for name, title in names]
 
 
-def _read(path: Path) -> tuple[str, str, nn.Module]:
-    check_readable("generator", path)
-    generator = load_generator(path).float()
+def _read(given: str | Path) -> tuple[str, str, nn.Module]:
+    name = Path(given).stem
+    if not is_hub_name(given):
+        check_readable("generator", Path(given))
+    generator = load_generator(given).float()
     shapes = (generator.latent_size, generator.output_shape)
     if shapes != (2, (2,)):
         raise ValueError(
             f"generator: expected one with 2 latents and outputs of shape (2,), got {shapes} in "
-            f"{path}"
+            f"{given}"
         )
-    return path.stem, path.stem, generator
+    return name, name, generator

@@ -4,7 +4,8 @@ Nearest upsampling and the 3x3 convolution after it are folded into one operatio
 products. Along a line with weights k0 k1 k2, the even outputs are ``k0 x[i-1] + (k1 + k2) x[i]``
 and the odd ones ``(k0 + k1) x[i] + k2 x[i+1]``. That is a transposed convolution of stride 2 with a
 4x4 kernel, or one 2x2 convolution whose output channels are the four phases of a pixel. Gradients
-with respect to the input alone are convolutions again. In half precision, activations and kernels
+with respect to the input alone are convolutions again: the adjoint of a transposed one is a plain
+one of stride 2. In half precision, activations and kernels
 are rounded to it; products are summed in float32, and what follows a convolution is computed in
 float32.
 """
@@ -30,7 +31,7 @@ from cogen_fast.ops.progressive.to_rgb import ToRGB
 from cogen_fast.ops.spec import MisfitSpec
 from cogen_fast.support.arguments import check_choice
 
-Folding = Literal["transposed", "phases"]
+Folding = Literal["transposed", "phases", "mixed"]
 FOLDINGS: tuple[str, ...] = get_args(Folding)
 # Along a line: which of k0 k1 k2 each tap of the 4x4 kernel, and of the two phases, adds up.
 _TRANSPOSED = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
@@ -91,8 +92,9 @@ class TorchNorms:
 class FoldedLayers:
     """Layers whose activations have the type ``dtype``: float64, float32, bfloat16 or float16.
 
-    ``folding`` says how upsampling is folded into the convolution: "transposed" or "phases". Raises
-    ValueError naming it for any other value.
+    ``folding`` says how upsampling is folded into the convolution: "transposed", "phases", or
+    "mixed", which is by phases forward and a convolution of stride 2 backward, so that no
+    convolution is transposed. Raises ValueError naming it for any other value.
     """
 
     def __init__(self, dtype: torch.dtype, norms: Norms, folding: str = "transposed") -> None:
@@ -105,8 +107,7 @@ class FoldedLayers:
 
     def upsampled(self, kernel: Tensor, bias: Tensor, slope: float) -> UpsamplingLayer:
         """Upsampling and a convolution in one, as ``folding`` says."""
-        kind = _Transposed if self.folding == "transposed" else _Phases
-        return kind(self, kernel, bias, slope)
+        return _KINDS[self.folding](self, kernel, bias, slope)
 
     def norm(self, x: Tensor, bias: Tensor, slope: float, normalise: bool) -> NormedActivation:
         """Leaky ReLU and norm of ``x + bias``."""
@@ -214,9 +215,7 @@ class _Transposed(_Upsampled):
     """Upsampling and convolution by a transposed convolution of stride 2 with a 4x4 kernel."""
 
     def _fold(self, kernel: Tensor) -> None:
-        taps = torch.tensor(_TRANSPOSED, dtype=torch.float64, device=kernel.device)
-        folded = torch.einsum("ui,ocij,vj->couv", taps, kernel.double(), taps)
-        self._kernel = _rounded_kernel(folded, self._layers.dtype)
+        self._kernel = _transposed_kernel(kernel, self._layers.dtype)
 
     def _convolved(self, x: Tensor) -> Tensor:
         return channels_last(
@@ -224,7 +223,7 @@ class _Transposed(_Upsampled):
         )
 
     def _adjoint(self, grad: Tensor) -> Tensor:
-        return channels_last(F.conv2d(channels_first(grad), self._kernel, stride=2, padding=1))
+        return _strided(grad, self._kernel)
 
 
 class _Phases(_Upsampled):
@@ -235,19 +234,13 @@ class _Phases(_Upsampled):
     """
 
     def _fold(self, kernel: Tensor) -> None:
-        outputs, inputs = kernel.shape[:2]
-        taps = torch.tensor(_PHASES, dtype=torch.float64, device=kernel.device)
-        folded = torch.einsum("aui,ocij,bvj->abocuv", taps, kernel.double(), taps)
-        folded = folded.reshape(4 * outputs, inputs, 2, 2)
-        self._forward_kernel = _rounded_kernel(folded, self._layers.dtype)
+        self._forward_kernel = _phases_kernel(kernel, self._layers.dtype)
         self._backward_kernel = _rounded_kernel(
-            folded.flip(2, 3).transpose(0, 1), self._layers.dtype
+            self._forward_kernel.flip(2, 3).transpose(0, 1), self._layers.dtype
         )
 
     def _convolved(self, x: Tensor) -> Tensor:
-        return _pixel_view(
-            channels_last(F.conv2d(channels_first(x), self._forward_kernel, padding=1))
-        )
+        return _by_phases(x, self._forward_kernel)
 
     def _adjoint(self, grad: Tensor) -> Tensor:
         n, side, _, channels = grad.shape
@@ -255,6 +248,47 @@ class _Phases(_Upsampled):
         phases = grad.new_zeros(n, half + 1, half + 1, 4 * channels)
         _pixel_view(phases).copy_(grad.reshape(n, half, 2, half, 2, channels))
         return channels_last(F.conv2d(channels_first(phases), self._backward_kernel))
+
+
+class _Mixed(_Upsampled):
+    """Forward by phases, backward by a convolution of stride 2 with a 4x4 kernel."""
+
+    def _fold(self, kernel: Tensor) -> None:
+        self._forward_kernel = _phases_kernel(kernel, self._layers.dtype)
+        self._backward_kernel = _transposed_kernel(kernel, self._layers.dtype)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        return _by_phases(x, self._forward_kernel)
+
+    def _adjoint(self, grad: Tensor) -> Tensor:
+        return _strided(grad, self._backward_kernel)
+
+
+_KINDS = {"transposed": _Transposed, "phases": _Phases, "mixed": _Mixed}
+
+
+def _transposed_kernel(kernel: Tensor, dtype: torch.dtype) -> Tensor:
+    """The 4x4 kernel of a transposed convolution of stride 2."""
+    taps = torch.tensor(_TRANSPOSED, dtype=torch.float64, device=kernel.device)
+    return _rounded_kernel(torch.einsum("ui,ocij,vj->couv", taps, kernel.double(), taps), dtype)
+
+
+def _strided(grad: Tensor, kernel: Tensor) -> Tensor:
+    """The adjoint of the transposed convolution."""
+    return channels_last(F.conv2d(channels_first(grad), kernel, stride=2, padding=1))
+
+
+def _phases_kernel(kernel: Tensor, dtype: torch.dtype) -> Tensor:
+    """The 2x2 kernel to four times the channels."""
+    outputs, inputs = kernel.shape[:2]
+    taps = torch.tensor(_PHASES, dtype=torch.float64, device=kernel.device)
+    folded = torch.einsum("aui,ocij,bvj->abocuv", taps, kernel.double(), taps)
+    return _rounded_kernel(folded.reshape(4 * outputs, inputs, 2, 2), dtype)
+
+
+def _by_phases(x: Tensor, kernel: Tensor) -> Tensor:
+    """The phases of the upsampled and convolved images."""
+    return _pixel_view(channels_last(F.conv2d(channels_first(x), kernel, padding=1)))
 
 
 def _pixel_view(phases: Tensor) -> Tensor:
