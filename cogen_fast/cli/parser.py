@@ -64,7 +64,7 @@ example: all photographs in a folder, with masks of the same names in another
   cogen-fast inpaint --generator faces.safetensors --image photos \\
       --mask masks --resize --out filled
 example: a run that the four GPUs of a machine share
-  torchrun --nproc-per-node 4 -m cogen_fast inpaint --populations 64 ...
+  torchrun --nproc-per-node 4 -m cogen_fast inpaint --chains 64 ...
 
 """
 _SUPER_RESOLVE_EXAMPLE = """\
