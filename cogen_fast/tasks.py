@@ -33,6 +33,7 @@ from cogen_fast.problem.observation import (
 )
 from cogen_fast.problem.pictures import as_images, as_masks
 from cogen_fast.problem.problem import prepared
+from cogen_fast.problem.processes import team
 from cogen_fast.results.result import Result
 from cogen_fast.sampler import curvature
 from cogen_fast.sampler.tuning import POPULATION
@@ -154,60 +155,70 @@ def cogenerate(
     Warns:
         DiagnosisWarning: for each sentence of ``Result.diagnose()``.
     """
-    settings = as_settings(method)
-    if isinstance(settings, Paper) and noise_std is None and weight is None and misfit is None:
-        weight = settings.weight
-    check_flag("progress", progress)
-    on_temperature = checked_callback(on_temperature)
-    run_options = RunOptions(check_seed(seed), as_compute(compute).max_batch)
-    fitting, plan = _planned(settings, chains, budget, polish, run_options)
-    if isinstance(plan, AdaptivePlan) and is_unknown(noise_std):
-        plan = InferredNoise(plan)
-    saving = None if checkpoint is None else _as_checkpoint(checkpoint)
-    if latent_shape is not None:
-        _check_room(plan, math.prod(as_shape(latent_shape)))
-    with prepared(
-        G,
-        x_obs,
-        mask,
-        noise_std=noise_std,
-        weight=weight,
-        misfit=misfit,
-        latent_shape=latent_shape,
-        compute=compute,
-        whole_runs=isinstance(plan, PaperPlan),
-        infers_noise=isinstance(plan, InferredNoise),
-        records=True,
-        timed=True,
-    ) as problem:
-        adapter = problem.adapter
-        count = problem.observation.count
-        _check_room(plan, adapter.latent_size, adapter.output_shape, count, adapter.device)
-        recorded = plan.settings() | compute.settings()
-        if budget is not None:
-            recorded["budget"] = int(budget)  # the given one; the plan has it without polishing
+    compute = as_compute(compute)
+    with team(compute) as found:
+        settings = as_settings(method)
+        if isinstance(settings, Paper) and noise_std is None and weight is None and misfit is None:
+            weight = settings.weight
+        check_flag("progress", progress)
+        on_temperature = checked_callback(on_temperature)
+        run_options = RunOptions(check_seed(seed), compute.max_batch)
+        fitting, plan = _planned(settings, chains, budget, polish, run_options)
+        if isinstance(plan, AdaptivePlan) and is_unknown(noise_std):
+            plan = InferredNoise(plan)
+        saving = None if checkpoint is None else _as_checkpoint(checkpoint)
+        if latent_shape is not None:
+            _check_room(plan, math.prod(as_shape(latent_shape)))
+        with prepared(
+            G,
+            x_obs,
+            mask,
+            noise_std=noise_std,
+            weight=weight,
+            misfit=misfit,
+            latent_shape=latent_shape,
+            compute=compute,
+            whole_runs=isinstance(plan, PaperPlan),
+            infers_noise=isinstance(plan, InferredNoise),
+            records=True,
+            timed=True,
+            team=found,
+        ) as problem:
+            adapter = problem.adapter
+            count = problem.observation.count
+            _check_room(plan, adapter.latent_size, adapter.output_shape, count, adapter.device)
+            recorded = plan.settings() | compute.settings()
+            if budget is not None:
+                recorded["budget"] = int(budget)  # the given one; the plan has it without polishing
 
-        def unfinished(run: Any) -> Result:
-            settings, outcome = recorded | fits.NO_FITS, plan.outcome(problem, run, False)
-            return assemble(settings, outcome, RUNNING, problem)
+            def unfinished(run: Any) -> Result:
+                settings, outcome = recorded | fits.NO_FITS, plan.outcome(problem, run, False)
+                return assemble(settings, outcome, RUNNING, problem)
 
-        limit = compute.time_limit
-        watch = Watch(plan, problem.observation, unfinished, on_temperature, limit)
-        loop = Loop(plan, problem, saving, watch)
-        run = loop.anneal(observation_ids, progress)
-        outcome = plan.outcome(problem, run, loop.stopped is None)
-        if fitting is None or (loop.stopped is not None and not watch.plateaued):
-            return _diagnosed(assemble(recorded | fits.NO_FITS, outcome, loop.stopped, problem))
-        try:
-            outcome, fit_settings = fits.with_fits(
-                outcome, problem, fitting, run_options.seed, observation_ids
-            )
-        except KeyboardInterrupt:
-            if saving is not None:
-                raise  # the checkpoint holds the samples
-            outcome.notes.append("Polishing was interrupted, so there are no fits.")
-            fit_settings = fits.NO_FITS
-        return _diagnosed(assemble(recorded | fit_settings, outcome, loop.stopped, problem))
+            def sampled() -> Result:
+                limit = compute.time_limit
+                watch = Watch(plan, problem.observation, unfinished, on_temperature, limit)
+                loop = Loop(plan, problem, saving, watch)
+                run = loop.anneal(observation_ids, progress)
+                outcome = plan.outcome(problem, run, loop.stopped is None)
+                if fitting is None or (loop.stopped is not None and not watch.plateaued):
+                    return _diagnosed(
+                        assemble(recorded | fits.NO_FITS, outcome, loop.stopped, problem)
+                    )
+                try:
+                    outcome, fit_settings = fits.with_fits(
+                        outcome, problem, fitting, run_options.seed, observation_ids
+                    )
+                except KeyboardInterrupt:
+                    if saving is not None:
+                        raise  # the checkpoint holds the samples
+                    outcome.notes.append("Polishing was interrupted, so there are no fits.")
+                    fit_settings = fits.NO_FITS
+                return _diagnosed(assemble(recorded | fit_settings, outcome, loop.stopped, problem))
+
+            ids = None if observation_ids is None else list(observation_ids)
+            asked = recorded | dict(plan.identity()) | {"polish": polish, "observation_ids": ids}
+            return problem.led(asked, sampled)
 
 
 def _diagnosed(result: Result) -> Result:

@@ -773,7 +773,7 @@ def test_help_leaves_rare_options_to_help_all(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few, every = (set(re.findall(r"--[a-z-]+", _help(capsys, command, h))) for h in HELPS)
-    named = {f"--{name.replace('_', '-')}" for name in set(OPTIONS) - {"cuda_graphs"}}
+    named = {f"--{name.replace('_', '-')}" for name in set(OPTIONS) - {"cuda_graphs", "processes"}}
     assert few < every
     assert named | {"--no-cuda-graphs", "--latent-shape"} <= every
     assert few & named == {"--device"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from cogen_fast.cli.telling import (
     one_line_warnings,
     say,
 )
+from cogen_fast.cli.together import shared
 from cogen_fast.methods.loop import CTRL_C
 from cogen_fast.methods.settings import OPTIONS, keywords
 from cogen_fast.results.result import Result
 
+_PROCESSES = "processes"  # decided by how the command was started
 _SAMPLER_OPTIONS = (
     *("method", "chains", "budget", "polish", "noise_std", "weight", "latent_shape", "seed"),
-    *("checkpoint", *OPTIONS),
+    *("checkpoint", *(name for name in OPTIONS if name != _PROCESSES)),
 )
 _SHEET = "sheet.png"
 _CHECKPOINT = "unfinished.safetensors"
@@ -49,7 +52,19 @@ class _Loaded:
 
 
 def fill(arguments: argparse.Namespace, problem: Problem) -> int:
-    """Complete the pictures that ``--image`` names. Returns the exit status."""
+    """Complete the pictures that ``--image`` names. Returns the exit status.
+
+    Processes that ``torchrun`` started share the evaluations of the generator.
+    """
+    return shared(
+        arguments.device,
+        problem,
+        partial(_fill, arguments),
+        lambda: _load(arguments).generator,
+    )
+
+
+def _fill(arguments: argparse.Namespace, problem: Problem) -> int:
     if is_single(arguments.image):
         return _fill_one(arguments, problem)
     return _fill_several(arguments, problem)
@@ -120,6 +135,8 @@ def _fill_next(
     begun = own.checkpoint.exists()
     try:
         status = _sample(own, _recorded(posed, record), summary=False)
+    except ConnectionError:  # another process of the command has ended
+        raise
     except MISTAKES as error:
         with suppress(OSError):  # it holds something
             own.out.rmdir()
@@ -223,7 +240,7 @@ def _recorded(posed: Posed, record: dict[str, Any]) -> Posed:
         result = posed.solve(options)
         return replace(result, settings={**result.settings, records.COMMAND_LINE: record})
 
-    return Posed(solve, posed.pasted)
+    return replace(posed, solve=solve)
 
 
 def _sample(arguments: argparse.Namespace, posed: Posed, summary: bool = True) -> int:

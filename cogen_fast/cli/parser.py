@@ -63,6 +63,8 @@ example: hide a block of 20 x 24 pixels whose top left corner is x = 30, y = 12
 example: all photographs in a folder, with masks of the same names in another
   cogen-fast inpaint --generator faces.safetensors --image photos \\
       --mask masks --resize --out filled
+example: a run that the four GPUs of a machine share
+  torchrun --nproc-per-node 4 -m cogen_fast inpaint --chains 64 ...
 
 """
 _SUPER_RESOLVE_EXAMPLE = """\

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -27,10 +28,12 @@ Shape = tuple[int, ...]
 class Posed:
     """A picture that is fitted to the generator.
 
-    ``solve`` calls the library with its options. ``pasted`` gives the picture, at its own size,
-    with the result's estimate pasted in, ``(C, H, W)`` from 0 to 255; None without a mask.
+    ``fitted`` are the tensors with which ``solve`` calls the library, beside its options.
+    ``pasted`` gives the picture, at its own size, with the result's estimate pasted in,
+    ``(C, H, W)`` from 0 to 255; None without a mask.
     """
 
+    fitted: tuple[Tensor, ...]
     solve: Callable[[dict[str, Any]], Result]
     pasted: Callable[[Result], npt.NDArray[np.uint8]] | None
 
@@ -56,6 +59,12 @@ class Problem(Protocol):
 
     def pose(self, generator: Generator, output: Tensor, pictures: Pictures) -> Posed:
         """Fit the pictures to the generator."""
+        ...
+
+    def solve(
+        self, generator: Generator, fitted: tuple[Tensor, ...], options: dict[str, Any]
+    ) -> Result:
+        """Call the library with a fitted picture and its options."""
         ...
 
 
@@ -86,18 +95,27 @@ class Inpainting:
         """Fit the picture and its mask to the generator."""
         channels, height, width = output.shape[1:]
         size = (width, height)
-        fitted = pictures.image.fit(size, resize=self.resize)
-        image = fitted.to_channels(channels).to_tensor()
+        picture = pictures.image.fit(size, resize=self.resize)
+        image = picture.to_channels(channels).to_tensor()
         if pictures.mask is not None:
             mask = pictures.mask.fit_like(size, pictures.image).to_mask()
         else:
             assert self.box is not None
             mask = box_mask(self.box, size)
         whole = _whole_mask(pictures, mask)
+        fitted = (image, mask)
         return Posed(
-            lambda options: cogen_fast.inpaint(generator, image, mask, **options),
+            fitted,
+            partial(self.solve, generator, fitted),
             lambda result: paste_back(pictures.image, whole, result.estimate[0]),
         )
+
+    def solve(
+        self, generator: Generator, fitted: tuple[Tensor, ...], options: dict[str, Any]
+    ) -> Result:
+        """Fill in what the mask hides of the image."""
+        image, mask = fitted
+        return cogen_fast.inpaint(generator, image, mask, **options)
 
 
 @dataclass(frozen=True)
@@ -120,15 +138,18 @@ class SuperResolution:
     def pose(self, generator: Generator, output: Tensor, pictures: Pictures) -> Posed:
         """Fit the picture to the generator."""
         channels, height, width = self.shape(output)
-        fitted = pictures.image.fit((width, height), resize=self.resize)
-        small = fitted.to_channels(channels).to_tensor()
+        picture = pictures.image.fit((width, height), resize=self.resize)
+        fitted = (picture.to_channels(channels).to_tensor(),)
+        return Posed(fitted, partial(self.solve, generator, fitted), None)
 
-        def solve(options: dict[str, Any]) -> Result:
-            return cogen_fast.super_resolve(
-                generator, small, self.factor, downsample=self.downsample, **options
-            )
-
-        return Posed(solve, None)
+    def solve(
+        self, generator: Generator, fitted: tuple[Tensor, ...], options: dict[str, Any]
+    ) -> Result:
+        """Enlarge the small image."""
+        (small,) = fitted
+        return cogen_fast.super_resolve(
+            generator, small, self.factor, downsample=self.downsample, **options
+        )
 
 
 def _whole_mask(pictures: Pictures, mask: Tensor) -> Tensor:

@@ -19,9 +19,10 @@ from cogen_fast.methods import optimise, prior_draws
 from cogen_fast.methods.assembly import OF_SAMPLES, assemble
 from cogen_fast.methods.loop import Outcome
 from cogen_fast.ops.philox import NoiseStream
-from cogen_fast.problem.compute import DEFAULT, Compute
+from cogen_fast.problem.compute import DEFAULT, Compute, as_compute
 from cogen_fast.problem.density import Potential
 from cogen_fast.problem.problem import Problem, prepared
+from cogen_fast.problem.processes import team
 from cogen_fast.results.result import Result
 from cogen_fast.sampler.weights import (
     effective_sample_size,
@@ -139,15 +140,20 @@ def reconstruct(
         TypeError, ValueError: an argument is invalid. The message names it; no work has been done.
     """
     plan = _checked(method, chains, starts, steps, learning_rate, seed)
-    with prepared(G, x_obs, mask, **options) as problem:
+    compute = as_compute(options.get("compute", DEFAULT))
+    with team(compute) as found, prepared(G, x_obs, mask, team=found, **options) as problem:
         _check_room(plan, problem)
-        stream = prior_draws.noise(problem, plan.seed, observation_ids)
-        if plan.method == _SIR:
-            outcome = _resampled(problem, stream, plan)
-        else:
-            first = prior_draws.best(problem, stream, plan.starts, plan.chains)
-            outcome = _descended(problem, first, plan)
-        return assemble(plan.settings() | _run_settings(options), outcome, None, problem)
+
+        def run() -> Result:
+            stream = prior_draws.noise(problem, plan.seed, observation_ids)
+            if plan.method == _SIR:
+                outcome = _resampled(problem, stream, plan)
+            else:
+                first = prior_draws.best(problem, stream, plan.starts, plan.chains)
+                outcome = _descended(problem, first, plan)
+            return assemble(plan.settings() | _run_settings(options), outcome, None, problem)
+
+        return problem.led(plan.settings() | {"observation_ids": observation_ids}, run)
 
 
 @dataclass(frozen=True)
@@ -214,23 +220,31 @@ def tune(
     plan = _checked(method, chains, starts, steps, rates[0], seed)
     if score is not None and not callable(score):
         raise TypeError(f"score: expected a callable, got {shown(score)}")
-    log, cost = [], 0
-    with prepared(G, x_obs, mask, **options) as problem:
+    compute = as_compute(options.get("compute", DEFAULT))
+    with team(compute) as found, prepared(G, x_obs, mask, team=found, **options) as problem:
         _check_room(plan, problem)
-        stream = prior_draws.noise(problem, plan.seed, observation_ids)
-        first = prior_draws.best(problem, stream, plan.starts, plan.chains)
-        for rate in rates:
-            tried = replace(plan, learning_rate=rate)
-            outcome = _descended(problem, first, tried)
-            result = assemble(tried.settings() | _run_settings(options), outcome, None, problem)
-            found = float(result.energies.mean() if score is None else score(result))
-            log.append((rate, found if math.isfinite(found) else math.inf))
-            cost += result.cost
-    best_rate, best_score = min(log, key=lambda pair: pair[1])
-    if math.isinf(best_score):
-        raise ValueError(f"learning_rates: none of {rates} gives a finite score; give smaller ones")
-    cost -= (len(rates) - 1) * plan.chains * prior_draws.forwards(plan.starts)
-    return Tuning(plan.method, best_rate, tuple(log), cost)
+
+        def run() -> Tuning:
+            log, cost = [], 0
+            stream = prior_draws.noise(problem, plan.seed, observation_ids)
+            first = prior_draws.best(problem, stream, plan.starts, plan.chains)
+            for rate in rates:
+                tried = replace(plan, learning_rate=rate)
+                outcome = _descended(problem, first, tried)
+                result = assemble(tried.settings() | _run_settings(options), outcome, None, problem)
+                found = float(result.energies.mean() if score is None else score(result))
+                log.append((rate, found if math.isfinite(found) else math.inf))
+                cost += result.cost
+            best_rate, best_score = min(log, key=lambda pair: pair[1])
+            if math.isinf(best_score):
+                raise ValueError(
+                    f"learning_rates: none of {rates} gives a finite score; give smaller ones"
+                )
+            cost -= (len(rates) - 1) * plan.chains * prior_draws.forwards(plan.starts)
+            return Tuning(plan.method, best_rate, tuple(log), cost)
+
+        asked = plan.settings() | {"learning_rates": rates, "observation_ids": observation_ids}
+        return problem.led(asked, run)
 
 
 def descends(method: str) -> bool:

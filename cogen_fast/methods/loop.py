@@ -6,7 +6,6 @@ calls one of them with its settings.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from torch import Tensor
 from cogen_fast.methods import checkpoint as checkpoints
 from cogen_fast.methods.checkpoint import Checkpoint
 from cogen_fast.problem.problem import Problem
-from cogen_fast.support.digests import tensor_bytes
 from cogen_fast.support.layout import Layout
 from cogen_fast.support.reporting import Report
 from cogen_fast.support.warnings import warn_user
@@ -165,6 +163,10 @@ class Loop:
             if self.path is not None and self._save():
                 raise
             self.stopped = CTRL_C
+        except ConnectionError:  # another process of the run has ended
+            if self.path is not None:
+                self._save()
+            raise
         except _Stopped as reason:
             self.stopped = str(reason)
         finally:
@@ -219,23 +221,7 @@ class Loop:
 
     def _identity(self, observation_ids: Sequence[int] | None) -> dict[str, str]:
         """Values of generator, data and settings with which a checkpoint must agree."""
-        spec = self.problem.observation.spec
-        digest = hashlib.sha256(repr((spec.kind, spec.output_shape, spec.factor)).encode())
-        bounds = self.problem.observation.noise_bounds or ()
-        for tensor in (spec.target, spec.mask, spec.weight, *bounds):
-            digest.update(b"-" if tensor is None else tensor_bytes(tensor))
         settings = {k: str(v) for k, v in self.method.settings().items()}
-        return (
-            settings
-            | dict(self.method.identity())
-            | {k: str(v) for k, v in self.problem.precision.settings().items()}
-            | {
-                "generator": self.problem.adapter.fingerprint(),
-                "observation": digest.hexdigest(),
-                "operator": repr(self.problem.observation.operator),
-                "misfit": self.problem.observation.noise,
-                "observation_ids": str(None if observation_ids is None else list(observation_ids)),
-                "backend": self.problem.backend,
-                "compiled": str(self.problem.compiled),
-            }
-        )
+        ids = str(None if observation_ids is None else list(observation_ids))
+        own = settings | dict(self.method.identity()) | {"observation_ids": ids}
+        return own | self.problem.identity()

@@ -50,6 +50,10 @@ class Compute:
             measured memory). It is halved when memory runs out.
         time_limit: seconds of sampling after which a run ends unfinished, at the next temperature
             (none); polishing is then left out. Baselines take no limit.
+        processes: share the evaluations of G among the processes that ``torchrun`` has started
+            (False). All of them make the same call, with G on a device of their own, and all get
+            its result. The first one samples, calls ``on_temperature``, and reads and writes the
+            checkpoint.
 
     Raises:
         TypeError, ValueError: bad input, naming the argument. Whether the machine has the device
@@ -64,9 +68,10 @@ class Compute:
     cuda_graphs: bool = True
     max_batch: int | None = None
     time_limit: float | None = None
+    processes: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("compile", "cuda_graphs"):
+        for name in ("compile", "cuda_graphs", "processes"):
             check_flag(name, getattr(self, name))
         if self.max_batch is not None:
             object.__setattr__(self, "max_batch", check_count("max_batch", self.max_batch))

@@ -26,6 +26,9 @@ from cogen_fast.support.memory import (
 
 Form = Literal["posterior", "paper"]
 FORMS: tuple[str, ...] = get_args(Form)
+What = Literal["energy_and_grad", "energy", "outputs"]
+"""What a potential computes of rows of latents."""
+Spread = Callable[["GeneratorPotential", What, Tensor], tuple[Tensor, ...]]
 _T = TypeVar("_T")
 _Fused = Callable[[Tensor, MisfitSpec, Tensor], tuple[Tensor, Tensor]]
 
@@ -141,7 +144,7 @@ class GeneratorPotential:
     Latents may have S B rows, which are S neighbouring islands of each observation. ``max_batch``
     bounds the rows of one call to the generator (None: all at once). When memory runs out, it is
     permanently reduced to half of the call's rows, and the call is repeated; ``halvings`` counts
-    how often.
+    how often. ``spread`` shares the rows among processes (None: this one computes all of them).
     """
 
     def __init__(
@@ -157,6 +160,7 @@ class GeneratorPotential:
         self.max_batch = max_batch
         self.halvings = 0
         self.graphs: Graphs | None = None
+        self.spread: Spread | None = None
         self._indices: dict[int, Tensor] = {}
 
     def of(self, generator: LatentMap, observation: Observation) -> GeneratorPotential:
@@ -165,29 +169,42 @@ class GeneratorPotential:
 
     def energy_and_grad(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Energies ``(B, N)`` float64 and gradients ``(B, N, d)`` of latents ``(B, N, d)``."""
-        pieces = self._in_chunks(latents, self._rows_energy_and_grad)
-        shape = latents.shape
-        energy = torch.cat([e for e, _ in pieces]) if len(pieces) > 1 else pieces[0][0]
-        grad = torch.cat([g for _, g in pieces]) if len(pieces) > 1 else pieces[0][1]
-        return energy.reshape(shape[:2]), grad.reshape(shape)
+        energy, grad = self._computed("energy_and_grad", latents)
+        return energy.reshape(latents.shape[:2]), grad.reshape(latents.shape)
 
     def energy(self, latents: Tensor) -> Tensor:
         """Energies ``(B, N)`` float64 without gradients, at a cost of one forward pass."""
-        with torch.no_grad():
-            pieces = self._in_chunks(latents, self._rows_energy)
-        return torch.cat(pieces).reshape(latents.shape[:2])
+        (energy,) = self._computed("energy", latents)
+        return energy.reshape(latents.shape[:2])
 
     def outputs(self, latents: Tensor) -> Tensor:
         """Outputs ``(B, N, ...)`` of latents ``(B, N, d)``."""
-        with torch.no_grad():
-            pieces = self._in_chunks(latents, self._rows_outputs)
-        x = torch.cat(pieces)
+        (x,) = self._computed("outputs", latents)
         return x.reshape(*latents.shape[:2], *x.shape[1:])
 
-    def _in_chunks(self, latents: Tensor, work: Callable[[Tensor, Tensor], _T]) -> list[_T]:
+    def _computed(self, what: What, latents: Tensor) -> tuple[Tensor, ...]:
         rows = latents.detach().flatten(0, 1)
-        batch, chains = latents.shape[:2]
-        index = self._observation_index(batch, chains, rows.device)
+        if self.spread is not None:
+            return self.spread(self, what, rows)
+        return self.of_rows(what, rows, 0, len(rows))
+
+    def of_rows(self, what: What, rows: Tensor, start: int, total: int) -> tuple[Tensor, ...]:
+        """What is asked of rows ``(n, d)``, which are those from ``start`` on of ``total``."""
+        work: dict[What, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] = {
+            "energy_and_grad": self._rows_energy_and_grad,
+            "energy": lambda rows, index: (self._rows_energy(rows, index),),
+            "outputs": lambda rows, index: (self._rows_outputs(rows, index),),
+        }
+        index = self._observation_index(total, rows.device)[start : start + len(rows)]
+        with torch.no_grad():
+            pieces = self._in_chunks(rows, index, work[what])
+        if len(pieces) == 1 and what == "energy_and_grad":
+            return pieces[0]
+        return tuple(torch.cat(each) for each in zip(*pieces, strict=True))
+
+    def _in_chunks(
+        self, rows: Tensor, index: Tensor, work: Callable[[Tensor, Tensor], _T]
+    ) -> list[_T]:
         pieces: list[_T] = []
         start = 0
         while start < len(rows):
@@ -200,9 +217,8 @@ class GeneratorPotential:
             start = stop
         return pieces
 
-    def _observation_index(self, batch: int, chains: int, device: torch.device) -> Tensor:
+    def _observation_index(self, rows: int, device: torch.device) -> Tensor:
         """The observation of each row; cached, because every gradient and recording needs it."""
-        rows = batch * chains
         if rows not in self._indices:
             count = self.observation.count
             each = torch.arange(count, device=device).repeat_interleave(rows // count)

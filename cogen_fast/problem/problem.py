@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,10 @@ from cogen_fast.problem.graphs import Graphs
 from cogen_fast.problem.observation import Mask, Observation, UserMisfit, as_operator, observe
 from cogen_fast.problem.precision import Precision, described, full_precision, split
 from cogen_fast.problem.prior import Prior
+from cogen_fast.problem.processes import Alone, Several, Team
 from cogen_fast.problem.traced import try_tracing
 from cogen_fast.support.arguments import shown
+from cogen_fast.support.digests import tensor_bytes
 from cogen_fast.support.memory import is_out_of_memory
 from cogen_fast.support.warnings import warn_user
 
@@ -39,6 +42,7 @@ _FAST = (
 )
 _NO_FAST = "generator: its own fast path cannot be used here"
 _NO_WHOLE_RUNS = "dense layers with another method"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Problem:
     where moves are not replayed. ``dense`` is None where whole runs are not made in C++. ``notes``
     are for the result, and say whether the generator's own fast path is used. ``backend`` is
     "fused" where ``dense`` is set or the fast path is used, except for a fast path on CUDA, which
-    works beside any ops.
+    works beside any ops. ``team`` are the processes that share the run.
     """
 
     adapter: GeneratorAdapter
@@ -63,6 +67,7 @@ class Problem:
     split: SplitPotential | None = None
     compiled: bool = False
     graphs: Graphs | None = None
+    team: Team = field(default_factory=Alone)
 
     @property
     def target(self) -> Potential:
@@ -100,6 +105,37 @@ class Problem:
             "misfit": self.potential.energy(latents.expand(self.observation.count, -1, -1)),
         }
 
+    def identity(self) -> dict[str, str]:
+        """What identifies generator, data and how they are computed, as far as texts can."""
+        spec = self.observation.spec
+        digest = hashlib.sha256(repr((spec.kind, spec.output_shape, spec.factor)).encode())
+        bounds = self.observation.noise_bounds or ()
+        for tensor in (spec.target, spec.mask, spec.weight, *bounds):
+            digest.update(b"-" if tensor is None else tensor_bytes(tensor))
+        return {k: str(v) for k, v in self.precision.settings().items()} | {
+            "generator": self.adapter.fingerprint(),
+            "observation": digest.hexdigest(),
+            "operator": repr(self.observation.operator),
+            "misfit": self.observation.noise,
+            "backend": self.backend,
+            "compiled": str(self.compiled),
+        }
+
+    def led(self, arguments: Mapping[str, Any], work: Callable[[], _T]) -> _T:
+        """``work()``; by the first of several processes, whose value all of them get.
+
+        ``arguments`` are those in which the processes have to agree, besides generator and data.
+        """
+        if isinstance(self.team, Alone):
+            return work()
+        form = {"form of G": type(self.potential.generator).__name__}
+        texts = {name: str(value) for name, value in arguments.items()}
+        probes = self.probes()
+        squares = probes["generator"].double().square().flatten(1).mean(1)
+        values = torch.cat([squares, probes["misfit"].flatten()]).nan_to_num().cpu()
+        like = self.adapter.probe_latents
+        return self.team.led(self.identity() | form | texts, values, self.potentials, like, work)
+
 
 @contextmanager
 def prepared(
@@ -116,21 +152,26 @@ def prepared(
     infers_noise: bool = False,
     records: bool = False,
     timed: bool = False,
+    team: Team | None = None,
 ) -> Iterator[Problem]:
     """Check generator and data and bind them; when the context ends, G is as it was before.
 
     ``whole_runs`` says that the method can make whole runs in C++ (``Problem.dense``),
     ``infers_noise`` that it takes observations whose noise is unknown, ``records`` that its moves
-    may be recorded and replayed, and ``timed`` that it can end after a time limit. Inside, autograd
-    is off except where a potential turns it on, and float32 is float32 (no TF32) on CUDA. Raises
-    TypeError or ValueError naming the argument
-    at fault.
+    may be recorded and replayed, and ``timed`` that it can end after a time limit. ``team`` are the
+    processes of a method that runs inside `Problem.led`. Inside, autograd is off except where a
+    potential turns it on, and float32 is float32 (no TF32) on CUDA. Raises TypeError or ValueError
+    naming the argument at fault.
     """
     operator, most = as_operator(mask), as_compute(compute).max_batch
     if compute.time_limit is not None and not timed:
         raise ValueError(
             "time_limit: expected none, as only cogenerate ends after a time limit, got "
             f"{compute.time_limit:g}"
+        )
+    if compute.processes and team is None:
+        raise ValueError(
+            "processes: expected False, as this function runs in one process, got True"
         )
     with full_precision(), frozen(generator):
         adapter = GeneratorAdapter(generator, latent_shape, compute.device, most)
@@ -160,12 +201,16 @@ def prepared(
             problem = _compiled(problem)
         elif compute.backend == "auto":
             problem = _traced(problem)
-        recorded = records and compute.cuda_graphs
+        # Several processes talk to each other in the middle of a move, which cannot be recorded.
+        recorded = records and compute.cuda_graphs and not isinstance(team, Several)
         problem = _bounded(_with_split(problem), recorded)
         if isinstance(generator, Prior):
             problem = replace(problem, notes=(*generator.describe(), *problem.notes))
         problem = replace(problem, notes=(*devices.described(adapter.home), *problem.notes))
-        yield _with_graphs(problem) if recorded else problem
+        if isinstance(team, Several):
+            yield replace(problem, team=team, notes=(*problem.notes, team.note(problem.dense)))
+        else:
+            yield _with_graphs(problem) if recorded else problem
 
 
 def _compiled(problem: Problem) -> Problem:

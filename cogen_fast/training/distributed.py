@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cogen_fast.problem.devices import checked_device
+from cogen_fast.support.processes import own_gpu, rank_and_size
 
 _Result = TypeVar("_Result")
 # A process may still have hours of work while the others wait. If one ends, the others notice at
@@ -87,8 +87,7 @@ def process_group(device: str | torch.device | None = None) -> Iterator[Processe
     through NCCL on GPUs and gloo on CPUs. Raises ValueError for a device that this machine does not
     have.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    rank = int(os.environ.get("RANK", 0)) if size > 1 else 0
+    rank, size = rank_and_size()
     processes = Processes(rank, size, _device(device))
     if size == 1:
         yield processes
@@ -103,6 +102,6 @@ def process_group(device: str | torch.device | None = None) -> Iterator[Processe
 def _device(wanted: str | torch.device | None) -> torch.device:
     found = checked_device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
     if found.type == "cuda" and found.index is None:
-        found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        found = own_gpu()
         torch.cuda.set_device(found)
     return found
