@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +34,7 @@ from cogen_fast.problem.observation import (
     is_unknown,
 )
 from cogen_fast.problem.pictures import as_images, as_masks
-from cogen_fast.problem.problem import prepared
+from cogen_fast.problem.problem import Problem, prepared
 from cogen_fast.problem.processes import team
 from cogen_fast.results.result import Result
 from cogen_fast.sampler import curvature
@@ -191,34 +193,63 @@ def cogenerate(
             if budget is not None:
                 recorded["budget"] = int(budget)  # the given one; the plan has it without polishing
 
-            def unfinished(run: Any) -> Result:
-                settings, outcome = recorded | fits.NO_FITS, plan.outcome(problem, run, False)
-                return assemble(settings, outcome, RUNNING, problem)
-
-            def sampled() -> Result:
-                limit = compute.time_limit
-                watch = Watch(plan, problem.observation, unfinished, on_temperature, limit)
-                loop = Loop(plan, problem, saving, watch)
-                run = loop.anneal(observation_ids, progress)
-                outcome = plan.outcome(problem, run, loop.stopped is None)
-                if fitting is None or (loop.stopped is not None and not watch.plateaued):
-                    return _diagnosed(
-                        assemble(recorded | fits.NO_FITS, outcome, loop.stopped, problem)
-                    )
-                try:
-                    outcome, fit_settings = fits.with_fits(
-                        outcome, problem, fitting, run_options.seed, observation_ids
-                    )
-                except KeyboardInterrupt:
-                    if saving is not None:
-                        raise  # the checkpoint holds the samples
-                    outcome.notes.append("Polishing was interrupted, so there are no fits.")
-                    fit_settings = fits.NO_FITS
-                return _diagnosed(assemble(recorded | fit_settings, outcome, loop.stopped, problem))
-
+            run = _Run(
+                plan,
+                fitting,
+                recorded,
+                saving,
+                run_options.seed,
+                observation_ids,
+                compute.time_limit,
+                on_temperature,
+                progress,
+            )
             ids = None if observation_ids is None else list(observation_ids)
             asked = recorded | dict(plan.identity()) | {"polish": polish, "observation_ids": ids}
-            return problem.led(asked, sampled)
+            return problem.led(asked, lambda: run.result(problem))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run that can be started; ``settings`` are those that its result names."""
+
+    plan: Method
+    fitting: Fits | None
+    settings: dict[str, Any]
+    saving: Checkpoint | None
+    seed: int
+    observation_ids: Sequence[int] | None
+    time_limit: float | None
+    on_temperature: OnTemperature | None
+    progress: bool
+
+    def result(self, problem: Problem) -> Result:
+        """Make the run, and the fits beside its samples."""
+        watch = Watch(
+            self.plan,
+            problem.observation,
+            partial(self._unfinished, problem),
+            self.on_temperature,
+            self.time_limit,
+        )
+        loop = Loop(self.plan, problem, self.saving, watch)
+        run = loop.anneal(self.observation_ids, self.progress)
+        outcome = self.plan.outcome(problem, run, loop.stopped is None)
+        fit_settings = fits.NO_FITS
+        if self.fitting is not None and (loop.stopped is None or watch.plateaued):
+            try:
+                outcome, fit_settings = fits.with_fits(
+                    outcome, problem, self.fitting, self.seed, self.observation_ids
+                )
+            except KeyboardInterrupt:
+                if self.saving is not None:
+                    raise  # the checkpoint holds the samples
+                outcome.notes.append("Polishing was interrupted, so there are no fits.")
+        return _diagnosed(assemble(self.settings | fit_settings, outcome, loop.stopped, problem))
+
+    def _unfinished(self, problem: Problem, run: Any) -> Result:
+        outcome = self.plan.outcome(problem, run, False)
+        return assemble(self.settings | fits.NO_FITS, outcome, RUNNING, problem)
 
 
 def _diagnosed(result: Result) -> Result:
