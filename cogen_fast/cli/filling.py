@@ -15,7 +15,7 @@ import cogen_fast
 from cogen_fast.cli import records
 from cogen_fast.cli.contact_sheet import write_sheet
 from cogen_fast.cli.generator import Generator, adapter_of_images, find_generator
-from cogen_fast.cli.problems import Posed, Problem
+from cogen_fast.cli.picture_tasks import PictureTask, Posed
 from cogen_fast.cli.saving import SUMMARY, check_out, save
 from cogen_fast.cli.sources import Masks, Source, find_images, is_single
 from cogen_fast.cli.telling import (
@@ -51,36 +51,36 @@ class _Loaded:
     fingerprint: str
 
 
-def fill(arguments: argparse.Namespace, problem: Problem) -> int:
+def fill(arguments: argparse.Namespace, task: PictureTask) -> int:
     """Complete the pictures that ``--image`` names. Returns the exit status.
 
     Processes that ``torchrun`` started share the evaluations of the generator.
     """
     return shared(
         arguments.device,
-        problem,
+        task,
         partial(_fill, arguments),
         lambda: _load(arguments).generator,
     )
 
 
-def _fill(arguments: argparse.Namespace, problem: Problem) -> int:
+def _fill(arguments: argparse.Namespace, task: PictureTask) -> int:
     if is_single(arguments.image):
-        return _fill_one(arguments, problem)
-    return _fill_several(arguments, problem)
+        return _fill_one(arguments, task)
+    return _fill_several(arguments, task)
 
 
-def _fill_one(arguments: argparse.Namespace, problem: Problem) -> int:
+def _fill_one(arguments: argparse.Namespace, task: PictureTask) -> int:
     check_out(arguments.out, arguments.overwrite)
     source = _masks(arguments).source(arguments.image[0])
-    pictures = problem.read(source)
+    pictures = task.read(source)
     loaded = _load(arguments)
-    posed = problem.pose(loaded.generator, loaded.output, pictures)
+    posed = task.pose(loaded.generator, loaded.output, pictures)
     record = records.record_of(arguments, source, loaded.fingerprint)
     return _sample(arguments, _recorded(posed, record))
 
 
-def _fill_several(arguments: argparse.Namespace, problem: Problem) -> int:
+def _fill_several(arguments: argparse.Namespace, task: PictureTask) -> int:
     if arguments.checkpoint is not None:
         raise ValueError(
             "checkpoint: expected none with several images, whose unfinished runs are saved in "
@@ -89,13 +89,13 @@ def _fill_several(arguments: argparse.Namespace, problem: Problem) -> int:
     check_out(arguments.out, True, names=(_SHEET,))
     images, masks = find_images(arguments.image), _masks(arguments)
     loaded = _load(arguments)
-    problem.shape(loaded.output)  # raises what would be wrong with every picture
+    task.shape(loaded.output)  # raises what would be wrong with every picture
     statuses: dict[Path, int] = {}
     for number, image in enumerate(images, 1):
         about = f"{image} ({number} of {len(images)})"
         proven = OK in statuses.values() or NOT_SAMPLES in statuses.values()
         with one_line_warnings(f"{image.stem}: "):
-            status = _fill_next(arguments, problem, loaded, masks, image, about, proven)
+            status = _fill_next(arguments, task, loaded, masks, image, about, proven)
         statuses[arguments.out / image.stem] = status
         if status == INTERRUPTED:
             return INTERRUPTED
@@ -104,7 +104,7 @@ def _fill_several(arguments: argparse.Namespace, problem: Problem) -> int:
 
 def _fill_next(
     arguments: argparse.Namespace,
-    problem: Problem,
+    task: PictureTask,
     loaded: _Loaded,
     masks: Masks,
     image: Path,
@@ -124,7 +124,7 @@ def _fill_next(
         if (status := _status_of_finished(own, record, arguments.overwrite)) is not None:
             _tell(arguments, f"{about}: finished already")
             return status
-        posed = problem.pose(loaded.generator, loaded.output, problem.read(source))
+        posed = task.pose(loaded.generator, loaded.output, task.read(source))
         check_out(own.out, True)
         own.out.mkdir(parents=True, exist_ok=True)
         if arguments.overwrite:

@@ -15,7 +15,7 @@ import cogen_fast
 from cogen_fast.cli.filling import fill
 from cogen_fast.cli.generator import find_generator, probe
 from cogen_fast.cli.parser import build_parser
-from cogen_fast.cli.problems import Inpainting, SuperResolution
+from cogen_fast.cli.picture_tasks import Inpainting, SuperResolution
 from cogen_fast.cli.saving import check_out
 from cogen_fast.cli.telling import (
     FAULTY,

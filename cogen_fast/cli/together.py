@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cogen_fast.cli.generator import Generator
-from cogen_fast.cli.problems import Pictures, Posed, Problem, Shape
+from cogen_fast.cli.picture_tasks import Pictures, PictureTask, Posed, Shape
 from cogen_fast.cli.sources import Source
 from cogen_fast.cli.telling import MISTAKE
 from cogen_fast.problem.compute import DEFAULT
@@ -30,28 +30,28 @@ _CALL, _END = range(2)
 
 def shared(
     device: str | None,
-    problem: Problem,
-    work: Callable[[Problem], int],
+    task: PictureTask,
+    work: Callable[[PictureTask], int],
     load: Callable[[], Generator],
 ) -> int:
-    """The exit status of ``work(problem)``, shared by the processes that ``torchrun`` started.
+    """The exit status of ``work(task)``, shared by the processes that ``torchrun`` started.
 
     ``device`` is what the user asks for; each process has a GPU of its own unless one is named.
     """
     channel = joined()
     if channel is None:
-        return work(problem)
+        return work(task)
     if device in (None, "cuda") and torch.cuda.is_available():
         torch.cuda.set_device(checked_device(own_gpu()))
     if channel.leads:
-        return _lead(channel, problem, work)
-    return _follow(channel, problem, load)
+        return _lead(channel, task, work)
+    return _follow(channel, task, load)
 
 
-def _lead(channel: Channel, problem: Problem, work: Callable[[Problem], int]) -> int:
+def _lead(channel: Channel, task: PictureTask, work: Callable[[PictureTask], int]) -> int:
     status = MISTAKE
     try:
-        status = work(_Announced(problem, channel))
+        status = work(_Announced(task, channel))
     finally:
         for rank in channel.others:
             with suppress(ConnectionError):
@@ -59,7 +59,7 @@ def _lead(channel: Channel, problem: Problem, work: Callable[[Problem], int]) ->
     return status
 
 
-def _follow(channel: Channel, problem: Problem, load: Callable[[], Generator]) -> int:
+def _follow(channel: Channel, task: PictureTask, load: Callable[[], Generator]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what Ctrl-C does
     warnings.simplefilter("ignore")  # it tells them, too
     generator: Generator | None = None
@@ -68,7 +68,7 @@ def _follow(channel: Channel, problem: Problem, load: Callable[[], Generator]) -
         if generator is None:
             generator = load()
         try:
-            problem.solve(generator, fitted, options)
+            task.solve(generator, fitted, options)
         except (Exception, KeyboardInterrupt) as error:
             if error is not channel.told:
                 raise
@@ -77,22 +77,22 @@ def _follow(channel: Channel, problem: Problem, load: Callable[[], Generator]) -
 
 @dataclass(frozen=True)
 class _Announced:
-    """A problem whose calls of the library are announced to the other processes."""
+    """A task whose calls of the library are announced to the other processes."""
 
-    problem: Problem
+    task: PictureTask
     channel: Channel
 
     def read(self, source: Source) -> Pictures:
         """Read the files."""
-        return self.problem.read(source)
+        return self.task.read(source)
 
     def shape(self, output: Tensor) -> Shape:
         """The shape of what is observed."""
-        return self.problem.shape(output)
+        return self.task.shape(output)
 
     def pose(self, generator: Generator, output: Tensor, pictures: Pictures) -> Posed:
         """Fit the pictures to the generator; the call is announced when it is made."""
-        posed = self.problem.pose(generator, output, pictures)
+        posed = self.task.pose(generator, output, pictures)
 
         def solve(options: dict[str, Any]) -> Any:
             compute = replace(options.get("compute", DEFAULT), processes=True)
@@ -105,4 +105,4 @@ class _Announced:
 
     def solve(self, generator: Generator, fitted: tuple[Tensor, ...], options: Any) -> Any:
         """Call the library."""
-        return self.problem.solve(generator, fitted, options)
+        return self.task.solve(generator, fitted, options)

@@ -1,4 +1,4 @@
-"""The problems that `inpaint` and `super-resolve` pose: from a picture to a call of the library."""
+"""What `inpaint` and `super-resolve` do with a picture: from files to a call of the library."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Pictures:
     mask: Picture | None
 
 
-class Problem(Protocol):
+class PictureTask(Protocol):
     """What a command does with each picture."""
 
     def read(self, source: Source) -> Pictures:
