@@ -165,6 +165,20 @@ def test_the_sheet_has_a_row_for_each_picture_and_stays_small(
         assert sheet.size == (16 * (tile + gap) + gap, 24 * (tile + gap + 18) + gap + 18)
 
 
+def test_the_sheet_names_what_are_no_samples(checkpoint: str, here: Path) -> None:
+    red = (0xBE, 0, 0)
+
+    def share_of_red() -> float:
+        with Image.open("out/sheet.png") as sheet:
+            return float((np.asarray(sheet.convert("RGB")) == red).all(-1).mean())
+
+    assert inpaint(checkpoint, "--image", "photos", "--out", "out") == 0
+    assert share_of_red() == 0.0
+    far = ["--step-size", "1000", "--overwrite"]  # every proposal is rejected
+    assert inpaint(checkpoint, "--image", "photos", "--out", "out", *far) == 3
+    assert share_of_red() > 0.0
+
+
 # --- masks ----------------------------------------------------------------------------------------
 
 
