@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import cogen_fast
 from cogen_fast.app import address, downloads, server, views
 from cogen_fast.app.offers import SAMPLE, Offer, lower_half
-from cogen_fast.app.picture import Painted, from_image, painted
+from cogen_fast.app.picture import REFUSED, Painted, from_image, painted
 from cogen_fast.app.runs import Failure, Moment, Runs, Waiting, sample
 from cogen_fast.app.setup import ENLARGE, FILL, MOST_SEED, Settings, Setup, settings
 from cogen_fast.cli.main import main
@@ -344,19 +344,20 @@ def test_a_run_can_be_stopped_while_it_waits() -> None:
     first.close()
 
 
-def test_an_error_of_a_generator_is_told_and_ends_the_run_only() -> None:
+@pytest.mark.parametrize("error", [KeyError, SystemExit])
+def test_an_error_of_a_generator_is_told_and_ends_the_run_only(error: type[BaseException]) -> None:
     calls, made = iter(range(30)), small_generator()
 
     def broken(z: Tensor) -> Tensor:
         if next(calls, None) is None:
-            raise KeyError("<b>weights</b>")
+            raise error("<b>weights</b>")
         out: Tensor = made(z)
         return out
 
     runs = Runs()
     *_, last = runs.views("me", setup_of(small_offer(broken)))
     assert isinstance(last, Failure)
-    assert "KeyError" in last.text
+    assert error.__name__ in last.text
     assert "<b>weights" not in views.failed(last)
     assert isinstance(list(runs.views("me", setup_of()))[-1], cogen_fast.Result)
 
@@ -433,6 +434,18 @@ def test_a_run_of_the_page_ends_with_pictures_and_three_files(actions: Any) -> N
     assert [Path(each["value"]).name for each in files] == list(downloads.NAMES)
 
 
+def test_a_stop_is_answered_at_once(actions: Any) -> None:
+    given = ("small", 2, setup_of().picture.to_value(), 4, 0.3, 100_000, 0)
+    seen = actions.run(Request("me"), FILL, *given)
+    begun = next(seen)[4]
+    assert begun["value"] == views.STOP and begun["interactive"] and begun["visible"]
+    assert "Running" in next(seen)[0]
+    pressed = actions.stop(Request("me"))
+    assert pressed["value"] == views.STOPPING and not pressed["interactive"]
+    *_, (status, _, _, _, ended, *_) = seen
+    assert "You stopped the run" in status and not ended["visible"]
+
+
 def test_a_file_from_the_page_becomes_the_picture(actions: Any) -> None:
     def opened(task: str, content: bytes, factor: Any = 2) -> tuple[Any, str]:
         value = json.dumps({"file": base64.b64encode(content).decode()})
@@ -443,7 +456,8 @@ def test_a_file_from_the_page_becomes_the_picture(actions: Any) -> None:
     assert (painted(value, SHAPE, masked=True).pixels == ord("7")).all() and status == ""
     value, _ = opened(ENLARGE, b"7")
     assert painted(value, (1, 4, 4), masked=False).pixels.shape == (1, 4, 4)
-    assert "a file is damaged" in opened(FILL, b"77")[1]
+    value, status = opened(FILL, b"77")
+    assert value == REFUSED and "a file is damaged" in status
     for factor in (3, [], None):
         assert "factor: expected" in opened(ENLARGE, b"7", factor)[1]
     assert "expected a file" in actions.open(FILL, "small", '{"file": 3}', 2)[1]

@@ -348,6 +348,17 @@ def test_a_malicious_upload_is_told_and_changes_nothing(
     assert not browser.driver.find_elements(By.CSS_SELECTOR, "#cf-status img, #cf-status script")
 
 
+def test_after_a_refused_file_the_page_goes_on(browser: Browser, served: str) -> None:
+    path = browser.folder / "text.png"
+    path.write_bytes(b"no picture")
+    browser.open(f"{served}?{SHORT}")
+    for _ in range(2):  # the same file again, too
+        browser.upload(path)
+        browser.wait_for_status("Not yet")
+        browser.press("#cf-run-fill")
+        browser.wait_for_status("Done")
+
+
 def test_a_photograph_is_cropped_and_scaled(browser: Browser, served: str) -> None:
     levels = np.zeros((60, 90, 3), np.uint8)
     levels[:, 45:] = 255

@@ -18,6 +18,8 @@ import torch
 from cogen_fast import load_generator, save_generator
 from cogen_fast.cli.main import main
 from cogen_fast.generators import MLPGenerator, ProgressiveGenerator, StyleGAN2Generator
+from cogen_fast.generators.cards import card_path
+from cogen_fast.generators.hub import parsed
 from cogen_fast.support import files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -168,6 +170,16 @@ def test_the_cards_name_is_never_that_of_the_weights(name: str) -> None:
     save_generator(MLPGenerator(), name)
     assert sorted(os.listdir()) == sorted([name, f"{name.removesuffix('.safetensors')}.md"])
     assert load_generator(name).config == MLPGenerator().config
+
+
+@pytest.mark.parametrize(
+    ("name", "on_hub"), [("g.v2.safetensors", "g.v2.safetensors"), ("g.pth", "g.pth.safetensors")]
+)
+def test_the_card_names_the_file_as_it_can_be_loaded_from_the_hub(name: str, on_hub: str) -> None:
+    save_generator(MLPGenerator(), name)
+    (found,) = re.findall(r"hf://[^\")]+", card_path(Path(name)).read_text())
+    assert found == f"hf://OWNER/NAME/{on_hub}"
+    assert parsed(found).file == on_hub
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,20 @@ def test_the_sheet_has_a_row_for_each_picture_and_stays_small(
         assert sheet.size == (16 * (tile + gap) + gap, 24 * (tile + gap + 18) + gap + 18)
 
 
+def test_the_sheet_names_what_are_no_samples(checkpoint: str, here: Path) -> None:
+    red = (0xBE, 0, 0)
+
+    def share_of_red() -> float:
+        with Image.open("out/sheet.png") as sheet:
+            return float((np.asarray(sheet.convert("RGB")) == red).all(-1).mean())
+
+    assert inpaint(checkpoint, "--image", "photos", "--out", "out") == 0
+    assert share_of_red() == 0.0
+    far = ["--step-size", "1000", "--overwrite"]  # every proposal is rejected
+    assert inpaint(checkpoint, "--image", "photos", "--out", "out", *far) == 3
+    assert share_of_red() > 0.0
+
+
 # --- masks ----------------------------------------------------------------------------------------
 
 
@@ -193,6 +207,24 @@ def test_a_folder_of_masks_gives_each_picture_its_own(
     save(here / "masks" / "c.png", mask_of(0, 0, 1, 1))
     assert inpaint(checkpoint, *given, "--overwrite", hidden=[]) == 2
     assert "expected one picture named c, got masks/c.bmp and masks/c.png" in errors_of(capsys)[0]
+
+
+def test_results_are_not_written_among_the_masks(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(here / "masks" / "a.png", mask_of(0, 0, 4, 4))
+    given = ["--image", "photos", "--mask", "masks", "--out", "masks"]
+    assert inpaint("no generator", *given, hidden=[]) == 2
+    assert "out: expected another folder than mask's, masks" in errors_of(capsys)[0]
+    assert names_in(here / "masks") == {"a.png"}
+
+
+def test_accents_may_be_written_in_two_ways(checkpoint: str, here: Path) -> None:
+    save(here / "accents" / "caf\u00e9.png", random_pixels(0))
+    save(here / "masks" / "cafe\u0301.png", mask_of(0, 0, 4, 4))
+    given = ["--image", "accents", "--mask", "masks", "--out", "out"]
+    assert inpaint(checkpoint, *given, hidden=[]) == 0
+    assert names_in(here / "out") == {"caf\u00e9", "sheet.png"}
 
 
 def test_one_mask_serves_all(checkpoint: str, here: Path) -> None:
@@ -346,6 +378,7 @@ def test_an_unfinished_run_of_other_options_is_told(
         (["empty"], [], "image: expected a folder with pictures, found no file in empty"),
         (["photos"], ["--checkpoint", "c"], "checkpoint: expected none with several images"),
         (["photos"], ["--out", "photos/a.png"], "out: expected a folder, got the file"),
+        (["photos"], ["--out", "twin/../photos"], "out: expected another folder than image's, ph"),
     ],
 )
 def test_what_is_wrong_with_all_is_told_first(

@@ -54,6 +54,20 @@ def checks(*found: doctor.Finding) -> dict[str, Callable[[], Iterator[doctor.Fin
     return {"first": lambda: iter(found)}
 
 
+@pytest.mark.parametrize(("columns", "most"), [("45", 45), ("500", 100)])
+def test_lines_suit_the_terminal_and_leave_paths_whole(
+    columns: str, most: int, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "/a-folder/with-a-hyphen/and-more/python3.11/site-packages/cogen_fast"
+    text = f"{'words ' * 30}in {path}"
+    monkeypatch.setattr(doctor, "CHECKS", checks(doctor.Finding(doctor.OK, "a", text)))
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["doctor"]) == 0
+    *lines, with_path, _ = capsys.readouterr().out.splitlines()
+    assert path in with_path
+    assert most - 10 < max(map(len, lines)) <= most
+
+
 def test_the_exit_status_is_that_of_the_worst(
     monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ import gradio as gr
 
 from cogen_fast.app import address, downloads, views
 from cogen_fast.app.offers import Offer, ReadPicture, lower_half
-from cogen_fast.app.picture import Painted, file_of, from_image, painted
+from cogen_fast.app.picture import REFUSED, Painted, file_of, from_image, painted
 from cogen_fast.app.runs import Failure, Moment, Runs, Waiting
 from cogen_fast.app.setup import ENLARGE, FILL, Settings, Setup, settings
 from cogen_fast.results.result import Result
@@ -48,7 +48,7 @@ class Actions:
         return offer.begin_small(source, _factor(offer, factor)).to_value()
 
     def open(self, task: str, name: Any, value: Any, factor: Any) -> tuple[Any, Any]:
-        """The painter's value for a picture in the file that it has sent; or what is wrong."""
+        """The painter's value for a picture in the file that it has sent, and what is wrong."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture"
             try:
@@ -56,7 +56,7 @@ class Actions:
                 return self._opened(task, self.offer(name), path, factor).to_value(), ""
             except (ValueError, OSError) as error:
                 # The file has a name of the machine's own, which tells the user nothing.
-                return gr.skip(), views.told(str(error).replace(str(path), "a file"))
+                return REFUSED, views.told(str(error).replace(str(path), "a file"))
 
     def _opened(self, task: str, offer: Offer, path: Path, factor: Any) -> Painted:
         if task == FILL:
@@ -82,7 +82,7 @@ class Actions:
         try:
             setup = self._setup(task, name, factor, value, *numbers)
             seen = self._runs.views(_session(request), setup)
-            yield _page(views.starting(), views.INVITATION, running=True)
+            yield _page(views.starting(), views.INVITATION, running=True, begins=True)
             for view in seen:
                 if isinstance(view, Result):
                     yield from _finished(setup, view)
@@ -91,8 +91,13 @@ class Actions:
         except ValueError as error:
             yield _page(views.told(str(error)), gr.skip(), running=False)
 
-    def stop(self, request: gr.Request) -> None:
-        """End the run of the page after its present temperature."""
+    def stop(self, request: gr.Request) -> Any:
+        """End the run of the page after its present temperature; gives the button meanwhile."""
+        self._runs.stop(_session(request))
+        return gr.update(value=views.STOPPING, interactive=False)
+
+    def leave(self, request: gr.Request) -> None:
+        """End the run of a page that is closed."""
         self._runs.stop(_session(request))
 
     def address(self, task: str, name: Any, factor: Any, value: Any, *numbers: Any) -> Any:
@@ -171,9 +176,12 @@ def _finished(setup: Setup, result: Result) -> Iterator[tuple[Any, ...]]:
 
 
 def _page(
-    status: str, results: Any, *, running: bool, files: Sequence[Path] = ()
+    status: str, results: Any, *, running: bool, begins: bool = False, files: Sequence[Path] = ()
 ) -> tuple[Any, ...]:
     press = gr.update(interactive=not running)
     shown = [gr.update(value=str(path), visible=True) for path in files]
     hidden = [gr.update(visible=False)] * (len(downloads.NAMES) - len(shown))
-    return status, results, press, press, gr.update(visible=running), *shown, *hidden
+    stop = gr.update(visible=running)
+    if begins:
+        stop = gr.update(value=views.STOP, interactive=True, visible=True)
+    return status, results, press, press, stop, *shown, *hidden

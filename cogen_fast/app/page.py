@@ -106,9 +106,7 @@ class Page:
         self._status = gr.HTML(elem_id="cf-status")
         labels = ("Picture (PNG)", "Arrays (npz)", "Script that repeats this run")
         with gr.Row():
-            self._stop = gr.Button(
-                "Stop, and keep what there is", size="sm", visible=False, elem_id="cf-stop"
-            )
+            self._stop = gr.Button(views.STOP, size="sm", visible=False, elem_id="cf-stop")
             self._downloads = [
                 gr.DownloadButton(label, size="sm", visible=False, elem_id=f"cf-download-{number}")
                 for number, label in enumerate(labels)
@@ -131,12 +129,12 @@ class Page:
             button.click(act.run, given, status + self._downloads, **_LONG, **_QUIET)
             self._connect_pictures(name, task, keep)
         self._query.change(None, self._query, None, js=_TO_ADDRESS)
-        self._stop.click(act.stop, None, None, queue=False, **_QUIET)
+        self._stop.click(act.stop, None, self._stop, queue=False, **_QUIET)
         pictures = [self._source, self._picture, self._small_source, self._factor, self._small]
         self._generator.input(act.pictures, self._generator, pictures, **_QUIET)
         form = [self._generator, self._tabs, *pictures, *numbers, self._status]
         blocks.load(act.restore, self._query, form, js=_FROM_ADDRESS, queue=False, **_QUIET)
-        blocks.unload(act.stop)
+        blocks.unload(act.leave)
 
     def _connect_pictures(self, name: str, task: gr.State, keep: tuple[Any, ...]) -> None:
         """Connect what puts another picture into the painter of a task."""

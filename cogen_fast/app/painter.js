@@ -6,6 +6,7 @@ const find = (selector) => element.querySelector(selector);
 const each = (selector, action) => element.querySelectorAll(selector).forEach(action);
 const COVER = [104, 92, 200]; // of hidden pixels
 const MOST_UNDONE = 30;
+const REFUSED = "refused"; // the value in answer to a file that is no picture
 const MOST_BYTES = 24e6; // of a file: its text is a third longer, and server.py bounds requests
 let picture = null, tool = "hide", past = [], sent = null, last = null;
 
@@ -61,6 +62,10 @@ function draw() {
 
 function show(text) {
   if (!text || text === sent) return;
+  if (text === REFUSED) {
+    sent = props.value = pack();
+    return;
+  }
   const before = picture;
   picture = unpack(text);
   past = [];

@@ -16,6 +16,8 @@ from torch import Tensor
 Shape = tuple[int, int, int]
 Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
+REFUSED = "refused"
+"""The painter's value in answer to a file that is no picture: it keeps the one that it has."""
 _OTHER_CHARACTERS = 200  # of the names and numbers in a painter's value
 
 

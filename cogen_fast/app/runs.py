@@ -158,7 +158,7 @@ def _work(
     try:
         result = sample(setup, compute=compute, on_temperature=look, progress=False)
         views.put(_in_words(result) if stop.is_set() and not result.complete else result)
-    except Exception as error:  # a generator of the user's own may raise anything
+    except BaseException as error:  # a generator of the user's own may even end its thread
         LOGGER.warning("app: a run failed", exc_info=error)
         views.put(Failure(f"The run failed. {type(error).__name__}: {error}"))
 

@@ -40,6 +40,8 @@ _WORDS = {
     "noise_std": "noise",
     "give a larger budget": "ask for more gradients",
 }
+STOP = "Stop, and keep what there is"
+STOPPING = "Stopping after this temperature"
 INVITATION = (
     "<div class='cf-empty'>The completions will appear here, temperature by temperature.</div>"
 )

@@ -17,20 +17,27 @@ MOST = 96
 """The number of results that are shown; more would need a picture that viewers refuse."""
 _SIDE = 112  # of a tile, in pixels
 _PASTED = "Estimate: observed pixels pasted in. Mean and std: of G(z), nothing pasted."
+_SEE = "the grid.png of each says why."
 _ROWS = 24  # of results; further ones are placed beside these
 
 
 def write_sheet(path: Path, folders: Sequence[Path]) -> None:
-    """Draw the results in the first `MOST` folders, one row of four tiles each, as PNG."""
-    tiles, pasted = [], False
+    """Draw the results in the first `MOST` folders, one row of four tiles each, as PNG.
+
+    Those whose chains are not samples of the posterior are named below.
+    """
+    tiles, failed, pasted = [], [], False
     for folder in folders[:MOST]:
         result = Result.load(folder)
         tiles.append(_tiles(result, folder.name[:16]))
         pasted = pasted or result.completed is not None
+        if result.failures():
+            failed.append(folder.name)
     beside = -(-len(tiles) // _ROWS)
     groups = [tiles[at : at + beside] for at in range(0, len(tiles), beside)]
     rows = [[tile for each in group for tile in each] for group in groups]
-    image = draw_grid(rows, notes=[_PASTED] if pasted else [])
+    notices = [f"NOT SAMPLES: {', '.join(failed)}; {_SEE}"] if failed else []
+    image = draw_grid(rows, notices, [_PASTED] if pasted else [])
     write_atomically(path, lambda file: image.save(file, format="PNG"))
 
 

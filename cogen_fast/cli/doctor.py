@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import textwrap
 from collections import Counter
 
 from cogen_fast.experiments import doctor
 
-_WIDTH, _INDENT = 100, 9
+_WIDTH, _NARROWEST, _INDENT = 100, 30, 9
 _CLEAR = "\r\033[K"  # the line of a terminal
 
 
@@ -19,11 +20,20 @@ def run() -> bool:
     for finding in doctor.examine(_begun if shown else lambda name: None):
         if shown:
             print(_CLEAR, end="", file=sys.stderr, flush=True)
-        print(textwrap.fill(str(finding), _WIDTH, subsequent_indent=" " * _INDENT), flush=True)
+        print(_lines(str(finding)), flush=True)
         found[finding.level] += 1
     faults, warnings = found[doctor.FAULT], found[doctor.WARNING]
     print(f"{_counted(faults, 'fault')}, {_counted(warnings, 'warning')}")
     return not faults
+
+
+def _lines(text: str) -> str:
+    """``text`` in lines that suit the terminal; words are whole, as many are paths and names."""
+    width = max(_NARROWEST, min(_WIDTH, shutil.get_terminal_size((_WIDTH, 0)).columns))
+    after = " " * _INDENT
+    return textwrap.fill(
+        text, width, subsequent_indent=after, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _begun(name: str) -> None:

@@ -17,7 +17,7 @@ from cogen_fast.cli.contact_sheet import write_sheet
 from cogen_fast.cli.generator import Generator, adapter_of_images, find_generator
 from cogen_fast.cli.picture_tasks import PictureTask, Posed
 from cogen_fast.cli.saving import SUMMARY, check_out, save
-from cogen_fast.cli.sources import Masks, Source, find_images, is_single
+from cogen_fast.cli.sources import Masks, Source, check_apart, find_images, is_single
 from cogen_fast.cli.telling import (
     INTERRUPTED,
     MISTAKE,
@@ -88,6 +88,7 @@ def _fill_several(arguments: argparse.Namespace, task: PictureTask) -> int:
         )
     check_out(arguments.out, True, names=(_SHEET,))
     images, masks = find_images(arguments.image), _masks(arguments)
+    check_apart(arguments.out, arguments.image, masks.mask)
     loaded = _load(arguments)
     task.shape(loaded.output)  # raises what would be wrong with every picture
     statuses: dict[Path, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ def find_images(images: Sequence[Path]) -> list[Path]:
         found += _pictures_in("image", path) if is_folder("image", path) else [path]
     by_name: dict[str, Path] = {}
     for path in found:
-        other = by_name.setdefault(path.stem.casefold(), path)  # some file systems ignore the case
+        # Some file systems ignore the case of letters, and how accents are written.
+        other = by_name.setdefault(_composed(path.stem.casefold()), path)
         if other is not path:
             raise ValueError(
                 f"image: expected pictures of different names, got {other} and {path}, whose "
@@ -63,13 +65,13 @@ class Masks:
         if isinstance(self.mask, Path) and is_folder("mask", self.mask):
             self.in_folder = defaultdict(list)
             for path in _pictures_in("mask", self.mask):
-                self.in_folder[path.stem].append(path)
+                self.in_folder[_composed(path.stem)].append(path)
 
     def source(self, image: Path) -> Source:
         """The picture with its mask. OSError or ValueError where the folder has no, or several."""
         if self.in_folder is None:
             return Source(image, self.mask)
-        found = self.in_folder.get(image.stem, [])
+        found = self.in_folder.get(_composed(image.stem), [])
         if not found:
             raise FileNotFoundError(
                 f"mask: expected a picture named {image.stem} in the folder {self.mask}, found none"
@@ -79,6 +81,23 @@ class Masks:
                 f"mask: expected one picture named {image.stem}, got {found[0]} and {found[1]}"
             )
         return Source(image, found[0])
+
+
+def check_apart(out: Path, images: Sequence[Path], mask: Path | str | None) -> None:
+    """ValueError where results are to be written into a folder from which pictures are read.
+
+    The same command would take its own pictures for further ones to complete, or for masks.
+    """
+    read = [("image", path) for path in images]
+    read += [("mask", mask)] if isinstance(mask, Path) else []
+    for name, path in read:
+        if is_folder(name, path) and path.resolve() == out.resolve():
+            raise ValueError(f"out: expected another folder than {name}'s, {path}, got {out}")
+
+
+def _composed(name: str) -> str:
+    """A name whose accents are written in one way, where systems have two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _pictures_in(name: str, folder: Path) -> list[Path]:

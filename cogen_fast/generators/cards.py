@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cogen_fast.generators.hub import ENDING
 from cogen_fast.support.arguments import shown
 
 TO_FILL_IN = "**To be filled in:**"
@@ -57,8 +58,8 @@ z = torch.randn(4, {latent_size})
 outputs = G({call})  # (4, {shape})
 ```
 
-From a repository of the Hugging Face Hub it is
-`load_generator("hf://OWNER/NAME/{file}")`, with `pip install 'cogen-fast[hub]'`.
+From a repository of the Hugging Face Hub, where the file is to have this name, it is
+`load_generator("hf://OWNER/NAME/{on_hub}")`, with `pip install 'cogen-fast[hub]'`.
 The file is safetensors: it holds tensors and its configuration, and no code. What is observed of an
 output has to be in the units of the outputs, which their range above shows.
 
@@ -121,6 +122,7 @@ def card_of(generator: Any, path: Path, content: bytes, licence: str | None) -> 
         extent=_extent(generator, classes),
         config=json.dumps(generator.config),
         file=path.name,
+        on_hub=path.name if path.name.endswith(ENDING) else f"{path.name}{ENDING}",
         size=len(content),
         digest=digest_of_file(content),
         licence=licence or f"{TO_FILL_IN} an identifier such as apache-2.0, here and at the top",
