@@ -495,6 +495,21 @@ def test_a_result_in_the_way_is_refused_before_anything_is_read(
     assert (tmp_path / "result.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize(
+    "name", ["completed.png", "grid.png", "chain_001.png", "raw/chain_000.png"]
+)
+def test_a_file_of_the_users_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_bytes(b"mine")
+    assert inpaint("no generator", "no picture", tmp_path) == 2
+    told = f"out: {mine} would be replaced; give another folder, or --overwrite"
+    assert told in error_of(capsys)
+    assert mine.read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("below", ["", "deeper"])
 def test_out_that_cannot_be_a_folder(
     picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str

@@ -36,8 +36,9 @@ def settings(
     check_choice("task", task, TASKS)
     factor = _whole("factor", factor, 1, 2**16)
     if task == ENLARGE and factor not in offer.factors:
-        shown = ", ".join(map(str, offer.factors))
-        raise ValueError(f"factor: expected one of {shown}, got {factor}")
+        known = ", ".join(map(str, offer.factors))
+        wanted = f"one of {known}" if known else "a generator whose images have even sides"
+        raise ValueError(f"factor: expected {wanted}, got {factor}")
     return Settings(
         task,
         factor,

@@ -75,7 +75,7 @@ def noted(text: str) -> str:
 
 def failed(view: Failure) -> str:
     """Why a run gave no result."""
-    return _status("bad", "No result", view.text)
+    return _status("bad", "No result", in_words(view.text))
 
 
 def moment(view: Moment) -> str:

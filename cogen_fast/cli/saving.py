@@ -30,7 +30,7 @@ def check_out(
     """Check before hours of sampling that the result can be written in the end.
 
     A file among ``marks`` shows that the folder holds a result already. The files to be written
-    have ``names``, or those of chains.
+    have ``names``, or those of chains; without ``overwrite`` none of them may be there.
     """
     check_folder("out", folder)
     if not overwrite and any((folder / mark).exists() for mark in marks):
@@ -38,8 +38,14 @@ def check_out(
     if (folder / _RAW).is_file():
         raise NotADirectoryError(f"out: expected no file in place of the folder {folder / _RAW}")
     for entry in [*_entries(folder), *_entries(folder / _RAW)]:
-        if entry.is_dir() and (entry.name in names or _CHAIN.fullmatch(entry.name)):
+        if entry.name not in names and not _CHAIN.fullmatch(entry.name):
+            continue
+        if entry.is_dir():
             raise IsADirectoryError(f"out: expected no folder in place of the file {entry}")
+        if not overwrite:
+            raise FileExistsError(
+                f"out: {entry} would be replaced; give another folder, or --overwrite"
+            )
 
 
 def save(

@@ -36,7 +36,7 @@ class LabelledPicture:
 def to_pixels(image: npt.NDArray[Any]) -> Pixels:
     """An image ``(C, H, W)`` in [-1, 1], C = 1 or 3, as RGB ``(H, W, 3)`` uint8."""
     if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"grid: expected images (1 or 3, H, W), got shape {image.shape}")
+        raise ValueError(f"images: expected images (1 or 3, H, W) to draw, got shape {image.shape}")
     clipped = np.clip(np.nan_to_num(image.astype(np.float64)), -1.0, 1.0)
     pixels = np.rint((clipped + 1.0) * 127.5).astype(np.uint8).transpose(1, 2, 0)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
