@@ -163,6 +163,7 @@ def cogenerate(
         if isinstance(settings, Paper) and noise_std is None and weight is None and misfit is None:
             weight = settings.weight
         check_flag("progress", progress)
+        ids = _listed(observation_ids)
         on_temperature = checked_callback(on_temperature)
         run_options = RunOptions(check_seed(seed), compute.max_batch)
         fitting, plan = _planned(settings, chains, budget, polish, run_options)
@@ -199,14 +200,25 @@ def cogenerate(
                 recorded,
                 saving,
                 run_options.seed,
-                observation_ids,
+                ids,
                 compute.time_limit,
                 on_temperature,
                 progress,
             )
-            ids = None if observation_ids is None else list(observation_ids)
             asked = recorded | dict(plan.identity()) | {"polish": polish, "observation_ids": ids}
             return problem.led(asked, lambda: run.result(problem))
+
+
+def _listed(observation_ids: Any) -> list[Any] | None:
+    """The identifiers as a list; what they are is checked where they are used."""
+    if observation_ids is None:
+        return None
+    try:
+        return list(observation_ids)
+    except TypeError:
+        raise ValueError(
+            f"observation_ids: expected a sequence of integers, got {shown(observation_ids)}"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,8 @@ def masks(draw: st.DrawFn, shape: tuple[int, ...], batch: int) -> tuple[Any, Ten
     seen = normals(size, draw(st.integers(0, 99))) > -0.3
     if fill != "some":
         seen = torch.full(size, fill == "all")
+    if len(shape) == 3 and batch == shape[0] and size == (batch, *shape[1:]):
+        seen, size = seen[None], (1, *size)  # without a batch it could be one for each observation
     dtype = draw(
         st.sampled_from(
             [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32, torch.float64]

@@ -389,10 +389,11 @@ def _layout_hint(x: Tensor, shape: tuple[int, ...]) -> str:
 def _broadcast(name: str, value: Tensor, batch: int, shape: tuple[int, ...]) -> Tensor:
     """``value`` as ``(1 or B, M)``, one row where it is common to all observations."""
     each = (batch, *shape[-2:])  # as masks of images often are
-    if len(shape) == 3 and batch == shape[0] and value.shape == each and (value != value[:1]).any():
+    per_channel = len(shape) == 3 and batch == shape[0] and value.shape == each
+    if name == "mask" and per_channel and (value != value[:1]).any():
         raise ValueError(
-            f"{name}: {each} may mean one for each observation or one for each channel; give "
-            f"{name}[:, None] or {name}[None]"
+            f"mask: {each} may mean one for each observation or one for each channel; give "
+            "mask[:, None] or mask[None]"
         )
     rows = batch if value.ndim > len(shape) and value.shape[0] != 1 else 1
     try:
