@@ -1198,7 +1198,7 @@ def test_low_resolution_observations_have_a_tile_too() -> None:
 
 
 def test_vectors_have_no_grid() -> None:
-    with pytest.raises(ValueError, match="^images: expected images .* to draw, got shape"):
+    with pytest.raises(ValueError, match=r"^images: expected images .* to draw, got shape"):
         vector_run().grid()
 
 
