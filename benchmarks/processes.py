@@ -10,7 +10,6 @@ one.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 
@@ -18,6 +17,7 @@ import torch
 
 from cogen_fast import Adaptive, Compute, cogenerate, pretrained
 from cogen_fast.generators import ProgressiveGenerator
+from cogen_fast.support.processes import own_gpu, rank_and_size
 
 _CHAINS, _NOISE = 16, 0.3
 
@@ -25,7 +25,7 @@ _CHAINS, _NOISE = 16, 0.3
 def _device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return own_gpu()
 
 
 def main() -> None:
@@ -59,8 +59,9 @@ def main() -> None:
             progress=False,
         )
         seconds.append(time.perf_counter() - start)
-    if os.environ.get("RANK", "0") == "0":
-        size, took = os.environ.get("WORLD_SIZE", "1"), statistics.median(seconds)
+    rank, size = rank_and_size()
+    if rank == 0:
+        took = statistics.median(seconds)
         print(
             f"{size} processes of {torch.get_num_threads()} threads on {_device().type}: "
             f"{took:.2f} s, {1000 * took / result.gradients:.1f} ms for each gradient of "

@@ -8,7 +8,8 @@ importance-resampling. `reconstruct` runs a baseline with the arguments and the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast, get_args
 
@@ -140,9 +141,7 @@ def reconstruct(
         TypeError, ValueError: an argument is invalid. The message names it; no work has been done.
     """
     plan = _checked(method, chains, starts, steps, learning_rate, seed)
-    compute = as_compute(options.get("compute", DEFAULT))
-    with team(compute) as found, prepared(G, x_obs, mask, team=found, **options) as problem:
-        _check_room(plan, problem)
+    with _shared(G, x_obs, mask, plan, options) as problem:
 
         def run() -> Result:
             stream = prior_draws.noise(problem, plan.seed, observation_ids)
@@ -220,9 +219,7 @@ def tune(
     plan = _checked(method, chains, starts, steps, rates[0], seed)
     if score is not None and not callable(score):
         raise TypeError(f"score: expected a callable, got {shown(score)}")
-    compute = as_compute(options.get("compute", DEFAULT))
-    with team(compute) as found, prepared(G, x_obs, mask, team=found, **options) as problem:
-        _check_room(plan, problem)
+    with _shared(G, x_obs, mask, plan, options) as problem:
 
         def run() -> Tuning:
             log, cost = [], 0
@@ -255,6 +252,17 @@ def descends(method: str) -> bool:
 def draws_many(method: str) -> bool:
     """Whether a method scores many prior draws."""
     return method == _SIR or (method in BASELINES and method.endswith(_MULTI))
+
+
+@contextmanager
+def _shared(
+    G: Callable[[Tensor], Tensor], x_obs: Any, mask: Any, plan: _Plan, options: Mapping[str, Any]
+) -> Iterator[Problem]:
+    """What `prepared` gives, with the processes that share the run, where ``plan`` has room."""
+    compute = as_compute(options.get("compute", DEFAULT))
+    with team(compute) as found, prepared(G, x_obs, mask, team=found, **options) as problem:
+        _check_room(plan, problem)
+        yield problem
 
 
 def _run_settings(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -388,23 +388,27 @@ def _layout_hint(x: Tensor, shape: tuple[int, ...]) -> str:
 
 def _broadcast(name: str, value: Tensor, batch: int, shape: tuple[int, ...]) -> Tensor:
     """``value`` as ``(1 or B, M)``, one row where it is common to all observations."""
-    each = (batch, *shape[-2:])  # as masks of images often are
-    per_channel = len(shape) == 3 and batch == shape[0] and value.shape == each
-    if name == "mask" and per_channel and (value != value[:1]).any():
-        raise ValueError(
-            f"mask: {each} may mean one for each observation or one for each channel; give "
-            "mask[:, None] or mask[None]"
-        )
     rows = batch if value.ndim > len(shape) and value.shape[0] != 1 else 1
     try:
         full = value.broadcast_to((rows, *shape))
     except RuntimeError:
+        each = (batch, *shape[-2:])  # as masks of images often are
         hint = f"; give {name}[:, None]" if len(shape) == 3 and value.shape == each else ""
         raise ValueError(
             f"{name}: expected shape broadcastable to {shape} or {(batch, *shape)}, "
             f"got {tuple(value.shape)}{hint}"
         ) from None
     return full.reshape(rows, math.prod(shape))
+
+
+def _check_mask(mask: Tensor, batch: int, shape: tuple[int, ...]) -> None:
+    """ValueError where masks ``(C, H, W)`` may as well be those of as many images."""
+    both = len(shape) == 3 and mask.shape == shape and batch == shape[0]
+    if both and (mask != mask[:1]).any():
+        raise ValueError(
+            f"mask: {shape} may mean one for each observation or one for each channel; give "
+            "mask[:, None] or mask[None]"
+        )
 
 
 def _check_finite(x: Tensor, mask: Tensor | None) -> None:
@@ -519,6 +523,7 @@ def observe(
     values = values.reshape(batch, -1)
     mask = None
     if isinstance(operator, Mask):
+        _check_mask(operator.mask, batch, shape)
         mask = _broadcast("mask", operator.mask.to(values.device), batch, shape)
         _warn_if_empty(mask)
     _check_finite(values, mask)
